@@ -1,0 +1,57 @@
+"""Folds eval-mode BatchNorm into the weights of neighbouring linear operators, exactly, and proves it.
+
+Names are imported on first use: importing bnfold imports neither onnx nor onnxruntime nor torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bnfold.api import fuse, plan
+    from bnfold.errors import (
+        BnfoldError,
+        IncomparableError,
+        InvalidModelError,
+        MissingExtraError,
+        NotEquivalentError,
+        OutputExistsError,
+        UnsupportedModelError,
+    )
+    from bnfold.outcome import Fold, Outcome, Reason, Refusal
+
+__all__ = [
+    "BnfoldError",
+    "Fold",
+    "IncomparableError",
+    "InvalidModelError",
+    "MissingExtraError",
+    "NotEquivalentError",
+    "Outcome",
+    "OutputExistsError",
+    "Reason",
+    "Refusal",
+    "UnsupportedModelError",
+    "fuse",
+    "plan",
+]
+
+_MODULES = {
+    "fuse": "api",
+    "plan": "api",
+    "Fold": "outcome",
+    "Outcome": "outcome",
+    "Reason": "outcome",
+    "Refusal": "outcome",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'bnfold' has no attribute {name!r}")
+    return getattr(import_module(f"bnfold.{_MODULES.get(name, 'errors')}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

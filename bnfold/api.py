@@ -1,0 +1,239 @@
+"""The public functions: what the command line and Python users call."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Literal, TypeVar, overload
+
+import onnx
+import onnx_ir as ir
+
+from bnfold.errors import NotEquivalentError, OutputExistsError, UnsupportedModelError
+from bnfold.fold import fold
+from bnfold.frontends import onnx as _onnx
+from bnfold.outcome import Outcome
+from bnfold.planner import make_plan
+from bnfold.verification.compare import Verdict, compare_files
+from bnfold.verification.inputs import InputOptions
+
+Progress = Callable[[str, int, int], None]
+"""Called with a stage's name, the steps done and their total."""
+
+M = TypeVar("M", onnx.ModelProto, ir.Model)
+
+
+def _silent(stage: str, done: int, total: int) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which candidates may fold, by node name: those that match `only` (all, where empty) and not `skip`."""
+
+    only: tuple[str, ...] = ()
+    skip: tuple[str, ...] = ()
+
+    def __call__(self, name: str) -> bool:
+        """Whether the candidate of that name may fold."""
+        wanted = not self.only or any(fnmatchcase(name, glob) for glob in self.only)
+        return wanted and not any(fnmatchcase(name, glob) for glob in self.skip)
+
+
+EVERYTHING = Selection()
+DRAWN = InputOptions()
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large a model is."""
+
+    nodes: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class FileResult:
+    """What was done, or would be done, to a file.
+
+    Attributes:
+        model, output: the files; no output where nothing is written.
+        outcomes: one for each BatchNorm, and one for each other per-channel affine that folds.
+        before, after: sizes; `after` is None where nothing is written.
+        verdict: of the verification; None where it was not asked for.
+        seconds: taken in all.
+    """
+
+    model: Path
+    output: Path | None
+    outcomes: tuple[Outcome, ...]
+    before: Size
+    after: Size | None
+    verdict: Verdict | None
+    seconds: float
+
+
+def plan(model: onnx.ModelProto | ir.Model | str | Path) -> tuple[Outcome, ...]:
+    """What `fuse` would do with each BatchNorm, and why not; reads only.
+
+    Raises:
+        BnfoldError: the model cannot be read.
+    """
+    return make_plan(_onnx.OnnxGraph(_read(model))).outcomes
+
+
+@overload
+def fuse(
+    model: M,
+    *,
+    inplace: bool = ...,
+    return_outcomes: Literal[False] = ...,
+    only: Sequence[str] = ...,
+    skip: Sequence[str] = ...,
+) -> M: ...
+@overload
+def fuse(
+    model: M,
+    *,
+    inplace: bool = ...,
+    return_outcomes: Literal[True],
+    only: Sequence[str] = ...,
+    skip: Sequence[str] = ...,
+) -> tuple[M, tuple[Outcome, ...]]: ...
+@overload
+def fuse(
+    model: str | Path,
+    *,
+    inplace: bool = ...,
+    return_outcomes: bool = ...,
+    only: Sequence[str] = ...,
+    skip: Sequence[str] = ...,
+) -> Any: ...
+
+
+def fuse(
+    model: onnx.ModelProto | ir.Model | str | Path,
+    *,
+    inplace: bool = False,
+    return_outcomes: bool = False,
+    only: Sequence[str] = (),
+    skip: Sequence[str] = (),
+) -> Any:
+    """The same model with every BatchNorm folded that can fold exactly.
+
+    Args:
+        model: an `onnx.ModelProto`, an `onnx_ir.Model`, or the path of an `.onnx` file.
+        inplace: change the argument instead of a copy.
+        return_outcomes: return the outcomes as well, one for each BatchNorm.
+        only: glob patterns; only nodes with such a name fold, where any is given.
+        skip: glob patterns; nodes with such a name stay.
+
+    Returns:
+        What was given: a ModelProto for a ModelProto, an `onnx_ir.Model` for one or for a path. The latter holds its
+        new weights as lazy tensors, computed when they are read or saved.
+
+    Raises:
+        BnfoldError: the model cannot be read.
+    """
+    graph = _read(model)
+    if isinstance(model, ir.Model) and not inplace:
+        graph = model.clone()
+    outcomes = _fuse_graph(graph, Selection(tuple(only), tuple(skip)), _silent)
+    fused: onnx.ModelProto | ir.Model = graph
+    if isinstance(model, onnx.ModelProto):
+        fused = ir.serde.serialize_model(graph)
+        if inplace:
+            model.CopyFrom(fused)
+            fused = model
+    return (fused, outcomes) if return_outcomes else fused
+
+
+def _read(model: onnx.ModelProto | ir.Model | str | Path) -> ir.Model:
+    if isinstance(model, ir.Model):
+        return model
+    if isinstance(model, onnx.ModelProto):
+        return _onnx.parse(model)
+    if isinstance(model, str | Path):
+        return _onnx.load(Path(model))
+    raise UnsupportedModelError(f"bnfold cannot read a {type(model).__module__}.{type(model).__qualname__}")
+
+
+def _fuse_graph(model: ir.Model, selection: Selection, progress: Progress) -> tuple[Outcome, ...]:
+    graph = _onnx.OnnxGraph(model)
+    decided = make_plan(graph, selected=selection, progress=lambda done, total: progress("plan", done, total))
+    fold(graph, decided)
+    return decided.outcomes
+
+
+def inspect_file(model: Path, *, progress: Progress = _silent) -> FileResult:
+    """What `fuse_file` would do; writes nothing.
+
+    Raises:
+        BnfoldError: the file cannot be read.
+    """
+    start = time.perf_counter()
+    graph = _onnx.load(model)
+    before = _size(graph, model)
+    view = _onnx.OnnxGraph(graph)
+    decided = make_plan(view, progress=lambda done, total: progress("plan", done, total))
+    return FileResult(model, None, decided.outcomes, before, None, None, time.perf_counter() - start)
+
+
+def fuse_file(
+    model: Path,
+    output: Path,
+    *,
+    selection: Selection = EVERYTHING,
+    verify: bool = True,
+    inputs: InputOptions = DRAWN,
+    overwrite: bool = False,
+    progress: Progress = _silent,
+) -> FileResult:
+    """Fold a file into another, which appears complete or not at all, and only if it is equivalent.
+
+    Args:
+        model: the file to read.
+        output: the file to write; it may be the same with `overwrite`.
+        selection: which BatchNorms may fold.
+        verify: compare the result with the original before it is written.
+        inputs: what to compare them on.
+        overwrite: replace an `output` that exists.
+        progress: told of each stage.
+
+    Raises:
+        OutputExistsError: `output` exists and `overwrite` is False.
+        NotEquivalentError: the result differs from the original; nothing was written.
+        BnfoldError: the file cannot be read, run or written.
+    """
+    start = time.perf_counter()
+    if output.exists() and not overwrite:
+        raise OutputExistsError(f"{output}: exists already; use --overwrite to replace it")
+    if output.is_dir():
+        raise OutputExistsError(f"{output}: is a folder")
+    graph = _onnx.load(model)
+    before = _size(graph, model)
+    outcomes = _fuse_graph(graph, selection, progress)
+    with _onnx.staging(output) as folder:
+        staged = Path(folder) / output.name
+        _onnx.save(graph, output, Path(folder))
+        verdict = None
+        if verify:
+            progress("verify", 0, 1)
+            verdict = compare_files(model, staged, inputs)
+            progress("verify", 1, 1)
+        if verdict is not None and not verdict.is_equivalent:
+            raise NotEquivalentError(
+                f"{output}: not written, since output {verdict.worst.name!r} differs from the original's "
+                f"(error {verdict.worst.error:.2e}, budget {verdict.worst.budget:.2e}); please report this as a bug"
+            )
+        after = _size(graph, staged)
+        _onnx.publish(Path(folder), output)
+    return FileResult(model, output, outcomes, before, after, verdict, time.perf_counter() - start)
+
+
+def _size(model: ir.Model, path: Path) -> Size:
+    nodes = sum(1 for _ in model.graph.all_nodes())
+    return Size(nodes, _onnx.file_bytes(path))

@@ -1,0 +1,33 @@
+"""User errors: what the command line prints as one line and ends with a documented exit code."""
+
+
+class BnfoldError(Exception):
+    """Something outside bnfold is wrong, and the message says what and where."""
+
+    exit_code = 3
+
+
+class InvalidModelError(BnfoldError):
+    """A model that is missing, unreadable, malformed or unsafe to read."""
+
+
+class IncomparableError(BnfoldError):
+    """Two models that cannot be compared: other inputs, other outputs, or inputs that do not fit."""
+
+
+class OutputExistsError(BnfoldError):
+    """The output would replace a file that is already there."""
+
+
+class NotEquivalentError(BnfoldError):
+    """The rewritten model differs from the original: a defect, so nothing was written."""
+
+    exit_code = 1
+
+
+class MissingExtraError(BnfoldError):
+    """An optional dependency that the request needs is not installed."""
+
+
+class UnsupportedModelError(BnfoldError, TypeError):
+    """An object that is no model of a kind that bnfold knows."""

@@ -1,0 +1,20 @@
+"""Applies a plan: the only caller of a graph's edits."""
+
+from __future__ import annotations
+
+from bnfold.graph import Graph, N, V
+from bnfold.planner import Bypass, Plan
+
+
+def fold(graph: Graph[N, V], plan: Plan[N, V]) -> None:
+    """Change the graph as planned.
+
+    Names are settled first (a value whose content changes must not keep its name), then the parameters are written.
+    """
+    for edit in plan.edits:
+        if isinstance(edit, Bypass):
+            graph.bypass(edit.node, keep_output_name=edit.keep_output_name)
+        else:
+            graph.renew(edit.value)
+    for node, absorbed in plan.absorbed.items():
+        graph.write(node, absorbed)

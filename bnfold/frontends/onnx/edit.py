@@ -1,0 +1,167 @@
+"""Edits of an ONNX model: fresh parameters and names, nodes taken out and put in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+
+class Editor:
+    """Changes a model in place. What nothing reads any more is removed, if reading it was bnfold's to end."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self._model = model
+        self._names = set(_names(model))
+
+    def fresh(self, wish: str) -> str:
+        """A name that nothing in the model has."""
+        name, count = wish, 1
+        while name in self._names:
+            count += 1
+            name = f"{wish}_{count}"
+        self._names.add(name)
+        return name
+
+    def rename(self, value: ir.Value, wish: str) -> None:
+        """Give a value a fresh name like `wish`."""
+        value.name = self.fresh(wish)
+
+    def set_parameter(self, node: ir.Node, index: int, tensor: ir.TensorProtocol, what: str = "parameter") -> None:
+        """Give input `index` of a node a fresh initializer; the old value goes away if nothing else reads it."""
+        if index >= len(node.inputs):
+            node.resize_inputs(index + 1)
+        old = node.inputs[index]
+        wish = f"{old.name}_folded" if old is not None else f"{node.outputs[0].name}_{what}"
+        node.replace_input_with(index, self._initializer(node, tensor, wish))
+        if old is not None:
+            self.release(old)
+
+    def _initializer(self, node: ir.Node, tensor: ir.TensorProtocol, wish: str) -> ir.Value:
+        """A fresh constant; models below IR version 4 list every initializer as an input of the main graph."""
+        graph = node.graph if self._model.ir_version >= 4 else self._model.graph
+        assert isinstance(graph, ir.Graph)
+        tensor.name = self.fresh(wish)
+        value = ir.Value(name=tensor.name, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype))
+        value.const_value = tensor
+        graph.register_initializer(value)
+        if self._model.ir_version < 4:
+            graph.inputs.append(value)
+        return value
+
+    def release(self, value: ir.Value) -> None:
+        """Remove a constant, and what it was computed from, as far as nothing reads it."""
+        stack = [value]
+        while stack:
+            unread = stack.pop()
+            node = unread.producer()
+            if node is None:
+                self._drop_initializer(unread)
+            elif not any(output.uses() or output.is_graph_output() for output in node.outputs):
+                graph = node.graph
+                assert graph is not None
+                stack.extend(each for each in node.inputs if each is not None)
+                graph.remove(node, safe=True)
+
+    def _drop_initializer(self, value: ir.Value) -> None:
+        if value.uses() or value.is_graph_output() or not value.is_initializer():
+            return
+        graph = value.graph
+        assert graph is not None
+        assert value.name is not None
+        if value.is_graph_input():
+            if self._model.ir_version >= 4:
+                return
+            graph.inputs.remove(value)
+        graph.initializers.pop(value.name)
+
+    def drop_attributes(self, node: ir.Node, *names: str) -> None:
+        """Let attributes fall back to their defaults."""
+        for name in names:
+            node.attributes.pop(name, None)
+
+    def bypass(self, node: ir.Node, index: int, *, keep_output_name: bool) -> None:
+        """Take out a node whose readers shall read its input `index`, under the output's name or under its own."""
+        kept, gone = node.inputs[index], node.outputs[0]
+        assert kept is not None
+        parameters = [each for each in node.inputs if each is not None and each is not kept]
+        if keep_output_name:
+            self._take_over(kept, gone)
+        gone.replace_all_uses_with(kept, replace_graph_outputs=True)
+        graph = node.graph
+        assert graph is not None
+        graph.remove(node, safe=True)
+        for parameter in parameters:
+            self.release(parameter)
+
+    def _take_over(self, value: ir.Value, other: ir.Value) -> None:
+        """Let `value` be `other` in name and description."""
+        name = other.name
+        other.name = None
+        value.name = name
+        value.doc_string = other.doc_string or value.doc_string
+        value.type = other.type or value.type
+        value.shape = other.shape or value.shape
+        value.metadata_props.clear()
+        value.metadata_props.update(other.metadata_props)
+
+    def insert_add(self, node: ir.Node, bias: ir.TensorProtocol, attributes: Sequence[ir.Attr]) -> None:
+        """Put an Add of a constant behind a node; the sum takes over the name of the node's output."""
+        product = node.outputs[0]
+        uses = list(product.uses())
+        constant = self._initializer(node, bias, f"{product.name}_bias")
+        add = ir.Node("", "Add", [product, constant], attributes, name=self.fresh(f"{node.name or product.name}_bias"))
+        self._insert(node, add, after=True)
+        total = add.outputs[0]
+        self._take_over(total, product)
+        self.rename(product, f"{total.name}_product")
+        for reader, index in uses:
+            reader.replace_input_with(index, total)
+        if product.is_graph_output():
+            product.replace_all_uses_with(total, replace_graph_outputs=True)
+            add.replace_input_with(0, product)
+
+    def pad_explicitly(self, node: ir.Node, fill: float, dtype: np.dtype[np.generic], version: int) -> None:
+        """Replace the zero padding of a convolution by a Pad with the constant `fill`."""
+        found = node.attributes.pop("pads")
+        begins, ends = _halves(found.as_ints())
+        pads = np.asarray([0, 0, *begins, 0, 0, *ends], np.int64)
+        data = node.inputs[0]
+        assert data is not None
+        name = self.fresh(f"{node.name or node.outputs[0].name}_pad")
+        if version < 11:
+            attributes = [ir.AttrInt64s("pads", pads.tolist()), ir.AttrFloat32("value", fill)]
+            pad = ir.Node("", "Pad", [data], attributes, name=name)
+        else:
+            sizes = self._initializer(node, ir.tensor(pads), f"{name}_pads")
+            value = self._initializer(node, ir.tensor(np.asarray(fill, dtype)), f"{name}_value")
+            pad = ir.Node("", "Pad", [data, sizes, value], name=name)
+        self._insert(node, pad, after=False)
+        pad.outputs[0].name = self.fresh(f"{name}_output")
+        node.replace_input_with(0, pad.outputs[0])
+
+    def _insert(self, node: ir.Node, new: ir.Node, *, after: bool) -> None:
+        graph = node.graph
+        assert graph is not None
+        if after:
+            graph.insert_after(node, new)
+        else:
+            graph.insert_before(node, new)
+
+
+def _halves(values: Sequence[int]) -> tuple[Sequence[int], Sequence[int]]:
+    middle = len(values) // 2
+    return values[:middle], values[middle:]
+
+
+def _names(model: ir.Model) -> list[str]:
+    """Every name of a value or a node anywhere in the model."""
+    names: list[str] = []
+    for graph in [*model.graphs(), *(function.graph for function in model.functions.values())]:
+        names.extend(value.name or "" for value in graph.inputs)
+        names.extend(graph.initializers)
+        for node in graph:
+            names.append(node.name or "")
+            names.extend(value.name or "" for value in node.outputs)
+    return names

@@ -1,0 +1,89 @@
+"""Per-channel affines with constant parameters: BatchNormalization, and Mul, Add, Sub, Div by a constant."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bnfold.affine import Affine
+from bnfold.frontends.onnx.constants import AnyArray
+from bnfold.frontends.onnx.read_linear import broadcast_shape, per_channel_axis
+from bnfold.frontends.onnx.reader import FLOATS, Reader, Unreadable
+from bnfold.ops import ChannelAffine
+from bnfold.outcome import Reason
+
+STATISTICS = ("scale", "bias", "mean", "variance")
+
+
+def read_batchnorm(reader: Reader) -> ChannelAffine:
+    """BatchNormalization of any opset, in inference form.
+
+    Raises:
+        Unreadable: training mode, per-activation statistics, or parameters that are not constant or not valid.
+    """
+    _insist_on_inference(reader)
+    gamma, beta, mean, var, epsilon = batchnorm_constants(reader)
+    with np.errstate(all="ignore"):
+        affine = Affine.from_batchnorm(gamma, beta, mean, var, epsilon)
+    if not affine.is_finite:
+        raise Unreadable(Reason.INVALID_PARAMETERS, "its scale or shift is not finite in any precision")
+    return ChannelAffine(affine, is_batchnorm=True)
+
+
+def _insist_on_inference(reader: Reader) -> None:
+    if reader.version < 9 and not reader.attribute("spatial", 1):
+        raise Unreadable(Reason.PER_ACTIVATION, "it has spatial=0: statistics per activation, not per channel")
+    if reader.version < 7 and not reader.attribute("is_test", 0):
+        raise Unreadable(Reason.TRAINING_MODE, "BatchNormalization has is_test=0")
+    if reader.attribute("training_mode", 0):
+        raise Unreadable(Reason.TRAINING_MODE, "BatchNormalization has training_mode=1")
+    if any(output.name for output in reader.node.outputs[1:]):
+        raise Unreadable(Reason.TRAINING_MODE, "it has the outputs of the training form")
+
+
+def batchnorm_constants(reader: Reader) -> tuple[AnyArray, AnyArray, AnyArray, AnyArray, float]:
+    """gamma, beta, mean, variance and epsilon of a BatchNormalization."""
+    arrays = [reader.constant(index, what) for index, what in enumerate(STATISTICS, start=1)]
+    channels = arrays[0].size
+    for what, array in zip(STATISTICS, arrays, strict=True):
+        if array.ndim != 1 or array.size != channels:
+            raise Unreadable(Reason.INVALID_PARAMETERS, f"its {what} has shape {array.shape} for {channels} channels")
+        if not np.isfinite(array.astype(np.float64)).all():
+            raise Unreadable(Reason.INVALID_PARAMETERS, f"its {what} is not finite in every channel")
+    epsilon = float(reader.attribute("epsilon", 1e-5))
+    if not np.all(arrays[3].astype(np.float64) + epsilon > 0) or np.any(arrays[3].astype(np.float64) < 0):
+        raise Unreadable(Reason.INVALID_PARAMETERS, "its variance is negative, or zero with epsilon zero")
+    return arrays[0], arrays[1], arrays[2], arrays[3], epsilon
+
+
+def read_arithmetic(reader: Reader) -> ChannelAffine | None:
+    """Add, Sub, Mul, Div of a computed value and a constant that varies along one axis; None for anything else."""
+    held = [reader.facts.constants.holds(value) for value in reader.node.inputs]
+    if sorted(held) != [False, True]:
+        return None
+    constant_index = held.index(True)
+    shape = reader.shape(1 - constant_index)
+    if shape is None or reader.dtype(1 - constant_index) not in FLOATS:
+        return None
+    constant = reader.constant(constant_index, "operand")
+    axis = per_channel_axis(broadcast_shape(reader, constant.shape, len(shape)), len(shape))
+    if axis is None:
+        axis = len(shape) - 1 if len(shape) < 4 else 1
+    if axis < 0 or not isinstance(size := shape[axis], int) or constant.size not in (1, size):
+        return None
+    values = np.broadcast_to(constant.astype(np.float64).reshape(-1), (size,))
+    affine = _arithmetic(reader.node.op_type, values, axis, constant_first=constant_index == 0)
+    return ChannelAffine(affine, is_batchnorm=False) if affine is not None and affine.is_finite else None
+
+
+def _arithmetic(op_type: str, constant: AnyArray, axis: int, *, constant_first: bool) -> Affine | None:
+    with np.errstate(all="ignore"):
+        match op_type:
+            case "Add":
+                return Affine.of(1.0, constant, axis)
+            case "Sub":
+                return Affine.of(-1.0, constant, axis) if constant_first else Affine.of(1.0, -constant, axis)
+            case "Mul":
+                return Affine.of(constant, 0.0, axis)
+            case "Div" if not constant_first:
+                return Affine.of(1.0 / constant, 0.0, axis)
+    return None

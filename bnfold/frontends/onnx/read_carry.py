@@ -1,0 +1,305 @@
+"""Operators that carry an affine: structure, pooling, resizing, padding, sums."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx_ir as ir
+
+from bnfold.frontends.onnx.reader import FLOATS, Reader, Unreadable, known_sizes
+from bnfold.ops import (
+    Average,
+    Broadcast,
+    Concat,
+    Identity,
+    Maximum,
+    Op,
+    Pad,
+    PixelShuffle,
+    PixelUnshuffle,
+    Rectifier,
+    Reshape,
+    Shape,
+    Split,
+    Sum,
+    Take,
+    Transpose,
+)
+from bnfold.outcome import Reason
+
+BITS = {ir.DataType.FLOAT16: 16, ir.DataType.BFLOAT16: 16, ir.DataType.FLOAT: 32, ir.DataType.DOUBLE: 64}
+
+
+def _shapes(reader: Reader) -> tuple[Shape, Shape]:
+    before, after = reader.shape(), reader.output_shape()
+    if before is None or after is None:
+        raise Unreadable(Reason.UNKNOWN_SHAPE, "the shapes it reshapes between are not known")
+    return before, after
+
+
+def _reshape(reader: Reader) -> Op:
+    return Reshape(*_shapes(reader))
+
+
+def _concat(reader: Reader) -> Op:
+    axis = reader.axis(int(reader.attribute("axis", 1)))
+    sizes: list[int | None] = []
+    for index in range(len(reader.node.inputs)):
+        shape = reader.shape(index)
+        size = shape[axis] if shape is not None and axis < len(shape) else None
+        sizes.append(size if isinstance(size, int) else None)
+    return Concat(axis, tuple(sizes))
+
+
+def _split(reader: Reader) -> Op:
+    axis = reader.axis(int(reader.attribute("axis", 0)))
+    sizes = reader.integers("split", 1, "split") if reader.version != 1 else None
+    if sizes is None:
+        shapes = [reader.output_shape(index) or () for index in range(len(reader.node.outputs))]
+        sizes = known_sizes([shape[axis] if axis < len(shape) else None for shape in shapes])
+    if sizes is None:
+        raise Unreadable(Reason.UNKNOWN_SHAPE, "the sizes of its parts are not known")
+    return Split(axis, sizes)
+
+
+def _slice(reader: Reader) -> Op:
+    starts, ends = reader.integers("starts", 1, "starts"), reader.integers("ends", 2, "ends")
+    if starts is None or ends is None:
+        raise Unreadable(Reason.INVALID_PARAMETERS, "it has no starts or ends")
+    axes = reader.integers("axes", 3, "axes") or tuple(range(len(starts)))
+    steps = reader.integers("steps", 4, "steps") or (1,) * len(starts)
+    shape = reader.shape()
+    if shape is None:
+        raise Unreadable(Reason.UNKNOWN_SHAPE, "the shape of its input is not known")
+    cuts = {
+        reader.axis(axis): slice(start, end, step)
+        for axis, start, end, step in zip(axes, starts, ends, steps, strict=True)
+    }
+    for axis in sorted(cuts, key=lambda axis: axis != 1):
+        size = shape[axis]
+        if isinstance(size, int):
+            return Take(axis, _positions(cuts[axis], size), size, frozenset(cuts) - {axis})
+    return Take(-1, np.zeros(0, np.intp), 0, frozenset(cuts))
+
+
+def _positions(cut: slice, size: int) -> np.ndarray[tuple[int], np.dtype[np.intp]]:
+    """ONNX clamps like Python, except that an end below ``-size`` on a negative step means "up to the first"."""
+    start, end, step = cut.start, cut.stop, cut.step
+    if step < 0 and end < -size:
+        end = None
+    return np.arange(size)[start:end:step]
+
+
+def _gather(reader: Reader) -> Op:
+    axis = reader.axis(int(reader.attribute("axis", 0)))
+    indices = reader.constant(1, "indices")
+    shape = reader.shape()
+    size = shape[axis] if shape is not None else None
+    if indices.ndim != 1:
+        raise Unreadable(Reason.NOT_LINEAR, "its indices are not a vector")
+    if not isinstance(size, int):
+        return Take(-1, np.zeros(0, np.intp), 0, frozenset({axis}))
+    if indices.size and not (-size <= indices.min() and indices.max() < size):
+        raise Unreadable(Reason.INVALID_PARAMETERS, "its indices are out of range")
+    return Take(axis, np.where(indices < 0, indices + size, indices).astype(np.intp), size)
+
+
+def _transpose(reader: Reader) -> Op:
+    order = reader.attribute("perm", None)
+    return Transpose(tuple(order) if order is not None else tuple(reversed(range(reader.rank()))))
+
+
+def _blocks(reader: Reader) -> tuple[int, int]:
+    """Block size, and the channels on the side that has fewer."""
+    factor = int(reader.attribute("blocksize", 0))
+    shape = reader.output_shape() if reader.node.op_type == "DepthToSpace" else reader.shape()
+    channels = shape[1] if shape is not None and len(shape) == 4 else None
+    if not isinstance(channels, int) or factor < 1:
+        raise Unreadable(Reason.UNKNOWN_SHAPE, "the number of its channels is not known")
+    return factor, channels
+
+
+def _depth_to_space(reader: Reader) -> Op:
+    return PixelShuffle(*_blocks(reader), reader.attribute("mode", "DCR") == "CRD")
+
+
+def _space_to_depth(reader: Reader) -> Op:
+    return PixelUnshuffle(*_blocks(reader), channel_first=False)
+
+
+def _window_axes(reader: Reader) -> frozenset[int]:
+    return frozenset(range(2, 2 + len(reader.attribute("kernel_shape", ()))))
+
+
+def _average_pool(reader: Reader) -> Op:
+    padded = any(reader.attribute("pads", ())) or reader.attribute("auto_pad", "NOTSET").startswith("SAME")
+    counts_zeros = bool(reader.attribute("count_include_pad", 0)) and padded
+    return Average(_window_axes(reader), not counts_zeros and not reader.attribute("ceil_mode", 0))
+
+
+def _global_average_pool(reader: Reader) -> Op:
+    return Average(frozenset(range(2, reader.rank())))
+
+
+def _reduced(reader: Reader) -> tuple[frozenset[int], frozenset[int]]:
+    """The axes that are reduced, and those of them that vanish."""
+    given = reader.integers("axes", 1, "axes")
+    if not given and reader.attribute("noop_with_empty_axes", 0):
+        return frozenset(), frozenset()
+    axes = frozenset(reader.axis(axis) for axis in given or range(reader.rank()))
+    return axes, frozenset() if reader.attribute("keepdims", 1) else axes
+
+
+def _reduce_mean(reader: Reader) -> Op:
+    axes, dropped = _reduced(reader)
+    return Average(axes, dropped=dropped)
+
+
+def _reduce_sum(reader: Reader) -> Op:
+    axes, dropped = _reduced(reader)
+    return Average(axes, sums_to_one=not axes, dropped=dropped)
+
+
+def _reduce_max(reader: Reader) -> Op:
+    return Maximum(*_reduced(reader))
+
+
+def _max_pool(reader: Reader) -> Op:
+    reader.single_output()
+    return Maximum(_window_axes(reader))
+
+
+def _global_max_pool(reader: Reader) -> Op:
+    return Maximum(frozenset(range(2, reader.rank())))
+
+
+def _resize(reader: Reader) -> Op:
+    if reader.attribute("coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize":
+        raise Unreadable(Reason.BORDER, "its extrapolation_value stands outside the data")
+    before, after = _shapes(reader)
+    changed = {
+        axis for axis, sizes in enumerate(zip(before, after, strict=True)) if None in sizes or sizes[0] != sizes[1]
+    }
+    scales = _scales(reader)
+    if scales is not None:
+        changed = {axis for axis, scale in enumerate(scales) if scale != 1.0}
+    return Average(frozenset(changed))
+
+
+def _scales(reader: Reader) -> tuple[float, ...] | None:
+    if "scales" in reader.node.attributes:
+        return tuple(reader.attribute("scales", ()))
+    index = 1 if reader.node.op_type == "Upsample" or reader.version < 11 else 2
+    if "axes" in reader.node.attributes or not reader.facts.constants.holds(reader.value(index)):
+        return None
+    return tuple(float(scale) for scale in reader.constant(index, "scales")) or None
+
+
+def _pad(reader: Reader) -> Op:
+    pads = reader.integers("pads", 1, "pads")
+    if pads is None:
+        raise Unreadable(Reason.INVALID_PARAMETERS, "it has no pads")
+    count = len(pads) // 2
+    axes = reader.integers("axes", 3, "axes") or tuple(range(count))
+    padded = frozenset(reader.axis(axis) for k, axis in enumerate(axes) if pads[k] or pads[k + count])
+    if reader.attribute("mode", "constant") != "constant":
+        return Pad(padded, None)
+    if reader.value(2) is not None:
+        return Pad(padded, float(reader.constant(2, "padding value").reshape(-1)[0]))
+    return Pad(padded, float(reader.attribute("value", 0.0)))
+
+
+def _expand(reader: Reader) -> Op:
+    before, after = _shapes(reader)
+    added = len(after) - len(before)
+    if added < 0:
+        raise Unreadable(Reason.INVALID_PARAMETERS, "it has fewer axes than its input")
+    same = [dim is not None and dim == after[axis + added] for axis, dim in enumerate(before)]
+    return Broadcast(frozenset(axis for axis, kept in enumerate(same) if not kept), added)
+
+
+def _tile(reader: Reader) -> Op:
+    repeats = reader.constant(1, "repeats").reshape(-1)
+    return Broadcast(frozenset(axis for axis, times in enumerate(repeats) if times != 1))
+
+
+def _sum(reader: Reader) -> Op:
+    count = len(reader.node.inputs)
+    if any(reader.dtype(index) not in FLOATS for index in range(count)):
+        raise Unreadable(Reason.NOT_LINEAR, "it does not add floating-point values")
+    if reader.version < 7 and count == 2 and reader.node.op_type != "Sum":
+        shapes = [reader.shape(index) for index in range(count)]
+        if shapes[0] is None or shapes[0] != shapes[1]:
+            raise Unreadable(Reason.UNKNOWN_SHAPE, "opsets below 7 broadcast in their own way")
+    signs = (1, -1) if reader.node.op_type == "Sub" else (1,) * count
+    return Sum(signs, tuple(reader.shape(index) for index in range(count)), (1.0,) + (0.0,) * (count - 1))
+
+
+def _identity(reader: Reader) -> Op:
+    return Identity()
+
+
+def _dropout(reader: Reader) -> Op:
+    reader.single_output()
+    training = not reader.attribute("is_test", 0) if reader.version < 7 else False
+    if reader.value(2) is not None:
+        training = bool(reader.constant(2, "training_mode"))
+    if training:
+        raise Unreadable(Reason.TRAINING_MODE, "Dropout is in training mode")
+    return Identity()
+
+
+def _cast(reader: Reader) -> Op:
+    given, wanted = reader.dtype(), ir.DataType(reader.attribute("to", 0))
+    if given == wanted or (given in BITS and wanted in BITS and BITS[wanted] > BITS[given]):
+        return Identity()
+    raise Unreadable(Reason.NOT_LINEAR, "the cast can change values")
+
+
+def _rectifier(reader: Reader) -> Op:
+    return Rectifier()
+
+
+def _prelu(reader: Reader) -> Op:
+    reader.constant(1, "slope")
+    return Rectifier()
+
+
+READERS: dict[str, Callable[[Reader], Op]] = {
+    "Add": _sum,
+    "AveragePool": _average_pool,
+    "Cast": _cast,
+    "Concat": _concat,
+    "DepthToSpace": _depth_to_space,
+    "Dropout": _dropout,
+    "Expand": _expand,
+    "Flatten": _reshape,
+    "Gather": _gather,
+    "GlobalAveragePool": _global_average_pool,
+    "GlobalMaxPool": _global_max_pool,
+    "Identity": _identity,
+    "LeakyRelu": _rectifier,
+    "MaxPool": _max_pool,
+    "PRelu": _prelu,
+    "Pad": _pad,
+    "ReduceMax": _reduce_max,
+    "ReduceMean": _reduce_mean,
+    "ReduceSum": _reduce_sum,
+    "Relu": _rectifier,
+    "Reshape": _reshape,
+    "Resize": _resize,
+    "Slice": _slice,
+    "SpaceToDepth": _space_to_depth,
+    "Split": _split,
+    "Squeeze": _reshape,
+    "Sub": _sum,
+    "Sum": _sum,
+    "Tile": _tile,
+    "Transpose": _transpose,
+    "Unsqueeze": _reshape,
+    "Upsample": _resize,
+}
+
+ALL_INPUTS_ARE_DATA = frozenset({"Add", "Concat", "Div", "Mul", "Sub", "Sum"})
+"""Operators whose every input is data; the others have one, and parameters behind it."""

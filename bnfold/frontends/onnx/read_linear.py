@@ -1,0 +1,238 @@
+"""Convolutions and matrix products, described: `Linear` with the place of its kernel and bias."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+import onnx_ir as ir
+
+from bnfold.affine import Array
+from bnfold.frontends.onnx.constants import AnyArray
+from bnfold.frontends.onnx.reader import Reader, Unreadable, known_sizes
+from bnfold.linear import Border, Layout, Linear
+from bnfold.outcome import Reason
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Where the parameters of a linear operator are, and how they are laid out.
+
+    Attributes:
+        kernel: index of the kernel among the node's inputs.
+        bias: the bias, a constant value of the graph, or None.
+        bias_index: its index among the node's inputs; None for a matrix product, whose bias is an Add of its own.
+        layout, groups: how the kernel is stored.
+        kernel_factor, bias_factor: Gemm's alpha and beta, which go into the new parameters.
+    """
+
+    kernel: int
+    bias: ir.Value | None
+    bias_index: int | None
+    layout: Layout
+    groups: int = 1
+    kernel_factor: float = 1.0
+    bias_factor: float = 1.0
+
+
+def read_linear(reader: Reader, add: ir.Node | None) -> tuple[Linear, Weights] | None:
+    """A linear operator with constant weights; None for any other operator.
+
+    Args:
+        reader: the node.
+        add: for a matrix product, the Add that is its bias.
+
+    Raises:
+        Unreadable: it is a linear operator, but not one whose weights can change.
+    """
+    if reader.node.op_type == "MatMul":
+        return _matmul(reader, add)
+    read = READERS.get(reader.node.op_type)
+    return read(reader) if read else None
+
+
+def _kernel_shape(reader: Reader, index: int) -> tuple[int, ...]:
+    """The shape of a constant kernel, which is not loaded where its shape is declared."""
+    value = reader.value(index)
+    if value is None:
+        raise Unreadable(Reason.INVALID_PARAMETERS, "its weight is missing")
+    constants = reader.facts.constants
+    if constants.is_overridable(value):
+        raise Unreadable(
+            Reason.OVERRIDABLE, f"its weight {value.name!r} is a graph input too, so a caller may replace it"
+        )
+    if not constants.holds(value):
+        raise Unreadable(Reason.NOT_CONSTANT, f"its weight {value.name!r} is not constant")
+    shape = None if value.const_value is None else tuple(value.const_value.shape.numpy())
+    shape = shape or known_sizes(reader.facts.shapes.get(value, (None,)))
+    return shape if shape else constants.get(value).shape
+
+
+def _bias(reader: Reader, index: int, channels: int) -> ir.Value | None:
+    value = reader.value(index)
+    if value is not None:
+        bias = reader.constant(index, "bias")
+        if bias.shape != (channels,):
+            raise Unreadable(Reason.INVALID_PARAMETERS, f"its bias has shape {bias.shape} for {channels} channels")
+    return value
+
+
+def _conv(reader: Reader) -> tuple[Linear, Weights]:
+    shape = _kernel_shape(reader, 1)
+    groups = int(reader.attribute("group", 1))
+    if len(shape) < 3 or groups < 1 or shape[0] % groups:
+        raise Unreadable(Reason.INVALID_PARAMETERS, f"its weight of shape {shape} does not fit {groups} groups")
+    auto_pad = reader.attribute("auto_pad", "NOTSET")
+    border = Border.NONE
+    if auto_pad in ("SAME_UPPER", "SAME_LOWER"):
+        border = Border.PARTIAL if prod(shape[2:]) > 1 else Border.NONE
+    elif auto_pad == "NOTSET" and any(reader.attribute("pads", ())):
+        border = Border.PADDED
+    linear = Linear(groups, shape[0], shape[1] * groups, axis_in=1, axis_out=1, border=border)
+    return linear, Weights(1, _bias(reader, 2, shape[0]), 2, Layout.CONV, groups)
+
+
+def _conv_transpose(reader: Reader) -> tuple[Linear, Weights]:
+    shape = _kernel_shape(reader, 1)
+    groups = int(reader.attribute("group", 1))
+    if len(shape) < 3 or groups < 1 or shape[0] % groups:
+        raise Unreadable(Reason.INVALID_PARAMETERS, f"its weight of shape {shape} does not fit {groups} groups")
+    out = shape[1] * groups
+    linear = Linear(groups, out, shape[0], axis_in=1, axis_out=1, border=Border.PARTIAL)
+    return linear, Weights(1, _bias(reader, 2, out), 2, Layout.CONV_TRANSPOSE, groups)
+
+
+def _gemm(reader: Reader) -> tuple[Linear, Weights]:
+    shape = _kernel_shape(reader, 1)
+    if len(shape) != 2:
+        raise Unreadable(Reason.INVALID_PARAMETERS, f"its weight has shape {shape}")
+    layout = Layout.OUT_IN if reader.attribute("transB", 0) else Layout.IN_OUT
+    out, fan_in = shape if layout is Layout.OUT_IN else shape[::-1]
+    bias = reader.value(2)
+    if bias is not None:
+        constant = reader.constant(2, "bias")
+        if constant.size not in (1, out) or (constant.size > 1 and constant.shape[-1] != out):
+            raise Unreadable(Reason.NOT_LINEAR, f"its C of shape {constant.shape} differs from row to row")
+    linear = Linear(1, out, fan_in, axis_in=0 if reader.attribute("transA", 0) else 1, axis_out=1)
+    factors = float(reader.attribute("alpha", 1.0)), float(reader.attribute("beta", 1.0))
+    return linear, Weights(1, bias, 2, layout, 1, *factors)
+
+
+def _matmul(reader: Reader, add: ir.Node | None) -> tuple[Linear, Weights]:
+    kernel = matmul_kernel(reader)
+    shape = _kernel_shape(reader, kernel)
+    data = 1 - kernel
+    rank = reader.rank(data)
+    if len(shape) < 2 or prod(shape[:-2]) != 1 or rank < max(2, len(shape)):
+        raise Unreadable(Reason.NOT_LINEAR, f"its weight of shape {shape} is not one matrix")
+    layout = Layout.IN_OUT if kernel else Layout.OUT_IN
+    axis = rank - 1 if kernel else rank - 2
+    fan_in, out = shape[-2:] if kernel else shape[:-3:-1]
+    bias = None if add is None else add.inputs[1 - add.inputs.index(reader.node.outputs[0])]
+    linear = Linear(1, out, fan_in, axis_in=axis, axis_out=axis, has_bias_slot=add is not None)
+    return linear, Weights(kernel, bias, None, layout)
+
+
+def matmul_kernel(reader: Reader) -> int:
+    """The index of a matrix product's constant operand."""
+    for index in (1, 0):
+        if reader.facts.constants.holds(reader.value(index)):
+            return index
+    for index in (1, 0):
+        value = reader.value(index)
+        if value is not None and reader.facts.constants.is_overridable(value):
+            detail = f"its weight {value.name!r} is a graph input too, so a caller may replace it"
+            raise Unreadable(Reason.OVERRIDABLE, detail)
+    raise Unreadable(Reason.NOT_CONSTANT, "neither of its operands is constant")
+
+
+def is_bias(reader: Reader, add: ir.Node) -> bool:
+    """Whether `add` adds one constant per output channel to the matrix product of `reader`."""
+    try:
+        read = _matmul(reader, None)
+    except Unreadable:
+        return False
+    linear = read[0]
+    assert linear.axis_out is not None
+    product = reader.node.outputs[0]
+    if add.inputs[0] is add.inputs[1] or product not in add.inputs:
+        return False
+    other = add.inputs[1 - add.inputs.index(product)]
+    if not reader.facts.constants.holds(other):
+        return False
+    assert other is not None
+    rank = reader.rank(1 - matmul_kernel(reader))
+    shape = broadcast_shape(Reader(add, reader.facts), reader.facts.constants.get(other).shape, rank)
+    return per_channel_axis(shape, rank) in (None, linear.axis_out)
+
+
+def broadcast_shape(reader: Reader, shape: tuple[int, ...], rank: int) -> tuple[int, ...]:
+    """A constant operand's shape in numpy's alignment; opsets below 7 place it by the attribute `axis`."""
+    if reader.version >= 7 or "axis" not in reader.node.attributes:
+        return shape
+    axis = int(reader.attribute("axis", 0)) % rank
+    return shape + (1,) * (rank - axis - len(shape))
+
+
+def per_channel_axis(shape: tuple[int, ...], rank: int) -> int | None:
+    """The only axis along which a constant varies once broadcast to `rank` axes.
+
+    None for a constant of one element; -1 where it varies along several axes or has more than `rank`.
+    """
+    if len(shape) > rank:
+        return -1
+    long = [axis + rank - len(shape) for axis, dim in enumerate(shape) if dim != 1]
+    return None if not long else long[0] if len(long) == 1 else -1
+
+
+READERS: dict[str, Callable[[Reader], tuple[Linear, Weights]]] = {
+    "Conv": _conv,
+    "ConvTranspose": _conv_transpose,
+    "Gemm": _gemm,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """The parameters of a linear operator as they are stored, apart from the graph, which may change meanwhile."""
+
+    linear: Linear
+    weights: Weights
+    load: Callable[[], AnyArray]
+    shape: tuple[int, ...]
+    bias: Array | None
+
+    def kernel(self) -> AnyArray:
+        """The original in canonical layout."""
+        kernel = self.weights.layout.canonical(self.load(), self.weights.groups)
+        factor = self.weights.kernel_factor
+        return kernel if factor == 1 else kernel.astype(np.float64) * factor
+
+    def solve_kernel(self, linear: Linear) -> Array:
+        """With everything that `linear` absorbed, in canonical layout."""
+        return linear.solve_kernel(self.kernel())
+
+    def solve_bias(self, linear: Linear) -> Array | None:
+        """With everything that `linear` absorbed; None where none is needed."""
+        return linear.solve_bias(self.kernel, self.bias)
+
+    def native(self, kernel: Array) -> Array:
+        """A canonical kernel in the layout that the operator stores."""
+        return self.weights.layout.native(kernel, self.shape)
+
+
+def stored(reader: Reader, add: ir.Node | None) -> Stored:
+    """The parameters of a node that `read_linear` reads as a linear operator."""
+    read = read_linear(reader, add)
+    assert read is not None
+    linear, weights = read
+    value = reader.value(weights.kernel)
+    assert value is not None
+    bias: Array | None = None
+    if weights.bias is not None:
+        constant = reader.facts.constants.get(weights.bias).astype(np.float64) * weights.bias_factor
+        bias = np.broadcast_to(constant.reshape(-1), (linear.out_channels,))
+    shape = _kernel_shape(reader, weights.kernel)
+    return Stored(linear, weights, reader.facts.constants.capture(value), shape, bias)

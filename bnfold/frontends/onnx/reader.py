@@ -1,0 +1,121 @@
+"""What the readers of ONNX operators ask of a node."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from bnfold.frontends.onnx.constants import AnyArray, Constants
+from bnfold.ops import Opaque, Shape
+from bnfold.outcome import Reason, Stop
+
+FLOATS = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT, ir.DataType.DOUBLE})
+
+
+class Unreadable(Exception):  # noqa: N818 (not an error: an answer)
+    """An operator that is not of the form its reader describes; it becomes `Opaque`."""
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(detail)
+        self.stop = Stop(reason, detail)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a model besides its structure."""
+
+    constants: Constants
+    shapes: dict[ir.Value, Shape]
+    types: dict[ir.Value, ir.DataType]
+
+
+@dataclass(frozen=True)
+class Reader:
+    """One node, with its attributes, constants and shapes."""
+
+    node: ir.Node
+    facts: Facts
+
+    @property
+    def version(self) -> int:
+        """The opset that gives the operator its meaning."""
+        graph = self.node.graph
+        return self.node.version or (graph.opset_imports.get("", 1) if graph is not None else 1)
+
+    def attribute(self, name: str, default: Any) -> Any:
+        """An attribute's value; strings are decoded."""
+        found = self.node.attributes.get(name)
+        if found is None:
+            return default
+        if found.is_ref():
+            raise Unreadable(Reason.NOT_CONSTANT, f"its attribute {name} is set by the function's caller")
+        return found.value
+
+    def value(self, index: int) -> ir.Value | None:
+        """An input; None where it is left out."""
+        return self.node.inputs[index] if index < len(self.node.inputs) else None
+
+    def constant(self, index: int, what: str) -> AnyArray:
+        """A constant input, in its own type."""
+        value = self.value(index)
+        if value is None:
+            raise Unreadable(Reason.INVALID_PARAMETERS, f"its {what} is missing")
+        if self.facts.constants.is_overridable(value):
+            detail = f"its {what} {value.name!r} is a graph input too, so a caller may replace it"
+            raise Unreadable(Reason.OVERRIDABLE, detail)
+        if not self.facts.constants.holds(value):
+            raise Unreadable(Reason.NOT_CONSTANT, f"its {what} {value.name!r} is not constant")
+        return self.facts.constants.get(value)
+
+    def integers(self, attribute: str, index: int, what: str) -> tuple[int, ...] | None:
+        """Integers given by an attribute (older opsets) or by a constant input; None where left out."""
+        if attribute in self.node.attributes:
+            return tuple(int(each) for each in np.atleast_1d(self.attribute(attribute, ())))
+        if self.value(index) is None:
+            return None
+        return tuple(int(each) for each in self.constant(index, what).reshape(-1))
+
+    def shape(self, index: int = 0) -> Shape | None:
+        """The shape of an input, as far as it is known."""
+        value = self.value(index)
+        return None if value is None else self.facts.shapes.get(value)
+
+    def output_shape(self, index: int = 0) -> Shape | None:
+        """The shape of an output, as far as it is known."""
+        return self.facts.shapes.get(self.node.outputs[index])
+
+    def rank(self, index: int = 0) -> int:
+        """The number of axes of an input."""
+        shape = self.shape(index)
+        if shape is None:
+            raise Unreadable(Reason.UNKNOWN_SHAPE, "the rank of its input is not known")
+        return len(shape)
+
+    def axis(self, axis: int, index: int = 0) -> int:
+        """An axis, counted from the front."""
+        return axis if axis >= 0 else axis + self.rank(index)
+
+    def dtype(self, index: int = 0) -> ir.DataType | None:
+        """The element type of an input."""
+        value = self.value(index)
+        return None if value is None else self.facts.types.get(value)
+
+    def single_output(self) -> None:
+        """Insist that nothing but the first output is read."""
+        if any(output.uses() or output.is_graph_output() for output in self.node.outputs[1:]):
+            raise Unreadable(Reason.NOT_LINEAR, "a further output of it is read")
+
+
+def opaque(reason: Reason, detail: str) -> Opaque:
+    """An operator that stops every affine, with its reason."""
+    return Opaque(Stop(reason, detail))
+
+
+def known_sizes(dims: Sequence[int | str | None]) -> tuple[int, ...] | None:
+    """The sizes, where all are numbers."""
+    sizes = tuple(dim for dim in dims if isinstance(dim, int))
+    return sizes if len(sizes) == len(dims) else None

@@ -1,0 +1,221 @@
+"""The view of an ONNX model that planner and folder have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+
+from bnfold.affine import Affine, Array
+from bnfold.frontends.onnx import read_affine, read_carry, read_linear, shapes
+from bnfold.frontends.onnx.constants import AnyArray, Constants
+from bnfold.frontends.onnx.edit import Editor
+from bnfold.frontends.onnx.read_linear import Stored
+from bnfold.frontends.onnx.reader import Facts, Reader, Unreadable, opaque
+from bnfold.linear import Layout, Linear, Rounding, measure_parameters, measure_rounding, round_once
+from bnfold.ops import ChannelAffine, Op, Opaque
+from bnfold.outcome import Reason
+
+ARITHMETIC = frozenset({"Add", "Div", "Mul", "Sub"})
+
+
+class OnnxGraph:
+    """All graphs of an ONNX model as one `bnfold.graph.Graph`: nodes are `ir.Node`, values are `ir.Value`.
+
+    A matrix product and the Add that is its bias are one node, the product; its output is the Add's. Functions are not
+    entered: their bodies are shared by their callers.
+    """
+
+    def __init__(self, model: ir.Model) -> None:
+        self.model = model
+        inferred, types = shapes.infer(model)
+        self._facts = Facts(Constants(model, inferred, types), inferred, types)
+        self._scopes: dict[ir.Graph, str] = {}
+        self._order = list(self._walk(model.graph, "main"))
+        self._bias_add: dict[ir.Node, ir.Node] = {}
+        self._product: dict[ir.Node, ir.Node] = {}
+        for node in self._order:
+            self._pair(node)
+        self._data: dict[ir.Node, Sequence[int]] = {}
+        self._editor = Editor(model)
+
+    def _walk(self, graph: ir.Graph, scope: str) -> Iterator[ir.Node]:
+        self._scopes[graph] = scope
+        for node in graph:
+            yield node
+            for name, attribute in node.attributes.items():
+                if attribute.is_ref():
+                    continue
+                if attribute.type == ir.AttributeType.GRAPH:
+                    yield from self._walk(attribute.as_graph(), f"{scope}/{self.name(node)}/{name}")
+                elif attribute.type == ir.AttributeType.GRAPHS:
+                    for index, body in enumerate(attribute.as_graphs()):
+                        yield from self._walk(body, f"{scope}/{self.name(node)}/{name}[{index}]")
+
+    def _pair(self, node: ir.Node) -> None:
+        """Note the Add that is the bias of a matrix product."""
+        if node.op_type != "MatMul" or node.domain != "":
+            return
+        product = node.outputs[0]
+        uses = list(product.uses())
+        if len(uses) != 1 or product.is_graph_output():
+            return
+        add = uses[0].node
+        is_add = add.op_type == "Add" and add.domain == "" and add.graph is node.graph
+        if is_add and read_linear.is_bias(self._reader(node), add):
+            self._bias_add[node], self._product[add] = add, node
+
+    def _reader(self, node: ir.Node) -> Reader:
+        return Reader(node, self._facts)
+
+    def nodes(self) -> Iterator[ir.Node]:
+        return (node for node in self._order if node not in self._product)
+
+    def name(self, node: ir.Node) -> str:
+        return node.name or f"{node.op_type}:{node.outputs[0].name if node.outputs else '?'}"
+
+    def scope(self, node: ir.Node) -> str:
+        assert isinstance(node.graph, ir.Graph)
+        return self._scopes[node.graph]
+
+    def op(self, node: ir.Node) -> Op:
+        try:
+            return self._read(node)
+        except Unreadable as error:
+            return Opaque(error.stop, _is_batchnorm(node))
+
+    def _read(self, node: ir.Node) -> Op:
+        if node.domain != "":
+            return opaque(Reason.NOT_LINEAR, f"{node.domain}.{node.op_type} is not an operator that bnfold knows")
+        reader = self._reader(node)
+        if node.op_type == "BatchNormalization":
+            return read_affine.read_batchnorm(reader)
+        if node.op_type in ARITHMETIC and (affine := read_affine.read_arithmetic(reader)):
+            return affine
+        if (linear := read_linear.read_linear(reader, self._bias_add.get(node))) is not None:
+            return linear[0]
+        if (read := read_carry.READERS.get(node.op_type)) is not None:
+            return read(reader)
+        return opaque(Reason.NOT_LINEAR, f"{node.op_type} neither absorbs nor carries a per-channel affine")
+
+    def _data_indices(self, node: ir.Node) -> Sequence[int]:
+        """Which of a node's inputs are data rather than parameters."""
+        if node not in self._data:
+            self._data[node] = self._find_data(node)
+        return self._data[node]
+
+    def _find_data(self, node: ir.Node) -> Sequence[int]:
+        if node.domain != "" or not node.inputs:
+            return range(len(node.inputs))
+        if node.op_type == "MatMul":
+            return (1,) if self._facts.constants.holds(node.inputs[0]) else (0,)
+        if node.op_type in ARITHMETIC and isinstance(self.op(node), ChannelAffine):
+            return [index for index in range(2) if not self._facts.constants.holds(node.inputs[index])]
+        if node.op_type in read_carry.ALL_INPUTS_ARE_DATA:
+            return range(len(node.inputs))
+        return (0,)
+
+    def inputs(self, node: ir.Node) -> Sequence[ir.Value]:
+        values = [node.inputs[index] for index in self._data_indices(node)]
+        return [value for value in values if value is not None]
+
+    def outputs(self, node: ir.Node) -> Sequence[ir.Value]:
+        return self._bias_add.get(node, node).outputs
+
+    def producer(self, value: ir.Value) -> ir.Node | None:
+        node = value.producer()
+        return None if node is None else self._product.get(node, node)
+
+    def uses(self, value: ir.Value) -> Sequence[tuple[ir.Node | None, int]]:
+        found: list[tuple[ir.Node | None, int]] = []
+        for reader, index in value.uses():
+            node = self._product.get(reader, reader)
+            indices = list(self._data_indices(node))
+            found.append((node, indices.index(index) if node is reader and index in indices else -1))
+        if value.is_graph_output():
+            found.append((None, -1))
+        return found
+
+    def round(self, node: ir.Node, absorbed: Linear | Affine) -> Rounding:
+        if isinstance(absorbed, Linear):
+            stored = self._stored(node)
+            dtype = self._dtype(node.inputs[stored.weights.kernel])
+            return measure_parameters(stored.solve_kernel(absorbed), stored.solve_bias(absorbed), dtype, _unit(dtype))
+        found: list[Rounding] = []
+        for index, exact in self._batchnorm_parameters(node, absorbed).items():
+            dtype = self._dtype(node.inputs[index])
+            found.append(measure_rounding(exact, round_once(exact, dtype), _unit(dtype)))
+        overflow = [each.overflow for each in found if each.overflow is not None]
+        return Rounding(max(each.error for each in found), overflow[0] if overflow else None)
+
+    def write(self, node: ir.Node, absorbed: Linear | Affine) -> None:
+        if isinstance(absorbed, Linear):
+            self._write_linear(node, absorbed)
+            return
+        for index, exact in self._batchnorm_parameters(node, absorbed).items():
+            array = round_once(exact, self._dtype(node.inputs[index]))
+            self._editor.set_parameter(node, index, ir.tensor(array))
+
+    def _stored(self, node: ir.Node) -> Stored:
+        return read_linear.stored(self._reader(node), self._bias_add.get(node))
+
+    def _dtype(self, value: ir.Value | None) -> np.dtype[np.generic]:
+        assert value is not None
+        known = self._facts.types.get(value)
+        return known.numpy() if known is not None else self._facts.constants.get(value).dtype
+
+    def _batchnorm_parameters(self, node: ir.Node, affine: Affine) -> dict[int, Array]:
+        """The new gamma and beta, by their index among the node's inputs."""
+        _, _, mean, var, epsilon = read_affine.batchnorm_constants(self._reader(node))
+        gamma, beta = affine.batchnorm_parameters(mean, var, epsilon)
+        return {1: gamma, 2: beta}
+
+    def _write_linear(self, node: ir.Node, linear: Linear) -> None:
+        stored = self._stored(node)
+        index = stored.weights.kernel
+        dtype = self._dtype(node.inputs[index])
+        bias = stored.solve_bias(linear)
+
+        def solved() -> ir.TensorProtocol:
+            return ir.tensor(round_once(stored.native(stored.solve_kernel(linear)), dtype))
+
+        lazy = ir.LazyTensor(solved, dtype=ir.DataType.from_numpy(dtype), shape=ir.Shape(stored.shape))
+        self._editor.set_parameter(node, index, lazy)
+        self._editor.drop_attributes(node, "alpha", "beta")
+        if bias is not None:
+            self._write_bias(node, linear, stored, round_once(bias, dtype))
+        if linear.fill:
+            self._editor.pad_explicitly(node, linear.fill, dtype, self._reader(node).version)
+
+    def _write_bias(self, node: ir.Node, linear: Linear, stored: Stored, bias: AnyArray) -> None:
+        version = self._reader(node).version
+        if stored.weights.bias_index is not None:
+            self._editor.set_parameter(node, stored.weights.bias_index, ir.tensor(bias), "bias")
+            if node.op_type == "Gemm" and version < 7:
+                node.attributes["broadcast"] = ir.AttrInt64("broadcast", 1)
+            return
+        if stored.weights.layout is Layout.OUT_IN and version >= 7:
+            bias = bias.reshape(-1, 1)
+        add = self._bias_add.get(node)
+        if add is not None:
+            self._editor.set_parameter(add, 1 - add.inputs.index(node.outputs[0]), ir.tensor(bias))
+            return
+        attributes = [] if version >= 7 else [ir.AttrInt64("broadcast", 1), ir.AttrInt64("axis", linear.axis_out or 0)]
+        self._editor.insert_add(node, ir.tensor(bias), attributes)
+
+    def bypass(self, node: ir.Node, *, keep_output_name: bool) -> None:
+        index = self._data_indices(node)[0]
+        self._editor.bypass(node, index, keep_output_name=keep_output_name)
+
+    def renew(self, value: ir.Value) -> None:
+        self._editor.rename(value, f"{value.name}_folded")
+
+
+def _is_batchnorm(node: ir.Node) -> bool:
+    return node.op_type == "BatchNormalization" and node.domain == ""
+
+
+def _unit(dtype: np.dtype[np.generic]) -> float:
+    return float(ml_dtypes.finfo(dtype).eps)  # type: ignore[no-untyped-call]

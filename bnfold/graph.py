@@ -1,0 +1,71 @@
+"""The one view that planner and folder have of a graph, whatever it is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Sequence
+from typing import Protocol, TypeVar
+
+from bnfold.affine import Affine
+from bnfold.linear import Linear, Rounding
+from bnfold.ops import Op
+
+N = TypeVar("N", bound=Hashable)
+V = TypeVar("V", bound=Hashable)
+
+
+class Graph(Protocol[N, V]):
+    """Questions about, and few edits of, a graph whose nodes and values stay native objects.
+
+    Nodes come in topological order. A use is an *edge*: ``concat(y, y)`` uses `y` twice.
+    """
+
+    def nodes(self) -> Iterable[N]:
+        """All nodes of all scopes, each after what it reads."""
+        ...
+
+    def op(self, node: N) -> Op:
+        """What the node does, made on demand from its attributes and constants."""
+        ...
+
+    def name(self, node: N) -> str:
+        """The node's name, for people."""
+        ...
+
+    def scope(self, node: N) -> str:
+        """The graph that holds the node: "main", or a path of nodes and bodies."""
+        ...
+
+    def inputs(self, node: N) -> Sequence[V]:
+        """The data inputs only, not weights."""
+        ...
+
+    def outputs(self, node: N) -> Sequence[V]:
+        """The outputs, in order."""
+        ...
+
+    def producer(self, value: V) -> N | None:
+        """The node that makes the value; None for graph inputs and constants."""
+        ...
+
+    def uses(self, value: V) -> Sequence[tuple[N | None, int]]:
+        """Each reader with its index among ``inputs(reader)``; -1 for a reading as anything but data.
+
+        A value that leaves its graph has a use by nobody, ``(None, -1)``.
+        """
+        ...
+
+    def round(self, node: N, absorbed: Linear | Affine) -> Rounding:
+        """What storing the solved parameters in their types would do; reads one kernel, changes nothing."""
+        ...
+
+    def write(self, node: N, absorbed: Linear | Affine) -> None:
+        """Give a linear operator or a BatchNorm fresh parameters; those it had are never overwritten in place."""
+        ...
+
+    def bypass(self, node: N, *, keep_output_name: bool) -> None:
+        """Remove a one-input node: its readers read its input, which takes over its output's name or keeps its own."""
+        ...
+
+    def renew(self, value: V) -> None:
+        """Give the value a fresh name, because it no longer holds what its name stood for."""
+        ...

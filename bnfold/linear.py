@@ -1,0 +1,221 @@
+"""Linear operators, described and not loaded: convolution, transposed convolution, matrix product.
+
+Every kernel is seen in one canonical layout ``[group, out/group, in/group, *window]``. Affines that an operator
+absorbs stay pending on two per-channel vectors until `solve_kernel` and `solve_bias` compute the weights once:
+
+    out(K * in(x) + b)  =  K' * x + b'
+    K'[o, i] = out.scale[o] * K[o, i] * in.scale[i]
+    b'[o]    = out.scale[o] * (b[o] + sum_i K[o, i] in.shift[i]) + out.shift[o]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from enum import Enum, StrEnum
+
+import numpy as np
+import numpy.typing as npt
+
+from bnfold.affine import Affine, Array
+
+
+class Layout(StrEnum):
+    """How a native kernel is stored; `groups` is given apart."""
+
+    CONV = "conv"  # [out, in/group, *window]
+    CONV_TRANSPOSE = "conv-transpose"  # [in, out/group, *window]
+    IN_OUT = "in-out"  # [..1, in, out], as in x @ kernel
+    OUT_IN = "out-in"  # [..1, out, in], as in kernel @ x
+
+    def canonical(self, kernel: Array, groups: int = 1) -> Array:
+        """A view of a native kernel as ``[group, out/group, in/group, *window]``."""
+        window = kernel.shape[2:]
+        match self:
+            case Layout.CONV:
+                out, fan_in = kernel.shape[:2]
+                return kernel.reshape(groups, out // groups, fan_in, *window)
+            case Layout.CONV_TRANSPOSE:
+                fan_in, out = kernel.shape[:2]
+                return kernel.reshape(groups, fan_in // groups, out, *window).swapaxes(1, 2)
+            case Layout.IN_OUT:
+                return kernel.reshape(1, *kernel.shape[-2:]).swapaxes(1, 2)
+            case Layout.OUT_IN:
+                return kernel.reshape(1, *kernel.shape[-2:])
+
+    def native(self, kernel: Array, shape: tuple[int, ...]) -> Array:
+        """The inverse of `canonical`, back to the native `shape`."""
+        if self in (Layout.CONV_TRANSPOSE, Layout.IN_OUT):
+            kernel = kernel.swapaxes(1, 2)
+        return kernel.reshape(shape)
+
+
+class Border(Enum):
+    """Whether every output position sees every tap of the window."""
+
+    NONE = "none"  # yes: no padding
+    PADDED = "padded"  # no: explicit zero padding, which another constant could replace
+    PARTIAL = "partial"  # no, and no padding value can mend it (transposed convolution, SAME padding)
+
+
+@dataclass(frozen=True, eq=False)
+class Linear:
+    """A linear operator ``x -> K * x + b`` with the affines it has absorbed so far.
+
+    Attributes:
+        groups, out_channels, in_channels: of the canonical layout (channels over all groups).
+        axis_in, axis_out: channel axis of the data that it reads and makes; None where that side cannot absorb.
+        border: whether a constant added to the input reaches every output alike.
+        has_bias_slot: whether the native operator takes a bias; else a new bias costs a node.
+        before, after: pending affines on the input and on the output side; None is the identity.
+    """
+
+    groups: int
+    out_channels: int
+    in_channels: int
+    axis_in: int | None
+    axis_out: int | None
+    border: Border = Border.NONE
+    has_bias_slot: bool = True
+    before: Affine | None = None
+    after: Affine | None = None
+
+    def absorb_output(self, affine: Affine) -> Linear:
+        """``affine(self(x))`` as one operator; the affine must lie on `axis_out`."""
+        if (affine.axis, affine.size) != (self.axis_out, self.out_channels):
+            raise ValueError("the affine does not lie on the output channels")
+        return replace(self, after=affine.after(self.after) if self.after else affine)
+
+    def absorb_input(self, affine: Affine) -> Linear:
+        """``self(affine(x))`` as one operator; exact only where `is_exact` says so afterwards."""
+        if (affine.axis, affine.size) != (self.axis_in, self.in_channels):
+            raise ValueError("the affine does not lie on the input channels")
+        return replace(self, before=self.before.after(affine) if self.before else affine)
+
+    @property
+    def fill(self) -> float:
+        """The padding value `p` with ``before(p) == 0`` in every channel; NaN where there is none.
+
+        0 where nothing is shifted. A convolution pads with zeros *after* the absorbed affine, so the unshifted input
+        must be padded with ``p = -shift / scale``.
+        """
+        if self.before is None or not self.before.has_shift:
+            return 0.0
+        if not np.all(self.before.scale):
+            return float("nan")
+        values = -self.before.shift / self.before.scale
+        return float(values[0]) if np.all(values == values[0]) else float("nan")
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether what it absorbed on the input side survives its border."""
+        if self.before is None or not self.before.has_shift or self.border is Border.NONE:
+            return True
+        return self.border is Border.PADDED and bool(np.isfinite(self.fill))
+
+    @property
+    def makes_bias(self) -> bool:
+        """Whether what it absorbed adds a constant to its output."""
+        return any(pending is not None and pending.has_shift for pending in (self.before, self.after))
+
+    def solve_kernel(self, kernel: npt.NDArray[np.generic]) -> Array:
+        """The kernel with everything pending absorbed, in float64 and canonical layout."""
+        groups, out, fan_in, *window = kernel.shape
+        ones = [1] * len(window)
+        solved = kernel.astype(np.float64)
+        if self.before is not None:
+            solved *= self.before.scale.reshape(groups, 1, fan_in, *ones)
+        if self.after is not None:
+            solved *= self.after.scale.reshape(groups, out, 1, *ones)
+        return solved
+
+    def solve_bias(
+        self, load: Callable[[], npt.NDArray[np.generic]], bias: npt.NDArray[np.generic] | None
+    ) -> Array | None:
+        """The bias with everything pending absorbed, in float64; None where there was none and none is needed.
+
+        Args:
+            load: gives the original kernel in canonical layout; called only where an input shift passes through it.
+            bias: the original, one entry per output channel, or None.
+        """
+        if bias is None and not self.makes_bias:
+            return None
+        constant = np.zeros(self.out_channels) if bias is None else bias.astype(np.float64).reshape(-1)
+        if self.before is not None and self.before.has_shift:
+            kernel = load().astype(np.float64)
+            groups, out, fan_in = kernel.shape[:3]
+            taps = kernel.reshape(groups, out, fan_in, -1).sum(axis=3)
+            constant = constant + np.matmul(taps, self.before.shift.reshape(groups, fan_in, 1)).reshape(-1)
+        return constant if self.after is None else self.after.scale * constant + self.after.shift
+
+
+def round_once(exact: Array, dtype: np.dtype[np.generic]) -> npt.NDArray[np.generic]:
+    """`exact` (float64) as the nearest values of `dtype`, ties to even.
+
+    numpy rounds to bfloat16 by way of float32, which is two roundings; rounding to odd first makes the second one exact
+    (Boldo and Melquiond, "Emulation of FMA and correctly rounded sums", 2008).
+    """
+    with np.errstate(over="ignore", under="ignore"):
+        if dtype.name != "bfloat16":
+            return exact.astype(dtype)
+        near = np.ascontiguousarray(exact.astype(np.float32))
+        bits = near.view(np.int32)
+        wide = near.astype(np.float64)
+        inexact = (wide != exact) & np.isfinite(exact)
+        bits -= (inexact & (np.abs(wide) > np.abs(exact))).astype(np.int32)
+        bits |= inexact.astype(np.int32)
+        return near.astype(dtype)
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """What one rounding of a solved weight to its stored type did.
+
+    Attributes:
+        error: largest absolute rounding error over the largest absolute value of its channel.
+        overflow: first channel with a value that is not finite, or became so; None if there is none.
+        loss: first channel that lost more than the type's rounding explains; None if there is none.
+    """
+
+    error: float
+    overflow: int | None = None
+    loss: int | None = None
+
+
+def measure_rounding(exact: Array, rounded: npt.NDArray[np.generic], unit: float, floor: float = 0.0) -> Rounding:
+    """What became of `exact` when it was stored as `rounded`, channel by channel along axis 0.
+
+    Args:
+        exact: float64, channels on axis 0.
+        rounded: the stored values, of the same shape.
+        unit: the type's spacing at 1 (``2**-10`` for float16); a normal value errs by at most half of it.
+        floor: errors are judged against a value of this size where the channel's own largest is smaller.
+    """
+    channels = len(exact)
+    if exact.size == 0:
+        return Rounding(0.0)
+    flat, stored = exact.reshape(channels, -1), rounded.astype(np.float64).reshape(channels, -1)
+    infinite = ~(np.isfinite(flat) & np.isfinite(stored)).all(axis=1)
+    if infinite.any():
+        return Rounding(float("inf"), overflow=int(np.argmax(infinite)))
+    errors = np.abs(flat - stored).max(axis=1)
+    peaks = np.maximum(np.maximum(flat.max(axis=1), -flat.min(axis=1)), floor)
+    lost = errors > unit * peaks
+    relative = np.divide(errors, peaks, out=np.zeros(channels), where=peaks > 0)
+    return Rounding(float(relative.max()), loss=int(np.argmax(lost)) if lost.any() else None)
+
+
+def measure_parameters(kernel: Array, bias: Array | None, dtype: np.dtype[np.generic], unit: float) -> Rounding:
+    """What storing a solved kernel (canonical) and bias in `dtype` would do.
+
+    A bias is judged against the largest weight too: one that is tiny beside the weights loses nothing that counts.
+    """
+    groups, out = kernel.shape[:2]
+    flat = kernel.reshape(groups * out, -1)
+    found = measure_rounding(flat, round_once(flat, dtype), unit)
+    if bias is None or found.overflow is not None:
+        return found
+    peak = float(np.abs(bias).max(initial=0.0))
+    beside = measure_rounding(bias, round_once(bias, dtype), unit, max(peak, float(np.abs(flat).max(initial=0.0))))
+    loss = found.loss if found.loss is not None else beside.loss
+    return Rounding(max(found.error, beside.error), beside.overflow, loss)

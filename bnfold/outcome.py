@@ -1,0 +1,97 @@
+"""What became of a BatchNorm: a fold, or a refusal with its reason."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Reason(StrEnum):
+    """Why a BatchNorm stays; the value is the public name printed in JSON."""
+
+    TRAINING_MODE = "training-mode"
+    PER_ACTIVATION = "per-activation"
+    NOT_CONSTANT = "not-constant"
+    OVERRIDABLE = "overridable"
+    INVALID_PARAMETERS = "invalid-parameters"
+    NOT_LINEAR = "not-linear"
+    NONLINEAR = "nonlinear"
+    SECOND_USE = "second-use"
+    GRAPH_OUTPUT = "graph-output"
+    GRAPH_INPUT = "graph-input"
+    SCOPE_BOUNDARY = "scope-boundary"
+    AXIS_MISMATCH = "axis-mismatch"
+    MIXED_CHANNELS = "mixed-channels"
+    UNKNOWN_SHAPE = "unknown-shape"
+    NEGATIVE_SCALE = "negative-scale"
+    SHIFT = "shift"
+    BORDER = "border"
+    CONFLICT = "conflict"
+    NO_BIAS = "no-bias"
+    OVERFLOW = "overflow"
+    PRECISION_LOSS = "precision-loss"
+    SEARCH_LIMIT = "search-limit"
+    SKIPPED = "skipped"
+
+
+ADVICE: dict[Reason, str] = {
+    Reason.TRAINING_MODE: "export the model in eval mode",
+    Reason.NOT_CONSTANT: "make the parameter an initializer or a constant",
+    Reason.OVERRIDABLE: "remove the initializer from the graph inputs",
+    Reason.GRAPH_OUTPUT: "drop that graph output if nobody reads it",
+    Reason.UNKNOWN_SHAPE: "export with static shapes, at least along the channel axis",
+    Reason.OVERFLOW: "store the weight in a wider type",
+    Reason.PRECISION_LOSS: "store the weight in a wider type",
+    Reason.BORDER: "move the padding out of the convolution as a reflect, edge or wrap Pad, or retrain without a shift",
+}
+"""The change that would let a BatchNorm fold, where one exists."""
+
+
+@dataclass(frozen=True)
+class Fold:
+    """A BatchNorm, or a plain per-channel affine, that went into linear operators.
+
+    Attributes:
+        batchnorm: the node's name.
+        scope: the graph that holds it: "main", or a path of nodes and bodies.
+        direction: "upstream" or "downstream".
+        into: names of the operators that absorbed it.
+        through: names of the operators that carried it.
+        rounding: largest relative rounding error of the weights written; None until they are computed.
+        is_batchnorm: False for a per-channel Mul, Add, ... that folded in its own right.
+    """
+
+    batchnorm: str
+    scope: str
+    direction: str
+    into: tuple[str, ...]
+    through: tuple[str, ...]
+    rounding: float | None = None
+    is_batchnorm: bool = True
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A BatchNorm that stays, with the reason and the name of the place that stops it."""
+
+    batchnorm: str
+    scope: str
+    reason: Reason
+    detail: str
+    at: str
+
+    @property
+    def advice(self) -> str | None:
+        """The change that would let it fold, where there is one."""
+        return ADVICE.get(self.reason)
+
+
+Outcome = Fold | Refusal
+
+
+@dataclass(frozen=True)
+class Stop:
+    """What stops an affine: a reason, and a sentence for people."""
+
+    reason: Reason
+    detail: str

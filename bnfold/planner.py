@@ -1,0 +1,474 @@
+"""Decides what folds where, and why not; reads the graph and changes nothing.
+
+Each per-channel affine of the graph is a candidate. It walks *upstream* with `pull`, or else *downstream* with `push`,
+until every path ends in an operator that absorbs it: all of them, or the candidate stays. What is decided is kept in a
+draft, so that a later candidate sees the graph as it will be; passes repeat until nothing moves any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from heapq import heappop, heappush
+from typing import Generic
+
+from bnfold.affine import Affine
+from bnfold.graph import Graph, N, V
+from bnfold.linear import Linear
+from bnfold.ops import ChannelAffine, Op, Opaque
+from bnfold.outcome import Fold, Outcome, Reason, Refusal, Stop
+from bnfold.rules import pull, push, variants
+
+STEP_LIMIT = 1000
+"""Operators that one walk may visit."""
+
+TRY_LIMIT = 32
+"""Ways to share shifts among the operands of sums that one walk may try."""
+
+
+@dataclass(frozen=True)
+class Bypass(Generic[N]):
+    """Take a node out of the graph."""
+
+    node: N
+    keep_output_name: bool
+
+
+@dataclass(frozen=True)
+class Renew(Generic[V]):
+    """Rename a value whose content changes."""
+
+    value: V
+
+
+@dataclass(frozen=True, eq=False)
+class Plan(Generic[N, V]):
+    """What would be done to a graph.
+
+    Attributes:
+        absorbed: linear operators with everything pending on them, and BatchNorms that stay with what they become.
+        edits: nodes to take out and values to rename, in order.
+        outcomes: one for each BatchNorm, and one for each other per-channel affine that folds.
+    """
+
+    absorbed: dict[N, Linear | Affine]
+    edits: tuple[Bypass[N] | Renew[V], ...]
+    outcomes: tuple[Outcome, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class _Blocked(Generic[N]):
+    """A walk that did not arrive."""
+
+    stop: Stop
+    at: N
+
+
+@dataclass(eq=False)
+class _Walk(Generic[N, V]):
+    """One walk from a candidate to what absorbs it."""
+
+    sinks: dict[N, Linear | Affine] = field(default_factory=dict)
+    through: list[N] = field(default_factory=list)
+    changed: list[V] = field(default_factory=list)
+
+
+@dataclass(frozen=True, eq=False)
+class _Move(Generic[N, V]):
+    """A walk that arrived."""
+
+    candidate: N
+    direction: str
+    walk: _Walk[N, V]
+
+
+class _Draft(Generic[N, V]):
+    """The graph as it will be once everything decided so far is applied."""
+
+    def __init__(self, graph: Graph[N, V]) -> None:
+        self.graph = graph
+        self.position: dict[N, int] = {node: index for index, node in enumerate(graph.nodes())}
+        self.absorbed: dict[N, Linear | Affine] = {}
+        self.edits: list[Bypass[N] | Renew[V]] = []
+        self.absorbers: dict[N, list[N]] = {}  # operator -> candidates it absorbed, oldest first
+        self._ops: dict[N, Op] = {}
+        self._root: dict[V, V] = {}
+        self._uses: dict[V, list[tuple[N | None, int]]] = {}
+
+    def op(self, node: N) -> Op:
+        """The node's description, with what it has absorbed."""
+        if node not in self._ops:
+            self._ops[node] = self.graph.op(node)
+        op, absorbed = self._ops[node], self.absorbed.get(node)
+        if isinstance(absorbed, Linear):
+            return absorbed
+        return replace(op, affine=absorbed) if absorbed and isinstance(op, ChannelAffine) else op
+
+    def root(self, value: V) -> V:
+        """The value that stands for `value` now that nodes are bypassed."""
+        found = value
+        while found in self._root:
+            found = self._root[found]
+        while value != found:
+            self._root[value], value = found, self._root[value]
+        return found
+
+    def inputs(self, node: N) -> list[V]:
+        return [self.root(value) for value in self.graph.inputs(node)]
+
+    def uses(self, value: V) -> list[tuple[N | None, int]]:
+        if value not in self._uses:
+            self._uses[value] = list(self.graph.uses(value))
+        return self._uses[value]
+
+    def bypass(self, node: N, *, keep_output_name: bool) -> None:
+        kept, gone = self.inputs(node)[0], self.graph.outputs(node)[0]
+        self._uses[kept] = [use for use in self.uses(kept) if use[0] != node] + self.uses(gone)
+        self._root[gone] = kept
+        self.edits.append(Bypass(node, keep_output_name))
+
+    def commit(self, move: _Move[N, V]) -> None:
+        for node, absorbed in move.walk.sinks.items():
+            self.absorbed[node] = absorbed
+            self.absorbers.setdefault(node, []).append(move.candidate)
+        self.bypass(move.candidate, keep_output_name=move.direction == "upstream")
+        self.edits.extend(Renew(value) for value in move.walk.changed)
+
+
+def make_plan(
+    graph: Graph[N, V],
+    *,
+    selected: Callable[[str], bool] = lambda name: True,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Plan[N, V]:
+    """Decide what folds where, and why the rest stays.
+
+    Every weight that a fold would change is then computed once and rounded to its type, one at a time; where it would
+    not survive that, its latest candidate is barred and the plan made anew.
+
+    Args:
+        graph: read only.
+        selected: whether the candidate of that name may fold.
+        progress: called with the number of weights checked and their total.
+    """
+    barred: dict[N, tuple[Stop, str]] = {}
+    while True:
+        draft, moves, blocked = _draft(graph, selected, barred)
+        rounding, failed = _survey(draft, progress)
+        if not failed:
+            return Plan(
+                {node: draft.absorbed[node] for node in rounding},
+                tuple(draft.edits),
+                tuple(_outcomes(draft, moves, blocked, barred, rounding)),
+            )
+        barred.update(failed)
+
+
+def _draft(
+    graph: Graph[N, V], selected: Callable[[str], bool], barred: Iterable[N]
+) -> tuple[_Draft[N, V], dict[N, _Move[N, V]], dict[N, tuple[_Blocked[N], _Blocked[N]]]]:
+    draft = _Draft(graph)
+    moves: dict[N, _Move[N, V]] = {}
+    blocked: dict[N, tuple[_Blocked[N], _Blocked[N]]] = {}
+    barred = set(barred)
+    left = [
+        node
+        for node in draft.position
+        if isinstance(draft.op(node), ChannelAffine) and node not in barred and selected(graph.name(node))
+    ]
+    count = -1
+    while count != len(moves):
+        count = len(moves)
+        upstream: dict[N, _Blocked[N]] = {}
+        for node in left:
+            result = _try(draft, node, _pull_walk, "upstream", moves)
+            if isinstance(result, _Blocked):
+                upstream[node] = result
+        for node in reversed(upstream):
+            result = _try(draft, node, _push_walk, "downstream", moves)
+            if isinstance(result, _Blocked):
+                blocked[node] = upstream[node], result
+        left = [node for node in left if node not in moves]
+    return draft, moves, blocked
+
+
+def _try(
+    draft: _Draft[N, V],
+    node: N,
+    walk: Callable[[_Draft[N, V], N], _Walk[N, V] | _Blocked[N]],
+    direction: str,
+    moves: dict[N, _Move[N, V]],
+) -> _Walk[N, V] | _Blocked[N]:
+    """Walk from `node`, and commit the move where it arrives."""
+    result = walk(draft, node)
+    if isinstance(result, _Walk):
+        moves[node] = _Move(node, direction, result)
+        draft.commit(moves[node])
+    return result
+
+
+def _pull_walk(draft: _Draft[N, V], candidate: N) -> _Walk[N, V] | _Blocked[N]:
+    """Upstream, trying the variants of the operators on the way one after the other."""
+    choices: dict[N, int] = {}
+    first: _Blocked[N] | None = None
+    for _ in range(TRY_LIMIT):
+        counts: dict[N, int] = {}
+        result = _pull_once(draft, candidate, choices, counts)
+        if isinstance(result, _Walk):
+            return result
+        first = first or result
+        seen = list(counts)
+        while seen and choices.get(seen[-1], 0) + 1 >= counts[seen[-1]]:
+            seen.pop()
+        if not seen:
+            break
+        choices = {node: choices.get(node, 0) for node in seen}
+        choices[seen[-1]] += 1
+    assert first is not None
+    return first
+
+
+def _pull_once(
+    draft: _Draft[N, V], candidate: N, choices: dict[N, int], counts: dict[N, int]
+) -> _Walk[N, V] | _Blocked[N]:
+    walk: _Walk[N, V] = _Walk()
+    demands: dict[V, list[Affine]] = {}
+    queue: list[tuple[int, N]] = []
+    queued: set[N] = set()
+
+    def demand(reader: N, value: V, affine: Affine) -> _Blocked[N] | None:
+        maker = draft.graph.producer(value)
+        if maker is None:
+            return _Blocked(Stop(Reason.GRAPH_INPUT, "nothing before it can absorb"), reader)
+        if draft.graph.scope(maker) != draft.graph.scope(reader):
+            return _Blocked(Stop(Reason.SCOPE_BOUNDARY, "its input is made in another graph"), reader)
+        demands.setdefault(value, []).append(affine)
+        if maker not in queued:
+            queued.add(maker)
+            heappush(queue, (-draft.position[maker], maker))
+        return None
+
+    start = draft.op(candidate)
+    assert isinstance(start, ChannelAffine)
+    if failure := demand(candidate, draft.inputs(candidate)[0], start.affine):
+        return failure
+    while queue:
+        node = heappop(queue)[1]
+        if len(queued) > STEP_LIMIT:
+            return _Blocked(Stop(Reason.SEARCH_LIMIT, f"more than {STEP_LIMIT} operators away"), node)
+        outputs = draft.graph.outputs(node)
+        for value in outputs:
+            if value in demands and (stop := _stop_demand(draft, value, demands[value])):
+                return _Blocked(stop, node)
+        affines = [demands[value][0] if value in demands else None for value in outputs]
+        op = draft.op(node)
+        if isinstance(op, Linear | ChannelAffine):
+            absorbed = _absorb_output(draft, candidate, op, affines[0])
+            if isinstance(absorbed, Stop):
+                return _Blocked(absorbed, node)
+            walk.sinks[node] = absorbed
+        else:
+            options = variants(op)
+            if len(options) > 1:
+                counts[node] = len(options)
+            pulled = pull(options[choices.get(node, 0)], *affines)
+            if isinstance(pulled, Stop):
+                return _Blocked(pulled, node)
+            walk.through.append(node)
+            for value, affine in zip(draft.inputs(node), pulled, strict=True):
+                if affine and not _is_identity(affine) and (failure := demand(node, value, affine)):
+                    return failure
+        walk.changed.extend(value for value in outputs if value in demands)
+    walk.changed.remove(draft.inputs(candidate)[0])
+    return walk
+
+
+def _is_identity(affine: Affine) -> bool:
+    return not affine.has_shift and bool((affine.scale == 1).all())
+
+
+def _stop_demand(draft: _Draft[N, V], value: V, demands: list[Affine]) -> Stop | None:
+    """What keeps a value from changing as its readers ask."""
+    uses = draft.uses(value)
+    if (None, -1) in uses:
+        return Stop(Reason.GRAPH_OUTPUT, "its output leaves the graph as well")
+    if len(uses) != len(demands):
+        return Stop(Reason.SECOND_USE, "its output is read elsewhere as well")
+    if not all(demands[0].equals(other) for other in demands[1:]):
+        return Stop(Reason.CONFLICT, "its readers need it to change in different ways")
+    return None
+
+
+def _absorb_output(
+    draft: _Draft[N, V], candidate: N, op: Linear | ChannelAffine, affine: Affine | None
+) -> Linear | Affine | Stop:
+    if affine is None:
+        return Stop(Reason.NOT_LINEAR, "only a side output of it is read")
+    if isinstance(op, ChannelAffine):
+        if not op.is_batchnorm:
+            return Stop(Reason.NOT_LINEAR, "it is a per-channel operator that could not fold itself")
+        if (affine.axis, affine.size) != (op.affine.axis, op.affine.size):
+            return Stop(Reason.AXIS_MISMATCH, "it works along another axis")
+        return _finite(affine.after(op.affine))
+    if op.axis_out is None:
+        return Stop(Reason.NOT_LINEAR, "its output is not a linear function of one constant weight")
+    if affine.axis != op.axis_out:
+        return Stop(Reason.AXIS_MISMATCH, "the channels lie on another axis than its output channels")
+    if affine.size != op.out_channels:
+        return Stop(Reason.MIXED_CHANNELS, f"it makes {op.out_channels} channels, not {affine.size}")
+    return _worthwhile(draft, candidate, op, op.absorb_output(affine))
+
+
+def _absorb_input(
+    draft: _Draft[N, V], candidate: N, op: Linear | ChannelAffine, affine: Affine
+) -> Linear | Affine | Stop:
+    if isinstance(op, ChannelAffine):
+        if not op.is_batchnorm:
+            return Stop(Reason.NOT_LINEAR, "it is a per-channel operator that could not fold itself")
+        if (affine.axis, affine.size) != (op.affine.axis, op.affine.size):
+            return Stop(Reason.AXIS_MISMATCH, "it works along another axis")
+        return _finite(op.affine.after(affine))
+    if affine.axis != op.axis_in:
+        return Stop(Reason.AXIS_MISMATCH, "the channels lie on another axis than its input channels")
+    if affine.size != op.in_channels:
+        return Stop(Reason.MIXED_CHANNELS, f"it reads {op.in_channels} channels, not {affine.size}")
+    absorbed = op.absorb_input(affine)
+    if not absorbed.is_exact:
+        return Stop(Reason.BORDER, "its outputs near the border do not see the shift through every tap")
+    return _worthwhile(draft, candidate, op, absorbed)
+
+
+def _finite(affine: Affine) -> Affine | Stop:
+    return affine if affine.is_finite else Stop(Reason.OVERFLOW, "the combined scale or shift is not finite")
+
+
+def _worthwhile(draft: _Draft[N, V], candidate: N, op: Linear, absorbed: Linear) -> Linear | Stop:
+    """Refuse to trade a plain Add for the Add that a missing bias would need."""
+    start = draft.op(candidate)
+    is_batchnorm = isinstance(start, ChannelAffine) and start.is_batchnorm
+    if absorbed.makes_bias and not (op.makes_bias or op.has_bias_slot or is_batchnorm):
+        return Stop(Reason.NO_BIAS, "it has no bias, and one would cost as much as is saved")
+    for pending in (absorbed.before, absorbed.after):
+        if pending is not None and not pending.is_finite:
+            return Stop(Reason.OVERFLOW, "the combined scale or shift is not finite")
+    return absorbed
+
+
+def _push_walk(draft: _Draft[N, V], candidate: N) -> _Walk[N, V] | _Blocked[N]:
+    walk: _Walk[N, V] = _Walk()
+    arrivals: dict[N, dict[int, Affine]] = {}
+    queue: list[tuple[int, N]] = []
+
+    def arrive(maker: N, value: V, affine: Affine) -> _Blocked[N] | None:
+        for reader, index in draft.uses(value):
+            if reader is None:
+                return _Blocked(Stop(Reason.GRAPH_OUTPUT, "its output leaves the graph"), maker)
+            if draft.graph.scope(reader) != draft.graph.scope(maker):
+                return _Blocked(Stop(Reason.SCOPE_BOUNDARY, "its output is read in another graph"), maker)
+            if index < 0:
+                return _Blocked(Stop(Reason.NOT_LINEAR, "it reads the value as a parameter"), reader)
+            if reader not in arrivals:
+                arrivals[reader] = {}
+                heappush(queue, (draft.position[reader], reader))
+            arrivals[reader][index] = affine
+        return None
+
+    start = draft.op(candidate)
+    assert isinstance(start, ChannelAffine)
+    if failure := arrive(candidate, draft.graph.outputs(candidate)[0], start.affine):
+        return failure
+    if not queue:
+        return _Blocked(Stop(Reason.NOT_LINEAR, "nothing reads its output"), candidate)
+    while queue:
+        node = heappop(queue)[1]
+        if len(arrivals) > STEP_LIMIT:
+            return _Blocked(Stop(Reason.SEARCH_LIMIT, f"more than {STEP_LIMIT} operators away"), node)
+        op = draft.op(node)
+        if isinstance(op, Linear | ChannelAffine):
+            absorbed = _absorb_input(draft, candidate, op, arrivals[node][0])
+            if isinstance(absorbed, Stop):
+                return _Blocked(absorbed, node)
+            walk.sinks[node] = absorbed
+            continue
+        inputs = draft.inputs(node)
+        pushed = push(op, *(arrivals[node].get(index) for index in range(len(inputs))))
+        if isinstance(pushed, Stop):
+            return _Blocked(pushed, node)
+        walk.through.append(node)
+        for value, affine in zip(draft.graph.outputs(node), pushed, strict=True):
+            if affine and not _is_identity(affine):
+                walk.changed.append(value)
+                if failure := arrive(node, value, affine):
+                    return failure
+    return walk
+
+
+def _survey(
+    draft: _Draft[N, V], progress: Callable[[int, int], None]
+) -> tuple[dict[N, float], dict[N, tuple[Stop, str]]]:
+    """The rounding error of each weight that would change, and the candidates that one would not survive."""
+    rounding: dict[N, float] = {}
+    failed: dict[N, tuple[Stop, str]] = {}
+    gone = {edit.node for edit in draft.edits if isinstance(edit, Bypass)}
+    changing = {node: absorbed for node, absorbed in draft.absorbed.items() if node not in gone}
+    for done, (node, absorbed) in enumerate(changing.items()):
+        progress(done, len(changing))
+        result = draft.graph.round(node, absorbed)
+        rounding[node] = result.error
+        culprit, name = draft.absorbers[node][-1], draft.graph.name(node)
+        if result.overflow is not None:
+            detail = f"channel {result.overflow} of its weight or bias would not be finite in its type"
+            failed[culprit] = Stop(Reason.OVERFLOW, detail), name
+        elif result.loss is not None:
+            detail = f"channel {result.loss} of its weight would lose more than its type's rounding explains"
+            failed[culprit] = Stop(Reason.PRECISION_LOSS, detail), name
+    progress(len(changing), len(changing))
+    return rounding, failed
+
+
+def _outcomes(
+    draft: _Draft[N, V],
+    moves: dict[N, _Move[N, V]],
+    blocked: dict[N, tuple[_Blocked[N], _Blocked[N]]],
+    barred: dict[N, tuple[Stop, str]],
+    rounding: dict[N, float],
+) -> Iterable[Outcome]:
+    graph = draft.graph
+    for node in draft.position:
+        op = draft.op(node)
+        if not (isinstance(op, ChannelAffine) or (isinstance(op, Opaque) and op.is_batchnorm)):
+            continue
+        name, scope = graph.name(node), graph.scope(node)
+        if node in moves:
+            move = moves[node]
+            errors = [rounding[sink] for sink in move.walk.sinks if sink in rounding]
+            yield Fold(
+                name,
+                scope,
+                move.direction,
+                tuple(graph.name(sink) for sink in _sorted(draft, move.walk.sinks)),
+                tuple(graph.name(carrier) for carrier in _sorted(draft, move.walk.through)),
+                max(errors, default=None),
+                isinstance(op, ChannelAffine) and op.is_batchnorm,
+            )
+        elif isinstance(op, Opaque):
+            yield Refusal(name, scope, op.stop.reason, op.stop.detail, name)
+        elif not op.is_batchnorm:
+            continue
+        elif node in barred:
+            stop, at = barred[node]
+            yield Refusal(name, scope, stop.reason, stop.detail, at)
+        elif node in blocked:
+            yield _refusal(graph, name, scope, *blocked[node])
+        else:
+            yield Refusal(name, scope, Reason.SKIPPED, "it was not selected", name)
+
+
+def _sorted(draft: _Draft[N, V], nodes: Iterable[N]) -> list[N]:
+    return sorted(nodes, key=lambda node: draft.position[node])
+
+
+def _refusal(graph: Graph[N, V], name: str, scope: str, upstream: _Blocked[N], downstream: _Blocked[N]) -> Refusal:
+    at, below = graph.name(upstream.at), graph.name(downstream.at)
+    detail = f"upstream {at}: {upstream.stop.detail}; downstream {below}: {downstream.stop.detail}"
+    return Refusal(name, scope, upstream.stop.reason, detail, at)

@@ -1,0 +1,1 @@
+"""One record of what was done, and its renderings."""

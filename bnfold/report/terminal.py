@@ -1,0 +1,82 @@
+"""The record for people: a table where there is a terminal, plain lines where there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from bnfold.report.record import Record
+
+
+def show(record: Record, console: Console, *, verbose: bool = False, quiet: bool = False) -> None:
+    """Print what became of each BatchNorm, and a summary."""
+    if not quiet:
+        rows = [*record["outcomes"], *(record["affine_outcomes"] if verbose else [])]
+        if console.is_terminal and rows:
+            console.print(_table(rows))
+        else:
+            for row in rows:
+                _print(console, "  ".join([row["status"].ljust(6), _name(row), _where(row)]))
+        for line in _advice(rows):
+            _print(console, line)
+        for warning in record["warnings"]:
+            _print(console, f"warning: {warning}")
+    for line in summary(record):
+        _print(console, line)
+
+
+def _print(console: Console, line: str) -> None:
+    console.print(Text(line), soft_wrap=True)
+
+
+def _name(row: Record) -> str:
+    return str(row["batchnorm"]) if row["scope"] == "main" else f"{row['scope']}/{row['batchnorm']}"
+
+
+def _where(row: Record) -> str:
+    if row["status"] == "kept":
+        return f"{row['reason']} at {row['at']}: {row['detail']}"
+    through = f" through {', '.join(row['through'])}" if row["through"] else ""
+    return f"{row['direction']} into {', '.join(row['into'])}{through}"
+
+
+def _advice(rows: list[Record]) -> Iterator[str]:
+    """Each piece of advice once."""
+    for advice in dict.fromkeys((row["reason"], row["advice"]) for row in rows if row.get("advice")):
+        yield f"{advice[0]}: {advice[1]}"
+
+
+def _table(rows: list[Record]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("BatchNorm", overflow="fold")
+    table.add_column("")
+    table.add_column("where it goes, or why it stays", overflow="fold")
+    for row in rows:
+        folded = row["status"] == "folded"
+        table.add_row(Text(_name(row)), Text(row["status"], style="green" if folded else "yellow"), Text(_where(row)))
+    return table
+
+
+def summary(record: Record) -> Iterator[str]:
+    """What was found and done, in one or two lines."""
+    counts, nodes, sizes = record["batchnorms"], record["nodes"], record["bytes"]
+    would = "would fold" if record["output"] is None else "folded"
+    extra = f", and {record['affines']['folded']} other per-channel affines" if record["affines"]["folded"] else ""
+    yield f"{counts['found']} BatchNorms found: {counts['folded']} {would}, {counts['kept']} kept{extra}"
+    if record["output"] is None:
+        return
+    yield (
+        f"{nodes['before']} -> {nodes['after']} nodes, {sizes['before']:,} -> {sizes['after']:,} bytes, "
+        f"{record['seconds']:.2f} s"
+    )
+    verification = record["verification"]
+    if verification is None:
+        yield "not verified"
+    else:
+        worst = max(verification["outputs"], key=lambda output: output["error"], default=None)
+        error = f" (largest error {worst['error']:.1e}, budget {worst['budget']:.1e})" if worst else ""
+        yield f"verified equivalent on {verification['inputs']} inputs{error}"
+    yield f"wrote {record['output']}"

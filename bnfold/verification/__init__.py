@@ -1,0 +1,1 @@
+"""Whether two models are equivalent, found by running both on the same inputs."""

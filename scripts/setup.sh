@@ -1,0 +1,28 @@
+# Sourced by scripts/demo and scripts/test: a virtual environment of the project's own, with what $extras names.
+# Usage: setup EXTRAS, for instance: setup "cpu". Idempotent, and fast where nothing has changed.
+
+find_python() {
+  local candidate
+  for candidate in "${PYTHON:-python3}" python3.13 python3.12 python3.11; do
+    if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+      echo "$candidate"
+      return
+    fi
+  done
+  echo "bnfold needs Python 3.11 or later, and finds none; set PYTHON to one" >&2
+  return 1
+}
+
+setup() {
+  local extras=$1 python stamp
+  stamp="$(cat pyproject.toml constraints.txt | cksum) $extras"
+  if [ -f .venv/ready ] && grep -qxF "$stamp" .venv/ready; then
+    return
+  fi
+  python=$(find_python)
+  [ -x .venv/bin/python ] || "$python" -m venv .venv
+  echo "setting up .venv (bnfold[$extras]) ..."
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$extras]"
+  echo "$stamp" >>.venv/ready
+  echo "${stamp% *} cpu" >>.venv/ready # every set of extras holds this one
+}

@@ -1,0 +1,128 @@
+"""Imports point strictly downward, and heavy libraries stay where they belong."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent / "bnfold"
+
+# A module may import modules of lower levels, and its own package.
+LEVELS = {
+    "errors": 0,
+    "affine": 0,
+    "linear": 1,
+    "outcome": 1,
+    "ops": 2,
+    "graph": 3,
+    "rules": 3,
+    "planner": 4,
+    "fold": 5,
+    "frontends": 6,
+    "verification": 6,
+    "api": 7,
+    "report": 8,
+    "cli": 9,
+    "__init__": 9,
+}
+
+FORBIDDEN = {"frontends": {"rules", "planner", "fold", "verification"}, "verification": {"planner", "fold", "rules"}}
+
+NUMPY_ONLY = {"errors", "affine", "linear", "outcome", "ops", "graph", "rules", "planner", "fold"}
+
+LIBRARIES = {
+    "torch": ("frontends/torch/",),
+    "onnx": ("frontends/onnx/", "verification/", "api.py"),
+    "onnx_ir": ("frontends/onnx/", "api.py"),
+    "onnxruntime": ("verification/",),
+}
+
+
+def part(module: str) -> str:
+    """The level's name: ``bnfold.rules.reindex`` -> ``rules``."""
+    names = module.split(".")
+    return names[1] if len(names) > 1 else "__init__"
+
+
+def imports(source: str) -> set[str]:
+    """Full names of all modules that a source imports."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, "imports are absolute"
+            folder = ROOT.parent / node.module.replace(".", "/")
+            for alias in node.names:
+                is_module = (folder / alias.name).is_dir() or (folder / f"{alias.name}.py").is_file()
+                found.add(f"{node.module}.{alias.name}" if is_module else node.module)
+    return found
+
+
+def upward(module: str, source: str) -> list[str]:
+    """What a module imports that does not lie below it."""
+    mine = part(module)
+    own = [name for name in imports(source) if name.startswith("bnfold.")]
+    wrong = [name for name in own if part(name) != mine and LEVELS[part(name)] >= LEVELS[mine]]
+    wrong += [name for name in own if part(name) in FORBIDDEN.get(mine, set())]
+    if mine == "frontends" and module.count(".") > 1:
+        front_end = module.split(".")[2]
+        wrong += [name for name in own if part(name) == "frontends" and name.split(".")[2] != front_end]
+    return wrong
+
+
+def modules() -> list[tuple[str, Path]]:
+    paths = sorted(ROOT.rglob("*.py"))
+    return [(".".join(["bnfold", *path.relative_to(ROOT).with_suffix("").parts]), path) for path in paths]
+
+
+@pytest.mark.parametrize(("module", "path"), modules(), ids=lambda value: value if isinstance(value, str) else "")
+def test_imports_point_downward(module: str, path: Path) -> None:
+    assert upward(module, path.read_text()) == []
+
+
+@pytest.mark.parametrize(("module", "path"), modules(), ids=lambda value: value if isinstance(value, str) else "")
+def test_libraries_stay_where_they_belong(module: str, path: Path) -> None:
+    used = {name.split(".")[0] for name in imports(path.read_text())}
+    if part(module) in NUMPY_ONLY:
+        assert used - set(sys.stdlib_module_names) <= {"numpy", "bnfold"}
+    place = path.relative_to(ROOT).as_posix()
+    for library, places in LIBRARIES.items():
+        assert library not in used or place.startswith(places), f"{place} imports {library}"
+
+
+def test_an_upward_import_is_found() -> None:
+    assert upward("bnfold.affine", "from bnfold.planner import make_plan") == ["bnfold.planner"]
+    assert upward("bnfold.frontends.onnx.view", "from bnfold.frontends.torch import read") == ["bnfold.frontends.torch"]
+    assert upward("bnfold.planner", "from bnfold.rules import pull") == []
+    assert upward("bnfold.rules.reindex", "from bnfold import cli") == ["bnfold.cli"]
+
+
+def test_no_cycles() -> None:
+    graph = {module.removesuffix(".__init__"): imports(path.read_text()) for module, path in modules()}
+    visiting: list[str] = []
+    done: set[str] = set()
+
+    def visit(module: str) -> None:
+        assert module not in visiting, f"cycle: {' -> '.join([*visiting, module])}"
+        if module in done:
+            return
+        visiting.append(module)
+        for name in sorted(graph[module]):
+            if name in graph and name != module:
+                visit(name)
+        done.add(visiting.pop())
+
+    for module in graph:
+        if module != "bnfold":  # its imports are for type checkers only
+            visit(module)
+
+
+@pytest.mark.parametrize("module", ["bnfold", "bnfold.cli"])
+def test_importing_is_light(module: str) -> None:
+    code = f"import sys, {module}; print({{'torch', 'onnx', 'onnx_ir', 'onnxruntime'}} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"

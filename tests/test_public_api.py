@@ -1,0 +1,33 @@
+"""`bnfold.__all__` is true."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import bnfold
+
+
+def test_names_are_sorted_and_unique() -> None:
+    assert bnfold.__all__ == sorted(set(bnfold.__all__))
+    assert dir(bnfold) == bnfold.__all__
+
+
+@pytest.mark.parametrize("name", bnfold.__all__)
+def test_each_name_resolves_and_is_described(name: str) -> None:
+    found = getattr(bnfold, name)
+    if callable(found) and getattr(found, "__module__", "").startswith("bnfold"):
+        assert found.__doc__
+
+
+def test_unknown_names_are_attribute_errors() -> None:
+    with pytest.raises(AttributeError, match="nonsense"):
+        _ = bnfold.nonsense  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("first", ["bnfold.api", "bnfold.cli", "bnfold.planner"])
+def test_no_module_hides_a_public_name(first: str) -> None:
+    code = f"import {first}, bnfold, types; print([n for n in bnfold.__all__ if type(getattr(bnfold, n)) is types.ModuleType])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
