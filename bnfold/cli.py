@@ -156,7 +156,7 @@ def _render(record: dict[str, Any], as_json: bool, report: Path | None, quiet: b
 def main() -> None:
     """Run the command line; an error that a user can act on is one line and its exit code."""
     try:
-        cli()
+        cli(prog_name="bnfold")
     except BnfoldError as error:
         click.echo(f"bnfold: {' '.join(str(error).split())}", err=True)
         sys.exit(error.exit_code)

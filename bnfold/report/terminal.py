@@ -78,5 +78,6 @@ def summary(record: Record) -> Iterator[str]:
     else:
         worst = max(verification["outputs"], key=lambda output: output["error"], default=None)
         error = f" (largest error {worst['error']:.1e}, budget {worst['budget']:.1e})" if worst else ""
-        yield f"verified equivalent on {verification['inputs']} inputs{error}"
+        plural = "" if verification["inputs"] == 1 else "s"
+        yield f"verified equivalent on {verification['inputs']} set{plural} of inputs{error}"
     yield f"wrote {record['output']}"

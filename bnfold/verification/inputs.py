@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -91,8 +92,10 @@ def _read(path: Path) -> Feeds:
             return {file.stem: np.load(file, allow_pickle=False) for file in sorted(path.glob("*.npy"))}
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise InvalidModelError(f"{path}: not readable as inputs ({error})") from error
+    except OSError as error:
+        raise InvalidModelError(f"{path}: {error.strerror}") from error
+    except (ValueError, TypeError, AttributeError, BadZipFile) as error:
+        raise InvalidModelError(f"{path}: neither an .npz file nor a folder of .npy or .pb files") from error
 
 
 def _read_protos(paths: Sequence[Path]) -> Feeds:
