@@ -19,7 +19,7 @@ from bnfold.ops import ChannelAffine, Op, Opaque
 from bnfold.outcome import Fold, Outcome, Reason, Refusal, Stop
 from bnfold.rules import pull, push, variants
 
-STEP_LIMIT = 1000
+STEP_LIMIT = 256
 """Operators that one walk may visit."""
 
 TRY_LIMIT = 32

@@ -14,13 +14,15 @@ class Editor:
     def __init__(self, model: ir.Model) -> None:
         self._model = model
         self._names = set(_names(model))
+        self._counts: dict[str, int] = {}
+        self._readers: dict[ir.Value, int] = {}
 
     def fresh(self, wish: str) -> str:
         """A name that nothing in the model has."""
-        name, count = wish, 1
+        name = wish
         while name in self._names:
-            count += 1
-            name = f"{wish}_{count}"
+            self._counts[wish] = self._counts.get(wish, 1) + 1
+            name = f"{wish}_{self._counts[wish]}"
         self._names.add(name)
         return name
 
@@ -51,10 +53,17 @@ class Editor:
         return value
 
     def release(self, value: ir.Value) -> None:
-        """Remove a constant, and what it was computed from, as far as nothing reads it."""
+        """Note that one reading of a constant ended; remove it, and what it was computed from, after the last.
+
+        The count is kept because asking for the readers of a value that thousands share takes as long each time.
+        """
         stack = [value]
         while stack:
             unread = stack.pop()
+            known = self._readers.get(unread)
+            self._readers[unread] = len(unread.uses()) if known is None else known - 1
+            if self._readers[unread] > 0:
+                continue
             node = unread.producer()
             if node is None:
                 self._drop_initializer(unread)

@@ -18,6 +18,9 @@ from bnfold.linear import Layout, Linear, Rounding, measure_parameters, measure_
 from bnfold.ops import ChannelAffine, Op, Opaque
 from bnfold.outcome import Reason
 
+READS_ONLY_THE_SHAPE = frozenset({"Shape", "Size"})
+"""Operators that see nothing of a value's content: a per-channel affine changes nothing for them."""
+
 ARITHMETIC = frozenset({"Add", "Div", "Mul", "Sub"})
 
 
@@ -131,6 +134,8 @@ class OnnxGraph:
     def uses(self, value: ir.Value) -> Sequence[tuple[ir.Node | None, int]]:
         found: list[tuple[ir.Node | None, int]] = []
         for reader, index in value.uses():
+            if reader.op_type in READS_ONLY_THE_SHAPE and reader.domain == "":
+                continue
             node = self._product.get(reader, reader)
             indices = list(self._data_indices(node))
             found.append((node, indices.index(index) if node is reader and index in indices else -1))
