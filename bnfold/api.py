@@ -15,6 +15,7 @@ import onnx_ir as ir
 from bnfold.errors import NotEquivalentError, OutputExistsError, UnsupportedModelError
 from bnfold.fold import fold
 from bnfold.frontends import onnx as _onnx
+from bnfold.health import Caution
 from bnfold.outcome import Outcome
 from bnfold.planner import make_plan
 from bnfold.verification.compare import Verdict, compare_files
@@ -62,6 +63,7 @@ class FileResult:
     Attributes:
         model, output: the files; no output where nothing is written.
         outcomes: one for each BatchNorm, and one for each other per-channel affine that folds.
+        warnings: what looks wrong with running statistics.
         before, after: sizes; `after` is None where nothing is written.
         verdict: of the verification; None where it was not asked for.
         seconds: taken in all.
@@ -70,6 +72,7 @@ class FileResult:
     model: Path
     output: Path | None
     outcomes: tuple[Outcome, ...]
+    warnings: tuple[Caution, ...]
     before: Size
     after: Size | None
     verdict: Verdict | None
@@ -141,10 +144,10 @@ def fuse(
     graph = _read(model)
     if isinstance(model, ir.Model) and not inplace:
         graph = model.clone()
-    outcomes = _fuse_graph(graph, Selection(tuple(only), tuple(skip)), _silent)
+    outcomes, _ = _fuse_graph(graph, Selection(tuple(only), tuple(skip)), _silent)
     fused: onnx.ModelProto | ir.Model = graph
     if isinstance(model, onnx.ModelProto):
-        fused = ir.serde.serialize_model(graph)
+        fused = _onnx.serialize(graph)
         if inplace:
             model.CopyFrom(fused)
             fused = model
@@ -161,11 +164,14 @@ def _read(model: onnx.ModelProto | ir.Model | str | Path) -> ir.Model:
     raise UnsupportedModelError(f"bnfold cannot read a {type(model).__module__}.{type(model).__qualname__}")
 
 
-def _fuse_graph(model: ir.Model, selection: Selection, progress: Progress) -> tuple[Outcome, ...]:
+def _fuse_graph(
+    model: ir.Model, selection: Selection, progress: Progress
+) -> tuple[tuple[Outcome, ...], tuple[Caution, ...]]:
     graph = _onnx.OnnxGraph(model)
+    warnings = tuple(graph.warnings())
     decided = make_plan(graph, selected=selection, progress=lambda done, total: progress("plan", done, total))
     fold(graph, decided)
-    return decided.outcomes
+    return decided.outcomes, warnings
 
 
 def inspect_file(model: Path, *, progress: Progress = _silent) -> FileResult:
@@ -179,7 +185,9 @@ def inspect_file(model: Path, *, progress: Progress = _silent) -> FileResult:
     before = _size(graph, model)
     view = _onnx.OnnxGraph(graph)
     decided = make_plan(view, progress=lambda done, total: progress("plan", done, total))
-    return FileResult(model, None, decided.outcomes, before, None, None, time.perf_counter() - start)
+    return FileResult(
+        model, None, decided.outcomes, tuple(view.warnings()), before, None, None, time.perf_counter() - start
+    )
 
 
 def fuse_file(
@@ -215,7 +223,7 @@ def fuse_file(
         raise OutputExistsError(f"{output}: is a folder")
     graph = _onnx.load(model)
     before = _size(graph, model)
-    outcomes = _fuse_graph(graph, selection, progress)
+    outcomes, warnings = _fuse_graph(graph, selection, progress)
     with _onnx.staging(output) as folder:
         staged = Path(folder) / output.name
         _onnx.save(graph, output, Path(folder))
@@ -231,7 +239,7 @@ def fuse_file(
             )
         after = _size(graph, staged)
         _onnx.publish(Path(folder), output)
-    return FileResult(model, output, outcomes, before, after, verdict, time.perf_counter() - start)
+    return FileResult(model, output, outcomes, warnings, before, after, verdict, time.perf_counter() - start)
 
 
 def _size(model: ir.Model, path: Path) -> Size:

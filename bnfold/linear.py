@@ -158,7 +158,7 @@ def round_once(exact: Array, dtype: np.dtype[np.generic]) -> npt.NDArray[np.gene
     with np.errstate(over="ignore", under="ignore"):
         if dtype.name != "bfloat16":
             return exact.astype(dtype)
-        near = np.ascontiguousarray(exact.astype(np.float32))
+        near = np.array(exact, dtype=np.float32, order="C")
         bits = near.view(np.int32)
         wide = near.astype(np.float64)
         inexact = (wide != exact) & np.isfinite(exact)

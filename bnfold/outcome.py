@@ -42,6 +42,9 @@ ADVICE: dict[Reason, str] = {
     Reason.UNKNOWN_SHAPE: "export with static shapes, at least along the channel axis",
     Reason.OVERFLOW: "store the weight in a wider type",
     Reason.PRECISION_LOSS: "store the weight in a wider type",
+    Reason.PER_ACTIVATION: "retrain with statistics per channel",
+    Reason.SECOND_USE: "let the BatchNorm alone read that value, or put one BatchNorm behind all its readers",
+    Reason.SCOPE_BOUNDARY: "move the BatchNorm into the graph that makes its input",
     Reason.BORDER: "move the padding out of the convolution as a reflect, edge or wrap Pad, or retrain without a shift",
 }
 """The change that would let a BatchNorm fold, where one exists."""

@@ -1,4 +1,4 @@
-"""Laws of `Affine`: what composition, reindexing and the BatchNorm formula promise, in float64 at 1e-12."""
+"""Laws of `Affine`: composition, reindexing and the BatchNorm formula, in float64 at 1e-12."""
 
 from __future__ import annotations
 
@@ -44,9 +44,7 @@ def assert_same_map(actual: Affine, expected: Affine) -> None:
 
 
 @given(SEEDS, CHANNELS, st.integers(1, 5), st.data())
-def test_call_scales_and_shifts_each_channel(
-    seed: int, size: int, rank: int, data: st.DataObject
-) -> None:
+def test_call_scales_and_shifts_each_channel(seed: int, size: int, rank: int, data: st.DataObject) -> None:
     axis = data.draw(st.integers(0, rank - 1))
     random = np.random.default_rng(seed)
     affine, x = draw_affine(random, size, axis), draw_data(random, size, axis, rank)
@@ -134,9 +132,7 @@ def test_take_composes_and_follows_the_data(seed: int, size: int, data: st.DataO
 
 
 @given(SEEDS, CHANNELS, st.data())
-def test_spread_undoes_take_where_no_channel_is_named_twice(
-    seed: int, size: int, data: st.DataObject
-) -> None:
+def test_spread_undoes_take_where_no_channel_is_named_twice(seed: int, size: int, data: st.DataObject) -> None:
     index = data.draw(st.permutations(range(size)))[: data.draw(st.integers(0, size))]
     affine = draw_affine(np.random.default_rng(seed), len(index))
     spread = affine.spread(index, size)
@@ -150,7 +146,10 @@ def test_spread_undoes_take_where_no_channel_is_named_twice(
 def test_spread_is_the_left_inverse_of_repeat_and_tile(seed: int, size: int, times: int) -> None:
     affine = draw_affine(np.random.default_rng(seed), size)
     packed = np.arange(size * times)
-    for wide, index in ((affine.repeat(times), packed // times), (affine.tile(times), packed % size)):
+    for wide, index in (
+        (affine.repeat(times), packed // times),
+        (affine.tile(times), packed % size),
+    ):
         narrow = wide.spread(index, size)
         assert narrow is not None
         assert narrow.equals(affine)
@@ -180,9 +179,7 @@ def test_from_batchnorm_is_the_plain_formula(seed: int, size: int, eps: float, a
 
 
 @given(SEEDS, CHANNELS, st.sampled_from([1e-5, 1e-3, 1.0]))
-def test_batchnorm_parameters_is_the_inverse_of_from_batchnorm(
-    seed: int, size: int, eps: float
-) -> None:
+def test_batchnorm_parameters_is_the_inverse_of_from_batchnorm(seed: int, size: int, eps: float) -> None:
     random = np.random.default_rng(seed)
     gamma, beta, mean = random.normal(size=(3, size))
     var = random.uniform(0, 3, size)
@@ -192,13 +189,11 @@ def test_batchnorm_parameters_is_the_inverse_of_from_batchnorm(
     assert_close(again_beta, beta)
     # The other way round, for statistics that have nothing to do with the affine.
     other = draw_affine(random, size)
-    assert_same_map(
-        Affine.from_batchnorm(*other.batchnorm_parameters(mean, var, eps), mean, var, eps), other
-    )
+    assert_same_map(Affine.from_batchnorm(*other.batchnorm_parameters(mean, var, eps), mean, var, eps), other)
 
 
 def test_from_batchnorm_computes_float32_and_float16_parameters_in_float64() -> None:
-    # 1 + 2**-20 is no float32 sum of 1 and eps: a float32 sqrt(var + eps) would lose eps altogether.
+    # In float32, 1 + 2**-30 is 1: eps would be lost.
     one = np.ones(1, np.float32)
     affine = Affine.from_batchnorm(one, 0 * one, 0 * one, one, 2.0**-30)
     assert affine.scale.dtype == np.float64
@@ -234,7 +229,12 @@ def test_predicates_look_at_every_channel(
 
 @pytest.mark.parametrize(
     "other",
-    [Affine.of([1, 2], 3, 0), Affine.of([1, 5], 3), Affine.of([1, 2], [3, 4]), Affine.of([1, 2, 2], 3)],
+    [
+        Affine.of([1, 2], 3, 0),
+        Affine.of([1, 5], 3),
+        Affine.of([1, 2], [3, 4]),
+        Affine.of([1, 2, 2], 3),
+    ],
     ids=["axis", "scale", "shift", "size"],
 )
 def test_equals_compares_everything(other: Affine) -> None:

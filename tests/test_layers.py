@@ -16,6 +16,7 @@ LEVELS = {
     "errors": 0,
     "affine": 0,
     "linear": 1,
+    "health": 1,
     "outcome": 1,
     "ops": 2,
     "graph": 3,
@@ -32,7 +33,7 @@ LEVELS = {
 
 FORBIDDEN = {"frontends": {"rules", "planner", "fold", "verification"}, "verification": {"planner", "fold", "rules"}}
 
-NUMPY_ONLY = {"errors", "affine", "linear", "outcome", "ops", "graph", "rules", "planner", "fold"}
+NUMPY_ONLY = {"errors", "affine", "linear", "health", "outcome", "ops", "graph", "rules", "planner", "fold"}
 
 LIBRARIES = {
     "torch": ("frontends/torch/",),

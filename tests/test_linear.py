@@ -1,4 +1,4 @@
-"""Laws of `Linear`: weights with absorbed affines compute what the affines around the operator computed.
+"""Laws of `Linear`: weights with absorbed affines compute what the affines outside computed.
 
 Everything is compared with a plain evaluation in float64, at 1e-12 of the largest value.
 """
@@ -39,15 +39,19 @@ def place_bias(y: Array, bias: Array | None, axis: int) -> Array:
 
 
 def convolve(
-    x: Array, kernel: Array, bias: Array | None, stride: int = 1, dilation: int = 1, padding: int = 0
+    x: Array,
+    kernel: Array,
+    bias: Array | None,
+    stride: int = 1,
+    dilation: int = 1,
+    padding: int = 0,
 ) -> Array:
-    """``y[n, g o, p] = sum_{i, t} K[g, o, i, t] x[n, g i, stride p + dilation t]``, zeros around `x`."""
+    """``y[n, g o, p] = sum_{i, t} K[g, o, i, t] x[n, g i, stride p + dilation t]``."""
     groups, out, fan_in, *window = kernel.shape
     x = np.pad(x, [(0, 0), (0, 0)] + [(padding, padding)] * len(window))
     grouped = x.reshape(len(x), groups, fan_in, *x.shape[2:])
     sizes = [
-        (length - dilation * (taps - 1) - 1) // stride + 1
-        for length, taps in zip(x.shape[2:], window, strict=True)
+        (length - dilation * (taps - 1) - 1) // stride + 1 for length, taps in zip(x.shape[2:], window, strict=True)
     ]
     y = np.zeros((len(x), groups, out, *sizes))
     for tap in itertools.product(*(range(taps) for taps in window)):
@@ -58,22 +62,23 @@ def convolve(
 
 
 def convolve_transposed(
-    x: Array, kernel: Array, bias: Array | None, stride: int = 1, dilation: int = 1, padding: int = 0
+    x: Array,
+    kernel: Array,
+    bias: Array | None,
+    stride: int = 1,
+    dilation: int = 1,
+    padding: int = 0,
 ) -> Array:
     """``y[n, g o, stride p + dilation t - padding] += K[g, o, i, t] x[n, g i, p]``."""
     groups, out, fan_in, *window = kernel.shape
     grouped = x.reshape(len(x), groups, fan_in, *x.shape[2:])
     sizes = [
-        stride * (length - 1) + dilation * (taps - 1) + 1
-        for length, taps in zip(x.shape[2:], window, strict=True)
+        stride * (length - 1) + dilation * (taps - 1) + 1 for length, taps in zip(x.shape[2:], window, strict=True)
     ]
     y = np.zeros((len(x), groups, out, *sizes))
     for tap in itertools.product(*(range(taps) for taps in window)):
         starts = [dilation * offset for offset in tap]
-        touched = [
-            slice(a, a + stride * (n - 1) + 1, stride)
-            for a, n in zip(starts, x.shape[2:], strict=True)
-        ]
+        touched = [slice(a, a + stride * (n - 1) + 1, stride) for a, n in zip(starts, x.shape[2:], strict=True)]
         y[..., *touched] += np.einsum("goi,ngi...->ngo...", kernel[..., *tap], grouped)
     kept = [slice(padding, size - padding) for size in sizes]
     return place_bias(y[..., *kept].reshape(len(x), groups * out, *(k.stop - k.start for k in kept)), bias, 1)
@@ -108,10 +113,16 @@ class Case:
 
 
 def conv_cases() -> list[Case]:
-    """Convolutions and transposed convolutions: every grouping, window rank 0 to 3, stride, dilation."""
-    groupings = {"1-group": (1, 3, 2), "2-groups": (2, 2, 3), "3-groups": (3, 1, 2), "depthwise": (4, 1, 1)}
+    """Convolutions and transposed ones: every grouping, window rank 0 to 3, stride, dilation."""
+    groupings = {
+        "1-group": (1, 3, 2),
+        "2-groups": (2, 2, 3),
+        "3-groups": (3, 1, 2),
+        "depthwise": (4, 1, 1),
+    }
     windows = [
-        ((), 1, 1), ((3,), 1, 1), ((3,), 2, 2), ((2, 3), 1, 1), ((3, 2), 2, 1), ((2, 3), 3, 2), ((2, 1, 3), 2, 1),
+        ((), 1, 1), ((3,), 1, 1), ((3,), 2, 2), ((2, 3), 1, 1), ((3, 2), 2, 1), ((2, 3), 3, 2),
+        ((2, 1, 3), 2, 1),
     ]  # fmt: skip
     cases = []
     for (name, (groups, out, fan_in)), (window, stride, dilation) in itertools.product(groupings.items(), windows):
@@ -216,7 +227,7 @@ def test_absorbed_affines_compute_what_they_computed_outside(
     for affine in after:
         expected = affine(expected)
 
-    # On the input side the affine nearest to the operator is absorbed first; both sides interleave as they like.
+    # On the input side the affine nearest to the operator comes first; the sides interleave.
     for k in range(3):
         if k < inner:
             linear = linear.absorb_input(before[-1 - k])
@@ -259,7 +270,11 @@ def test_solved_weights_go_back_to_their_native_layout(layout: Layout, groups: i
 
 def test_absorbing_changes_neither_the_operator_nor_the_weights() -> None:
     random = np.random.default_rng(2)
-    linear, kernel, bias = Linear(1, 3, 2, 1, 1), random.normal(size=(1, 3, 2)), random.normal(size=3)
+    linear, kernel, bias = (
+        Linear(1, 3, 2, 1, 1),
+        random.normal(size=(1, 3, 2)),
+        random.normal(size=3),
+    )
     kept_kernel, kept_bias = kernel.copy(), bias.copy()
     absorbed = linear.absorb_output(draw_affine(random, 3, 1)).absorb_input(draw_affine(random, 2, 1))
     solve(absorbed, kernel, bias)
@@ -296,7 +311,10 @@ def test_the_kernel_is_read_for_the_bias_only_where_the_input_is_shifted() -> No
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
 def test_narrow_weights_are_solved_in_float64(dtype: npt.DTypeLike) -> None:
     random = np.random.default_rng(5)
-    kernel, bias = random.normal(size=(2, 2, 3, 3)).astype(dtype), random.normal(size=4).astype(dtype)
+    kernel, bias = (
+        random.normal(size=(2, 2, 3, 3)).astype(dtype),
+        random.normal(size=4).astype(dtype),
+    )
     linear = Linear(2, 4, 6, 1, 1).absorb_input(draw_affine(random, 6, 1)).absorb_output(draw_affine(random, 4, 1))
     solved_bias = linear.solve_bias(lambda: kernel, bias)
     wide_kernel, wide_bias = solve(linear, kernel.astype(np.float64), bias.astype(np.float64))

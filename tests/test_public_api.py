@@ -29,5 +29,6 @@ def test_unknown_names_are_attribute_errors() -> None:
 
 @pytest.mark.parametrize("first", ["bnfold.api", "bnfold.cli", "bnfold.planner"])
 def test_no_module_hides_a_public_name(first: str) -> None:
-    code = f"import {first}, bnfold, types; print([n for n in bnfold.__all__ if type(getattr(bnfold, n)) is types.ModuleType])"
+    names = "[name for name in bnfold.__all__ if type(getattr(bnfold, name)) is types.ModuleType]"
+    code = f"import {first}, bnfold, types; print({names})"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

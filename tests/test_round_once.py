@@ -1,4 +1,4 @@
-"""`round_once` gives the nearest value, ties to even, checked against exact fractions; and what a rounding loses is told."""
+"""`round_once` gives the nearest value, ties to even, in exact fractions; losses are measured."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from bnfold.linear import measure_parameters, measure_rounding, round_once
 
 @dataclass(frozen=True)
 class Format:
-    """A binary format: fraction bits, and the exponents of its smallest and largest normal values."""
+    """A binary format: fraction bits, exponents of its smallest and largest normal values."""
 
     dtype: np.dtype[np.generic]
     digits: int
@@ -36,7 +36,7 @@ class Format:
         return ldexp(1.0, -self.digits)
 
     def nearest(self, value: float) -> float:
-        """The nearest value in exact arithmetic, ties to even, IEEE 754 overflow; a zero keeps its sign."""
+        """The nearest value in exact arithmetic, ties to even, IEEE 754 overflow, signed zeros."""
         exact = abs(Fraction(value))
         exponent = max(frexp(value)[1] - 1, self.smallest)
         quantum = Fraction(2) ** (exponent - self.digits)
@@ -59,7 +59,7 @@ def widen(rounded: npt.NDArray[np.generic]) -> Array:
 
 
 def assert_rounds(form: Format, values: list[float]) -> None:
-    """Each value and its negative go to the nearest one of the format, bit by bit (signs of zeros too)."""
+    """Each value and its negative go to the nearest one of the format, signs of zeros included."""
     signed = np.array([*values, *(-value for value in values)])
     rounded = round_once(signed, form.dtype)
     assert rounded.dtype == form.dtype
@@ -70,7 +70,7 @@ def assert_rounds(form: Format, values: list[float]) -> None:
 
 @st.composite
 def hard_values(draw: st.DrawFn, form: Format) -> float:
-    """Values on, at half way between and just off the grid of a format, from subnormals to overflow."""
+    """Values on, half way between and just off a format's grid, from subnormals to overflow."""
     exponent = draw(st.integers(form.smallest - form.digits - 3, form.largest + 1))
     half_steps = draw(st.integers(0, 2 ** (form.digits + 2)))
     on_grid = ldexp(float(half_steps), exponent - form.digits - 1)
@@ -96,7 +96,7 @@ def test_rounds_any_finite_value(form: Format, values: list[float]) -> None:
 
 @pytest.mark.parametrize("form", FORMATS, ids=str)
 def test_every_stored_value_and_every_half_way_point_rounds_right(form: Format) -> None:
-    """All neighbours of the 16-bit formats, where the lower bit pattern is even or odd; a sample of float32's."""
+    """All neighbours of the 16-bit formats, a sample of float32's; ties go to the even bits."""
     unsigned = np.dtype(f"u{form.dtype.itemsize}")
     largest = int(np.array(inf, form.dtype).view(unsigned)[()]) - 1
     bits = np.arange(0, largest, 1 if form is not FLOAT32 else 65537)
@@ -105,7 +105,13 @@ def test_every_stored_value_and_every_half_way_point_rounds_right(form: Format) 
     even = np.where(bits % 2 == 0, low, high)
     below, above = np.nextafter(half, -inf), np.nextafter(half, inf)
     for sign in (1, -1):
-        for value, expected in ((low, low), (high, high), (half, even), (below, low), (above, high)):
+        for value, expected in (
+            (low, low),
+            (high, high),
+            (half, even),
+            (below, low),
+            (above, high),
+        ):
             np.testing.assert_array_equal(widen(round_once(sign * value, form.dtype)), sign * expected)
 
 
@@ -132,14 +138,29 @@ def test_overflow_goes_to_infinity_at_half_a_step_beyond_the_largest(form: Forma
     top = ldexp(2 - form.unit, form.largest)
     limit = ldexp(2 - form.unit / 2, form.largest)
     below = float(np.nextafter(limit, 0))
-    assert widen(round_once(np.array([top, below, limit, 1e300, inf]), form.dtype)).tolist() == [top, top, inf, inf, inf]
+    assert widen(round_once(np.array([top, below, limit, 1e300, inf]), form.dtype)).tolist() == [
+        top,
+        top,
+        inf,
+        inf,
+        inf,
+    ]
     assert_rounds(form, [top, below, limit, 1e300])
 
 
 @pytest.mark.parametrize("form", FORMATS, ids=str)
 def test_the_smallest_subnormal_and_its_half(form: Format) -> None:
     tiny = ldexp(1.0, form.smallest - form.digits)
-    assert_rounds(form, [tiny, tiny / 2, float(np.nextafter(tiny / 2, 1)), float(np.nextafter(tiny / 2, 0)), 1.5 * tiny])
+    assert_rounds(
+        form,
+        [
+            tiny,
+            tiny / 2,
+            float(np.nextafter(tiny / 2, 1)),
+            float(np.nextafter(tiny / 2, 0)),
+            1.5 * tiny,
+        ],
+    )
 
 
 @pytest.mark.parametrize("form", FORMATS, ids=str)

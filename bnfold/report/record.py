@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from bnfold.api import FileResult
+from bnfold.health import Caution
 from bnfold.outcome import Fold, Outcome
 from bnfold.verification.compare import Verdict
 
@@ -27,7 +28,7 @@ def record_file(command: str, result: FileResult) -> Record:
         "affines": {"folded": len(affines)},
         "outcomes": [_outcome(each) for each in batchnorms],
         "affine_outcomes": [_outcome(each) for each in affines],
-        "warnings": [],
+        "warnings": [_warning(each) for each in result.warnings],
         "nodes": {"before": result.before.nodes, "after": result.after and result.after.nodes},
         "bytes": {"before": result.before.bytes, "after": result.after and result.after.bytes},
         "seconds": round(result.seconds, 3),
@@ -55,6 +56,16 @@ def _outcome(outcome: Outcome) -> Record:
         "detail": outcome.detail,
         "at": outcome.at,
         "advice": outcome.advice,
+    }
+
+
+def _warning(warning: Caution) -> Record:
+    return {
+        "batchnorm": warning.batchnorm,
+        "scope": warning.scope,
+        "kind": warning.kind,
+        "channels": list(warning.channels),
+        "detail": warning.detail,
     }
 
 

@@ -23,7 +23,7 @@ def show(record: Record, console: Console, *, verbose: bool = False, quiet: bool
         for line in _advice(rows):
             _print(console, line)
         for warning in record["warnings"]:
-            _print(console, f"warning: {warning}")
+            _print(console, f"warning: {_name(warning)}: {warning['detail']}")
     for line in summary(record):
         _print(console, line)
 

@@ -50,7 +50,7 @@ def _(op: Sum, affine: Affine) -> Carried:
     for shape, sign, share in zip(shapes, op.signs, op.shares, strict=True):
         axis = affine.axis - (rank - len(shape))
         size = _size(shape, axis)
-        if size != affine.size:
+        if axis < 0 or size != affine.size:
             return SHAPES if not isinstance(size, int) else BROADCAST
         pulled.append(Affine(affine.scale, sign * share * affine.shift, axis))
     return tuple(pulled)

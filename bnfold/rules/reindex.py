@@ -143,73 +143,79 @@ def _(op: Reshape, affine: Affine) -> Carried:
 Monomial = tuple[Fraction, tuple[str, ...]]
 """A product of sizes: a number and sorted symbols."""
 
+Sizes = tuple[Monomial | None, ...]
 
-def _product(dims: Shape) -> Monomial | None:
-    if any(dim is None for dim in dims):
+
+def _monomial(dim: Dim) -> Monomial | None:
+    if dim is None:
         return None
-    number = prod(dim for dim in dims if isinstance(dim, int))
-    return Fraction(number), tuple(sorted(dim for dim in dims if isinstance(dim, str)))
+    return (Fraction(1), (dim,)) if isinstance(dim, str) else (Fraction(dim), ())
 
 
-def _ratio(upper: Monomial | None, lower: Monomial | None) -> Fraction | None:
-    """The quotient where it is a plain number."""
-    if upper is None or lower is None or upper[1] != lower[1] or not lower[0]:
+def _product(sizes: Sizes) -> Monomial | None:
+    known = [size for size in sizes if size is not None]
+    if len(known) < len(sizes):
         return None
-    return upper[0] / lower[0]
+    return prod((size[0] for size in known), start=Fraction(1)), tuple(sorted(s for size in known for s in size[1]))
 
 
-def _fill_in(shape: Shape, other: Shape) -> Shape:
-    """`shape` with its only unknown size computed from the number of elements of `other`."""
-    unknown = [axis for axis, dim in enumerate(shape) if dim is None]
-    if len(unknown) != 1:
-        return shape
-    total, rest = _product(other), _product(tuple(dim for dim in shape if dim is not None))
-    if total is None or rest is None or not rest[0]:
-        return shape
-    symbols = list(total[1])
-    for symbol in rest[1]:
+def _quotient(upper: Monomial | None, lower: Monomial | None) -> Monomial | None:
+    """The quotient where it is a number and symbols again."""
+    if upper is None or lower is None or not lower[0]:
+        return None
+    symbols = list(upper[1])
+    for symbol in lower[1]:
         if symbol not in symbols:
-            return shape
+            return None
         symbols.remove(symbol)
-    number = total[0] / rest[0]
-    dim: Dim = None
-    if number.denominator == 1:
-        dim = int(number) if not symbols else "*".join([str(number), *symbols])
-        if len(symbols) == 1 and number == 1:
-            dim = symbols[0]
-    return tuple(dim if axis == unknown[0] else known for axis, known in enumerate(shape))
+    return upper[0] / lower[0], tuple(symbols)
 
 
-def _transport(affine: Affine, source: Shape, target: Shape) -> Carried:
-    """Follow the channels of `source` to an axis of `target`, by the strides of both in row-major order.
+def _fill_in(sizes: Sizes, other: Sizes) -> Sizes:
+    """`sizes` with the only unknown one computed from the number of elements of `other`."""
+    if sizes.count(None) != 1:
+        return sizes
+    missing = _quotient(_product(other), _product(tuple(size for size in sizes if size is not None)))
+    return tuple(missing if size is None else size for size in sizes)
+
+
+def _transport(affine: Affine, before: Shape, after: Shape) -> Carried:
+    """Follow the channels of the shape `before` to an axis of `after`, by the strides of both in row-major order.
 
     With stride ``s`` an element at flat position ``f`` has channel ``(f // s) % size``. Two cases are exact:
     (A) a target axis that determines the channel: its affine repeats the channels; (B) a target axis that the channel
     determines: its affine exists where all channels that share an index agree.
     """
-    source, target = _fill_in(source, target), _fill_in(target, source)
+    given = tuple(_monomial(dim) for dim in before), tuple(_monomial(dim) for dim in after)
+    source, target = _fill_in(*given), _fill_in(*given[::-1])
     stride = _product(source[affine.axis + 1 :])
-    best: Affine | None = None
     known = stride is not None
+    found: list[Affine] = []
     for axis, size in enumerate(target):
         step = _product(target[axis + 1 :])
-        known = known and step is not None
-        if not isinstance(size, int) or (best is not None and size <= best.size):
+        ratio = _quotient(stride, step)
+        inverse = _quotient(step, stride)
+        known = known and step is not None and size is not None
+        if size is None or size[1] or not size[0]:
             continue
-        ratio = _ratio(stride, step)
-        carried = None if ratio is None else _onto_axis(affine, ratio, axis, size)
-        best = carried or best
-    if best is None:
-        return MIXED if known else SHAPES
-    return (best,)
+        for quotient, follow in ((ratio, _repeated), (inverse, _merged)):
+            if quotient is not None and not quotient[1] and quotient[0].denominator == 1 and affine.size:
+                carried = follow(affine, int(quotient[0]), int(size[0]))
+                found.extend([carried.along(axis)] if carried else [])
+    if found:
+        return (max(found, key=lambda carried: carried.size),)
+    return MIXED if known else SHAPES
 
 
-def _onto_axis(affine: Affine, ratio: Fraction, axis: int, size: int) -> Affine | None:
-    if ratio.denominator == 1 and size % (int(ratio) * affine.size) == 0:  # case A
-        return affine.take(np.arange(size) // int(ratio) % affine.size).along(axis)
-    span = 1 / ratio
-    if span.denominator == 1 and affine.size % (int(span) * size) == 0:  # case B
-        index = np.arange(affine.size) // int(span) % size
-        carried = affine.spread(index, size)
-        return carried.along(axis) if carried else None
-    return None
+def _repeated(affine: Affine, ratio: int, size: int) -> Affine | None:
+    """Case A: an index ``i`` of the target axis has channel ``(i // ratio) % channels``."""
+    if not ratio or size % (ratio * affine.size):
+        return None
+    return affine.take(np.arange(size) // ratio % affine.size)
+
+
+def _merged(affine: Affine, ratio: int, size: int) -> Affine | None:
+    """Case B: channel ``c`` lies at index ``(c // ratio) % size`` of the target axis."""
+    if not ratio or affine.size % (ratio * size):
+        return None
+    return affine.spread(np.arange(affine.size) // ratio % size, size)

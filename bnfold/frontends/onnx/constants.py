@@ -13,6 +13,7 @@ import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
 from bnfold.errors import InvalidModelError
+from bnfold.frontends.onnx.scopes import Scopes
 
 AnyArray = npt.NDArray[Any]
 
@@ -72,10 +73,12 @@ class Constants:
     def __init__(
         self,
         model: ir.Model,
+        scopes: Scopes,
         shapes: dict[ir.Value, tuple[int | str | None, ...]],
         types: dict[ir.Value, ir.DataType],
     ) -> None:
         self._overridable = model.ir_version >= 4
+        self._scopes = scopes
         self._shapes = shapes
         self._types = types
         self._known: dict[ir.Value, bool] = {}
@@ -97,7 +100,7 @@ class Constants:
                 continue
             node = top.producer()
             if node is None:
-                self._known[top] = top.is_initializer() and not self.is_overridable(top)
+                self._known[top] = top.const_value is not None and not self.is_overridable(top)
             elif node.op_type == "Constant" and node.domain == "":
                 self._known[top] = True
             elif node.op_type not in FOLDABLE or node.domain != "" or any(a.is_ref() for a in node.attributes.values()):
@@ -186,17 +189,12 @@ class Constants:
         _bound(node, values)
         proto = ir.serde.serialize_node(node)
         feeds = {each.name or "": values[each] for each in node.inputs if each is not None}
-        evaluator = ReferenceEvaluator(_model_of(proto, _version(node)))
+        evaluator = ReferenceEvaluator(_model_of(proto, self._scopes.version(node)))
         try:
             with np.errstate(all="ignore"):
                 return [np.asarray(array) for array in evaluator.run(None, feeds)]
         except (ValueError, TypeError, IndexError, RuntimeError, AttributeError) as error:
             raise InvalidModelError(f"node {node.name!r} ({node.op_type}) cannot be evaluated: {error}") from error
-
-
-def _version(node: ir.Node) -> int:
-    graph = node.graph
-    return node.version or (graph.opset_imports.get("", 1) if graph is not None else 1)
 
 
 def _model_of(node: onnx.NodeProto, version: int) -> onnx.ModelProto:

@@ -7,12 +7,15 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+from bnfold.frontends.onnx.scopes import Scopes
+
 
 class Editor:
     """Changes a model in place. What nothing reads any more is removed, if reading it was bnfold's to end."""
 
-    def __init__(self, model: ir.Model) -> None:
+    def __init__(self, model: ir.Model, scopes: Scopes) -> None:
         self._model = model
+        self._scopes = scopes
         self._names = set(_names(model))
         self._counts: dict[str, int] = {}
         self._readers: dict[ir.Value, int] = {}
@@ -41,10 +44,23 @@ class Editor:
             self.release(old)
 
     def _initializer(self, node: ir.Node, tensor: ir.TensorProtocol, wish: str) -> ir.Value:
-        """A fresh constant; models below IR version 4 list every initializer as an input of the main graph."""
-        graph = node.graph if self._model.ir_version >= 4 else self._model.graph
+        """A fresh constant for a node.
+
+        Functions hold no initializers, so there it is a Constant node. Models below IR version 4 list every initializer
+        as an input of the main graph.
+        """
+        graph = node.graph
         assert isinstance(graph, ir.Graph)
         tensor.name = self.fresh(wish)
+        if self._scopes.is_in_function(graph):
+            constant = ir.Node(
+                "", "Constant", [], [ir.AttrTensor("value", tensor)], name=self.fresh(f"{wish}_constant")
+            )
+            self._insert(node, constant, after=False)
+            constant.outputs[0].name = tensor.name
+            return constant.outputs[0]
+        if self._model.ir_version < 4:
+            graph = self._model.graph
         value = ir.Value(name=tensor.name, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype))
         value.const_value = tensor
         graph.register_initializer(value)

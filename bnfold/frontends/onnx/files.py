@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import tempfile
+from math import prod
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError, EncodeError
+from onnx import numpy_helper
 
 from bnfold.errors import InvalidModelError
 
@@ -51,7 +54,7 @@ def parse(proto: onnx.ModelProto, name: str = "model", folder: Path | None = Non
     if not proto.opset_import:
         raise InvalidModelError(f"{name}: not a valid ONNX model (it names no opset)")
     try:
-        model = ir.serde.deserialize_model(proto)
+        model = _deserialize(proto)
         if folder is not None:
             ir.external_data.set_base_dir(model.graph, folder)
     except (ValueError, TypeError, KeyError, RuntimeError, AttributeError, OSError) as error:
@@ -72,12 +75,71 @@ def save(model: ir.Model, path: Path, folder: Path | None = None) -> None:
     target = (folder or path.parent) / path.name
     external = _external_threshold(model)
     try:
-        if external is None:
-            ir.save(model, target)
-        else:
-            ir.save(model, target, external_data=f"{path.name}.data", size_threshold_bytes=external)
+        if external is not None:
+            data = f"{path.name}.data"
+            model = ir.external_data.unload_from_model(model, target.parent, data, size_threshold_bytes=external)
+        target.write_bytes(serialize(model).SerializeToString())
     except EncodeError as error:
         raise InvalidModelError(f"{path}: cannot be written ({error})") from error
+
+
+def serialize(model: ir.Model) -> onnx.ModelProto:
+    """The protobuf of a model that `parse` read, with what `onnx_ir` does not hold."""
+    aside = model.meta.get(ASIDE)
+    if aside is None:
+        return ir.serde.serialize_model(model)
+    graph = model.graph
+    sparse = {
+        each.values.name: each for each in aside.graph.sparse_initializer if each.values.name in graph.initializers
+    }
+    values = [graph.initializers.pop(name) for name in sparse]
+    try:
+        proto = ir.serde.serialize_model(model)
+    finally:
+        for value in values:
+            graph.register_initializer(value)
+    proto.graph.sparse_initializer.extend(sparse.values())
+    proto.training_info.extend(aside.training_info)
+    return proto
+
+
+ASIDE = "bnfold.aside"
+"""Where a model notes the parts of its protobuf that `onnx_ir` does not hold: a `ModelProto` with them alone."""
+
+
+def _deserialize(proto: onnx.ModelProto) -> ir.Model:
+    if not (proto.graph.sparse_initializer or proto.training_info):
+        return ir.serde.deserialize_model(proto)
+    aside = onnx.ModelProto()
+    aside.training_info.extend(proto.training_info)
+    aside.graph.sparse_initializer.extend(proto.graph.sparse_initializer)
+    dense = onnx.ModelProto()
+    dense.CopyFrom(proto)
+    for each in proto.graph.sparse_initializer:  # a place for the value, which is filled below
+        empty = np.zeros(0, onnx.helper.tensor_dtype_to_np_dtype(each.values.data_type))
+        dense.graph.initializer.append(numpy_helper.from_array(empty, each.values.name))
+    model = ir.serde.deserialize_model(dense)
+    for each in proto.graph.sparse_initializer:
+        value = model.graph.initializers[each.values.name]
+        value.const_value = _dense(each)
+        value.shape = ir.Shape(each.dims)
+    model.meta[ASIDE] = aside
+    return model
+
+
+def _dense(sparse: onnx.SparseTensorProto) -> ir.TensorProtocol:
+    """A sparse initializer as a dense tensor, made when it is read."""
+    shape = tuple(sparse.dims)
+
+    def fill() -> ir.TensorProtocol:
+        values, indices = numpy_helper.to_array(sparse.values), numpy_helper.to_array(sparse.indices)
+        dense = np.zeros(prod(shape), values.dtype)
+        dense[indices if indices.ndim == 1 else np.ravel_multi_index(tuple(indices.T), shape)] = values
+        return ir.tensor(dense.reshape(shape))
+
+    return ir.LazyTensor(
+        fill, dtype=ir.DataType(sparse.values.data_type), shape=ir.Shape(shape), name=sparse.values.name
+    )
 
 
 def _external_threshold(model: ir.Model) -> int | None:

@@ -38,11 +38,11 @@ def _shapes(reader: Reader) -> tuple[Shape, Shape]:
     return before, after
 
 
-def _reshape(reader: Reader) -> Op:
+def _reshape(reader: Reader) -> Reshape:
     return Reshape(*_shapes(reader))
 
 
-def _concat(reader: Reader) -> Op:
+def _concat(reader: Reader) -> Concat:
     axis = reader.axis(int(reader.attribute("axis", 1)))
     sizes: list[int | None] = []
     for index in range(len(reader.node.inputs)):
@@ -52,7 +52,7 @@ def _concat(reader: Reader) -> Op:
     return Concat(axis, tuple(sizes))
 
 
-def _split(reader: Reader) -> Op:
+def _split(reader: Reader) -> Split:
     axis = reader.axis(int(reader.attribute("axis", 0)))
     sizes = reader.integers("split", 1, "split") if reader.version != 1 else None
     if sizes is None:
@@ -63,7 +63,7 @@ def _split(reader: Reader) -> Op:
     return Split(axis, sizes)
 
 
-def _slice(reader: Reader) -> Op:
+def _slice(reader: Reader) -> Take:
     starts, ends = reader.integers("starts", 1, "starts"), reader.integers("ends", 2, "ends")
     if starts is None or ends is None:
         raise Unreadable(Reason.INVALID_PARAMETERS, "it has no starts or ends")
@@ -91,7 +91,7 @@ def _positions(cut: slice, size: int) -> np.ndarray[tuple[int], np.dtype[np.intp
     return np.arange(size)[start:end:step]
 
 
-def _gather(reader: Reader) -> Op:
+def _gather(reader: Reader) -> Take:
     axis = reader.axis(int(reader.attribute("axis", 0)))
     indices = reader.constant(1, "indices")
     shape = reader.shape()
@@ -105,7 +105,7 @@ def _gather(reader: Reader) -> Op:
     return Take(axis, np.where(indices < 0, indices + size, indices).astype(np.intp), size)
 
 
-def _transpose(reader: Reader) -> Op:
+def _transpose(reader: Reader) -> Transpose:
     order = reader.attribute("perm", None)
     return Transpose(tuple(order) if order is not None else tuple(reversed(range(reader.rank()))))
 
@@ -120,11 +120,11 @@ def _blocks(reader: Reader) -> tuple[int, int]:
     return factor, channels
 
 
-def _depth_to_space(reader: Reader) -> Op:
+def _depth_to_space(reader: Reader) -> PixelShuffle:
     return PixelShuffle(*_blocks(reader), reader.attribute("mode", "DCR") == "CRD")
 
 
-def _space_to_depth(reader: Reader) -> Op:
+def _space_to_depth(reader: Reader) -> PixelUnshuffle:
     return PixelUnshuffle(*_blocks(reader), channel_first=False)
 
 
@@ -132,13 +132,13 @@ def _window_axes(reader: Reader) -> frozenset[int]:
     return frozenset(range(2, 2 + len(reader.attribute("kernel_shape", ()))))
 
 
-def _average_pool(reader: Reader) -> Op:
+def _average_pool(reader: Reader) -> Average:
     padded = any(reader.attribute("pads", ())) or reader.attribute("auto_pad", "NOTSET").startswith("SAME")
     counts_zeros = bool(reader.attribute("count_include_pad", 0)) and padded
     return Average(_window_axes(reader), not counts_zeros and not reader.attribute("ceil_mode", 0))
 
 
-def _global_average_pool(reader: Reader) -> Op:
+def _global_average_pool(reader: Reader) -> Average:
     return Average(frozenset(range(2, reader.rank())))
 
 
@@ -151,30 +151,30 @@ def _reduced(reader: Reader) -> tuple[frozenset[int], frozenset[int]]:
     return axes, frozenset() if reader.attribute("keepdims", 1) else axes
 
 
-def _reduce_mean(reader: Reader) -> Op:
+def _reduce_mean(reader: Reader) -> Average:
     axes, dropped = _reduced(reader)
     return Average(axes, dropped=dropped)
 
 
-def _reduce_sum(reader: Reader) -> Op:
+def _reduce_sum(reader: Reader) -> Average:
     axes, dropped = _reduced(reader)
     return Average(axes, sums_to_one=not axes, dropped=dropped)
 
 
-def _reduce_max(reader: Reader) -> Op:
+def _reduce_max(reader: Reader) -> Maximum:
     return Maximum(*_reduced(reader))
 
 
-def _max_pool(reader: Reader) -> Op:
+def _max_pool(reader: Reader) -> Maximum:
     reader.single_output()
     return Maximum(_window_axes(reader))
 
 
-def _global_max_pool(reader: Reader) -> Op:
+def _global_max_pool(reader: Reader) -> Maximum:
     return Maximum(frozenset(range(2, reader.rank())))
 
 
-def _resize(reader: Reader) -> Op:
+def _resize(reader: Reader) -> Average:
     if reader.attribute("coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize":
         raise Unreadable(Reason.BORDER, "its extrapolation_value stands outside the data")
     before, after = _shapes(reader)
@@ -196,7 +196,7 @@ def _scales(reader: Reader) -> tuple[float, ...] | None:
     return tuple(float(scale) for scale in reader.constant(index, "scales")) or None
 
 
-def _pad(reader: Reader) -> Op:
+def _pad(reader: Reader) -> Pad:
     pads = reader.integers("pads", 1, "pads")
     if pads is None:
         raise Unreadable(Reason.INVALID_PARAMETERS, "it has no pads")
@@ -210,7 +210,7 @@ def _pad(reader: Reader) -> Op:
     return Pad(padded, float(reader.attribute("value", 0.0)))
 
 
-def _expand(reader: Reader) -> Op:
+def _expand(reader: Reader) -> Broadcast:
     before, after = _shapes(reader)
     added = len(after) - len(before)
     if added < 0:
@@ -219,12 +219,12 @@ def _expand(reader: Reader) -> Op:
     return Broadcast(frozenset(axis for axis, kept in enumerate(same) if not kept), added)
 
 
-def _tile(reader: Reader) -> Op:
+def _tile(reader: Reader) -> Broadcast:
     repeats = reader.constant(1, "repeats").reshape(-1)
     return Broadcast(frozenset(axis for axis, times in enumerate(repeats) if times != 1))
 
 
-def _sum(reader: Reader) -> Op:
+def _sum(reader: Reader) -> Sum:
     count = len(reader.node.inputs)
     if any(reader.dtype(index) not in FLOATS for index in range(count)):
         raise Unreadable(Reason.NOT_LINEAR, "it does not add floating-point values")
@@ -236,11 +236,11 @@ def _sum(reader: Reader) -> Op:
     return Sum(signs, tuple(reader.shape(index) for index in range(count)), (1.0,) + (0.0,) * (count - 1))
 
 
-def _identity(reader: Reader) -> Op:
+def _identity(reader: Reader) -> Identity:
     return Identity()
 
 
-def _dropout(reader: Reader) -> Op:
+def _dropout(reader: Reader) -> Identity:
     reader.single_output()
     training = not reader.attribute("is_test", 0) if reader.version < 7 else False
     if reader.value(2) is not None:
@@ -250,18 +250,18 @@ def _dropout(reader: Reader) -> Op:
     return Identity()
 
 
-def _cast(reader: Reader) -> Op:
+def _cast(reader: Reader) -> Identity:
     given, wanted = reader.dtype(), ir.DataType(reader.attribute("to", 0))
     if given == wanted or (given in BITS and wanted in BITS and BITS[wanted] > BITS[given]):
         return Identity()
     raise Unreadable(Reason.NOT_LINEAR, "the cast can change values")
 
 
-def _rectifier(reader: Reader) -> Op:
+def _rectifier(reader: Reader) -> Rectifier:
     return Rectifier()
 
 
-def _prelu(reader: Reader) -> Op:
+def _prelu(reader: Reader) -> Rectifier:
     reader.constant(1, "slope")
     return Rectifier()
 

@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from bnfold.frontends.onnx.constants import AnyArray, Constants
+from bnfold.frontends.onnx.scopes import Scopes
 from bnfold.ops import Opaque, Shape
 from bnfold.outcome import Reason, Stop
 
@@ -29,6 +30,7 @@ class Facts:
     """What is known of a model besides its structure."""
 
     constants: Constants
+    scopes: Scopes
     shapes: dict[ir.Value, Shape]
     types: dict[ir.Value, ir.DataType]
 
@@ -43,8 +45,7 @@ class Reader:
     @property
     def version(self) -> int:
         """The opset that gives the operator its meaning."""
-        graph = self.node.graph
-        return self.node.version or (graph.opset_imports.get("", 1) if graph is not None else 1)
+        return self.facts.scopes.version(self.node)
 
     def attribute(self, name: str, default: Any) -> Any:
         """An attribute's value; strings are decoded."""

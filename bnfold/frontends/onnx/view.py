@@ -14,6 +14,8 @@ from bnfold.frontends.onnx.constants import AnyArray, Constants
 from bnfold.frontends.onnx.edit import Editor
 from bnfold.frontends.onnx.read_linear import Stored
 from bnfold.frontends.onnx.reader import Facts, Reader, Unreadable, opaque
+from bnfold.frontends.onnx.scopes import Scopes, label
+from bnfold.health import Caution, examine
 from bnfold.linear import Layout, Linear, Rounding, measure_parameters, measure_rounding, round_once
 from bnfold.ops import ChannelAffine, Op, Opaque
 from bnfold.outcome import Reason
@@ -27,35 +29,21 @@ ARITHMETIC = frozenset({"Add", "Div", "Mul", "Sub"})
 class OnnxGraph:
     """All graphs of an ONNX model as one `bnfold.graph.Graph`: nodes are `ir.Node`, values are `ir.Value`.
 
-    A matrix product and the Add that is its bias are one node, the product; its output is the Add's. Functions are not
-    entered: their bodies are shared by their callers.
+    A matrix product and the Add that is its bias are one node, the product; its output is the Add's. The body of a
+    function is folded once, for all its callers, by what is constant in the body.
     """
 
     def __init__(self, model: ir.Model) -> None:
         self.model = model
         inferred, types = shapes.infer(model)
-        self._facts = Facts(Constants(model, inferred, types), inferred, types)
-        self._scopes: dict[ir.Graph, str] = {}
-        self._order = list(self._walk(model.graph, "main"))
+        scopes = Scopes(model)
+        self._facts = Facts(Constants(model, scopes, inferred, types), scopes, inferred, types)
         self._bias_add: dict[ir.Node, ir.Node] = {}
         self._product: dict[ir.Node, ir.Node] = {}
-        for node in self._order:
+        for node in scopes.nodes:
             self._pair(node)
         self._data: dict[ir.Node, Sequence[int]] = {}
-        self._editor = Editor(model)
-
-    def _walk(self, graph: ir.Graph, scope: str) -> Iterator[ir.Node]:
-        self._scopes[graph] = scope
-        for node in graph:
-            yield node
-            for name, attribute in node.attributes.items():
-                if attribute.is_ref():
-                    continue
-                if attribute.type == ir.AttributeType.GRAPH:
-                    yield from self._walk(attribute.as_graph(), f"{scope}/{self.name(node)}/{name}")
-                elif attribute.type == ir.AttributeType.GRAPHS:
-                    for index, body in enumerate(attribute.as_graphs()):
-                        yield from self._walk(body, f"{scope}/{self.name(node)}/{name}[{index}]")
+        self._editor = Editor(model, scopes)
 
     def _pair(self, node: ir.Node) -> None:
         """Note the Add that is the bias of a matrix product."""
@@ -74,14 +62,13 @@ class OnnxGraph:
         return Reader(node, self._facts)
 
     def nodes(self) -> Iterator[ir.Node]:
-        return (node for node in self._order if node not in self._product)
+        return (node for node in self._facts.scopes.nodes if node not in self._product)
 
     def name(self, node: ir.Node) -> str:
-        return node.name or f"{node.op_type}:{node.outputs[0].name if node.outputs else '?'}"
+        return label(node)
 
     def scope(self, node: ir.Node) -> str:
-        assert isinstance(node.graph, ir.Graph)
-        return self._scopes[node.graph]
+        return self._facts.scopes.name(node)
 
     def op(self, node: ir.Node) -> Op:
         try:
@@ -141,6 +128,15 @@ class OnnxGraph:
             found.append((node, indices.index(index) if node is reader and index in indices else -1))
         if value.is_graph_output():
             found.append((None, -1))
+        return found
+
+    def warnings(self) -> list[Caution]:
+        """What looks wrong with the statistics of BatchNorms that can be read; part of no protocol."""
+        found: list[Caution] = []
+        for node in self.nodes():
+            if _is_batchnorm(node) and isinstance(self.op(node), ChannelAffine):
+                gamma, _, mean, var, epsilon = read_affine.batchnorm_constants(self._reader(node))
+                found.extend(examine(self.name(node), self.scope(node), gamma, mean, var, epsilon))
         return found
 
     def round(self, node: ir.Node, absorbed: Linear | Affine) -> Rounding:

@@ -1,0 +1,75 @@
+"""The graphs of a model: the main one, the bodies of If, Loop and Scan, and those of functions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import onnx_ir as ir
+
+
+class Scopes:
+    """Every node of a model with the graph that holds it.
+
+    Attributes:
+        nodes: all nodes; a node comes before those of its bodies, and after what it reads.
+    """
+
+    def __init__(self, model: ir.Model) -> None:
+        self._names: dict[ir.Graph, str] = {}
+        self._versions: dict[ir.Graph, int] = {}
+        self._roots: dict[ir.Graph, ir.Graph] = {}
+        self._functions: set[ir.Graph] = set()
+        self.nodes: list[ir.Node] = []
+        self._walk(model.graph, "main", model.opset_imports.get("", 1))
+        for function in model.functions.values():
+            self._functions.add(function.graph)
+            name = f"{function.domain}.{function.name}" + (f":{function.overload}" if function.overload else "")
+            self._walk(function.graph, name, function.opset_imports.get("", 1))
+
+    def _walk(self, graph: ir.Graph, scope: str, version: int) -> None:
+        stack: list[Iterator[ir.Node]] = [self._enter(graph, scope, version, graph)]
+        while stack:
+            node = next(stack[-1], None)
+            if node is None:
+                stack.pop()
+                continue
+            self.nodes.append(node)
+            assert isinstance(node.graph, ir.Graph)
+            inside = f"{self._names[node.graph]}/{label(node)}"
+            bodies = [self._enter(body, f"{inside}/{name}", version, graph) for name, body in _bodies(node)]
+            stack.extend(reversed(bodies))
+
+    def _enter(self, graph: ir.Graph, scope: str, version: int, root: ir.Graph) -> Iterator[ir.Node]:
+        self._names[graph] = scope
+        self._versions[graph] = version
+        self._roots[graph] = root
+        return iter(graph)
+
+    def name(self, node: ir.Node) -> str:
+        """The graph that holds the node: "main", a function, or a path of nodes and bodies below one of them."""
+        assert isinstance(node.graph, ir.Graph)
+        return self._names[node.graph]
+
+    def version(self, node: ir.Node) -> int:
+        """The opset that gives a node of the standard domain its meaning."""
+        graph = node.graph
+        return node.version or (self._versions[graph] if isinstance(graph, ir.Graph) else 1)
+
+    def is_in_function(self, graph: ir.Graph) -> bool:
+        """Whether the graph belongs to a function, which cannot hold initializers."""
+        return self._roots[graph] in self._functions
+
+
+def label(node: ir.Node) -> str:
+    """A node's name, or its operator and output where it has none."""
+    return node.name or f"{node.op_type}:{node.outputs[0].name if node.outputs else ''}"
+
+
+def _bodies(node: ir.Node) -> Iterator[tuple[str, ir.Graph]]:
+    for name, attribute in node.attributes.items():
+        if attribute.is_ref():
+            continue
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield name, attribute.as_graph()
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            yield from ((f"{name}[{index}]", body) for index, body in enumerate(attribute.as_graphs()))

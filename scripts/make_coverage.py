@@ -1,0 +1,171 @@
+"""Writes docs/coverage.md: what folds through what, and what is refused and why, asked of the rules themselves."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import get_type_hints
+
+import numpy as np
+
+from bnfold.affine import Affine
+from bnfold.frontends.onnx import read_carry, read_linear
+from bnfold.ops import (
+    Average,
+    Broadcast,
+    Concat,
+    Identity,
+    Maximum,
+    Op,
+    Pad,
+    PixelShuffle,
+    PixelUnshuffle,
+    Rectifier,
+    Reshape,
+    Split,
+    Sum,
+    Take,
+    Transpose,
+)
+from bnfold.outcome import ADVICE, Reason, Stop
+from bnfold.rules import pull, push
+
+TARGET = Path(__file__).parent.parent / "docs" / "coverage.md"
+
+CHANNELS = 4
+SPACE = frozenset({2, 3})
+IMAGE = ("N", CHANNELS, 6, 6)
+
+# What is asked: an operator on a batch of images with four channels on axis 1, and what to call it.
+EXAMPLES: list[tuple[str, Op]] = [
+    ("along the channels", Concat(1, (CHANNELS,))),
+    ("along another axis", Concat(2, (6, 6))),
+    ("along the channels", Split(1, (CHANNELS,))),
+    ("along another axis", Split(2, (3, 3))),
+    ("of all channels, in another order", Take(1, np.arange(CHANNELS)[::-1], CHANNELS)),
+    ("of positions", Take(2, np.arange(3), 6)),
+    ("", Transpose((0, 2, 3, 1))),
+    ("that keeps the channel axis", Reshape(IMAGE, ("N", CHANNELS, 36))),
+    ("that flattens the channels with the positions behind them", Reshape(IMAGE, ("N", 144))),
+    ("", PixelShuffle(1, CHANNELS, channel_first=False)),
+    ("", PixelUnshuffle(1, CHANNELS, channel_first=False)),
+    ("over positions", Average(SPACE)),
+    ("over positions, counting padding zeros or adding up", Average(SPACE, sums_to_one=False)),
+    ("over channels", Average(frozenset({1}))),
+    ("over positions", Maximum(SPACE)),
+    ("with copies of the data (reflect, edge, wrap)", Pad(SPACE, None)),
+    ("with zeros", Pad(SPACE, 0.0)),
+    ("of the positions", Broadcast(SPACE)),
+    ("of the channels", Broadcast(frozenset({1}))),
+    ("of computed values of one shape", Sum((1, 1), (IMAGE, IMAGE), (1.0, 0.0))),
+    ("with an operand that is broadcast along the channels", Sum((1, 1), (IMAGE, ("N", 1, 6, 6)), (1.0, 0.0))),
+    ("", Identity()),
+    ("", Rectifier()),
+]
+
+KINDS: dict[str, Affine] = {
+    "scale and shift": Affine.of([2.0, -3.0, 0.5, 1.0], [1.0, 2.0, 3.0, 4.0]),
+    "positive scale and shift": Affine.of([2.0, 3.0, 0.5, 1.0], [1.0, 2.0, 3.0, 4.0]),
+    "scale": Affine.of([2.0, -3.0, 0.5, 1.0], 0.0),
+    "positive scale": Affine.of([2.0, 3.0, 0.5, 1.0], 0.0),
+    "the same scale and shift in all channels": Affine.of([2.0] * CHANNELS, 1.0),
+}
+
+
+def names(op: Op) -> str:
+    """The ONNX operators that are read as this kind."""
+    found = [name for name, read in read_carry.READERS.items() if get_type_hints(read)["return"] is type(op)]
+    return ", ".join(found)
+
+
+def answer(rule: Callable[..., object], op: Op, arguments: Callable[[Affine], list[Affine | None]]) -> str:
+    """The most general kind of affine that is carried, or the reason why none is."""
+    refused: Stop | None = None
+    for kind, affine in KINDS.items():
+        result = rule(op, *arguments(affine))
+        if not isinstance(result, Stop):
+            return kind
+        refused = refused or result
+    assert refused is not None
+    return f"none (`{refused.reason}`)"
+
+
+def outputs(op: Op) -> Callable[[Affine], list[Affine | None]]:
+    """An affine for each output of the example, on the axis where its channels are."""
+
+    def arguments(affine: Affine) -> list[Affine | None]:
+        if isinstance(op, Split):
+            return [affine] * len(op.sizes)
+        if isinstance(op, Transpose):
+            return [affine.along(op.order.index(1))]
+        if isinstance(op, Reshape) and len(op.after) == 2:
+            return [affine.repeat(36)]
+        return [affine]
+
+    return arguments
+
+
+def inputs(op: Op) -> Callable[[Affine], list[Affine | None]]:
+    """An affine for each input of the example."""
+
+    def arguments(affine: Affine) -> list[Affine | None]:
+        if isinstance(op, Concat):
+            return [affine] * len(op.sizes)
+        return [affine, None] if isinstance(op, Sum) else [affine]
+
+    return arguments
+
+
+def rows() -> Iterator[str]:
+    for what, op in EXAMPLES:
+        cells = (
+            type(op).__name__ + (f" {what}" if what else ""),
+            names(op),
+            answer(pull, op, outputs(op)),
+            answer(push, op, inputs(op)),
+        )
+        yield f"| {' | '.join(cells)} |"
+
+
+def document() -> str:
+    absorbing = ", ".join([*read_linear.READERS, "MatMul"])
+    advice = [f"| `{reason}` | {ADVICE.get(reason, '')} |" for reason in Reason]
+    return "\n".join(
+        [
+            "# What folds through what",
+            "",
+            "Written by `python scripts/make_coverage.py`, which asks the rules; a test keeps it true.",
+            "",
+            f"A BatchNorm, or any other per-channel affine `y = scale * x + shift`, is absorbed by {absorbing}:",
+            "by one in front of it, always; by one behind it, unless a shift meets zero padding. (A shift that is the same",
+            "multiple of the scale in all channels becomes an explicit Pad.) A BatchNorm that stays absorbs the affines",
+            "around it. In between, an affine is carried through these operators, which take it as far as the table",
+            "says: upstream from output to input, downstream from input to output. All paths must end in an operator",
+            "that absorbs, and no other reader may see a changed value.",
+            "",
+            "| operator | in ONNX | upstream | downstream |",
+            "|---|---|---|---|",
+            *rows(),
+            "",
+            "A sum hands the whole scale to every operand, and the shift to one of them or to all in equal parts.",
+            "Downstream, the operands of a sum must bring the same scale; the table shows one operand alone.",
+            "",
+            "## Why a BatchNorm stays",
+            "",
+            "| reason | what would let it fold |",
+            "|---|---|",
+            *advice,
+            "",
+        ]
+    )
+
+
+def main() -> None:
+    if "--check" in sys.argv:
+        sys.exit(TARGET.read_text() != document())
+    TARGET.write_text(document())
+
+
+if __name__ == "__main__":
+    main()
