@@ -27,6 +27,7 @@ class Layout(StrEnum):
     CONV_TRANSPOSE = "conv-transpose"  # [in, out/group, *window]
     IN_OUT = "in-out"  # [..1, in, out], as in x @ kernel
     OUT_IN = "out-in"  # [..1, out, in], as in kernel @ x
+    STACKED = "stacked"  # [stack, out/stack, in], as in recurrent layers: all read one input
 
     def canonical(self, kernel: Array, groups: int = 1) -> Array:
         """A view of a native kernel as ``[group, out/group, in/group, *window]``."""
@@ -42,6 +43,8 @@ class Layout(StrEnum):
                 return kernel.reshape(1, *kernel.shape[-2:]).swapaxes(1, 2)
             case Layout.OUT_IN:
                 return kernel.reshape(1, *kernel.shape[-2:])
+            case Layout.STACKED:
+                return kernel.reshape(1, -1, kernel.shape[-1])
 
     def native(self, kernel: Array, shape: tuple[int, ...]) -> Array:
         """The inverse of `canonical`, back to the native `shape`."""
@@ -67,6 +70,7 @@ class Linear:
         axis_in, axis_out: channel axis of the data that it reads and makes; None where that side cannot absorb.
         border: whether a constant added to the input reaches every output alike.
         has_bias_slot: whether the native operator takes a bias; else a new bias costs a node.
+        is_quantized: whether its kernel stays as it is but for a positive scale of each output channel.
         before, after: pending affines on the input and on the output side; None is the identity.
     """
 
@@ -77,6 +81,7 @@ class Linear:
     axis_out: int | None
     border: Border = Border.NONE
     has_bias_slot: bool = True
+    is_quantized: bool = False
     before: Affine | None = None
     after: Affine | None = None
 

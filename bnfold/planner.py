@@ -316,6 +316,8 @@ def _absorb_output(
         return Stop(Reason.AXIS_MISMATCH, "the channels lie on another axis than its output channels")
     if affine.size != op.out_channels:
         return Stop(Reason.MIXED_CHANNELS, f"it makes {op.out_channels} channels, not {affine.size}")
+    if op.is_quantized and not (affine.scale > 0).all():
+        return Stop(Reason.NEGATIVE_SCALE, "its quantised weight takes positive scales only")
     return _worthwhile(draft, candidate, op, op.absorb_output(affine))
 
 
@@ -328,6 +330,8 @@ def _absorb_input(
         if (affine.axis, affine.size) != (op.affine.axis, op.affine.size):
             return Stop(Reason.AXIS_MISMATCH, "it works along another axis")
         return _finite(op.affine.after(affine))
+    if op.is_quantized:
+        return Stop(Reason.NOT_CONSTANT, "its quantised weight takes no scale per input channel")
     if affine.axis != op.axis_in:
         return Stop(Reason.AXIS_MISMATCH, "the channels lie on another axis than its input channels")
     if affine.size != op.in_channels:

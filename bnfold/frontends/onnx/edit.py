@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from bnfold.frontends.onnx.scopes import Scopes
@@ -146,6 +148,31 @@ class Editor:
         if product.is_graph_output():
             product.replace_all_uses_with(total, replace_graph_outputs=True)
             add.replace_input_with(0, product)
+
+    def requantize(
+        self,
+        node: ir.Node,
+        index: int,
+        old: ir.Node,
+        scales: npt.NDArray[Any],
+        zero_points: npt.NDArray[Any],
+        axis: int,
+    ) -> None:
+        """Give input `index` of a node a DequantizeLinear of its own, like `old` with other scales."""
+        name = self.fresh(f"{old.name or old.outputs[0].name}_folded")
+        inputs = [
+            old.inputs[0],
+            self._initializer(node, ir.tensor(scales), f"{name}_scale"),
+            self._initializer(node, ir.tensor(zero_points), f"{name}_zero_point"),
+        ]
+        attributes = [each for each in old.attributes.values() if each.name != "axis"]
+        fresh = ir.Node("", "DequantizeLinear", inputs, [*attributes, ir.AttrInt64("axis", axis)], name=name)
+        self._insert(node, fresh, after=False)
+        fresh.outputs[0].name = self.fresh(f"{old.outputs[0].name}_folded")
+        fresh.outputs[0].type, fresh.outputs[0].shape = old.outputs[0].type, old.outputs[0].shape
+        value = old.outputs[0]
+        node.replace_input_with(index, fresh.outputs[0])
+        self.release(value)
 
     def pad_explicitly(self, node: ir.Node, fill: float, dtype: np.dtype[np.generic], version: int) -> None:
         """Replace the zero padding of a convolution by a Pad with the constant `fill`."""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
 import onnx_ir as ir
 
 from bnfold.affine import Array
+from bnfold.frontends.onnx import quantized
 from bnfold.frontends.onnx.constants import AnyArray
+from bnfold.frontends.onnx.quantized import Quantized
 from bnfold.frontends.onnx.reader import Reader, Unreadable, known_sizes
 from bnfold.linear import Border, Layout, Linear
 from bnfold.outcome import Reason
@@ -25,6 +27,7 @@ class Weights:
         bias: the bias, a constant value of the graph, or None.
         bias_index: its index among the node's inputs; None for a matrix product, whose bias is an Add of its own.
         layout, groups: how the kernel is stored.
+        quantized: what the kernel is dequantised from.
         kernel_factor, bias_factor: Gemm's alpha and beta, which go into the new parameters.
     """
 
@@ -35,6 +38,7 @@ class Weights:
     groups: int = 1
     kernel_factor: float = 1.0
     bias_factor: float = 1.0
+    quantized: Quantized | None = None
 
 
 def read_linear(reader: Reader, add: ir.Node | None) -> tuple[Linear, Weights] | None:
@@ -48,9 +52,18 @@ def read_linear(reader: Reader, add: ir.Node | None) -> tuple[Linear, Weights] |
         Unreadable: it is a linear operator, but not one whose weights can change.
     """
     if reader.node.op_type == "MatMul":
-        return _matmul(reader, add)
-    read = READERS.get(reader.node.op_type)
-    return read(reader) if read else None
+        linear, weights = _matmul(reader, add)
+    elif reader.node.op_type in READERS:
+        linear, weights = READERS[reader.node.op_type](reader)
+    else:
+        return None
+    found = quantized.find(reader.value(weights.kernel), reader.facts)
+    if found is None:
+        return linear, weights
+    quantized.insist_on_output_scales(found, weights.layout, weights.groups, reader.version)
+    if weights.kernel_factor != 1:
+        raise Unreadable(Reason.NOT_CONSTANT, "its quantised weight has an alpha as well")
+    return replace(linear, is_quantized=True), replace(weights, quantized=found)
 
 
 def _kernel_shape(reader: Reader, index: int) -> tuple[int, ...]:
@@ -59,6 +72,8 @@ def _kernel_shape(reader: Reader, index: int) -> tuple[int, ...]:
     if value is None:
         raise Unreadable(Reason.INVALID_PARAMETERS, "its weight is missing")
     constants = reader.facts.constants
+    if (found := quantized.find(value, reader.facts)) is not None:
+        return found.integers.shape
     if constants.is_overridable(value):
         raise Unreadable(
             Reason.OVERRIDABLE, f"its weight {value.name!r} is a graph input too, so a caller may replace it"
@@ -73,10 +88,15 @@ def _kernel_shape(reader: Reader, index: int) -> tuple[int, ...]:
 def _bias(reader: Reader, index: int, channels: int) -> ir.Value | None:
     value = reader.value(index)
     if value is not None:
-        bias = reader.constant(index, "bias")
+        bias = _bias_constant(reader, index)
         if bias.shape != (channels,):
             raise Unreadable(Reason.INVALID_PARAMETERS, f"its bias has shape {bias.shape} for {channels} channels")
     return value
+
+
+def _bias_constant(reader: Reader, index: int) -> AnyArray:
+    found = quantized.find(reader.value(index), reader.facts)
+    return found.dequantize() if found else reader.constant(index, "bias")
 
 
 def _conv(reader: Reader) -> tuple[Linear, Weights]:
@@ -112,7 +132,7 @@ def _gemm(reader: Reader) -> tuple[Linear, Weights]:
     out, fan_in = shape if layout is Layout.OUT_IN else shape[::-1]
     bias = reader.value(2)
     if bias is not None:
-        constant = reader.constant(2, "bias")
+        constant = _bias_constant(reader, 2)
         if constant.size not in (1, out) or (constant.size > 1 and constant.shape[-1] != out):
             raise Unreadable(Reason.NOT_LINEAR, f"its C of shape {constant.shape} differs from row to row")
     linear = Linear(1, out, fan_in, axis_in=0 if reader.attribute("transA", 0) else 1, axis_out=1)
@@ -138,7 +158,8 @@ def _matmul(reader: Reader, add: ir.Node | None) -> tuple[Linear, Weights]:
 def matmul_kernel(reader: Reader) -> int:
     """The index of a matrix product's constant operand."""
     for index in (1, 0):
-        if reader.facts.constants.holds(reader.value(index)):
+        value = reader.value(index)
+        if reader.facts.constants.holds(value) or quantized.find(value, reader.facts) is not None:
             return index
     for index in (1, 0):
         value = reader.value(index)
@@ -187,7 +208,20 @@ def per_channel_axis(shape: tuple[int, ...], rank: int) -> int | None:
     return None if not long else long[0] if len(long) == 1 else -1
 
 
+def _recurrent(reader: Reader) -> tuple[Linear, Weights]:
+    """LSTM, GRU, RNN: linear in the input alone. W is [directions, gates, in], B is [directions, Wb | Rb]."""
+    shape = _kernel_shape(reader, 1)
+    bias = reader.value(3)
+    if len(shape) != 3 or (bias is not None and reader.constant(3, "bias").shape != (shape[0], 2 * shape[1])):
+        raise Unreadable(Reason.INVALID_PARAMETERS, f"its weight of shape {shape} does not fit its bias")
+    linear = Linear(1, shape[0] * shape[1], shape[2], axis_in=2, axis_out=None)
+    return linear, Weights(1, bias, 3, Layout.STACKED)
+
+
 READERS: dict[str, Callable[[Reader], tuple[Linear, Weights]]] = {
+    "GRU": _recurrent,
+    "LSTM": _recurrent,
+    "RNN": _recurrent,
     "Conv": _conv,
     "ConvTranspose": _conv_transpose,
     "Gemm": _gemm,
@@ -203,6 +237,7 @@ class Stored:
     load: Callable[[], AnyArray]
     shape: tuple[int, ...]
     bias: Array | None
+    recurrent_bias: Array | None = None
 
     def kernel(self) -> AnyArray:
         """The original in canonical layout."""
@@ -218,6 +253,14 @@ class Stored:
         """With everything that `linear` absorbed; None where none is needed."""
         return linear.solve_bias(self.kernel, self.bias)
 
+    def native_bias(self, bias: Array) -> Array:
+        """A bias as the operator stores it; recurrent layers keep the half that belongs to the recurrence."""
+        if self.weights.layout is not Layout.STACKED:
+            return bias
+        rows = bias.reshape(self.shape[0], -1)
+        kept = np.zeros_like(rows) if self.recurrent_bias is None else self.recurrent_bias
+        return np.concatenate([rows, kept], axis=1)
+
     def native(self, kernel: Array) -> Array:
         """A canonical kernel in the layout that the operator stores."""
         return self.weights.layout.native(kernel, self.shape)
@@ -231,8 +274,14 @@ def stored(reader: Reader, add: ir.Node | None) -> Stored:
     value = reader.value(weights.kernel)
     assert value is not None
     bias: Array | None = None
+    recurrent: Array | None = None
     if weights.bias is not None:
-        constant = reader.facts.constants.get(weights.bias).astype(np.float64) * weights.bias_factor
+        found = quantized.find(weights.bias, reader.facts)
+        constant = found.dequantize() if found else reader.facts.constants.get(weights.bias)
+        constant = constant.astype(np.float64) * weights.bias_factor
+        if weights.layout is Layout.STACKED:
+            constant, recurrent = np.split(constant, 2, axis=1)
         bias = np.broadcast_to(constant.reshape(-1), (linear.out_channels,))
     shape = _kernel_shape(reader, weights.kernel)
-    return Stored(linear, weights, reader.facts.constants.capture(value), shape, bias)
+    load = weights.quantized.dequantize if weights.quantized else reader.facts.constants.capture(value)
+    return Stored(linear, weights, load, shape, bias, recurrent)

@@ -12,6 +12,7 @@ from bnfold.affine import Affine, Array
 from bnfold.frontends.onnx import read_affine, read_carry, read_linear, shapes
 from bnfold.frontends.onnx.constants import AnyArray, Constants
 from bnfold.frontends.onnx.edit import Editor
+from bnfold.frontends.onnx.quantized import insist_on_output_scales
 from bnfold.frontends.onnx.read_linear import Stored
 from bnfold.frontends.onnx.reader import Facts, Reader, Unreadable, opaque
 from bnfold.frontends.onnx.scopes import Scopes, label
@@ -100,12 +101,18 @@ class OnnxGraph:
         if node.domain != "" or not node.inputs:
             return range(len(node.inputs))
         if node.op_type == "MatMul":
-            return (1,) if self._facts.constants.holds(node.inputs[0]) else (0,)
+            return (1 - self._matmul_kernel(node),)
         if node.op_type in ARITHMETIC and isinstance(self.op(node), ChannelAffine):
             return [index for index in range(2) if not self._facts.constants.holds(node.inputs[index])]
         if node.op_type in read_carry.ALL_INPUTS_ARE_DATA:
             return range(len(node.inputs))
         return (0,)
+
+    def _matmul_kernel(self, node: ir.Node) -> int:
+        try:
+            return read_linear.matmul_kernel(self._reader(node))
+        except Unreadable:
+            return 1
 
     def inputs(self, node: ir.Node) -> Sequence[ir.Value]:
         values = [node.inputs[index] for index in self._data_indices(node)]
@@ -143,6 +150,9 @@ class OnnxGraph:
         if isinstance(absorbed, Linear):
             stored = self._stored(node)
             dtype = self._dtype(node.inputs[stored.weights.kernel])
+            if stored.weights.quantized is not None and absorbed.after is not None:
+                scales = stored.weights.quantized.rescaled(absorbed.after.scale).reshape(1, -1, 1)
+                return measure_parameters(scales, stored.solve_bias(absorbed), dtype, _unit(dtype))
             return measure_parameters(stored.solve_kernel(absorbed), stored.solve_bias(absorbed), dtype, _unit(dtype))
         found: list[Rounding] = []
         for index, exact in self._batchnorm_parameters(node, absorbed).items():
@@ -178,6 +188,11 @@ class OnnxGraph:
         index = stored.weights.kernel
         dtype = self._dtype(node.inputs[index])
         bias = stored.solve_bias(linear)
+        if stored.weights.quantized is not None:
+            self._write_scales(node, linear, stored)
+            if bias is not None:
+                self._write_bias(node, linear, stored, round_once(bias, dtype))
+            return
 
         def solved() -> ir.TensorProtocol:
             return ir.tensor(round_once(stored.native(stored.solve_kernel(linear)), dtype))
@@ -186,9 +201,18 @@ class OnnxGraph:
         self._editor.set_parameter(node, index, lazy)
         self._editor.drop_attributes(node, "alpha", "beta")
         if bias is not None:
-            self._write_bias(node, linear, stored, round_once(bias, dtype))
+            self._write_bias(node, linear, stored, round_once(stored.native_bias(bias), dtype))
         if linear.fill:
             self._editor.pad_explicitly(node, linear.fill, dtype, self._reader(node).version)
+
+    def _write_scales(self, node: ir.Node, linear: Linear, stored: Stored) -> None:
+        found, version = stored.weights.quantized, self._reader(node).version
+        assert found is not None
+        assert linear.after is not None
+        axis = insist_on_output_scales(found, stored.weights.layout, stored.weights.groups, version)
+        scales = round_once(found.rescaled(linear.after.scale), found.scales.dtype)
+        zero_points = np.broadcast_to(found.zero_points, scales.shape).copy()
+        self._editor.requantize(node, stored.weights.kernel, found.node, scales, zero_points, axis)
 
     def _write_bias(self, node: ir.Node, linear: Linear, stored: Stored, bias: AnyArray) -> None:
         version = self._reader(node).version
