@@ -15,8 +15,8 @@ SEQUENCE, BATCH, INPUTS, HIDDEN = 5, 2, 3, 4
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 
 
-def recurrent(operator: str, direction: str, *, has_bias: bool, norm_first: bool = True) -> onnx.ModelProto:
-    """BatchNormalization on [batch, inputs, sequence], transposed to [sequence, batch, inputs], then a recurrent layer."""
+def recurrent(operator: str, direction: str, *, has_bias: bool) -> onnx.ModelProto:
+    """BatchNormalization on [batch, inputs, sequence], transposed to [sequence, batch, inputs], then the layer."""
     random = np.random.default_rng(0)
     directions, rows = (2 if direction == "bidirectional" else 1), GATES[operator] * HIDDEN
     shapes = {"w": (directions, rows, INPUTS), "r": (directions, rows, HIDDEN), "b": (directions, 2 * rows)}
