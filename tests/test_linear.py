@@ -6,8 +6,9 @@ Everything is compared with a plain evaluation in float64, at 1e-12 of the large
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +39,11 @@ def place_bias(y: Array, bias: Array | None, axis: int) -> Array:
     return y if bias is None else y + bias.reshape([-1] + [1] * (y.ndim - axis - 1))
 
 
+def at(places: Sequence[int | slice]) -> Any:
+    """An index of the last axes."""
+    return (..., *places)
+
+
 def convolve(
     x: Array,
     kernel: Array,
@@ -57,7 +63,7 @@ def convolve(
     for tap in itertools.product(*(range(taps) for taps in window)):
         starts = [dilation * offset for offset in tap]
         seen = [slice(a, a + stride * n, stride) for a, n in zip(starts, sizes, strict=True)]
-        y += np.einsum("goi,ngi...->ngo...", kernel[..., *tap], grouped[..., *seen])
+        y += np.einsum("goi,ngi...->ngo...", kernel[at(tap)], grouped[at(seen)])
     return place_bias(y.reshape(len(x), groups * out, *sizes), bias, 1)
 
 
@@ -79,9 +85,9 @@ def convolve_transposed(
     for tap in itertools.product(*(range(taps) for taps in window)):
         starts = [dilation * offset for offset in tap]
         touched = [slice(a, a + stride * (n - 1) + 1, stride) for a, n in zip(starts, x.shape[2:], strict=True)]
-        y[..., *touched] += np.einsum("goi,ngi...->ngo...", kernel[..., *tap], grouped)
+        y[at(touched)] += np.einsum("goi,ngi...->ngo...", kernel[at(tap)], grouped)
     kept = [slice(padding, size - padding) for size in sizes]
-    return place_bias(y[..., *kept].reshape(len(x), groups * out, *(k.stop - k.start for k in kept)), bias, 1)
+    return place_bias(y[at(kept)].reshape(len(x), groups * out, *(k.stop - k.start for k in kept)), bias, 1)
 
 
 def multiply_right(x: Array, kernel: Array, bias: Array | None) -> Array:
@@ -195,6 +201,14 @@ def test_canonical_matrices_name_out_in(layout: Layout, ones: int) -> None:
     np.testing.assert_array_equal(layout.native(canonical.copy(), native.shape), native)
 
 
+def test_stacked_matrices_share_their_input() -> None:
+    native = np.random.default_rng(0).normal(size=(2, 12, 5))
+    canonical = Layout.STACKED.canonical(native)
+    assert canonical.shape == (1, 24, 5)
+    np.testing.assert_array_equal(canonical[0, 12:], native[1])
+    np.testing.assert_array_equal(Layout.STACKED.native(canonical.copy(), native.shape), native)
+
+
 @pytest.mark.parametrize("layout", Layout)
 def test_canonical_is_a_view(layout: Layout) -> None:
     native = np.zeros((6, 4))
@@ -240,12 +254,12 @@ def test_absorbed_affines_compute_what_they_computed_outside(
 @pytest.mark.parametrize("layout", Layout)
 @pytest.mark.parametrize("groups", [1, 2, 3])
 def test_solved_weights_go_back_to_their_native_layout(layout: Layout, groups: int) -> None:
-    matrix = layout in (Layout.IN_OUT, Layout.OUT_IN)
+    matrix = layout not in (Layout.CONV, Layout.CONV_TRANSPOSE)
     groups, window = (1, ()) if matrix else (groups, (3, 2))
     out, fan_in = 3 * groups, 2 * groups
     shape = {
         Layout.CONV: (out, 2, *window), Layout.CONV_TRANSPOSE: (fan_in, 3, *window),
-        Layout.IN_OUT: (2, 3), Layout.OUT_IN: (3, 2),
+        Layout.IN_OUT: (2, 3), Layout.OUT_IN: (3, 2), Layout.STACKED: (3, 1, 2),
     }[layout]  # fmt: skip
     random = np.random.default_rng(1)
     native = random.normal(size=shape)
@@ -264,6 +278,8 @@ def test_solved_weights_go_back_to_their_native_layout(layout: Layout, groups: i
                 o, i = second, first
             case Layout.OUT_IN:
                 o, i = first, second
+            case Layout.STACKED:
+                o, i = first, place[2]
         expected[place] *= after.scale[o] * before.scale[i]
     assert_close(solved, expected)
 

@@ -16,12 +16,13 @@ from typing import get_args
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, assume, example, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from numpy.lib.stride_tricks import sliding_window_view
 
 from bnfold import ops
 from bnfold.affine import Affine, Array
+from bnfold.linear import Linear
 from bnfold.ops import (
     Average,
     Broadcast,
@@ -563,6 +564,13 @@ def reshape_tokens_into_rows(s: Sizes) -> Row:
 
 
 @row
+def reshape_features_into_rows(s: Sizes) -> Row:
+    """``[N, F*C] -> [N*F, C]``: features alike with a period of C become channels."""
+    before, after = (s.n, s.f * s.c), (s.n * s.f, s.c)
+    return reshaping(before, after, Trial(push, (1,), UNIFORM_ONLY), Trial(pull, (1,)))
+
+
+@row
 def reshape_rows_into_tokens(s: Sizes) -> Row:
     return reshaping((s.n * s.k, s.c), (s.n, s.k, s.c), *pulls(ALL, ALL, ALL), *pushes(UNIFORM_ONLY, ALL))
 
@@ -646,19 +654,20 @@ def reshape_without_shapes(s: Sizes) -> Row:
 def mean_pool(x: Array, axes: Sequence[int]) -> Array:
     """The mean over windows of two, one after the other."""
     window = sliding_window_view(x, (2,) * len(axes), tuple(axes))
-    return window.mean(axis=tuple(range(x.ndim, window.ndim)))
+    return np.asarray(window.mean(axis=tuple(range(x.ndim, window.ndim))))
 
 
 def max_pool(x: Array, axes: Sequence[int]) -> Array:
     """The largest value of windows of two."""
     window = sliding_window_view(x, (2,) * len(axes), tuple(axes))
-    return window.max(axis=tuple(range(x.ndim, window.ndim)))
+    return np.asarray(window.max(axis=tuple(range(x.ndim, window.ndim))))
 
 
 def surround(x: Array, axes: Sequence[int], mode: str = "constant", value: float = 0.0) -> Array:
     """One more position at both ends of `axes`."""
     widths = [(1, 1) if axis in axes else (0, 0) for axis in range(x.ndim)]
-    return np.pad(x, widths, constant_values=value) if mode == "constant" else np.pad(x, widths, mode)  # type: ignore[call-overload,no-any-return]
+    pad: Callable[..., Array] = np.pad
+    return pad(x, widths, constant_values=value) if mode == "constant" else pad(x, widths, mode)
 
 
 def over_space(s: Sizes, op: object, evaluate: Evaluate, elsewhere: Verdict) -> Row:
@@ -1057,7 +1066,7 @@ def test_every_operator_is_carried_both_ways_in_the_table() -> None:
         for trial in entry.trials
         if any(kind not in trial.verdict for kind in Kind)
     }
-    not_carriers = {ops.Linear, ops.ChannelAffine, ops.Opaque}
+    not_carriers = {Linear, ops.ChannelAffine, Opaque}
     for kind, rule in itertools.product(set(get_args(ops.Op)) - not_carriers, (pull, push)):
         assert (kind, rule) in carried, f"no row shows that {kind.__name__} is carried by {rule}"
 
@@ -1084,7 +1093,11 @@ def test_variants_of_a_sum_offer_the_shift_to_each_operand_and_to_all_alike(coun
 def test_the_last_variant_of_a_sum_gives_one_value_read_twice_one_affine() -> None:
     """``y + y``: only equal parts can be pulled through both of its uses."""
     affine = Kind.ANY.draw(np.random.default_rng(0), 3, 1)
-    first, second = pull(variants(Sum((1, 1), ((2, 3), (2, 3)), (1.0, 0.0)))[-1], affine)  # type: ignore[misc]
+    pulled = pull(variants(Sum((1, 1), ((2, 3), (2, 3)), (1.0, 0.0)))[-1], affine)
+    assert isinstance(pulled, tuple)
+    first, second = pulled
+    assert first is not None
+    assert second is not None
     assert first.equals(second)
 
 
@@ -1166,19 +1179,20 @@ def test_sums_of_ones_are_carried_or_refused(shapes: Shapes, axis: int) -> None:
 
 
 @st.composite
-def shape_pairs(draw: st.DrawFn, least: int = 1) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def shape_pairs(draw: st.DrawFn) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Two shapes with the same number of elements: factors, permuted and merged at random."""
     factors = draw(st.lists(st.sampled_from([1, 2, 2, 3, 3, 4, 5]), min_size=1, max_size=6))
     shapes: list[tuple[int, ...]] = []
     for _ in range(2):
         shape: list[int] = []
-        for factor in draw(st.permutations(factors)) if draw(st.booleans()) else factors:
-            if shape and draw(st.booleans()):
+        permuted = draw(st.booleans())
+        order = draw(st.permutations(factors)) if permuted else factors
+        for factor in order:
+            if draw(st.booleans()) and shape:
                 shape[-1] *= factor
             else:
                 shape.append(factor)
         shapes.append(tuple(shape))
-    assume(min(map(len, shapes)) >= least)
     return shapes[0], shapes[1]
 
 
@@ -1265,6 +1279,36 @@ def test_a_reshape_never_refuses_channels_whose_axis_survives(
         affine = kind.draw(random, before[axis], axis)
         assert prove(push, Reshape(before, after), reshaped(after), (before,), (affine,), seed) is None
         assert prove(pull, Reshape(after, before), reshaped(before), (after,), (affine,), seed) is None
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    kept=st.lists(st.integers(1, 3), min_size=1, max_size=3),
+    tails=shape_pairs(),
+    kind=st.sampled_from(Kind),
+    seed=SEEDS,
+)
+@example(kept=[2, 1], tails=((3, 4), (12,)), kind=Kind.ANY, seed=0)  # one channel
+@example(kept=[1, 1], tails=((2,), (2, 1)), kind=Kind.ANY, seed=0)  # and a batch of one
+@example(kept=[2, 2], tails=((3, 4), (12,)), kind=Kind.UNIFORM, seed=0)
+def test_a_reshape_beside_the_channels_leaves_them_on_their_axis(
+    kept: list[int], tails: tuple[tuple[int, ...], tuple[int, ...]], kind: Kind, seed: int
+) -> None:
+    """Several axes may satisfy the law; a linear can absorb on the one that stays."""
+    axis = len(kept) - 1
+    affine = kind.draw(np.random.default_rng(seed), kept[-1], axis)
+    behind = push(Reshape((*kept, *tails[0]), (*kept, *tails[1])), affine)
+    assert isinstance(behind, tuple)
+    assert behind[0] is not None
+    assert behind[0].equals(affine)
+    if tails[1][: len(tails[0])] == tails[0]:
+        return  # every axis stays where it is, counted from the front
+    # The same with the channels last.
+    last = affine.along(len(tails[0]))
+    before = push(Reshape((*tails[0], kept[-1]), (*tails[1], kept[-1])), last)
+    assert isinstance(before, tuple)
+    assert before[0] is not None
+    assert before[0].equals(affine.along(len(tails[1])))
 
 
 def hidden(

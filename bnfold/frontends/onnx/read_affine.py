@@ -11,6 +11,9 @@ from bnfold.frontends.onnx.reader import FLOATS, Reader, Unreadable
 from bnfold.ops import ChannelAffine
 from bnfold.outcome import Reason
 
+EPSILON = float(np.float32(1e-5))
+"""The default; attributes are float32."""
+
 STATISTICS = ("scale", "bias", "mean", "variance")
 
 
@@ -49,7 +52,7 @@ def batchnorm_constants(reader: Reader) -> tuple[AnyArray, AnyArray, AnyArray, A
             raise Unreadable(Reason.INVALID_PARAMETERS, f"its {what} has shape {array.shape} for {channels} channels")
         if not np.isfinite(array.astype(np.float64)).all():
             raise Unreadable(Reason.INVALID_PARAMETERS, f"its {what} is not finite in every channel")
-    epsilon = float(reader.attribute("epsilon", 1e-5))
+    epsilon = float(reader.attribute("epsilon", EPSILON))
     if not np.all(arrays[3].astype(np.float64) + epsilon > 0) or np.any(arrays[3].astype(np.float64) < 0):
         raise Unreadable(Reason.INVALID_PARAMETERS, "its variance is negative, or zero with epsilon zero")
     return arrays[0], arrays[1], arrays[2], arrays[3], epsilon

@@ -200,6 +200,8 @@ class OnnxGraph:
         lazy = ir.LazyTensor(solved, dtype=ir.DataType.from_numpy(dtype), shape=ir.Shape(stored.shape))
         self._editor.set_parameter(node, index, lazy)
         self._editor.drop_attributes(node, "alpha", "beta")
+        if node in self._bias_add:  # the product changes, though only the sum is a value of this view
+            self.renew(node.outputs[0])
         if bias is not None:
             self._write_bias(node, linear, stored, round_once(stored.native_bias(bias), dtype))
         if linear.fill:
