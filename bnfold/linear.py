@@ -166,7 +166,7 @@ def round_once(exact: Array, dtype: np.dtype[np.generic]) -> npt.NDArray[np.gene
         near = np.array(exact, dtype=np.float32, order="C")
         bits = near.view(np.int32)
         wide = near.astype(np.float64)
-        inexact = (wide != exact) & np.isfinite(exact)
+        inexact = (wide != exact) & ~np.isnan(exact)
         bits -= (inexact & (np.abs(wide) > np.abs(exact))).astype(np.int32)
         bits |= inexact.astype(np.int32)
         return near.astype(dtype)

@@ -196,15 +196,27 @@ def _transport(affine: Affine, before: Shape, after: Shape) -> Carried:
         ratio = _quotient(stride, step)
         inverse = _quotient(step, stride)
         known = known and step is not None and size is not None
-        if size is None or size[1] or not size[0]:
+        if size is None or not size[0]:
+            continue
+        if size[1]:
+            known = known and (ratio is None or ratio[0].denominator > 1)
             continue
         for quotient, follow in ((ratio, _repeated), (inverse, _merged)):
             if quotient is not None and not quotient[1] and quotient[0].denominator == 1 and affine.size:
                 carried = follow(affine, int(quotient[0]), int(size[0]))
                 found.extend([carried.along(axis)] if carried else [])
-    if found:
-        return (max(found, key=lambda carried: carried.size),)
-    return MIXED if known else SHAPES
+    if not found:
+        return MIXED if known else SHAPES
+
+    def preference(carried: Affine) -> tuple[bool, bool, bool, int, int]:
+        """Several axes fit a single channel or a uniform affine: the one that stays, else the longest."""
+        axis = carried.axis
+        stays = carried.size == affine.size and _product(target[axis + 1 :]) == stride
+        front = axis == affine.axis and source[:axis] == target[:axis]
+        back = len(target) - axis == len(source) - affine.axis
+        return stays, stays and front, stays and back, carried.size, -axis
+
+    return (max(found, key=preference),)
 
 
 def _repeated(affine: Affine, ratio: int, size: int) -> Affine | None:
