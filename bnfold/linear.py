@@ -101,7 +101,7 @@ class Linear:
     def fill(self) -> float:
         """The padding value `p` with ``before(p) == 0`` in every channel; NaN where there is none.
 
-        0 where nothing is padded or nothing is shifted. A convolution pads with zeros *after* the absorbed affine, so the
+        0 where nothing is padded or shifted. A convolution pads with zeros *after* the absorbed affine, so the
         unshifted input must be padded with ``p = -shift / scale``.
         """
         if self.border is not Border.PADDED or self.before is None or not self.before.has_shift:

@@ -20,9 +20,9 @@ setup() {
     return
   fi
   python=$(find_python)
-  [ -x .venv/bin/python ] || "$python" -m venv .venv
+  [ -x .venv/bin/pip ] || "$python" -m venv .venv # pip comes last: without it, an earlier attempt stopped half-way
   echo "setting up .venv (bnfold[$extras]) ..."
   .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$extras]"
-  echo "$stamp" >>.venv/ready
-  echo "${stamp% *} cpu" >>.venv/ready # every set of extras holds this one
+  # Replaced, not appended to: a stamp of an earlier pyproject.toml must not match again. Every set of extras holds cpu.
+  printf '%s\n' "$stamp" "${stamp% *} cpu" >.venv/ready
 }

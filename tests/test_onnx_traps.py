@@ -1,0 +1,302 @@
+"""One regression for each bug that a peer or we have had, and for each way to be wrong that we could think of."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import onnx
+import onnx_ir
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from onnx_graphs import evaluate, fuse, model, node, norm, operators, random, statistics
+
+import bnfold
+from bnfold import Fold, Reason, Refusal
+
+CONV = {"w": random(3, 4, 1, 1), **statistics(3)}
+
+
+def outcomes(proto: onnx.ModelProto) -> list[str]:
+    """ "folded", or the reason, for each BatchNorm; the fused model is checked on the way."""
+    return ["folded" if isinstance(each, Fold) else str(each.reason) for each in fuse(proto)[1]]
+
+
+def test_a_second_use_of_the_convolution() -> None:
+    proto = model([node("Conv", "x w", "c"), norm("c", "y"), node("Relu", "c", "z")], CONV, (2, 4, 3, 3), outputs="y z")
+    assert outcomes(proto) == ["second-use"]
+
+
+def test_a_convolution_that_is_an_output() -> None:
+    proto = model([node("Conv", "x w", "c"), norm("c", "y")], CONV, (2, 4, 3, 3), outputs="y c")
+    assert outcomes(proto) == ["graph-output"]
+
+
+def test_reading_only_the_shape_is_no_second_use() -> None:
+    nodes = [node("Conv", "x w", "c"), norm("c", "n"), node("Shape", "c", "s"), node("Reshape", "n s", "y")]
+    assert outcomes(model(nodes, CONV, (2, 4, 3, 3))) == ["folded"]
+
+
+def test_concat_reading_one_value_twice_refuses_different_halves() -> None:
+    nodes = [node("Conv", "x w", "c"), node("Concat", "c c", "d", axis=1), norm("d", "y")]
+    assert outcomes(model(nodes, {"w": CONV["w"], **statistics(6)}, (2, 4, 3, 3))) == ["conflict"]
+    halves = {name: np.tile(array, 2) for name, array in statistics(3).items()}
+    assert outcomes(model(nodes, {"w": CONV["w"], **halves}, (2, 4, 3, 3))) == ["folded"]
+
+
+def test_two_convolutions_share_a_weight_and_a_bias() -> None:
+    nodes = [node("Conv", "x w b", "c"), norm("c", "y", "one_"), node("Conv", "x w b", "d"), norm("d", "z", "two_")]
+    constants = {"w": CONV["w"], "b": random(3), **statistics(3, "one_"), **statistics(3, "two_")}
+    assert outcomes(model(nodes, constants, (2, 4, 3, 3), outputs="y z")) == ["folded"] * 2
+
+
+def test_two_batchnorms_share_their_parameters() -> None:
+    nodes = [node("Conv", "x w", "c"), norm("c", "y"), node("Conv", "x v", "d"), norm("d", "z")]
+    constants = {**CONV, "v": random(3, 4, 3, 3)}
+    assert outcomes(model(nodes, constants, (2, 4, 5, 5), outputs="y z")) == ["folded"] * 2
+
+
+def test_a_shared_weight_stays_for_who_still_reads_it() -> None:
+    nodes = [node("Conv", "x w", "c"), norm("c", "y"), node("Conv", "x w", "z")]
+    fused, _ = fuse(model(nodes, CONV, (2, 4, 3, 3), outputs="y z"))
+    assert {each.name for each in fused.graph.initializer} == {"w", "w_folded", "y_bias"}
+
+
+def test_one_convolution_with_two_batchnorms() -> None:
+    nodes = [node("Conv", "x w", "c"), norm("c", "y", "one_"), norm("c", "z", "two_")]
+    constants = {"w": CONV["w"], **statistics(3, "one_"), **statistics(3, "two_")}
+    assert outcomes(model(nodes, constants, (2, 4, 3, 3), outputs="y z")) == ["second-use"] * 2
+
+
+def test_a_diamond_that_reaches_one_convolution_twice() -> None:
+    nodes = [
+        node("Conv", "x w", "c"),
+        node("MaxPool", "c", "p", kernel_shape=[1, 1]),
+        node("AveragePool", "c", "q", kernel_shape=[1, 1]),
+        node("Add", "p q", "s"),
+        norm("s", "y"),
+    ]
+    positive = {"w": CONV["w"], **statistics(3, sign=1.0)}
+    assert outcomes(model(nodes, positive, (2, 4, 3, 3))) == ["folded"]
+
+
+def test_square_sizes_do_not_hide_the_wrong_axis() -> None:
+    nodes = [node("MatMul", "x w", "m"), node("Reshape", "m s", "r"), norm("r", "y")]
+    constants = {"w": random(4, 4), "s": np.asarray([4, 4, 4], np.int64), **statistics(4)}
+    assert outcomes(model(nodes, constants, (4, 4, 4))) == ["axis-mismatch"]
+    turned = [node("MatMul", "x w", "m"), node("Transpose", "m", "r", perm=[1, 2, 0]), norm("r", "y")]
+    assert outcomes(model(turned, constants, (4, 4, 4))) == ["folded"]
+
+
+def test_a_transposed_batch_is_no_channel() -> None:
+    nodes = [node("Gemm", "x w", "g"), node("Transpose", "g", "t", perm=[1, 0]), norm("t", "y")]
+    assert outcomes(model(nodes, {"w": random(4, 4), **statistics(4)}, (4, 4))) == ["axis-mismatch"]
+
+
+@pytest.mark.parametrize("taken", ["w_folded", "y_bias", "c_folded", "y_product", "w_folded_2"])
+def test_names_that_are_taken(taken: str) -> None:
+    nodes = [
+        node("Conv", "x w", "c"),
+        node("Transpose", "c", "t", perm=[0, 1, 3, 2]),
+        norm("t", "y"),
+        node("Relu", "x", taken),
+    ]
+    assert outcomes(model(nodes, CONV, (2, 4, 3, 3), outputs=f"y {taken}")) == ["folded"]
+
+
+def test_values_on_the_way_get_fresh_names() -> None:
+    nodes = [node("Conv", "x w", "c"), node("Transpose", "c", "t", perm=[0, 1, 3, 2]), norm("t", "y")]
+    fused, _ = fuse(model(nodes, CONV, (2, 4, 3, 3)))
+    assert [list(each.output) for each in fused.graph.node] == [["c_folded"], ["y"]]
+
+
+def test_an_unread_batchnorm_stays_or_goes_but_is_named() -> None:
+    nodes = [node("Sigmoid", "x", "y"), norm("x", "unread")]
+    assert outcomes(model(nodes, statistics(4), (2, 4, 3, 3))) == ["graph-input"]
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"var": np.zeros(3)}, "folded"),
+        ({"gamma": np.zeros(3)}, "folded"),
+        ({"var": np.asarray([1.0, -0.5, 1.0])}, "invalid-parameters"),
+        ({"var": np.asarray([1.0, -1e-7, 1.0])}, "invalid-parameters"),
+        ({"mean": np.asarray([1.0, np.nan, 1.0])}, "invalid-parameters"),
+        ({"gamma": np.asarray([1.0, np.inf, 1.0])}, "invalid-parameters"),
+        ({"gamma": np.ones(4)}, "invalid-parameters"),
+        ({"beta": np.ones((3, 1))}, "invalid-parameters"),
+    ],
+)
+def test_odd_parameters(change: dict[str, np.ndarray], expected: str) -> None:
+    proto = model([node("Conv", "x w", "c"), norm("c", "y")], {**CONV, **change}, (2, 4, 3, 3))
+    (found,) = bnfold.plan(proto)
+    assert ("folded" if isinstance(found, Fold) else str(found.reason)) == expected
+
+
+def half(gamma: float, kernel: float) -> onnx.ModelProto:
+    stats = {name: array.astype(np.float16) for name, array in statistics(3).items()}
+    stats["gamma"] = np.asarray([1, gamma, 1], np.float16)
+    stats["var"] = np.ones(3, np.float16)
+    constants = {"w": np.full((3, 4, 1, 1), kernel, np.float16), **stats}
+    return model([node("Conv", "x w", "c"), norm("c", "y")], constants, (2, 4, 3, 3), dtype=np.float16, opset=15)
+
+
+def test_float16_overflow_refuses_and_names_the_channel() -> None:
+    (found,) = bnfold.plan(half(1000.0, 100.0))
+    assert isinstance(found, Refusal)
+    assert (found.reason, found.at) == (Reason.OVERFLOW, "Conv_c")
+    assert "channel 1" in found.detail
+
+
+def test_float16_subnormal_loss_refuses() -> None:
+    (found,) = bnfold.plan(half(1e-4, 1.234e-3))
+    assert isinstance(found, Refusal)
+    assert found.reason is Reason.PRECISION_LOSS
+    assert isinstance(bnfold.plan(half(0.0, 1.234e-3))[0], Fold)
+
+
+def test_an_overflow_bars_the_latest_affine_alone() -> None:
+    nodes = [node("Conv", "x w", "c"), norm("c", "n"), node("Mul", "n k", "y")]
+    constants = {"w": np.full((3, 4, 1, 1), 1e30, np.float32), "k": np.full((3, 1, 1), 1e30, np.float32)}
+    constants |= {name: array.astype(np.float32) for name, array in statistics(3).items()}
+    found = bnfold.plan(model(nodes, constants, (2, 4, 3, 3), dtype=np.float32))
+    assert [type(each) for each in found] == [Fold]
+
+
+def test_bfloat16_is_rounded_once() -> None:
+    constants = {"w": random(3, 4, 1, 1), **statistics(3)}
+    stored = {name: array.astype(ml_dtypes.bfloat16) for name, array in constants.items()}
+    proto = model([node("Conv", "x w", "c"), norm("c", "y")], stored, (2, 4, 3, 3), opset=15, dtype=ml_dtypes.bfloat16)
+    fused, (found,) = bnfold.fuse(proto, return_outcomes=True)
+    assert isinstance(found, Fold)
+    exact = {name: array.astype(np.float64) for name, array in stored.items()}
+    scale = exact["gamma"] / np.sqrt(exact["var"] + np.float64(np.float32(1e-5)))
+    kernel = onnx_ir.from_proto(next(each for each in fused.graph.initializer if each.name == "w_folded")).numpy()
+    error = np.abs(kernel.astype(np.float64) - exact["w"] * scale.reshape(3, 1, 1, 1))
+    assert (error <= 2.0**-8 * np.abs(exact["w"] * scale.reshape(3, 1, 1, 1))).all()
+
+
+def test_a_further_output_that_is_read() -> None:
+    pool = node("MaxPool", "c", "p i", kernel_shape=[2, 2])
+    nodes = [node("Conv", "x w", "c"), pool, norm("p", "y"), node("Cast", "i", "z", to=TensorProto.DOUBLE)]
+    proto = model(nodes, {"w": CONV["w"], **statistics(3, sign=1.0)}, (2, 4, 3, 3), outputs="y z")
+    assert outcomes(proto) == ["not-linear"]
+
+
+def test_a_sum_that_broadcasts_along_the_channels() -> None:
+    nodes = [node("Conv", "x w", "a"), node("Conv", "x v", "b"), node("Add", "a b", "s"), norm("s", "y")]
+    constants = {**CONV, "v": random(1, 4, 1, 1)}
+    assert outcomes(model(nodes, constants, (2, 4, 3, 3))) == ["mixed-channels"]
+
+
+def test_an_operator_of_another_domain_is_opaque() -> None:
+    nodes = [node("Conv", "x w", "c"), helper.make_node("Relu", ["c"], ["r"], domain="custom"), norm("r", "y")]
+    proto = model([node("Conv", "x w", "c"), node("Relu", "c", "r"), norm("r", "y")], CONV, (2, 4, 3, 3))
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+    proto.opset_import.append(helper.make_opsetid("custom", 1))
+    (found,) = bnfold.plan(proto)
+    assert isinstance(found, Refusal)
+    assert "custom.Relu" in found.detail
+
+
+def test_idempotence() -> None:
+    fused, _ = fuse(model([node("Conv", "x w", "c"), norm("c", "y")], CONV, (2, 4, 3, 3)))
+    again, found = fuse(fused)
+    assert found == ()
+    assert again.SerializeToString() == fused.SerializeToString()
+
+
+def branches(then: list[onnx.NodeProto], other: list[onnx.NodeProto]) -> onnx.ModelProto:
+    """Conv outside, and an If whose bodies make `t` and `e` from captured values."""
+    info = [helper.make_tensor_value_info(name, TensorProto.DOUBLE, [2, 3, 3, 3]) for name in ("t", "e", "y")]
+    bodies = [
+        helper.make_graph(nodes, name, [], [end])
+        for nodes, name, end in ((then, "then", info[0]), (other, "else", info[1]))
+    ]
+    nodes = [
+        node("Conv", "x w", "c"),
+        helper.make_node("If", ["condition"], ["y"], name="if", then_branch=bodies[0], else_branch=bodies[1]),
+    ]
+    inputs = [helper.make_tensor_value_info("x", TensorProto.DOUBLE, [2, 4, 3, 3])]
+    constants = [
+        numpy_helper.from_array(array, name) for name, array in {**CONV, "condition": np.asarray(True)}.items()
+    ]
+    graph = helper.make_graph(nodes, "graph", inputs, [info[2]], constants)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def test_bodies_fold_within_and_not_across_their_border() -> None:
+    inside = [node("Conv", "x w", "tc"), norm("tc", "t")]
+    proto = branches(inside, [norm("c", "e")])
+    fused, found = bnfold.fuse(proto, return_outcomes=True)
+    onnx.checker.check_model(fused)
+    assert [type(each) for each in found] == [Refusal, Fold] or [type(each) for each in found] == [Fold, Refusal]
+    by_scope = {each.scope: each for each in found}
+    assert isinstance(by_scope["main/if/then_branch"], Fold)
+    refused = by_scope["main/if/else_branch"]
+    assert isinstance(refused, Refusal)
+    assert refused.reason is Reason.SCOPE_BOUNDARY
+    assert np.allclose(evaluate(proto)["y"], evaluate(fused)["y"], rtol=1e-12, atol=1e-12)
+
+
+def test_a_convolution_that_a_body_captures_stays() -> None:
+    proto = branches([norm("c", "t")], [node("Relu", "c", "e")])
+    fused, (found,) = bnfold.fuse(proto, return_outcomes=True)
+    assert isinstance(found, Refusal)
+    assert fused.SerializeToString() == bnfold.fuse(fused).SerializeToString()
+
+
+def test_a_function_folds_once_for_all_its_callers() -> None:
+    constants = [node("Constant", "", name, value=numpy_helper.from_array(array)) for name, array in CONV.items()]
+    body = [*constants, node("Conv", "a w", "c"), norm("c", "b")]
+    block = helper.make_function("local", "Block", ["a"], ["b"], body, [helper.make_opsetid("", 17)])
+    proto = model([node("Relu", "x", "y"), node("Relu", "x", "z")], {}, (2, 4, 3, 3), outputs="y z", ir_version=9)
+    for each in proto.graph.node:
+        each.op_type, each.domain = "Block", "local"
+    for each in proto.graph.output:
+        each.type.tensor_type.shape.dim[1].dim_value = 3
+    proto.opset_import.append(helper.make_opsetid("local", 1))
+    proto.functions.append(block)
+    onnx.checker.check_model(proto)
+    fused, (found,) = bnfold.fuse(proto, return_outcomes=True)
+    onnx.checker.check_model(fused)
+    assert isinstance(found, Fold)
+    assert found.scope == "local.Block"
+    assert [each.op_type for each in fused.functions[0].node if each.op_type != "Constant"] == ["Conv"]
+    assert np.allclose(evaluate(proto)["y"], evaluate(fused)["y"], rtol=1e-12, atol=1e-12)
+
+
+def test_sparse_weights_fold_and_others_stay_sparse() -> None:
+    values = numpy_helper.from_array(np.asarray([1.5, -2.0]), "w")
+    indices = numpy_helper.from_array(np.asarray([0, 7], np.int64), "w_indices")
+    proto = model(
+        [node("Conv", "x w", "c"), norm("c", "y"), node("Conv", "x w", "z")], CONV, (2, 4, 3, 3), outputs="y z"
+    )
+    dense = next(each for each in proto.graph.initializer if each.name == "w")
+    proto.graph.initializer.remove(dense)
+    proto.graph.sparse_initializer.append(helper.make_sparse_tensor(values, indices, [3, 4, 1, 1]))
+    fused, (found,) = bnfold.fuse(proto, return_outcomes=True)
+    assert isinstance(found, Fold)
+    assert [each.values.name for each in fused.graph.sparse_initializer] == ["w"]
+    folded = {each.name: numpy_helper.to_array(each) for each in fused.graph.initializer}["w_folded"]
+    assert np.count_nonzero(folded) == 2
+
+
+def test_a_weight_that_is_data_elsewhere() -> None:
+    nodes = [node("Conv", "x w", "c"), norm("c", "y"), node("Relu", "w", "z")]
+    fused, _ = fuse(model(nodes, CONV, (2, 4, 3, 3), outputs="y z"))
+    assert operators(fused) == ["Conv", "Relu"]
+
+
+def test_a_constant_that_expands_without_bounds_is_not_evaluated() -> None:
+    huge = [node("ConstantOfShape", "dims", "k", value=numpy_helper.from_array(np.ones(1)))]
+    nodes = [*huge, node("Conv", "x k", "c"), norm("c", "y")]
+    constants = {**statistics(3), "dims": np.asarray([3, 4, 1 << 20, 1 << 20], np.int64)}
+    proto = model([node("Conv", "x w", "c"), norm("c", "y")], CONV, (2, 4, 3, 3))
+    del proto.graph.node[:]
+    del proto.graph.initializer[:]
+    proto.graph.node.extend(nodes)
+    proto.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in constants.items())
+    with pytest.raises(bnfold.InvalidModelError, match="asks for"):
+        bnfold.plan(proto)
