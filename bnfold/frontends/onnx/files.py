@@ -173,7 +173,11 @@ def publish(folder: Path, path: Path) -> None:
 
 
 def file_bytes(path: Path) -> int:
-    """The bytes of a model with its external data."""
+    """The bytes of a model with its external data.
+
+    Raises:
+        InvalidModelError: one of the files is missing.
+    """
     model = load(path)
     names = {
         str(value.const_value.location)
@@ -181,4 +185,7 @@ def file_bytes(path: Path) -> int:
         for value in graph.initializers.values()
         if isinstance(value.const_value, ir.ExternalTensor)
     }
-    return path.stat().st_size + sum((path.parent / name).stat().st_size for name in sorted(names))
+    try:
+        return path.stat().st_size + sum((path.parent / name).stat().st_size for name in sorted(names))
+    except OSError as error:
+        raise InvalidModelError(f"{path}: its external data {error.filename} cannot be read") from error

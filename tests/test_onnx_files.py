@@ -1,0 +1,76 @@
+"""Files: external data, all or nothing, the same bytes for the same input."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx_graphs import model, node, norm, random, statistics
+
+from bnfold import InvalidModelError, NotEquivalentError, api
+from bnfold.api import fuse_file
+from bnfold.verification.compare import OutputVerdict, Verdict
+
+
+def proto() -> onnx.ModelProto:
+    constants = {"w": random(16, 4, 3, 3, dtype=np.float32), "v": random(8, 4, 3, 3, dtype=np.float32)}
+    nodes = [node("Conv", "x w", "c"), norm("c", "y"), node("Conv", "x v", "z")]
+    stats = statistics(16, dtype=np.float32)
+    return model(nodes, {**constants, **stats}, ("N", 4, 8, 8), outputs="y z", dtype=np.float32)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture
+def external(tmp_path: Path) -> Path:
+    source = tmp_path / "source"
+    source.mkdir()
+    onnx.save(proto(), source / "m.onnx", save_as_external_data=True, location="weights.bin", size_threshold=1024)
+    assert names(source) == ["m.onnx", "weights.bin"]
+    return source / "m.onnx"
+
+
+def test_external_data_stays_external(external: Path, tmp_path: Path) -> None:
+    result = fuse_file(external, tmp_path / "out.onnx")
+    assert result.verdict is not None
+    assert result.verdict.is_equivalent
+    assert names(tmp_path) == ["out.onnx", "out.onnx.data", "source"]
+    onnx.checker.check_model(tmp_path / "out.onnx", full_check=True)
+    bare = onnx.load(tmp_path / "out.onnx", load_external_data=False)
+    outside = {each.name for each in bare.graph.initializer if each.data_location == onnx.TensorProto.EXTERNAL}
+    assert outside == {"w_folded", "v"}
+
+
+def test_a_model_with_external_data_is_replaced_by_itself(external: Path) -> None:
+    fuse_file(external, external, overwrite=True)
+    fused = onnx.load(external)
+    assert [each.op_type for each in fused.graph.node] == ["Conv", "Conv"]
+    assert names(external.parent) == ["m.onnx", "m.onnx.data", "weights.bin"]
+
+
+def test_the_same_input_makes_the_same_bytes(external: Path, tmp_path: Path) -> None:
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        fuse_file(external, tmp_path / folder / "out.onnx")
+    for name in ("out.onnx", "out.onnx.data"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_missing_external_data_is_one_error(external: Path, tmp_path: Path) -> None:
+    (external.parent / "weights.bin").unlink()
+    with pytest.raises(InvalidModelError):
+        fuse_file(external, tmp_path / "out.onnx")
+    assert names(tmp_path) == ["source"]
+
+
+def test_a_result_that_differs_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    onnx.save(proto(), tmp_path / "m.onnx")
+    wrong = Verdict((OutputVerdict("y", "cpu", 1.0, 1e-5, False),), 1)
+    monkeypatch.setattr(api, "compare_files", lambda *arguments: wrong)
+    with pytest.raises(NotEquivalentError, match="'y'"):
+        fuse_file(tmp_path / "m.onnx", tmp_path / "out.onnx")
+    assert names(tmp_path) == ["m.onnx"]
