@@ -247,6 +247,40 @@ def test_a_convolution_that_a_body_captures_stays() -> None:
     assert fused.SerializeToString() == bnfold.fuse(fused).SerializeToString()
 
 
+def test_the_body_of_a_loop_folds() -> None:
+    end = helper.make_tensor_value_info
+    body = helper.make_graph(
+        [node("Conv", "a w", "c"), norm("c", "b"), node("Identity", "go", "going")],
+        "body",
+        [end("i", TensorProto.INT64, []), end("go", TensorProto.BOOL, []), end("a", TensorProto.DOUBLE, [2, 4, 3, 3])],
+        [end("going", TensorProto.BOOL, []), end("b", TensorProto.DOUBLE, [2, 4, 3, 3])],
+    )
+    constants = {"w": random(4, 4, 1, 1), **statistics(4), "times": np.asarray(3), "yes": np.asarray(True)}
+    proto = model([node("Relu", "x", "y")], constants, (2, 4, 3, 3))
+    proto.graph.node[0].CopyFrom(helper.make_node("Loop", ["times", "yes", "x"], ["y"], name="loop", body=body))
+    onnx.checker.check_model(proto)
+    fused, (found,) = fuse(proto)
+    assert isinstance(found, Fold)
+    assert found.scope == "main/loop/body"
+    assert operators(fused) == ["Loop"]
+
+
+def test_the_body_of_a_scan_folds() -> None:
+    end = helper.make_tensor_value_info
+    body = helper.make_graph(
+        [node("Gemm", "a w", "c"), norm("c", "b")],
+        "body",
+        [end("a", TensorProto.DOUBLE, [4, 3])],
+        [end("b", TensorProto.DOUBLE, [4, 5])],
+    )
+    proto = model([node("Relu", "x", "y")], {"w": random(3, 5), **statistics(5)}, (2, 4, 3))
+    proto.graph.node[0].CopyFrom(helper.make_node("Scan", ["x"], ["y"], name="scan", body=body, num_scan_inputs=1))
+    proto.graph.output[0].type.tensor_type.shape.dim[2].dim_value = 5
+    _, (found,) = fuse(proto)
+    assert isinstance(found, Fold)
+    assert found.scope == "main/scan/body"
+
+
 def test_a_function_folds_once_for_all_its_callers() -> None:
     constants = [node("Constant", "", name, value=numpy_helper.from_array(array)) for name, array in CONV.items()]
     body = [*constants, node("Conv", "a w", "c"), norm("c", "b")]

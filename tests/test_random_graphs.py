@@ -20,7 +20,7 @@ from onnx.reference import ReferenceEvaluator
 import bnfold
 from bnfold import Fold, Outcome, Refusal
 
-EXAMPLES = int(os.environ.get("BNFOLD_EXAMPLES", "300"))
+EXAMPLES = int(os.environ.get("BNFOLD_EXAMPLES", "2000"))
 TOLERANCE = 1e-10
 
 Draw = Callable[..., int]
