@@ -82,10 +82,16 @@ class Transpose:
 
 @dataclass(frozen=True)
 class Reshape:
-    """The same elements, in row-major order, under another shape."""
+    """The same elements, in row-major order, under another shape.
+
+    Attributes:
+        before, after: the shapes.
+        choice: where several axes fit a uniform affine, how many better ones to pass over.
+    """
 
     before: Shape
     after: Shape
+    choice: int = 0
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 from math import prod
 
@@ -11,7 +12,7 @@ import numpy.typing as npt
 from bnfold.affine import Affine
 from bnfold.ops import Concat, Dim, PixelShuffle, PixelUnshuffle, Reshape, Shape, Split, Take, Transpose
 from bnfold.outcome import Reason, Stop
-from bnfold.rules.registry import AXIS, CONFLICT, MIXED, Carried, pull, push
+from bnfold.rules.registry import AXIS, CONFLICT, MIXED, Carried, pull, push, variants
 
 SIZES = Stop(Reason.UNKNOWN_SHAPE, "the sizes along the channel axis are not known")
 SHAPES = Stop(Reason.UNKNOWN_SHAPE, "the shapes it reshapes between are not known")
@@ -132,12 +133,18 @@ def _off_blocks(affine: Affine, factor: int, channels: int, channel_first: bool)
 
 @pull.register
 def _(op: Reshape, affine: Affine) -> Carried:
-    return _transport(affine, op.after, op.before)
+    return _transport(affine, op.after, op.before, op.choice)
+
+
+@variants.register
+def _(op: Reshape) -> tuple[object, ...]:
+    """A uniform affine fits several axes, of which the operators in front may absorb on one alone."""
+    return tuple(replace(op, choice=choice) for choice in range(len(op.before)))
 
 
 @push.register
 def _(op: Reshape, affine: Affine) -> Carried:
-    return _transport(affine, op.before, op.after)
+    return _transport(affine, op.before, op.after, op.choice)
 
 
 Monomial = tuple[Fraction, tuple[str, ...]]
@@ -179,7 +186,7 @@ def _fill_in(sizes: Sizes, other: Sizes) -> Sizes:
     return tuple(missing if size is None else size for size in sizes)
 
 
-def _transport(affine: Affine, before: Shape, after: Shape) -> Carried:
+def _transport(affine: Affine, before: Shape, after: Shape, choice: int) -> Carried:
     """Follow the channels of the shape `before` to an axis of `after`, by the strides of both in row-major order.
 
     With stride ``s`` an element at flat position ``f`` has channel ``(f // s) % size``. Two cases are exact:
@@ -216,7 +223,7 @@ def _transport(affine: Affine, before: Shape, after: Shape) -> Carried:
         back = len(target) - axis == len(source) - affine.axis
         return stays, stays and front, stays and back, carried.size, -axis
 
-    return (max(found, key=preference),)
+    return (sorted(found, key=preference, reverse=True)[choice],) if choice < len(found) else MIXED
 
 
 def _repeated(affine: Affine, ratio: int, size: int) -> Affine | None:
