@@ -11,6 +11,7 @@ import onnx
 import pytest
 from onnx_graphs import fuse, model, node, norm, operators, random, statistics
 
+import bnfold
 from bnfold import Fold, Outcome, Reason, Refusal
 
 I64 = np.int64
@@ -156,8 +157,6 @@ def test_every_rank(rank: int) -> None:
 def test_training_and_per_activation_stay(opset: int, attributes: dict[str, Any], outputs: str, reason: Reason) -> None:
     nodes = [node("Conv", "x w", "c"), norm("c", outputs, **attributes)]
     proto = model(nodes, {"w": random(3, 4, 1, 1), **statistics(3)}, (2, 4, 3, 3), opset=opset)
-    import bnfold
-
     found = sole(bnfold.plan(proto))
     assert isinstance(found, Refusal)
     assert found.reason is reason
@@ -513,6 +512,31 @@ def test_a_decomposed_batchnorm_folds_and_is_counted_apart() -> None:
     assert operators(fused) == ["Conv"]
     assert len(outcomes) == 4
     assert not any(each.is_batchnorm for each in outcomes if isinstance(each, Fold))
+
+
+def test_a_negated_chain_folds() -> None:
+    chain = [node("Neg", "c", "n"), node("Sqrt", "v", "d"), node("Reciprocal", "d", "r"), node("Mul", "n r", "m")]
+    nodes = [node("Conv", "x w", "c"), *chain, node("Sub", "t m", "y")]
+    constants = {"w": random(3, 4, 3, 3), "v": np.abs(random(3, 1, 1)) + 0.5, "t": random(1, 3, 1, 1)}
+    fused, _ = fuse(model(nodes, constants, (2, 4, 5, 5)))
+    assert operators(fused) == ["Conv"]
+
+
+def test_upsample() -> None:
+    nodes = [node("Conv", "x w", "c"), node("Upsample", "c scales", "u", mode="nearest"), norm("u", "y")]
+    constants = {"w": random(3, 4, 1, 1), "scales": np.asarray([1, 1, 2, 2], np.float32), **statistics(3)}
+    (found,) = bnfold.plan(model(nodes, constants, (2, 4, 3, 3), opset=9))
+    assert isinstance(found, Fold)  # the reference evaluator has no Upsample
+
+
+def test_a_resize_with_an_extrapolation_value_stays() -> None:
+    crop = {"roi": np.asarray([0, 0, 0.5, 0, 1, 1, 1.5, 1], np.float32), "scales": np.ones(4, np.float32)}
+    mode = "tf_crop_and_resize"
+    resize = node("Resize", "c roi scales", "u", coordinate_transformation_mode=mode, extrapolation_value=1.0)
+    nodes = [node("Conv", "x w", "c"), resize, norm("u", "y")]
+    (found,) = bnfold.plan(model(nodes, {"w": random(3, 4, 1, 1), **crop, **statistics(3)}, (2, 4, 3, 3)))
+    assert isinstance(found, Refusal)
+    assert found.reason is Reason.BORDER
 
 
 def test_the_caffe_pair() -> None:

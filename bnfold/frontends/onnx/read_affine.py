@@ -8,7 +8,7 @@ from bnfold.affine import Affine
 from bnfold.frontends.onnx.constants import AnyArray
 from bnfold.frontends.onnx.read_linear import broadcast_shape, per_channel_axis
 from bnfold.frontends.onnx.reader import FLOATS, Reader, Unreadable
-from bnfold.ops import ChannelAffine
+from bnfold.ops import ChannelAffine, Shape
 from bnfold.outcome import Reason
 
 EPSILON = float(np.float32(1e-5))
@@ -59,7 +59,9 @@ def batchnorm_constants(reader: Reader) -> tuple[AnyArray, AnyArray, AnyArray, A
 
 
 def read_arithmetic(reader: Reader) -> ChannelAffine | None:
-    """Add, Sub, Mul, Div of a computed value and a constant that varies along one axis; None for anything else."""
+    """Add, Sub, Mul, Div of a computed value and a constant that varies along one axis, Neg; None for anything else."""
+    if reader.node.op_type == "Neg":
+        return _negation(reader)
     held = [reader.facts.constants.holds(value) for value in reader.node.inputs]
     if sorted(held) != [False, True]:
         return None
@@ -69,13 +71,26 @@ def read_arithmetic(reader: Reader) -> ChannelAffine | None:
         return None
     constant = reader.constant(constant_index, "operand")
     axis = per_channel_axis(broadcast_shape(reader, constant.shape, len(shape)), len(shape))
-    if axis is None:
-        axis = len(shape) - 1 if len(shape) < 4 else 1
+    axis = _channel_axis(shape) if axis is None else axis
     if axis < 0 or not isinstance(size := shape[axis], int) or constant.size not in (1, size):
         return None
     values = np.broadcast_to(constant.astype(np.float64).reshape(-1), (size,))
     affine = _arithmetic(reader.node.op_type, values, axis, constant_first=constant_index == 0)
     return ChannelAffine(affine, is_batchnorm=False) if affine is not None and affine.is_finite else None
+
+
+def _channel_axis(shape: Shape) -> int:
+    """Where the channels are likely to be, for an affine that is the same everywhere."""
+    return len(shape) - 1 if len(shape) < 4 else 1
+
+
+def _negation(reader: Reader) -> ChannelAffine | None:
+    shape = reader.shape()
+    if not shape or reader.dtype() not in FLOATS or reader.facts.constants.holds(reader.value(0)):
+        return None
+    axis = _channel_axis(shape)
+    size = shape[axis]
+    return ChannelAffine(Affine.of(-np.ones(size), 0.0, axis), is_batchnorm=False) if isinstance(size, int) else None
 
 
 def _arithmetic(op_type: str, constant: AnyArray, axis: int, *, constant_first: bool) -> Affine | None:

@@ -24,7 +24,7 @@ from bnfold.outcome import Reason
 READS_ONLY_THE_SHAPE = frozenset({"Shape", "Size"})
 """Operators that see nothing of a value's content: a per-channel affine changes nothing for them."""
 
-ARITHMETIC = frozenset({"Add", "Div", "Mul", "Sub"})
+ARITHMETIC = frozenset({"Add", "Div", "Mul", "Neg", "Sub"})
 
 
 class OnnxGraph:
@@ -103,7 +103,7 @@ class OnnxGraph:
         if node.op_type == "MatMul":
             return (1 - self._matmul_kernel(node),)
         if node.op_type in ARITHMETIC and isinstance(self.op(node), ChannelAffine):
-            return [index for index in range(2) if not self._facts.constants.holds(node.inputs[index])]
+            return [index for index in range(len(node.inputs)) if not self._facts.constants.holds(node.inputs[index])]
         if node.op_type in read_carry.ALL_INPUTS_ARE_DATA:
             return range(len(node.inputs))
         return (0,)
