@@ -44,7 +44,13 @@ class Opaque:
 
 @dataclass(frozen=True)
 class Identity:
-    """Hands its input on unchanged: Identity, inference Dropout, a Cast that only widens."""
+    """Hands its input on unchanged: Identity, inference Dropout, a Cast that only widens.
+
+    Attributes:
+        is_widening: the output has a wider type, so what fits behind it may not fit in front of it.
+    """
+
+    is_widening: bool = False
 
 
 @dataclass(frozen=True)

@@ -200,6 +200,39 @@ def test_an_operator_of_another_domain_is_opaque() -> None:
     assert "custom.Relu" in found.detail
 
 
+def test_a_widening_cast_carries_downstream_alone() -> None:
+    """In front of the cast, what the BatchNorm makes could overflow float16."""
+    cast = node("Cast", "c", "f", to=TensorProto.FLOAT)
+    narrow = {"w": random(3, 4, 1, 1, dtype=np.float16)}
+    nodes = [node("Conv", "x w", "c"), cast, norm("f", "n"), node("Cast", "n", "y", to=TensorProto.FLOAT16)]
+    proto = model(nodes, {**narrow, **statistics(3, dtype=np.float32)}, (2, 4, 3, 3), dtype=np.float16)
+    (found,) = bnfold.plan(proto)
+    assert isinstance(found, Refusal)
+    assert found.reason is Reason.OVERFLOW
+    nodes = [node("Sigmoid", "x", "s"), norm("s", "n"), node("Cast", "n", "f", to=TensorProto.FLOAT)]
+    nodes += [node("Conv", "f w", "c"), node("Cast", "c", "y", to=TensorProto.FLOAT16)]
+    constants = {"w": random(3, 4, 1, 1, dtype=np.float32), **statistics(4, dtype=np.float16)}
+    (found,) = bnfold.plan(model(nodes, constants, (2, 4, 3, 3), dtype=np.float16))
+    assert isinstance(found, Fold)
+
+
+def test_a_target_shape_that_a_caller_may_replace() -> None:
+    nodes = [node("Conv", "x w", "c"), node("Reshape", "c s", "r"), norm("r", "y")]
+    constants = {**CONV, "s": np.asarray([2, 3, 9], np.int64)}
+    (found,) = bnfold.plan(model(nodes, constants, (2, 4, 3, 3), overridable=["s"]))
+    assert isinstance(found, Refusal)
+    assert found.reason is Reason.OVERRIDABLE
+
+
+def test_a_scale_that_rounds_to_the_same_size_is_still_a_change() -> None:
+    resize = node("Resize", "c _ k", "u", mode="linear", axes=[1])
+    constants = {**CONV, "k": np.asarray([1.1], np.float32)}
+    proto = model([node("Conv", "x w", "c"), resize, norm("u", "y")], constants, (2, 4, 3, 3), opset=18)
+    (found,) = bnfold.plan(proto)
+    assert isinstance(found, Refusal)
+    assert found.reason is Reason.AXIS_MISMATCH
+
+
 def test_idempotence() -> None:
     fused, _ = fuse(model([node("Conv", "x w", "c"), norm("c", "y")], CONV, (2, 4, 3, 3)))
     again, found = fuse(fused)

@@ -14,10 +14,15 @@ from bnfold.rules.registry import CONFLICT, Carried, pull, push, variants
 SHIFTED = Stop(Reason.NONLINEAR, "it carries a positive scale, but no shift")
 REVERSED = Stop(Reason.NONLINEAR, "it carries a positive scale, but not a negative one")
 SHAPES = Stop(Reason.UNKNOWN_SHAPE, "the shapes of its operands are not known")
+NARROW = Stop(Reason.OVERFLOW, "what fits the wider type behind the cast may overflow the narrower one in front of it")
 BROADCAST = Stop(Reason.MIXED_CHANNELS, "an operand is broadcast along the channel axis")
 
 
 @pull.register
+def _(op: Identity, affine: Affine) -> Carried:
+    return NARROW if op.is_widening else (affine,)
+
+
 @push.register
 def _(op: Identity, affine: Affine) -> Carried:
     return (affine,)

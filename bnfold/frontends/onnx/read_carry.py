@@ -177,23 +177,22 @@ def _global_max_pool(reader: Reader) -> Maximum:
 def _resize(reader: Reader) -> Average:
     if reader.attribute("coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize":
         raise Unreadable(Reason.BORDER, "its extrapolation_value stands outside the data")
-    before, after = _shapes(reader)
-    changed = {
-        axis for axis, sizes in enumerate(zip(before, after, strict=True)) if None in sizes or sizes[0] != sizes[1]
-    }
     scales = _scales(reader)
-    if scales is not None:
-        changed = {axis for axis, scale in enumerate(scales) if scale != 1.0}
-    return Average(frozenset(changed))
+    if scales:
+        axes = [reader.axis(axis) for axis in reader.attribute("axes", range(len(scales)))]
+        return Average(frozenset(axis for axis, scale in zip(axes, scales, strict=True) if scale != 1.0))
+    pairs = zip(*_shapes(reader), strict=True)  # the sizes are given: where they stay, the scale is one
+    return Average(frozenset(axis for axis, sizes in enumerate(pairs) if None in sizes or sizes[0] != sizes[1]))
 
 
-def _scales(reader: Reader) -> tuple[float, ...] | None:
+def _scales(reader: Reader) -> tuple[float, ...]:
+    """The scales of a Resize or Upsample; empty where it is given sizes instead."""
     if "scales" in reader.node.attributes:
         return tuple(reader.attribute("scales", ()))
     index = 1 if reader.node.op_type == "Upsample" or reader.version < 11 else 2
-    if "axes" in reader.node.attributes or not reader.facts.constants.holds(reader.value(index)):
-        return None
-    return tuple(float(scale) for scale in reader.constant(index, "scales")) or None
+    if reader.value(index) is None:
+        return ()
+    return tuple(float(scale) for scale in reader.constant(index, "scales"))
 
 
 def _pad(reader: Reader) -> Pad:
@@ -252,8 +251,10 @@ def _dropout(reader: Reader) -> Identity:
 
 def _cast(reader: Reader) -> Identity:
     given, wanted = reader.dtype(), ir.DataType(reader.attribute("to", 0))
-    if given == wanted or (given in BITS and wanted in BITS and BITS[wanted] > BITS[given]):
+    if given == wanted:
         return Identity()
+    if given in BITS and wanted in BITS and BITS[wanted] > BITS[given]:
+        return Identity(is_widening=True)
     raise Unreadable(Reason.NOT_LINEAR, "the cast can change values")
 
 

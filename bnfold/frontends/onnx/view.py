@@ -88,8 +88,15 @@ class OnnxGraph:
         if (linear := read_linear.read_linear(reader, self._bias_add.get(node))) is not None:
             return linear[0]
         if (read := read_carry.READERS.get(node.op_type)) is not None:
+            self._insist_on_fixed_parameters(node)
             return read(reader)
         return opaque(Reason.NOT_LINEAR, f"{node.op_type} neither absorbs nor carries a per-channel affine")
+
+    def _insist_on_fixed_parameters(self, node: ir.Node) -> None:
+        """Shape inference may have taken the default of a target shape that a caller can replace."""
+        for value in node.inputs:
+            if value is not None and self._facts.constants.is_overridable(value):
+                raise Unreadable(Reason.OVERRIDABLE, f"its operand {value.name!r} is a graph input too")
 
     def _data_indices(self, node: ir.Node) -> Sequence[int]:
         """Which of a node's inputs are data rather than parameters."""
