@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from bnfold.verification.inputs import InputOptions
 Progress = Callable[[str, int, int], None]
 """Called with a stage's name, the steps done and their total."""
 
-M = TypeVar("M", onnx.ModelProto, ir.Model)
+M = TypeVar("M")
 
 
 def _silent(stage: str, done: int, total: int) -> None:
@@ -79,13 +80,28 @@ class FileResult:
     seconds: float
 
 
-def plan(model: onnx.ModelProto | ir.Model | str | Path) -> tuple[Outcome, ...]:
+def plan(model: Any, *, example_inputs: Any = None) -> tuple[Outcome, ...]:
     """What `fuse` would do with each BatchNorm, and why not; reads only.
+
+    Args:
+        model: anything that `fuse` takes.
+        example_inputs: as `fuse` takes them.
 
     Raises:
         BnfoldError: the model cannot be read.
     """
+    if (torch_front_end := _torch_for(model)) is not None:
+        return make_plan(torch_front_end.open_model(model, example_inputs).graph).outcomes
     return make_plan(_onnx.OnnxGraph(_read(model))).outcomes
+
+
+def _torch_for(model: object) -> Any:
+    """The PyTorch front end where the model is its own; nothing is imported that was not before."""
+    if "torch" not in sys.modules or isinstance(model, str | Path):
+        return None
+    from bnfold.frontends import torch as front_end
+
+    return front_end if front_end.is_model(model) else None
 
 
 @overload
@@ -96,6 +112,7 @@ def fuse(
     return_outcomes: Literal[False] = ...,
     only: Sequence[str] = ...,
     skip: Sequence[str] = ...,
+    example_inputs: Any = ...,
 ) -> M: ...
 @overload
 def fuse(
@@ -105,6 +122,7 @@ def fuse(
     return_outcomes: Literal[True],
     only: Sequence[str] = ...,
     skip: Sequence[str] = ...,
+    example_inputs: Any = ...,
 ) -> tuple[M, tuple[Outcome, ...]]: ...
 @overload
 def fuse(
@@ -114,37 +132,51 @@ def fuse(
     return_outcomes: bool = ...,
     only: Sequence[str] = ...,
     skip: Sequence[str] = ...,
+    example_inputs: Any = ...,
 ) -> Any: ...
 
 
 def fuse(
-    model: onnx.ModelProto | ir.Model | str | Path,
+    model: Any,
     *,
     inplace: bool = False,
     return_outcomes: bool = False,
     only: Sequence[str] = (),
     skip: Sequence[str] = (),
+    example_inputs: Any = None,
 ) -> Any:
     """The same model with every BatchNorm folded that can fold exactly.
 
     Args:
-        model: an `onnx.ModelProto`, an `onnx_ir.Model`, or the path of an `.onnx` file.
+        model: a `torch.nn.Module`, a `torch.fx.GraphModule`, a `torch.export.ExportedProgram`, an `onnx.ModelProto`, an
+            `onnx_ir.Model`, or the path of an `.onnx` or `.pt2` file.
         inplace: change the argument instead of a copy.
         return_outcomes: return the outcomes as well, one for each BatchNorm.
         only: glob patterns; only nodes with such a name fold, where any is given.
         skip: glob patterns; nodes with such a name stay.
+        example_inputs: what a torch module is called with: a tuple of arguments, a dict of keyword arguments, or the
+            only argument. Needed where the forward cannot be traced symbolically; otherwise it tells the shapes. The
+            result then stands for calls of that kind: the same arguments given, tensors of the same ranks.
 
     Returns:
-        What was given: a ModelProto for a ModelProto, an `onnx_ir.Model` for one or for a path. The latter holds its
-        new weights as lazy tensors, computed when they are read or saved.
+        What was given. An `nn.Module` comes back as the same class, a ModelProto as a ModelProto, a path as what the
+        file holds (an `onnx_ir.Model`, whose new weights are lazy tensors, computed when they are read or saved; an
+        `ExportedProgram`). Tensors that a fold does not change are shared with the argument.
 
     Raises:
         BnfoldError: the model cannot be read.
     """
+    selection = Selection(tuple(only), tuple(skip))
+    if (torch_front_end := _torch_for(model)) is not None:
+        opened = torch_front_end.open_model(model, example_inputs, inplace=inplace)
+        decided = make_plan(opened.graph, selected=selection)
+        fold(opened.graph, decided)
+        opened.finish()
+        return (opened.model, decided.outcomes) if return_outcomes else opened.model
     graph = _read(model)
     if isinstance(model, ir.Model) and not inplace:
         graph = model.clone()
-    outcomes, _ = _fuse_graph(graph, Selection(tuple(only), tuple(skip)), _silent)
+    outcomes, _ = _fuse_graph(graph, selection, _silent)
     fused: onnx.ModelProto | ir.Model = graph
     if isinstance(model, onnx.ModelProto):
         fused = _onnx.serialize(graph)
