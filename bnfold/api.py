@@ -13,7 +13,13 @@ from typing import Any, Literal, TypeVar, overload
 import onnx
 import onnx_ir as ir
 
-from bnfold.errors import NotEquivalentError, OutputExistsError, UnsupportedModelError
+from bnfold.errors import (
+    InvalidModelError,
+    MissingExtraError,
+    NotEquivalentError,
+    OutputExistsError,
+    UnsupportedModelError,
+)
 from bnfold.fold import fold
 from bnfold.frontends import onnx as _onnx
 from bnfold.health import Caution
@@ -90,6 +96,8 @@ def plan(model: Any, *, example_inputs: Any = None) -> tuple[Outcome, ...]:
     Raises:
         BnfoldError: the model cannot be read.
     """
+    if isinstance(model, str | Path) and Path(model).suffix == ".pt2":
+        model = _torch_front_end().load(Path(model))
     if (torch_front_end := _torch_for(model)) is not None:
         return make_plan(torch_front_end.open_model(model, example_inputs).graph).outcomes
     return make_plan(_onnx.OnnxGraph(_read(model))).outcomes
@@ -167,6 +175,8 @@ def fuse(
         BnfoldError: the model cannot be read.
     """
     selection = Selection(tuple(only), tuple(skip))
+    if isinstance(model, str | Path) and Path(model).suffix == ".pt2":
+        model, inplace = _torch_front_end().load(Path(model)), True
     if (torch_front_end := _torch_for(model)) is not None:
         opened = torch_front_end.open_model(model, example_inputs, inplace=inplace)
         decided = make_plan(opened.graph, selected=selection)
@@ -213,13 +223,56 @@ def inspect_file(model: Path, *, progress: Progress = _silent) -> FileResult:
         BnfoldError: the file cannot be read.
     """
     start = time.perf_counter()
-    graph = _onnx.load(model)
-    before = _size(graph, model)
-    view = _onnx.OnnxGraph(graph)
-    decided = make_plan(view, progress=lambda done, total: progress("plan", done, total))
-    return FileResult(
-        model, None, decided.outcomes, tuple(view.warnings()), before, None, None, time.perf_counter() - start
-    )
+    opened = _open_file(model)
+    decided = make_plan(opened.graph, progress=lambda done, total: progress("plan", done, total))
+    warnings = tuple(opened.graph.warnings())
+    return FileResult(model, None, decided.outcomes, warnings, opened.size(model), None, None, _since(start))
+
+
+def _since(start: float) -> float:
+    return time.perf_counter() - start
+
+
+@dataclass(frozen=True, eq=False)
+class _OpenFile:
+    """A model read from a file, of either format.
+
+    Attributes:
+        graph: its view.
+        save: writes the changed model into a folder, under the name that a path has.
+        size: how large the model is now, if it lies at a path.
+    """
+
+    graph: Any
+    save: Callable[[Path, Path], None]
+    size: Callable[[Path], Size]
+
+
+def _open_file(path: Path) -> _OpenFile:
+    if path.suffix != ".pt2":
+        model = _onnx.load(path)
+        return _OpenFile(
+            _onnx.OnnxGraph(model),
+            lambda output, folder: _onnx.save(model, output, folder),
+            lambda at: _size(model, at),
+        )
+    front_end = _torch_front_end()
+    opened = front_end.open_model(front_end.load(path), inplace=True)
+
+    def save(output: Path, folder: Path) -> None:
+        opened.finish()
+        front_end.save(opened.model, folder / output.name)
+
+    return _OpenFile(opened.graph, save, lambda at: Size(front_end.count_nodes(opened.model), at.stat().st_size))
+
+
+def _torch_front_end() -> Any:
+    """The PyTorch front end, imported where it is needed."""
+    try:
+        from bnfold.frontends import torch as front_end
+    except ImportError as error:
+        raise MissingExtraError("PyTorch is not installed: pip install 'bnfold[torch]'") from error
+    return front_end
 
 
 def fuse_file(
@@ -253,12 +306,16 @@ def fuse_file(
         raise OutputExistsError(f"{output}: exists already; use --overwrite to replace it")
     if output.is_dir():
         raise OutputExistsError(f"{output}: is a folder")
-    graph = _onnx.load(model)
-    before = _size(graph, model)
-    outcomes, warnings = _fuse_graph(graph, selection, progress)
+    if (output.suffix == ".pt2") != (model.suffix == ".pt2"):
+        raise InvalidModelError(f"{output}: the output has the format of the model, {model.suffix or 'ONNX'}")
+    opened = _open_file(model)
+    before = opened.size(model)
+    warnings = tuple(opened.graph.warnings())
+    decided = make_plan(opened.graph, selected=selection, progress=lambda done, total: progress("plan", done, total))
+    fold(opened.graph, decided)
     with _onnx.staging(output) as folder:
         staged = Path(folder) / output.name
-        _onnx.save(graph, output, Path(folder))
+        opened.save(output, Path(folder))
         verdict = None
         if verify:
             progress("verify", 0, 1)
@@ -269,9 +326,9 @@ def fuse_file(
                 f"{output}: not written, since output {verdict.worst.name!r} differs from the original's "
                 f"(error {verdict.worst.error:.2e}, budget {verdict.worst.budget:.2e}); please report this as a bug"
             )
-        after = _size(graph, staged)
+        after = opened.size(staged)
         _onnx.publish(Path(folder), output)
-    return FileResult(model, output, outcomes, warnings, before, after, verdict, time.perf_counter() - start)
+    return FileResult(model, output, decided.outcomes, warnings, before, after, verdict, _since(start))
 
 
 def _size(model: ir.Model, path: Path) -> Size:

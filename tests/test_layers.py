@@ -36,7 +36,7 @@ FORBIDDEN = {"frontends": {"rules", "planner", "fold", "verification"}, "verific
 NUMPY_ONLY = {"errors", "affine", "linear", "health", "outcome", "ops", "graph", "rules", "planner", "fold"}
 
 LIBRARIES = {
-    "torch": ("frontends/torch/",),
+    "torch": ("frontends/torch/", "verification/"),
     "onnx": ("frontends/onnx/", "verification/", "api.py"),
     "onnx_ir": ("frontends/onnx/", "api.py"),
     "onnxruntime": ("verification/",),

@@ -53,12 +53,12 @@ class Verdict:
 
 
 def compare_files(reference: Path, candidate: Path, options: InputOptions) -> Verdict:
-    """Run two ONNX files, unoptimised and on the CPU, on the same inputs.
+    """Run two files, unoptimised and on the CPU, on the same inputs.
 
     Raises:
         IncomparableError: other inputs or outputs, or a runtime that cannot run one of them.
     """
-    first, second = OnnxRunner(reference), OnnxRunner(candidate)
+    first, second = _runner(reference), _runner(candidate)
     if first.inputs != second.inputs or first.outputs != second.outputs:
         raise IncomparableError(f"{reference} and {candidate} have other inputs or outputs")
     worst: dict[str, OutputVerdict] = {}
@@ -70,6 +70,14 @@ def compare_files(reference: Path, candidate: Path, options: InputOptions) -> Ve
             if known is None or (not verdict.is_equivalent, verdict.error) > (not known.is_equivalent, known.error):
                 worst[name] = verdict
     return Verdict(tuple(worst.values()), len(feeds))
+
+
+def _runner(path: Path) -> Any:
+    if path.suffix != ".pt2":
+        return OnnxRunner(path)
+    from bnfold.verification.torch_runner import TorchRunner
+
+    return TorchRunner(path)
 
 
 def _judge(name: str, expected: npt.NDArray[Any], actual: npt.NDArray[Any]) -> OutputVerdict:

@@ -1,6 +1,7 @@
-"""PyTorch models: modules, fx graphs and exported programs."""
+"""PyTorch models: modules, fx graphs, exported programs and files of these."""
 
+from bnfold.frontends.torch.files import count_nodes, load, save
 from bnfold.frontends.torch.open import Opened, is_model, open_model
 from bnfold.frontends.torch.view import TorchGraph
 
-__all__ = ["Opened", "TorchGraph", "is_model", "open_model"]
+__all__ = ["Opened", "TorchGraph", "count_nodes", "is_model", "load", "open_model", "save"]

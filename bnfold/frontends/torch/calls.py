@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812 (its name everywhere)
 from torch import fx, nn
 
 
@@ -256,7 +256,7 @@ def spell(node: fx.Node, root: nn.Module | None) -> Call:
         return Call("shape", {"input": node.args[0]})
     if target is getattr and node.args[1:] == ("T",):
         return Call("t", {"input": node.args[0]})
-    name = _FUNCTION_NAMES.get(target) or getattr(target, "__name__", "")
+    name = str(_FUNCTION_NAMES.get(target) or getattr(target, "__name__", ""))
     found = _FUNCTIONS.get(target) if callable(target) else None
     is_foreign = found is None and getattr(target, "__module__", None) not in _HARMLESS
     is_inplace = _ends_inplace(name) or target is operator.setitem or is_foreign
@@ -317,7 +317,14 @@ def _bind(node: fx.Node, found: tuple[str, str] | None, *, is_inplace: bool) -> 
             arguments[name[1:]] = tuple(rest[0]) if single else tuple(rest)  # type: ignore[arg-type]
         else:
             arguments[name] = value
-    for alias, name in (("self", "input"), ("tensor", "input"), ("split_size_or_sections", "split_size"), ("axis", "dim"), ("x", "input"), ("size", "shape")):
+    for alias, name in (
+        ("self", "input"),
+        ("tensor", "input"),
+        ("split_size_or_sections", "split_size"),
+        ("axis", "dim"),
+        ("x", "input"),
+        ("size", "shape"),
+    ):
         if alias in arguments and name in parameters.replace("*", "").split() and name not in arguments:
             arguments[name] = arguments.pop(alias)
     if op == "cast":

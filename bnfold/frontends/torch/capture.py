@@ -53,10 +53,10 @@ class Trace:
 
 
 class _TensorProxy(fx.Proxy):
-    """A proxy that passes for a tensor, so that ``isinstance(x, torch.Tensor)`` chooses the branch that a call takes."""
+    """A proxy that passes for a tensor: ``isinstance(x, torch.Tensor)`` then chooses the branch that a call takes."""
 
-    @property
-    def __class__(self) -> type:  # type: ignore[override]
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
         return torch.Tensor
 
     def __getattr__(self, name: str) -> Any:
@@ -101,8 +101,8 @@ def _is_norm(module: nn.Module) -> bool:
 def trace(module: nn.Module, inputs: Inputs | None = None) -> Trace:
     """A symbolic trace of a module.
 
-    Optional arguments take their defaults, or what the example inputs give. Where the code depends on whether an argument
-    is None, and there is no example to tell, the trace fails.
+    Optional arguments take their defaults, or what the example inputs give. Where the code depends on whether an
+    argument is None, and there is no example to tell, the trace fails.
 
     Raises:
         Exception: whatever the module's code raises when it is fed with proxies.
@@ -116,7 +116,7 @@ def trace(module: nn.Module, inputs: Inputs | None = None) -> Trace:
         given = {name: value for name, value in fixed.items() if value is not None}
         try:
             other = _quietly(_Tracer(), module, given)
-        except Exception:  # noqa: BLE001 (the module's code may raise anything)
+        except Exception:
             other = None
         if other is None or _outline(other) != _outline(graph):
             names = ", ".join(name for name, value in fixed.items() if value is None)
@@ -174,7 +174,7 @@ def propagate(module: nn.Module, graph: fx.Graph, inputs: Inputs) -> Mapping[fx.
             with mode, torch.no_grad(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 recorder.run(*fakes, enable_io_processing=False)
-        except Exception:  # noqa: BLE001, S112 (what a fake tensor cannot do is of no consequence here)
+        except Exception:
             continue
         return recorder.seen
     return None
@@ -214,7 +214,7 @@ def export(module: nn.Module, inputs: Inputs) -> torch.export.ExportedProgram:
                 return torch.export.export(
                     module, inputs.args, dict(inputs.kwargs), dynamic_shapes=shapes, strict=False
                 )
-        except Exception as error:  # noqa: BLE001 (the module's code may raise anything)
+        except Exception as error:
             failure = error
     raise UnsupportedModelError(f"{type(module).__name__} cannot be exported: {line(failure)}") from failure
 
@@ -245,7 +245,7 @@ def insist_on_readable(module: nn.Module) -> None:
         where = f"{name or 'the model'} ({type(each).__name__})"
         if isinstance(each, torch.jit.ScriptModule) and _holds_batchnorm_buffers(each):
             raise UnsupportedModelError(f"{where} is a ScriptModule: pass the module that it was scripted from")
-        if isinstance(each, nn.modules.lazy.LazyModuleMixin) and each.has_uninitialized_params():  # type: ignore[no-untyped-call]
+        if any(map(nn.parameter.is_lazy, (*each._parameters.values(), *each._buffers.values()))):
             raise UnsupportedModelError(f"{where} is not initialised: run the model once on an example")
         if _is_norm(each) and each.training and not isinstance(each, nn.modules.instancenorm._InstanceNorm):
             raise UnsupportedModelError(f"{where} is in training mode: call .eval() on the model first")

@@ -171,10 +171,10 @@ class Constants:
 def _call(node: fx.Node, value: Callable[[fx.Node], Any]) -> Any:
     arguments, keywords = map_arg(node.args, value), map_arg(node.kwargs, value)
     if node.op == "call_method":
-        receiver, *rest = arguments  # type: ignore[misc]
-        return getattr(receiver, str(node.target))(*rest, **keywords)  # type: ignore[arg-type]
+        receiver, *rest = arguments
+        return getattr(receiver, str(node.target))(*rest, **keywords)
     assert callable(node.target)
-    return node.target(*arguments, **keywords)  # type: ignore[misc, arg-type]
+    return node.target(*arguments, **keywords)
 
 
 def _map(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:

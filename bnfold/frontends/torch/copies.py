@@ -34,18 +34,18 @@ def copy_module(module: M) -> M:
         return copy.deepcopy(module, _shared(module))
     except Exception as error:  # a module's own __deepcopy__ or __reduce__ may raise anything
         text = " ".join(str(error).split())[:200]
-        raise UnsupportedModelError(
-            f"{type(module).__name__} cannot be copied ({text}): pass inplace=True"
-        ) from error
+        raise UnsupportedModelError(f"{type(module).__name__} cannot be copied ({text}): pass inplace=True") from error
 
 
 def copy_program(program: ExportedProgram) -> ExportedProgram:
     """A program with its own graph, signature and dictionaries, whose tensors are those of the original."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        return program._update(
+        twin = program._update(
             copy.deepcopy(program.graph_module, _shared(program.graph_module)),
             copy.deepcopy(program.graph_signature),
             state_dict=dict(program.state_dict),
             constants=dict(program.constants),
         )
+    twin._guards_code = list(program._guards_code)
+    return twin

@@ -19,7 +19,6 @@ from bnfold.frontends.torch.tensors import AnyArray, like
 from bnfold.frontends.torch.view import CALLS, TorchGraph, hook_of, occurrences
 from bnfold.linear import Linear, round_once
 from bnfold.ops import ChannelAffine, Op, Opaque
-
 from bnfold.outcome import Reason, Stop
 
 TWICE = Stop(Reason.SECOND_USE, "it is called, or its parameters are read, more than once")
@@ -147,7 +146,7 @@ class OwnedGraph(TorchGraph):
         if not read_affine.is_batchnorm(reader):
             return self._stop_inner(node, self._stack(node)[-1:])
         place = self._place(reader.call.get("running_mean"))
-        if place is None or not place[0] and node.op != "call_module":
+        if place is None or (not place[0] and node.op != "call_module"):
             return _forward_code("it is in the forward code, not in a module of its own")
         path = place[0]
         given = [self._place(reader.call.get(name)) for name in read_affine.STATISTICS if reader.call.get(name)]

@@ -47,7 +47,7 @@ def open_model(model: Any, example_inputs: Any = None, *, inplace: bool = False)
 
     Args:
         model: what is read; a copy of it, which shares its tensors, is what the edits change.
-        example_inputs: what a module is called with: a tuple of arguments, a dict of keyword arguments, or one argument.
+        example_inputs: what a module is called with: a tuple of arguments, a dict of keyword ones, or the only one.
         inplace: let the edits change `model` itself.
 
     Raises:
@@ -80,7 +80,7 @@ def open_program(program: ExportedProgram) -> Opened:
         graph_module.recompile()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
-            program.validate()
+            program.validate()  # type: ignore[no-untyped-call]
 
     return Opened(graph, program, finish)
 
@@ -90,7 +90,9 @@ def _preserved(program: ExportedProgram) -> frozenset[fx.Node]:
     names: set[str] = set()
     for entry in program.module_call_graph:
         if entry.fqn and entry.signature is not None:
-            names.update(each.name for each in (*entry.signature.inputs, *entry.signature.outputs) if hasattr(each, "name"))
+            names.update(
+                each.name for each in (*entry.signature.inputs, *entry.signature.outputs) if hasattr(each, "name")
+            )
     return frozenset(node for node in program.graph_module.graph.nodes if node.name in names)
 
 
@@ -98,9 +100,9 @@ def _open_graph_module(module: fx.GraphModule, inputs: Inputs | None) -> Opened:
     values = capture.propagate(module, module.graph, inputs) if inputs is not None else None
     if values is None:
         recorded = shapes.recorded(module.graph)
-        inputs_are_known = all(
-            node in recorded or node.op != "placeholder" for node in module.graph.nodes
-        ) and any(isinstance(value, torch.Tensor) for value in recorded.values())
+        inputs_are_known = all(node in recorded or node.op != "placeholder" for node in module.graph.nodes) and any(
+            isinstance(value, torch.Tensor) for value in recorded.values()
+        )
         values = recorded if inputs_are_known else None
     graph = TorchGraph(module.graph, module, ModuleStore(module, module.graph), values)
 

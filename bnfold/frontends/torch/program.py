@@ -47,7 +47,8 @@ class ProgramStore:
     def _home(self, spec: InputSpec) -> dict[str, Any]:
         """The dictionary that holds the tensor."""
         assert spec.target is not None
-        return self.program.state_dict if spec.target in self.program.state_dict else self.program.constants
+        home: dict[str, Any] = self.program.state_dict
+        return home if spec.target in home else self.program.constants
 
     def tensor(self, handle: object) -> torch.Tensor | None:
         spec = self._spec(handle)
@@ -121,7 +122,7 @@ class ProgramStore:
             else self._graph.inserting_before(next(iter(n for n in self._graph.nodes if n.op != "placeholder")))
         )
         with context:
-            node = self._graph.placeholder("p_" + name.replace(".", "_"))
+            node: fx.Node = self._graph.placeholder("p_" + name.replace(".", "_"))
         node.target = node.name
         parameter = tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor, requires_grad=False)
         mode = detect_fake_mode([each.meta.get("val") for each in placeholders])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import fx
@@ -16,7 +16,8 @@ from bnfold.ops import Opaque, Shape
 from bnfold.outcome import Reason, Stop
 
 
-class Part(NamedTuple):
+@dataclass(frozen=True)
+class Part:
     """One output of a node that has several."""
 
     node: fx.Node

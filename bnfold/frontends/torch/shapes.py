@@ -1,7 +1,7 @@
 """Shapes, ranks and element types of every value: what an exporter or a run on fake tensors noted, else what follows.
 
-Without example inputs, only that is known which holds whatever is fed: a BatchNorm2d insists on four axes, a convolution
-makes as many channels as its weight has. A size that is not known is a symbol of its own, so that equal sizes are seen
+Without example inputs, only that is known which holds whatever is fed: a BatchNorm2d insists on four axes, a
+convolution makes as many channels as its weight has. A size that is not known is a symbol of its own, so that equal sizes are seen
 to be equal.
 """
 
@@ -124,7 +124,7 @@ class Inference:
         count = -1
         while count != len(self.ranks):
             count = len(self.ranks)
-            for node, call in [*self._calls.items(), *reversed(self._calls.items())]:
+            for node, call in [*self._calls.items(), *reversed(list(self._calls.items()))]:
                 source = call.arguments.get("input")
                 if call.get("rank") is not None:
                     self.ranks[node] = call.get("rank")

@@ -289,7 +289,9 @@ class ModuleStore:
         return any(each is module for each in self._root.get_submodule(path).modules())
 
     def insert_add(self, node: fx.Node, bias: AnyArray, pattern: Any) -> None:
-        constant = self._attribute(node, nn.Parameter(like(bias, self._like(None, pattern))), self._wish(pattern, "bias"))
+        constant = self._attribute(
+            node, nn.Parameter(like(bias, self._like(None, pattern))), self._wish(pattern, "bias")
+        )
         insert_add_node(node, constant)
 
     def drop_factors(self, node: fx.Node) -> None:

@@ -65,7 +65,7 @@ class TorchGraph:
         self._scalars = _scalars(graph, self._calls)
         self._names: dict[fx.Node, str] = _distinct({node: self._label(node) for node in self._calls})
         self._nodes = [node for node in self._calls if self._is_of_interest(node)]
-        self._inside = {node: scope for node, scope in store.nested_batchnorms(graph)}
+        self._inside = dict(store.nested_batchnorms(graph))
         self._names.update({node: node.name for node in self._inside})
         self._data: dict[fx.Node, list[fx.Node]] = {}
 
@@ -213,9 +213,9 @@ class TorchGraph:
         if self._calls[user].op == "shape" or user in self._scalars:
             return []
         indices = [index for index, each in enumerate(self._data_nodes(user)) if each is carrier]
-        if self._reads_shape_of_other(user, carrier):
-            return [(user, index) for index in indices]
-        return [(user, index) for index in indices] + [(user, -1)] * (count - len(indices))
+        rest = 0 if self._reads_shape_of_other(user, carrier) else count - len(indices)
+        found: list[tuple[fx.Node | None, int]] = [(user, index) for index in indices]
+        return found + [(user, -1)] * rest
 
     def _reads_shape_of_other(self, user: fx.Node, carrier: fx.Node) -> bool:
         call = self._calls[user]
