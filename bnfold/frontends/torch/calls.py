@@ -329,7 +329,7 @@ def _bind(node: fx.Node, found: tuple[str, str] | None, *, is_inplace: bool) -> 
             arguments[name] = arguments.pop(alias)
     if op == "cast":
         arguments["dtype"] = CASTS[str(node.target)]
-    writes = is_inplace or bool(arguments.get("inplace"))
+    writes = is_inplace or op.endswith("_") or bool(arguments.get("inplace"))
     return Call(op.removesuffix("_"), arguments, is_inplace=writes)
 
 

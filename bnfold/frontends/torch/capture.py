@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import operator
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -61,6 +62,19 @@ class _TensorProxy(fx.Proxy):
 
     def __getattr__(self, name: str) -> Any:
         return False if name == "_is_param" else super().__getattr__(name)
+
+
+def _writing(function: Any) -> Any:
+    """``x += y``, recorded as what it is: fx itself would record ``x + y``, which does not write into x."""
+
+    def write(self: fx.Proxy, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    return write
+
+
+for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul", "iand", "ior", "ixor"):
+    setattr(_TensorProxy, f"__{_name}__", _writing(getattr(operator, _name)))
 
 
 class _Tracer(fx.Tracer):
@@ -168,7 +182,7 @@ def propagate(module: nn.Module, graph: fx.Graph, inputs: Inputs) -> Mapping[fx.
         return None
     for environment in (ShapeEnv(duck_shape=False, specialize_zero_one=False), None):
         mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=environment)
-        recorder = _Recorder(fx.GraphModule(module, graph), mode)
+        recorder = _Recorder(module, graph)
         try:
             fakes = [_fake(mode, bound.arguments[name], environment is None) for name in names]
             with mode, torch.no_grad(), warnings.catch_warnings():
@@ -187,9 +201,8 @@ def _fake(mode: Any, value: Any, is_static: bool) -> Any:
 class _Recorder(fx.Interpreter):
     """Runs a graph and keeps what each node makes."""
 
-    def __init__(self, module: fx.GraphModule, mode: Any) -> None:
-        super().__init__(module)
-        self._mode = mode
+    def __init__(self, module: nn.Module, graph: fx.Graph) -> None:
+        super().__init__(module, graph=graph)
         self.seen: dict[fx.Node, Any] = {}
 
     def run_node(self, n: fx.Node) -> Any:
