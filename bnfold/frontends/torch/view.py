@@ -150,7 +150,7 @@ class TorchGraph:
     def _data_nodes(self, node: fx.Node) -> list[fx.Node]:
         """What a node reads as data rather than as parameters, in order."""
         if node not in self._data:
-            self._data[node] = [each for each in self._find_data(node) if each not in self._facts.constants.nodes]
+            self._data[node] = self._find_data(node)
         return self._data[node]
 
     def _find_data(self, node: fx.Node) -> list[fx.Node]:
@@ -166,6 +166,8 @@ class TorchGraph:
                 return [read_linear.data_node(reader, read[1])]
             except Unreadable:
                 pass
+        if call.op in read_affine.ARITHMETIC and read_affine.read_arithmetic(reader) is not None:
+            return [each for each in occurrences(node) if each not in self._facts.constants.nodes]
         return occurrences(node)
 
     def inputs(self, node: fx.Node) -> Sequence[Value]:
