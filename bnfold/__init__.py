@@ -9,7 +9,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bnfold import testing
     from bnfold.api import fuse, plan
+    from bnfold.equivalence import verify
     from bnfold.errors import (
         BnfoldError,
         IncomparableError,
@@ -35,11 +37,14 @@ __all__ = [
     "UnsupportedModelError",
     "fuse",
     "plan",
+    "testing",
+    "verify",
 ]
 
 _MODULES = {
     "fuse": "api",
     "plan": "api",
+    "verify": "equivalence",
     "Fold": "outcome",
     "Outcome": "outcome",
     "Reason": "outcome",
@@ -50,6 +55,8 @@ _MODULES = {
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'bnfold' has no attribute {name!r}")
+    if name == "testing":
+        return import_module("bnfold.testing")
     return getattr(import_module(f"bnfold.{_MODULES.get(name, 'errors')}"), name)
 
 

@@ -20,9 +20,17 @@ class OutputExistsError(BnfoldError):
 
 
 class NotEquivalentError(BnfoldError):
-    """The rewritten model differs from the original: a defect, so nothing was written."""
+    """The rewritten model differs from the original: a defect, so nothing was written.
+
+    Attributes:
+        result: what was found.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str, result: object) -> None:
+        super().__init__(message)
+        self.result = result
 
 
 class MissingExtraError(BnfoldError):
