@@ -9,7 +9,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bnfold import testing
     from bnfold.api import fuse, plan
     from bnfold.equivalence import verify
     from bnfold.errors import (
@@ -37,7 +36,6 @@ __all__ = [
     "UnsupportedModelError",
     "fuse",
     "plan",
-    "testing",
     "verify",
 ]
 
@@ -53,10 +51,10 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module 'bnfold' has no attribute {name!r}")
     if name == "testing":
         return import_module("bnfold.testing")
+    if name not in __all__:
+        raise AttributeError(f"module 'bnfold' has no attribute {name!r}")
     return getattr(import_module(f"bnfold.{_MODULES.get(name, 'errors')}"), name)
 
 

@@ -104,7 +104,6 @@ def fuse(
                 progress=progress,
             )
         except NotEquivalentError as error:
-            assert isinstance(error.result, api.FileResult)
             _render(record_file("fuse", error.result), **{**rendering, "quiet": True})
             raise
     _render(record_file("fuse", result), **rendering)

@@ -1,5 +1,7 @@
 """User errors: what the command line prints as one line and ends with a documented exit code."""
 
+from typing import Any
+
 
 class BnfoldError(Exception):
     """Something outside bnfold is wrong, and the message says what and where."""
@@ -28,7 +30,7 @@ class NotEquivalentError(BnfoldError):
 
     exit_code = 1
 
-    def __init__(self, message: str, result: object) -> None:
+    def __init__(self, message: str, result: Any) -> None:
         super().__init__(message)
         self.result = result
 

@@ -79,6 +79,8 @@ def judgement_line(verification: Record) -> str:
     outputs = [each for each in verification["outputs"] if each["level"] == "disabled"]
     worst = max(outputs, key=lambda output: output["excess"], default=None)
     error = f" (largest error {worst['error']:.1e}, budget {worst['budget']:.1e})" if worst else ""
+    if worst and worst["error"] == 0:
+        error = " (identical)"
     return f"equivalent on {on}{inside}{error}"
 
 

@@ -100,11 +100,14 @@ def compare(
             progress(number * len(samples) + done, len(chunks) * len(samples))
             for name, observation in found.items():
                 seen.setdefault(name, []).append((sample, observation))
+    findings += pair.left_out()
     seen = opinion.settle(pair, seen, findings)
     verdicts = {name: _close(name, found) for name, found in seen.items()}
     outputs = [verdicts[name] for name in reference.outputs]
     values = [verdicts[name] for name in pair.shared if name in verdicts]
     deployed = list(pair.as_deployed(samples, findings))
+    if all(each.is_equivalent for each in outputs):
+        findings += [_note_runtime(candidate, each) for each in deployed if each.reason]
     return Verdict(
         (*outputs, *deployed),
         tuple(values),
@@ -112,6 +115,13 @@ def compare(
         tuple(samples),
         tuple(dict.fromkeys(findings)),
         options.providers,
+    )
+
+
+def _note_runtime(candidate: Subject, verdict: ValueVerdict) -> str:
+    return (
+        f"at its default optimisation level on {verdict.provider}, the runtime by itself changes {verdict.name!r} of "
+        f"{candidate.label}: {verdict.reason}"
     )
 
 
@@ -159,6 +169,7 @@ class _Pair:
         is_looking_inside = not options.outputs_only and options.tolerance is None
         self.shared = [name for name in reference.values() if name in theirs] if is_looking_inside else []
         self._jumps = reference.jumps() | candidate.jumps()
+        self._incommensurable: dict[str, str] = {}
 
     def chunks(self, samples: Sequence[Sample]) -> list[list[str]]:
         """The values to ask for, a run at a time: the outputs, and as many inner values as fit and are worth it."""
@@ -193,7 +204,7 @@ class _Pair:
             pairs = {
                 name: (mine, other)
                 for name, mine, other in zip(names, expected, actual, strict=True)
-                if self._insist_on_same_shape(name, mine, other, findings)
+                if self._insist_on_same_shape(name, mine, other)
             }
             moves: dict[str, list[Move]] = {name: [] for name in pairs}
             if any(not np.array_equal(mine, other) for mine, other in pairs.values()):
@@ -202,6 +213,12 @@ class _Pair:
                         if name in pairs:
                             moves[name].append(observe_move(pairs[name][0], array))
             yield sample, {name: self._observe(name, *pairs[name], moves[name]) for name in pairs}
+
+    def left_out(self) -> Iterator[str]:
+        """A sentence about the inner values that cannot be compared."""
+        if self._incommensurable:
+            name, shapes = next(iter(self._incommensurable.items()))
+            yield f"inner values left out for their other shapes: {len(self._incommensurable)} ({name!r} is {shapes})"
 
     def start_both(self, names: Sequence[str]) -> tuple[Run, Run]:
         """Both models, ready to give the named values for the reference's feeds."""
@@ -235,7 +252,7 @@ class _Pair:
             return observe_within(expected, actual, tolerance.atol, tolerance.rtol)
         return observe(expected, actual, moves, is_output=name in self._output_names)
 
-    def _insist_on_same_shape(self, name: str, mine: AnyArray, other: AnyArray, findings: list[str]) -> bool:
+    def _insist_on_same_shape(self, name: str, mine: AnyArray, other: AnyArray) -> bool:
         """Whether two arrays can be compared; outputs must."""
         if mine.shape == other.shape and mine.dtype == other.dtype:
             return True
@@ -243,7 +260,7 @@ class _Pair:
         if name in self._output_names:
             labels = f"{self.reference.label} and {self.candidate.label}"
             raise IncomparableError(f"{labels}: output {name!r} is {shapes}")
-        findings.append(f"inner value {name!r} is {shapes}, and was left out")
+        self._incommensurable.setdefault(name, shapes)
         return False
 
     def as_deployed(self, samples: Sequence[Sample], findings: list[str]) -> Iterator[ValueVerdict]:
@@ -263,17 +280,10 @@ class _Pair:
                 actual = run(self._renamed(sample.feeds))
                 draws = [dict(zip(moved, each(sample.feeds), strict=True)) for each, moved in disturbed]
                 for name, mine, other in zip(names, expected, actual, strict=True):
-                    self._insist_on_same_shape(name, mine, other, findings)
+                    self._insist_on_same_shape(name, mine, other)
                     moves = [observe_move(mine, draw[name]) for draw in draws if name in draw]
                     seen[name].append((sample, self._observe(name, mine, other, moves)))
-            for name in names:
-                verdict = _close(name, seen[name], provider)
-                if verdict.reason and provider not in self.options.providers:
-                    findings.append(
-                        f"at its default optimisation level, the runtime by itself changes {name!r} of "
-                        f"{self.candidate.label}: {verdict.reason}"
-                    )
-                yield verdict
+            yield from (_close(name, seen[name], provider) for name in names)
 
 
 def _common_inputs(reference: Subject, candidate: Subject) -> list[Declared]:

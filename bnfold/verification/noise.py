@@ -3,7 +3,7 @@
 The reference is run again with each weight moved by a unit in its last place, at random. How far a value moves then is
 its noise: what any other correct way to round the same model may do to it. A difference passes where
 
-    |difference|_g  <=  FACTOR * sqrt(noise_g^2 + share_g * noise^2 + (noise / signal * signal_g)^2 + (unit * signal_g)^2)
+    |difference_g|  <=  FACTOR sqrt(noise_g^2 + share_g noise^2 + (noise / signal * signal_g)^2 + (unit * signal_g)^2)
 
 for the value as a whole and for each channel `g` of it, in the root mean square and in the largest element. The second
 and third term keep a channel whose own few draws happened to cancel from having no budget: the fewer elements it has,
