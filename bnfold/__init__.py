@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         OutputExistsError,
         UnsupportedModelError,
     )
+    from bnfold.limits import Limits
     from bnfold.outcome import Fold, Outcome, Reason, Refusal
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "Fold",
     "IncomparableError",
     "InvalidModelError",
+    "Limits",
     "MissingExtraError",
     "NotEquivalentError",
     "Outcome",
@@ -41,6 +43,7 @@ _MODULES = {
     "fuse": "api",
     "plan": "api",
     "Fold": "outcome",
+    "Limits": "limits",
     "Outcome": "outcome",
     "Reason": "outcome",
     "Refusal": "outcome",

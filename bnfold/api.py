@@ -16,6 +16,7 @@ from bnfold.errors import NotEquivalentError, OutputExistsError, UnsupportedMode
 from bnfold.fold import fold
 from bnfold.frontends import onnx as _onnx
 from bnfold.health import Caution
+from bnfold.limits import LIMITS, Limits
 from bnfold.outcome import Outcome
 from bnfold.planner import make_plan
 from bnfold.verification.compare import Verdict, compare_files
@@ -79,13 +80,13 @@ class FileResult:
     seconds: float
 
 
-def plan(model: onnx.ModelProto | ir.Model | str | Path) -> tuple[Outcome, ...]:
+def plan(model: onnx.ModelProto | ir.Model | str | Path, *, limits: Limits = LIMITS) -> tuple[Outcome, ...]:
     """What `fuse` would do with each BatchNorm, and why not; reads only.
 
     Raises:
         BnfoldError: the model cannot be read.
     """
-    return make_plan(_onnx.OnnxGraph(_read(model))).outcomes
+    return make_plan(_onnx.OnnxGraph(_read(model, limits))).outcomes
 
 
 @overload
@@ -96,6 +97,7 @@ def fuse(
     return_outcomes: Literal[False] = ...,
     only: Sequence[str] = ...,
     skip: Sequence[str] = ...,
+    limits: Limits = ...,
 ) -> M: ...
 @overload
 def fuse(
@@ -105,6 +107,7 @@ def fuse(
     return_outcomes: Literal[True],
     only: Sequence[str] = ...,
     skip: Sequence[str] = ...,
+    limits: Limits = ...,
 ) -> tuple[M, tuple[Outcome, ...]]: ...
 @overload
 def fuse(
@@ -114,6 +117,7 @@ def fuse(
     return_outcomes: bool = ...,
     only: Sequence[str] = ...,
     skip: Sequence[str] = ...,
+    limits: Limits = ...,
 ) -> Any: ...
 
 
@@ -124,6 +128,7 @@ def fuse(
     return_outcomes: bool = False,
     only: Sequence[str] = (),
     skip: Sequence[str] = (),
+    limits: Limits = LIMITS,
 ) -> Any:
     """The same model with every BatchNorm folded that can fold exactly.
 
@@ -133,6 +138,7 @@ def fuse(
         return_outcomes: return the outcomes as well, one for each BatchNorm.
         only: glob patterns; only nodes with such a name fold, where any is given.
         skip: glob patterns; nodes with such a name stay.
+        limits: how much the model may ask for; a model that asks for more is an `InvalidModelError`.
 
     Returns:
         What was given: a ModelProto for a ModelProto, an `onnx_ir.Model` for one or for a path. The latter holds its
@@ -141,7 +147,7 @@ def fuse(
     Raises:
         BnfoldError: the model cannot be read.
     """
-    graph = _read(model)
+    graph = _read(model, limits)
     if isinstance(model, ir.Model) and not inplace:
         graph = model.clone()
     outcomes, _ = _fuse_graph(graph, Selection(tuple(only), tuple(skip)), _silent)
@@ -154,13 +160,13 @@ def fuse(
     return (fused, outcomes) if return_outcomes else fused
 
 
-def _read(model: onnx.ModelProto | ir.Model | str | Path) -> ir.Model:
+def _read(model: onnx.ModelProto | ir.Model | str | Path, limits: Limits) -> ir.Model:
     if isinstance(model, ir.Model):
         return model
     if isinstance(model, onnx.ModelProto):
-        return _onnx.parse(model)
+        return _onnx.parse(model, limits=limits)
     if isinstance(model, str | Path):
-        return _onnx.load(Path(model))
+        return _onnx.load(Path(model), limits)
     raise UnsupportedModelError(f"bnfold cannot read a {type(model).__module__}.{type(model).__qualname__}")
 
 
@@ -174,15 +180,15 @@ def _fuse_graph(
     return decided.outcomes, warnings
 
 
-def inspect_file(model: Path, *, progress: Progress = _silent) -> FileResult:
+def inspect_file(model: Path, *, limits: Limits = LIMITS, progress: Progress = _silent) -> FileResult:
     """What `fuse_file` would do; writes nothing.
 
     Raises:
         BnfoldError: the file cannot be read.
     """
     start = time.perf_counter()
-    graph = _onnx.load(model)
-    before = _size(graph, model)
+    graph = _onnx.load(model, limits)
+    before = Size(_nodes(graph), _onnx.file_bytes(graph, model))
     view = _onnx.OnnxGraph(graph)
     decided = make_plan(view, progress=lambda done, total: progress("plan", done, total))
     return FileResult(
@@ -198,6 +204,7 @@ def fuse_file(
     verify: bool = True,
     inputs: InputOptions = DRAWN,
     overwrite: bool = False,
+    limits: Limits = LIMITS,
     progress: Progress = _silent,
 ) -> FileResult:
     """Fold a file into another, which appears complete or not at all, and only if it is equivalent.
@@ -209,6 +216,7 @@ def fuse_file(
         verify: compare the result with the original before it is written.
         inputs: what to compare them on.
         overwrite: replace an `output` that exists.
+        limits: how much `model` may ask for.
         progress: told of each stage.
 
     Raises:
@@ -221,27 +229,25 @@ def fuse_file(
         raise OutputExistsError(f"{output}: exists already; use --overwrite to replace it")
     if output.is_dir():
         raise OutputExistsError(f"{output}: is a folder")
-    graph = _onnx.load(model)
-    before = _size(graph, model)
+    graph = _onnx.load(model, limits)
+    before = Size(_nodes(graph), _onnx.file_bytes(graph, model))
     outcomes, warnings = _fuse_graph(graph, selection, progress)
     with _onnx.staging(output) as folder:
-        staged = Path(folder) / output.name
-        _onnx.save(graph, output, Path(folder))
+        written = _onnx.save(graph, folder / output.name)
         verdict = None
         if verify:
             progress("verify", 0, 1)
-            verdict = compare_files(model, staged, inputs)
+            verdict = compare_files(model, written.model, inputs)
             progress("verify", 1, 1)
         if verdict is not None and not verdict.is_equivalent:
             raise NotEquivalentError(
                 f"{output}: not written, since output {verdict.worst.name!r} differs from the original's "
                 f"(error {verdict.worst.error:.2e}, budget {verdict.worst.budget:.2e}); please report this as a bug"
             )
-        after = _size(graph, staged)
-        _onnx.publish(Path(folder), output)
+        after = Size(_nodes(graph), written.bytes)
+        _onnx.publish(written, output)
     return FileResult(model, output, outcomes, warnings, before, after, verdict, time.perf_counter() - start)
 
 
-def _size(model: ir.Model, path: Path) -> Size:
-    nodes = sum(1 for _ in model.graph.all_nodes())
-    return Size(nodes, _onnx.file_bytes(path))
+def _nodes(model: ir.Model) -> int:
+    return sum(1 for _ in model.graph.all_nodes())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -18,6 +19,10 @@ Feeds = dict[str, npt.NDArray[Any]]
 
 BATCH, LENGTH = 2, 32
 """Sizes of a dynamic first dimension, and of any other one, where the caller gives none."""
+
+
+DRAW_LIMIT = 1 << 28
+"""Elements of an input that is drawn; a few bytes of model can declare any number."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,8 @@ def _draw(declared: Declared, dims: Mapping[str, int], generator: np.random.Gene
         dim if isinstance(dim, int) and dim > 0 else dims.get(str(dim), BATCH if axis == 0 else LENGTH)
         for axis, dim in enumerate(declared.shape)
     )
+    if prod(shape) > DRAW_LIMIT:
+        raise IncomparableError(f"input {declared.name!r} of shape {list(shape)} is too large to draw; use --inputs")
     kind = declared.dtype
     if kind.kind in "iu":
         return generator.integers(0, 2, shape).astype(kind)

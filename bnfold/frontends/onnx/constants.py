@@ -12,7 +12,9 @@ import onnx
 import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
+from bnfold.blocks import Rows
 from bnfold.errors import InvalidModelError
+from bnfold.frontends.onnx.pieces import array_rows, read, tensor_rows
 from bnfold.frontends.onnx.scopes import Scopes
 
 AnyArray = npt.NDArray[Any]
@@ -130,7 +132,7 @@ class Constants:
             if top in self._memo:
                 results[top] = self._memo[top]
             elif (tensor := _stored(top)) is not None:
-                results[top] = _read(tensor, top.name)
+                results[top] = read(tensor, top.name)
             else:
                 node = top.producer()
                 assert node is not None
@@ -146,16 +148,16 @@ class Constants:
             stack.pop()
         return results[value]
 
-    def capture(self, value: ir.Value) -> Callable[[], AnyArray]:
-        """A way to get what `value` holds later on, whatever happens to the graph.
+    def capture(self, value: ir.Value, rows: int) -> Callable[[], Rows]:
+        """A way to read what `value` holds later on, row by row, whatever happens to the graph.
 
         A stored tensor stays where it is; a computed one is computed now.
         """
         tensor = _stored(value)
         if tensor is not None:
-            return lambda: _read(tensor, value.name)
+            return lambda: tensor_rows(tensor, value.name, rows)
         array = self.get(value)
-        return lambda: array
+        return lambda: array_rows(array, rows)
 
     def _static_shape(self, value: ir.Value | None) -> tuple[int, ...] | None:
         dims = self._shapes.get(value) if value is not None else None
@@ -221,13 +223,6 @@ def _stored(value: ir.Value) -> ir.TensorProtocol | None:
             case "value_int" | "value_ints":
                 return ir.tensor(np.asarray(attribute.value, np.int64))
     raise InvalidModelError(f"Constant node {node.name!r} holds no tensor")
-
-
-def _read(tensor: ir.TensorProtocol, name: str | None) -> AnyArray:
-    try:
-        return tensor.numpy()
-    except (ValueError, TypeError, OSError, RuntimeError) as error:
-        raise InvalidModelError(f"tensor {name!r} cannot be read: {error}") from error
 
 
 def _bound(node: ir.Node, values: dict[ir.Value, AnyArray]) -> None:
