@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -12,7 +14,13 @@ from typing import Any, Literal, TypeVar, overload
 import onnx
 import onnx_ir as ir
 
-from bnfold.errors import NotEquivalentError, OutputExistsError, UnsupportedModelError
+from bnfold.errors import (
+    InvalidModelError,
+    NotEquivalentError,
+    OutputExistsError,
+    UnreadableTensorError,
+    UnsupportedModelError,
+)
 from bnfold.fold import fold
 from bnfold.frontends import onnx as _onnx
 from bnfold.health import Caution
@@ -189,8 +197,9 @@ def inspect_file(model: Path, *, limits: Limits = LIMITS, progress: Progress = _
     start = time.perf_counter()
     graph = _onnx.load(model, limits)
     before = Size(_nodes(graph), _onnx.file_bytes(graph, model))
-    view = _onnx.OnnxGraph(graph)
-    decided = make_plan(view, progress=lambda done, total: progress("plan", done, total))
+    with _naming(model):
+        view = _onnx.OnnxGraph(graph)
+        decided = make_plan(view, progress=lambda done, total: progress("plan", done, total))
     return FileResult(
         model, None, decided.outcomes, tuple(view.warnings()), before, None, None, time.perf_counter() - start
     )
@@ -225,15 +234,14 @@ def fuse_file(
         BnfoldError: the file cannot be read, run or written.
     """
     start = time.perf_counter()
-    if output.exists() and not overwrite:
-        raise OutputExistsError(f"{output}: exists already; use --overwrite to replace it")
-    if output.is_dir():
-        raise OutputExistsError(f"{output}: is a folder")
+    _insist_on_writable(output, overwrite=overwrite)
     graph = _onnx.load(model, limits)
     before = Size(_nodes(graph), _onnx.file_bytes(graph, model))
-    outcomes, warnings = _fuse_graph(graph, selection, progress)
+    with _naming(model):
+        outcomes, warnings = _fuse_graph(graph, selection, progress)
     with _onnx.staging(output) as folder:
-        written = _onnx.save(graph, folder / output.name)
+        with _naming(model):
+            written = _onnx.save(graph, folder / output.name)
         verdict = None
         if verify:
             progress("verify", 0, 1)
@@ -247,6 +255,25 @@ def fuse_file(
         after = Size(_nodes(graph), written.bytes)
         _onnx.publish(written, output)
     return FileResult(model, output, outcomes, warnings, before, after, verdict, time.perf_counter() - start)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Let what turns out to be wrong with a model say whose it is."""
+    try:
+        yield
+    except UnreadableTensorError as error:
+        raise InvalidModelError(f"{path}: {error}") from error
+
+
+def _insist_on_writable(output: Path, *, overwrite: bool) -> None:
+    try:
+        if os.path.lexists(output) and not overwrite:
+            raise OutputExistsError(f"{output}: exists already; use --overwrite to replace it")
+        if output.is_dir():
+            raise OutputExistsError(f"{output}: is a folder")
+    except OSError as error:
+        raise InvalidModelError(f"{output}: cannot be written ({error.strerror})") from error
 
 
 def _nodes(model: ir.Model) -> int:

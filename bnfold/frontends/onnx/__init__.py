@@ -1,8 +1,8 @@
 """ONNX models, by way of onnx-ir."""
 
-from bnfold.frontends.onnx.load import file_bytes, load, parse
-from bnfold.frontends.onnx.publish import publish, staging
-from bnfold.frontends.onnx.save import Written, save, serialize
+from bnfold.frontends.onnx.loading import file_bytes, load, parse
+from bnfold.frontends.onnx.publishing import publish, staging
+from bnfold.frontends.onnx.saving import Written, save, serialize
 from bnfold.frontends.onnx.view import OnnxGraph
 
 __all__ = ["OnnxGraph", "Written", "file_bytes", "load", "parse", "publish", "save", "serialize", "staging"]

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from bnfold.blocks import Block, Kernel, Rows
-from bnfold.errors import InvalidModelError
+from bnfold.errors import UnreadableTensorError
 from bnfold.linear import Linear, round_once
 
 AnyArray = npt.NDArray[Any]
@@ -33,27 +33,29 @@ def read(tensor: ir.TensorProtocol, name: str | None) -> AnyArray:
     """A whole tensor.
 
     Raises:
-        InvalidModelError: it cannot be read.
+        UnreadableTensorError: it cannot be read.
     """
     try:
         return tensor.numpy()
     except (ValueError, TypeError, OSError, RuntimeError, OverflowError) as error:
-        raise InvalidModelError(f"tensor {name!r} cannot be read: {error}") from error
+        raise UnreadableTensorError(f"tensor {name!r} cannot be read: {error}") from error
 
 
 def read_bytes(tensor: ir.ExternalTensor, start: int, count: int) -> bytes:
     """Some bytes of a tensor in a file.
 
     Raises:
-        InvalidModelError: the file ends before.
+        UnreadableTensorError: the file ends before.
     """
     try:
         with Path(tensor.path).open("rb", buffering=0) as file:
             found = os.pread(file.fileno(), count, (tensor.offset or 0) + start)
     except OSError as error:
-        raise InvalidModelError(f"tensor {tensor.name!r} cannot be read: {tensor.path}: {error.strerror}") from error
+        raise UnreadableTensorError(
+            f"tensor {tensor.name!r} cannot be read: {tensor.path}: {error.strerror}"
+        ) from error
     if len(found) < count:
-        raise InvalidModelError(f"tensor {tensor.name!r} cannot be read: {tensor.path} ends too early")
+        raise UnreadableTensorError(f"tensor {tensor.name!r} cannot be read: {tensor.path} ends too early")
     return found
 
 

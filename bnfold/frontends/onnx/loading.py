@@ -35,7 +35,8 @@ def load(path: Path, limits: Limits = LIMITS) -> ir.Model:
     except OSError as error:
         raise InvalidModelError(f"{path}: {error.strerror}") from error
     except DecodeError as error:
-        raise InvalidModelError(f"{path}: not an ONNX model ({error})") from error
+        what = "it is nested too deep for protobuf" if "MaxDepth" in str(error) else str(error)
+        raise InvalidModelError(f"{path}: not an ONNX model ({what})") from error
     del content
     return parse(proto, str(path), path.parent, limits)
 

@@ -20,7 +20,7 @@ import onnx_ir as ir
 from google.protobuf.message import EncodeError
 
 from bnfold.errors import InvalidModelError
-from bnfold.frontends.onnx.load import ASIDE
+from bnfold.frontends.onnx.loading import ASIDE
 from bnfold.frontends.onnx.pieces import pieces
 from bnfold.frontends.onnx.slots import Slot, slots
 

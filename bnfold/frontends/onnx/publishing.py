@@ -17,8 +17,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from bnfold.errors import InvalidModelError
-from bnfold.frontends.onnx.load import PROTOBUF_LIMIT
-from bnfold.frontends.onnx.save import HASH_DIGITS, Written
+from bnfold.frontends.onnx.loading import PROTOBUF_LIMIT
+from bnfold.frontends.onnx.saving import HASH_DIGITS, Written
 
 try:
     import fcntl
