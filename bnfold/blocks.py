@@ -8,7 +8,9 @@ layout as well, ``[groups, out, in]``, and so a small linear operator of its own
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -18,8 +20,11 @@ import numpy.typing as npt
 from bnfold.affine import Affine, Array
 from bnfold.linear import Layout, Linear, Rounding, measure_rounding, round_once
 
-ELEMENTS = 1 << 18
-"""Elements of a block: what fits the cache of one core in float64."""
+ELEMENTS = 1 << 15
+"""Elements of a block: in float64, what fits a cache, and what malloc hands out again without asking the system."""
+
+WORKERS = min(4, os.cpu_count() or 1)
+"""Threads that solve blocks; numpy and the system calls let each other run."""
 
 INPUT_MAJOR = (Layout.CONV_TRANSPOSE, Layout.IN_OUT)
 """Layouts whose rows are input channels; those of the others are output channels."""
@@ -94,22 +99,24 @@ class Kernel:
         A bias is judged against the largest weight too: one that is tiny beside the weights loses nothing that counts.
         """
         errors, peaks = np.zeros(linear.out_channels), np.zeros(linear.out_channels)
-        for block in self.blocks():
-            error, peak = block.measure(linear, dtype)
-            np.maximum(errors[block.outputs], error, out=errors[block.outputs])
-            np.maximum(peaks[block.outputs], peak, out=peaks[block.outputs])
+        blocks = list(self.blocks())
+        with ThreadPoolExecutor(WORKERS) as pool:
+            found = pool.map(lambda block: block.measure(linear, dtype), blocks)
+            for block, (error, peak) in zip(blocks, found, strict=True):
+                np.maximum(errors[block.outputs], error, out=errors[block.outputs])
+                np.maximum(peaks[block.outputs], peak, out=peaks[block.outputs])
         infinite = ~(np.isfinite(errors) & np.isfinite(peaks))
         if infinite.any():
             return Rounding(float("inf"), overflow=int(np.argmax(infinite)))
         lost = errors > unit * peaks
         relative = np.divide(errors, peaks, out=np.zeros_like(errors), where=peaks > 0)
-        found = Rounding(float(relative.max(initial=0.0)), loss=int(np.argmax(lost)) if lost.any() else None)
+        kernel = Rounding(float(relative.max(initial=0.0)), loss=int(np.argmax(lost)) if lost.any() else None)
         if bias is None:
-            return found
+            return kernel
         floor = max(float(peaks.max(initial=0.0)), float(np.abs(bias).max(initial=0.0)))
         beside = measure_rounding(bias, round_once(bias, dtype), unit, floor)
         return Rounding(
-            max(found.error, beside.error), beside.overflow, found.loss if found.loss is not None else beside.loss
+            max(kernel.error, beside.error), beside.overflow, kernel.loss if kernel.loss is not None else beside.loss
         )
 
 

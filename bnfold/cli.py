@@ -6,6 +6,7 @@ What needs onnx or onnxruntime is imported by the command that needs it, so that
 from __future__ import annotations
 
 import functools
+import logging
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -184,6 +185,7 @@ def _terminate(number: int, frame: FrameType | None) -> NoReturn:
 def main() -> None:
     """Run the command line; an error that a user can act on is one line and its exit code."""
     signal.signal(signal.SIGTERM, _terminate)
+    logging.getLogger("onnx_ir").addHandler(logging.NullHandler())  # what matters of it is an error of ours
     try:
         cli(prog_name="bnfold")
     except BnfoldError as error:

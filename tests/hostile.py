@@ -341,7 +341,12 @@ BROKEN: dict[str, tuple[Write, str]] = {
     "two-inputs": (changed(lambda proto: proto.graph.input.append(proto.graph.input[0])), "more than one input"),
     "batchnorm-without-parameters": (changed(_batchnorm("c")), "lacks an input"),
     "batchnorm-with-empty-mean": (changed(_batchnorm("c", "gamma", "beta", "", "var")), "lacks an input"),
-    "batchnorm-without-output": (changed(lambda proto: proto.graph.node[1].ClearField("output")), "lacks|made by"),
+    "batchnorm-without-output": (changed(lambda proto: proto.graph.node[1].ClearField("output")), "lacks an output"),
+    "convolution-without-inputs": (changed(lambda proto: proto.graph.node[0].ClearField("input")), "lacks an input"),
+    "attribute-of-another-type": (
+        changed(lambda proto: proto.graph.node[1].attribute.append(helper.make_attribute("epsilon", "small"))),
+        "'epsilon' of .* has the type STRING instead of FLOAT",
+    ),
     "batchnorm-of-integers": (changed(set_("gamma", data_type=TensorProto.INT32)), "has the type INT32"),
     "name-not-utf8": (_not_utf8(b"abcdefgh", b"\xff\xfe\xfdab\x80\x81\x82"), "not UTF-8"),
     "value-not-utf8": (_not_utf8(b"ijklmnop", b"\xff\xfe\xfdab\x80\x81\x82"), "not UTF-8"),

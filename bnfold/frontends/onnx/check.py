@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import onnx
@@ -30,6 +31,7 @@ class _Frame:
         nodes: those that are left.
         outputs: names that it must have made in the end.
         scopes: the names that are known: of the graphs around it, and last its own.
+        opset: that gives the operators of the standard domain their meaning.
         made: names that the current node makes, unknown to its own bodies.
     """
 
@@ -37,6 +39,7 @@ class _Frame:
     nodes: Iterator[onnx.NodeProto]
     outputs: Sequence[str]
     scopes: tuple[set[str], ...]
+    opset: int
     made: Sequence[str] = field(default=())
 
     def knows(self, name: str) -> bool:
@@ -88,7 +91,7 @@ class _Check:
         for key, function in functions.items():
             frame = self._function(function)
             sizes[key], calls[key] = self._walk(frame, functions)
-        size, called = self._walk(self._graph(proto.graph, "the graph", ()), functions)
+        size, called = self._walk(self._graph(proto.graph, "the graph", (), _opset(proto.opset_import)), functions)
         self._count(size, called, sizes, calls)
         for training in proto.training_info:
             self._training(training)
@@ -97,9 +100,11 @@ class _Check:
         where = f"function {_text(function.name, 'a function')!r}"
         inputs = _names(function.input, where)
         _unique(inputs, f"input of {where}")
-        return _Frame(where, iter(function.node), _names(function.output, where), (set(inputs),))
+        return _Frame(
+            where, iter(function.node), _names(function.output, where), (set(inputs),), _opset(function.opset_import)
+        )
 
-    def _graph(self, graph: onnx.GraphProto, where: str, outer: tuple[set[str], ...]) -> _Frame:
+    def _graph(self, graph: onnx.GraphProto, where: str, outer: tuple[set[str], ...], opset: int) -> _Frame:
         inputs = _names((each.name for each in graph.input), where)
         _unique(inputs, f"input of {where}")
         sparse = [each.values for each in graph.sparse_initializer]
@@ -111,7 +116,7 @@ class _Check:
             self._tensors.sparse(each, f"sparse initializer {each.values.name!r}")
         _names((each.name for each in graph.value_info), where)
         outputs = _names((each.name for each in graph.output), where)
-        return _Frame(where, iter(graph.node), outputs, (*outer, {*inputs, *constants}))
+        return _Frame(where, iter(graph.node), outputs, (*outer, {*inputs, *constants}), opset)
 
     def _walk(self, start: _Frame, functions: dict[Key, onnx.FunctionProto]) -> tuple[int, list[Key]]:
         """The number of nodes in a graph and its bodies, and the functions that they call."""
@@ -134,13 +139,13 @@ class _Check:
             for body in self._attributes(node, where):
                 if len(stack) > self._limits.depth:
                     raise ValueError(f"graphs are nested more than {self._limits.depth} deep, at {where}")
-                stack.append(self._graph(body, f"a body of {where}", frame.scopes))
+                stack.append(self._graph(body, f"a body of {where}", frame.scopes, frame.opset))
         return count, called
 
     def _end(self, frame: _Frame) -> None:
         for name in frame.outputs:
-            if not frame.knows(name):
-                raise ValueError(f"output {name!r} of {frame.where} is made by nothing")
+            if name not in frame.scopes[-1]:  # an outer value has to pass through an Identity
+                raise ValueError(f"output {name!r} of {frame.where} is made by nothing in it")
 
     def _node(self, node: onnx.NodeProto, frame: _Frame) -> str:
         name = _text(node.name, f"a node of {frame.where}")
@@ -154,13 +159,13 @@ class _Check:
         if len(set(frame.made)) < len(frame.made) or not frame.scopes[-1].isdisjoint(frame.made):
             twice = next(each for each in frame.made if each in frame.scopes[-1] or frame.made.count(each) > 1)
             raise ValueError(f"{where} makes {twice!r}, which there is already")
-        if kind == "BatchNormalization" and node.domain in ("", "ai.onnx"):
-            self._batchnorm(node, where)
+        if node.domain in ("", "ai.onnx"):
+            _operator(node, frame.opset, where)
+            if kind == "BatchNormalization":
+                self._batchnorm(node, where)
         return where
 
     def _batchnorm(self, node: onnx.NodeProto, where: str) -> None:
-        if len(node.input) < 5 or not all(node.input[:5]) or not node.output or not node.output[0]:
-            raise ValueError(f"{where} lacks an input or its output")
         for value, what in zip(node.input[1:], PARAMETERS, strict=False):
             kind = self._types.get(value)
             if kind is not None and kind not in _FLOATS:
@@ -221,6 +226,39 @@ class _Check:
 _FLOATS = frozenset(
     {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE}
 )
+
+
+def _opset(imports: Sequence[onnx.OperatorSetIdProto]) -> int:
+    """The version of the standard domain; 1 where it is not imported."""
+    return next((each.version for each in imports if each.domain in ("", "ai.onnx")), 1)
+
+
+@lru_cache(maxsize=4096)
+def _schema(operator: str, opset: int) -> tuple[int, int, dict[str, int]] | None:
+    """How many inputs and outputs an operator must have, and the types of its attributes; None if it is unknown."""
+    try:
+        schema = onnx.defs.get_schema(operator, min(opset, onnx.defs.onnx_opset_version()), "")
+    except onnx.defs.SchemaError:
+        return None
+    kinds = {name: int(attribute.type.value) for name, attribute in schema.attributes.items()}
+    return schema.min_input, schema.min_output, kinds
+
+
+def _operator(node: onnx.NodeProto, opset: int, where: str) -> None:
+    """Insist that a node of the standard domain has what its operator requires."""
+    schema = _schema(node.op_type, opset)
+    if schema is None:
+        return
+    inputs, outputs, kinds = schema
+    if len(node.input) < inputs or not all(node.input[:inputs]):
+        raise ValueError(f"{where} lacks an input")
+    if len(node.output) < outputs or not all(node.output[:outputs]):
+        raise ValueError(f"{where} lacks an output")
+    for attribute in node.attribute:
+        wanted = kinds.get(attribute.name)
+        if wanted is not None and attribute.type != wanted:
+            kind, due = (onnx.AttributeProto.AttributeType.Name(each) for each in (attribute.type, wanted))
+            raise ValueError(f"attribute {attribute.name!r} of {where} has the type {kind} instead of {due}")
 
 
 def _callees_first(calls: dict[Key, list[Key]]) -> list[Key]:

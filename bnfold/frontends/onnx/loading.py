@@ -72,9 +72,12 @@ def parse(proto: onnx.ModelProto, name: str = "model", folder: Path | None = Non
     try:
         model = _deserialize(proto)
         if folder is not None:
+            real = os.path.realpath(folder)
             for slot in slots(model):
                 if isinstance(slot.tensor, ir.ExternalTensor):
-                    slot.tensor.base_dir = os.path.realpath(folder)
+                    slot.tensor.base_dir = real
+                    smallest = min(slot.tensor.nbytes, model.meta.get(EXTERNAL, slot.tensor.nbytes))
+                    model.meta[EXTERNAL] = smallest
     except (ValueError, TypeError, KeyError, RuntimeError, AttributeError, OSError) as error:
         raise InvalidModelError(f"{name}: not a valid ONNX model ({error})") from error
     return model
@@ -92,6 +95,9 @@ def file_bytes(model: ir.Model, path: Path) -> int:
     except OSError as error:
         raise InvalidModelError(f"{path}: its external data {error.filename} cannot be read") from error
 
+
+EXTERNAL = "bnfold.external"
+"""Where a model notes the bytes of the smallest tensor that was in an external file when it was read."""
 
 ASIDE = "bnfold.aside"
 """Where a model notes the parts of its protobuf that `onnx_ir` does not hold: a `ModelProto` with them alone."""

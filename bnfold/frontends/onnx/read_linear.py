@@ -14,7 +14,7 @@ from bnfold.blocks import Kernel, row_count
 from bnfold.frontends.onnx import quantized
 from bnfold.frontends.onnx.pieces import AnyArray, array_rows
 from bnfold.frontends.onnx.quantized import Quantized
-from bnfold.frontends.onnx.reader import Reader, Unreadable, known_sizes
+from bnfold.frontends.onnx.reader import FLOATS, Reader, Unreadable, known_sizes
 from bnfold.linear import Border, Layout, Linear
 from bnfold.outcome import Reason
 
@@ -75,6 +75,9 @@ def _kernel_shape(reader: Reader, index: int) -> tuple[int, ...]:
     constants = reader.facts.constants
     if (found := quantized.find(value, reader.facts)) is not None:
         return found.integers.shape
+    dtype = reader.dtype(index)
+    if dtype is not None and dtype not in FLOATS:
+        raise Unreadable(Reason.NOT_LINEAR, f"its weight {value.name!r} is of type {dtype}")
     if constants.is_overridable(value):
         raise Unreadable(
             Reason.OVERRIDABLE, f"its weight {value.name!r} is a graph input too, so a caller may replace it"

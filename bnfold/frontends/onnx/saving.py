@@ -20,7 +20,7 @@ import onnx_ir as ir
 from google.protobuf.message import EncodeError
 
 from bnfold.errors import InvalidModelError
-from bnfold.frontends.onnx.loading import ASIDE
+from bnfold.frontends.onnx.loading import ASIDE, EXTERNAL
 from bnfold.frontends.onnx.pieces import pieces
 from bnfold.frontends.onnx.slots import Slot, slots
 
@@ -122,6 +122,7 @@ def _external_threshold(model: ir.Model) -> int | None:
     """The size above which tensors go to the external file; None where all stay inside."""
     tensors = [slot.tensor for slot in slots(model) if slot.tensor.dtype != ir.DataType.STRING]
     external = [tensor.nbytes for tensor in tensors if isinstance(tensor, ir.ExternalTensor)]
+    external += [model.meta[EXTERNAL]] if EXTERNAL in model.meta else []
     if external:
         return max(0, min(external) - 1)
     return THRESHOLD if sum(tensor.nbytes for tensor in tensors) > SIZE_LIMIT else None
