@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         OutputExistsError,
         UnsupportedModelError,
     )
+    from bnfold.limits import Limits
     from bnfold.outcome import Fold, Outcome, Reason, Refusal
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Fold",
     "IncomparableError",
     "InvalidModelError",
+    "Limits",
     "MissingExtraError",
     "NotEquivalentError",
     "Outcome",
@@ -44,6 +46,7 @@ _MODULES = {
     "plan": "api",
     "verify": "equivalence",
     "Fold": "outcome",
+    "Limits": "limits",
     "Outcome": "outcome",
     "Reason": "outcome",
     "Refusal": "outcome",

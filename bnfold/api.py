@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from glob import escape
@@ -14,10 +16,17 @@ import onnx
 import onnx_ir as ir
 
 from bnfold.equivalence import compare_models, verify_files
-from bnfold.errors import NotEquivalentError, OutputExistsError, UnsupportedModelError
+from bnfold.errors import (
+    InvalidModelError,
+    NotEquivalentError,
+    OutputExistsError,
+    UnreadableTensorError,
+    UnsupportedModelError,
+)
 from bnfold.fold import fold
 from bnfold.frontends import onnx as _onnx
 from bnfold.health import Caution
+from bnfold.limits import LIMITS, Limits
 from bnfold.outcome import Fold, Outcome
 from bnfold.planner import make_plan
 from bnfold.verification.compare import CompareOptions
@@ -81,13 +90,13 @@ class FileResult:
     seconds: float
 
 
-def plan(model: onnx.ModelProto | ir.Model | str | Path) -> tuple[Outcome, ...]:
+def plan(model: onnx.ModelProto | ir.Model | str | Path, *, limits: Limits = LIMITS) -> tuple[Outcome, ...]:
     """What `fuse` would do with each BatchNorm, and why not; reads only.
 
     Raises:
         BnfoldError: the model cannot be read.
     """
-    return make_plan(_onnx.OnnxGraph(_read(model))).outcomes
+    return make_plan(_onnx.OnnxGraph(_read(model, limits))).outcomes
 
 
 @overload
@@ -98,6 +107,7 @@ def fuse(
     return_outcomes: Literal[False] = ...,
     only: Sequence[str] = ...,
     skip: Sequence[str] = ...,
+    limits: Limits = ...,
 ) -> M: ...
 @overload
 def fuse(
@@ -107,6 +117,7 @@ def fuse(
     return_outcomes: Literal[True],
     only: Sequence[str] = ...,
     skip: Sequence[str] = ...,
+    limits: Limits = ...,
 ) -> tuple[M, tuple[Outcome, ...]]: ...
 @overload
 def fuse(
@@ -116,6 +127,7 @@ def fuse(
     return_outcomes: bool = ...,
     only: Sequence[str] = ...,
     skip: Sequence[str] = ...,
+    limits: Limits = ...,
 ) -> Any: ...
 
 
@@ -126,6 +138,7 @@ def fuse(
     return_outcomes: bool = False,
     only: Sequence[str] = (),
     skip: Sequence[str] = (),
+    limits: Limits = LIMITS,
 ) -> Any:
     """The same model with every BatchNorm folded that can fold exactly.
 
@@ -135,6 +148,7 @@ def fuse(
         return_outcomes: return the outcomes as well, one for each BatchNorm.
         only: glob patterns; only nodes with such a name fold, where any is given.
         skip: glob patterns; nodes with such a name stay.
+        limits: how much the model may ask for; a model that asks for more is an `InvalidModelError`.
 
     Returns:
         What was given: a ModelProto for a ModelProto, an `onnx_ir.Model` for one or for a path. The latter holds its
@@ -143,7 +157,7 @@ def fuse(
     Raises:
         BnfoldError: the model cannot be read.
     """
-    graph = _read(model)
+    graph = _read(model, limits)
     if isinstance(model, ir.Model) and not inplace:
         graph = model.clone()
     outcomes, _ = _fuse_graph(graph, Selection(tuple(only), tuple(skip)), _silent)
@@ -156,13 +170,13 @@ def fuse(
     return (fused, outcomes) if return_outcomes else fused
 
 
-def _read(model: onnx.ModelProto | ir.Model | str | Path) -> ir.Model:
+def _read(model: onnx.ModelProto | ir.Model | str | Path, limits: Limits) -> ir.Model:
     if isinstance(model, ir.Model):
         return model
     if isinstance(model, onnx.ModelProto):
-        return _onnx.parse(model)
+        return _onnx.parse(model, limits=limits)
     if isinstance(model, str | Path):
-        return _onnx.load(Path(model))
+        return _onnx.load(Path(model), limits)
     raise UnsupportedModelError(f"bnfold cannot read a {type(model).__module__}.{type(model).__qualname__}")
 
 
@@ -176,17 +190,18 @@ def _fuse_graph(
     return decided.outcomes, warnings
 
 
-def inspect_file(model: Path, *, progress: Progress = _silent) -> FileResult:
+def inspect_file(model: Path, *, limits: Limits = LIMITS, progress: Progress = _silent) -> FileResult:
     """What `fuse_file` would do; writes nothing.
 
     Raises:
         BnfoldError: the file cannot be read.
     """
     start = time.perf_counter()
-    graph = _onnx.load(model)
-    before = _size(graph, model)
-    view = _onnx.OnnxGraph(graph)
-    decided = make_plan(view, progress=lambda done, total: progress("plan", done, total))
+    graph = _onnx.load(model, limits)
+    before = Size(_nodes(graph), _onnx.file_bytes(graph, model))
+    with _naming(model):
+        view = _onnx.OnnxGraph(graph)
+        decided = make_plan(view, progress=lambda done, total: progress("plan", done, total))
     return FileResult(
         model, None, decided.outcomes, tuple(view.warnings()), before, None, None, time.perf_counter() - start
     )
@@ -200,6 +215,7 @@ def fuse_file(
     verify: bool = True,
     comparison: CompareOptions = STANDARD,
     overwrite: bool = False,
+    limits: Limits = LIMITS,
     progress: Progress = _silent,
 ) -> FileResult:
     """Fold a file into another, which appears complete or not at all, and only if it is equivalent.
@@ -211,6 +227,7 @@ def fuse_file(
         verify: compare the result with the original before it is written.
         comparison: how they are compared.
         overwrite: replace an `output` that exists.
+        limits: how much `model` may ask for.
         progress: told of each stage.
 
     Raises:
@@ -219,36 +236,34 @@ def fuse_file(
         BnfoldError: the file cannot be read, run or written.
     """
     start = time.perf_counter()
-    if output.exists() and not overwrite:
-        raise OutputExistsError(f"{output}: exists already; use --overwrite to replace it")
-    if output.is_dir():
-        raise OutputExistsError(f"{output}: is a folder")
-    graph = _onnx.load(model)
-    before = _size(graph, model)
-    outcomes, warnings = _fuse_graph(graph, selection, progress)
+    _insist_on_writable(output, overwrite=overwrite)
+    graph = _onnx.load(model, limits)
+    before = Size(_nodes(graph), _onnx.file_bytes(graph, model))
+    with _naming(model):
+        outcomes, warnings = _fuse_graph(graph, selection, progress)
     with _onnx.staging(output) as folder:
-        staged = Path(folder) / output.name
-        _onnx.save(graph, output, Path(folder))
+        with _naming(model):
+            written = _onnx.save(graph, folder / output.name)
         verdict = None
         if verify:
-            verdict = verify_files(model, staged, comparison, progress).verdict
+            verdict = verify_files(model, written.model, comparison, progress).verdict
         if verdict is not None and not verdict.is_equivalent:
-            guilty = _guilty_fold(model, outcomes, comparison)
+            guilty = _guilty_fold(model, outcomes, comparison, limits)
             seconds = time.perf_counter() - start
             failed = FileResult(model, None, outcomes, warnings, before, None, verdict, seconds)
             raise NotEquivalentError(_complaint(output, verdict, guilty), failed)
-        after = _size(graph, staged)
-        _onnx.publish(Path(folder), output)
+        after = Size(_nodes(graph), written.bytes)
+        _onnx.publish(written, output)
     return FileResult(model, output, outcomes, warnings, before, after, verdict, time.perf_counter() - start)
 
 
-def _guilty_fold(model: Path, outcomes: Sequence[Outcome], comparison: CompareOptions) -> str | None:
+def _guilty_fold(model: Path, outcomes: Sequence[Outcome], comparison: CompareOptions, limits: Limits) -> str | None:
     """The first fold without which those before it are equivalent, found by bisection; None where none stands out."""
     names = [outcome.batchnorm for outcome in outcomes if isinstance(outcome, Fold)]
     escaped = [escape(name) for name in names]
 
     def is_equivalent(count: int) -> bool:
-        graph = _onnx.load(model)
+        graph = _onnx.load(model, limits)
         _fuse_graph(graph, Selection(tuple(escaped[:count]) or ("",)), _silent)
         return compare_models(model, graph, comparison).is_equivalent
 
@@ -270,6 +285,24 @@ def _complaint(output: Path, verdict: Verdict, guilty: str | None) -> str:
     )
 
 
-def _size(model: ir.Model, path: Path) -> Size:
-    nodes = sum(1 for _ in model.graph.all_nodes())
-    return Size(nodes, _onnx.file_bytes(path))
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Let what turns out to be wrong with a model say whose it is."""
+    try:
+        yield
+    except UnreadableTensorError as error:
+        raise InvalidModelError(f"{path}: {error}") from error
+
+
+def _insist_on_writable(output: Path, *, overwrite: bool) -> None:
+    try:
+        if os.path.lexists(output) and not overwrite:
+            raise OutputExistsError(f"{output}: exists already; use --overwrite to replace it")
+        if output.is_dir():
+            raise OutputExistsError(f"{output}: is a folder")
+    except OSError as error:
+        raise InvalidModelError(f"{output}: cannot be written ({error.strerror})") from error
+
+
+def _nodes(model: ir.Model) -> int:
+    return sum(1 for _ in model.graph.all_nodes())

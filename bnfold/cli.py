@@ -6,16 +6,21 @@ What needs onnx or onnxruntime is imported by the command that needs it, so that
 from __future__ import annotations
 
 import functools
+import logging
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
 from bnfold.errors import BnfoldError, NotEquivalentError
+from bnfold.limits import LIMITS, Limits
+from bnfold.lines import one_line
 
 if TYPE_CHECKING:
     from bnfold.verification.inputs import InputOptions
@@ -52,6 +57,14 @@ OUTPUT_OPTIONS = _options(
     click.option("-v", "--verbose", is_flag=True, help="Also the other per-channel affines that fold."),
 )
 
+LIMIT_OPTIONS = _options(
+    click.option("--max-nodes", type=click.IntRange(1), default=LIMITS.nodes, show_default=True, help="Of MODEL."),
+    click.option("--max-depth", type=click.IntRange(1), default=LIMITS.depth, show_default=True, help="Of its bodies."),
+    click.option(
+        "--max-bytes", type=click.IntRange(1), default=LIMITS.bytes, show_default=True, help="Of its tensors."
+    ),
+)
+
 INPUT_OPTIONS = _options(
     click.option("--inputs", "inputs_path", type=PATH, help="Real inputs: .npz, folder of .npy, or test_data_set_*."),
     click.option("--dim", "dims", multiple=True, callback=_dims, metavar="NAME=N", help="Size of a dynamic dimension."),
@@ -76,6 +89,7 @@ def cli() -> None:
 @click.option("--skip", multiple=True, metavar="GLOB", help="Keep BatchNorms with such names.")
 @click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
 @INPUT_OPTIONS
+@LIMIT_OPTIONS
 @OUTPUT_OPTIONS
 def fuse(
     model: Path,
@@ -84,6 +98,9 @@ def fuse(
     only: tuple[str, ...],
     skip: tuple[str, ...],
     overwrite: bool,
+    max_nodes: int,
+    max_depth: int,
+    max_bytes: int,
     **others: Any,
 ) -> None:
     """Fold every BatchNorm of MODEL that can fold exactly, verify the result, and write it."""
@@ -101,6 +118,7 @@ def fuse(
                 verify=not no_verify,
                 comparison=CompareOptions(inputs),
                 overwrite=overwrite,
+                limits=Limits(max_nodes, max_depth, max_bytes),
                 progress=progress,
             )
         except NotEquivalentError as error:
@@ -157,14 +175,19 @@ def verify(
 @cli.command()
 @click.argument("model", type=PATH)
 @click.option("--fail-on-foldable", is_flag=True, help="Exit 1 if a BatchNorm that could fold is still there.")
+@LIMIT_OPTIONS
 @OUTPUT_OPTIONS
-def inspect(model: Path, fail_on_foldable: bool, **rendering: Any) -> None:
+def inspect(
+    model: Path, fail_on_foldable: bool, max_nodes: int, max_depth: int, max_bytes: int, **rendering: Any
+) -> None:
     """Say of every BatchNorm of MODEL where it would go, or why it stays; writes nothing."""
     from bnfold import api
     from bnfold.report.record import record_file
 
     with _progress(rendering) as progress:
-        record = record_file("inspect", api.inspect_file(model, progress=progress))
+        record = record_file(
+            "inspect", api.inspect_file(model, limits=Limits(max_nodes, max_depth, max_bytes), progress=progress)
+        )
     _render(record, **rendering)
     if fail_on_foldable and record["batchnorms"]["folded"]:
         sys.exit(1)
@@ -206,12 +229,20 @@ def _render(record: dict[str, Any], as_json: bool, report: Path | None, quiet: b
         terminal.show(record, Console(), verbose=verbose, quiet=quiet)
 
 
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    """End like an error does, so that temporary files are removed on the way; the shell's code for a signal."""
+    signal.signal(number, signal.SIG_IGN)
+    sys.exit(128 + number)
+
+
 def main() -> None:
     """Run the command line; an error that a user can act on is one line and its exit code."""
+    signal.signal(signal.SIGTERM, _terminate)
+    logging.getLogger("onnx_ir").addHandler(logging.NullHandler())  # what matters of it is an error of ours
     try:
         cli(prog_name="bnfold")
     except BnfoldError as error:
-        click.echo(f"bnfold: {' '.join(str(error).split())}", err=True)
+        click.echo(f"bnfold: {one_line(str(error))}", err=True)
         sys.exit(error.exit_code)
 
 

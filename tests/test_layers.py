@@ -14,10 +14,13 @@ ROOT = Path(__file__).parent.parent / "bnfold"
 # A module may import modules of lower levels, and its own package.
 LEVELS = {
     "errors": 0,
+    "limits": 0,
+    "lines": 0,
     "affine": 0,
     "linear": 1,
     "health": 1,
     "outcome": 1,
+    "blocks": 2,
     "ops": 2,
     "graph": 3,
     "rules": 3,
@@ -35,7 +38,21 @@ LEVELS = {
 
 FORBIDDEN = {"frontends": {"rules", "planner", "fold", "verification"}, "verification": {"planner", "fold", "rules"}}
 
-NUMPY_ONLY = {"errors", "affine", "linear", "health", "outcome", "ops", "graph", "rules", "planner", "fold"}
+NUMPY_ONLY = {
+    "errors",
+    "limits",
+    "lines",
+    "blocks",
+    "affine",
+    "linear",
+    "health",
+    "outcome",
+    "ops",
+    "graph",
+    "rules",
+    "planner",
+    "fold",
+}
 
 LIBRARIES = {
     "torch": ("frontends/torch/",),

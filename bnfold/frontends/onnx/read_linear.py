@@ -10,10 +10,11 @@ import numpy as np
 import onnx_ir as ir
 
 from bnfold.affine import Array
+from bnfold.blocks import Kernel, row_count
 from bnfold.frontends.onnx import quantized
-from bnfold.frontends.onnx.constants import AnyArray
+from bnfold.frontends.onnx.pieces import AnyArray, array_rows
 from bnfold.frontends.onnx.quantized import Quantized
-from bnfold.frontends.onnx.reader import Reader, Unreadable, known_sizes
+from bnfold.frontends.onnx.reader import FLOATS, Reader, Unreadable, known_sizes
 from bnfold.linear import Border, Layout, Linear
 from bnfold.outcome import Reason
 
@@ -74,6 +75,9 @@ def _kernel_shape(reader: Reader, index: int) -> tuple[int, ...]:
     constants = reader.facts.constants
     if (found := quantized.find(value, reader.facts)) is not None:
         return found.integers.shape
+    dtype = reader.dtype(index)
+    if dtype is not None and dtype not in FLOATS:
+        raise Unreadable(Reason.NOT_LINEAR, f"its weight {value.name!r} is of type {dtype}")
     if constants.is_overridable(value):
         raise Unreadable(
             Reason.OVERRIDABLE, f"its weight {value.name!r} is a graph input too, so a caller may replace it"
@@ -234,24 +238,14 @@ class Stored:
 
     linear: Linear
     weights: Weights
-    load: Callable[[], AnyArray]
+    kernel: Kernel
     shape: tuple[int, ...]
     bias: Array | None
     recurrent_bias: Array | None = None
 
-    def kernel(self) -> AnyArray:
-        """The original in canonical layout."""
-        kernel = self.weights.layout.canonical(self.load(), self.weights.groups)
-        factor = self.weights.kernel_factor
-        return kernel if factor == 1 else kernel.astype(np.float64) * factor
-
-    def solve_kernel(self, linear: Linear) -> Array:
-        """With everything that `linear` absorbed, in canonical layout."""
-        return linear.solve_kernel(self.kernel())
-
     def solve_bias(self, linear: Linear) -> Array | None:
         """With everything that `linear` absorbed; None where none is needed."""
-        return linear.solve_bias(self.kernel, self.bias)
+        return self.kernel.solve_bias(linear, self.bias)
 
     def native_bias(self, bias: Array) -> Array:
         """A bias as the operator stores it; recurrent layers keep the half that belongs to the recurrence."""
@@ -260,10 +254,6 @@ class Stored:
         rows = bias.reshape(self.shape[0], -1)
         kept = np.zeros_like(rows) if self.recurrent_bias is None else self.recurrent_bias
         return np.concatenate([rows, kept], axis=1)
-
-    def native(self, kernel: Array) -> Array:
-        """A canonical kernel in the layout that the operator stores."""
-        return self.weights.layout.native(kernel, self.shape)
 
 
 def stored(reader: Reader, add: ir.Node | None) -> Stored:
@@ -283,5 +273,8 @@ def stored(reader: Reader, add: ir.Node | None) -> Stored:
             constant, recurrent = np.split(constant, 2, axis=1)
         bias = np.broadcast_to(constant.reshape(-1), (linear.out_channels,))
     shape = _kernel_shape(reader, weights.kernel)
-    load = weights.quantized.dequantize if weights.quantized else reader.facts.constants.capture(value)
-    return Stored(linear, weights, load, shape, bias, recurrent)
+    rows = row_count(shape, weights.layout)
+    whole = weights.quantized.dequantize if weights.quantized else None
+    open_rows = (lambda: array_rows(whole(), rows)) if whole else reader.facts.constants.capture(value, rows)
+    kernel = Kernel(shape, weights.layout, weights.groups, open_rows, weights.kernel_factor)
+    return Stored(linear, weights, kernel, shape, bias, recurrent)

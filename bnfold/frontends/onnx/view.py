@@ -12,6 +12,7 @@ from bnfold.affine import Affine, Array
 from bnfold.frontends.onnx import read_affine, read_carry, read_linear, shapes
 from bnfold.frontends.onnx.constants import AnyArray, Constants
 from bnfold.frontends.onnx.edit import Editor
+from bnfold.frontends.onnx.pieces import SolvedTensor
 from bnfold.frontends.onnx.quantized import insist_on_output_scales
 from bnfold.frontends.onnx.read_linear import Stored
 from bnfold.frontends.onnx.reader import Facts, Reader, Unreadable, opaque
@@ -160,7 +161,7 @@ class OnnxGraph:
             if stored.weights.quantized is not None and absorbed.after is not None:
                 scales = stored.weights.quantized.rescaled(absorbed.after.scale).reshape(1, -1, 1)
                 return measure_parameters(scales, stored.solve_bias(absorbed), dtype, _unit(dtype))
-            return measure_parameters(stored.solve_kernel(absorbed), stored.solve_bias(absorbed), dtype, _unit(dtype))
+            return stored.kernel.measure(absorbed, stored.solve_bias(absorbed), dtype, _unit(dtype))
         found: list[Rounding] = []
         for index, exact in self._batchnorm_parameters(node, absorbed).items():
             dtype = self._dtype(node.inputs[index])
@@ -200,12 +201,7 @@ class OnnxGraph:
             if bias is not None:
                 self._write_bias(node, linear, stored, round_once(bias, dtype))
             return
-
-        def solved() -> ir.TensorProtocol:
-            return ir.tensor(round_once(stored.native(stored.solve_kernel(linear)), dtype))
-
-        lazy = ir.LazyTensor(solved, dtype=ir.DataType.from_numpy(dtype), shape=ir.Shape(stored.shape))
-        self._editor.set_parameter(node, index, lazy)
+        self._editor.set_parameter(node, index, SolvedTensor(stored.kernel, linear, dtype))
         self._editor.drop_attributes(node, "alpha", "beta")
         if node in self._bias_add:  # the product changes, though only the sum is a value of this view
             self.renew(node.outputs[0])
