@@ -19,13 +19,14 @@ if TYPE_CHECKING:
         OutputExistsError,
         UnsupportedModelError,
     )
-    from bnfold.outcome import Fold, Outcome, Reason, Refusal
+    from bnfold.outcome import Fold, Merge, Outcome, Reason, Refusal
 
 __all__ = [
     "BnfoldError",
     "Fold",
     "IncomparableError",
     "InvalidModelError",
+    "Merge",
     "MissingExtraError",
     "NotEquivalentError",
     "Outcome",
@@ -41,6 +42,7 @@ _MODULES = {
     "fuse": "api",
     "plan": "api",
     "Fold": "outcome",
+    "Merge": "outcome",
     "Outcome": "outcome",
     "Reason": "outcome",
     "Refusal": "outcome",

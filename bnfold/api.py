@@ -62,7 +62,7 @@ class FileResult:
 
     Attributes:
         model, output: the files; no output where nothing is written.
-        outcomes: one for each BatchNorm, and one for each other per-channel affine that folds.
+        outcomes: one for each BatchNorm, one for each other per-channel affine that folds, and one for each merge.
         warnings: what looks wrong with running statistics.
         before, after: sizes; `after` is None where nothing is written.
         verdict: of the verification; None where it was not asked for.
@@ -79,13 +79,17 @@ class FileResult:
     seconds: float
 
 
-def plan(model: onnx.ModelProto | ir.Model | str | Path) -> tuple[Outcome, ...]:
+def plan(model: onnx.ModelProto | ir.Model | str | Path, *, merge: bool = True) -> tuple[Outcome, ...]:
     """What `fuse` would do with each BatchNorm, and why not; reads only.
+
+    Args:
+        model: as for `fuse`.
+        merge: whether linear operators may become one.
 
     Raises:
         BnfoldError: the model cannot be read.
     """
-    return make_plan(_onnx.OnnxGraph(_read(model))).outcomes
+    return make_plan(_onnx.OnnxGraph(_read(model)), merge=merge).outcomes
 
 
 @overload
@@ -96,6 +100,7 @@ def fuse(
     return_outcomes: Literal[False] = ...,
     only: Sequence[str] = ...,
     skip: Sequence[str] = ...,
+    merge: bool = ...,
 ) -> M: ...
 @overload
 def fuse(
@@ -105,6 +110,7 @@ def fuse(
     return_outcomes: Literal[True],
     only: Sequence[str] = ...,
     skip: Sequence[str] = ...,
+    merge: bool = ...,
 ) -> tuple[M, tuple[Outcome, ...]]: ...
 @overload
 def fuse(
@@ -114,6 +120,7 @@ def fuse(
     return_outcomes: bool = ...,
     only: Sequence[str] = ...,
     skip: Sequence[str] = ...,
+    merge: bool = ...,
 ) -> Any: ...
 
 
@@ -124,15 +131,17 @@ def fuse(
     return_outcomes: bool = False,
     only: Sequence[str] = (),
     skip: Sequence[str] = (),
+    merge: bool = True,
 ) -> Any:
     """The same model with every BatchNorm folded that can fold exactly.
 
     Args:
         model: an `onnx.ModelProto`, an `onnx_ir.Model`, or the path of an `.onnx` file.
         inplace: change the argument instead of a copy.
-        return_outcomes: return the outcomes as well, one for each BatchNorm.
+        return_outcomes: return the outcomes as well, one for each BatchNorm and one for each merge.
         only: glob patterns; only nodes with such a name fold, where any is given.
         skip: glob patterns; nodes with such a name stay.
+        merge: let parallel linear branches, and linear operators in a row, become one where that is exact and cheaper.
 
     Returns:
         What was given: a ModelProto for a ModelProto, an `onnx_ir.Model` for one or for a path. The latter holds its
@@ -144,7 +153,7 @@ def fuse(
     graph = _read(model)
     if isinstance(model, ir.Model) and not inplace:
         graph = model.clone()
-    outcomes, _ = _fuse_graph(graph, Selection(tuple(only), tuple(skip)), _silent)
+    outcomes, _ = _fuse_graph(graph, Selection(tuple(only), tuple(skip)), _silent, merge=merge)
     fused: onnx.ModelProto | ir.Model = graph
     if isinstance(model, onnx.ModelProto):
         fused = _onnx.serialize(graph)
@@ -165,16 +174,18 @@ def _read(model: onnx.ModelProto | ir.Model | str | Path) -> ir.Model:
 
 
 def _fuse_graph(
-    model: ir.Model, selection: Selection, progress: Progress
+    model: ir.Model, selection: Selection, progress: Progress, *, merge: bool
 ) -> tuple[tuple[Outcome, ...], tuple[Caution, ...]]:
     graph = _onnx.OnnxGraph(model)
     warnings = tuple(graph.warnings())
-    decided = make_plan(graph, selected=selection, progress=lambda done, total: progress("plan", done, total))
+    decided = make_plan(
+        graph, selected=selection, merge=merge, progress=lambda done, total: progress("plan", done, total)
+    )
     fold(graph, decided)
     return decided.outcomes, warnings
 
 
-def inspect_file(model: Path, *, progress: Progress = _silent) -> FileResult:
+def inspect_file(model: Path, *, merge: bool = True, progress: Progress = _silent) -> FileResult:
     """What `fuse_file` would do; writes nothing.
 
     Raises:
@@ -184,7 +195,7 @@ def inspect_file(model: Path, *, progress: Progress = _silent) -> FileResult:
     graph = _onnx.load(model)
     before = _size(graph, model)
     view = _onnx.OnnxGraph(graph)
-    decided = make_plan(view, progress=lambda done, total: progress("plan", done, total))
+    decided = make_plan(view, merge=merge, progress=lambda done, total: progress("plan", done, total))
     return FileResult(
         model, None, decided.outcomes, tuple(view.warnings()), before, None, None, time.perf_counter() - start
     )
@@ -195,6 +206,7 @@ def fuse_file(
     output: Path,
     *,
     selection: Selection = EVERYTHING,
+    merge: bool = True,
     verify: bool = True,
     inputs: InputOptions = DRAWN,
     overwrite: bool = False,
@@ -206,6 +218,7 @@ def fuse_file(
         model: the file to read.
         output: the file to write; it may be the same with `overwrite`.
         selection: which BatchNorms may fold.
+        merge: whether linear operators may become one.
         verify: compare the result with the original before it is written.
         inputs: what to compare them on.
         overwrite: replace an `output` that exists.
@@ -223,7 +236,7 @@ def fuse_file(
         raise OutputExistsError(f"{output}: is a folder")
     graph = _onnx.load(model)
     before = _size(graph, model)
-    outcomes, warnings = _fuse_graph(graph, selection, progress)
+    outcomes, warnings = _fuse_graph(graph, selection, progress, merge=merge)
     with _onnx.staging(output) as folder:
         staged = Path(folder) / output.name
         _onnx.save(graph, output, Path(folder))

@@ -49,6 +49,12 @@ OUTPUT_OPTIONS = _options(
     click.option("-v", "--verbose", is_flag=True, help="Also the other per-channel affines that fold."),
 )
 
+MERGE_OPTION = click.option(
+    "--merge/--no-merge",
+    default=True,
+    help="Let parallel linear branches, and linear operators in a row, become one.  [default: merge]",
+)
+
 INPUT_OPTIONS = _options(
     click.option("--inputs", "inputs_path", type=PATH, help="Real inputs: .npz, folder of .npy, or test_data_set_*."),
     click.option("--dim", "dims", multiple=True, callback=_dims, metavar="NAME=N", help="Size of a dynamic dimension."),
@@ -69,6 +75,7 @@ def cli() -> None:
 @click.option("--no-verify", is_flag=True, help="Do not compare the result with MODEL.")
 @click.option("--only", multiple=True, metavar="GLOB", help="Fold only BatchNorms with such names.")
 @click.option("--skip", multiple=True, metavar="GLOB", help="Keep BatchNorms with such names.")
+@MERGE_OPTION
 @click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
 @INPUT_OPTIONS
 @OUTPUT_OPTIONS
@@ -78,6 +85,7 @@ def fuse(
     no_verify: bool,
     only: tuple[str, ...],
     skip: tuple[str, ...],
+    merge: bool,
     overwrite: bool,
     inputs_path: Path | None,
     dims: dict[str, int],
@@ -95,6 +103,7 @@ def fuse(
             model,
             output,
             selection=api.Selection(only, skip),
+            merge=merge,
             verify=not no_verify,
             inputs=InputOptions(inputs_path, dims, samples, seed),
             overwrite=overwrite,
@@ -106,14 +115,15 @@ def fuse(
 @cli.command()
 @click.argument("model", type=PATH)
 @click.option("--fail-on-foldable", is_flag=True, help="Exit 1 if a BatchNorm that could fold is still there.")
+@MERGE_OPTION
 @OUTPUT_OPTIONS
-def inspect(model: Path, fail_on_foldable: bool, **rendering: Any) -> None:
+def inspect(model: Path, fail_on_foldable: bool, merge: bool, **rendering: Any) -> None:
     """Say of every BatchNorm of MODEL where it would go, or why it stays; writes nothing."""
     from bnfold import api
     from bnfold.report.record import record_file
 
     with _progress(rendering) as progress:
-        record = record_file("inspect", api.inspect_file(model, progress=progress))
+        record = record_file("inspect", api.inspect_file(model, merge=merge, progress=progress))
     _render(record, **rendering)
     if fail_on_foldable and record["batchnorms"]["folded"]:
         sys.exit(1)

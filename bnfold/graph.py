@@ -55,7 +55,10 @@ class Graph(Protocol[N, V]):
         ...
 
     def round(self, node: N, absorbed: Linear | Affine) -> Rounding:
-        """What storing the solved parameters in their types would do; reads one kernel, changes nothing."""
+        """What storing the solved parameters in their types would do; reads one kernel, changes nothing.
+
+        Where ``absorbed.terms`` is not empty, `bnfold.terms` makes kernel and bias of those of other nodes.
+        """
         ...
 
     def write(self, node: N, absorbed: Linear | Affine) -> None:
@@ -68,4 +71,16 @@ class Graph(Protocol[N, V]):
 
     def renew(self, value: V) -> None:
         """Give the value a fresh name, because it no longer holds what its name stood for."""
+        ...
+
+    def join(self, host: N, source: N, root: N) -> None:
+        """Let a linear operator stand for others: it reads what `source` reads, and its output becomes that of `root`.
+
+        The output takes over the name of root's output, and its readers. What lies between is read no more, but stays
+        until it is removed: `write` reads its parameters. `source` and `root` may be the host itself.
+        """
+        ...
+
+    def remove(self, node: N) -> None:
+        """Take out a node whose output nothing reads, with the parameters that only it read."""
         ...

@@ -16,24 +16,29 @@ LEVELS = {
     "errors": 0,
     "affine": 0,
     "linear": 1,
+    "terms": 2,
     "health": 1,
     "outcome": 1,
     "ops": 2,
     "graph": 3,
     "rules": 3,
-    "planner": 4,
-    "fold": 5,
-    "frontends": 6,
-    "verification": 6,
-    "api": 7,
-    "report": 8,
-    "cli": 9,
-    "__init__": 9,
+    "draft": 4,
+    "merges": 5,
+    "planner": 6,
+    "fold": 7,
+    "frontends": 8,
+    "verification": 8,
+    "api": 9,
+    "report": 10,
+    "cli": 11,
+    "__init__": 11,
 }
 
-FORBIDDEN = {"frontends": {"rules", "planner", "fold", "verification"}, "verification": {"planner", "fold", "rules"}}
+PLANNING = {"rules", "draft", "merges", "planner", "fold"}
 
-NUMPY_ONLY = {"errors", "affine", "linear", "health", "outcome", "ops", "graph", "rules", "planner", "fold"}
+FORBIDDEN = {"frontends": PLANNING | {"verification"}, "verification": PLANNING}
+
+NUMPY_ONLY = {"errors", "affine", "linear", "terms", "health", "outcome", "ops", "graph"} | PLANNING
 
 LIBRARIES = {
     "torch": ("frontends/torch/",),

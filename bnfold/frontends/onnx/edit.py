@@ -122,6 +122,26 @@ class Editor:
         for parameter in parameters:
             self.release(parameter)
 
+    def read(self, node: ir.Node, index: int, value: ir.Value) -> None:
+        """Let input `index` of a node be another value."""
+        if node.inputs[index] is not value:
+            node.replace_input_with(index, value)
+
+    def replace(self, old: ir.Value, new: ir.Value) -> None:
+        """Let all readers of a value read another, which takes over its name."""
+        if old is not new:
+            self._take_over(new, old)
+            old.replace_all_uses_with(new, replace_graph_outputs=True)
+
+    def remove(self, node: ir.Node, parameters: Sequence[int]) -> None:
+        """Take out a node whose output nothing reads, with those of its inputs `parameters` that only it read."""
+        released = [value for index in parameters if (value := node.inputs[index]) is not None]
+        graph = node.graph
+        assert graph is not None
+        graph.remove(node, safe=True)
+        for value in released:
+            self.release(value)
+
     def _take_over(self, value: ir.Value, other: ir.Value) -> None:
         """Let `value` be `other` in name and description."""
         name = other.name
