@@ -132,7 +132,7 @@ def merge(host: Factor, branches: Sequence[Branch], constant: Array) -> Linear |
     freed = sum(
         _stored_size(factor.linear) for branch in branches for factor in branch.factors if factor.node is not None
     )
-    if linear.is_shared and linear.before is None and linear.after is None and freed < _size(linear):
+    if _stays(linear) and freed < _size(linear):
         return SHARED
     merged = replace(linear, before=None, after=None, terms=tuple(terms), is_shared=False)
     if not np.any(constant):
@@ -147,7 +147,7 @@ def chain(first: Factor, last: Factor) -> tuple[Linear, bool] | Stop:
     if stop := stop_branch(branch):
         return stop
     one, two = first.linear, last.linear
-    if one.is_shared or two.is_shared:
+    if _stays(one) or _stays(two):
         return SHARED
     assert one.window is not None
     assert two.window is not None
@@ -163,6 +163,7 @@ def chain(first: Factor, last: Factor) -> tuple[Linear, bool] | Stop:
         has_bias_slot=one.has_bias_slot or two.has_bias_slot,
         before=None,
         after=None,
+        is_shared=False,
         terms=(Term(branch.factors, tuple(range(taps) for taps in host.window.taps)),),
     )
     return (merged, is_last) if _is_cheaper(one, two, merged) else COST
@@ -192,4 +193,9 @@ def _size(linear: Linear) -> int:
 
 def _stored_size(linear: Linear) -> int:
     """Elements that vanish with a kernel."""
-    return 0 if linear.is_shared else _size(linear)
+    return 0 if _stays(linear) else _size(linear)
+
+
+def _stays(linear: Linear) -> bool:
+    """Whether the stored kernel is not this operator's to change; with something absorbed, it has one of its own anyway."""
+    return linear.is_shared and linear.before is None and linear.after is None
