@@ -96,7 +96,10 @@ class Window:
 
     @property
     def growth(self) -> tuple[int, ...]:
-        """How much longer than the data the output is with stride 1; with any, ``(length + growth - 1) // stride + 1``."""
+        """How much longer than the data the output is with stride 1.
+
+        With any stride, there are ``(length + growth - 1) // stride + 1`` outputs.
+        """
         axes = zip(self.taps, self.dilations, self.begins, self.ends, strict=True)
         return tuple(begin + end - dilation * (taps - 1) for taps, dilation, begin, end in axes)
 

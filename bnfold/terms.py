@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from functools import reduce
-from math import gcd
+from math import gcd, prod
 from typing import Any
 
 import numpy as np
@@ -93,7 +93,7 @@ def _product(last: Factor, groups: int, later: Array, factor: Factor, earlier: A
     found = np.empty((len(chosen), fan_in // shared, *window))
     for group in range(shared):
         mine = np.flatnonzero(chosen // (out // shared) == group)
-        left = wide_later[mine].reshape(len(mine), middle // shared, -1).transpose(2, 0, 1)
+        left = wide_later[mine].reshape(len(mine), middle // shared, prod(later.shape[2:])).transpose(2, 0, 1)
         right = wide_earlier[group].transpose(2, 0, 1)
         found[mine] = (left @ right).transpose(1, 2, 0).reshape(len(mine), fan_in // shared, *window)
     return shared, found

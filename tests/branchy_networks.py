@@ -49,7 +49,7 @@ def joined(branches: Sequence[nn.Module], like: nn.Conv2d) -> nn.Conv2d:
 
 
 class Branches(nn.Module):
-    """MobileOne's block, and with one large branch RepVGG's: k x k, 1 x 1 and identity, each with BatchNorm, then `act`."""
+    """MobileOne's block, and with one large branch RepVGG's: k x k, 1 x 1 and identity, each with BatchNorm."""
 
     def __init__(
         self, fan_in: int, out: int, *, stride: int = 1, groups: int = 1, size: int = 3, many: int = 1, act: bool = True

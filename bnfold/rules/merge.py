@@ -197,5 +197,5 @@ def _stored_size(linear: Linear) -> int:
 
 
 def _stays(linear: Linear) -> bool:
-    """Whether the stored kernel is not this operator's to change; with something absorbed, it has one of its own anyway."""
+    """Whether the stored kernel stays whatever becomes of the operator, and no fold gives it one of its own anyway."""
     return linear.is_shared and linear.before is None and linear.after is None
