@@ -13,10 +13,11 @@ from bnfold.ops import ChannelAffine, Op
 
 @dataclass(frozen=True)
 class Bypass(Generic[N]):
-    """Take a node out of the graph."""
+    """Take a node out of the graph; `index` names the operand that stands for it."""
 
     node: N
     keep_output_name: bool
+    index: int = 0
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,14 @@ class Join(Generic[N]):
         source: itself, or what stands in front of it.
         root: itself, or what stands behind it.
         gone: everything else that merges, each after what it reads; nothing else reads their outputs then.
+        by: what the merge is known by: a node that vanishes, but for a chain, where it is the last operator.
     """
 
     host: N
     source: N
     root: N
     gone: tuple[N, ...]
+    by: N
 
 
 Edit = Bypass[N] | Renew[V] | Join[N]
@@ -73,7 +76,7 @@ class Draft(Generic[N, V]):
         self.absorbed: dict[N, Linear | Affine] = {}
         self.edits: list[Edit[N, V]] = []
         self.absorbers: dict[N, list[N]] = {}  # operator -> candidates it absorbed, oldest first
-        self.joins: dict[N, Join[N]] = {}  # what makes the merged output -> the merge
+        self.joins: dict[N, Join[N]] = {}  # by what each is known
         self.merged: dict[N, N] = {}  # what merged -> into which operator
         self._ops: dict[N, Op] = {}
         self._root: dict[V, V] = {}
@@ -107,12 +110,14 @@ class Draft(Generic[N, V]):
             self._uses[value] = list(self.graph.uses(value))
         return self._uses[value]
 
-    def bypass(self, node: N, *, keep_output_name: bool) -> None:
-        """Let the readers of a node's output read its input."""
-        kept, gone = self.inputs(node)[0], self.graph.outputs(node)[0]
-        self._uses[kept] = [use for use in self.uses(kept) if use[0] != node] + self.uses(gone)
+    def bypass(self, node: N, *, keep_output_name: bool, index: int = 0) -> None:
+        """Let the readers of a node's output read one of its inputs."""
+        kept, gone = self.inputs(node)[index], self.graph.outputs(node)[0]
+        for value in self.inputs(node):
+            self._uses[value] = [use for use in self.uses(value) if use[0] != node]
+        self._uses[kept] = self.uses(kept) + self.uses(gone)
         self._root[gone] = kept
-        self.edits.append(Bypass(node, keep_output_name))
+        self.edits.append(Bypass(node, keep_output_name, index))
 
     def commit(self, move: Move[N, V]) -> None:
         """Let everything that a walk arrived at absorb its candidate."""
@@ -139,8 +144,8 @@ class Draft(Generic[N, V]):
             self._root[wanted] = made
             self._uses[made] = readers
         self.absorbed[host] = absorbed
-        self.absorbers.setdefault(host, []).append(join.root)
-        self.joins[join.root] = join
+        self.absorbers.setdefault(host, []).append(join.by)
+        self.joins[join.by] = join
         self.edits.append(join)
 
     def final(self, node: N) -> N:

@@ -15,7 +15,7 @@ def fold(graph: Graph[N, V], plan: Plan[N, V]) -> None:
     """
     for edit in plan.edits:
         if isinstance(edit, Bypass):
-            graph.bypass(edit.node, keep_output_name=edit.keep_output_name)
+            graph.bypass(edit.node, keep_output_name=edit.keep_output_name, index=edit.index)
         elif isinstance(edit, Join):
             graph.join(edit.host, edit.source, edit.root)
         else:

@@ -65,8 +65,11 @@ class Graph(Protocol[N, V]):
         """Give a linear operator or a BatchNorm fresh parameters; those it had are never overwritten in place."""
         ...
 
-    def bypass(self, node: N, *, keep_output_name: bool) -> None:
-        """Remove a one-input node: its readers read its input, which takes over its output's name or keeps its own."""
+    def bypass(self, node: N, *, keep_output_name: bool, index: int = 0) -> None:
+        """Remove a node: its readers read its input `index`, which takes over its output's name or keeps its own.
+
+        Of a sum, what makes the other operands is read no more, but stays until it is removed.
+        """
         ...
 
     def renew(self, value: V) -> None:

@@ -7,14 +7,14 @@ same value for all of them, `bnfold.rules.merge` decides whether they are one op
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Generic
 
 import numpy as np
 
 from bnfold.affine import Affine, Array
-from bnfold.draft import Draft, Join, Move, Walk
+from bnfold.draft import Bypass, Draft, Join, Move, Renew, Walk
 from bnfold.graph import N, V
 from bnfold.linear import Factor, Linear, Window
 from bnfold.ops import Average, ChannelAffine, Identity, Sum
@@ -60,17 +60,27 @@ class _Leaf(Generic[N, V]):
 
 @dataclass(eq=False)
 class _Tree(Generic[N, V]):
-    """A tree of additions; `constants` are the maps behind inner sums, whose shifts are added once."""
+    """A tree of additions.
+
+    Attributes:
+        root: the last addition.
+        leaves: all operands.
+        constants: the maps behind inner sums, whose shifts are added once.
+        sums: all additions, each before those it adds up.
+        between: nodes behind inner sums, with the additions behind them.
+        operands: of each addition, operands and inner additions in order.
+    """
 
     root: N
     leaves: list[_Leaf[N, V]] = field(default_factory=list)
     constants: list[tuple[Step, ...]] = field(default_factory=list)
     sums: list[N] = field(default_factory=list)
-    between: list[tuple[N, tuple[N, ...]]] = field(default_factory=list)  # nodes behind inner sums, with those behind
+    between: list[tuple[N, tuple[N, ...]]] = field(default_factory=list)
+    operands: dict[N, list[_Leaf[N, V] | N]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
-class _Found(Generic[N]):
+class _Found(Generic[N, V]):
     """A merge that is possible."""
 
     join: Join[N]
@@ -78,14 +88,16 @@ class _Found(Generic[N]):
     taken: dict[N, tuple[str, tuple[N, ...]]]  # per-channel affines, in which direction and through which sums
     branches: tuple[str, ...]
     sums: tuple[N, ...]
+    bypassed: tuple[Bypass[N], ...] = ()  # additions that have one operand left
+    changed: tuple[V, ...] = ()  # values that stay, but hold something else
 
 
 class Merges(Generic[N, V]):
     """All merges of a draft.
 
     Attributes:
-        sums: of each merge, the additions that vanish, by its root.
-        branches: of each merge, the names of what vanishes, by its root.
+        sums: of each merge, the additions that vanish, by what it is known by.
+        branches: of each merge, the names of what vanishes.
     """
 
     def __init__(self, draft: Draft[N, V], selected: Callable[[N], bool], barred: Container[N]) -> None:
@@ -96,10 +108,14 @@ class Merges(Generic[N, V]):
         self.branches: dict[N, tuple[str, ...]] = {}
 
     def add_sums(self, moves: dict[N, Move[N, V]]) -> None:
-        """Commit every sum of branches that is one operator, the largest first."""
-        for node in reversed(self._draft.position):
-            if node not in self._draft.merged and isinstance(self._draft.op(node), Sum):
-                self._commit(self._find_sum(node), moves)
+        """Commit every sum of branches that is one operator, the largest first; then parts of sums."""
+        for find in (self._find_sum, self._find_part):
+            for node in reversed(self._draft.position):
+                if self._is_sum(node):
+                    self._commit(find(node), moves)
+
+    def _is_sum(self, node: N) -> bool:
+        return node not in self._draft.merged and isinstance(self._draft.op(node), Sum)
 
     def add_chains(self, moves: dict[N, Move[N, V]]) -> None:
         """Commit every pair of operators in a row that is one operator and costs less."""
@@ -107,16 +123,20 @@ class Merges(Generic[N, V]):
             if node not in self._draft.merged and isinstance(self._draft.op(node), Linear):
                 self._commit(self._find_chain(node), moves)
 
-    def _commit(self, found: _Found[N] | None, moves: dict[N, Move[N, V]]) -> None:
-        if found is None or not any(self._selected(node) for node in (found.join.root, *found.taken)):
+    def _commit(self, found: _Found[N, V] | None, moves: dict[N, Move[N, V]]) -> None:
+        if found is None or not any(self._selected(node) for node in (found.join.by, *found.taken)):
             return
-        host, root = found.join.host, found.join.root
+        host, by = found.join.host, found.join.by
         for node, (direction, sums) in found.taken.items():
             moves[node] = Move(node, direction, Walk({host: found.absorbed}, list(sums)))
-        self.sums[root], self.branches[root] = found.sums, found.branches
+        self.sums[by], self.branches[by] = found.sums, found.branches
         self._draft.join(found.join, found.absorbed)
+        self._draft.edits.extend(Renew(value) for value in found.changed)
+        for edit in found.bypassed:
+            self._draft.bypass(edit.node, keep_output_name=edit.keep_output_name, index=edit.index)
+            self._draft.merged[edit.node] = host
 
-    def _find_chain(self, last: N) -> _Found[N] | None:
+    def _find_chain(self, last: N) -> _Found[N, V] | None:
         draft = self._draft
         two = draft.op(last)
         assert isinstance(two, Linear)
@@ -129,15 +149,15 @@ class Merges(Generic[N, V]):
             return None
         absorbed, is_last = found
         host, gone = (last, first) if is_last else (first, last)
-        return _Found(Join(host, first, last, (gone,)), absorbed, {}, (draft.graph.name(gone),), ())
+        return _Found(Join(host, first, last, (gone,), last), absorbed, {}, (draft.graph.name(gone),), ())
 
-    def _find_sum(self, root: N) -> _Found[N] | None:
+    def _find_sum(self, root: N) -> _Found[N, V] | None:
         tree = None if root in self._barred else self._read_tree(root)
         if tree is None or len({leaf.value for leaf in tree.leaves}) != 1:
             return None
         hosts = [leaf for leaf in tree.leaves if len(leaf.stages) == 1 and isinstance(leaf.stages[0].op, Linear)]
         for leaf in sorted(hosts, key=_rank):
-            absorbed = self._merge(tree, leaf)
+            absorbed = self._merge(tree.leaves, leaf, tree.constants)
             if isinstance(absorbed, Linear):
                 return self._found(tree, leaf, absorbed)
         return None
@@ -163,9 +183,11 @@ class Merges(Generic[N, V]):
             if any(isinstance(step, Affine) for step in path):
                 tree.constants.append(tuple(path))
             path = [step.with_shift(np.zeros(step.size)) if isinstance(step, Affine) else step for step in path]
+            tree.operands[node] = []
             for value, sign in zip(self._draft.inputs(node), op.signs, strict=True):
                 leaf = _Leaf(value, node, [*path, float(sign)], (*sums, node))
                 end = self._follow(leaf)
+                tree.operands[node].append(leaf if end is None else end)
                 if end is None:
                     tree.leaves.append(leaf)
                 else:
@@ -201,33 +223,109 @@ class Merges(Generic[N, V]):
         windows = [stage.op if isinstance(stage.op, Window) else stage.op.window for stage in leaf.stages]
         return window is not None and (window.is_point or all(each and each.is_point for each in windows))
 
-    def _merge(self, tree: _Tree[N, V], host: _Leaf[N, V]) -> Linear | Stop | None:
+    def _find_part(self, root: N) -> _Found[N, V] | None:
+        """The first operands of one value that become one operator, while the rest of the tree stays."""
+        tree = None if root in self._barred else self._read_tree(root)
+        if tree is None or tree.between or not all(_is_even(self._draft.op(node)) for node in tree.sums):
+            return None
+        hosts = [leaf for leaf in tree.leaves if len(leaf.stages) == 1 and isinstance(leaf.stages[0].op, Linear)]
+        for host in sorted(hosts, key=_rank):
+            chosen: list[_Leaf[N, V]] = []
+            absorbed: Linear | None = None
+            for leaf in tree.leaves:
+                if leaf is host or leaf.value != host.value:
+                    continue
+                merged = self._merge([*chosen, leaf], host, (), _sign(host))
+                if isinstance(merged, Linear) and self._cut(tree, [*chosen, leaf], host) is not None:
+                    chosen, absorbed = [*chosen, leaf], merged
+            if absorbed is not None:
+                return self._found_part(tree, chosen, host, absorbed)
+        return None
+
+    def _cut(
+        self, tree: _Tree[N, V], chosen: list[_Leaf[N, V]], host: _Leaf[N, V]
+    ) -> tuple[list[Bypass[N]], list[N], list[N]] | None:
+        """The tree without the `chosen`, which the host adds: sums with one operand left, with none, and changed."""
+        count: dict[N, int] = {}
+        dead: list[N] = []
+        bypassed: list[Bypass[N]] = []
+        changed: list[N] = []
+        for node in reversed(tree.sums):
+            operands = tree.operands[node]
+            inner = [
+                count[each] if not isinstance(each, _Leaf) else each in chosen or each is host for each in operands
+            ]
+            count[node] = sum(inner)
+            left = [k for k, each in enumerate(operands) if each not in chosen and each not in dead]
+            is_whole = count[node] == len(chosen) + 1
+            if not left:
+                dead.append(node)
+            elif len(left) == 1:
+                op = self._draft.op(node)
+                assert isinstance(op, Sum)
+                if op.signs[left[0]] != 1:
+                    return None
+                bypassed.append(Bypass(node, is_whole, left[0]))
+            elif len(left) < len(operands):
+                return None
+            elif count[node] and not is_whole:
+                changed.append(node)
+        return bypassed, dead, changed
+
+    def _found_part(
+        self, tree: _Tree[N, V], chosen: list[_Leaf[N, V]], host: _Leaf[N, V], absorbed: Linear
+    ) -> _Found[N, V] | None:
+        cut = self._cut(tree, chosen, host)
+        assert cut is not None
+        bypassed, dead, changed = cut
+        draft = self._draft
+        kept = host.stages[0].node
+        gone = {*dead, *(node for leaf in [*chosen, host] for node in leaf.nodes)} - {kept}
+        order = tuple(sorted(gone, key=lambda node: draft.position[node]))
+        by = bypassed[0].node if bypassed else dead[0]
+        values = tuple(draft.graph.outputs(node)[0] for node in [kept, *changed])
+        sums = tuple(sorted({*dead, *(edit.node for edit in bypassed)}, key=lambda node: draft.position[node]))
+        names = tuple(name for leaf in chosen for name in self._names(leaf))
+        join = Join(kept, host.reader, host.nodes[0], order, by)
+        if by in self._barred:
+            return None
+        taken = self._taken(chosen, host)
+        return _Found(join, absorbed, taken, names, sums, tuple(bypassed), values)
+
+    def _merge(
+        self, leaves: list[_Leaf[N, V]], host: _Leaf[N, V], constants: Sequence[tuple[Step, ...]], sign: float = 1.0
+    ) -> Linear | Stop | None:
+        """The host with other leaves merged into it, times a sign."""
         linear = host.stages[0].op
         assert isinstance(linear, Linear)
-        own = _factors(host, linear)
-        branches = [_factors(leaf, linear) for leaf in tree.leaves if leaf is not host]
-        constant = _constant(tree, linear)
+        own = _factors(host, linear, sign)
+        branches = [_factors(leaf, linear, sign) for leaf in leaves if leaf is not host]
+        constant = _constant(constants, linear)
         if own is None or constant is None:
             return None
         made = [Branch(tuple(factors)) for factors in branches if factors is not None]
         return merge(own[0], made, constant) if len(made) == len(branches) else None
 
-    def _found(self, tree: _Tree[N, V], host: _Leaf[N, V], absorbed: Linear) -> _Found[N]:
+    def _found(self, tree: _Tree[N, V], host: _Leaf[N, V], absorbed: Linear) -> _Found[N, V]:
         draft = self._draft
         kept = host.stages[0].node
-        taken = {node: ("downstream", leaf.sums) for leaf in tree.leaves for node in leaf.nodes}
-        taken |= {node: ("upstream", sums) for node, sums in tree.between}
-        place = host.nodes.index(kept)
+        between = {node: ("upstream", sums) for node, sums in tree.between if self._is_affine(node)}
+        taken = self._taken(tree.leaves, host) | between
+        gone = {*tree.sums, *(node for node, _ in tree.between), *(node for leaf in tree.leaves for node in leaf.nodes)}
+        order = sorted(gone - {kept}, key=lambda node: draft.position[node])
+        names = tuple(name for leaf in tree.leaves if leaf is not host for name in self._names(leaf))
+        sums = tuple(sorted(tree.sums, key=lambda node: draft.position[node]))
+        return _Found(Join(kept, host.reader, tree.root, tuple(order), tree.root), absorbed, taken, names, sums)
+
+    def _taken(self, leaves: list[_Leaf[N, V]], host: _Leaf[N, V]) -> dict[N, tuple[str, tuple[N, ...]]]:
+        """The per-channel affines of some leaves and the host: in which direction they go, and through which sums."""
+        taken: dict[N, tuple[str, tuple[N, ...]]]
+        taken = {node: ("downstream", leaf.sums) for leaf in leaves for node in leaf.nodes}
+        place = host.nodes.index(host.stages[0].node)
         taken |= dict.fromkeys(host.nodes[:place], ("upstream", ())) | dict.fromkeys(
             host.nodes[place:], ("downstream", ())
         )
-        taken = {node: how for node, how in taken.items() if self._is_affine(node)}
-        gone = {*tree.sums, *(node for node, _ in tree.between), *(node for leaf in tree.leaves for node in leaf.nodes)}
-        order = sorted(gone - {kept}, key=lambda node: draft.position[node])
-        source = host.reader
-        names = tuple(name for leaf in tree.leaves if leaf is not host for name in self._names(leaf))
-        sums = tuple(sorted(tree.sums, key=lambda node: draft.position[node]))
-        return _Found(Join(kept, source, tree.root, tuple(order)), absorbed, taken, names, sums)
+        return {node: how for node, how in taken.items() if self._is_affine(node)}
 
     def _is_affine(self, node: N) -> bool:
         return isinstance(self._draft.op(node), ChannelAffine)
@@ -270,10 +368,26 @@ def _compose(steps: list[Step] | tuple[Step, ...], size: int, axis: int) -> Affi
     return total if total.is_finite else None
 
 
-def _constant(tree: _Tree[N, V], host: Linear) -> Array | None:
+def _sign(leaf: _Leaf[N, V]) -> float:
+    """The sign with which a leaf without maps behind its sums is added."""
+    sign = 1.0
+    for step in leaf.stages[0].behind[: len(leaf.sums)]:
+        assert isinstance(step, float)
+        sign *= step
+    return sign
+
+
+def _is_even(op: object) -> bool:
+    """Whether all operands of a sum are known to have one shape: none is broadcast then, however they are grouped."""
+    if not isinstance(op, Sum) or op.shapes[0] is None or None in op.shapes[0]:
+        return False
+    return all(shape == op.shapes[0] for shape in op.shapes)
+
+
+def _constant(constants: Sequence[tuple[Step, ...]], host: Linear) -> Array | None:
     assert host.axis_out is not None
     total = np.zeros(host.out_channels)
-    for steps in tree.constants:
+    for steps in constants:
         affine = _compose(steps, host.out_channels, host.axis_out)
         if affine is None:
             return None
@@ -281,8 +395,8 @@ def _constant(tree: _Tree[N, V], host: Linear) -> Array | None:
     return total
 
 
-def _factors(leaf: _Leaf[N, V], host: Linear) -> list[Factor] | None:
-    """A branch as operators in the order of the data, with its affines absorbed; None where one does not fit."""
+def _factors(leaf: _Leaf[N, V], host: Linear, sign: float) -> list[Factor] | None:
+    """A branch times a sign as operators in the order of the data, with its affines; None where one does not fit."""
     assert host.axis_out is not None
     assert host.window is not None
     axis, size = host.axis_out, host.out_channels
@@ -292,6 +406,7 @@ def _factors(leaf: _Leaf[N, V], host: Linear) -> list[Factor] | None:
     if not stages:
         stages, front = [(None, Window.point(len(host.window.taps)), leaf.front)], []
     factors: list[Factor] = []
+    stages[0] = (*stages[0][:2], [sign, *stages[0][2]])
     for node, op, behind in stages:
         factor = _factor(node, op, size, axis)
         if factor.linear.axis_out is None or factor.linear.axis_in is None:

@@ -112,7 +112,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     logging.disable(logging.ERROR)
-    print("| network | convolutions | exported, ms | bnfold, ms | deploy form, ms | `--no-merge` | bnfold | deploy form |")
+    print(
+        "| network | convolutions | exported, ms | bnfold, ms | deploy form, ms | `--no-merge` | bnfold | deploy form |"
+    )
     print("|---|---|---:|---:|---:|---|---|---|")
     for name in options.networks:
         print(row(name, options.rounds, options.threads), flush=True)

@@ -108,19 +108,14 @@ class Editor:
         for name in names:
             node.attributes.pop(name, None)
 
-    def bypass(self, node: ir.Node, index: int, *, keep_output_name: bool) -> None:
+    def bypass(self, node: ir.Node, index: int, parameters: Sequence[int], *, keep_output_name: bool) -> None:
         """Take out a node whose readers shall read its input `index`, under the output's name or under its own."""
         kept, gone = node.inputs[index], node.outputs[0]
         assert kept is not None
-        parameters = [each for each in node.inputs if each is not None and each is not kept]
         if keep_output_name:
             self._take_over(kept, gone)
         gone.replace_all_uses_with(kept, replace_graph_outputs=True)
-        graph = node.graph
-        assert graph is not None
-        graph.remove(node, safe=True)
-        for parameter in parameters:
-            self.release(parameter)
+        self.remove(node, parameters)
 
     def read(self, node: ir.Node, index: int, value: ir.Value) -> None:
         """Let input `index` of a node be another value."""

@@ -253,9 +253,9 @@ class OnnxGraph:
         attributes = [] if version >= 7 else [ir.AttrInt64("broadcast", 1), ir.AttrInt64("axis", linear.axis_out or 0)]
         self._editor.insert_add(node, ir.tensor(bias), attributes)
 
-    def bypass(self, node: ir.Node, *, keep_output_name: bool) -> None:
-        index = self._data_indices(node)[0]
-        self._editor.bypass(node, index, keep_output_name=keep_output_name)
+    def bypass(self, node: ir.Node, *, keep_output_name: bool, index: int = 0) -> None:
+        kept = self._data_indices(node)[index]
+        self._editor.bypass(node, kept, self._parameter_indices(node), keep_output_name=keep_output_name)
 
     def join(self, host: ir.Node, source: ir.Node, root: ir.Node) -> None:
         data = source.inputs[self._data_indices(source)[0]]
@@ -264,11 +264,13 @@ class OnnxGraph:
         self._editor.replace(self.outputs(root)[0], self.outputs(host)[0])
 
     def remove(self, node: ir.Node) -> None:
-        indices = self._data_indices(node)
         add = self._bias_add.get(node)
         if add is not None:
             self._editor.remove(add, [1 - add.inputs.index(node.outputs[0])])
-        self._editor.remove(node, [index for index in range(len(node.inputs)) if index not in indices])
+        self._editor.remove(node, self._parameter_indices(node))
+
+    def _parameter_indices(self, node: ir.Node) -> list[int]:
+        return [index for index in range(len(node.inputs)) if index not in self._data_indices(node)]
 
     def renew(self, value: ir.Value) -> None:
         self._editor.rename(value, f"{value.name}_folded")
