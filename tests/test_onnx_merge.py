@@ -435,6 +435,116 @@ def test_an_inner_sum_merges_where_the_whole_tree_does_not() -> None:
     assert operators(fused) == ["Sigmoid", "Conv", "Add"]
 
 
+# Only some operands of a sum become one; what is left of each graph.
+PARTS: dict[str, tuple[list[onnx.NodeProto], list[str]]] = {
+    "one after the other": (
+        [OTHER, *BOTH, norm("x", "n", "p_"), node("Add", "z c", "e"), node("Add", "e d", "f"), node("Add", "f n", "y")],
+        ["Sigmoid", "Conv", "Add"],
+    ),
+    "taken away": ([OTHER, *BOTH, node("Sub", "z c", "e"), node("Sub", "e d", "y")], ["Sigmoid", "Conv", "Sub"]),
+    "with other signs": (
+        [
+            OTHER,
+            node("Tanh", "x", "u"),
+            *BOTH,
+            node("Sub", "c z", "e"),
+            node("Sub", "u d", "f"),
+            node("Sub", "e f", "y"),
+        ],
+        ["Sigmoid", "Tanh", "Conv", "Sub", "Sub"],
+    ),
+    "an addition of which nothing is left": (
+        [OTHER, *BOTH, norm("x", "n", "p_"), node("Add", "d n", "e"), node("Add", "z c", "f"), node("Add", "e f", "y")],
+        ["Sigmoid", "Conv", "Add"],
+    ),
+    "branches of two values": (
+        [
+            OTHER,
+            *BOTH,
+            conv("z w2", "e", **SAME),
+            norm("z", "n", "p_"),
+            node("Add", "c e", "f"),
+            node("Add", "f n", "g"),
+            node("Add", "g d", "y"),
+        ],
+        ["Sigmoid", "Conv", "Conv", "Add"],
+    ),
+    "dense beside depthwise, and an identity for either": (
+        [
+            conv("x dw", "c", group=C, **SAME),
+            conv("x v", "d"),
+            norm("x", "n", "p_"),
+            node("Add", "c d", "e"),
+            node("Add", "e n", "y"),
+        ],
+        ["Conv", "Conv", "Add"],
+    ),
+    "a sum of many of which one is left": (
+        [
+            OTHER,
+            *BOTH,
+            norm("d", "n", "p_"),
+            node("Sum", "n c x", "e"),
+            node("Add", "z e", "f"),
+            node("Add", "f x", "y"),
+        ],
+        ["Sigmoid", "Conv", "Add"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", PARTS)
+def test_some_operands_of_a_sum_become_one(case: str) -> None:
+    nodes, expected = PARTS[case]
+    for shape in [(2, C, 6, 7), ("n", C, 6, 7)]:
+        fused, outcomes = fuse_cheaply(build(nodes, shape))
+        assert operators(fused) == expected
+        assert not any(isinstance(each, Refusal) for each in outcomes)
+        through = {name for each in merges(outcomes) for name in each.through}
+        assert {each.name for each in nodes} >= through
+        assert not through & {each.name for each in fused.graph.node}
+
+
+PARTS_THAT_STAY: dict[str, tuple[list[onnx.NodeProto], Sequence[int | str]]] = {
+    "what would be left is negative": (
+        [OTHER, *BOTH, node("Sub", "d z", "e"), node("Add", "c e", "y")],
+        (2, C, 6, 7),
+    ),
+    "sizes that are not known may be broadcast": (
+        [OTHER, *BOTH, node("Add", "z c", "e"), node("Add", "e d", "y")],
+        ("n", C, "h", "w"),
+    ),
+    "an operand that is broadcast": (
+        [node("GlobalAveragePool", "x", "z"), *BOTH, node("Add", "z c", "e"), node("Add", "e d", "y")],
+        (2, C, 6, 7),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", PARTS_THAT_STAY)
+def test_parts_that_stay(case: str) -> None:
+    nodes, shape = PARTS_THAT_STAY[case]
+    fused, outcomes = fuse(build(nodes, shape))
+    assert not merges(outcomes)
+    assert len(fused.graph.node) == len(nodes)
+
+
+def test_the_values_that_change_in_a_part_are_renamed() -> None:
+    """A value keeps its name only where it keeps its content: `fuse` compares all that do."""
+    nodes = [
+        OTHER,
+        node("Tanh", "x", "u"),
+        *BOTH,
+        node("Add", "z c", "e"),
+        node("Add", "e u", "f"),
+        node("Add", "f d", "y"),
+    ]
+    fused, _ = fuse_cheaply(build(nodes))
+    made = {name for each in fused.graph.node for name in each.output}
+    assert "y" in made
+    assert not {"c", "d", "e", "f"} & made
+
+
 def test_a_shared_weight_is_copied_on_write() -> None:
     """One weight in two blocks with a BatchNorm each, and in a third operator that keeps it."""
     nodes = [
