@@ -234,10 +234,17 @@ class Term:
     Attributes:
         factors: in the order of the data; of several, all but one have a window of one tap.
         taps: for each axis of the window, the tap of the merged operator that each of its own becomes.
+        start: the output channel of the merged operator that its own first one becomes.
     """
 
     factors: tuple[Factor, ...]
     taps: tuple[range, ...]
+    start: int = 0
+
+    @property
+    def channels(self) -> int:
+        """How many output channels it has."""
+        return self.factors[-1].linear.out_channels
 
 
 def round_once(exact: Array, dtype: np.dtype[np.generic]) -> npt.NDArray[np.generic]:

@@ -17,9 +17,9 @@ from bnfold.affine import Affine, Array
 from bnfold.draft import Bypass, Draft, Join, Move, Renew, Walk
 from bnfold.graph import N, V
 from bnfold.linear import Factor, Linear, Window
-from bnfold.ops import Average, ChannelAffine, Identity, Sum
+from bnfold.ops import Average, ChannelAffine, Concat, Identity, Sum
 from bnfold.outcome import Stop
-from bnfold.rules.merge import Branch, chain, merge, per_channel
+from bnfold.rules.merge import Branch, chain, merge, per_channel, stack
 
 BRANCH_LIMIT = 64
 """Operands that one tree of additions may have."""
@@ -114,6 +114,12 @@ class Merges(Generic[N, V]):
                 if self._is_sum(node):
                     self._commit(find(node), moves)
 
+    def add_stacks(self, moves: dict[N, Move[N, V]]) -> None:
+        """Commit every concatenation of nothing but operators of one value that is one operator."""
+        for node in self._draft.position:
+            if node not in self._draft.merged and isinstance(self._draft.op(node), Concat):
+                self._commit(self._find_stack(node), moves)
+
     def _is_sum(self, node: N) -> bool:
         return node not in self._draft.merged and isinstance(self._draft.op(node), Sum)
 
@@ -150,6 +156,25 @@ class Merges(Generic[N, V]):
         absorbed, is_last = found
         host, gone = (last, first) if is_last else (first, last)
         return _Found(Join(host, first, last, (gone,), last), absorbed, {}, (draft.graph.name(gone),), ())
+
+    def _find_stack(self, root: N) -> _Found[N, V] | None:
+        """Operators of one value with equal windows that are only concatenated."""
+        draft = self._draft
+        values = draft.inputs(root)
+        makers = [maker for value in values if (maker := self._maker(value, root)) is not None]
+        ops = [(maker, op) for maker in makers if isinstance(op := draft.op(maker), Linear)]
+        concat = draft.op(root)
+        if len(ops) < len(values) or len(ops) < 2 or root in self._barred:
+            return None
+        if not isinstance(concat, Concat) or any(op.axis_out != concat.axis for _, op in ops):
+            return None
+        found = stack([Factor(op, maker) for maker, op in ops])
+        if not isinstance(found, Linear) or len({draft.inputs(maker)[0] for maker in makers}) != 1:
+            return None
+        host = makers[0]
+        names = tuple(draft.graph.name(maker) for maker in makers[1:])
+        gone = tuple(sorted(makers[1:], key=lambda node: draft.position[node]))
+        return _Found(Join(host, host, root, (*gone, root), root), found, {}, names, (root,))
 
     def _find_sum(self, root: N) -> _Found[N, V] | None:
         tree = None if root in self._barred else self._read_tree(root)

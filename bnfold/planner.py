@@ -114,6 +114,7 @@ def _draft(
         left = [node for node in left if node not in moves]
         if merge:
             merges.add_chains(moves)
+            merges.add_stacks(moves)
     return draft, merges, moves, blocked
 
 

@@ -3,14 +3,14 @@
     K = sum_t place_t(F_tn * ... * F_t1)        b = sum_t (the same chain, applied to the constants)
 
 Each factor brings what it absorbed itself; what the merged operator absorbed comes on top, by `Linear.solve_kernel`.
-Kernels are rows of output channels here, ``[out, in/group, *window]``: a block of rows needs no others.
+Terms of a sum have all output channels, those that are stacked have some of their own. Kernels are rows of output
+channels here, ``[out, in/group, *window]``: a block of rows needs no others.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
-from functools import reduce
 from math import gcd, prod
 from typing import Any
 
@@ -54,12 +54,14 @@ def kernel(linear: Linear, load: Load) -> Array:
 def kernel_rows(linear: Linear, load: Load, rows: slice = EVERY_ROW) -> Array:
     """Rows of the kernel that the terms make up."""
     assert linear.window is not None
-    chosen = np.arange(linear.out_channels)[rows]
-    total = np.zeros((len(chosen), linear.in_channels // linear.groups, *linear.window.taps))
+    start, stop, _ = rows.indices(linear.out_channels)
+    total = np.zeros((max(0, stop - start), linear.in_channels // linear.groups, *linear.window.taps))
     for term in linear.terms:
-        groups, part = _term_rows(term, load, rows)
+        own = slice(max(start - term.start, 0), max(stop - term.start, 0))
+        groups, part = _term_rows(term, load, own)
+        chosen = term.start + np.arange(term.channels)[own]
         columns = _columns(linear, groups, chosen, part.shape[1])
-        place: tuple[Any, ...] = np.arange(len(chosen))[:, None], columns
+        place: tuple[Any, ...] = (chosen - start)[:, None], columns
         total[place + tuple(slice(taps.start, taps.stop, taps.step) for taps in term.taps)] += part
     return total
 
@@ -138,8 +140,12 @@ def _stored_rows(factor: Factor, load: Load, rows: slice) -> Array:
 
 def bias(linear: Linear, load: Load) -> Array | None:
     """The constant that the terms add up to, before what the merged operator absorbed itself; None for zero."""
-    constants = [constant for term in linear.terms if (constant := _term_constant(term, load)) is not None]
-    return reduce(np.add, constants) if constants else None
+    total: Array | None = None
+    for term in linear.terms:
+        if (constant := _term_constant(term, load)) is not None:
+            total = np.zeros(linear.out_channels) if total is None else total
+            total[term.start : term.start + term.channels] += constant
+    return total
 
 
 def _term_constant(term: Term, load: Load) -> Array | None:

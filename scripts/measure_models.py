@@ -14,7 +14,7 @@ import onnx
 import onnxruntime
 
 from bnfold.api import FileResult, fuse_file
-from bnfold.outcome import Fold, Refusal
+from bnfold.outcome import Refusal
 from bnfold.verification.inputs import InputOptions
 
 MODELS = Path(__file__).parent.parent / "models"

@@ -20,7 +20,7 @@ from bnfold.affine import Affine, Array
 from bnfold.linear import Border, Factor, Linear, Window
 from bnfold.outcome import Stop
 from bnfold.rules import merge as rule
-from bnfold.rules.merge import Branch, chain, merge, per_channel, place
+from bnfold.rules.merge import Branch, chain, merge, per_channel, place, stack
 from bnfold.terms import Parameters
 
 Draw = Callable[[int, int], int]
@@ -198,6 +198,29 @@ def test_a_chain_is_the_composition_and_costs_less(data: st.DataObject, seed: in
     assert behind[0, 0].size * terms.kernel(merged, made.stored.__getitem__).size <= before
 
 
+@settings(max_examples=100, deadline=None)
+@given(st.data(), st.integers(0, 2**16))
+def test_a_stack_is_the_concatenation(data: st.DataObject, seed: int) -> None:
+    def draw(low: int, high: int) -> int:
+        return data.draw(st.integers(low, high))
+
+    made = Drawn(draw, seed)
+    window = drawn_window(draw, draw(1, 2))
+    shifts = bool(draw(0, 1))
+    drawn = [made.factor(window, 1, draw(1, 3), 3, shifts)[0] for _ in range(draw(2, 3))]
+    found = stack(drawn)
+    if len({factor.makes_bias for factor in drawn}) > 1:
+        assert found is rule.COST
+        return
+    assert isinstance(found, Linear)
+    x = made.random.standard_normal((2, 3, *[max(1, 4 - growth) for growth in window.growth]))
+    parts = [made.evaluate(Branch((factor,)), x) for factor in drawn]
+    assert_close(solved(found, made.stored, x), np.concatenate(parts, axis=1))
+    load = made.stored.__getitem__
+    rows = slice(draw(0, found.out_channels), draw(0, found.out_channels))
+    assert_close(terms.kernel_rows(found, load, rows), terms.kernel_rows(found, load)[rows])
+
+
 def windows_of_one_axis() -> list[Window]:
     sizes = itertools.product((1, 2, 3), (1, 2), (1, 2), (0, 1, 2), (0, 1, 2))
     return [Window((k,), (s,), (d,), (b,), (e,), (None,)) for k, s, d, b, e in sizes if k > 1 or d == 1]
@@ -313,3 +336,18 @@ def test_a_point_in_front_of_a_window_that_makes_more_outputs_must_pay_for_itsel
     assert chain(Factor(first, "first"), Factor(last, "last")) is rule.COST
     first, last = operator(POINT, fan_in=6, out=5), operator(replace(wide, taps=(3, 3)), fan_in=5, out=5)
     assert isinstance(chain(Factor(first, "first"), Factor(last, "last")), Stop)
+
+
+STACKS: dict[str, tuple[Linear, Stop]] = {
+    "another window": (operator(POINT), rule.GEOMETRY),
+    "another pad": (operator(replace(THREE, ends=(2, 1))), rule.GEOMETRY),
+    "groups": (operator(groups=2), rule.CHANNELS),
+    "shared": (replace(operator(), is_shared=True), rule.SHARED),
+    "a bias beside none": (replace(operator(), has_bias=True), rule.COST),
+}
+
+
+@pytest.mark.parametrize("case", STACKS)
+def test_what_does_not_stack(case: str) -> None:
+    other, reason = STACKS[case]
+    assert stack([Factor(operator(), "one"), Factor(other, "other")]) is reason

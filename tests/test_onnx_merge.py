@@ -334,6 +334,53 @@ def test_a_chain_becomes_one_convolution(case: str) -> None:
     assert merges(outcomes)
 
 
+STACKS: dict[str, tuple[list[onnx.NodeProto], tuple[int, ...], list[str]]] = {
+    "convolutions": (
+        [conv("x v", "c"), conv("x thin", "d"), node("Concat", "d c", "y", axis=1)],
+        (2, C, 6, 7),
+        ["Conv"],
+    ),
+    "with batchnorms": (
+        [
+            *BOTH[:1],
+            norm("c", "e", "p_"),
+            conv("x w2", "d", **SAME),
+            norm("d", "f", "q_"),
+            node("Concat", "e f", "y", axis=1),
+        ],
+        (2, C, 6, 7),
+        ["Conv"],
+    ),
+    "of which one is a sum": (
+        [*BOTH, node("Add", "c d", "e"), conv("x w2", "f", **SAME), node("Concat", "e f", "y", axis=-3)],
+        (2, C, 6, 7),
+        ["Conv"],
+    ),
+    "products": (
+        [node("MatMul", "x m", "c"), node("MatMul", "x low", "d"), node("Concat", "c d", "y", axis=-1)],
+        (2, 3, C),
+        ["MatMul"],
+    ),
+    "Gemms": (
+        [
+            node("Gemm", "x m b", "c", transB=1),
+            node("Gemm", "x m2 b2", "d", alpha=2.0),
+            node("Concat", "c d", "y", axis=1),
+        ],
+        (3, C),
+        ["Gemm"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", STACKS)
+def test_concatenated_operators_become_one(case: str) -> None:
+    nodes, shape, expected = STACKS[case]
+    fused, outcomes = fuse_cheaply(build(nodes, shape))
+    assert operators(fused) == expected
+    assert merges(outcomes)
+
+
 OTHER = node("Sigmoid", "x", "z")
 
 # No two operators of these become one.
@@ -408,6 +455,21 @@ STAYS: dict[str, tuple[list[onnx.NodeProto], str]] = {
     "depthwise, then a point": ([conv("x dw", "c", group=C, **SAME), conv("c v", "y")], "y"),
     "a chain whose middle leaves the graph": ([conv("x w", "c", **SAME), conv("c v", "y")], "y c"),
     "a chain whose middle is read twice": ([conv("x w", "c", **SAME), conv("c v", "y"), node("Relu", "c", "z")], "y z"),
+    "a concatenation along another axis": ([*BOTH, node("Concat", "c d", "y", axis=2)], "y"),
+    "a concatenation of different windows": ([*BOTH, node("Concat", "c d", "y", axis=1)], "y"),
+    "a concatenation of one value twice": ([conv("x w", "c", **SAME), node("Concat", "c c", "y", axis=1)], "y"),
+    "a concatenation with something else": (
+        [*BOTH[:1], conv("x w2", "d", **SAME), node("Concat", "c d x", "y", axis=1)],
+        "y",
+    ),
+    "a concatenation of branches of different values": (
+        [OTHER, *BOTH[:1], conv("z w2", "d", **SAME), node("Concat", "c d", "y", axis=1)],
+        "y",
+    ),
+    "a concatenation of grouped convolutions": (
+        [conv("x gw", "c", group=2, **SAME), conv("x dw", "d", group=C, **SAME), node("Concat", "c d", "y", axis=1)],
+        "y",
+    ),
     "two operators that share a weight": ([conv("x v", "c"), conv("c v", "y")], "y"),
 }
 CONSTANTS["pads"] = np.asarray([0, 0, 1, 1, 0, 0, 1, 1])

@@ -2,8 +2,10 @@
 
     sum_t F_t(x)  =  K * x + b     K = sum_t place(K_t), each K_t among the taps and channels of the largest, the *host*
     F_2(F_1(x))   =  K * x + b     K = K_2 * K_1, where one of them sees the output's own position alone
+    concat_t F_t(x)  =  K * x + b     K = all K_t, one below the other
 
-The host keeps its window, so a sum costs nothing that the host did not cost; a chain must prove it.
+The host keeps its window, so a sum costs what the host did; a chain must prove that it costs no more; a stack costs the
+same.
 """
 
 from __future__ import annotations
@@ -167,6 +169,40 @@ def chain(first: Factor, last: Factor) -> tuple[Linear, bool] | Stop:
         terms=(Term(branch.factors, tuple(range(taps) for taps in host.window.taps)),),
     )
     return (merged, is_last) if _is_cheaper(one, two, merged) else COST
+
+
+def stack(factors: Sequence[Factor]) -> Linear | Stop:
+    """Operators with one window as one in the place of the first, which makes their channels one after the other."""
+    first = factors[0].linear
+    terms: list[Term] = []
+    start = 0
+    for factor in factors:
+        linear = factor.linear
+        if stop := stop_branch(Branch((factor,))):
+            return stop
+        assert linear.window is not None
+        if linear.window != first.window:
+            return GEOMETRY
+        if (linear.axis_in, linear.axis_out) != (first.axis_in, first.axis_out):
+            return AXES
+        if linear.groups != 1 or linear.in_channels != first.in_channels:
+            return CHANNELS
+        if _stays(linear):
+            return SHARED
+        terms.append(Term((factor,), tuple(range(taps) for taps in linear.window.taps), start))
+        start += linear.out_channels
+    if len({factor.makes_bias for factor in factors}) > 1:
+        return COST
+    has_slot = all(factor.linear.has_bias_slot for factor in factors)
+    return replace(
+        first,
+        out_channels=start,
+        has_bias_slot=has_slot,
+        before=None,
+        after=None,
+        terms=tuple(terms),
+        is_shared=False,
+    )
 
 
 def _can_host(linear: Linear, branch: Branch) -> bool:
