@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bnfold.api import fuse, plan
+    from bnfold.equivalence import verify
     from bnfold.errors import (
         BnfoldError,
         IncomparableError,
@@ -19,13 +20,16 @@ if TYPE_CHECKING:
         OutputExistsError,
         UnsupportedModelError,
     )
-    from bnfold.outcome import Fold, Outcome, Reason, Refusal
+    from bnfold.limits import Limits
+    from bnfold.outcome import Fold, Merge, Outcome, Reason, Refusal
 
 __all__ = [
     "BnfoldError",
     "Fold",
     "IncomparableError",
     "InvalidModelError",
+    "Limits",
+    "Merge",
     "MissingExtraError",
     "NotEquivalentError",
     "Outcome",
@@ -35,12 +39,16 @@ __all__ = [
     "UnsupportedModelError",
     "fuse",
     "plan",
+    "verify",
 ]
 
 _MODULES = {
     "fuse": "api",
     "plan": "api",
+    "verify": "equivalence",
     "Fold": "outcome",
+    "Limits": "limits",
+    "Merge": "outcome",
     "Outcome": "outcome",
     "Reason": "outcome",
     "Refusal": "outcome",
@@ -48,6 +56,8 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "testing":
+        return import_module("bnfold.testing")
     if name not in __all__:
         raise AttributeError(f"module 'bnfold' has no attribute {name!r}")
     return getattr(import_module(f"bnfold.{_MODULES.get(name, 'errors')}"), name)

@@ -2,36 +2,41 @@
 
 from __future__ import annotations
 
-import sys
+import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from glob import escape
 from pathlib import Path
 from typing import Any, Literal, TypeVar, overload
 
 import onnx
 import onnx_ir as ir
 
+from bnfold.equivalence import compare_models, verify_files
 from bnfold.errors import (
     InvalidModelError,
-    MissingExtraError,
     NotEquivalentError,
     OutputExistsError,
+    UnreadableTensorError,
     UnsupportedModelError,
 )
 from bnfold.fold import fold
 from bnfold.frontends import onnx as _onnx
 from bnfold.health import Caution
-from bnfold.outcome import Outcome
+from bnfold.limits import LIMITS, Limits
+from bnfold.optional import is_torch_model, torch_front_end
+from bnfold.outcome import Fold, Outcome
 from bnfold.planner import make_plan
-from bnfold.verification.compare import Verdict, compare_files
-from bnfold.verification.inputs import InputOptions
+from bnfold.verification.compare import CompareOptions
+from bnfold.verification.verdict import Verdict
 
 Progress = Callable[[str, int, int], None]
 """Called with a stage's name, the steps done and their total."""
 
-M = TypeVar("M")
+M = TypeVar("M", onnx.ModelProto, ir.Model)
 
 
 def _silent(stage: str, done: int, total: int) -> None:
@@ -52,7 +57,11 @@ class Selection:
 
 
 EVERYTHING = Selection()
-DRAWN = InputOptions()
+
+PROGRAM = ".pt2"
+"""How the file of a saved `torch.export` program ends."""
+
+STANDARD = CompareOptions()
 
 
 @dataclass(frozen=True)
@@ -69,7 +78,7 @@ class FileResult:
 
     Attributes:
         model, output: the files; no output where nothing is written.
-        outcomes: one for each BatchNorm, and one for each other per-channel affine that folds.
+        outcomes: one for each BatchNorm, one for each other per-channel affine that folds, and one for each merge.
         warnings: what looks wrong with running statistics.
         before, after: sizes; `after` is None where nothing is written.
         verdict: of the verification; None where it was not asked for.
@@ -86,30 +95,29 @@ class FileResult:
     seconds: float
 
 
-def plan(model: Any, *, example_inputs: Any = None) -> tuple[Outcome, ...]:
+def plan(model: Any, *, example_inputs: Any = None, merge: bool = True, limits: Limits = LIMITS) -> tuple[Outcome, ...]:
     """What `fuse` would do with each BatchNorm, and why not; reads only.
 
     Args:
-        model: anything that `fuse` takes.
-        example_inputs: as `fuse` takes them.
+        model: as for `fuse`.
+        example_inputs: as for `fuse`.
+        merge: whether linear operators may become one.
+        limits: how much the model may ask for.
 
     Raises:
         BnfoldError: the model cannot be read.
     """
-    if isinstance(model, str | Path) and Path(model).suffix == ".pt2":
-        model = _torch_front_end().load(Path(model))
-    if (torch_front_end := _torch_for(model)) is not None:
-        return make_plan(torch_front_end.open_model(model, example_inputs).graph).outcomes
-    return make_plan(_onnx.OnnxGraph(_read(model))).outcomes
+    model = _loaded(model, limits)
+    if is_torch_model(model):
+        return make_plan(torch_front_end().open_model(model, example_inputs).graph, merge=merge).outcomes
+    return make_plan(_onnx.OnnxGraph(_read(model, limits)), merge=merge).outcomes
 
 
-def _torch_for(model: object) -> Any:
-    """The PyTorch front end where the model is its own; nothing is imported that was not before."""
-    if "torch" not in sys.modules or isinstance(model, str | Path):
-        return None
-    from bnfold.frontends import torch as front_end
-
-    return front_end if front_end.is_model(model) else None
+def _loaded(model: Any, limits: Limits) -> Any:
+    """The program of a `.pt2` file; anything else as it is."""
+    if isinstance(model, str | Path) and Path(model).suffix == PROGRAM:
+        return torch_front_end().load(Path(model), limits)
+    return model
 
 
 @overload
@@ -120,6 +128,8 @@ def fuse(
     return_outcomes: Literal[False] = ...,
     only: Sequence[str] = ...,
     skip: Sequence[str] = ...,
+    merge: bool = ...,
+    limits: Limits = ...,
     example_inputs: Any = ...,
 ) -> M: ...
 @overload
@@ -130,6 +140,8 @@ def fuse(
     return_outcomes: Literal[True],
     only: Sequence[str] = ...,
     skip: Sequence[str] = ...,
+    merge: bool = ...,
+    limits: Limits = ...,
     example_inputs: Any = ...,
 ) -> tuple[M, tuple[Outcome, ...]]: ...
 @overload
@@ -140,17 +152,21 @@ def fuse(
     return_outcomes: bool = ...,
     only: Sequence[str] = ...,
     skip: Sequence[str] = ...,
+    merge: bool = ...,
+    limits: Limits = ...,
     example_inputs: Any = ...,
 ) -> Any: ...
 
 
 def fuse(
-    model: Any,
+    model: onnx.ModelProto | ir.Model | str | Path,
     *,
     inplace: bool = False,
     return_outcomes: bool = False,
     only: Sequence[str] = (),
     skip: Sequence[str] = (),
+    merge: bool = True,
+    limits: Limits = LIMITS,
     example_inputs: Any = None,
 ) -> Any:
     """The same model with every BatchNorm folded that can fold exactly.
@@ -159,34 +175,34 @@ def fuse(
         model: a `torch.nn.Module`, a `torch.fx.GraphModule`, a `torch.export.ExportedProgram`, an `onnx.ModelProto`, an
             `onnx_ir.Model`, or the path of an `.onnx` or `.pt2` file.
         inplace: change the argument instead of a copy.
-        return_outcomes: return the outcomes as well, one for each BatchNorm.
+        return_outcomes: return the outcomes as well, one for each BatchNorm and one for each merge.
         only: glob patterns; only nodes with such a name fold, where any is given.
         skip: glob patterns; nodes with such a name stay.
+        merge: let parallel linear branches, and linear operators in a row, become one where that is exact and cheaper.
+        limits: how much the model may ask for; a model that asks for more is an `InvalidModelError`.
         example_inputs: what a torch module is called with: a tuple of arguments, a dict of keyword arguments, or the
             only argument. Needed where the forward cannot be traced symbolically; otherwise it tells the shapes. The
             result then stands for calls of that kind: the same arguments given, tensors of the same ranks.
 
     Returns:
         What was given. An `nn.Module` comes back as the same class, a ModelProto as a ModelProto, a path as what the
-        file holds (an `onnx_ir.Model`, whose new weights are lazy tensors, computed when they are read or saved; an
-        `ExportedProgram`). Tensors that a fold does not change are shared with the argument.
+        file holds: an `ExportedProgram`, or an `onnx_ir.Model`, whose new weights are lazy tensors, computed when they
+        are read or saved. Tensors of a torch model that no fold changes are shared with the argument.
 
     Raises:
         BnfoldError: the model cannot be read.
     """
     selection = Selection(tuple(only), tuple(skip))
-    if isinstance(model, str | Path) and Path(model).suffix == ".pt2":
-        model, inplace = _torch_front_end().load(Path(model)), True
-    if (torch_front_end := _torch_for(model)) is not None:
-        opened = torch_front_end.open_model(model, example_inputs, inplace=inplace)
-        decided = make_plan(opened.graph, selected=selection)
-        fold(opened.graph, decided)
+    found = _loaded(model, limits)
+    if is_torch_model(found):
+        opened = torch_front_end().open_model(found, example_inputs, inplace=inplace or found is not model)
+        outcomes, _ = _fuse_graph(opened.graph, selection, _silent, merge=merge)
         opened.finish()
-        return (opened.model, decided.outcomes) if return_outcomes else opened.model
-    graph = _read(model)
+        return (opened.model, outcomes) if return_outcomes else opened.model
+    graph = _read(model, limits)
     if isinstance(model, ir.Model) and not inplace:
         graph = model.clone()
-    outcomes, _ = _fuse_graph(graph, selection, _silent)
+    outcomes, _ = _fuse_graph(_onnx.OnnxGraph(graph), selection, _silent, merge=merge)
     fused: onnx.ModelProto | ir.Model = graph
     if isinstance(model, onnx.ModelProto):
         fused = _onnx.serialize(graph)
@@ -196,41 +212,25 @@ def fuse(
     return (fused, outcomes) if return_outcomes else fused
 
 
-def _read(model: onnx.ModelProto | ir.Model | str | Path) -> ir.Model:
+def _read(model: onnx.ModelProto | ir.Model | str | Path, limits: Limits) -> ir.Model:
     if isinstance(model, ir.Model):
         return model
     if isinstance(model, onnx.ModelProto):
-        return _onnx.parse(model)
+        return _onnx.parse(model, limits=limits)
     if isinstance(model, str | Path):
-        return _onnx.load(Path(model))
+        return _onnx.load(Path(model), limits)
     raise UnsupportedModelError(f"bnfold cannot read a {type(model).__module__}.{type(model).__qualname__}")
 
 
 def _fuse_graph(
-    model: ir.Model, selection: Selection, progress: Progress
+    graph: Any, selection: Selection, progress: Progress, *, merge: bool
 ) -> tuple[tuple[Outcome, ...], tuple[Caution, ...]]:
-    graph = _onnx.OnnxGraph(model)
     warnings = tuple(graph.warnings())
-    decided = make_plan(graph, selected=selection, progress=lambda done, total: progress("plan", done, total))
+    decided = make_plan(
+        graph, selected=selection, merge=merge, progress=lambda done, total: progress("plan", done, total)
+    )
     fold(graph, decided)
     return decided.outcomes, warnings
-
-
-def inspect_file(model: Path, *, progress: Progress = _silent) -> FileResult:
-    """What `fuse_file` would do; writes nothing.
-
-    Raises:
-        BnfoldError: the file cannot be read.
-    """
-    start = time.perf_counter()
-    opened = _open_file(model)
-    decided = make_plan(opened.graph, progress=lambda done, total: progress("plan", done, total))
-    warnings = tuple(opened.graph.warnings())
-    return FileResult(model, None, decided.outcomes, warnings, opened.size(model), None, None, _since(start))
-
-
-def _since(start: float) -> float:
-    return time.perf_counter() - start
 
 
 @dataclass(frozen=True, eq=False)
@@ -239,40 +239,57 @@ class _OpenFile:
 
     Attributes:
         graph: its view.
-        save: writes the changed model into a folder, under the name that a path has.
-        size: how large the model is now, if it lies at a path.
+        size: how large it is.
+        finish: makes a model of what the edits left, which can be compared.
+        save: writes that into a folder, under a name.
     """
 
     graph: Any
-    save: Callable[[Path, Path], None]
-    size: Callable[[Path], Size]
+    size: Size
+    finish: Callable[[], Any]
+    save: Callable[[Path], _onnx.Written]
+    count: Callable[[], int]
 
 
-def _open_file(path: Path) -> _OpenFile:
-    if path.suffix != ".pt2":
-        model = _onnx.load(path)
-        return _OpenFile(
-            _onnx.OnnxGraph(model),
-            lambda output, folder: _onnx.save(model, output, folder),
-            lambda at: _size(model, at),
-        )
-    front_end = _torch_front_end()
-    opened = front_end.open_model(front_end.load(path), inplace=True)
+def _open_file(path: Path, limits: Limits) -> _OpenFile:
+    if path.suffix != PROGRAM:
+        model = _onnx.load(path, limits)
+        size = Size(_nodes(model), _onnx.file_bytes(model, path))
+        with _naming(path):
+            view = _onnx.OnnxGraph(model)
+        return _OpenFile(view, size, lambda: model, lambda to: _onnx.save(model, to), lambda: _nodes(model))
+    front_end = torch_front_end()
+    opened = front_end.open_model(front_end.load(path, limits), inplace=True)
 
-    def save(output: Path, folder: Path) -> None:
+    def finish() -> Any:
         opened.finish()
-        front_end.save(opened.model, folder / output.name)
+        return opened.model
 
-    return _OpenFile(opened.graph, save, lambda at: Size(front_end.count_nodes(opened.model), at.stat().st_size))
+    def save(to: Path) -> _onnx.Written:
+        front_end.save(finish(), to)
+        return _onnx.Written(to, None)
+
+    def count() -> int:
+        nodes: int = front_end.count_nodes(opened.model)
+        return nodes
+
+    return _OpenFile(opened.graph, Size(count(), path.stat().st_size), finish, save, count)
 
 
-def _torch_front_end() -> Any:
-    """The PyTorch front end, imported where it is needed."""
-    try:
-        from bnfold.frontends import torch as front_end
-    except ImportError as error:
-        raise MissingExtraError("PyTorch is not installed: pip install 'bnfold[torch]'") from error
-    return front_end
+def inspect_file(
+    model: Path, *, merge: bool = True, limits: Limits = LIMITS, progress: Progress = _silent
+) -> FileResult:
+    """What `fuse_file` would do; writes nothing.
+
+    Raises:
+        BnfoldError: the file cannot be read.
+    """
+    start = time.perf_counter()
+    opened = _open_file(model, limits)
+    with _naming(model):
+        decided = make_plan(opened.graph, merge=merge, progress=lambda done, total: progress("plan", done, total))
+        warnings = tuple(opened.graph.warnings())
+    return FileResult(model, None, decided.outcomes, warnings, opened.size, None, None, time.perf_counter() - start)
 
 
 def fuse_file(
@@ -280,9 +297,11 @@ def fuse_file(
     output: Path,
     *,
     selection: Selection = EVERYTHING,
+    merge: bool = True,
     verify: bool = True,
-    inputs: InputOptions = DRAWN,
+    comparison: CompareOptions = STANDARD,
     overwrite: bool = False,
+    limits: Limits = LIMITS,
     progress: Progress = _silent,
 ) -> FileResult:
     """Fold a file into another, which appears complete or not at all, and only if it is equivalent.
@@ -291,9 +310,11 @@ def fuse_file(
         model: the file to read.
         output: the file to write; it may be the same with `overwrite`.
         selection: which BatchNorms may fold.
+        merge: whether linear operators may become one.
         verify: compare the result with the original before it is written.
-        inputs: what to compare them on.
+        comparison: how they are compared.
         overwrite: replace an `output` that exists.
+        limits: how much `model` may ask for.
         progress: told of each stage.
 
     Raises:
@@ -302,35 +323,82 @@ def fuse_file(
         BnfoldError: the file cannot be read, run or written.
     """
     start = time.perf_counter()
-    if output.exists() and not overwrite:
-        raise OutputExistsError(f"{output}: exists already; use --overwrite to replace it")
-    if output.is_dir():
-        raise OutputExistsError(f"{output}: is a folder")
-    if (output.suffix == ".pt2") != (model.suffix == ".pt2"):
-        raise InvalidModelError(f"{output}: the output has the format of the model, {model.suffix or 'ONNX'}")
-    opened = _open_file(model)
-    before = opened.size(model)
-    warnings = tuple(opened.graph.warnings())
-    decided = make_plan(opened.graph, selected=selection, progress=lambda done, total: progress("plan", done, total))
-    fold(opened.graph, decided)
+    _insist_on_writable(output, overwrite=overwrite)
+    if (output.suffix == PROGRAM) != (model.suffix == PROGRAM):
+        raise InvalidModelError(f"{output}: an output has the format of its model, {model.suffix or 'ONNX'}")
+    opened = _open_file(model, limits)
+    before = opened.size
+    with _naming(model):
+        outcomes, warnings = _fuse_graph(opened.graph, selection, progress, merge=merge)
     with _onnx.staging(output) as folder:
-        staged = Path(folder) / output.name
-        opened.save(output, Path(folder))
+        with _naming(model):
+            written = opened.save(folder / output.name)
         verdict = None
         if verify:
-            progress("verify", 0, 1)
-            verdict = compare_files(model, staged, inputs)
-            progress("verify", 1, 1)
+            verdict = verify_files(model, written.model, comparison, progress).verdict
         if verdict is not None and not verdict.is_equivalent:
-            raise NotEquivalentError(
-                f"{output}: not written, since output {verdict.worst.name!r} differs from the original's "
-                f"(error {verdict.worst.error:.2e}, budget {verdict.worst.budget:.2e}); please report this as a bug"
-            )
-        after = opened.size(staged)
-        _onnx.publish(Path(folder), output)
-    return FileResult(model, output, decided.outcomes, warnings, before, after, verdict, _since(start))
+            guilty = _guilty(model, outcomes, comparison, limits, merge=merge)
+            seconds = time.perf_counter() - start
+            failed = FileResult(model, None, outcomes, warnings, before, None, verdict, seconds)
+            raise NotEquivalentError(_complaint(output, verdict, guilty), failed)
+        after = Size(opened.count(), written.bytes)
+        _onnx.publish(written, output)
+    return FileResult(model, output, outcomes, warnings, before, after, verdict, time.perf_counter() - start)
 
 
-def _size(model: ir.Model, path: Path) -> Size:
-    nodes = sum(1 for _ in model.graph.all_nodes())
-    return Size(nodes, _onnx.file_bytes(path))
+def _guilty(
+    model: Path, outcomes: Sequence[Outcome], comparison: CompareOptions, limits: Limits, *, merge: bool
+) -> str | None:
+    """What makes the difference, found by bisection; None where nothing stands out.
+
+    It is a merge, or the first fold without which those before it are equivalent.
+    """
+    names = [outcome.batchnorm for outcome in outcomes if isinstance(outcome, Fold)]
+    escaped = [escape(name) for name in names]
+
+    def is_equivalent(count: int) -> bool:
+        opened = _open_file(model, limits)
+        _fuse_graph(opened.graph, Selection(tuple(escaped[:count]) or ("",)), _silent, merge=False)
+        return compare_models(model, opened.finish(), comparison).is_equivalent
+
+    good, bad = 0, len(names)
+    if not is_equivalent(good):
+        return None
+    if is_equivalent(bad):
+        return "a merge of linear operators (--no-merge goes without)" if merge else None
+    while bad - good > 1:
+        middle = (good + bad) // 2
+        good, bad = (middle, bad) if is_equivalent(middle) else (good, middle)
+    return f"the fold of {names[bad - 1]!r}"
+
+
+def _complaint(output: Path, verdict: Verdict, guilty: str | None) -> str:
+    worst = verdict.first_divergence.verdict if verdict.first_divergence else verdict.worst
+    by = f"; {guilty} is the first that makes a difference" if guilty else ""
+    return (
+        f"{output}: not written, since {worst.name!r} differs from the original's: {worst.reason} "
+        f"(error {worst.error:.2e}, budget {worst.budget:.2e}){by}; please report this as a bug"
+    )
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Let what turns out to be wrong with a model say whose it is."""
+    try:
+        yield
+    except UnreadableTensorError as error:
+        raise InvalidModelError(f"{path}: {error}") from error
+
+
+def _insist_on_writable(output: Path, *, overwrite: bool) -> None:
+    try:
+        if os.path.lexists(output) and not overwrite:
+            raise OutputExistsError(f"{output}: exists already; use --overwrite to replace it")
+        if output.is_dir():
+            raise OutputExistsError(f"{output}: is a folder")
+    except OSError as error:
+        raise InvalidModelError(f"{output}: cannot be written ({error.strerror})") from error
+
+
+def _nodes(model: ir.Model) -> int:
+    return sum(1 for _ in model.graph.all_nodes())

@@ -6,16 +6,24 @@ What needs onnx or onnxruntime is imported by the command that needs it, so that
 from __future__ import annotations
 
 import functools
+import logging
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
-from bnfold.errors import BnfoldError
+from bnfold.errors import BnfoldError, NotEquivalentError
+from bnfold.limits import LIMITS, Limits
+from bnfold.lines import one_line
+
+if TYPE_CHECKING:
+    from bnfold.verification.inputs import InputOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -49,11 +57,27 @@ OUTPUT_OPTIONS = _options(
     click.option("-v", "--verbose", is_flag=True, help="Also the other per-channel affines that fold."),
 )
 
+LIMIT_OPTIONS = _options(
+    click.option("--max-nodes", type=click.IntRange(1), default=LIMITS.nodes, show_default=True, help="Of MODEL."),
+    click.option("--max-depth", type=click.IntRange(1), default=LIMITS.depth, show_default=True, help="Of its bodies."),
+    click.option(
+        "--max-bytes", type=click.IntRange(1), default=LIMITS.bytes, show_default=True, help="Of its tensors."
+    ),
+)
+
+MERGE_OPTION = click.option(
+    "--merge/--no-merge",
+    default=True,
+    help="Let parallel linear branches, and linear operators in a row, become one.  [default: merge]",
+)
+
 INPUT_OPTIONS = _options(
     click.option("--inputs", "inputs_path", type=PATH, help="Real inputs: .npz, folder of .npy, or test_data_set_*."),
     click.option("--dim", "dims", multiple=True, callback=_dims, metavar="NAME=N", help="Size of a dynamic dimension."),
     click.option("--samples", type=click.IntRange(1), default=2, show_default=True, help="How many drawn inputs."),
     click.option("--seed", type=int, default=0, show_default=True, help="Of the drawn inputs."),
+    click.option("--fast", "effort", flag_value="fast", help="Fewer drawn inputs, fewer measurements of noise."),
+    click.option("--thorough", "effort", flag_value="thorough", help="More of both, and every inner value."),
 )
 
 
@@ -69,8 +93,10 @@ def cli() -> None:
 @click.option("--no-verify", is_flag=True, help="Do not compare the result with MODEL.")
 @click.option("--only", multiple=True, metavar="GLOB", help="Fold only BatchNorms with such names.")
 @click.option("--skip", multiple=True, metavar="GLOB", help="Keep BatchNorms with such names.")
+@MERGE_OPTION
 @click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
 @INPUT_OPTIONS
+@LIMIT_OPTIONS
 @OUTPUT_OPTIONS
 def fuse(
     model: Path,
@@ -78,42 +104,105 @@ def fuse(
     no_verify: bool,
     only: tuple[str, ...],
     skip: tuple[str, ...],
+    merge: bool,
     overwrite: bool,
-    inputs_path: Path | None,
-    dims: dict[str, int],
-    samples: int,
-    seed: int,
-    **rendering: Any,
+    max_nodes: int,
+    max_depth: int,
+    max_bytes: int,
+    **others: Any,
 ) -> None:
     """Fold every BatchNorm of MODEL that can fold exactly, verify the result, and write it."""
     from bnfold import api
     from bnfold.report.record import record_file
-    from bnfold.verification.inputs import InputOptions
+    from bnfold.verification.compare import CompareOptions
 
+    inputs, rendering = _inputs(others)
     with _progress(rendering) as progress:
-        result = api.fuse_file(
-            model,
-            output,
-            selection=api.Selection(only, skip),
-            verify=not no_verify,
-            inputs=InputOptions(inputs_path, dims, samples, seed),
-            overwrite=overwrite,
-            progress=progress,
-        )
+        try:
+            result = api.fuse_file(
+                model,
+                output,
+                selection=api.Selection(only, skip),
+                merge=merge,
+                verify=not no_verify,
+                comparison=CompareOptions(inputs),
+                overwrite=overwrite,
+                limits=Limits(max_nodes, max_depth, max_bytes),
+                progress=progress,
+            )
+        except NotEquivalentError as error:
+            _render(record_file("fuse", error.result), **{**rendering, "quiet": True})
+            raise
     _render(record_file("fuse", result), **rendering)
+
+
+def _inputs(options: dict[str, Any]) -> tuple[InputOptions, dict[str, Any]]:
+    """What the options of `INPUT_OPTIONS` ask for, and the options that are left."""
+    from bnfold.verification.inputs import Effort, InputOptions
+
+    names = ("inputs_path", "dims", "samples", "seed", "effort")
+    path, dims, samples, seed, effort = (options[name] for name in names)
+    left = {name: value for name, value in options.items() if name not in names}
+    return InputOptions(path, dims, samples, seed, Effort(effort or "standard")), left
+
+
+@cli.command()
+@click.argument("reference", type=PATH)
+@click.argument("candidate", type=PATH)
+@click.option(
+    "--provider", "providers", multiple=True, help="Where CANDIDATE must agree too, as deployed: cpu, cuda ..."
+)
+@click.option("--atol", type=click.FloatRange(0), help="Fixed absolute tolerance for outputs, in place of the budget.")
+@click.option("--rtol", type=click.FloatRange(0), help="Fixed relative tolerance for outputs, in place of the budget.")
+@click.option("--outputs-only", is_flag=True, help="Do not compare inner values that carry the same name.")
+@INPUT_OPTIONS
+@OUTPUT_OPTIONS
+def verify(
+    reference: Path,
+    candidate: Path,
+    providers: tuple[str, ...],
+    atol: float | None,
+    rtol: float | None,
+    outputs_only: bool,
+    **others: Any,
+) -> None:
+    """Decide whether CANDIDATE is the same model as REFERENCE, apart from rounding; exit 1 if it is not."""
+    from bnfold.equivalence import verify_files
+    from bnfold.report.record import record_comparison
+    from bnfold.verification.compare import CompareOptions, Tolerance
+
+    inputs, rendering = _inputs(others)
+    tolerance = None if atol is None and rtol is None else Tolerance(atol or 0.0, rtol or 0.0)
+    options = CompareOptions(inputs, providers, tolerance, outputs_only)
+    with _progress(rendering) as progress:
+        result = verify_files(reference, candidate, options, progress)
+    _render(record_comparison(result), **rendering)
+    if not result.verdict.is_equivalent:
+        sys.exit(1)
 
 
 @cli.command()
 @click.argument("model", type=PATH)
 @click.option("--fail-on-foldable", is_flag=True, help="Exit 1 if a BatchNorm that could fold is still there.")
+@MERGE_OPTION
+@LIMIT_OPTIONS
 @OUTPUT_OPTIONS
-def inspect(model: Path, fail_on_foldable: bool, **rendering: Any) -> None:
+def inspect(
+    model: Path,
+    fail_on_foldable: bool,
+    merge: bool,
+    max_nodes: int,
+    max_depth: int,
+    max_bytes: int,
+    **rendering: Any,
+) -> None:
     """Say of every BatchNorm of MODEL where it would go, or why it stays; writes nothing."""
     from bnfold import api
     from bnfold.report.record import record_file
 
     with _progress(rendering) as progress:
-        record = record_file("inspect", api.inspect_file(model, progress=progress))
+        limits = Limits(max_nodes, max_depth, max_bytes)
+        record = record_file("inspect", api.inspect_file(model, merge=merge, limits=limits, progress=progress))
     _render(record, **rendering)
     if fail_on_foldable and record["batchnorms"]["folded"]:
         sys.exit(1)
@@ -149,16 +238,26 @@ def _render(record: dict[str, Any], as_json: bool, report: Path | None, quiet: b
         files.write(record, report)
     if as_json:
         click.echo(files.to_json(record))
+    elif record["command"] == "verify":
+        terminal.show_comparison(record, Console(), verbose=verbose, quiet=quiet)
     else:
         terminal.show(record, Console(), verbose=verbose, quiet=quiet)
 
 
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    """End like an error does, so that temporary files are removed on the way; the shell's code for a signal."""
+    signal.signal(number, signal.SIG_IGN)
+    sys.exit(128 + number)
+
+
 def main() -> None:
     """Run the command line; an error that a user can act on is one line and its exit code."""
+    signal.signal(signal.SIGTERM, _terminate)
+    logging.getLogger("onnx_ir").addHandler(logging.NullHandler())  # what matters of it is an error of ours
     try:
         cli(prog_name="bnfold")
     except BnfoldError as error:
-        click.echo(f"bnfold: {' '.join(str(error).split())}", err=True)
+        click.echo(f"bnfold: {one_line(str(error))}", err=True)
         sys.exit(error.exit_code)
 
 

@@ -1,5 +1,7 @@
 """User errors: what the command line prints as one line and ends with a documented exit code."""
 
+from typing import Any
+
 
 class BnfoldError(Exception):
     """Something outside bnfold is wrong, and the message says what and where."""
@@ -11,6 +13,10 @@ class InvalidModelError(BnfoldError):
     """A model that is missing, unreadable, malformed or unsafe to read."""
 
 
+class UnreadableTensorError(InvalidModelError):
+    """A tensor or a constant of a model that cannot be read or computed; the message does not name the model."""
+
+
 class IncomparableError(BnfoldError):
     """Two models that cannot be compared: other inputs, other outputs, or inputs that do not fit."""
 
@@ -20,9 +26,17 @@ class OutputExistsError(BnfoldError):
 
 
 class NotEquivalentError(BnfoldError):
-    """The rewritten model differs from the original: a defect, so nothing was written."""
+    """The rewritten model differs from the original: a defect, so nothing was written.
+
+    Attributes:
+        result: what was found.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str, result: Any) -> None:
+        super().__init__(message)
+        self.result = result
 
 
 class MissingExtraError(BnfoldError):

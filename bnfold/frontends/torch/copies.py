@@ -39,10 +39,15 @@ def copy_module(module: M) -> M:
 
 def copy_program(program: ExportedProgram) -> ExportedProgram:
     """A program with its own graph, signature and dictionaries, whose tensors are those of the original."""
+    graph_module = copy.deepcopy(program.graph_module, _shared(program.graph_module))
+    for old, new in zip(program.graph_module.graph.nodes, graph_module.graph.nodes, strict=True):
+        new.name = old.name  # a copy does not keep "input", since Python has a function of that name
+        if new.op == "placeholder":
+            new.target = old.target
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         twin = program._update(
-            copy.deepcopy(program.graph_module, _shared(program.graph_module)),
+            graph_module,
             copy.deepcopy(program.graph_signature),
             state_dict=dict(program.state_dict),
             constants=dict(program.constants),

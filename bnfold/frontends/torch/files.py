@@ -13,16 +13,18 @@ from torch.export import ExportedProgram
 
 from bnfold.errors import InvalidModelError
 from bnfold.frontends.torch.archive import insist_on_harmless
+from bnfold.limits import LIMITS, Limits
 
 EXTRA = "bnfold_extra_files"
 """The key in a program's graph module's `meta` under which its archive's extra files wait to be saved again."""
 
 
-def load(path: Path) -> ExportedProgram:
+def load(path: Path, limits: Limits = LIMITS) -> ExportedProgram:
     """Read a saved program.
 
     Raises:
-        InvalidModelError: the file is missing, unreadable, not a program, or loading it could run code.
+        InvalidModelError: the file is missing, unreadable, not a program, asks for more than `limits`, or loading it
+            could run code.
     """
     if not path.exists():
         raise InvalidModelError(f"{path}: no such file")
@@ -30,6 +32,8 @@ def load(path: Path) -> ExportedProgram:
         raise InvalidModelError(f"{path}: is a folder, not a .pt2 file")
     try:
         with path.open("rb") as file:
+            if path.stat().st_size > limits.bytes:
+                raise InvalidModelError(f"{path}: its tensors have more than {limits.bytes} bytes (--max-bytes)")
             insist_on_harmless(file, str(path))
             extra: dict[str, str] = {}
             with _quiet():
@@ -39,6 +43,8 @@ def load(path: Path) -> ExportedProgram:
     except (RuntimeError, ValueError, TypeError, LookupError, AssertionError, AttributeError) as error:
         text = " ".join(str(error).split())[:200]
         raise InvalidModelError(f"{path}: torch cannot load it ({type(error).__name__}: {text})") from error
+    if len(program.graph.nodes) > limits.nodes:
+        raise InvalidModelError(f"{path}: has more than {limits.nodes} nodes (--max-nodes)")
     program.graph_module.meta[EXTRA] = extra
     return program
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,9 +16,9 @@ from bnfold.frontends.torch.copies import copy_module
 from bnfold.frontends.torch.reader import Value
 from bnfold.frontends.torch.store import ModuleStore, Store, put, put_all
 from bnfold.frontends.torch.tensors import AnyArray, like
-from bnfold.frontends.torch.view import CALLS, TorchGraph, hook_of, occurrences
+from bnfold.frontends.torch.view import CALLS, TorchGraph, hook_of
 from bnfold.linear import Linear, round_once
-from bnfold.ops import ChannelAffine, Op, Opaque
+from bnfold.ops import Average, ChannelAffine, Op, Opaque
 from bnfold.outcome import Reason, Stop
 
 TWICE = Stop(Reason.SECOND_USE, "it is called, or its parameters are read, more than once")
@@ -52,30 +52,18 @@ class OwnedGraph(TorchGraph):
         super().__init__(graph, root, store, values, observed)
         self._module = module
         self._fixed = fixed
-        self._readings = self._count_readings()
+        assert self._readings is not None  # counted before anything changes
         self._homes = _homes(module)
         self._shells: dict[str, TorchGraph | None] = {}
         self._twins: dict[fx.Node, tuple[str, fx.Node]] = {}
         self._changed: set[str] = set()
 
-    def _count_readings(self) -> Counter[int]:
-        """How often each tensor is read, by the identity of the tensor."""
-        readings: Counter[int] = Counter()
-        for node in self.graph.nodes:
-            if node.op == "call_module" and self.root is not None:
-                called = self.root.get_submodule(str(node.target))
-                readings.update(id(each) for each in {*called.parameters(), *called.buffers()})
-            elif (tensor := self._store.tensor(node)) is not None:
-                users = [user for user in node.users if self._calls.get(user) is None or self._is_reading(user)]
-                readings[id(tensor)] += sum(occurrences(user).count(node) for user in users)
-        return readings
-
-    def _is_reading(self, user: fx.Node) -> bool:
-        return self._calls[user].op != "shape"
-
     def op(self, node: fx.Node) -> Op:
         op = super().op(node)
+        if isinstance(op, Average):
+            return replace(op, window=None)
         if isinstance(op, Linear):
+            op = replace(op, window=None)  # merging would change the forward code
             stop = self._stop_linear(node)
         elif isinstance(op, ChannelAffine):
             stop = self._stop_affine(node)
@@ -215,10 +203,10 @@ class OwnedGraph(TorchGraph):
             rounded: dict[str, AnyArray] = {name: round_once(exact, dtype) for name, exact in solved.items()}
             put_all(self._module.get_submodule(place[0]), rounded)
             return
-        stored = read_linear.stored(reader)
+        stored, load = read_linear.stored(reader), self._loader(absorbed)
         dtype = stored.native_kernel.dtype
-        kernel = round_once(stored.native(stored.solve_kernel(absorbed)), dtype)
-        bias = stored.solve_bias(absorbed)
+        kernel = round_once(stored.native(stored.solve_kernel(absorbed, load), absorbed), dtype)
+        bias = stored.solve_bias(absorbed, load)
         place = self._place(read_linear.operand(reader, stored.weights.kernel))
         assert place is not None
         owner = self._module.get_submodule(place[0])
@@ -235,7 +223,7 @@ class OwnedGraph(TorchGraph):
         old = getattr(home, held[1])
         put(home, held[1], like(round_once(bias, dtype).reshape(old.shape), old))
 
-    def bypass(self, node: fx.Node, *, keep_output_name: bool) -> None:
+    def bypass(self, node: fx.Node, *, keep_output_name: bool, index: int = 0) -> None:
         if node in self._twins:
             path, twin = self._twins[node]
             shell = self._shells[path]
@@ -247,6 +235,12 @@ class OwnedGraph(TorchGraph):
         assert place is not None
         owner = self._module.get_submodule(place[0])
         replace_module(self._module, owner, nn.Identity().train(owner.training))
+
+    def join(self, host: fx.Node, source: fx.Node, root: fx.Node) -> None:
+        raise AssertionError("nothing merges where the forward code stays")
+
+    def remove(self, node: fx.Node) -> None:
+        raise AssertionError("nothing merges where the forward code stays")
 
     def renew(self, value: Value) -> None:
         """Modules have no names for values."""

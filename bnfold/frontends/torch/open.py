@@ -42,6 +42,11 @@ def is_model(model: object) -> bool:
     return isinstance(model, nn.Module | ExportedProgram)
 
 
+def is_program(model: object) -> bool:
+    """Whether it is an exported program."""
+    return isinstance(model, ExportedProgram)
+
+
 def open_model(model: Any, example_inputs: Any = None, *, inplace: bool = False) -> Opened:
     """A view of an `nn.Module`, an `fx.GraphModule` or an `ExportedProgram`.
 

@@ -13,10 +13,10 @@ from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 
 from bnfold.frontends.torch.store import (
     drop_factors,
+    erase_node,
     insert_add_node,
     nested,
     release,
-    replace_node,
     set_argument,
 )
 from bnfold.frontends.torch.tensors import AnyArray, like
@@ -133,16 +133,16 @@ class ProgramStore:
         program.state_dict[name] = parameter
         return node
 
-    def insert_add(self, node: fx.Node, bias: AnyArray, pattern: Any) -> None:
+    def insert_add(self, node: fx.Node, bias: AnyArray, pattern: Any) -> fx.Node:
         path = (self.place_of_source(pattern) or "").rpartition(".")[0]
         held = like(bias, self._like(None, pattern))
-        insert_add_node(node, self._parameter(held, f"{path}.bias" if path else f"{node.name}_bias"))
+        return insert_add_node(node, self._parameter(held, f"{path}.bias" if path else f"{node.name}_bias"))
 
     def drop_factors(self, node: fx.Node) -> None:
         drop_factors(node)
 
-    def replace(self, node: fx.Node, carriers: list[fx.Node], kept: fx.Node, name: str | None) -> None:
-        parameters = replace_node(node, carriers, kept, name)
+    def erase(self, node: fx.Node, parameters: list[fx.Node]) -> None:
+        erase_node(node)
         places = [spec.target for each in parameters if (spec := self._spec(each)) and spec.target]
         release(parameters, self._drop)
         for place in places:

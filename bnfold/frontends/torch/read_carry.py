@@ -9,8 +9,10 @@ import numpy as np
 import torch
 from torch import fx
 
+from bnfold.frontends.torch import read_linear
 from bnfold.frontends.torch.reader import Reader, Unreadable, part_of
 from bnfold.frontends.torch.tensors import BITS, DTYPES
+from bnfold.linear import Window
 from bnfold.ops import (
     Average,
     Broadcast,
@@ -52,6 +54,8 @@ def _concat(reader: Reader) -> Concat:
     tensors = reader.call.get("tensors")
     if not isinstance(tensors, list | tuple) or not all(isinstance(each, fx.Node) for each in tensors):
         raise Unreadable(Reason.NOT_LINEAR, "what it joins is no list of computed values")
+    if len({reader.dtype(each) for each in tensors} - {None}) > 1:
+        raise Unreadable(Reason.NOT_LINEAR, "it joins values of different types")
     axis = reader.axis(reader.get("dim", 0), tensors[0])
     sizes: list[int | None] = []
     for each in tensors:
@@ -204,10 +208,23 @@ def _is_nonzero(value: Any) -> bool:
     return any(not isinstance(each, int) or each for each in values)
 
 
+def _pool_window(reader: Reader) -> Window | None:
+    """Where an average divides by the number of its taps, those outside of the data included."""
+    size, dims = reader.call.get("kernel_size"), reader.call.dims
+    taps = tuple(size) if isinstance(size, list | tuple) else (size,)
+    taps = taps * dims if dims is not None and len(taps) == 1 else taps
+    if len(taps) != dims or not all(type(each) is int for each in taps):
+        return None
+    return read_linear.window(reader, taps, reader.call.get("stride") or taps)
+
+
 def _avg_pool(reader: Reader) -> Average:
     counts_zeros = reader.get("count_include_pad", True) and _is_nonzero(reader.get("padding", 0))
     plain = not (counts_zeros or reader.get("ceil_mode", False) or reader.call.get("divisor_override") is not None)
-    return Average(_window_axes(reader), sums_to_one=bool(plain))
+    fixed = counts_zeros or not _is_nonzero(reader.get("padding", 0))
+    fixed = fixed and not reader.get("ceil_mode", False) and reader.call.get("divisor_override") is None
+    window = _pool_window(reader) if fixed else None
+    return Average(_window_axes(reader), sums_to_one=bool(plain), window=window)
 
 
 def _adaptive_avg_pool(reader: Reader) -> Average:
@@ -284,8 +301,11 @@ def _repeat(reader: Reader) -> Broadcast:
 
 def _sum(reader: Reader) -> Sum:
     nodes = [reader.data("input"), reader.data("other")]
-    if any(reader.dtype(node) not in DTYPES for node in nodes):
+    dtypes = {reader.dtype(node) for node in nodes}
+    if not dtypes <= set(DTYPES):
         raise Unreadable(Reason.UNKNOWN_SHAPE, "the types that it adds are not known to be floating-point")
+    if len(dtypes) > 1:
+        raise Unreadable(Reason.NOT_LINEAR, "it adds values of different types")
     if reader.get("alpha", 1) != 1:
         raise Unreadable(Reason.NOT_LINEAR, "it adds a multiple (alpha)")
     signs = (1, -1) if reader.call.op == "sub" else (1, 1)

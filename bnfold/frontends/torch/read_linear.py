@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
 from torch import fx
 
+from bnfold import terms
 from bnfold.affine import Array
 from bnfold.frontends.torch.reader import Reader, Unreadable
 from bnfold.frontends.torch.tensors import AnyArray, to_numpy
-from bnfold.linear import Border, Layout, Linear
+from bnfold.linear import Border, Layout, Linear, Window
 from bnfold.outcome import Reason
+from bnfold.terms import Load, Parameters
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,48 @@ def _conv(reader: Reader) -> tuple[Linear, Weights]:
         out, fan_in, border = shape[0], shape[1] * groups, _border(reader, shape)
     _check_bias(reader, "bias", (out,))
     layout = Layout.CONV_TRANSPOSE if transposed else Layout.CONV
-    return Linear(groups, out, fan_in, axis, axis, border), Weights("input", "weight", "bias", layout, groups)
+    linear = Linear(groups, out, fan_in, axis, axis, border, has_bias=_has_bias(reader, "bias"))
+    if not transposed:
+        linear = replace(linear, window=window(reader, shape[2:]))
+    return linear, Weights("input", "weight", "bias", layout, groups)
+
+
+def window(reader: Reader, taps: tuple[int, ...], default_stride: object = 1) -> Window | None:
+    """Where the taps of a convolution or pooling lie; None where anything but zeros is padded, or that is not known."""
+    axes = len(taps)
+    strides, dilations = (
+        _each(reader.call.get(name) or default, axes) for name, default in (("stride", default_stride), ("dilation", 1))
+    )
+    if strides is None or dilations is None or min(strides + dilations, default=1) < 1:
+        return None
+    padding = reader.call.get("padding", 0)
+    if padding == "same":
+        spans = [dilation * (size - 1) for size, dilation in zip(taps, dilations, strict=True)]
+        begins = tuple(span // 2 for span in spans)
+        ends = tuple(span - begin for span, begin in zip(spans, begins, strict=True))
+    else:
+        given = _each(0 if padding == "valid" else padding, axes)
+        if given is None or min(given, default=0) < 0:
+            return None
+        begins = ends = given
+    if any(begins + ends) and reader.call.get("padding_mode", "zeros") != "zeros":
+        return None
+    shape = reader.shape(reader.node) or ()
+    outputs = tuple(size if isinstance(size, int) else None for size in shape[len(shape) - axes :])
+    outputs = outputs if len(outputs) == axes else (None,) * axes
+    return Window(taps, strides, dilations, begins, ends, outputs)
+
+
+def _each(value: object, axes: int) -> tuple[int, ...] | None:
+    """One number for each axis, of which torch lets callers give one for all."""
+    listed = list(value) if isinstance(value, list | tuple) else [value]
+    sizes = [each for each in listed if type(each) is int]
+    sizes = sizes * axes if len(listed) == 1 else sizes
+    return tuple(sizes) if len(sizes) == axes else None
+
+
+def _has_bias(reader: Reader, name: str) -> bool:
+    return reader.call.get(name) is not None and bool(np.any(reader.constant(name, "bias")))
 
 
 def _border(reader: Reader, shape: tuple[int, ...]) -> Border:
@@ -91,7 +134,8 @@ def _linear(reader: Reader) -> tuple[Linear, Weights]:
         raise Unreadable(Reason.INVALID_PARAMETERS, f"its weight has shape {shape}")
     axis = reader.rank() - 1
     _check_bias(reader, "bias", (shape[0],), (1,))
-    return Linear(1, shape[0], shape[1], axis, axis), Weights("input", "weight", "bias", Layout.OUT_IN)
+    linear = Linear(1, shape[0], shape[1], axis, axis, window=Window(), has_bias=_has_bias(reader, "bias"))
+    return linear, Weights("input", "weight", "bias", Layout.OUT_IN)
 
 
 def _product(reader: Reader, first: str, second: str, bias: str | None) -> tuple[Linear, Weights]:
@@ -114,7 +158,8 @@ def _product(reader: Reader, first: str, second: str, bias: str | None) -> tuple
         _check_bias(reader, bias, *_bias_shapes(out, rank, on_right=on_right))
         factors = float(reader.get("alpha", 1)), float(reader.get("beta", 1))
     has_slot = bias is not None or _is_followed_by_a_bias(reader)
-    linear = Linear(1, out, fan_in, axis, axis, has_bias_slot=has_slot)
+    has_bias = bias is not None and _has_bias(reader, bias)
+    linear = Linear(1, out, fan_in, axis, axis, has_bias_slot=has_slot, window=Window(), has_bias=has_bias)
     return linear, Weights(data, kernel, bias, layout, 1, *factors)
 
 
@@ -150,8 +195,8 @@ def _einsum(reader: Reader) -> tuple[Linear, Weights]:
     """``"...i..., io -> ...o..."`` with distinct letters: a matrix product along any axis."""
     equation = str(reader.get("equation", "")).replace(" ", "")
     operands = list(reader.call.get("operands", reader.call.get("tensors", ())))
-    terms, arrow, result = equation.partition("->")
-    letters = terms.split(",")
+    operands_in, arrow, result = equation.partition("->")
+    letters = operands_in.split(",")
     held = [index for index, each in enumerate(operands) if reader.facts.constants.holds(each)]
     if len(operands) != 2 or len(letters) != 2 or not arrow or len(held) != 1 or "." in equation:
         raise Unreadable(Reason.NOT_LINEAR, f"einsum {equation!r} is not a product with one constant matrix")
@@ -166,8 +211,16 @@ def _einsum(reader: Reader) -> tuple[Linear, Weights]:
     shape = tuple(reader.facts.constants.get(operands[held[0]]).shape)
     layout = Layout.IN_OUT if kernel[0] == contracted[0] else Layout.OUT_IN
     fan_in, out = shape if layout is Layout.IN_OUT else shape[::-1]
+    keeps_order = data.replace(contracted[0], made[0]) == result
     linear = Linear(
-        1, out, fan_in, data.index(contracted[0]), result.index(made[0]), has_bias_slot=_is_followed_by_a_bias(reader)
+        1,
+        out,
+        fan_in,
+        data.index(contracted[0]),
+        result.index(made[0]),
+        has_bias_slot=_is_followed_by_a_bias(reader),
+        window=Window() if keeps_order else None,
+        has_bias=False,
     )
     return linear, Weights(f"operands.{1 - held[0]}", f"operands.{held[0]}", None, layout)
 
@@ -194,6 +247,7 @@ READERS: dict[str, Callable[[Reader], tuple[Linear, Weights]]] = {
 class Stored:
     """The parameters of a linear operator as they are stored."""
 
+    linear: Linear
     weights: Weights
     native_kernel: AnyArray
     bias: Array | None
@@ -204,17 +258,37 @@ class Stored:
         factor = self.weights.kernel_factor
         return kernel if factor == 1 else kernel.astype(np.float64) * factor
 
-    def solve_kernel(self, linear: Linear) -> Array:
-        """With everything that `linear` absorbed, in canonical layout."""
-        return linear.solve_kernel(self.kernel())
+    def parameters(self) -> Parameters:
+        """As terms of another operator see them."""
+        return Parameters(self.kernel, self.bias)
 
-    def solve_bias(self, linear: Linear) -> Array | None:
-        """With everything that `linear` absorbed; None where none is needed."""
+    def solve_kernel(self, linear: Linear, load: Load) -> Array:
+        """With everything that `linear` absorbed and is made of, in canonical layout."""
+        return linear.solve_kernel(terms.kernel(linear, load) if linear.terms else self.kernel())
+
+    def solve_bias(self, linear: Linear, load: Load) -> Array | None:
+        """With everything that `linear` absorbed and is made of; None where none is needed."""
+        if linear.terms:
+            return linear.solve_bias(lambda: terms.kernel(linear, load), terms.bias(linear, load))
         return linear.solve_bias(self.kernel, self.bias)
 
-    def native(self, kernel: AnyArray) -> AnyArray:
+    def native(self, kernel: Array, linear: Linear) -> Array:
         """A canonical kernel in the layout that the operator stores."""
-        return self.weights.layout.native(kernel, self.native_kernel.shape)
+        return self.weights.layout.native(kernel, self._native_shape(linear))
+
+    def _native_shape(self, linear: Linear) -> tuple[int, ...]:
+        """The shape that the operator stores; a product may have other channels than the operator had."""
+        shape = self.native_kernel.shape
+        if (linear.out_channels, linear.in_channels) == (self.linear.out_channels, self.linear.in_channels):
+            return shape
+        match self.weights.layout:
+            case Layout.CONV:
+                return linear.out_channels, linear.in_channels // linear.groups, *shape[2:]
+            case Layout.IN_OUT:
+                return *shape[:-2], linear.in_channels, linear.out_channels
+            case Layout.OUT_IN:
+                return *shape[:-2], linear.out_channels, linear.in_channels
+        raise AssertionError(f"nothing merges into a kernel that is stored as {self.weights.layout}")
 
 
 def operand(reader: Reader, name: str) -> object:
@@ -236,7 +310,7 @@ def stored(reader: Reader) -> Stored:
     if weights.bias is not None and reader.call.get(weights.bias) is not None:
         constant = reader.constant(weights.bias, "bias").astype(np.float64) * weights.bias_factor
         bias = np.broadcast_to(constant.reshape(-1), (linear.out_channels,))
-    return Stored(weights, kernel, bias)
+    return Stored(linear, weights, kernel, bias)
 
 
 def data_node(reader: Reader, weights: Weights) -> fx.Node:

@@ -41,9 +41,18 @@ class Facts:
 
     calls: Mapping[fx.Node, Call]
     constants: Constants
-    shapes: Mapping[fx.Node, Shape]
-    ranks: Mapping[fx.Node, int]
-    dtypes: Mapping[fx.Node, torch.dtype]
+    shapes: dict[fx.Node, Shape]
+    ranks: dict[fx.Node, int]
+    dtypes: dict[fx.Node, torch.dtype]
+
+    def copy(self, node: fx.Node, to: fx.Node) -> None:
+        """Take note that `to` has the shape and type of `node`."""
+        if node in self.shapes:
+            self.shapes[to] = self.shapes[node]
+        if node in self.ranks:
+            self.ranks[to] = self.ranks[node]
+        if node in self.dtypes:
+            self.dtypes[to] = self.dtypes[node]
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Shapes, ranks and element types of every value: what an exporter or a run on fake tensors noted, else what follows.
 
 Without example inputs, only that is known which holds whatever is fed: a BatchNorm2d insists on four axes, a
-convolution makes as many channels as its weight has. A size that is not known is a symbol of its own, so that equal sizes are seen
-to be equal.
+convolution makes as many channels as its weight has. A size that is not known is a symbol of its own, so that equal
+sizes are seen to be equal.
 """
 
 from __future__ import annotations

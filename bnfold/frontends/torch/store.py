@@ -37,16 +37,16 @@ class Store(Protocol):
         """Give arguments of a node fresh tensors, made like those they had, or like `pattern`."""
         ...
 
-    def insert_add(self, node: fx.Node, bias: AnyArray, pattern: Any) -> None:
-        """Put an addition of a constant behind a node; the sum takes over its name."""
+    def insert_add(self, node: fx.Node, bias: AnyArray, pattern: Any) -> fx.Node:
+        """Put an addition of a constant behind a node; the sum, which is returned, takes over its name."""
         ...
 
     def drop_factors(self, node: fx.Node) -> None:
         """Remove alpha and beta, which went into the parameters."""
         ...
 
-    def replace(self, node: fx.Node, carriers: list[fx.Node], kept: fx.Node, name: str | None) -> None:
-        """Take a node out: its readers read `kept`, which takes over the name if one is given."""
+    def erase(self, node: fx.Node, parameters: list[fx.Node]) -> None:
+        """Take out a node that nothing reads, with those of its parameters that it alone read."""
         ...
 
     def rename(self, node: fx.Node, wish: str) -> None:
@@ -94,18 +94,11 @@ def take_name(node: fx.Node, name: str) -> None:
     node._rename(name)
 
 
-def replace_node(node: fx.Node, carriers: list[fx.Node], kept: fx.Node, name: str | None) -> list[fx.Node]:
-    """Let the readers of `carriers` read `kept`, and erase the node; returns the parameters that it read."""
-    for carrier in carriers:
-        carrier.replace_all_uses_with(kept, propagate_meta=False)
+def erase_node(node: fx.Node) -> None:
+    """Erase a node that nothing reads, with what picks outputs from it."""
     for user in list(node.users):
-        if not user.users:
-            node.graph.erase_node(user)
-    parameters = [each for each in node.all_input_nodes if each is not kept]
+        node.graph.erase_node(user)
     node.graph.erase_node(node)
-    if name is not None:
-        take_name(kept, name)
-    return parameters
 
 
 def insert_add_node(node: fx.Node, constant: fx.Node) -> fx.Node:
@@ -288,18 +281,19 @@ class ModuleStore:
     def _contains(self, path: str, module: nn.Module) -> bool:
         return any(each is module for each in self._root.get_submodule(path).modules())
 
-    def insert_add(self, node: fx.Node, bias: AnyArray, pattern: Any) -> None:
+    def insert_add(self, node: fx.Node, bias: AnyArray, pattern: Any) -> fx.Node:
         constant = self._attribute(
             node, nn.Parameter(like(bias, self._like(None, pattern))), self._wish(pattern, "bias")
         )
-        insert_add_node(node, constant)
+        return insert_add_node(node, constant)
 
     def drop_factors(self, node: fx.Node) -> None:
         drop_factors(node)
 
-    def replace(self, node: fx.Node, carriers: list[fx.Node], kept: fx.Node, name: str | None) -> None:
+    def erase(self, node: fx.Node, parameters: list[fx.Node]) -> None:
         path = str(node.target) if node.op == "call_module" else None
-        release(replace_node(node, carriers, kept, name), self._drop)
+        erase_node(node)
+        release(parameters, self._drop)
         if path is not None and not self._is_read(path):
             self._root.delete_submodule(path)  # type: ignore[operator]
 
@@ -349,6 +343,10 @@ def put(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
         setattr(module, name, tensor)
 
 
+CHANNELS = {"in_channels": 1, "in_features": 1, "out_channels": 0, "out_features": 0}
+"""Attributes of linear modules that repeat a size of their weight, and its axis."""
+
+
 def put_all(module: nn.Module, arrays: dict[str, AnyArray]) -> None:
     """Give a torch.nn module fresh parameters; one that it did not have is made like its weight or running mean."""
     for name, array in arrays.items():
@@ -363,6 +361,11 @@ def put_all(module: nn.Module, arrays: dict[str, AnyArray]) -> None:
             setattr(module, name, like(array, old))
     if isinstance(module, nn.modules.batchnorm._NormBase):
         module.affine = True
+    if "weight" in arrays and not isinstance(module, nn.modules.conv._ConvTransposeNd):
+        for name, axis in CHANNELS.items():
+            if hasattr(module, name):
+                groups = module.groups if name == "in_channels" else 1
+                setattr(module, name, arrays["weight"].shape[axis] * groups)
 
 
 def drop_factors(node: fx.Node) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import ml_dtypes
@@ -17,12 +19,13 @@ from bnfold.frontends.torch.aliases import tangled
 from bnfold.frontends.torch.calls import MULTIPLE, UNKNOWN, Call, Handle, Slot, is_parametrized, spell
 from bnfold.frontends.torch.constants import Constants
 from bnfold.frontends.torch.reader import Facts, Part, Reader, Unreadable, Value, opaque, part_of
-from bnfold.frontends.torch.store import Store
+from bnfold.frontends.torch.store import Store, take_name
 from bnfold.frontends.torch.tensors import DTYPES, AnyArray
 from bnfold.health import Caution, examine
 from bnfold.linear import Linear, Rounding, measure_parameters, measure_rounding, round_once
 from bnfold.ops import ChannelAffine, Op
 from bnfold.outcome import Reason
+from bnfold.terms import Load, Parameters
 
 CALLS = ("call_function", "call_method", "call_module")
 
@@ -131,7 +134,8 @@ class TorchGraph:
         if op in read_affine.ARITHMETIC and (affine := read_affine.read_arithmetic(reader)):
             return affine
         if (linear := read_linear.read_linear(reader)) is not None:
-            return linear[0]
+            kernel = read_linear.operand(reader, linear[1].kernel)
+            return replace(linear[0], is_shared=self._is_shared(kernel))
         if (read := read_carry.READERS.get(op)) is not None:
             return read(reader)
         if reader.call.module is not None and _holds_batchnorms(reader.call.module):
@@ -140,6 +144,33 @@ class TorchGraph:
             return opaque(Reason.NOT_LINEAR, detail, is_batchnorm=True)
         what = _title(node, reader.call)
         return opaque(Reason.NOT_LINEAR, f"{what} neither absorbs nor carries a per-channel affine")
+
+    @cached_property
+    def _readings(self) -> Counter[int]:
+        """How often each tensor is read, by the identity of the tensor."""
+        readings: Counter[int] = Counter()
+        for node in self.graph.nodes:
+            if node.op == "call_module" and self.root is not None:
+                called = self.root.get_submodule(str(node.target))
+                readings.update(id(each) for each in {*called.parameters(), *called.buffers()})
+            elif (tensor := self._store.tensor(node)) is not None:
+                users = [user for user in node.users if user not in self._calls or self._calls[user].op != "shape"]
+                readings[id(tensor)] += sum(occurrences(user).count(node) for user in users)
+        return readings
+
+    def _is_shared(self, handle: object) -> bool:
+        """Whether a constant, or one that it is computed from, has a second reader."""
+        stack = [handle]
+        while stack:
+            held = stack.pop()
+            tensor = self._store.tensor(held)
+            if tensor is not None and self._readings[id(tensor)] > 1:
+                return True
+            if isinstance(held, fx.Node):
+                if tensor is None and len(held.users) > 1:
+                    return True
+                stack.extend(held.all_input_nodes)
+        return False
 
     def _insist_on_no_hooks(self, call: Call) -> None:
         if call.module is not None and is_parametrized(call.module):
@@ -235,14 +266,24 @@ class TorchGraph:
     def round(self, node: fx.Node, absorbed: Linear | Affine) -> Rounding:
         reader = self._reader(node)
         if isinstance(absorbed, Linear):
-            stored = read_linear.stored(reader)
+            stored, load = read_linear.stored(reader), self._loader(absorbed)
             dtype = stored.native_kernel.dtype
-            return measure_parameters(stored.solve_kernel(absorbed), stored.solve_bias(absorbed), dtype, _unit(dtype))
+            kernel, bias = stored.solve_kernel(absorbed, load), stored.solve_bias(absorbed, load)
+            return measure_parameters(kernel, bias, dtype, _unit(dtype))
         dtype = self._batchnorm_type(reader)
         exact = self._batchnorm_parameters(reader, absorbed).values()
         found = [measure_rounding(each, round_once(each, dtype), _unit(dtype)) for each in exact]
         overflow = [each.overflow for each in found if each.overflow is not None]
         return Rounding(max(each.error for each in found), overflow[0] if overflow else None)
+
+    def _loader(self, linear: Linear) -> Load:
+        """The parameters of the nodes that make up a merged operator."""
+
+        def load(node: Hashable) -> Parameters:
+            assert isinstance(node, fx.Node)
+            return read_linear.stored(self._reader(node)).parameters()
+
+        return load
 
     def _batchnorm_type(self, reader: Reader) -> np.dtype[Any]:
         name = "weight" if reader.call.get("weight") is not None else "running_mean"
@@ -261,10 +302,10 @@ class TorchGraph:
             solved = self._batchnorm_parameters(reader, absorbed)
             self._set(node, {name: round_once(exact, dtype) for name, exact in solved.items()}, "running_mean")
             return
-        stored = read_linear.stored(reader)
+        stored, load = read_linear.stored(reader), self._loader(absorbed)
         dtype = stored.native_kernel.dtype
-        kernel = round_once(stored.native(stored.solve_kernel(absorbed)), dtype)
-        bias = stored.solve_bias(absorbed)
+        kernel = round_once(stored.native(stored.solve_kernel(absorbed, load), absorbed), dtype)
+        bias = stored.solve_bias(absorbed, load)
         arrays: dict[str, AnyArray] = {stored.weights.kernel: kernel}
         name = stored.weights.bias
         if bias is not None and name is not None:
@@ -275,8 +316,9 @@ class TorchGraph:
         if bias is not None and name is None:
             shape = [-1] + [1] * (self._reader(node).rank(node) - 1 - (absorbed.axis_out or 0))
             like = read_linear.operand(reader, stored.weights.kernel)
-            self._store.insert_add(node, round_once(bias, dtype).reshape(shape), like)
-            self._calls.update({user: spell(user, self.root) for user in node.users})
+            total = self._store.insert_add(node, round_once(bias, dtype).reshape(shape), like)
+            self._facts.copy(node, total)
+            self._calls.update({user: spell(user, self.root) for user in total.users if user in self._calls})
         self._store.drop_factors(node)
 
     def _set(self, node: fx.Node, arrays: dict[str, AnyArray], first: str) -> None:
@@ -287,23 +329,59 @@ class TorchGraph:
         self._store.write(node, arrays, old, like)
         self._calls[node] = spell(node, self.root)
 
-    def bypass(self, node: fx.Node, *, keep_output_name: bool) -> None:
-        kept = self._data_nodes_now(node)[0]
-        carriers = [user for user in node.users if self._source(user)] if self._is_multiple(node) else [node]
-        carriers = carriers or [node]
-        readers = {user for carrier in carriers for user in carrier.users}
+    def bypass(self, node: fx.Node, *, keep_output_name: bool, index: int = 0) -> None:
+        data = self._data_nodes_now(node)
+        kept, carriers = data[index], self._own_carriers(node)
         name = carriers[0].name
-        self._store.replace(node, carriers, kept, name if keep_output_name else None)
-        for user in readers:
-            if user.op in CALLS and user in self._calls:
-                self._calls[user] = spell(user, self.root)
-                self._data.pop(user, None)
-        self._calls.pop(node, None)
+        self._read_instead(carriers, kept)
+        self._erase(node, data)
+        if keep_output_name:
+            take_name(kept, name)
 
     def _data_nodes_now(self, node: fx.Node) -> list[fx.Node]:
-        self._calls[node] = spell(node, self.root)
-        self._data.pop(node, None)
+        self._refresh([node])
         return self._data_nodes(node)
+
+    def _own_carriers(self, node: fx.Node) -> list[fx.Node]:
+        """The nodes that stand for a node's first output."""
+        picks = [user for user in node.users if self._source(user)] if self._is_multiple(node) else []
+        return picks or [node]
+
+    def _read_instead(self, carriers: list[fx.Node], kept: fx.Node) -> None:
+        """Let all readers of `carriers` read another value."""
+        for carrier in carriers:
+            readers = list(carrier.users)
+            carrier.replace_all_uses_with(kept, propagate_meta=False)
+            self._refresh(readers)
+
+    def _refresh(self, readers: Sequence[fx.Node]) -> None:
+        """Read calls again whose arguments changed."""
+        for each in readers:
+            if each in self._calls:
+                self._calls[each] = spell(each, self.root)
+                self._data.pop(each, None)
+
+    def _erase(self, node: fx.Node, data: Sequence[fx.Node]) -> None:
+        """Take out a node that nothing reads, with the parameters that it alone read; its `data` stays."""
+        self._store.erase(node, [each for each in node.all_input_nodes if each not in data])
+        self._calls.pop(node, None)
+
+    def join(self, host: fx.Node, source: fx.Node, root: fx.Node) -> None:
+        read, data = self._data_nodes_now(host)[0], self._data_nodes_now(source)[0]
+        if read is not data:
+            host.replace_input_with(read, data)
+            self._refresh([host])
+        if root is not host:
+            carriers = self._own_carriers(root)
+            name, meta = carriers[0].name, dict(carriers[0].meta)
+            self._read_instead(carriers, host)
+            carriers[0]._rename(f"{name}_merged")
+            take_name(host, name)
+            host.meta = {**host.meta, **{key: meta[key] for key in ("val", "tensor_meta") if key in meta}}
+            self._facts.copy(carriers[0], host)
+
+    def remove(self, node: fx.Node) -> None:
+        self._erase(node, self._data_nodes_now(node))
 
     def renew(self, value: Value) -> None:
         for carrier in self._carriers(value):
