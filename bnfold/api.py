@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from glob import escape
 from pathlib import Path
@@ -28,7 +28,7 @@ from bnfold.frontends import onnx as _onnx
 from bnfold.health import Caution
 from bnfold.limits import LIMITS, Limits
 from bnfold.optional import is_torch_model, torch_front_end
-from bnfold.outcome import Fold, Outcome
+from bnfold.outcome import Fold, Outcome, Reason, Refusal
 from bnfold.planner import make_plan
 from bnfold.verification.compare import CompareOptions
 from bnfold.verification.verdict import Verdict
@@ -109,7 +109,8 @@ def plan(model: Any, *, example_inputs: Any = None, merge: bool = True, limits: 
     """
     model = _loaded(model, limits)
     if is_torch_model(model):
-        return make_plan(torch_front_end().open_model(model, example_inputs).graph, merge=merge).outcomes
+        opened = torch_front_end().open_model(model, example_inputs)
+        return _advised(make_plan(opened.graph, merge=merge).outcomes, opened, merge=merge)
     return make_plan(_onnx.OnnxGraph(_read(model, limits)), merge=merge).outcomes
 
 
@@ -197,6 +198,8 @@ def fuse(
     if is_torch_model(found):
         opened = torch_front_end().open_model(found, example_inputs, inplace=inplace or found is not model)
         outcomes, _ = _fuse_graph(opened.graph, selection, _silent, merge=merge)
+        if return_outcomes:
+            outcomes = _advised(outcomes, opened, merge=merge)
         opened.finish()
         return (opened.model, outcomes) if return_outcomes else opened.model
     graph = _read(model, limits)
@@ -210,6 +213,34 @@ def fuse(
             model.CopyFrom(fused)
             fused = model
     return (fused, outcomes) if return_outcomes else fused
+
+
+def _advised(outcomes: tuple[Outcome, ...], opened: Any, *, merge: bool) -> tuple[Outcome, ...]:
+    """The outcomes, with those refusals marked that hold only because a torch module keeps its forward code."""
+    kept = {each.batchnorm for each in outcomes if isinstance(each, Refusal) and each.reason not in ADVISED}
+    if opened.free is None or not kept:
+        return outcomes
+    folds = {
+        each.batchnorm: each
+        for each in make_plan(opened.free(), merge=merge).outcomes
+        if isinstance(each, Fold) and each.batchnorm in kept
+    }
+    return tuple(
+        _for_lack_of_code(each, folds[each.batchnorm])
+        if isinstance(each, Refusal) and each.batchnorm in folds
+        else each
+        for each in outcomes
+    )
+
+
+ADVISED = frozenset({Reason.FORWARD_CODE, Reason.HOOK, Reason.PARAMETRIZED, Reason.SKIPPED})
+"""Reasons that say what to do, or that no other code would remove."""
+
+
+def _for_lack_of_code(refusal: Refusal, fold: Fold) -> Refusal:
+    into = ", ".join(fold.into)
+    detail = f"to fold it into {into}, the forward code would have to change; as it is: {refusal.detail}"
+    return replace(refusal, reason=Reason.FORWARD_CODE, detail=detail)
 
 
 def _read(model: onnx.ModelProto | ir.Model | str | Path, limits: Limits) -> ir.Model:

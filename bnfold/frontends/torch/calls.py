@@ -451,10 +451,15 @@ _PARTS = ("_conv_forward", "_output_padding", "_check_input_dim", "_apply_instan
 """Methods that the forwards above call, and that a subclass may have changed as well."""
 
 
+def is_known_forward(module: nn.Module) -> bool:
+    """Whether the forward of the module is one of torch.nn's that are described here."""
+    return type(module).forward in _MODULES and "forward" not in vars(module)
+
+
 def is_plain_module(module: nn.Module) -> bool:
     """Whether calling the module is what its torch.nn class does: no forward of its own, on class or instance."""
     kind = type(module)
-    if kind.forward not in _MODULES or "forward" in vars(module) or kind.__call__ is not nn.Module.__call__:
+    if not is_known_forward(module) or kind.__call__ is not nn.Module.__call__:
         return False
     if is_parametrized(module):
         return False
@@ -475,7 +480,7 @@ def is_parametrized(module: nn.Module) -> bool:
 def _module(node: fx.Node, module: nn.Module) -> Call:
     is_inplace = bool(getattr(module, "inplace", False))
     if not is_plain_module(module):
-        known = type(module).__module__.startswith("torch.nn.modules") and "forward" not in vars(module)
+        known = type(module).forward.__module__.startswith("torch.nn.modules") and "forward" not in vars(module)
         op = "nonlinear" if known else UNKNOWN
         return Call(op, {"args": node.args, **node.kwargs}, module, is_inplace or not known)
     op, arguments = _MODULES[type(module).forward](module, str(node.target))

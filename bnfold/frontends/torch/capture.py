@@ -15,8 +15,8 @@ from torch.nn.modules import module as nn_module
 from torch.utils import _pytree
 
 from bnfold.errors import UnsupportedModelError
-from bnfold.frontends.torch.calls import is_parametrized, is_plain_module
-from bnfold.frontends.torch.view import hook_of
+from bnfold.frontends.torch.calls import is_known_forward, is_parametrized, is_plain_module
+from bnfold.frontends.torch.view import VALUE_HOOKS, hook_of
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
@@ -44,12 +44,12 @@ class Trace:
 
     Attributes:
         graph: whose `call_module` nodes are torch.nn modules with their own forward.
-        observed: nodes whose values a hook sees.
+        observed: nodes whose values a hook sees, with its name.
         values: an example value (a fake tensor) of each node, if there were example inputs.
     """
 
     graph: fx.Graph
-    observed: frozenset[fx.Node]
+    observed: Mapping[fx.Node, str]
     values: Mapping[fx.Node, Any] | None
 
 
@@ -61,7 +61,7 @@ class _TensorProxy(fx.Proxy):
         return torch.Tensor
 
     def __getattr__(self, name: str) -> Any:
-        return False if name == "_is_param" else super().__getattr__(name)
+        return False if name in ("_is_param", "_is_buffer") else super().__getattr__(name)
 
 
 def _writing(function: Any) -> Any:
@@ -84,7 +84,7 @@ class _Tracer(fx.Tracer):
 
     def __init__(self) -> None:
         super().__init__()
-        self.observed: set[fx.Node] = set()
+        self.observed: dict[fx.Node, str] = {}
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _TensorProxy(node, self)
@@ -93,18 +93,18 @@ class _Tracer(fx.Tracer):
         return a.node if issubclass(type(a), fx.Proxy) else super().create_arg(a)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if is_plain_module(m):
+        if is_plain_module(m) or (is_parametrized(m) and is_known_forward(m)):
             return True
-        if is_parametrized(m) or isinstance(m, CONTAINERS) or "forward" in vars(m):
+        if is_known_forward(m) or isinstance(m, CONTAINERS) or "forward" in vars(m):
             return False
         return type(m).forward.__module__.startswith("torch.nn.modules.") and not _is_norm(m)
 
     def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         made = super().call_module(m, forward, args, kwargs)
-        if hook_of(m) is not None:
+        if (hook := hook_of(m, VALUE_HOOKS)) is not None:
             for each in _pytree.tree_leaves((args, kwargs, made)):
                 if issubclass(type(each), fx.Proxy):
-                    self.observed.add(each.node)
+                    self.observed[each.node] = f"{hook} on {self.path_of_module(m)}"
         return made
 
 
@@ -112,8 +112,8 @@ def _is_norm(module: nn.Module) -> bool:
     return isinstance(module, nn.modules.batchnorm._NormBase)
 
 
-def trace(module: nn.Module, inputs: Inputs | None = None) -> Trace:
-    """A symbolic trace of a module.
+def trace(module: nn.Module, inputs: Inputs | None = None, *, is_outline: bool = False) -> Trace:
+    """A symbolic trace of a module; without example values, where only its outline is asked for.
 
     Optional arguments take their defaults, or what the example inputs give. Where the code depends on whether an
     argument is None, and there is no example to tell, the trace fails.
@@ -135,14 +135,14 @@ def trace(module: nn.Module, inputs: Inputs | None = None) -> Trace:
         if other is None or _outline(other) != _outline(graph):
             names = ", ".join(name for name, value in fixed.items() if value is None)
             raise UnsupportedModelError(f"its code depends on whether {names} is None")
-    values = propagate(module, graph, inputs) if inputs is not None else None
-    return Trace(graph, frozenset(tracer.observed), values)
+    values = propagate(module, graph, inputs) if inputs is not None and not is_outline else None
+    return Trace(graph, tracer.observed, values)
 
 
 def _trace_leaf(module: nn.Module) -> Trace:
     graph = fx.Graph()
     graph.output(graph.call_module("", (graph.placeholder("input"),)))
-    return Trace(graph, frozenset(), None)
+    return Trace(graph, {}, None)
 
 
 def _quietly(tracer: fx.Tracer, module: nn.Module, fixed: Mapping[str, Any]) -> fx.Graph:
@@ -270,19 +270,20 @@ def insist_on_readable(module: nn.Module) -> None:
         raise UnsupportedModelError("a global module hook is registered, and would see other values: remove it first")
 
 
-def borders_of_hooked(module: nn.Module, graph: fx.Graph) -> frozenset[fx.Node]:
-    """The values that enter and leave modules with hooks, in an exported graph."""
-    found: set[fx.Node] = set()
+def borders_of_hooked(module: nn.Module, graph: fx.Graph) -> dict[fx.Node, str]:
+    """The values that enter and leave modules with hooks, in an exported graph, with the hook's name."""
+    found: dict[fx.Node, str] = {}
     for path, each in module.named_modules():
-        if path and hook_of(each) is not None:
+        if path and (hook := hook_of(each, VALUE_HOOKS)) is not None:
             inside = {
                 node
                 for node in graph.nodes
                 if path in [str(at) for at, _ in (node.meta.get("nn_module_stack") or {}).values()]
             }
-            found.update(node for node in inside if any(user not in inside for user in node.users))
-            found.update(source for node in inside for source in node.all_input_nodes if source not in inside)
-    return frozenset(found)
+            leaving = {node for node in inside if any(user not in inside for user in node.users)}
+            entering = {source for node in inside for source in node.all_input_nodes if source not in inside}
+            found.update(dict.fromkeys(leaving | entering, f"{hook} on {path}"))
+    return found
 
 
 def _holds_batchnorm_buffers(module: nn.Module) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +13,6 @@ from torch import fx, nn
 from bnfold.affine import Affine
 from bnfold.frontends.torch import capture, read_affine, read_linear
 from bnfold.frontends.torch.calls import Slot, is_parametrized, is_plain_module, spell
-from bnfold.frontends.torch.copies import copy_module
 from bnfold.frontends.torch.reader import Value
 from bnfold.frontends.torch.store import ModuleStore, Store, put, put_all
 from bnfold.frontends.torch.tensors import AnyArray, like
@@ -45,7 +45,7 @@ class OwnedGraph(TorchGraph):
         root: nn.Module | None,
         store: Store,
         values: Mapping[fx.Node, Any] | None,
-        observed: frozenset[fx.Node],
+        observed: Mapping[fx.Node, str],
         module: nn.Module,
         fixed: frozenset[str],
     ) -> None:
@@ -123,14 +123,17 @@ class OwnedGraph(TorchGraph):
             return Stop(Reason.HOOK, f"the hook {hook} is registered on {path}")
         for name in names:
             tensor = getattr(owner, name)
-            if self._readings[id(tensor)] > 1:
-                return TWICE
             if len(self._homes[id(tensor)]) > 1:
                 return Stop(Reason.SECOND_USE, f"its {name} is tied: {', '.join(self._homes[id(tensor)])}")
+            if self._readings[id(tensor)] > 1:
+                return TWICE
         return None
 
     def _stop_affine(self, node: fx.Node) -> Stop | None:
         reader = self._reader(node)
+        for each in (node, *node.all_input_nodes):
+            if each in self._observed:
+                return Stop(Reason.HOOK, f"the hook {self._observed[each]} sees a value that would change")
         if not read_affine.is_batchnorm(reader):
             return self._stop_inner(node, self._stack(node)[-1:])
         place = self._place(reader.call.get("running_mean"))
@@ -276,13 +279,13 @@ def _homes(module: nn.Module) -> dict[int, list[str]]:
     return found
 
 
-def fixed_batchnorms(module: nn.Module, outline: list[str], again: Callable[[nn.Module], list[str]]) -> frozenset[str]:
+def fixed_batchnorms(module: nn.Module, outline: list[str], again: Callable[[], list[str]]) -> frozenset[str]:
     """Paths of BatchNorm modules whose absence changes what the forward code does, because it looks at them.
 
     Args:
-        module: the model; it is copied, not changed.
+        module: the model; it is as it was afterwards.
         outline: what its capture calls, in order.
-        again: what the capture of a changed copy calls.
+        again: what its capture calls now.
     """
     paths = [
         path
@@ -291,23 +294,37 @@ def fixed_batchnorms(module: nn.Module, outline: list[str], again: Callable[[nn.
     ]
 
     def survives(chosen: list[str]) -> bool:
-        trial = copy_module(module)
-        for path in chosen:
-            old = trial.get_submodule(path)
-            replace_module(trial, old, nn.Identity().train(old.training))
-        for each in trial.modules():
+        with _without(module, chosen):
+            try:
+                return again() == outline
+            except Exception:  # the module's code may raise anything
+                return False
+
+    if not paths or survives(paths):
+        return frozenset()
+    return frozenset(path for path in paths if not survives([path]))
+
+
+@contextmanager
+def _without(module: nn.Module, paths: list[str]) -> Iterator[None]:
+    """A module with `nn.Identity` for some BatchNorms and a bias wherever one could be, for a while."""
+    swapped = [(module.get_submodule(path), nn.Identity()) for path in paths]
+    biased: list[nn.Module] = []
+    try:
+        for old, new in swapped:
+            replace_module(module, old, new.train(old.training))
+        for each in module.modules():
             if is_plain_module(each) and "bias" in each._parameters and each.bias is None:
                 size = getattr(each, "out_channels", getattr(each, "out_features", None))
                 if isinstance(size, int) and isinstance(each.weight, torch.Tensor):
                     each.bias = nn.Parameter(each.weight.new_zeros(size))
-        try:
-            return again(trial) == outline
-        except Exception:  # the module's code may raise anything
-            return False
-
-    if survives(paths):
-        return frozenset()
-    return frozenset(path for path in paths if not survives([path]))
+                    biased.append(each)
+        yield
+    finally:
+        for each in biased:
+            each.register_parameter("bias", None)
+        for old, new in swapped:
+            replace_module(module, new, old)
 
 
 def _kind(node: fx.Node) -> tuple[str, str]:

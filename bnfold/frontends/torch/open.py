@@ -30,11 +30,14 @@ class Opened:
         graph: its view; edits change `model`.
         model: what is given back.
         finish: makes `model` valid again after the edits.
+        free: where `graph` can change parameters and submodules only: a view of the same that could change the code as
+            well, which tells what would then fold. It must not be edited.
     """
 
     graph: TorchGraph
     model: Any
     finish: Callable[[], None]
+    free: Callable[[], TorchGraph] | None = None
 
 
 def is_model(model: object) -> bool:
@@ -66,7 +69,7 @@ def open_model(model: Any, example_inputs: Any = None, *, inplace: bool = False)
     copied = model if inplace else copy_module(model)
     if isinstance(copied, nn.DataParallel | nn.parallel.DistributedDataParallel):
         inner = _open_module(copied.module, inputs)
-        return Opened(inner.graph, copied, inner.finish)
+        return Opened(inner.graph, copied, inner.finish, inner.free)
     if isinstance(copied, fx.GraphModule):
         return _open_graph_module(copied, inputs)
     return _open_module(copied, inputs)
@@ -90,15 +93,14 @@ def open_program(program: ExportedProgram) -> Opened:
     return Opened(graph, program, finish)
 
 
-def _preserved(program: ExportedProgram) -> frozenset[fx.Node]:
-    """Values at the borders of submodules whose calls the program keeps apart."""
-    names: set[str] = set()
+def _preserved(program: ExportedProgram) -> dict[fx.Node, str]:
+    """Values at the borders of submodules whose calls the program keeps apart, with their names."""
+    names: dict[str, str] = {}
     for entry in program.module_call_graph:
         if entry.fqn and entry.signature is not None:
-            names.update(
-                each.name for each in (*entry.signature.inputs, *entry.signature.outputs) if hasattr(each, "name")
-            )
-    return frozenset(node for node in program.graph_module.graph.nodes if node.name in names)
+            border = (*entry.signature.inputs, *entry.signature.outputs)
+            names.update((each.name, f"call of {entry.fqn}") for each in border if hasattr(each, "name"))
+    return {node: names[node.name] for node in program.graph_module.graph.nodes if node.name in names}
 
 
 def _open_graph_module(module: fx.GraphModule, inputs: Inputs | None) -> Opened:
@@ -119,8 +121,13 @@ def _open_graph_module(module: fx.GraphModule, inputs: Inputs | None) -> Opened:
 
 
 def _open_module(module: nn.Module, inputs: Inputs | None) -> Opened:
+    """What is read is a twin, since running the code under a trace leaves its marks in the attributes of a module."""
     try:
-        traced = capture.trace(module, inputs)
+        twin = copy_module(module)
+    except UnsupportedModelError:
+        twin = module
+    try:
+        traced = capture.trace(twin, inputs)
     except Exception as error:  # the module's code may raise anything
         if inputs is None:
             kind = type(module).__name__
@@ -128,30 +135,36 @@ def _open_module(module: nn.Module, inputs: Inputs | None) -> Opened:
                 f"the forward of {kind} cannot be traced ({capture.line(error)}): pass example_inputs, "
                 "or an ExportedProgram"
             ) from error
-        return _open_exported(module, inputs)
+        return _open_exported(module, twin, inputs)
 
-    def again(trial: nn.Module) -> list[str]:
-        return _targets(capture.trace(trial, inputs).graph)
+    fixed = fixed_batchnorms(
+        twin, _targets(traced.graph), lambda: _targets(capture.trace(twin, inputs, is_outline=True).graph)
+    )
+    store = ModuleStore(twin, traced.graph)
+    graph = OwnedGraph(traced.graph, twin, store, traced.values, traced.observed, module, fixed)
 
-    fixed = fixed_batchnorms(module, _targets(traced.graph), again)
-    store = ModuleStore(module, traced.graph)
-    graph = OwnedGraph(traced.graph, module, store, traced.values, traced.observed, module, fixed)
-    return Opened(graph, module, graph.finish)
+    def free() -> TorchGraph:
+        return TorchGraph(traced.graph, twin, ModuleStore(twin, traced.graph), traced.values, traced.observed)
+
+    return Opened(graph, module, graph.finish, free)
 
 
-def _open_exported(module: nn.Module, inputs: Inputs) -> Opened:
-    program = capture.export(module, inputs)
+def _open_exported(module: nn.Module, twin: nn.Module, inputs: Inputs) -> Opened:
+    program = capture.export(twin, inputs)
     nodes = program.graph_module.graph
 
-    def again(trial: nn.Module) -> list[str]:
-        return _without_batchnorms(capture.export(trial, inputs).graph_module.graph)
+    def again() -> list[str]:
+        return _without_batchnorms(capture.export(twin, inputs).graph_module.graph)
 
-    fixed = fixed_batchnorms(module, _without_batchnorms(nodes), again)
-    observed = capture.borders_of_hooked(module, nodes)
-    graph = OwnedGraph(
-        nodes, program.graph_module, ProgramStore(program), shapes.recorded(nodes), observed, module, fixed
-    )
-    return Opened(graph, module, graph.finish)
+    fixed = fixed_batchnorms(twin, _without_batchnorms(nodes), again)
+    observed = capture.borders_of_hooked(twin, nodes)
+    known = shapes.recorded(nodes)
+    graph = OwnedGraph(nodes, program.graph_module, ProgramStore(program), known, observed, module, fixed)
+
+    def free() -> TorchGraph:
+        return TorchGraph(nodes, program.graph_module, ProgramStore(program), known, observed)
+
+    return Opened(graph, module, graph.finish, free)
 
 
 def _targets(graph: fx.Graph) -> list[str]:

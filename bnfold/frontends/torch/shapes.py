@@ -7,6 +7,7 @@ sizes are seen to be equal.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -126,6 +127,7 @@ class Inference:
             count = len(self.ranks)
             for node, call in [*self._calls.items(), *reversed(list(self._calls.items()))]:
                 source = call.arguments.get("input")
+                self._note_assertion(node)
                 if call.get("rank") is not None:
                     self.ranks[node] = call.get("rank")
                 if call.op == "permute" and call.get("dims"):
@@ -137,6 +139,17 @@ class Inference:
                 elif call.op == "cat" and isinstance(call.get("tensors"), list | tuple):
                     for each in call.get("tensors"):
                         self._equate(node, each)
+
+    def _note_assertion(self, node: fx.Node) -> None:
+        """``torch._assert(x.ndim == 4, ...)``, which subclasses of BatchNorm begin with."""
+        claim = node.args[0] if node.target is torch._assert and node.args else None
+        if not isinstance(claim, fx.Node) or claim.target is not operator.eq or len(claim.args) != 2:
+            return
+        asked, rank = claim.args
+        if isinstance(asked, fx.Node) and isinstance(rank, int) and _asks_for_rank(asked):
+            subject = asked.args[0]
+            if isinstance(subject, fx.Node):
+                self.ranks[subject] = rank
 
     def _equate(self, node: fx.Node, other: object) -> None:
         if isinstance(other, fx.Node):
@@ -268,6 +281,12 @@ class Inference:
                 numbers = [dim for dim in (one, two) if isinstance(dim, int)]
                 sizes.append(numbers[0] if numbers else None)
         return tuple(sizes)
+
+
+def _asks_for_rank(node: fx.Node) -> bool:
+    if node.op == "call_method":
+        return node.target in ("dim", "ndimension")
+    return node.target is getattr and node.args[1:] == ("ndim",)
 
 
 def _flattened(before: Shape, call: Call) -> Shape | None:

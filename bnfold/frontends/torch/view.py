@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 import ml_dtypes
@@ -40,7 +41,7 @@ class TorchGraph:
         root: the module that holds what `get_attr` and `call_module` name; None for an exported program.
         store: where the parameters are.
         values: an example value of each node (a fake tensor), as far as there is one.
-        observed: nodes whose values something outside the graph sees.
+        observed: nodes whose values something outside the graph sees, with what that is.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class TorchGraph:
         root: nn.Module | None,
         store: Store,
         values: Mapping[fx.Node, Any] | None = None,
-        observed: frozenset[fx.Node] = frozenset(),
+        observed: Mapping[fx.Node, str] = MappingProxyType({}),
     ) -> None:
         self.graph = graph
         self.root = root
@@ -427,11 +428,11 @@ def _title(node: fx.Node, call: Call) -> str:
     return name if call.op == UNKNOWN else str(name).removesuffix(".default")
 
 
+VALUE_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+"""Hooks that see what enters or leaves a module."""
+
 HOOKS = (
-    "_forward_hooks",
-    "_forward_pre_hooks",
-    "_backward_hooks",
-    "_backward_pre_hooks",
+    *VALUE_HOOKS,
     "_state_dict_hooks",
     "_state_dict_pre_hooks",
     "_load_state_dict_pre_hooks",
@@ -439,11 +440,13 @@ HOOKS = (
 )
 
 
-def hook_of(module: nn.Module) -> str | None:
-    """The name of a hook on the module that a fold would deceive or lose."""
-    for kind in HOOKS:
+def hook_of(module: nn.Module, kinds: Sequence[str] = HOOKS) -> str | None:
+    """The name of a hook on the module that a fold would deceive or lose; those of torch.nn.utils are no one's."""
+    for kind in kinds:
         for hook in getattr(module, kind, {}).values():
             function = getattr(hook, "hook", hook)
+            if str(getattr(function, "__module__", "")).startswith("torch.nn.utils."):
+                continue
             return str(getattr(function, "__qualname__", type(function).__qualname__))
     return None
 
