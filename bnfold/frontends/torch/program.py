@@ -77,6 +77,7 @@ class ProgramStore:
         return nested(graph, self.program.graph_module)
 
     def write(self, node: fx.Node, arrays: dict[str, AnyArray], old: dict[str, Any], pattern: Any) -> None:
+        unread: list[fx.Node] = []
         for name, array in arrays.items():
             handle = old[name]
             spec, held = self._spec(handle), self.tensor(handle)
@@ -93,7 +94,8 @@ class ProgramStore:
             fresh = self._parameter(like(array, self._like(handle, pattern)), place)
             set_argument(node, name, fresh)
             if isinstance(handle, fx.Node):
-                release([handle], self._drop)
+                unread.append(handle)
+        release(unread, self._drop)
 
     def _like(self, handle: Any, pattern: Any) -> torch.Tensor:
         for each in (handle, pattern):

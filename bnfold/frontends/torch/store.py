@@ -200,6 +200,7 @@ class ModuleStore:
         if node.op == "call_module":
             self._write_module(node, arrays)
             return
+        unread: list[fx.Node] = []
         for name, array in arrays.items():
             handle = old[name]
             held = self.tensor(handle)
@@ -212,7 +213,8 @@ class ModuleStore:
             fresh = self._attribute(node, like(array, self._like(handle, pattern)), wish)
             set_argument(node, name, fresh)
             if isinstance(handle, fx.Node):
-                release([handle], self._drop)
+                unread.append(handle)
+        release(unread, self._drop)
 
     def _wish(self, pattern: Any, name: str) -> str:
         path = (self.place_of_source(pattern) or "").rpartition(".")[0]
