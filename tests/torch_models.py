@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import logging
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -163,3 +164,16 @@ def to_onnx(module: nn.Module, *inputs: Any) -> onnx.ModelProto:
             do_constant_folding=False,
         )
     return onnx.load_from_string(file.getvalue())
+
+
+def to_onnx_by_export(module: nn.Module, *inputs: Any) -> onnx.ModelProto:
+    """The module as ONNX, by the exporter that goes by way of an exported program; it keeps BatchNorms."""
+    logging.disable(logging.WARNING)  # of operators of torchvision, which is not installed
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            made = torch.onnx.export(module, inputs, dynamo=True, optimize=False, verbose=False)
+    finally:
+        logging.disable(logging.NOTSET)
+    assert made is not None
+    return made.model_proto
