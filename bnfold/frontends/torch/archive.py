@@ -112,12 +112,15 @@ PLAIN_NODES = (
 )
 
 
-def insist_on_harmless(file: IO[bytes], name: str) -> None:
+def insist_on_harmless(file: IO[bytes], name: str) -> list[str]:
     """Check an archive before it is loaded from the same open file, which is rewound.
 
     Args:
         file: open for reading in binary mode.
         name: what to call it in an error.
+
+    Returns:
+        The names of its extra files.
 
     Raises:
         InvalidModelError: it is no archive of an exported program, or loading it could run code.
@@ -140,6 +143,7 @@ def insist_on_harmless(file: IO[bytes], name: str) -> None:
     except RecursionError as error:
         raise InvalidModelError(f"{name}: its description is nested too deeply") from error
     file.seek(0)
+    return [entry.removeprefix("extra/") for entry in sizes if entry.startswith("extra/")]
 
 
 def _entries(archive: zipfile.ZipFile, name: str) -> dict[str, int]:

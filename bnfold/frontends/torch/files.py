@@ -34,8 +34,7 @@ def load(path: Path, limits: Limits = LIMITS) -> ExportedProgram:
         with path.open("rb") as file:
             if path.stat().st_size > limits.bytes:
                 raise InvalidModelError(f"{path}: its tensors have more than {limits.bytes} bytes (--max-bytes)")
-            insist_on_harmless(file, str(path))
-            extra: dict[str, str] = {}
+            extra = dict.fromkeys(insist_on_harmless(file, str(path)), "")
             with _quiet():
                 program = torch.export.load(file, extra_files=extra)
     except OSError as error:
