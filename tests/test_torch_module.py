@@ -276,6 +276,49 @@ def test_a_frozen_batchnorm_of_buffers_goes() -> None:
     assert not any(isinstance(each, Frozen) for each in fused.modules())
 
 
+class Untraceable(nn.Module):
+    """A frozen BatchNorm in code that only an export gets through."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 6, 3), Frozen(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.conv(x))
+        return y if len(y.shape) == 4 and x.shape[1] == 4 else y.flatten()
+
+
+def test_a_frozen_batchnorm_goes_where_the_model_is_exported_too() -> None:
+    fused, outcomes = fuse(trained(Untraceable()), IMAGE, example_inputs=IMAGE)
+    assert outcomes
+    assert not any(isinstance(each, Frozen) for each in fused.modules())
+
+
+class Switched(nn.Module):
+    """Arithmetic on one of two buffers, as an argument says that the default does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("one", torch.linspace(1, 2, 6).reshape(6, 1, 1))
+        self.register_buffer("two", torch.linspace(3, 5, 6).reshape(6, 1, 1))
+
+    def forward(self, x: Tensor, first: bool = False) -> Tensor:
+        return torch.tanh(x * self.one) ** 2 if first else torch.tanh(x * self.two) ** 3
+
+
+class Switches(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.scale = nn.Conv2d(4, 6, 3), Switched()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale(self.conv(x), first=True)
+
+
+def test_a_submodule_is_replaced_by_what_it_does_here_only() -> None:
+    fuse(trained(Switches()), IMAGE, example_inputs=IMAGE)
+
+
 def test_training_mode_is_an_error_that_says_eval() -> None:
     model = net()
     model.blocks[1].bn2.train()

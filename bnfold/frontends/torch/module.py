@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.utils import _pytree
 
 from bnfold.affine import Affine
 from bnfold.frontends.torch import capture, read_affine, read_linear
@@ -16,7 +17,7 @@ from bnfold.frontends.torch.calls import Slot, is_parametrized, is_plain_module,
 from bnfold.frontends.torch.reader import Value
 from bnfold.frontends.torch.store import ModuleStore, Store, put, put_all
 from bnfold.frontends.torch.tensors import AnyArray, like
-from bnfold.frontends.torch.view import CALLS, TorchGraph, hook_of
+from bnfold.frontends.torch.view import CALLS, TorchGraph, hook_of, occurrences
 from bnfold.linear import Linear, round_once
 from bnfold.ops import Average, ChannelAffine, Op, Opaque
 from bnfold.outcome import Reason, Stop
@@ -176,10 +177,31 @@ class OwnedGraph(TorchGraph):
                 return None
             mine = [each for each in self.graph.nodes if each.op in CALLS and path in self._stack(each)]
             theirs = [each for each in shell.graph.nodes if each.op in CALLS]
-            if [_kind(each) for each in mine] != [_kind(each) for each in theirs]:
+            if not self._corresponds(mine, theirs, shell):
                 return None
             self._twins.update((one, (path, two)) for one, two in zip(mine, theirs, strict=True))
         return self._twins[node][1] if node in self._twins else None
+
+    def _corresponds(self, mine: list[fx.Node], theirs: list[fx.Node], shell: TorchGraph) -> bool:
+        """Whether two lists of calls do the same with the same tensors, however they are spelled."""
+        if [self._calls[each].op for each in mine] != [shell.call(each).op for each in theirs]:
+            return False
+        twins, entries = dict(zip(mine, theirs, strict=True)), dict[fx.Node, fx.Node]()
+        for one, two in twins.items():
+            reads, others = occurrences(one), occurrences(two)
+            if len(reads) != len(others) or _numbers(one) != _numbers(two):
+                return False
+            for read, other in zip(reads, others, strict=True):
+                if other.op == "placeholder":
+                    same = entries.setdefault(other, read) is read
+                elif other.op in CALLS:
+                    same = twins.get(read) is other
+                else:
+                    held = self._store.tensor(read)
+                    same = held is not None and held is shell.held(other)
+                if not same:
+                    return False
+        return True
 
     def _shell(self, path: str) -> TorchGraph | None:
         """The module at `path` as a graph of its own forward, where that is traced and holds no linear operator."""
@@ -327,5 +349,7 @@ def _without(module: nn.Module, paths: list[str]) -> Iterator[None]:
             replace_module(module, new, old)
 
 
-def _kind(node: fx.Node) -> tuple[str, str]:
-    return node.op, str(node.target).rpartition(".")[2]
+def _numbers(node: fx.Node) -> list[int | float]:
+    """The numbers among the arguments of a node."""
+    leaves = _pytree.tree_leaves((node.args, node.kwargs))
+    return [each for each in leaves if isinstance(each, int | float)]

@@ -11,6 +11,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+import torch
 from torch import fx, nn
 from torch.fx.node import map_arg
 
@@ -72,6 +73,14 @@ class TorchGraph:
         self._inside = dict(store.nested_batchnorms(graph))
         self._names.update({node: node.name for node in self._inside})
         self._data: dict[fx.Node, list[fx.Node]] = {}
+
+    def call(self, node: fx.Node) -> Call:
+        """What a node does; part of no protocol."""
+        return self._calls[node]
+
+    def held(self, node: fx.Node) -> torch.Tensor | None:
+        """The tensor that a node stands for; part of no protocol."""
+        return self._store.tensor(node)
 
     def _is_of_interest(self, node: fx.Node) -> bool:
         return node not in self._facts.constants.nodes and node not in self._scalars and self._source(node) is None
