@@ -232,6 +232,15 @@ class Row2(nn.Sequential):
     """Another class than nn.Sequential."""
 
 
+class FrozenTheOtherWay(Frozen):
+    """The same with the constants in front."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        shape = (1, -1, 1, 1)
+        scale = self.weight.reshape(shape) * (self.running_var.reshape(shape) + 1e-5).rsqrt()
+        return (self.bias.reshape(shape) - self.running_mean.reshape(shape) * scale) + scale * x
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_kind_of_batchnorm(kind: str) -> None:
     make, shape = KINDS[kind]
@@ -268,12 +277,15 @@ def test_an_activation_inside_a_subclass_stays() -> None:
     assert not any(isinstance(each, NormAct) for each in fused.modules())
 
 
-def test_a_frozen_batchnorm_of_buffers_goes() -> None:
-    model = trained(nn.Sequential(nn.Conv2d(4, 6, 3), Frozen(6)))
+@pytest.mark.parametrize("frozen", [Frozen, FrozenTheOtherWay])
+def test_a_frozen_batchnorm_of_buffers_goes(frozen: type[Frozen]) -> None:
+    model = trained(nn.Sequential(nn.Conv2d(4, 6, 3), frozen(6)))
     fused, outcomes = fuse(model, IMAGE, example_inputs=IMAGE)
     assert outcomes
     assert all(isinstance(each, Fold) for each in outcomes)
     assert not any(isinstance(each, Frozen) for each in fused.modules())
+    assert list(fused[1].state_dict()) == []
+    assert [node.op for node in fused[1].graph.nodes] == ["placeholder", "output"]
 
 
 class Untraceable(nn.Module):

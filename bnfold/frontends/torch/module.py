@@ -253,7 +253,8 @@ class OwnedGraph(TorchGraph):
             path, twin = self._twins[node]
             shell = self._shells[path]
             assert shell is not None
-            shell.bypass(twin, keep_output_name=True)
+            shell.settle_data(twin, self.data_places(node))
+            shell.bypass(twin, keep_output_name=False)
             self._changed.add(path)
             return
         place = self._place(self._reader(node).call.get("running_mean"))

@@ -72,7 +72,7 @@ class TorchGraph:
         self._nodes = [node for node in self._calls if self._is_of_interest(node)]
         self._inside = dict(store.nested_batchnorms(graph))
         self._names.update({node: node.name for node in self._inside})
-        self._data: dict[fx.Node, list[fx.Node]] = {}
+        self._data: dict[fx.Node, list[int]] = {}
 
     def call(self, node: fx.Node) -> Call:
         """What a node does; part of no protocol."""
@@ -190,9 +190,22 @@ class TorchGraph:
 
     def _data_nodes(self, node: fx.Node) -> list[fx.Node]:
         """What a node reads as data rather than as parameters, in order."""
+        read = occurrences(node)
+        return [read[place] for place in self.data_places(node)]
+
+    def data_places(self, node: fx.Node) -> list[int]:
+        """Which of the nodes among the arguments are data, settled before anything changes; part of no protocol."""
         if node not in self._data:
-            self._data[node] = self._find_data(node)
+            places: list[int] = []
+            for each in self._find_data(node):
+                read = enumerate(occurrences(node))
+                places.append(next(place for place, other in read if other is each and place not in places))
+            self._data[node] = places
         return self._data[node]
+
+    def settle_data(self, node: fx.Node, places: list[int]) -> None:
+        """Let somebody who knows more say which arguments of a node are data; part of no protocol."""
+        self._data[node] = places
 
     def _find_data(self, node: fx.Node) -> list[fx.Node]:
         reader, call = self._reader(node), self._calls[node]
@@ -340,17 +353,13 @@ class TorchGraph:
         self._calls[node] = spell(node, self.root)
 
     def bypass(self, node: fx.Node, *, keep_output_name: bool, index: int = 0) -> None:
-        data = self._data_nodes_now(node)
+        data = self._data_nodes(node)
         kept, carriers = data[index], self._own_carriers(node)
         name = carriers[0].name
         self._read_instead(carriers, kept)
         self._erase(node, data)
-        if keep_output_name:
+        if keep_output_name and kept.op in CALLS:
             take_name(kept, name)
-
-    def _data_nodes_now(self, node: fx.Node) -> list[fx.Node]:
-        self._refresh([node])
-        return self._data_nodes(node)
 
     def _own_carriers(self, node: fx.Node) -> list[fx.Node]:
         """The nodes that stand for a node's first output."""
@@ -369,7 +378,6 @@ class TorchGraph:
         for each in readers:
             if each in self._calls:
                 self._calls[each] = spell(each, self.root)
-                self._data.pop(each, None)
 
     def _erase(self, node: fx.Node, data: Sequence[fx.Node]) -> None:
         """Take out a node that nothing reads, with the parameters that it alone read; its `data` stays."""
@@ -377,7 +385,7 @@ class TorchGraph:
         self._calls.pop(node, None)
 
     def join(self, host: fx.Node, source: fx.Node, root: fx.Node) -> None:
-        read, data = self._data_nodes_now(host)[0], self._data_nodes_now(source)[0]
+        read, data = self._data_nodes(host)[0], self._data_nodes(source)[0]
         if read is not data:
             host.replace_input_with(read, data)
             self._refresh([host])
@@ -391,7 +399,7 @@ class TorchGraph:
             self._facts.copy(carriers[0], host)
 
     def remove(self, node: fx.Node) -> None:
-        self._erase(node, self._data_nodes_now(node))
+        self._erase(node, self._data_nodes(node))
 
     def renew(self, value: Value) -> None:
         for carrier in self._carriers(value):
