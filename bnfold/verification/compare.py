@@ -7,7 +7,7 @@ agree within the noise of the reference (`bnfold.verification.noise`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -35,8 +35,14 @@ AnyArray = npt.NDArray[Any]
 DRAWS = {Effort.FAST: 2, Effort.STANDARD: 3, Effort.THOROUGH: 8}
 """How often the noise is measured."""
 
-STEPS, COARSE_STEPS = 2, 64
-"""Units in the last place by which weights move: to measure noise, and to see which jumps are within its reach."""
+STEPS, WIDE_STEPS = 2, 2048
+"""Units in the last place by which weights move: by themselves, and as float32 where they are stored with fewer bits.
+
+A quarter unit of float16 is 2048 of float32: in the root mean square, about what rounding a weight once does.
+"""
+
+COARSE = 32
+"""How many times farther weights move to see which jumps are within reach."""
 
 CHUNK = 256 << 20
 """Bytes of inner values that are held at a time."""
@@ -96,15 +102,11 @@ def compare(
     pair = _Pair(reference, candidate, options)
     trial = reference.start(reference.outputs)
     samples, findings = find_samples(pair.inputs, options.inputs, lambda feeds: _failure(trial, feeds))
-    chunks = pair.chunks(samples)
-    seen: Seen = {}
-    for number, names in enumerate(chunks):
-        for done, (sample, found) in enumerate(pair.run(names, samples, findings)):
-            progress(number * len(samples) + done, len(chunks) * len(samples))
-            for name, observation in found.items():
-                seen.setdefault(name, []).append((sample, observation))
-    findings += pair.left_out()
-    seen = opinion.settle(pair, seen, findings)
+    seen = pair.observe(samples, findings, progress)
+    wide = _widen(pair)
+    if wide is not None and options.tolerance is None:
+        for name, found in wide.observe([_widen_sample(each) for each in samples], findings, progress).items():
+            seen.setdefault(name, []).extend(found)
     verdicts = {name: _close(name, found) for name, found in seen.items()}
     outputs = [verdicts[name] for name in reference.outputs]
     values = [verdicts[name] for name in pair.shared if name in verdicts]
@@ -119,6 +121,25 @@ def compare(
         tuple(dict.fromkeys(findings)),
         options.providers,
     )
+
+
+def _widen(pair: _Pair) -> _Pair | None:
+    """Both models in float32, where they are in less.
+
+    Rounding after every operator hides faults that are larger than the rounding of the weights.
+    """
+    reference, candidate = pair.reference.widened(), pair.candidate.widened()
+    if reference is None or candidate is None:
+        return None
+    return _Pair(reference, candidate, pair.options, WIDE_STEPS)
+
+
+def _widen_sample(sample: Sample) -> Sample:
+    feeds = {
+        name: array.astype(np.float32) if is_float(array) and array.dtype.itemsize == 2 else array
+        for name, array in sample.feeds.items()
+    }
+    return replace(sample, label=f"{sample.label}, in float32", feeds=feeds)
 
 
 def _note_runtime(candidate: Subject, verdict: ValueVerdict) -> str:
@@ -162,8 +183,8 @@ class _Pair:
         shared: inner values that carry one name in both, in graph order.
     """
 
-    def __init__(self, reference: Subject, candidate: Subject, options: CompareOptions) -> None:
-        self.reference, self.candidate, self.options = reference, candidate, options
+    def __init__(self, reference: Subject, candidate: Subject, options: CompareOptions, steps: int = STEPS) -> None:
+        self.reference, self.candidate, self.options, self._steps = reference, candidate, options, steps
         self.inputs = _common_inputs(reference, candidate)
         _insist_on_same_outputs(reference, candidate)
         self._input_names = [each.name for each in candidate.inputs]
@@ -175,6 +196,18 @@ class _Pair:
         self._incommensurable: dict[str, str] = {}
         self._noise: dict[int, Moves] = {}
         """How far disturbances move the outputs, by the identity of the sample."""
+
+    def observe(self, samples: Sequence[Sample], findings: list[str], progress: Progress) -> Seen:
+        """What each input shows of each value, with second opinions on what seems to differ."""
+        chunks = self.chunks(samples)
+        seen: Seen = {}
+        for number, names in enumerate(chunks):
+            for done, (sample, found) in enumerate(self.run(names, samples, findings)):
+                progress(number * len(samples) + done, len(chunks) * len(samples))
+                for name, observation in found.items():
+                    seen.setdefault(name, []).append((sample, observation))
+        findings += self.left_out()
+        return opinion.settle(self, seen, findings)
 
     def chunks(self, samples: Sequence[Sample]) -> list[list[str]]:
         """The values to ask for, a run at a time: the outputs, and as many inner values as fit and are worth it."""
@@ -245,7 +278,7 @@ class _Pair:
         runs: list[tuple[Run, list[str]]] = []
         coarse = [name for name in names if name in self._jumps]
         fine = [name for name in names if name not in self._jumps]
-        for wanted, steps in ((fine, STEPS), (coarse, COARSE_STEPS)):
+        for wanted, steps in ((fine, self._steps), (coarse, COARSE * self._steps)):
             for draw in range(DRAWS[options.effort] if wanted else 0):
                 disturbance = Disturbance(options.seed * 1000 + draw, steps)
                 runs.append((self.reference.start(wanted, disturbance), wanted))

@@ -42,13 +42,17 @@ class OnnxSubject:
         proto: the model; external data is not loaded.
         label: what messages call it.
         path: its file, where it has one.
+        folder: of its external data; that of `path`, if there is one.
     """
 
     kind = "onnx"
 
-    def __init__(self, proto: onnx.ModelProto, label: str, path: Path | None = None) -> None:
+    def __init__(
+        self, proto: onnx.ModelProto, label: str, path: Path | None = None, folder: Path | None = None
+    ) -> None:
         self._proto = proto
         self._path = path
+        self._folder = folder if path is None else path.parent
         self.label = label
         self._serialized: tuple[tuple[int, tuple[str, ...]], bytes] | None = None
         self._declared_outputs = [each.name for each in proto.graph.output]
@@ -216,13 +220,13 @@ class OnnxSubject:
         if disturbance is not None:
             proto = self._disturbable
             tensors = {each.name: each for each in proto.graph.initializer}
-            folder = Path() if self._path is None else self._path.parent
+            folder = self._folder or Path()
             for index, name in enumerate(weights(proto.graph)):
                 overrides[name] = disturbance(read(tensors[name], folder), index)
         more = [name for name in fetch if name not in self._declared_outputs]
         file = self._path if proto is self._proto and not more else None
         model = self._serialize(proto, more) if file is None else file
-        return OnnxSession(model, self.label, fetch, folder=self._path and self._path.parent, overrides=overrides)
+        return OnnxSession(model, self.label, fetch, folder=self._folder, overrides=overrides)
 
     def start_as_deployed(self, provider: str) -> tuple[Run, str | None]:
         """All optimisations on, as is the default."""
@@ -250,9 +254,17 @@ class OnnxSubject:
         self._serialized = key, serialized
         return serialized
 
+    def widened(self) -> OnnxSubject | None:
+        """With float32 in place of float16 and bfloat16."""
+        narrow = {onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
+        if not any(each.data_type in narrow for each in self._disturbable.graph.initializer):
+            return None
+        proto = exact.widen(self._proto, self._folder, narrow, onnx.TensorProto.FLOAT)
+        return OnnxSubject(proto, self.label, folder=self._folder)
+
     def evaluate_exactly(self, feeds: Feeds, fetch: Sequence[str], seconds: float) -> list[npt.NDArray[Any]] | None:
         """By the reference evaluator of ONNX, on a copy of the model in float64."""
-        return exact.evaluate(self._proto, feeds, fetch, seconds, None if self._path is None else self._path.parent)
+        return exact.evaluate(self._proto, feeds, fetch, seconds, self._folder)
 
 
 def _reads(node: onnx.NodeProto) -> Iterator[str]:

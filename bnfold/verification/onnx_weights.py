@@ -34,7 +34,7 @@ FLOATS = frozenset(
 
 @dataclass(frozen=True)
 class Disturbance:
-    """Each weight moved by up to `steps` units in the last place, at random; each channel and each tensor by one more.
+    """Each weight moved by up to `steps` units in the last place, at random; channels and tensors by half as much more.
 
     Folding multiplies all weights of a channel by one factor, so where they are alike (averages, initial values) they
     round alike, and their errors add up instead of cancelling.
@@ -52,11 +52,12 @@ class Disturbance:
         generator = np.random.default_rng([self.seed, index])
         moved = np.array(array, order="C")
         bits = moved.reshape(-1).view(ORDERED[array.dtype.itemsize])
-        drawn = generator.integers(0, 2 * self.steps, moved.shape, np.int8)
-        moves = drawn - np.where(drawn < self.steps, self.steps, self.steps - 1).astype(np.int8)  # never zero
+        kind = np.int8 if self.steps < 50 else np.int32  # three halves of it are added
+        drawn = generator.integers(0, 2 * self.steps, moved.shape, kind)
+        moves = drawn - np.where(drawn < self.steps, self.steps, self.steps - 1).astype(kind)  # never zero
         for axis in range(-1, min(2, moved.ndim)):
             shape = [size if index == axis else 1 for index, size in enumerate(moved.shape)]
-            moves += 2 * generator.integers(0, 2, shape, np.int8) - 1
+            moves += self.steps // 2 * (2 * generator.integers(0, 2, shape, kind) - 1)
         mantissa = MANTISSA[array.dtype.name]
         exponents = (bits >> mantissa) & ((1 << (array.dtype.itemsize * 8 - 1 - mantissa)) - 1)
         is_safe = (exponents > 1) & (
