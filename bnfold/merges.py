@@ -19,7 +19,7 @@ from bnfold.graph import N, V
 from bnfold.linear import Factor, Linear, Window
 from bnfold.ops import Average, ChannelAffine, Concat, Identity, Sum
 from bnfold.outcome import Stop
-from bnfold.rules.merge import Branch, chain, merge, per_channel, stack
+from bnfold.rules.merge import Branch, chain, merge, per_channel, stack, stays
 
 BRANCH_LIMIT = 64
 """Operands that one tree of additions may have."""
@@ -132,6 +132,8 @@ class Merges(Generic[N, V]):
     def _commit(self, found: _Found[N, V] | None, moves: dict[N, Move[N, V]]) -> None:
         if found is None or not any(self._selected(node) for node in (found.join.by, *found.taken)):
             return
+        if not self._pays_for_bias(found):
+            return
         host, by = found.join.host, found.join.by
         for node, (direction, sums) in found.taken.items():
             moves[node] = Move(node, direction, Walk({host: found.absorbed}, list(sums)))
@@ -141,6 +143,18 @@ class Merges(Generic[N, V]):
         for edit in found.bypassed:
             self._draft.bypass(edit.node, keep_output_name=edit.keep_output_name, index=edit.index)
             self._draft.merged[edit.node] = host
+
+    def _pays_for_bias(self, found: _Found[N, V]) -> bool:
+        """Whether a bias that the merge makes is no larger than the parameters that vanish."""
+        host = self._draft.op(found.join.host)
+        assert isinstance(host, Linear)
+        if host.has_bias or host.makes_bias or not found.absorbed.makes_bias:
+            return True
+        ops = [self._draft.op(node) for node in found.join.gone]
+        if any(isinstance(op, Linear) and not stays(op) for op in ops):
+            return True
+        stored = [op.stored for op in ops if isinstance(op, ChannelAffine)]
+        return None in stored or sum(each or 0 for each in stored) >= found.absorbed.out_channels
 
     def _find_chain(self, last: N) -> _Found[N, V] | None:
         draft = self._draft

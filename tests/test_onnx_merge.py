@@ -13,7 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx_graphs import evaluate, fuse, model, node, norm, operators, random, statistics
 
 import bnfold
-from bnfold import Fold, Merge, Outcome, Refusal
+from bnfold import Fold, Merge, Outcome, Refusal, blocks, terms
+from bnfold.linear import Linear
 
 C = 4
 SAME = {"pads": [1, 1, 1, 1]}
@@ -806,3 +807,22 @@ def test_a_long_chain_of_additions_is_read_in_reasonable_time() -> None:
     fused, outcomes = fuse(build(nodes, (1, C, 2, 2)))
     assert outcomes == ()
     assert len(fused.graph.node) == len(nodes)
+
+
+BY_ROWS = ["RepVGG", "layer scale inside", "depthwise in a grouped host", "a chain on a branch", "an unpadded average"]
+
+
+@pytest.mark.parametrize("case", BY_ROWS)
+def test_a_merged_kernel_is_the_same_in_blocks_of_any_size(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = bnfold.fuse(build(MERGE[case]))
+    read: list[slice] = []
+    kernel_rows = terms.kernel_rows
+
+    def spy(linear: Linear, load: terms.Load, rows: slice = terms.EVERY_ROW) -> np.ndarray:
+        read.append(rows)
+        return kernel_rows(linear, load, rows)
+
+    monkeypatch.setattr(blocks, "ELEMENTS", 9)
+    monkeypatch.setattr(terms, "kernel_rows", spy)
+    assert bnfold.fuse(build(MERGE[case])).SerializeToString() == whole.SerializeToString()
+    assert (terms.EVERY_ROW in read) == (case == "a chain on a branch")
