@@ -215,11 +215,13 @@ class Factor:
         linear: the operator, with what it absorbed.
         node: whose stored kernel and bias it has; None for one with neither: an identity or an average.
         weight: where there is no node, what every tap of every channel holds.
+        stays: whether the stored kernel stays, for other readers, whatever becomes of the operator.
     """
 
     linear: Linear
     node: Hashable | None = None
     weight: float = 1.0
+    stays: bool = False
 
     @property
     def makes_bias(self) -> bool:

@@ -302,13 +302,15 @@ REFUSALS: dict[str, tuple[Linear, Linear, Stop]] = {
 @pytest.mark.parametrize("case", REFUSALS)
 def test_what_does_not_merge(case: str) -> None:
     host, branch, reason = REFUSALS[case]
-    found = merge(Factor(host, "host"), [Branch((Factor(branch, "branch"),))], np.zeros(host.out_channels))
+    factor = Factor(host, "host", stays=host.is_shared)
+    found = merge(factor, [Branch((Factor(branch, "branch"),))], np.zeros(host.out_channels))
     assert found is reason
 
 
 def test_a_shared_kernel_merges_where_another_of_its_size_vanishes() -> None:
-    host = replace(operator(), is_shared=True)
-    assert isinstance(merge(Factor(host, "a"), [Branch((Factor(operator(), "b"),))], np.zeros(4)), Linear)
+    host, branch = Factor(operator(), "a", stays=True), Factor(operator(), "b")
+    assert isinstance(merge(host, [Branch((branch,))], np.zeros(4)), Linear)
+    assert merge(host, [Branch((replace(branch, stays=True),))], np.zeros(4)) is rule.SHARED
 
 
 CHAINS: dict[str, tuple[Linear, Linear, Stop]] = {

@@ -629,8 +629,10 @@ def test_a_shared_weight_is_copied_on_write() -> None:
     assert cost(fused)[0] <= cost(build(nodes))[0]
 
 
-def test_a_shared_weight_is_not_copied_to_save_an_addition() -> None:
-    nodes = [conv("x w", "c", **SAME), node("Add", "c x", "e"), node("Relu", "e", "g"), conv("g w", "y", **SAME)]
+@pytest.mark.parametrize("op", ["Add", "Sub"])
+@pytest.mark.parametrize("operands", ["c x", "x c"])
+def test_a_shared_weight_is_not_copied_to_save_an_addition(op: str, operands: str) -> None:
+    nodes = [conv("x w", "c", **SAME), node(op, operands, "e"), node("Relu", "e", "g"), conv("g w", "y", **SAME)]
     fused, outcomes = fuse(build(nodes))
     assert not merges(outcomes)
     assert operators(fused) == operators(build(nodes))
@@ -826,3 +828,19 @@ def test_a_merged_kernel_is_the_same_in_blocks_of_any_size(case: str, monkeypatc
     monkeypatch.setattr(terms, "kernel_rows", spy)
     assert bnfold.fuse(build(MERGE[case])).SerializeToString() == whole.SerializeToString()
     assert (terms.EVERY_ROW in read) == (case == "a chain on a branch")
+
+
+SCALAR: dict[str, list[onnx.NodeProto]] = {
+    "a number": [node("Add", "x two", "e")],
+    "a constant that is read elsewhere": [node("Add", "x s", "e"), node("Mul", "x s", "z")],
+    "a BatchNorm that shares its parameters": [OTHER, norm("x", "e", "p_"), norm("z", "q", "p_")],
+}
+
+
+@pytest.mark.parametrize("case", SCALAR)
+def test_no_bias_is_made_of_parameters_that_stay_or_are_fewer(case: str) -> None:
+    nodes = [conv("x w", "c", **SAME), *SCALAR[case], node("Add", "c e", "y")]
+    read = {name for each in nodes for name in each.input}
+    outputs = " ".join(each.output[0] for each in nodes if each.output[0] not in read)
+    _, outcomes = fuse_cheaply(build(nodes, outputs=outputs))
+    assert not merges(outcomes)

@@ -1,8 +1,8 @@
 """Random branchy graphs: merging is never wrong, never costs more, and `merge=False` merges nothing.
 
-A graph grows by branches of a few values (convolutions of random windows, strides, dilations, pads and groups, averages,
-per-channel affines, identities), which are added up in random trees, concatenated or chained. Sizes are drawn from few
-values, so that coincidences happen. Set BNFOLD_EXAMPLES to draw more.
+A graph grows by branches of a few values (convolutions of random windows, strides, dilations, pads and groups,
+averages, per-channel affines, identities), which are added up in random trees, concatenated or chained. Sizes are drawn
+from few values, so that coincidences happen. Set BNFOLD_EXAMPLES to draw more.
 """
 
 from __future__ import annotations
@@ -396,7 +396,6 @@ def check(model: onnx.ModelProto, *, merge: bool) -> tuple[onnx.ModelProto, tupl
     )
     kept = sorted(each.batchnorm for each in outcomes if isinstance(each, Refusal))
     assert sorted(n.name for n in all_nodes(fused.graph) if n.op_type == "BatchNormalization") == kept
-    assert len(all_nodes(fused.graph)) <= len(all_nodes(model.graph))
     expected, actual = values(model), values(fused)
     assert {out.name for out in model.graph.output} <= actual.keys()
     for name in expected.keys() & actual.keys():
@@ -414,16 +413,11 @@ def check_seed(seed: int) -> tuple[Outcome, ...]:
     fused, outcomes = check(model, merge=True)
     folded = sum(isinstance(each, Fold) and each.is_batchnorm for each in outcomes)
     assert folded >= sum(isinstance(each, Fold) and each.is_batchnorm for each in plain)
-    merged = [each for each in outcomes if isinstance(each, Merge)]
-    if merged:
-        assert len(fused.graph.node) <= len(model.graph.node)
-    assert multiplications_fit(fused, unmerged)
+    before, without, after = cost(model), cost(unmerged), cost(fused)
+    assert after[0] <= without[0], "multiplications"
+    assert after[1] <= max(before[1], without[1]), "bytes"
+    assert len(all_nodes(fused.graph)) <= len(all_nodes(unmerged.graph)), "nodes"
     return outcomes
-
-
-def multiplications_fit(fused: onnx.ModelProto, unmerged: onnx.ModelProto) -> bool:
-    """Merging costs nothing: multiplications, bytes and nodes are not more than without it."""
-    return all(a <= b for a, b in zip(cost(fused), cost(unmerged), strict=True))
 
 
 @pytest.mark.parametrize("part", range(4))

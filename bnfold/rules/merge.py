@@ -131,10 +131,9 @@ def merge(host: Factor, branches: Sequence[Branch], constant: Array) -> Linear |
         if isinstance(placed, Stop):
             return placed
         terms.append(Term(branch.factors, placed))
-    freed = sum(
-        _stored_size(factor.linear) for branch in branches for factor in branch.factors if factor.node is not None
-    )
-    if stays(linear) and freed < _size(linear):
+    factors = [factor for branch in branches for factor in branch.factors]
+    freed = sum(_size(factor.linear) for factor in factors if factor.node is not None and not factor.stays)
+    if host.stays and freed < _size(linear):
         return SHARED
     merged = replace(linear, before=None, after=None, terms=tuple(terms), is_shared=False)
     if not np.any(constant):
@@ -229,11 +228,6 @@ def _size(linear: Linear) -> int:
     return linear.out_channels * (linear.in_channels // linear.groups) * prod(linear.window.taps)
 
 
-def _stored_size(linear: Linear) -> int:
-    """Elements that vanish with a kernel."""
-    return 0 if stays(linear) else _size(linear)
-
-
 def stays(linear: Linear) -> bool:
-    """Whether the stored kernel stays whatever becomes of the operator, and no fold gives it one of its own anyway."""
+    """Whether the stored kernel stays whatever becomes of the operator, and no fold gave it one of its own anyway."""
     return linear.is_shared and linear.before is None and linear.after is None
