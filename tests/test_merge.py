@@ -308,9 +308,13 @@ def test_what_does_not_merge(case: str) -> None:
 
 
 def test_a_shared_kernel_merges_where_another_of_its_size_vanishes() -> None:
-    host, branch = Factor(operator(), "a", stays=True), Factor(operator(), "b")
-    assert isinstance(merge(host, [Branch((branch,))], np.zeros(4)), Linear)
-    assert merge(host, [Branch((replace(branch, stays=True),))], np.zeros(4)) is rule.SHARED
+    host, branch = Factor(operator(), "a", stays=True), Branch((Factor(operator(), "b"),))
+    assert isinstance(merge(host, [branch], np.zeros(4)), Linear)
+    kept = Branch((Factor(operator(), "b", stays=True),))
+    assert merge(host, [kept], np.zeros(4)) is rule.SHARED
+    biased = replace(host, linear=replace(host.linear, has_bias=True))
+    assert merge(biased, [branch], np.zeros(4)) is rule.SHARED
+    assert isinstance(merge(biased, [branch, branch], np.zeros(4)), Linear)
 
 
 CHAINS: dict[str, tuple[Linear, Linear, Stop]] = {

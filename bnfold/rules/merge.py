@@ -133,7 +133,8 @@ def merge(host: Factor, branches: Sequence[Branch], constant: Array) -> Linear |
         terms.append(Term(branch.factors, placed))
     factors = [factor for branch in branches for factor in branch.factors]
     freed = sum(_size(factor.linear) for factor in factors if factor.node is not None and not factor.stays)
-    if host.stays and freed < _size(linear):
+    copied = _size(linear) + (linear.out_channels if host.makes_bias else 0)
+    if host.stays and freed < copied:
         return SHARED
     merged = replace(linear, before=None, after=None, terms=tuple(terms), is_shared=False)
     if not np.any(constant):

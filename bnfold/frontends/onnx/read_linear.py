@@ -64,7 +64,8 @@ def read_linear(reader: Reader, add: ir.Node | None) -> tuple[Linear, Weights] |
     found = quantized.find(value, reader.facts)
     if found is None:
         assert value is not None
-        return replace(linear, is_shared=_is_shared(value)), weights
+        biases = [weights.bias] if weights.bias is not None and linear.has_bias else []
+        return replace(linear, is_shared=any(map(_is_shared, [value, *biases]))), weights
     quantized.insist_on_output_scales(found, weights.layout, weights.groups, reader.version)
     if weights.kernel_factor != 1:
         raise Unreadable(Reason.NOT_CONSTANT, "its quantised weight has an alpha as well")
