@@ -3,9 +3,9 @@
 Needs PyTorch and timm, whose architectures these are (with random weights: latency does not depend on them), and whose
 `reparameterize_model` makes the deploy form. All forms of a network run interleaved in one process, in random order
 within each round, by onnxruntime at its default optimisation level; a ratio is the median of the ratios within rounds,
-with a 95 % bootstrap interval. Writes a table for docs/performance.md to standard output.
+with a 95 % bootstrap interval. Writes a section of docs/performance.md to standard output, and with --docs into the page.
 
-    python scripts/bench_merge.py [--rounds N] [--threads N] [NETWORK ...]
+    python scripts/bench_merge.py [--rounds N] [--threads N] [--docs docs/performance.md] [NETWORK ...]
 """
 
 from __future__ import annotations
@@ -14,14 +14,18 @@ import argparse
 import copy
 import io
 import logging
+import platform
+import sys
 import time
 import warnings
+from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
 import timm
 import torch
+from page import write_section
 from timm.utils.model import reparameterize_model
 from torch import nn
 
@@ -105,19 +109,43 @@ def row(name: str, rounds: int, threads: int) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def section(networks: list[str], rounds: int, threads: int) -> str:
+    head = ["network", "convolutions", "exported, ms", "bnfold, ms", "deploy form, ms"]
+    head += ["`--no-merge`", "bnfold", "deploy form"]
+    rows = []
+    for name in networks:
+        rows.append(row(name, rounds, threads))
+        print(rows[-1], file=sys.stderr, flush=True)
+    command = f"python scripts/bench_merge.py --rounds {rounds} --threads {threads}"
+    return "\n".join(
+        [
+            "## Networks with parallel branches",
+            "",
+            f"Written by `{command} --docs docs/performance.md`. Architectures of timm {timm.__version__}, exported with",
+            "their branches by PyTorch, as a batch of one image of 224 x 224 in float32; onnxruntime",
+            f"{onnxruntime.__version__} at its default level, {threads} thread(s), {platform.machine()}. The deploy form is what the",
+            "authors' own `reparameterize` leaves. Convolutions as exported -> as folded (in the deploy form); medians;",
+            "speedups over the export as medians of paired ratios with a 95 % interval.",
+            "",
+            f"| {' | '.join(head)} |",
+            "|---|---|---:|---:|---:|---|---|---|",
+            *rows,
+        ]
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("networks", nargs="*", default=NETWORKS)
-    parser.add_argument("--rounds", type=int, default=100)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--docs", type=Path, help="write the section between its markers in this page")
     options = parser.parse_args()
     logging.disable(logging.ERROR)
-    print(
-        "| network | convolutions | exported, ms | bnfold, ms | deploy form, ms | `--no-merge` | bnfold | deploy form |"
-    )
-    print("|---|---|---:|---:|---:|---|---|---|")
-    for name in options.networks:
-        print(row(name, options.rounds, options.threads), flush=True)
+    text = section(options.networks, options.rounds, options.threads)
+    print(text)
+    if options.docs:
+        write_section(options.docs, "branches", text)
 
 
 if __name__ == "__main__":

@@ -131,9 +131,9 @@ def summary(record: Record) -> Iterator[str]:
     extra = f", and {record['affines']['folded']} other per-channel affines" if record["affines"]["folded"] else ""
     yield f"{counts['found']} BatchNorms found: {counts['folded']} {would}, {counts['kept']} kept{extra}"
     if record["merges"]:
-        plural = "" if len(record["merges"]) == 1 else "s"
+        groups = len(record["merges"])
         merge = "would become" if record["output"] is None else "became"
-        yield f"{len(record['merges'])} group{plural} of linear operators {merge} one each"
+        yield f"{groups} group{'' if groups == 1 else 's'} of linear operators {merge} one{'' if groups == 1 else ' each'}"
     if record["output"] is None:
         return
     yield (
