@@ -3,7 +3,7 @@
 Needs PyTorch and timm, whose architectures these are (with random weights: latency does not depend on them), and whose
 `reparameterize_model` makes the deploy form. All forms of a network run interleaved in one process, in random order
 within each round, by onnxruntime at its default optimisation level; a ratio is the median of the ratios within rounds,
-with a 95 % bootstrap interval. Writes a section of docs/performance.md to standard output, and with --docs into the page.
+with a 95 % bootstrap interval. Prints a section of docs/performance.md; with --docs it writes it into the page.
 
     python scripts/bench_merge.py [--rounds N] [--threads N] [--docs docs/performance.md] [NETWORK ...]
 """
@@ -116,16 +116,19 @@ def section(networks: list[str], rounds: int, threads: int) -> str:
     for name in networks:
         rows.append(row(name, rounds, threads))
         print(rows[-1], file=sys.stderr, flush=True)
+    runtime = onnxruntime.__version__
     command = f"python scripts/bench_merge.py --rounds {rounds} --threads {threads}"
     return "\n".join(
         [
             "## Networks with parallel branches",
             "",
-            f"Written by `{command} --docs docs/performance.md`. Architectures of timm {timm.__version__}, exported with",
-            "their branches by PyTorch, as a batch of one image of 224 x 224 in float32; onnxruntime",
-            f"{onnxruntime.__version__} at its default level, {threads} thread(s), {platform.machine()}. The deploy form is what the",
-            "authors' own `reparameterize` leaves. Convolutions as exported -> as folded (in the deploy form); medians;",
-            "speedups over the export as medians of paired ratios with a 95 % interval.",
+            f"Written by `{command} --docs docs/performance.md`.",
+            f"Architectures of timm {timm.__version__}, exported by PyTorch with their branches; one image of",
+            f"224 x 224 in float32; onnxruntime {runtime} at its default level on {platform.machine()},",
+            f"threads: {threads}. The deploy form is what the authors' own `reparameterize` leaves. Convolutions are",
+            "those of the export, of the folded model and of the deploy form; times are medians; the last three",
+            "columns are speedups over the export (of `bnfold fuse --no-merge`, of `bnfold fuse`, of the deploy form),",
+            "as medians of paired ratios with a 95 % interval.",
             "",
             f"| {' | '.join(head)} |",
             "|---|---|---:|---:|---:|---|---|---|",

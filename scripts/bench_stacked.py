@@ -82,8 +82,9 @@ def section(rounds: int, threads: int) -> str:
         [
             "## Convolutions that are only concatenated",
             "",
-            f"Written by `{command} --docs docs/performance.md`: two or three convolutions of one value and their",
-            f"concatenation, against one with stacked weights; onnxruntime {onnxruntime.__version__} at its default level.",
+            f"Written by `{command} --docs docs/performance.md`:",
+            "two or three convolutions of one value and their concatenation, against one with stacked weights, by",
+            f"onnxruntime {onnxruntime.__version__} at its default level.",
             "",
             "| convolutions | apart, ms | stacked, ms | apart / stacked |",
             "|---|---:|---:|---|",

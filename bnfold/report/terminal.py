@@ -131,9 +131,13 @@ def summary(record: Record) -> Iterator[str]:
     extra = f", and {record['affines']['folded']} other per-channel affines" if record["affines"]["folded"] else ""
     yield f"{counts['found']} BatchNorms found: {counts['folded']} {would}, {counts['kept']} kept{extra}"
     if record["merges"]:
-        groups = len(record["merges"])
         merge = "would become" if record["output"] is None else "became"
-        yield f"{groups} group{'' if groups == 1 else 's'} of linear operators {merge} one{'' if groups == 1 else ' each'}"
+        many = len(record["merges"])
+        yield (
+            f"1 group of linear operators {merge} one"
+            if many == 1
+            else f"{many} groups of linear operators {merge} one each"
+        )
     if record["output"] is None:
         return
     yield (
