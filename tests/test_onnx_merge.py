@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -13,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx_graphs import evaluate, fuse, model, node, norm, operators, random, statistics
 
 import bnfold
-from bnfold import Fold, Merge, Outcome, Refusal, blocks, terms
+from bnfold import Fold, Merge, Outcome, Refusal, api, blocks, terms
 from bnfold.linear import Linear
 
 C = 4
@@ -844,3 +846,18 @@ def test_no_bias_is_made_of_parameters_that_stay_or_are_fewer(case: str) -> None
     outputs = " ".join(each.output[0] for each in nodes if each.output[0] not in read)
     _, outcomes = fuse_cheaply(build(nodes, outputs=outputs))
     assert not merges(outcomes)
+
+
+def test_a_merged_kernel_is_never_in_memory_as_a_whole(tmp_path: Path) -> None:
+    channels = 640
+    weights = {name: random(channels, channels, 3, 3, seed=seed, dtype=np.float32) for seed, name in enumerate("wv")}
+    nodes = [conv("x w", "c", **SAME), conv("x v", "d", **SAME), node("Add", "c d", "y")]
+    proto = model(nodes, weights, (1, channels, 3, 3), dtype=np.float32)
+    onnx.save(proto, tmp_path / "m.onnx", save_as_external_data=True, location="m.data")
+    del proto, weights
+    tracemalloc.start()
+    result = api.fuse_file(tmp_path / "m.onnx", tmp_path / "out.onnx", verify=False)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert merges(result.outcomes)
+    assert peak < channels**2 * 9 * 4 / 2

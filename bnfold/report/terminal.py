@@ -77,7 +77,7 @@ def judgement_line(verification: Record) -> str:
     on = f"{inputs} set{'' if inputs == 1 else 's'} of inputs"
     if not verification["equivalent"]:
         return f"NOT equivalent, on {on}"
-    inside = f", {values} inner values" if values else ""
+    inside = f", {values} inner value{'' if values == 1 else 's'}" if values else ""
     outputs = [each for each in verification["outputs"] if each["level"] == "disabled"]
     worst = max(outputs, key=lambda output: output["excess"], default=None)
     error = f" (largest error {worst['error']:.1e}, budget {worst['budget']:.1e})" if worst else ""
