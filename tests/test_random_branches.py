@@ -174,14 +174,17 @@ def branch(b: Builder, x: str, strides: list[int], out: int) -> str:
     """A path from `x` with one strided part at most."""
     end = x
     is_free = True
-    for _ in range(1 + int(b.random.integers(3))):
+    left = 1 + int(b.random.integers(3))
+    while left:
+        left -= 1
         kind = int(b.random.integers(9))
         steps = strides if is_free else [1] * len(strides)
+        width = pick(b.random, [out, 2, 1]) if left and b.chance(3) else out
         made: str | None = end
         if kind <= 2:
-            made, is_free = convolution(b, end, steps, out), False
+            made, is_free = convolution(b, end, steps, width), False
         elif kind == 3:
-            made, is_free = convolution(b, end, steps, out, point=True), False
+            made, is_free = convolution(b, end, steps, width, point=True), False
         elif kind == 4:
             made, is_free = average(b, end, steps), False
         elif kind == 5:
@@ -197,23 +200,24 @@ def branch(b: Builder, x: str, strides: list[int], out: int) -> str:
 def matrix_branch(b: Builder, x: str, out: int) -> str:
     """A path of matrix products from `x`."""
     end = x
-    for _ in range(1 + int(b.random.integers(2))):
+    for left in reversed(range(1 + int(b.random.integers(2)))):
         shape = b.known()[end]
+        width = pick(b.random, [out, 2, 1]) if left and b.chance(3) else out
         kind = int(b.random.integers(5))
         if kind == 0:
             end = arithmetic_last(b, end)
         elif kind == 1 and len(shape) == 2:
             turned = b.chance(2)
-            weight = b.normal(*((out, shape[1]) if turned else (shape[1], out)))
-            inputs = [end, weight] + ([b.normal(*pick(b.random, [(out,), (1, out), (1,)]))] if b.chance(2) else [])
+            weight = b.normal(*((width, shape[1]) if turned else (shape[1], width)))
+            inputs = [end, weight] + ([b.normal(*pick(b.random, [(width,), (1, width), (1,)]))] if b.chance(2) else [])
             alpha, beta = float(pick(b.random, [1.0, 0.5])), float(pick(b.random, [1.0, 2.0]))
-            end = b.add("Gemm", inputs, (shape[0], out), transB=int(turned), alpha=alpha, beta=beta)
+            end = b.add("Gemm", inputs, (shape[0], width), transB=int(turned), alpha=alpha, beta=beta)
         elif kind == 2 and len(shape) == 2:
             end = batchnorm(b, end)
         else:
-            end = b.add("MatMul", [end, b.normal(shape[-1], out)], (*shape[:-1], out))
+            end = b.add("MatMul", [end, b.normal(shape[-1], width)], (*shape[:-1], width))
             if b.chance(2):
-                inputs = [end, b.normal(out)]
+                inputs = [end, b.normal(width)]
                 end = b.add("Add", inputs[:: pick(b.random, [1, -1])], b.known()[end])
     return end
 
