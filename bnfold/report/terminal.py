@@ -30,14 +30,20 @@ def show(record: Record, console: Console, *, verbose: bool = False, quiet: bool
         _print(console, line)
 
 
+LINES = 6
+"""How many inner values that differ are listed without being asked for all."""
+
+
 def show_comparison(record: Record, console: Console, *, verbose: bool = False, quiet: bool = False) -> None:
     """Print the verdict on each output, where the difference starts, and a summary."""
     if not quiet:
         for output in record["outputs"]:
             _print(console, _verdict_line(output, f"{output['name']} ({_where_run(output)})"))
-        for value in record["values"]:
-            if verbose or value["reason"]:
-                _print(console, _verdict_line(value, value["name"]))
+        values = record["values"] if verbose else [each for each in record["values"] if each["reason"]]
+        for value in values if verbose else values[:LINES]:
+            _print(console, _verdict_line(value, value["name"]))
+        if not verbose and len(values) > LINES:
+            _print(console, f"         and {len(values) - LINES} inner values more (--verbose lists them)")
         if record["first_divergence"] is not None:
             _print(console, _divergence_line(record["first_divergence"]))
         for finding in record["findings"]:
