@@ -83,7 +83,7 @@ def judgement_line(verification: Record) -> str:
     on = f"{inputs} set{'' if inputs == 1 else 's'} of inputs"
     if not verification["equivalent"]:
         return f"NOT equivalent, on {on}"
-    inside = f", {values} inner values" if values else ""
+    inside = f", {values} inner value{'' if values == 1 else 's'}" if values else ""
     outputs = [each for each in verification["outputs"] if each["level"] == "disabled"]
     worst = max(outputs, key=lambda output: output["excess"], default=None)
     error = f" (largest error {worst['error']:.1e}, budget {worst['budget']:.1e})" if worst else ""
@@ -137,9 +137,13 @@ def summary(record: Record) -> Iterator[str]:
     extra = f", and {record['affines']['folded']} other per-channel affines" if record["affines"]["folded"] else ""
     yield f"{counts['found']} BatchNorms found: {counts['folded']} {would}, {counts['kept']} kept{extra}"
     if record["merges"]:
-        plural = "" if len(record["merges"]) == 1 else "s"
         merge = "would become" if record["output"] is None else "became"
-        yield f"{len(record['merges'])} group{plural} of linear operators {merge} one each"
+        many = len(record["merges"])
+        yield (
+            f"1 group of linear operators {merge} one"
+            if many == 1
+            else f"{many} groups of linear operators {merge} one each"
+        )
     if record["output"] is None:
         return
     yield (
