@@ -10,6 +10,7 @@ repeated, two exchanged, a name of the model for another), so that most mutants 
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import sys
@@ -31,6 +32,8 @@ with atheris.instrument_imports(include=["bnfold"], enable_loader_override=False
 import onnx  # noqa: E402
 from google.protobuf.descriptor import FieldDescriptor  # noqa: E402
 from google.protobuf.message import DecodeError, Message  # noqa: E402
+
+logging.getLogger("onnx_ir").addHandler(logging.NullHandler())  # as on the command line
 
 LIMITS = Limits(nodes=5_000, depth=32, bytes=1 << 26)
 FOLDER = Path(tempfile.mkdtemp(prefix="bnfold-fuzz-"))

@@ -77,8 +77,7 @@ class _Check:
         self._types: dict[str, int] = {}
 
     def model(self, proto: onnx.ModelProto) -> None:
-        if any(each.version < 1 for each in proto.opset_import):
-            raise ValueError("an opset has a version below 1")
+        opset = _opset(proto.opset_import, "it")
         self._types = {each.name: each.data_type for each in proto.graph.initializer}
         functions: dict[Key, onnx.FunctionProto] = {}
         for function in proto.functions:
@@ -91,7 +90,7 @@ class _Check:
         for key, function in functions.items():
             frame = self._function(function)
             sizes[key], calls[key] = self._walk(frame, functions)
-        size, called = self._walk(self._graph(proto.graph, "the graph", (), _opset(proto.opset_import)), functions)
+        size, called = self._walk(self._graph(proto.graph, "the graph", (), opset), functions)
         self._count(size, called, sizes, calls)
         for training in proto.training_info:
             self._training(training)
@@ -100,9 +99,8 @@ class _Check:
         where = f"function {_text(function.name, 'a function')!r}"
         inputs = _names(function.input, where)
         _unique(inputs, f"input of {where}")
-        return _Frame(
-            where, iter(function.node), _names(function.output, where), (set(inputs),), _opset(function.opset_import)
-        )
+        opset = _opset(function.opset_import, where)
+        return _Frame(where, iter(function.node), _names(function.output, where), (set(inputs),), opset)
 
     def _graph(self, graph: onnx.GraphProto, where: str, outer: tuple[set[str], ...], opset: int) -> _Frame:
         inputs = _names((each.name for each in graph.input), where)
@@ -228,9 +226,17 @@ _FLOATS = frozenset(
 )
 
 
-def _opset(imports: Sequence[onnx.OperatorSetIdProto]) -> int:
+def _opset(imports: Sequence[onnx.OperatorSetIdProto], where: str) -> int:
     """The version of the standard domain; 1 where it is not imported."""
-    return next((each.version for each in imports if each.domain in ("", "ai.onnx")), 1)
+    versions: dict[str, int] = {}
+    for each in imports:
+        domain = _text(each.domain, f"a domain that {where} imports")
+        domain = "" if domain == "ai.onnx" else domain
+        if each.version < 1:
+            raise ValueError(f"{where} imports an opset below 1, {each.version} of {domain!r}")
+        if versions.setdefault(domain, each.version) != each.version:
+            raise ValueError(f"{where} imports two opsets of {domain!r}, {versions[domain]} and {each.version}")
+    return versions.get("", 1)
 
 
 @lru_cache(maxsize=4096)
