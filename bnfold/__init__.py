@@ -21,7 +21,7 @@ if TYPE_CHECKING:
         UnsupportedModelError,
     )
     from bnfold.limits import Limits
-    from bnfold.outcome import Fold, Outcome, Reason, Refusal
+    from bnfold.outcome import Fold, Merge, Outcome, Reason, Refusal
 
 __all__ = [
     "BnfoldError",
@@ -29,6 +29,7 @@ __all__ = [
     "IncomparableError",
     "InvalidModelError",
     "Limits",
+    "Merge",
     "MissingExtraError",
     "NotEquivalentError",
     "Outcome",
@@ -47,6 +48,7 @@ _MODULES = {
     "verify": "equivalence",
     "Fold": "outcome",
     "Limits": "limits",
+    "Merge": "outcome",
     "Outcome": "outcome",
     "Reason": "outcome",
     "Refusal": "outcome",

@@ -73,7 +73,7 @@ class FileResult:
 
     Attributes:
         model, output: the files; no output where nothing is written.
-        outcomes: one for each BatchNorm, and one for each other per-channel affine that folds.
+        outcomes: one for each BatchNorm, one for each other per-channel affine that folds, and one for each merge.
         warnings: what looks wrong with running statistics.
         before, after: sizes; `after` is None where nothing is written.
         verdict: of the verification; None where it was not asked for.
@@ -90,13 +90,20 @@ class FileResult:
     seconds: float
 
 
-def plan(model: onnx.ModelProto | ir.Model | str | Path, *, limits: Limits = LIMITS) -> tuple[Outcome, ...]:
+def plan(
+    model: onnx.ModelProto | ir.Model | str | Path, *, merge: bool = True, limits: Limits = LIMITS
+) -> tuple[Outcome, ...]:
     """What `fuse` would do with each BatchNorm, and why not; reads only.
+
+    Args:
+        model: as for `fuse`.
+        merge: whether linear operators may become one.
+        limits: how much the model may ask for.
 
     Raises:
         BnfoldError: the model cannot be read.
     """
-    return make_plan(_onnx.OnnxGraph(_read(model, limits))).outcomes
+    return make_plan(_onnx.OnnxGraph(_read(model, limits)), merge=merge).outcomes
 
 
 @overload
@@ -107,6 +114,7 @@ def fuse(
     return_outcomes: Literal[False] = ...,
     only: Sequence[str] = ...,
     skip: Sequence[str] = ...,
+    merge: bool = ...,
     limits: Limits = ...,
 ) -> M: ...
 @overload
@@ -117,6 +125,7 @@ def fuse(
     return_outcomes: Literal[True],
     only: Sequence[str] = ...,
     skip: Sequence[str] = ...,
+    merge: bool = ...,
     limits: Limits = ...,
 ) -> tuple[M, tuple[Outcome, ...]]: ...
 @overload
@@ -127,6 +136,7 @@ def fuse(
     return_outcomes: bool = ...,
     only: Sequence[str] = ...,
     skip: Sequence[str] = ...,
+    merge: bool = ...,
     limits: Limits = ...,
 ) -> Any: ...
 
@@ -138,6 +148,7 @@ def fuse(
     return_outcomes: bool = False,
     only: Sequence[str] = (),
     skip: Sequence[str] = (),
+    merge: bool = True,
     limits: Limits = LIMITS,
 ) -> Any:
     """The same model with every BatchNorm folded that can fold exactly.
@@ -145,9 +156,10 @@ def fuse(
     Args:
         model: an `onnx.ModelProto`, an `onnx_ir.Model`, or the path of an `.onnx` file.
         inplace: change the argument instead of a copy.
-        return_outcomes: return the outcomes as well, one for each BatchNorm.
+        return_outcomes: return the outcomes as well, one for each BatchNorm and one for each merge.
         only: glob patterns; only nodes with such a name fold, where any is given.
         skip: glob patterns; nodes with such a name stay.
+        merge: let parallel linear branches, and linear operators in a row, become one where that is exact and cheaper.
         limits: how much the model may ask for; a model that asks for more is an `InvalidModelError`.
 
     Returns:
@@ -160,7 +172,7 @@ def fuse(
     graph = _read(model, limits)
     if isinstance(model, ir.Model) and not inplace:
         graph = model.clone()
-    outcomes, _ = _fuse_graph(graph, Selection(tuple(only), tuple(skip)), _silent)
+    outcomes, _ = _fuse_graph(graph, Selection(tuple(only), tuple(skip)), _silent, merge=merge)
     fused: onnx.ModelProto | ir.Model = graph
     if isinstance(model, onnx.ModelProto):
         fused = _onnx.serialize(graph)
@@ -181,16 +193,20 @@ def _read(model: onnx.ModelProto | ir.Model | str | Path, limits: Limits) -> ir.
 
 
 def _fuse_graph(
-    model: ir.Model, selection: Selection, progress: Progress
+    model: ir.Model, selection: Selection, progress: Progress, *, merge: bool
 ) -> tuple[tuple[Outcome, ...], tuple[Caution, ...]]:
     graph = _onnx.OnnxGraph(model)
     warnings = tuple(graph.warnings())
-    decided = make_plan(graph, selected=selection, progress=lambda done, total: progress("plan", done, total))
+    decided = make_plan(
+        graph, selected=selection, merge=merge, progress=lambda done, total: progress("plan", done, total)
+    )
     fold(graph, decided)
     return decided.outcomes, warnings
 
 
-def inspect_file(model: Path, *, limits: Limits = LIMITS, progress: Progress = _silent) -> FileResult:
+def inspect_file(
+    model: Path, *, merge: bool = True, limits: Limits = LIMITS, progress: Progress = _silent
+) -> FileResult:
     """What `fuse_file` would do; writes nothing.
 
     Raises:
@@ -201,7 +217,7 @@ def inspect_file(model: Path, *, limits: Limits = LIMITS, progress: Progress = _
     before = Size(_nodes(graph), _onnx.file_bytes(graph, model))
     with _naming(model):
         view = _onnx.OnnxGraph(graph)
-        decided = make_plan(view, progress=lambda done, total: progress("plan", done, total))
+        decided = make_plan(view, merge=merge, progress=lambda done, total: progress("plan", done, total))
     return FileResult(
         model, None, decided.outcomes, tuple(view.warnings()), before, None, None, time.perf_counter() - start
     )
@@ -212,6 +228,7 @@ def fuse_file(
     output: Path,
     *,
     selection: Selection = EVERYTHING,
+    merge: bool = True,
     verify: bool = True,
     comparison: CompareOptions = STANDARD,
     overwrite: bool = False,
@@ -224,6 +241,7 @@ def fuse_file(
         model: the file to read.
         output: the file to write; it may be the same with `overwrite`.
         selection: which BatchNorms may fold.
+        merge: whether linear operators may become one.
         verify: compare the result with the original before it is written.
         comparison: how they are compared.
         overwrite: replace an `output` that exists.
@@ -240,7 +258,7 @@ def fuse_file(
     graph = _onnx.load(model, limits)
     before = Size(_nodes(graph), _onnx.file_bytes(graph, model))
     with _naming(model):
-        outcomes, warnings = _fuse_graph(graph, selection, progress)
+        outcomes, warnings = _fuse_graph(graph, selection, progress, merge=merge)
     with _onnx.staging(output) as folder:
         with _naming(model):
             written = _onnx.save(graph, folder / output.name)
@@ -248,7 +266,7 @@ def fuse_file(
         if verify:
             verdict = verify_files(model, written.model, comparison, progress).verdict
         if verdict is not None and not verdict.is_equivalent:
-            guilty = _guilty_fold(model, outcomes, comparison, limits)
+            guilty = _guilty(model, outcomes, comparison, limits, merge=merge)
             seconds = time.perf_counter() - start
             failed = FileResult(model, None, outcomes, warnings, before, None, verdict, seconds)
             raise NotEquivalentError(_complaint(output, verdict, guilty), failed)
@@ -257,28 +275,35 @@ def fuse_file(
     return FileResult(model, output, outcomes, warnings, before, after, verdict, time.perf_counter() - start)
 
 
-def _guilty_fold(model: Path, outcomes: Sequence[Outcome], comparison: CompareOptions, limits: Limits) -> str | None:
-    """The first fold without which those before it are equivalent, found by bisection; None where none stands out."""
+def _guilty(
+    model: Path, outcomes: Sequence[Outcome], comparison: CompareOptions, limits: Limits, *, merge: bool
+) -> str | None:
+    """What makes the difference, found by bisection; None where nothing stands out.
+
+    It is a merge, or the first fold without which those before it are equivalent.
+    """
     names = [outcome.batchnorm for outcome in outcomes if isinstance(outcome, Fold)]
     escaped = [escape(name) for name in names]
 
     def is_equivalent(count: int) -> bool:
         graph = _onnx.load(model, limits)
-        _fuse_graph(graph, Selection(tuple(escaped[:count]) or ("",)), _silent)
+        _fuse_graph(graph, Selection(tuple(escaped[:count]) or ("",)), _silent, merge=False)
         return compare_models(model, graph, comparison).is_equivalent
 
     good, bad = 0, len(names)
-    if not is_equivalent(good) or is_equivalent(bad):
+    if not is_equivalent(good):
         return None
+    if is_equivalent(bad):
+        return "a merge of linear operators (--no-merge goes without)" if merge else None
     while bad - good > 1:
         middle = (good + bad) // 2
         good, bad = (middle, bad) if is_equivalent(middle) else (good, middle)
-    return names[bad - 1]
+    return f"the fold of {names[bad - 1]!r}"
 
 
 def _complaint(output: Path, verdict: Verdict, guilty: str | None) -> str:
     worst = verdict.first_divergence.verdict if verdict.first_divergence else verdict.worst
-    by = f"; the fold of {guilty!r} is the first that makes a difference" if guilty else ""
+    by = f"; {guilty} is the first that makes a difference" if guilty else ""
     return (
         f"{output}: not written, since {worst.name!r} differs from the original's: {worst.reason} "
         f"(error {worst.error:.2e}, budget {worst.budget:.2e}){by}; please report this as a bug"

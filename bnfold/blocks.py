@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from math import prod
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -72,6 +73,12 @@ class Kernel:
             end = (group + 1) * per_group
             for start in range(group * per_group, end, step):
                 yield Block(self, read, start, min(start + step, end))
+
+    def canonical(self) -> npt.NDArray[np.generic]:
+        """All weights as ``[groups, out/group, in/group, *window]``."""
+        stored: npt.NDArray[Any] = self.open()(0, self.rows).reshape(self.shape)
+        kernel = self.layout.canonical(stored, self.groups)
+        return kernel if self.factor == 1 else kernel.astype(np.float64) * self.factor
 
     def solve(self, linear: Linear) -> Array:
         """The whole kernel with everything that `linear` absorbed, in float64, as it is stored."""

@@ -65,6 +65,12 @@ LIMIT_OPTIONS = _options(
     ),
 )
 
+MERGE_OPTION = click.option(
+    "--merge/--no-merge",
+    default=True,
+    help="Let parallel linear branches, and linear operators in a row, become one.  [default: merge]",
+)
+
 INPUT_OPTIONS = _options(
     click.option("--inputs", "inputs_path", type=PATH, help="Real inputs: .npz, folder of .npy, or test_data_set_*."),
     click.option("--dim", "dims", multiple=True, callback=_dims, metavar="NAME=N", help="Size of a dynamic dimension."),
@@ -87,6 +93,7 @@ def cli() -> None:
 @click.option("--no-verify", is_flag=True, help="Do not compare the result with MODEL.")
 @click.option("--only", multiple=True, metavar="GLOB", help="Fold only BatchNorms with such names.")
 @click.option("--skip", multiple=True, metavar="GLOB", help="Keep BatchNorms with such names.")
+@MERGE_OPTION
 @click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
 @INPUT_OPTIONS
 @LIMIT_OPTIONS
@@ -97,6 +104,7 @@ def fuse(
     no_verify: bool,
     only: tuple[str, ...],
     skip: tuple[str, ...],
+    merge: bool,
     overwrite: bool,
     max_nodes: int,
     max_depth: int,
@@ -115,6 +123,7 @@ def fuse(
                 model,
                 output,
                 selection=api.Selection(only, skip),
+                merge=merge,
                 verify=not no_verify,
                 comparison=CompareOptions(inputs),
                 overwrite=overwrite,
@@ -175,19 +184,25 @@ def verify(
 @cli.command()
 @click.argument("model", type=PATH)
 @click.option("--fail-on-foldable", is_flag=True, help="Exit 1 if a BatchNorm that could fold is still there.")
+@MERGE_OPTION
 @LIMIT_OPTIONS
 @OUTPUT_OPTIONS
 def inspect(
-    model: Path, fail_on_foldable: bool, max_nodes: int, max_depth: int, max_bytes: int, **rendering: Any
+    model: Path,
+    fail_on_foldable: bool,
+    merge: bool,
+    max_nodes: int,
+    max_depth: int,
+    max_bytes: int,
+    **rendering: Any,
 ) -> None:
     """Say of every BatchNorm of MODEL where it would go, or why it stays; writes nothing."""
     from bnfold import api
     from bnfold.report.record import record_file
 
     with _progress(rendering) as progress:
-        record = record_file(
-            "inspect", api.inspect_file(model, limits=Limits(max_nodes, max_depth, max_bytes), progress=progress)
-        )
+        limits = Limits(max_nodes, max_depth, max_bytes)
+        record = record_file("inspect", api.inspect_file(model, merge=merge, limits=limits, progress=progress))
     _render(record, **rendering)
     if fail_on_foldable and record["batchnorms"]["folded"]:
         sys.exit(1)

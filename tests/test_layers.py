@@ -18,40 +18,43 @@ LEVELS = {
     "lines": 0,
     "affine": 0,
     "linear": 1,
+    "terms": 2,
     "health": 1,
     "outcome": 1,
     "blocks": 2,
     "ops": 2,
     "graph": 3,
     "rules": 3,
-    "planner": 4,
-    "fold": 5,
-    "frontends": 6,
-    "verification": 6,
-    "equivalence": 7,
-    "testing": 8,
-    "api": 8,
-    "report": 9,
-    "cli": 10,
-    "__init__": 10,
+    "draft": 4,
+    "merges": 5,
+    "planner": 6,
+    "fold": 7,
+    "frontends": 8,
+    "verification": 8,
+    "equivalence": 9,
+    "testing": 10,
+    "api": 10,
+    "report": 11,
+    "cli": 12,
+    "__init__": 12,
 }
 
-FORBIDDEN = {"frontends": {"rules", "planner", "fold", "verification"}, "verification": {"planner", "fold", "rules"}}
+PLANNING = {"rules", "draft", "merges", "planner", "fold"}
 
-NUMPY_ONLY = {
+FORBIDDEN = {"frontends": PLANNING | {"verification"}, "verification": PLANNING}
+
+NUMPY_ONLY = PLANNING | {
     "errors",
     "limits",
     "lines",
     "blocks",
     "affine",
     "linear",
+    "terms",
     "health",
     "outcome",
     "ops",
     "graph",
-    "rules",
-    "planner",
-    "fold",
 }
 
 LIBRARIES = {
