@@ -210,6 +210,13 @@ class Constants:
         return node.op_type == "Shape" and self._static_shape(node.inputs[0]) is not None
 
     def _evaluate(self, node: ir.Node, values: dict[ir.Value, AnyArray]) -> list[AnyArray]:
+        try:
+            return self._evaluate_node(node, values)
+        except (ValueError, TypeError, IndexError, RuntimeError, AttributeError, ArithmeticError, KeyError) as error:
+            message = f"constant node {node.name!r} ({node.op_type}) cannot be evaluated: {error}"
+            raise UnreadableTensorError(message) from error
+
+    def _evaluate_node(self, node: ir.Node, values: dict[ir.Value, AnyArray]) -> list[AnyArray]:
         if self._is_shape(node):
             dims = self._static_shape(node.inputs[0])
             start = node.attributes.get_int("start", 0)
@@ -221,13 +228,9 @@ class Constants:
             assert like is not None
             return [values[source].astype(self._types[like].numpy())]
         feeds = {f"x{index}": values[each] for index, each in enumerate(node.inputs) if each is not None}
-        try:
-            self._budget.spend(node, list(feeds.values()))
-            with np.errstate(all="ignore"):
-                return [np.asarray(array) for array in self._evaluator(node).run(None, feeds)]
-        except (ValueError, TypeError, IndexError, RuntimeError, AttributeError, ArithmeticError, KeyError) as error:
-            message = f"constant node {node.name!r} ({node.op_type}) cannot be evaluated: {error}"
-            raise UnreadableTensorError(message) from error
+        self._budget.spend(node, list(feeds.values()))
+        with np.errstate(all="ignore"):
+            return [np.asarray(array) for array in self._evaluator(node).run(None, feeds)]
 
     def _evaluator(self, node: ir.Node) -> ReferenceEvaluator:
         """Of a node alone; those that differ in names only share one."""
@@ -260,11 +263,11 @@ def _stored(value: ir.Value) -> ir.TensorProtocol | None:
     if node.op_type != "Constant":
         return None
     for name, attribute in node.attributes.items():
-        match name:
-            case "value":
+        match name, attribute.type:
+            case "value", ir.AttributeType.TENSOR:
                 return attribute.as_tensor()
-            case "value_float" | "value_floats":
+            case "value_float" | "value_floats", ir.AttributeType.FLOAT | ir.AttributeType.FLOATS:
                 return ir.tensor(np.asarray(attribute.value, np.float32))
-            case "value_int" | "value_ints":
+            case "value_int" | "value_ints", ir.AttributeType.INT | ir.AttributeType.INTS:
                 return ir.tensor(np.asarray(attribute.value, np.int64))
     raise UnreadableTensorError(f"Constant node {node.name!r} holds no tensor")

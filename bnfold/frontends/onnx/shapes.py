@@ -15,8 +15,10 @@ from bnfold.ops import Dim, Shape
 DATA_LIMIT = 1000
 """Bytes of a tensor whose values may decide a shape; larger ones are left out."""
 
+KINDS = frozenset(ir.DataType) - {ir.DataType.UNDEFINED}
+
 DIM_LIMIT = 1 << 40
-"""A dimension that no array has; a larger one is not known rather than believed."""
+"""A dimension that no array has; a larger or a negative one is not known rather than believed."""
 
 
 def infer(model: ir.Model) -> tuple[dict[ir.Value, Shape], dict[ir.Value, ir.DataType]]:
@@ -36,7 +38,7 @@ def infer(model: ir.Model) -> tuple[dict[ir.Value, Shape], dict[ir.Value, ir.Dat
         for value, kind in _matched(model.graph, inferred.graph):
             if kind.HasField("shape"):
                 shapes[value] = tuple(_proto_dim(dim) for dim in kind.shape.dim)
-            if kind.elem_type:
+            if kind.elem_type in KINDS:
                 types[value] = ir.DataType(kind.elem_type)
     return shapes, types
 
@@ -89,13 +91,13 @@ def _matched(graph: ir.Graph, proto: onnx.GraphProto) -> Iterator[tuple[ir.Value
 
 def _proto_dim(dim: onnx.TensorShapeProto.Dimension) -> Dim:
     if dim.HasField("dim_value"):
-        return dim.dim_value if abs(dim.dim_value) < DIM_LIMIT else None
+        return dim.dim_value if 0 <= dim.dim_value < DIM_LIMIT else None
     return dim.dim_param or None
 
 
 def _dim(dim: int | ir.SymbolicDimProtocol) -> Dim:
     if isinstance(dim, int):
-        return dim if abs(dim) < DIM_LIMIT else None
+        return dim if 0 <= dim < DIM_LIMIT else None
     return dim.value
 
 
