@@ -58,7 +58,7 @@ OUTPUT_OPTIONS = _options(
 )
 
 LIMIT_OPTIONS = _options(
-    click.option("--max-nodes", type=click.IntRange(1), default=LIMITS.nodes, show_default=True, help="Of MODEL."),
+    click.option("--max-nodes", type=click.IntRange(1), default=LIMITS.nodes, show_default=True, help="Of a model."),
     click.option("--max-depth", type=click.IntRange(1), default=LIMITS.depth, show_default=True, help="Of its bodies."),
     click.option(
         "--max-bytes", type=click.IntRange(1), default=LIMITS.bytes, show_default=True, help="Of its tensors."
@@ -156,6 +156,7 @@ def _inputs(options: dict[str, Any]) -> tuple[InputOptions, dict[str, Any]]:
 @click.option("--rtol", type=click.FloatRange(0), help="Fixed relative tolerance for outputs, in place of the budget.")
 @click.option("--outputs-only", is_flag=True, help="Do not compare inner values that carry the same name.")
 @INPUT_OPTIONS
+@LIMIT_OPTIONS
 @OUTPUT_OPTIONS
 def verify(
     reference: Path,
@@ -164,6 +165,9 @@ def verify(
     atol: float | None,
     rtol: float | None,
     outputs_only: bool,
+    max_nodes: int,
+    max_depth: int,
+    max_bytes: int,
     **others: Any,
 ) -> None:
     """Decide whether CANDIDATE is the same model as REFERENCE, apart from rounding; exit 1 if it is not."""
@@ -175,7 +179,7 @@ def verify(
     tolerance = None if atol is None and rtol is None else Tolerance(atol or 0.0, rtol or 0.0)
     options = CompareOptions(inputs, providers, tolerance, outputs_only)
     with _progress(rendering) as progress:
-        result = verify_files(reference, candidate, options, progress)
+        result = verify_files(reference, candidate, options, progress, Limits(max_nodes, max_depth, max_bytes))
     _render(record_comparison(result), **rendering)
     if not result.verdict.is_equivalent:
         sys.exit(1)
