@@ -248,6 +248,8 @@ def _operator(node: onnx.NodeProto, opset: int, where: str) -> None:
         raise ValueError(f"{where} lacks an input")
     if len(node.output) < schema.outputs or not all(node.output[: schema.outputs]):
         raise ValueError(f"{where} lacks an output")
+    if len(node.input) > schema.most_inputs or len(node.output) > schema.most_outputs:
+        raise ValueError(f"{where} has more inputs or outputs than its operator")
     for attribute in node.attribute:
         wanted = schema.attributes.get(attribute.name)
         if wanted is not None and attribute.type != wanted:

@@ -15,11 +15,14 @@ class Schema:
 
     Attributes:
         inputs, outputs: how many, at least.
+        most_inputs, most_outputs: how many, at most.
         attributes: the types of those that there are, as in `onnx.AttributeProto.AttributeType`.
     """
 
     inputs: int
     outputs: int
+    most_inputs: int
+    most_outputs: int
     attributes: Mapping[str, int]
 
 
@@ -31,4 +34,4 @@ def find_schema(operator: str, opset: int) -> Schema | None:
     except onnx.defs.SchemaError:
         return None
     kinds = {name: int(attribute.type.value) for name, attribute in found.attributes.items()}  # type: ignore[attr-defined]  # an enum of C++ that the stubs do not know
-    return Schema(found.min_input, found.min_output, kinds)
+    return Schema(found.min_input, found.min_output, found.max_input, found.max_output, kinds)
