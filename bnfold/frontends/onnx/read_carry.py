@@ -248,6 +248,8 @@ def _tile(reader: Reader) -> Broadcast:
 
 def _sum(reader: Reader) -> Sum:
     count = len(reader.node.inputs)
+    if None in reader.node.inputs:
+        raise Unreadable(Reason.INVALID_PARAMETERS, "an input of it is left out")
     if any(reader.dtype(index) not in FLOATS for index in range(count)):
         raise Unreadable(Reason.NOT_LINEAR, "it does not add floating-point values")
     if reader.version < 7 and count == 2 and reader.node.op_type != "Sum":
