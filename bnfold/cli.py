@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import click
 
 from bnfold.errors import BnfoldError, NotEquivalentError
+from bnfold.lazily import lazily
 from bnfold.limits import LIMITS, Limits
 from bnfold.lines import one_line
 
@@ -215,13 +216,13 @@ def inspect(
 @contextmanager
 def _progress(rendering: dict[str, Any]) -> Iterator[Callable[[str, int, int], None]]:
     """A progress bar on standard error, where that is a terminal."""
+    if rendering["quiet"] or not sys.stderr.isatty():
+        yield lambda stage, done, total: None
+        return
     from rich.console import Console
     from rich.progress import Progress
 
     console = Console(stderr=True)
-    if rendering["quiet"] or not console.is_terminal:
-        yield lambda stage, done, total: None
-        return
     with Progress(console=console, transient=True) as bar:
         tasks: dict[str, Any] = {}
 
@@ -259,7 +260,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _terminate)
     logging.getLogger("onnx_ir").addHandler(logging.NullHandler())  # what matters of it is an error of ours
     try:
-        cli(prog_name="bnfold")
+        with lazily("sympy", "onnx_ir._symbolic_shapes"):  # take longer than a fold, to calculate with unknown sizes
+            cli(prog_name="bnfold")
     except BnfoldError as error:
         click.echo(f"bnfold: {one_line(str(error))}", err=True)
         sys.exit(error.exit_code)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 import onnx_ir as ir
-from onnx.reference import ReferenceEvaluator
 
 from bnfold.blocks import Rows
 from bnfold.errors import UnreadableTensorError
@@ -18,6 +17,9 @@ from bnfold.frontends.onnx.bounds import Budget
 from bnfold.frontends.onnx.pieces import array_rows, read, tensor_rows
 from bnfold.frontends.onnx.scopes import Scopes
 from bnfold.frontends.onnx.slots import slots
+
+if TYPE_CHECKING:
+    from onnx.reference import ReferenceEvaluator
 
 AnyArray = npt.NDArray[Any]
 
@@ -240,6 +242,8 @@ class Constants:
         proto.input.extend("" if each is None else f"x{index}" for index, each in enumerate(node.inputs))
         proto.output.extend(f"y{index}" for index in range(len(node.outputs)))
         key = self._scopes.version(node), proto.SerializeToString(deterministic=True)
+        from onnx.reference import ReferenceEvaluator  # which takes as long to import as a model to read
+
         if key not in self._evaluators:
             if len(self._evaluators) >= EVALUATOR_LIMIT:
                 self._evaluators.clear()

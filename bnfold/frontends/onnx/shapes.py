@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 
 import onnx
 import onnx_ir as ir
 from google.protobuf.message import EncodeError
 
-from bnfold.frontends.onnx.slots import slots
+from bnfold.frontends.onnx.slots import lending, placeholder, slots
 from bnfold.ops import Dim, Shape
 
 DATA_LIMIT = 1000
@@ -44,7 +43,8 @@ def infer(model: ir.Model) -> tuple[dict[ir.Value, Shape], dict[ir.Value, ir.Dat
 
 
 def _infer(model: ir.Model) -> onnx.ModelProto | None:
-    with _without_data(model):
+    large = [slot for slot in slots(model) if _is_large(slot.tensor)]
+    with lending(large, [placeholder(slot.tensor) for slot in large]):  # so that nobody copies them
         proto = ir.serde.serialize_model(model)
     try:
         return onnx.shape_inference.infer_shapes(proto, check_type=False, strict_mode=False, data_prop=True)
@@ -52,23 +52,9 @@ def _infer(model: ir.Model) -> onnx.ModelProto | None:
         return None
 
 
-@contextmanager
-def _without_data(model: ir.Model) -> Iterator[None]:
-    """For a while, let tensors that are not small be somewhere else, so that nobody copies them."""
-    taken = [(slot, slot.tensor) for slot in slots(model)]
-    taken = [
-        (slot, tensor)
-        for slot, tensor in taken
-        if tensor.dtype != ir.DataType.STRING and (tensor.nbytes > DATA_LIMIT or isinstance(tensor, ir.ExternalTensor))
-    ]
-    try:
-        for slot, tensor in taken:
-            shape = ir.Shape(tensor.shape.numpy())
-            slot.tensor = ir.ExternalTensor("-", 0, tensor.nbytes, tensor.dtype, shape=shape, name=tensor.name or "")
-        yield
-    finally:
-        for slot, tensor in taken:
-            slot.tensor = tensor
+def _is_large(tensor: ir.TensorProtocol) -> bool:
+    is_elsewhere = isinstance(tensor, ir.ExternalTensor)
+    return is_elsewhere or (tensor.dtype != ir.DataType.STRING and tensor.nbytes > DATA_LIMIT)
 
 
 def _matched(graph: ir.Graph, proto: onnx.GraphProto) -> Iterator[tuple[ir.Value, onnx.TypeProto.Tensor]]:
