@@ -27,6 +27,7 @@ import atheris  # noqa: E402
 with atheris.instrument_imports(include=["bnfold"], enable_loader_override=False):
     import bnfold
     from bnfold.frontends import onnx as frontend
+    from bnfold.frontends.onnx import bounds
     from bnfold.limits import Limits
 
 import onnx  # noqa: E402
@@ -35,6 +36,7 @@ from google.protobuf.message import DecodeError, Message  # noqa: E402
 
 logging.getLogger("onnx_ir").addHandler(logging.NullHandler())  # as on the command line
 
+bounds.FREE, bounds.WORK = 1 << 16, 1 << 20  # so that an input takes milliseconds
 LIMITS = Limits(nodes=5_000, depth=32, bytes=1 << 26)
 FOLDER = Path(tempfile.mkdtemp(prefix="bnfold-fuzz-"))
 SEEDS_PER_TEST = 3
