@@ -95,7 +95,13 @@ def save(model: ir.Model, path: Path) -> Written:
 
 
 def _write_model(model: ir.Model, path: Path) -> None:
-    large = {name: Slot(value) for name, value in model.graph.initializers.items() if _is_large(value.const_value)}
+    aside = model.meta.get(ASIDE, onnx.ModelProto())
+    sparse = {each.values.name for each in aside.graph.sparse_initializer}
+    large = {
+        name: Slot(value)
+        for name, value in model.graph.initializers.items()
+        if name not in sparse and _is_large(value.const_value)
+    }
     with lending(list(large.values()), [placeholder(slot.tensor) for slot in large.values()]):
         proto = serialize(model)
     data = {name: (slot.tensor.nbytes, pieces(slot.tensor)) for name, slot in large.items()}
