@@ -1,17 +1,20 @@
 """Measures the tool itself and prints Markdown tables: size, start-up, peers, and growth with the number of nodes.
 
-    python scripts/bench_tool.py [--folder FOLDER] [--only large|start|peers|nodes] [--rounds N]
+    python scripts/bench_tool.py [--folder FOLDER] [--only large|start|peers|nodes] [--rounds N] [--docs PAGE]
 
 Every row is a ratio of two things that were measured alternately in one run, whole processes each; times are the
 median of the rounds, memory is the largest resident set of the process. The peers are used where they are installed
-(`pip install onnxsim onnxslim onnxoptimizer`). Needs 9 GB on the disk for the large models.
+(`pip install onnxsim onnxslim onnxoptimizer`). Needs 9 GB on the disk for the large models. With `--docs`, the tables
+replace those of the last run on a page, between the two marks that name this script.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import io
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -19,7 +22,9 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import redirect_stdout
 from dataclasses import dataclass
+from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
@@ -31,6 +36,7 @@ from onnx import TensorProto, helper, numpy_helper
 TENSOR = 1 << 28
 """Bytes of a large kernel."""
 
+MARKS = "<!-- tool: start -->", "<!-- tool: end -->"
 MIB = 1 << 20
 PYTHON = sys.executable
 BNFOLD = [PYTHON, "-m", "bnfold.cli"]
@@ -143,7 +149,7 @@ def copy(source: Path) -> Callable[[], Cost]:
 
 
 def compare_large(folder: Path, rounds: int) -> None:
-    print("\n## Ten and five convolutions of 268 MB, external data\n")
+    print("\n### Ten and five convolutions of 268 MB, external data\n")
     ten, five = made(large, folder, 10), made(large, folder, 5)
     found = alternate(rounds, cp=copy(ten), ten=fuse(ten), five=fuse(five))
     print("| | seconds | peak MB |\n|---|---:|---:|")
@@ -162,7 +168,7 @@ def compare_large(folder: Path, rounds: int) -> None:
 
 
 def compare_start(rounds: int) -> None:
-    print("\n## Start-up\n")
+    print("\n### Start-up\n")
     found = alternate(
         max(rounds, 9),
         base=lambda: measure(PYTHON, "-c", "import click, rich"),
@@ -205,7 +211,7 @@ PEERS = {
 
 def compare_peers(folder: Path, rounds: int) -> None:
     source = made(convolutional, folder)
-    print(f"\n## A convolutional model of {source.stat().st_size / 1e6:.0f} MB in one file\n")
+    print(f"\n### A convolutional model of {source.stat().st_size / 1e6:.0f} MB in one file\n")
     runs = {"bnfold": fuse(source)}
     for name, code in PEERS.items():
         if importlib.util.find_spec(name) is None:
@@ -240,7 +246,7 @@ def chain(folder: Path, count: int) -> Path:
 
 
 def compare_nodes(folder: Path) -> None:
-    print("\n## Growth with the number of nodes: `bnfold inspect`, a chain of Conv, BatchNormalization, Relu\n")
+    print("\n### Growth with the number of nodes: `bnfold inspect`, a chain of Conv, BatchNormalization, Relu\n")
     print("| nodes | seconds | microseconds per node, without start-up | peak MB |\n|---:|---:|---:|---:|")
     idle = measure(*BNFOLD, "inspect", made(chain, folder, 3), "-q")
     for count in (1_000, 10_000, 100_000):
@@ -249,12 +255,47 @@ def compare_nodes(folder: Path) -> None:
         print(f"| {count:,} | {cost.seconds:.2f} | {each:.0f} | {cost.peak / MIB:.0f} |")
 
 
+def describe() -> None:
+    """What the numbers were taken on."""
+    names = ["bnfold", "onnx", "onnx-ir", "numpy", *PEERS]
+    known = [name for name in names if importlib.util.find_spec(name.replace("-", "_")) is not None]
+    versions = ", ".join(f"{name} {version(name)}" for name in known)
+    print(f"{os.cpu_count()} CPUs, {platform.system()} {platform.machine()}, Python {platform.python_version()};")
+    print(f"{versions}.")
+    print(f"Load of the machine at the start: {os.getloadavg()[0]:.1f}.")
+
+
+def write(page: Path, tables: str) -> None:
+    """Put the tables on a page, in the place of the last ones."""
+    begin, end = MARKS
+    old = page.read_text() if page.exists() else f"# Performance\n\n{begin}\n{end}\n"
+    if begin not in old:
+        old += f"\n{begin}\n{end}\n"
+    head, rest = old.split(begin)
+    page.write_text(f"{head}{begin}\n{tables.strip()}\n{end}{rest.split(end)[1]}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, help="where the models are made; a temporary folder by default")
     parser.add_argument("--only", choices=["large", "start", "peers", "nodes"])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--docs", type=Path, metavar="PAGE", help="a Markdown page for the tables")
     options = parser.parse_args()
+    tables = io.StringIO()
+    with redirect_stdout(tables):
+        run(options)
+    print(tables.getvalue())
+    if options.docs is not None:
+        write(options.docs, tables.getvalue())
+
+
+def run(options: argparse.Namespace) -> None:
+    """The measurements that were asked for."""
+    print(
+        "## The tool itself\n\n`python scripts/bench_tool.py --docs docs/performance.md` wrote this section. ", end=""
+    )
+    describe()
     folder = Path(tempfile.mkdtemp(dir=options.folder, prefix="bench-"))
     try:
         if options.only in (None, "start"):
