@@ -82,6 +82,18 @@ class Kernel:
         kernel = self.layout.canonical(stored, self.groups)
         return kernel if self.factor == 1 else kernel.astype(np.float64) * self.factor
 
+    @property
+    def is_input_major(self) -> bool:
+        """Whether a row holds the weights of an input channel."""
+        return self.layout in INPUT_MAJOR
+
+    def take(self, rows: slice) -> npt.NDArray[np.generic]:
+        """Weights of some output channels, which must be its rows, as ``[rows, in/group, *window]``."""
+        start, stop, _ = rows.indices(self.rows)
+        taken: npt.NDArray[Any] = self.open()(start, stop)
+        taken = taken.reshape(stop - start, *self.shape[1 if self.layout is Layout.CONV else -1 :])
+        return taken if self.factor == 1 else taken.astype(np.float64) * self.factor
+
     def solve(self, linear: Linear) -> Array:
         """The whole kernel with everything that `linear` absorbed, in float64, as it is stored."""
         solved = np.empty(self.shape)
@@ -151,21 +163,17 @@ class Block:
         return slice(self._groups.start * per_group, self._groups.stop * per_group)
 
     @property
-    def _input_major(self) -> bool:
-        return self.kernel.layout in INPUT_MAJOR
-
-    @property
     def outputs(self) -> slice:
         """Its output channels, over all groups."""
         shape, layout = self.kernel.shape, self.kernel.layout
         total = self.kernel.rows
-        if self._input_major:
+        if self.kernel.is_input_major:
             total = shape[1] * self.kernel.groups if layout is Layout.CONV_TRANSPOSE else shape[-1]
-        return self._channels(total, are_rows=not self._input_major)
+        return self._channels(total, are_rows=not self.kernel.is_input_major)
 
     def part(self, linear: Linear) -> Linear:
         """The operator that has this block alone as its kernel."""
-        inputs = self._channels(linear.in_channels, are_rows=self._input_major)
+        inputs = self._channels(linear.in_channels, are_rows=self.kernel.is_input_major)
         outputs = self.outputs
         return replace(
             linear,
@@ -183,13 +191,13 @@ class Block:
         fan = shape[1] if window else shape[-1]
         kernel = self.read(self.start, self.stop)
         kernel = kernel.reshape(groups, (self.stop - self.start) // groups, fan, *window)
-        kernel = kernel.swapaxes(1, 2) if self._input_major else kernel
+        kernel = kernel.swapaxes(1, 2) if self.kernel.is_input_major else kernel
         return kernel if self.kernel.factor == 1 else kernel.astype(np.float64) * self.kernel.factor
 
     def solve(self, linear: Linear) -> Array:
         """Its weights with everything that `linear`, the whole operator, absorbed: ``[rows, -1]`` in stored order."""
         solved = self.part(linear).solve_kernel(self.canonical())
-        solved = solved.swapaxes(1, 2) if self._input_major else solved
+        solved = solved.swapaxes(1, 2) if self.kernel.is_input_major else solved
         return solved.reshape(self.stop - self.start, -1)
 
     def measure(self, linear: Linear, dtype: np.dtype[np.generic]) -> tuple[Array, Array]:
@@ -202,7 +210,7 @@ class Block:
 
     def _by_output(self, weights: Array, reduce: np.ufunc) -> Array:
         """A reduction of ``[rows, -1]`` over all but the output channels."""
-        if not self._input_major:
+        if not self.kernel.is_input_major:
             return np.asarray(reduce.reduce(weights, axis=1))
         groups, outputs = len(self._groups), self.outputs
         boxes = weights.reshape(groups, len(weights) // groups, (outputs.stop - outputs.start) // groups, -1)

@@ -379,3 +379,20 @@ def test_a_constant_that_expands_without_bounds_is_not_evaluated() -> None:
     proto.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in constants.items())
     with pytest.raises(bnfold.InvalidModelError, match="asks for"):
         bnfold.plan(proto)
+
+
+@pytest.mark.parametrize("merge", [True, False])
+def test_products_in_a_row_that_both_get_a_bias(merge: bool) -> None:
+    """The first one's bias is an Add that is put in; the second one is written after that, and reads a new value."""
+    nodes = [
+        node("MatMul", "x w", "c"),
+        norm("c", "n"),
+        node("MatMul", "n v", "d"),
+        norm("d", "m"),
+        node("Relu", "n", "z"),
+    ]
+    nodes += [node("Relu", "m", "y")]
+    proto = model(nodes, {"w": random(4, 3), "v": random(3, 3), **statistics(3)}, (2, 4), outputs="y z")
+    fused = bnfold.fuse(proto, merge=merge)
+    assert operators(fused) == ["MatMul", "Add", "MatMul", "Add", "Relu", "Relu"]
+    fuse(proto)

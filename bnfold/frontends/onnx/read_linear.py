@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from bnfold import terms
 from bnfold.affine import Array
-from bnfold.blocks import Kernel, row_count
+from bnfold.blocks import Kernel, Rows, row_count
 from bnfold.frontends.onnx import quantized
 from bnfold.frontends.onnx.pieces import AnyArray, array_rows
 from bnfold.frontends.onnx.quantized import Quantized
@@ -64,7 +64,8 @@ def read_linear(reader: Reader, add: ir.Node | None) -> tuple[Linear, Weights] |
     found = quantized.find(value, reader.facts)
     if found is None:
         assert value is not None
-        return replace(linear, is_shared=_is_shared(value)), weights
+        biases = [weights.bias] if weights.bias is not None and linear.has_bias else []
+        return replace(linear, is_shared=any(map(_is_shared, [value, *biases]))), weights
     quantized.insist_on_output_scales(found, weights.layout, weights.groups, reader.version)
     if weights.kernel_factor != 1:
         raise Unreadable(Reason.NOT_CONSTANT, "its quantised weight has an alpha as well")
@@ -298,17 +299,20 @@ class Stored:
 
     def parameters(self) -> Parameters:
         """As terms of another operator see them."""
-        return Parameters(self.kernel.canonical, self.bias)
+        return Parameters(self.kernel.canonical, self.bias, None if self.kernel.is_input_major else self.kernel.take)
 
     def source(self, linear: Linear, load: Load) -> Kernel:
         """The kernel that `linear` starts from: the stored one, or that which its terms make up."""
         if not linear.terms:
             return self.kernel
         layout, shape = self.weights.layout, self.native_shape(linear)
-        rows = row_count(shape, layout)
-        return Kernel(
-            shape, layout, linear.groups, lambda: array_rows(layout.native(terms.kernel(linear, load), shape), rows)
-        )
+
+        def open_rows() -> Rows:
+            if terms.is_by_rows(linear) and not self.kernel.is_input_major:
+                return lambda start, stop: terms.kernel_rows(linear, load, slice(start, stop))
+            return array_rows(layout.native(terms.kernel(linear, load), shape), row_count(shape, layout))
+
+        return Kernel(shape, layout, linear.groups, open_rows)
 
     def solve_bias(self, linear: Linear, load: Load) -> Array | None:
         """With everything that `linear` absorbed and is made of; None where none is needed."""
