@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bnfold.api import fuse, plan
+    from bnfold.bench.comparison import benchmark
     from bnfold.errors import (
         BnfoldError,
         IncomparableError,
@@ -33,11 +34,13 @@ __all__ = [
     "Reason",
     "Refusal",
     "UnsupportedModelError",
+    "benchmark",
     "fuse",
     "plan",
 ]
 
 _MODULES = {
+    "benchmark": "bench.comparison",
     "fuse": "api",
     "plan": "api",
     "Fold": "outcome",

@@ -119,6 +119,43 @@ def inspect(model: Path, fail_on_foldable: bool, **rendering: Any) -> None:
         sys.exit(1)
 
 
+@cli.command()
+@click.argument("models", type=PATH, nargs=-1, required=True, metavar="MODEL [MODEL ...]")
+@click.option(
+    "--level",
+    "levels",
+    multiple=True,
+    type=click.Choice(["disabled", "basic", "extended", "all"]),
+    help="Graph optimisation of ONNX Runtime; repeatable.  [default: each of them]",
+)
+@click.option("--provider", "providers", multiple=True, default=["cpu"], show_default=True, help="Repeatable.")
+@click.option("--threads", type=click.IntRange(1), help="Within an operator.  [default: all available cores]")
+@click.option("--warmup", type=click.IntRange(0), default=3, show_default=True, help="Untimed runs of each session.")
+@click.option("--rounds", type=click.IntRange(24), default=96, show_default=True, help="Most of them.")
+@click.option("--compile", "compiled", is_flag=True, help="PyTorch models through torch.compile.")
+@click.option("--tf32", is_flag=True, help="GPUs may round float32 to TensorFloat-32.")
+@INPUT_OPTIONS
+@OUTPUT_OPTIONS
+def bench(
+    models: tuple[Path, ...],
+    inputs_path: Path | None,
+    dims: dict[str, int],
+    samples: int,
+    seed: int,
+    **given: Any,
+) -> None:
+    """Time MODELs in turns, and say which are faster or slower than the first, if that can be known."""
+    from bnfold.bench.comparison import benchmark
+    from bnfold.report.bench_record import record_bench
+    from bnfold.verification.inputs import InputOptions
+
+    rendering = {name: given.pop(name) for name in ("as_json", "report", "quiet", "verbose")}
+    given["levels"] = given["levels"] or ("disabled", "basic", "extended", "all")
+    with _progress(rendering) as progress:
+        result = benchmark(models, inputs=InputOptions(inputs_path, dims, samples, seed), progress=progress, **given)
+    _render(record_bench(result), **rendering)
+
+
 @contextmanager
 def _progress(rendering: dict[str, Any]) -> Iterator[Callable[[str, int, int], None]]:
     """A progress bar on standard error, where that is a terminal."""
@@ -143,14 +180,15 @@ def _progress(rendering: dict[str, Any]) -> Iterator[Callable[[str, int, int], N
 def _render(record: dict[str, Any], as_json: bool, report: Path | None, quiet: bool, verbose: bool) -> None:
     from rich.console import Console
 
-    from bnfold.report import files, terminal
+    from bnfold.report import bench_terminal, files, terminal
 
     if report is not None:
         files.write(record, report)
     if as_json:
         click.echo(files.to_json(record))
     else:
-        terminal.show(record, Console(), verbose=verbose, quiet=quiet)
+        show = bench_terminal.show if record["command"] == "bench" else terminal.show
+        show(record, Console(), verbose=verbose, quiet=quiet)
 
 
 def main() -> None:

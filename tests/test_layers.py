@@ -25,21 +25,26 @@ LEVELS = {
     "fold": 5,
     "frontends": 6,
     "verification": 6,
+    "bench": 7,
     "api": 7,
     "report": 8,
     "cli": 9,
     "__init__": 9,
 }
 
-FORBIDDEN = {"frontends": {"rules", "planner", "fold", "verification"}, "verification": {"planner", "fold", "rules"}}
+FORBIDDEN = {
+    "frontends": {"rules", "planner", "fold", "verification"},
+    "verification": {"planner", "fold", "rules"},
+    "bench": {"planner", "fold", "rules"},
+}
 
 NUMPY_ONLY = {"errors", "affine", "linear", "health", "outcome", "ops", "graph", "rules", "planner", "fold"}
 
 LIBRARIES = {
-    "torch": ("frontends/torch/",),
-    "onnx": ("frontends/onnx/", "verification/", "api.py"),
-    "onnx_ir": ("frontends/onnx/", "api.py"),
-    "onnxruntime": ("verification/",),
+    "torch": ("frontends/torch/", "bench/torch_session.py"),
+    "onnx": ("frontends/onnx/", "verification/", "bench/models.py", "api.py"),
+    "onnx_ir": ("frontends/onnx/", "bench/models.py", "api.py"),
+    "onnxruntime": ("verification/", "bench/onnx_session.py"),
 }
 
 

@@ -1,9 +1,10 @@
 """What may be concluded from paired timings.
 
-In each round every contestant takes one turn, so a round gives one ratio ``candidate / baseline`` that slow changes of the
-machine cannot touch. Rounds come in sittings; each sitting has sessions of its own, since where a session's memory lies
-makes it faster or slower for as long as it lives. The figure is the median of all ratios. Its interval is a bootstrap that
-draws whole *sittings*: rounds of one sitting share their sessions and their moment, and are not independent.
+In each round every contestant takes one turn, so a round gives one ratio ``candidate / baseline`` that slow changes of
+the machine cannot touch. Rounds come in sittings; each sitting has sessions of its own, since where a session's memory
+lies makes it faster or slower for as long as it lives. The figure is the median of all ratios. Its interval is a
+bootstrap that draws whole *sittings*: rounds of one sitting share their sessions and their moment, and are not
+independent.
 
 Sources: Georges, Buytaert, Eeckhout, "Statistically rigorous Java performance evaluation" (OOPSLA 2007) and Kalibera,
 Jones, "Rigorous benchmarking in reasonable time" (ISMM 2013), for repeating at the level where the variation is;
@@ -126,4 +127,4 @@ def student_quantile(probability: float, freedom: int) -> float:
         (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
         (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
     )
-    return sum(term / freedom**power for power, term in enumerate(terms))
+    return float(sum(term / freedom**power for power, term in enumerate(terms)))

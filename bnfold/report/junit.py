@@ -9,6 +9,8 @@ from bnfold.report.record import Record
 
 def render(record: Record) -> str:
     """A `testsuite` document; a BatchNorm that stays is a skipped case, a failed verification a failure."""
+    if record["command"] == "bench":
+        return _document(record, [_timing(record, entry) for entry in record["entries"]])
     cases = [_case(record, outcome) for outcome in record["outcomes"]]
     verification = record["verification"]
     if verification is not None:
@@ -18,6 +20,10 @@ def render(record: Record) -> str:
                 message = f"{output['name']}: error {output['error']:.3e}, budget {output['budget']:.3e}"
                 ElementTree.SubElement(case, "failure", message=message)
         cases.append(case)
+    return _document(record, cases)
+
+
+def _document(record: Record, cases: list[ElementTree.Element]) -> str:
     suite = ElementTree.Element(
         "testsuite",
         name=f"bnfold {record['command']}",
@@ -29,6 +35,16 @@ def render(record: Record) -> str:
     suite.extend(cases)
     ElementTree.indent(suite)
     return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def _timing(record: Record, entry: Record) -> ElementTree.Element:
+    """One inference of one model, in seconds; a slower model is no failure."""
+    place = "/".join(filter(None, ["bench", entry["provider"], entry["level"]]))
+    case = ElementTree.Element("testcase", classname=place, name=entry["model"], time=f"{entry['median_ms'] / 1e3:.9f}")
+    properties = ElementTree.SubElement(case, "properties")
+    for name in ("verdict", "ratio", "ratio_low", "ratio_high", "session_ms"):
+        ElementTree.SubElement(properties, "property", name=name, value=str(entry[name]))
+    return case
 
 
 def _case(record: Record, outcome: Record) -> ElementTree.Element:
