@@ -131,7 +131,7 @@ def inspect(model: Path, fail_on_foldable: bool, **rendering: Any) -> None:
 @click.option("--provider", "providers", multiple=True, default=["cpu"], show_default=True, help="Repeatable.")
 @click.option("--threads", type=click.IntRange(1), help="Within an operator.  [default: all available cores]")
 @click.option("--warmup", type=click.IntRange(0), default=3, show_default=True, help="Untimed runs of each session.")
-@click.option("--rounds", type=click.IntRange(24), default=96, show_default=True, help="Most of them.")
+@click.option("--rounds", type=click.IntRange(32), default=240, show_default=True, help="Most of them.")
 @click.option("--compile", "compiled", is_flag=True, help="PyTorch models through torch.compile.")
 @click.option("--tf32", is_flag=True, help="GPUs may round float32 to TensorFloat-32.")
 @INPUT_OPTIONS

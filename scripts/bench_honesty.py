@@ -58,6 +58,7 @@ def measure(first: Path, second: Path, level: str, arguments: argparse.Namespace
     entries = []
     for number in range(arguments.runs):
         options = ["--level", level, "--threads", str(arguments.threads), "--seed", str(number)]
+        options += ["--rounds", str(arguments.rounds)]
         record = json.loads(bnfold("bench", str(first), str(second), *options, "--json"))
         entries.append(record["entries"][1] | {"load": record["fingerprint"]["load_after"], "took": record["seconds"]})
         print(".", end="", file=sys.stderr, flush=True)
@@ -73,6 +74,7 @@ def row(name: str, beside: str, level: str, entries: list[dict[str, Any]], argum
         beside,
         level,
         arguments.threads,
+        arguments.rounds,
         f"{min(entry['load'] for entry in entries)} to {max(entry['load'] for entry in entries)}",
         *(f"{verdicts[each]}/{len(entries)}" for each in ("no detectable change", "faster", "slower")),
         f"{statistics.median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f})",
@@ -87,19 +89,23 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--busy", type=int, default=0, help="processes that burn cores meanwhile")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--rounds", type=int, default=240)
+    parser.add_argument("--beside", nargs="+", default=["itself", "folded"], choices=["itself", "folded"])
     parser.add_argument("--levels", nargs="+", default=["disabled", "all"])
     parser.add_argument("--burn", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.burn is not None:
         burn(arguments.burn)
-    print("| model | beside | level | threads | load | no change | faster | slower | ratio | seconds |")
-    print("|---|---|---|---:|---|---:|---:|---:|---|---:|", flush=True)
+    print("| model | beside | level | threads | rounds | load | no change | faster | slower | ratio | seconds |")
+    print("|---|---|---|---:|---:|---|---:|---:|---:|---|---:|", flush=True)
     with tempfile.TemporaryDirectory() as folder, disturbed(arguments.busy):
         for model in arguments.models:
             model = LIGHT / f"light_{model}.onnx" if str(model) == "resnet50" else model
             fused = Path(folder) / f"{model.stem}.fused.onnx"
             bnfold("fuse", str(model), "-o", str(fused), "--overwrite")
-            for beside, other in (("itself", model), ("itself, folded", fused)):
+            for beside, other in (("itself", model), ("folded", fused)):
+                if beside not in arguments.beside:
+                    continue
                 for level in arguments.levels:
                     entries = measure(model, other, level, arguments)
                     print(row(model.stem, beside, level, entries, arguments), flush=True)

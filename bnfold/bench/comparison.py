@@ -131,7 +131,7 @@ def benchmark(
         providers: execution providers by their short names.
         threads: within an operator; all available cores where None.
         warmup: untimed inferences of each new session.
-        rounds: most rounds, at least 24.
+        rounds: most rounds, at least 32.
         compiled: run PyTorch models through `torch.compile`.
         tf32: let GPUs round float32 to TensorFloat-32.
         progress: told of each stage.

@@ -52,7 +52,7 @@ class BenchOptions:
     providers: tuple[str, ...] = ("cpu",)
     threads: int = field(default_factory=available_cores)
     warmup: int = 3
-    rounds: int = 96
+    rounds: int = 240
     starts: int = 3
     compiled: bool = False
     tf32: bool = False

@@ -27,17 +27,17 @@ Array = npt.NDArray[np.float64]
 ALPHA = 0.05
 """Share of intervals that may miss the true ratio."""
 
-LOOKS = 3
-"""How often a measurement may ask whether it is done; each look has an equal part of ALPHA (Bonferroni)."""
+LOOKS = (0.25, 0.5, 1.0)
+"""After what parts of a measurement it asks whether it is done; each look has an equal part of ALPHA (Bonferroni)."""
 
-PRECISION = 0.005
+PRECISION = 0.01
 """Half width, relative, at which an interval is narrow enough."""
 
 RESAMPLES = 4000
 """Resamples of a bootstrap."""
 
-FEWEST_SITTINGS = 6
-"""Below this many sittings a bootstrap has too little to draw from."""
+FEWEST_SITTINGS = 8
+"""Below this many sittings the bootstrap's intervals miss too often, even expanded ones."""
 
 
 class Verdict(StrEnum):
@@ -70,7 +70,7 @@ class Ratio:
 def paired_ratio(candidate: Array, baseline: Array, seed: int = 0) -> Ratio:
     """The median of the paired ratios and its interval.
 
-    The interval is meant to be taken at one of LOOKS looks: all of them together hold with probability ``1 - ALPHA``.
+    The interval is meant to be taken at each of the looks: all of them together hold with probability ``1 - ALPHA``.
 
     Args:
         candidate: seconds, [sittings, rounds].
@@ -81,7 +81,7 @@ def paired_ratio(candidate: Array, baseline: Array, seed: int = 0) -> Ratio:
     sittings = len(logs)
     chosen = np.random.default_rng(seed).integers(0, sittings, (RESAMPLES, sittings))
     medians = np.median(logs[chosen].reshape(RESAMPLES, -1), axis=1)
-    low, high = np.quantile(medians, _expanded_levels(sittings, ALPHA / LOOKS))
+    low, high = np.quantile(medians, _expanded_levels(sittings, ALPHA / len(LOOKS)))
     return Ratio(float(np.exp(np.median(logs))), float(np.exp(low)), float(np.exp(high)))
 
 
@@ -101,8 +101,8 @@ def decide(ratio: Ratio, noise: Ratio) -> Verdict:
 
 
 def looks(sittings: int) -> tuple[int, ...]:
-    """After how many sittings to ask whether the intervals are narrow enough: fixed beforehand, LOOKS at most."""
-    return tuple(sorted({max(FEWEST_SITTINGS, math.ceil(sittings * part / LOOKS)) for part in range(1, LOOKS + 1)}))
+    """After how many sittings to ask whether the intervals are narrow enough: fixed beforehand."""
+    return tuple(sorted({max(FEWEST_SITTINGS, math.ceil(sittings * part)) for part in LOOKS}))
 
 
 def is_narrow(ratios: list[Ratio]) -> bool:

@@ -112,8 +112,6 @@ def configured(setting: Setting) -> Iterator[None]:
     torch.set_num_threads(setting.threads)
     torch.set_float32_matmul_precision("high" if setting.tf32 else "highest")
     torch.backends.cudnn.allow_tf32 = setting.tf32
-    if setting.compiled:
-        torch.compiler.reset()
     try:
         yield
     finally:
@@ -138,8 +136,12 @@ class TorchSession:
         module = copy.deepcopy(module).to(self._device)
         if spec is None:
             module.eval()
-        self._module = torch.compile(module) if setting.compiled else module
         self._compiled = setting.compiled
+        if setting.compiled:
+            # Sessions of one class share their code: after some, the compiler would give up and run eagerly, unsaid.
+            # It compiles at the first inference, when all sessions of a sitting are open.
+            torch.compiler.reset()
+        self._module = torch.compile(module) if setting.compiled else module
         self._calls = [_arguments(feed, spec, self._device) for feed in feeds]
         self._events = self._device.type == "cuda" and setting.level is None
         self._synchronize()

@@ -38,7 +38,7 @@ def record_bench(report: BenchReport) -> Record:
             "starts": options.starts,
             "seed": options.inputs.seed,
             "confidence": 1 - statistics.ALPHA,
-            "looks": statistics.LOOKS,
+            "looks": list(statistics.LOOKS),
             "precision": statistics.PRECISION,
             "resamples": statistics.RESAMPLES,
             "tf32": options.tf32,
