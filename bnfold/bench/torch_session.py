@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -132,8 +133,10 @@ class TorchSession:
         program = load(source) if isinstance(source, Path) else source
         spec = program.call_spec.in_spec if isinstance(program, ExportedProgram) else None
         module = program.module() if isinstance(program, ExportedProgram) else program
-        # A copy: the sessions must not share memory, and a caller's module stays as it is.
-        module = copy.deepcopy(module).to(self._device)
+        with warnings.catch_warnings():  # torch warns of its own classes where an exported program is copied
+            warnings.simplefilter("ignore", FutureWarning)
+            # A copy: the sessions must not share memory, and a caller's module stays as it is.
+            module = copy.deepcopy(module).to(self._device)
         if spec is None:
             module.eval()
         self._compiled = setting.compiled

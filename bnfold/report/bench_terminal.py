@@ -1,4 +1,4 @@
-"""The record of `bench` for people: one table for each provider and level, within 80 columns."""
+"""The record of `bench` for people: one table for each provider and level, within 80 columns; times in milliseconds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bnfold.report.record import Record
 
 STYLES = {"faster": "green", "slower": "red"}
 
-COLUMNS = ("model", "median ms", "p90 ms", "ratio", "95 % interval", "session ms", "peak MB")
+COLUMNS = ("model", "median", "p90", "ratio", "95 % interval", "session", "peak MB")
 
 
 def show(record: Record, console: Console, *, verbose: bool = False, quiet: bool = False) -> None:
@@ -22,7 +22,7 @@ def show(record: Record, console: Console, *, verbose: bool = False, quiet: bool
     names = short_names([model["model"] for model in record["models"]])
     if not quiet:
         for (provider, level), entries in groupby(record["entries"], lambda entry: (entry["provider"], entry["level"])):
-            _print(console, " ".join(filter(None, [provider, level and f"at level {level}"])))
+            _print(console, " ".join(filter(None, [provider, level and f"at level {level}", "(milliseconds)"])))
             console.print(_table(list(entries), names), soft_wrap=not console.is_terminal)
         _print(console, _machine(record))
     if verbose:
