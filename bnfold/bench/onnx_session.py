@@ -125,7 +125,7 @@ def _options(setting: Setting) -> Any:
 
 
 def _provider_options(name: str, setting: Setting) -> dict[str, str]:
-    """Device and precision; TensorRT has no option for TensorFloat-32 but NVIDIA_TF32_OVERRIDE."""
+    """Device and precision; TensorRT's precision is left to the environment (NVIDIA_TF32_OVERRIDE)."""
     if name == "CUDAExecutionProvider":
         return {"device_id": "0", "use_tf32": str(int(setting.tf32))}
     return {"device_id": "0"} if name in ON_CUDA else {}
