@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bnfold.api import fuse, plan
     from bnfold.bench.comparison import benchmark
+    from bnfold.equivalence import verify
     from bnfold.errors import (
         BnfoldError,
         IncomparableError,
@@ -37,12 +38,14 @@ __all__ = [
     "benchmark",
     "fuse",
     "plan",
+    "verify",
 ]
 
 _MODULES = {
     "benchmark": "bench.comparison",
     "fuse": "api",
     "plan": "api",
+    "verify": "equivalence",
     "Fold": "outcome",
     "Outcome": "outcome",
     "Reason": "outcome",
@@ -51,6 +54,8 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "testing":
+        return import_module("bnfold.testing")
     if name not in __all__:
         raise AttributeError(f"module 'bnfold' has no attribute {name!r}")
     return getattr(import_module(f"bnfold.{_MODULES.get(name, 'errors')}"), name)

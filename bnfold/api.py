@@ -6,20 +6,22 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from glob import escape
 from pathlib import Path
 from typing import Any, Literal, TypeVar, overload
 
 import onnx
 import onnx_ir as ir
 
+from bnfold.equivalence import compare_models, verify_files
 from bnfold.errors import NotEquivalentError, OutputExistsError, UnsupportedModelError
 from bnfold.fold import fold
 from bnfold.frontends import onnx as _onnx
 from bnfold.health import Caution
-from bnfold.outcome import Outcome
+from bnfold.outcome import Fold, Outcome
 from bnfold.planner import make_plan
-from bnfold.verification.compare import Verdict, compare_files
-from bnfold.verification.inputs import InputOptions
+from bnfold.verification.compare import CompareOptions
+from bnfold.verification.verdict import Verdict
 
 Progress = Callable[[str, int, int], None]
 """Called with a stage's name, the steps done and their total."""
@@ -45,7 +47,7 @@ class Selection:
 
 
 EVERYTHING = Selection()
-DRAWN = InputOptions()
+STANDARD = CompareOptions()
 
 
 @dataclass(frozen=True)
@@ -196,7 +198,7 @@ def fuse_file(
     *,
     selection: Selection = EVERYTHING,
     verify: bool = True,
-    inputs: InputOptions = DRAWN,
+    comparison: CompareOptions = STANDARD,
     overwrite: bool = False,
     progress: Progress = _silent,
 ) -> FileResult:
@@ -207,7 +209,7 @@ def fuse_file(
         output: the file to write; it may be the same with `overwrite`.
         selection: which BatchNorms may fold.
         verify: compare the result with the original before it is written.
-        inputs: what to compare them on.
+        comparison: how they are compared.
         overwrite: replace an `output` that exists.
         progress: told of each stage.
 
@@ -229,17 +231,43 @@ def fuse_file(
         _onnx.save(graph, output, Path(folder))
         verdict = None
         if verify:
-            progress("verify", 0, 1)
-            verdict = compare_files(model, staged, inputs)
-            progress("verify", 1, 1)
+            verdict = verify_files(model, staged, comparison, progress).verdict
         if verdict is not None and not verdict.is_equivalent:
-            raise NotEquivalentError(
-                f"{output}: not written, since output {verdict.worst.name!r} differs from the original's "
-                f"(error {verdict.worst.error:.2e}, budget {verdict.worst.budget:.2e}); please report this as a bug"
-            )
+            guilty = _guilty_fold(model, outcomes, comparison)
+            seconds = time.perf_counter() - start
+            failed = FileResult(model, None, outcomes, warnings, before, None, verdict, seconds)
+            raise NotEquivalentError(_complaint(output, verdict, guilty), failed)
         after = _size(graph, staged)
         _onnx.publish(Path(folder), output)
     return FileResult(model, output, outcomes, warnings, before, after, verdict, time.perf_counter() - start)
+
+
+def _guilty_fold(model: Path, outcomes: Sequence[Outcome], comparison: CompareOptions) -> str | None:
+    """The first fold without which those before it are equivalent, found by bisection; None where none stands out."""
+    names = [outcome.batchnorm for outcome in outcomes if isinstance(outcome, Fold)]
+    escaped = [escape(name) for name in names]
+
+    def is_equivalent(count: int) -> bool:
+        graph = _onnx.load(model)
+        _fuse_graph(graph, Selection(tuple(escaped[:count]) or ("",)), _silent)
+        return compare_models(model, graph, comparison).is_equivalent
+
+    good, bad = 0, len(names)
+    if not is_equivalent(good) or is_equivalent(bad):
+        return None
+    while bad - good > 1:
+        middle = (good + bad) // 2
+        good, bad = (middle, bad) if is_equivalent(middle) else (good, middle)
+    return names[bad - 1]
+
+
+def _complaint(output: Path, verdict: Verdict, guilty: str | None) -> str:
+    worst = verdict.first_divergence.verdict if verdict.first_divergence else verdict.worst
+    by = f"; the fold of {guilty!r} is the first that makes a difference" if guilty else ""
+    return (
+        f"{output}: not written, since {worst.name!r} differs from the original's: {worst.reason} "
+        f"(error {worst.error:.2e}, budget {worst.budget:.2e}){by}; please report this as a bug"
+    )
 
 
 def _size(model: ir.Model, path: Path) -> Size:

@@ -11,11 +11,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from bnfold.errors import BnfoldError
+from bnfold.errors import BnfoldError, NotEquivalentError
+
+if TYPE_CHECKING:
+    from bnfold.verification.inputs import InputOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -56,6 +59,11 @@ INPUT_OPTIONS = _options(
     click.option("--seed", type=int, default=0, show_default=True, help="Of the drawn inputs."),
 )
 
+EFFORT_OPTIONS = _options(
+    click.option("--fast", "effort", flag_value="fast", help="Fewer drawn inputs, fewer measurements of noise."),
+    click.option("--thorough", "effort", flag_value="thorough", help="More of both, and every inner value."),
+)
+
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(version("bnfold"), prog_name="bnfold")
@@ -71,6 +79,7 @@ def cli() -> None:
 @click.option("--skip", multiple=True, metavar="GLOB", help="Keep BatchNorms with such names.")
 @click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
 @INPUT_OPTIONS
+@EFFORT_OPTIONS
 @OUTPUT_OPTIONS
 def fuse(
     model: Path,
@@ -79,28 +88,75 @@ def fuse(
     only: tuple[str, ...],
     skip: tuple[str, ...],
     overwrite: bool,
-    inputs_path: Path | None,
-    dims: dict[str, int],
-    samples: int,
-    seed: int,
-    **rendering: Any,
+    **others: Any,
 ) -> None:
     """Fold every BatchNorm of MODEL that can fold exactly, verify the result, and write it."""
     from bnfold import api
     from bnfold.report.record import record_file
-    from bnfold.verification.inputs import InputOptions
+    from bnfold.verification.compare import CompareOptions
 
+    inputs, rendering = _inputs(others)
     with _progress(rendering) as progress:
-        result = api.fuse_file(
-            model,
-            output,
-            selection=api.Selection(only, skip),
-            verify=not no_verify,
-            inputs=InputOptions(inputs_path, dims, samples, seed),
-            overwrite=overwrite,
-            progress=progress,
-        )
+        try:
+            result = api.fuse_file(
+                model,
+                output,
+                selection=api.Selection(only, skip),
+                verify=not no_verify,
+                comparison=CompareOptions(inputs),
+                overwrite=overwrite,
+                progress=progress,
+            )
+        except NotEquivalentError as error:
+            _render(record_file("fuse", error.result), **{**rendering, "quiet": True})
+            raise
     _render(record_file("fuse", result), **rendering)
+
+
+def _inputs(options: dict[str, Any]) -> tuple[InputOptions, dict[str, Any]]:
+    """What the options of `INPUT_OPTIONS` and `EFFORT_OPTIONS` ask for, and the options that are left."""
+    from bnfold.verification.inputs import Effort, InputOptions
+
+    names = ("inputs_path", "dims", "samples", "seed", "effort")
+    path, dims, samples, seed, effort = (options[name] for name in names)
+    left = {name: value for name, value in options.items() if name not in names}
+    return InputOptions(path, dims, samples, seed, Effort(effort or "standard")), left
+
+
+@cli.command()
+@click.argument("reference", type=PATH)
+@click.argument("candidate", type=PATH)
+@click.option(
+    "--provider", "providers", multiple=True, help="Where CANDIDATE must agree too, as deployed: cpu, cuda ..."
+)
+@click.option("--atol", type=click.FloatRange(0), help="Fixed absolute tolerance for outputs, in place of the budget.")
+@click.option("--rtol", type=click.FloatRange(0), help="Fixed relative tolerance for outputs, in place of the budget.")
+@click.option("--outputs-only", is_flag=True, help="Do not compare inner values that carry the same name.")
+@INPUT_OPTIONS
+@EFFORT_OPTIONS
+@OUTPUT_OPTIONS
+def verify(
+    reference: Path,
+    candidate: Path,
+    providers: tuple[str, ...],
+    atol: float | None,
+    rtol: float | None,
+    outputs_only: bool,
+    **others: Any,
+) -> None:
+    """Decide whether CANDIDATE is the same model as REFERENCE, apart from rounding; exit 1 if it is not."""
+    from bnfold.equivalence import verify_files
+    from bnfold.report.record import record_comparison
+    from bnfold.verification.compare import CompareOptions, Tolerance
+
+    inputs, rendering = _inputs(others)
+    tolerance = None if atol is None and rtol is None else Tolerance(atol or 0.0, rtol or 0.0)
+    options = CompareOptions(inputs, providers, tolerance, outputs_only)
+    with _progress(rendering) as progress:
+        result = verify_files(reference, candidate, options, progress)
+    _render(record_comparison(result), **rendering)
+    if not result.verdict.is_equivalent:
+        sys.exit(1)
 
 
 @cli.command()
@@ -186,6 +242,8 @@ def _render(record: dict[str, Any], as_json: bool, report: Path | None, quiet: b
         files.write(record, report)
     if as_json:
         click.echo(files.to_json(record))
+    elif record["command"] == "verify":
+        terminal.show_comparison(record, Console(), verbose=verbose, quiet=quiet)
     else:
         show = bench_terminal.show if record["command"] == "bench" else terminal.show
         show(record, Console(), verbose=verbose, quiet=quiet)

@@ -1,5 +1,7 @@
 """User errors: what the command line prints as one line and ends with a documented exit code."""
 
+from typing import Any
+
 
 class BnfoldError(Exception):
     """Something outside bnfold is wrong, and the message says what and where."""
@@ -20,9 +22,17 @@ class OutputExistsError(BnfoldError):
 
 
 class NotEquivalentError(BnfoldError):
-    """The rewritten model differs from the original: a defect, so nothing was written."""
+    """The rewritten model differs from the original: a defect, so nothing was written.
+
+    Attributes:
+        result: what was found.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str, result: Any) -> None:
+        super().__init__(message)
+        self.result = result
 
 
 class MissingExtraError(BnfoldError):

@@ -46,7 +46,10 @@ def transcript(command: str, folder: Path) -> str:
     assert all(path.exists() for path in before)
     text = "\n".join(lines) + "\n"
     text = re.sub(r"\d+\.\d+ s\b", "N s", text)
-    text = re.sub(r'"seconds": [\d.]+', '"seconds": N', text)
+    text = re.sub(r'"(seconds|error|budget|excess|snr_db|ulp|argmax_margin)": [\d.e+-]+', r'"\1": N', text)
+    text = re.sub(r'"test": "[^"]*"', '"test": "T"', text)
+    text = re.sub(r"\b\d+ dB", "N dB", text)
+    text = re.sub(r"[\d.e+]+ times what rounding explains \([^)]*\)", "N times what rounding explains (T)", text)
     return re.sub(r"\d\.\d+e-\d\d\b|(?<=: )\d\.\d+e-\d\d\b", "N", text)
 
 

@@ -25,11 +25,13 @@ LEVELS = {
     "fold": 5,
     "frontends": 6,
     "verification": 6,
-    "bench": 7,
-    "api": 7,
-    "report": 8,
-    "cli": 9,
-    "__init__": 9,
+    "equivalence": 7,
+    "bench": 8,
+    "testing": 8,
+    "api": 8,
+    "report": 9,
+    "cli": 10,
+    "__init__": 10,
 }
 
 FORBIDDEN = {
@@ -42,8 +44,8 @@ NUMPY_ONLY = {"errors", "affine", "linear", "health", "outcome", "ops", "graph",
 
 LIBRARIES = {
     "torch": ("frontends/torch/", "bench/torch_session.py"),
-    "onnx": ("frontends/onnx/", "verification/", "bench/models.py", "api.py"),
-    "onnx_ir": ("frontends/onnx/", "bench/models.py", "api.py"),
+    "onnx": ("frontends/onnx/", "verification/", "bench/models.py", "api.py", "equivalence.py"),
+    "onnx_ir": ("frontends/onnx/", "bench/models.py", "api.py", "equivalence.py"),
     "onnxruntime": ("verification/", "bench/onnx_session.py"),
 }
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from onnx_graphs import model, node, norm, random, statistics
 
-from bnfold import InvalidModelError, NotEquivalentError, api
+from bnfold import InvalidModelError, NotEquivalentError
 from bnfold.api import fuse_file
-from bnfold.verification.compare import OutputVerdict, Verdict
+from bnfold.linear import Linear
 
 
 def proto() -> onnx.ModelProto:
@@ -67,10 +68,23 @@ def test_missing_external_data_is_one_error(external: Path, tmp_path: Path) -> N
     assert names(tmp_path) == ["source"]
 
 
-def test_a_result_that_differs_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    onnx.save(proto(), tmp_path / "m.onnx")
-    wrong = Verdict((OutputVerdict("y", "cpu", 1.0, 1e-5, False),), 1)
-    monkeypatch.setattr(api, "compare_files", lambda *arguments: wrong)
-    with pytest.raises(NotEquivalentError, match="'y'"):
+def test_a_result_that_differs_is_not_written_and_the_guilty_fold_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernels = {"u": random(4, 4, 3, 3) / 4, "v": random(5, 4, 3, 3) / 4, "w": random(6, 5, 3, 3) / 4}
+    nodes = [node("Conv", "x u", "a"), norm("a", "b", "p"), node("Conv", "b v", "c"), norm("c", "d", "q")]
+    nodes += [node("Conv", "d w", "e"), norm("e", "y", "r")]
+    constants = kernels | statistics(4, "p") | statistics(5, "q") | statistics(6, "r")
+    typed = {name: np.asarray(array, np.float32) for name, array in constants.items()}
+    onnx.save(model(nodes, typed, (1, 4, 12, 12), dtype=np.float32), tmp_path / "m.onnx")
+    solve = Linear.solve_bias
+
+    def solve_wrongly(self: Linear, *arguments: Any) -> np.ndarray | None:
+        bias = solve(self, *arguments)
+        return bias + 1e-3 if bias is not None and self.out_channels == 5 else bias
+
+    monkeypatch.setattr(Linear, "solve_bias", solve_wrongly)
+    with pytest.raises(NotEquivalentError, match="the fold of 'BatchNormalization_d' is the first") as raised:
         fuse_file(tmp_path / "m.onnx", tmp_path / "out.onnx")
+    assert "'d' differs" in str(raised.value)
     assert names(tmp_path) == ["m.onnx"]

@@ -1,69 +1,326 @@
-"""The comparison notices what it must."""
+"""The verification notices what it must, and nothing else."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
-from onnx import numpy_helper
-from onnx_graphs import model, node, random
+from onnx import TensorProto, helper, numpy_helper
+from onnx_graphs import model, node, norm, random, statistics
 
+import bnfold
 from bnfold import IncomparableError
-from bnfold.verification.compare import compare_files
-from bnfold.verification.inputs import InputOptions
+from bnfold.verification import opinion
+
+Array = np.ndarray
 
 
-def write(path: Path, kernel: np.ndarray, *, op: str = "Relu") -> Path:
-    nodes = [node("Conv", "x w", "c"), node(op, "c", "y")]
-    onnx.save(model(nodes, {"w": kernel.astype(np.float32)}, ("N", 4, 8, 8), dtype=np.float32), path)
+def network(**changes: Array) -> onnx.ModelProto:
+    """Two convolutions, each with a BatchNorm, and a head with two outputs."""
+    constants = {
+        "w": random(8, 3, 3, 3, seed=1),
+        "b": random(8, seed=1),
+        **statistics(8, "n_"),
+        "v": random(8, 8, 3, 3, seed=2) / 8,
+        **statistics(8, "m_"),
+        "u": random(8, 10, seed=3),
+    } | changes
+    nodes = [
+        node("Conv", "x w b", "c", pads=[1, 1, 1, 1]),
+        norm("c", "n", "n_"),
+        node("Relu", "n", "r"),
+        node("Conv", "r v", "d", pads=[1, 1, 1, 1]),
+        norm("d", "m", "m_"),
+        node("Relu", "m", "s"),
+        node("GlobalAveragePool", "s", "p"),
+        node("Flatten", "p", "f"),
+        node("MatMul", "f u", "logits"),
+        node("ArgMax", "logits", "label", axis=1),
+    ]
+    typed = {name: np.asarray(array, np.float32) for name, array in constants.items()}
+    made = model(nodes, typed, ("N", 3, "H", "W"), outputs="logits", dtype=np.float32)
+    made.graph.output.append(helper.make_tensor_value_info("label", TensorProto.INT64, ("N", 1)))
+    return made
+
+
+def only_the_label(proto: onnx.ModelProto) -> onnx.ModelProto:
+    del proto.graph.output[0]
+    return proto
+
+
+def save(proto: onnx.ModelProto, path: Path) -> Path:
+    onnx.save(proto, path)
     return path
 
 
-@pytest.fixture
-def reference(tmp_path: Path) -> Path:
-    return write(tmp_path / "reference.onnx", random(3, 4, 3, 3))
-
-
-def test_a_model_equals_itself(reference: Path) -> None:
-    verdict = compare_files(reference, reference, InputOptions())
+def test_a_model_equals_itself() -> None:
+    verdict = bnfold.verify(network(), network())
     assert verdict.is_equivalent
     assert verdict.worst.error == 0
 
 
-@pytest.mark.parametrize("fault", [1e-3, -0.5, np.nan, np.inf])
-def test_one_wrong_weight_is_seen(reference: Path, tmp_path: Path, fault: float) -> None:
-    kernel = random(3, 4, 3, 3)
-    kernel[1, 2, 1, 1] += fault
-    assert not compare_files(reference, write(tmp_path / "other.onnx", kernel), InputOptions()).is_equivalent
+def test_a_fused_model_is_equivalent_inside_as_well() -> None:
+    verdict = bnfold.verify(network(), bnfold.fuse(network()))
+    assert verdict.is_equivalent
+    assert [each.name for each in verdict.values] == ["n", "r", "m", "s", "p", "f"]
+    assert 0 < verdict.worst.error < verdict.worst.budget < 1e-4
 
 
-def test_nowhere_finite_is_no_pass(tmp_path: Path) -> None:
-    path = write(tmp_path / "nan.onnx", np.full((3, 4, 3, 3), np.nan))
-    assert not compare_files(path, path, InputOptions()).is_equivalent
+@pytest.mark.parametrize("seed", range(5))
+def test_weights_one_unit_apart_are_equivalent(seed: int) -> None:
+    def moved(array: Array) -> Array:
+        signs = np.random.default_rng(seed).integers(0, 2, array.shape) * 2 - 1
+        return np.nextafter(array.astype(np.float32), np.float32(np.inf) * signs)
+
+    other = network(w=moved(random(8, 3, 3, 3, seed=1)), v=moved(random(8, 8, 3, 3, seed=2) / 8))
+    assert bnfold.verify(network(), other, seed=seed).is_equivalent
 
 
-def test_other_outputs_cannot_be_compared(reference: Path, tmp_path: Path) -> None:
-    other = onnx.load(reference)
-    other.graph.output[0].name = "c"
-    onnx.save(other, tmp_path / "other.onnx")
-    with pytest.raises(IncomparableError, match="other inputs or outputs"):
-        compare_files(reference, tmp_path / "other.onnx", InputOptions())
+@pytest.mark.parametrize("fault", [1e-4, -0.5, np.nan, np.inf])
+def test_one_wrong_weight_is_seen(fault: float) -> None:
+    kernel = random(8, 8, 3, 3, seed=2) / 8
+    kernel[3, 2, 1, 1] += fault
+    verdict = bnfold.verify(network(), network(v=kernel))
+    assert not verdict.is_equivalent
+    assert verdict.first_divergence is not None
+    assert (verdict.first_divergence.name, verdict.first_divergence.channel) == ("d", 3)
+    assert verdict.first_divergence.node == "Conv_d"
 
 
-def test_inputs_are_found_in_every_form(reference: Path, tmp_path: Path) -> None:
-    x = random(5, 4, 8, 8, dtype=np.float32)
+def test_a_fault_that_argmax_hides_is_seen_inside() -> None:
+    verdict = bnfold.verify(only_the_label(network()), only_the_label(network(b=random(8, seed=1) + 1e-4)))
+    assert verdict.outputs[0].is_equivalent
+    assert not verdict.is_equivalent
+    assert bnfold.verify(
+        only_the_label(network()), only_the_label(network(b=random(8, seed=1) + 1e-4)), outputs_only=True
+    ).is_equivalent
+
+
+def test_nowhere_finite_is_no_pass() -> None:
+    broken = network(v=np.full((8, 8, 3, 3), np.nan))
+    verdict = bnfold.verify(broken, broken)
+    assert not verdict.is_equivalent
+    assert "void" in verdict.worst.reason
+
+
+def test_nan_at_the_same_place_is_reported() -> None:
+    kernel = random(8, 10, seed=3)
+    kernel[:, 4] = np.nan
+    verdict = bnfold.verify(network(u=kernel), bnfold.fuse(network(u=kernel)))
+    assert verdict.outputs[0].is_equivalent
+    assert verdict.outputs[0].observation.counts.reference > 0
+
+
+def test_a_lost_nan_is_a_difference() -> None:
+    kernel = random(8, 10, seed=3)
+    kernel[:, 4] = np.nan
+    assert not bnfold.verify(network(u=kernel), network()).is_equivalent
+
+
+def test_an_overflow_of_the_reference_on_a_drawn_extreme_is_left_out() -> None:
+    def half(scale: float) -> onnx.ModelProto:
+        nodes = [node("Conv", "x w", "c"), norm("c", "n"), node("Relu", "n", "y")]
+        constants = {"w": scale * random(4, 3, 3, 3), **statistics(4)}
+        typed = {name: np.asarray(array, np.float16) for name, array in constants.items()}
+        return model(nodes, typed, (2, 3, 8, 8), dtype=np.float16)
+
+    verdict = bnfold.verify(half(300.0), bnfold.fuse(half(300.0)))
+    assert verdict.is_equivalent
+    assert any("overflows on the input 'large'" in finding for finding in verdict.findings)
+
+
+def test_a_budget_is_no_constant() -> None:
+    """A last layer that cancels what comes before is noisier, by itself."""
+    cancelling = np.concatenate([random(4, 10, seed=3), -random(4, 10, seed=3)])
+    same = {"v": np.concatenate([random(4, 8, 3, 3, seed=2)] * 2) / 8}
+    same |= {f"m_{name}": np.concatenate([array[:4]] * 2) for name, array in statistics(8).items()}
+    calm, noisy = network(), network(u=cancelling + 1e-4, **same)
+    budgets = [bnfold.verify(each, bnfold.fuse(each)).outputs[0].budget for each in (calm, noisy)]
+    assert budgets[1] > 100 * budgets[0]
+
+
+def test_a_jump_within_reach_of_rounding_is_no_difference() -> None:
+    """Exactly half a step, up to rounding: which integer it becomes is a matter of luck, in both models alike."""
+    nodes = [node("Conv", "x w", "c"), norm("c", "n"), node("Round", "n", "y")]
+    parameters = {"gamma": [1.0] * 4, "beta": [0.5] * 4, "mean": [0.3] * 4, "var": [1.0] * 4}
+    constants = {"w": np.zeros((4, 3, 1, 1)), **{name: np.array(value) for name, value in parameters.items()}}
+    constants["w"][:, :, 0, 0] = 0.1
+    constants["beta"] = 0.5 - (0.3 - constants["mean"]) / np.sqrt(1 + 1e-5)
+    made = model(nodes, {k: np.float32(v) for k, v in constants.items()}, (2, 3, 8, 8), dtype=np.float32)
+    ones = [{"x": np.ones((2, 3, 8, 8), np.float32)}]
+    assert bnfold.verify(made, bnfold.fuse(made), ones).is_equivalent
+
+
+def test_a_name_that_moved_to_a_later_value_is_no_difference() -> None:
+    """Other tools let the fused convolution keep the convolution's own name."""
+    fused = bnfold.fuse(network())
+    for each in fused.graph.node:
+        for names in (each.input, each.output):
+            names[:] = ["d" if name == "m" else name for name in names]
+    verdict = bnfold.verify(network(), fused)
+    assert verdict.is_equivalent
+    assert any("'d' holds what 'm' held" in finding for finding in verdict.findings)
+
+
+def test_a_skipped_batchnorm_is_no_renaming() -> None:
+    skipped = network()
+    for each in skipped.graph.node:
+        each.input[:] = ["d" if name == "m" else name for name in each.input]
+        each.output[:] = ["unused" if name == "m" else name for name in each.output]
+    assert not bnfold.verify(network(), skipped).is_equivalent
+
+
+def test_the_truth_settles_what_the_reference_gets_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A float32 sum of 2^24 and then ones never moves; one that begins with the ones is right."""
+
+    def total(first: int, **attributes: int) -> onnx.ModelProto:
+        nodes = [node("CumSum", "x axis", "s", **attributes), node("Gather", "s first", "y", axis=1)]
+        return model(nodes, {"axis": np.array(1), "first": np.array([first])}, (1, 200), dtype=np.float32)
+
+    reference, candidate = total(199), total(0, reverse=1)
+    ones = np.ones((200, 1))
+    ones[0] = 2.0**24
+    feeds = [{"x": ones.T.astype(np.float32)}]
+    verdict = bnfold.verify(reference, candidate, feeds, outputs_only=True)
+    assert verdict.is_equivalent
+    assert any("as near to the float64 result" in finding for finding in verdict.findings)
+    monkeypatch.setattr(opinion, "SECONDS", -1.0)
+    assert not bnfold.verify(reference, candidate, feeds, outputs_only=True).is_equivalent
+
+
+def rename_output(proto: onnx.ModelProto) -> None:
+    proto.graph.output[0].name = "f"
+
+
+def swap_outputs(proto: onnx.ModelProto) -> None:
+    first = proto.graph.output[0]
+    second = proto.graph.output[1]
+    kept = onnx.ValueInfoProto()
+    kept.CopyFrom(first)
+    first.CopyFrom(second)
+    second.CopyFrom(kept)
+
+
+def rename_input(proto: onnx.ModelProto) -> None:
+    proto.graph.input[0].name = "z"
+    proto.graph.node[0].input[0] = "z"
+
+
+def change_rank(proto: onnx.ModelProto) -> None:
+    proto.graph.input[0].type.tensor_type.shape.dim.add().dim_value = 1
+
+
+def change_size(proto: onnx.ModelProto) -> None:
+    proto.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 4
+
+
+@pytest.mark.parametrize("change", [rename_output, swap_outputs, rename_input, change_rank, change_size])
+def test_another_interface_cannot_be_compared(change: Callable[[onnx.ModelProto], None]) -> None:
+    other = network()
+    change(other)
+    with pytest.raises(IncomparableError, match=r"other (in|out)puts"):
+        bnfold.verify(network(), other)
+
+
+def test_a_fixed_tolerance_judges_outputs_alone() -> None:
+    other = network(b=random(8, seed=1) + 1e-4)
+    assert bnfold.verify(network(), other, atol=1e-2).is_equivalent
+    assert not bnfold.verify(network(), other, atol=1e-7).is_equivalent
+    assert bnfold.verify(network(), other, rtol=1e-7, atol=1e-2).values == ()
+
+
+def test_inputs_are_found_in_every_form(tmp_path: Path) -> None:
+    path = save(network(), tmp_path / "model.onnx")
+    x = random(5, 3, 8, 8, dtype=np.float32)
     np.savez(tmp_path / "inputs.npz", x=x, label=np.arange(5))
-    for folder in ("npy", "pb"):
-        (tmp_path / folder).mkdir()
+    for folder in ("npy", "pb", "sets/test_data_set_0", "sets/test_data_set_1"):
+        (tmp_path / folder).mkdir(parents=True)
     np.save(tmp_path / "npy" / "x.npy", x)
-    (tmp_path / "pb" / "input_0.pb").write_bytes(numpy_helper.from_array(x).SerializeToString())
-    for name in ("inputs.npz", "npy", "pb"):
-        assert compare_files(reference, reference, InputOptions(tmp_path / name)).is_equivalent
+    for folder in ("pb", "sets/test_data_set_0", "sets/test_data_set_1"):
+        (tmp_path / folder / "input_0.pb").write_bytes(numpy_helper.from_array(x).SerializeToString())
+    for name, count in {"inputs.npz": 1, "npy": 1, "pb": 1, "sets": 2}.items():
+        verdict = bnfold.verify(path, path, tmp_path / name)
+        assert verdict.is_equivalent
+        assert len(verdict.samples) == count
+    assert bnfold.verify(path, path, {"x": x}).samples[0].shapes == {"x": [5, 3, 8, 8]}
 
 
-def test_inputs_that_do_not_fit_are_an_error(reference: Path, tmp_path: Path) -> None:
-    np.savez(tmp_path / "inputs.npz", x=random(5, 3, 8, 8, dtype=np.float32))
+def test_inputs_that_do_not_fit_are_an_error() -> None:
     with pytest.raises(IncomparableError, match="the model wants"):
-        compare_files(reference, reference, InputOptions(tmp_path / "inputs.npz"))
+        bnfold.verify(network(), network(), {"x": random(5, 4, 8, 8, dtype=np.float32)})
+
+
+def test_drawn_inputs_expose_faults() -> None:
+    samples = {each.label: each.feeds["x"] for each in bnfold.verify(network(), network()).samples}
+    assert set(samples) == {"normal", "uniform", "zeros", "ones", "impulses", "channels", "large"}
+    assert not samples["zeros"].any()
+    assert (samples["ones"] == 1).all()
+    assert samples["impulses"].sum() == 2 * 3 * 9
+    assert [np.flatnonzero(each.any(axis=(1, 2))).tolist() for each in samples["channels"]] == [[2], [0]]
+    assert np.abs(samples["large"]).max() > 100
+
+
+def test_dynamic_dimensions_are_tried_at_two_sizes() -> None:
+    shapes = [each.shapes["x"] for each in bnfold.verify(network(), network()).samples[:2]]
+    assert shapes == [[2, 3, 32, 32], [1, 3, 33, 33]]
+    shapes = [each.shapes["x"] for each in bnfold.verify(network(), network(), dims={"N": 4, "H": 9}).samples[:2]]
+    assert shapes == [[4, 3, 9, 32], [4, 3, 9, 33]]
+
+
+def test_a_size_that_the_model_does_not_take_is_not_tried() -> None:
+    nodes = [node("Conv", "x w", "c", pads=[1, 1, 1, 1]), node("Reshape", "c shape", "y")]
+    constants = {"w": random(4, 3, 3, 3, dtype=np.float32), "shape": np.array([-1, 4 * 64 * 64])}
+    made = model(nodes, constants, ("N", 3, "H", "W"), dtype=np.float32)
+    verdict = bnfold.verify(made, made)
+    assert verdict.samples[0].shapes == {"x": [2, 3, 64, 64]}
+    assert any("does not run with" in finding for finding in verdict.findings)
+
+
+def test_integer_inputs_stay_below_the_length_of_their_table() -> None:
+    nodes = [node("Gather", "table x", "g"), node("MatMul", "g w", "y")]
+    constants = {"table": random(50, 8, dtype=np.float32), "w": random(8, 8, dtype=np.float32)}
+    made = model(nodes, constants, (4, 16), dtype=np.float32)
+    made.graph.input[0].type.tensor_type.elem_type = TensorProto.INT64
+    x = bnfold.verify(made, made).samples[0].feeds["x"]
+    assert 2 < x.max() < 50
+
+
+def test_an_unknown_provider_is_an_error_and_no_fallback() -> None:
+    for provider in ("cuda", "abacus"):
+        with pytest.raises(IncomparableError, match=f"provider '{provider}'"):
+            bnfold.verify(network(), network(), providers=[provider])
+
+
+def test_what_the_runtime_changes_by_itself_is_a_finding() -> None:
+    """ONNX Runtime folds this BatchNorm along the wrong axis at its default level."""
+    nodes = [node("MatMul", "x w", "p"), node("Transpose", "p", "t", perm=[1, 0]), norm("t", "y")]
+    constants = {"w": random(6, 6), **statistics(6)}
+    made = model(nodes, {k: np.asarray(v, np.float32) for k, v in constants.items()}, (6, 6), dtype=np.float32)
+    verdict = bnfold.verify(made, made)
+    assert verdict.is_equivalent
+    assert any("the runtime by itself changes 'y'" in finding for finding in verdict.findings)
+    assert not bnfold.verify(made, made, providers=["cpu"]).is_equivalent
+
+
+def test_assert_equivalent_reads_well() -> None:
+    with pytest.raises(AssertionError) as raised:
+        bnfold.testing.assert_equivalent(network(), network(b=random(8, seed=1) + 1e-3))
+    lines = str(raised.value).splitlines()
+    assert lines[0].startswith("not equivalent:")
+    assert lines[1] == "  starts at c (node Conv_c, channel 7)" or "starts at c (node Conv_c" in lines[1]
+    assert "times what rounding explains" in lines[3]
+    assert bnfold.testing.assert_equivalent(network(), bnfold.fuse(network())).is_equivalent
+
+
+def test_every_effort_agrees() -> None:
+    counts: list[Any] = []
+    for effort in ("fast", "standard", "thorough"):
+        verdict = bnfold.verify(network(), bnfold.fuse(network()), effort=effort)
+        assert verdict.is_equivalent
+        assert not bnfold.verify(network(), network(b=random(8, seed=1) + 1e-3), effort=effort).is_equivalent
+        counts.append(len(verdict.samples))
+    assert counts == [2, 8, 14]

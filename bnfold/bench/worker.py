@@ -37,7 +37,7 @@ def start(job: dict[str, Any]) -> dict[str, Any]:
         "session_ms": (opened - began) * 1e3,
         "first_run_ms": first * 1e3,
         "memory_before_bytes": before,
-        "peak_bytes": __import__("resource").getrusage(0).ru_maxrss*1024,
+        "peak_bytes": _memory("VmHWM"),
         "details": session.details,
         "placement": _placement(path, setting, feed) if job["places"] else None,
     }

@@ -1,4 +1,4 @@
-"""The record as JUnit XML: one test case for each BatchNorm, one for the verification."""
+"""The record as JUnit XML: a test case for each BatchNorm, for each output, and for all inner values together."""
 
 from __future__ import annotations
 
@@ -8,22 +8,14 @@ from bnfold.report.record import Record
 
 
 def render(record: Record) -> str:
-    """A `testsuite` document; a BatchNorm that stays is a skipped case, a failed verification a failure."""
+    """A `testsuite` document; a BatchNorm that stays is a skipped case, an output that differs a failure."""
     if record["command"] == "bench":
-        return _document(record, [_timing(record, entry) for entry in record["entries"]])
-    cases = [_case(record, outcome) for outcome in record["outcomes"]]
-    verification = record["verification"]
-    if verification is not None:
-        case = ElementTree.Element("testcase", classname=record["model"], name="equivalent")
-        for output in verification["outputs"]:
-            if not output["equivalent"]:
-                message = f"{output['name']}: error {output['error']:.3e}, budget {output['budget']:.3e}"
-                ElementTree.SubElement(case, "failure", message=message)
-        cases.append(case)
-    return _document(record, cases)
-
-
-def _document(record: Record, cases: list[ElementTree.Element]) -> str:
+        cases = [_timing(record, entry) for entry in record["entries"]]
+    elif record["command"] == "verify":
+        cases = _verification(record["candidate"], record)
+    else:
+        cases = [_case(record, outcome) for outcome in record["outcomes"]]
+        cases += _verification(record["model"], record["verification"]) if record["verification"] else []
     suite = ElementTree.Element(
         "testsuite",
         name=f"bnfold {record['command']}",
@@ -44,6 +36,28 @@ def _timing(record: Record, entry: Record) -> ElementTree.Element:
     properties = ElementTree.SubElement(case, "properties")
     for name in ("verdict", "ratio", "ratio_low", "ratio_high", "session_ms"):
         ElementTree.SubElement(properties, "property", name=name, value=str(entry[name]))
+    return case
+
+
+def _verification(model: str, verification: Record) -> list[ElementTree.Element]:
+    """Outputs by name, place and level; one that differs only as deployed, where nobody asked, is skipped."""
+    cases: list[ElementTree.Element] = []
+    for output in verification["outputs"]:
+        where = f"{output['provider']}, optimisation {output['level']}"
+        cases.append(_verdict(model, f"output {output['name']} ({where})", output))
+        if verification["equivalent"] and output["reason"]:
+            cases[-1][0].tag = "skipped"
+    differing = [value for value in verification["values"] if value["reason"]]
+    if verification["values"]:
+        cases.append(_verdict(model, "inner values", differing[0] if differing else verification["values"][0]))
+    return cases
+
+
+def _verdict(model: str, name: str, verdict: Record) -> ElementTree.Element:
+    case = ElementTree.Element("testcase", classname=model, name=name)
+    if verdict["reason"]:
+        message = f"{verdict['name']}: {verdict['reason']} (on the input {verdict['input']!r})"
+        ElementTree.SubElement(case, "failure", message=message)
     return case
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import Any
 
 from bnfold.api import FileResult
+from bnfold.equivalence import Comparison
 from bnfold.health import Caution
 from bnfold.outcome import Fold, Outcome
-from bnfold.verification.compare import Verdict
+from bnfold.verification.verdict import Divergence, ValueVerdict, Verdict
 
 Record = dict[str, Any]
 
@@ -69,18 +71,75 @@ def _warning(warning: Caution) -> Record:
     }
 
 
+def record_comparison(result: Comparison) -> Record:
+    """The record of `verify`."""
+    return {
+        "schema": SCHEMA,
+        "command": "verify",
+        "reference": str(result.reference),
+        "candidate": str(result.candidate),
+        **_verification(result.verdict),
+        "seconds": round(result.seconds, 3),
+    }
+
+
 def _verification(verdict: Verdict) -> Record:
+    divergence = verdict.first_divergence
     return {
         "equivalent": verdict.is_equivalent,
-        "inputs": verdict.inputs,
-        "outputs": [
-            {
-                "name": output.name,
-                "provider": output.provider,
-                "error": output.error,
-                "budget": output.budget,
-                "equivalent": output.is_equivalent,
-            }
-            for output in verdict.outputs
-        ],
+        "inputs": len(verdict.samples),
+        "samples": [{"label": sample.label, "shapes": sample.shapes} for sample in verdict.samples],
+        "outputs": [_output(each) for each in verdict.outputs],
+        "values": [_value(each) for each in verdict.values],
+        "first_divergence": None if divergence is None else _divergence(divergence),
+        "findings": list(verdict.findings),
     }
+
+
+def _value(verdict: ValueVerdict) -> Record:
+    judgement, counts = verdict.observation.judgement, verdict.observation.counts
+    return {
+        "name": verdict.name,
+        "equivalent": verdict.is_equivalent,
+        "reason": verdict.reason or None,
+        "error": _number(verdict.error),
+        "budget": _number(verdict.budget),
+        "excess": _number(judgement.excess),
+        "test": judgement.test,
+        "input": verdict.sample,
+        "snr_db": _number(verdict.observation.snr_db),
+        "nan": {"created": counts.nan_created, "lost": counts.nan_lost},
+        "inf": {"created": counts.inf_created, "lost": counts.inf_lost},
+    }
+
+
+def _output(verdict: ValueVerdict) -> Record:
+    agreement = verdict.observation.agreement
+    return {
+        **_value(verdict),
+        "provider": verdict.provider,
+        "level": "default" if verdict.is_deployed else "disabled",
+        "ulp": verdict.observation.ulp,
+        "argmax_agreement": agreement and agreement.share,
+        "argmax_margin": agreement and _number(agreement.margin),
+    }
+
+
+def _divergence(divergence: Divergence) -> Record:
+    return {
+        "name": divergence.name,
+        "node": divergence.node,
+        "channel": divergence.channel,
+        "position": list(divergence.place.position),
+        "expected": _number(divergence.place.expected),
+        "actual": _number(divergence.place.actual),
+        "error": _number(divergence.verdict.error),
+        "budget": _number(divergence.verdict.budget),
+        "input": divergence.verdict.sample,
+        "reason": divergence.verdict.reason,
+    }
+
+
+def _number(value: Any) -> Any:
+    """Infinity and NaN have no spelling in JSON."""
+    return None if isinstance(value, float) and not isfinite(value) else value

@@ -28,6 +28,62 @@ def show(record: Record, console: Console, *, verbose: bool = False, quiet: bool
         _print(console, line)
 
 
+def show_comparison(record: Record, console: Console, *, verbose: bool = False, quiet: bool = False) -> None:
+    """Print the verdict on each output, where the difference starts, and a summary."""
+    if not quiet:
+        for output in record["outputs"]:
+            _print(console, _verdict_line(output, f"{output['name']} ({_where_run(output)})"))
+        for value in record["values"]:
+            if verbose or value["reason"]:
+                _print(console, _verdict_line(value, value["name"]))
+        if record["first_divergence"] is not None:
+            _print(console, _divergence_line(record["first_divergence"]))
+        for finding in record["findings"]:
+            _print(console, f"note: {finding}")
+    _print(console, judgement_line(record))
+
+
+def _where_run(output: Record) -> str:
+    return output["provider"] if output["level"] == "disabled" else f"{output['provider']}, as deployed"
+
+
+def _verdict_line(verdict: Record, name: str) -> str:
+    if verdict["reason"]:
+        return f"differs  {name}: {verdict['reason']}, on the input {verdict['input']!r}"
+    if verdict["error"] == 0:
+        return f"same     {name}: identical"
+    figures = [f"error {verdict['error']:.1e}", f"budget {verdict['budget']:.1e}"]
+    if verdict["snr_db"] is not None:
+        figures.append(f"{verdict['snr_db']:.0f} dB")
+    if verdict.get("argmax_agreement") is not None:
+        figures.append(f"argmax agrees {verdict['argmax_agreement']:.2%}")
+    return f"same     {name}: {', '.join(figures)}"
+
+
+def _divergence_line(divergence: Record) -> str:
+    node = f", made by {divergence['node']}" if divergence["node"] else ""
+    channel = "" if divergence["channel"] is None else f", channel {divergence['channel']}"
+    return (
+        f"first difference: {divergence['name']}{node}{channel}, at {divergence['position']}: "
+        f"{divergence['actual']} instead of {divergence['expected']}"
+    )
+
+
+def judgement_line(verification: Record) -> str:
+    """The answer, and what it rests on."""
+    inputs, values = verification["inputs"], len(verification["values"])
+    on = f"{inputs} set{'' if inputs == 1 else 's'} of inputs"
+    if not verification["equivalent"]:
+        return f"NOT equivalent, on {on}"
+    inside = f", {values} inner values" if values else ""
+    outputs = [each for each in verification["outputs"] if each["level"] == "disabled"]
+    worst = max(outputs, key=lambda output: output["excess"], default=None)
+    error = f" (largest error {worst['error']:.1e}, budget {worst['budget']:.1e})" if worst else ""
+    if worst and worst["error"] == 0:
+        error = " (identical)"
+    return f"equivalent on {on}{inside}{error}"
+
+
 def _print(console: Console, line: str) -> None:
     console.print(Text(line), soft_wrap=True)
 
@@ -76,8 +132,5 @@ def summary(record: Record) -> Iterator[str]:
     if verification is None:
         yield "not verified"
     else:
-        worst = max(verification["outputs"], key=lambda output: output["error"], default=None)
-        error = f" (largest error {worst['error']:.1e}, budget {worst['budget']:.1e})" if worst else ""
-        plural = "" if verification["inputs"] == 1 else "s"
-        yield f"verified equivalent on {verification['inputs']} set{plural} of inputs{error}"
+        yield f"verified: {judgement_line(verification)}"
     yield f"wrote {record['output']}"

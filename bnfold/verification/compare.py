@@ -1,94 +1,311 @@
-"""The judgement: are the outputs of two models the same, apart from rounding?"""
+"""The judgement: is the candidate the same model as the reference, apart from rounding?
+
+Both run on the same inputs, unoptimised and on the CPU. Outputs, and inner values that carry one name in both, must
+agree within the noise of the reference (`bnfold.verification.noise`).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from bnfold.errors import IncomparableError
-from bnfold.verification.inputs import InputOptions, find
-from bnfold.verification.onnx_runner import OnnxRunner
+from bnfold.verification import opinion
+from bnfold.verification.inputs import (
+    DRAWN,
+    Declared,
+    Effort,
+    Feeds,
+    InputOptions,
+    Sample,
+    find_samples,
+    merge_declared,
+)
+from bnfold.verification.observe import Move, Observation, is_float, observe, observe_move, observe_within
+from bnfold.verification.onnx_weights import Disturbance
+from bnfold.verification.subject import Run, Subject
+from bnfold.verification.verdict import Divergence, ValueVerdict, Verdict
 
-ROUNDINGS = 512
-"""Roundings of the output's type that a fold may move an output by, relative to its largest value."""
+AnyArray = npt.NDArray[Any]
+
+DRAWS = {Effort.FAST: 2, Effort.STANDARD: 4, Effort.THOROUGH: 8}
+"""How often the noise is measured."""
+
+STEPS, COARSE_STEPS = 2, 64
+"""Units in the last place by which weights move: to measure noise, and to see which jumps are within its reach."""
+
+CHUNK = 256 << 20
+"""Bytes of inner values that are held at a time."""
+
+CHUNKS = {Effort.FAST: 1, Effort.STANDARD: 3, Effort.THOROUGH: 1 << 30}
+"""How often the models are run again for more inner values."""
 
 
 @dataclass(frozen=True)
-class OutputVerdict:
-    """One output on one provider.
+class Tolerance:
+    """A fixed tolerance instead of the measured budget: ``|difference| <= atol + rtol * |reference|``."""
+
+    atol: float = 0.0
+    rtol: float = 0.0
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """How two models are compared.
 
     Attributes:
-        error: largest absolute difference over the largest absolute reference value; the worst over all inputs.
-        budget: the largest error that passes.
-        is_equivalent: whether it passes.
+        inputs: what they run on.
+        providers: where the candidate must agree too, as deployed; empty for the CPU, as a finding only.
+        tolerance: a fixed one for the outputs, in place of the budget; inner values are then left out.
+        outputs_only: leave out inner values, for models whose inner names mean different things.
     """
 
-    name: str
-    provider: str
-    error: float
-    budget: float
-    is_equivalent: bool
+    inputs: InputOptions = DRAWN
+    providers: tuple[str, ...] = ()
+    tolerance: Tolerance | None = None
+    outputs_only: bool = False
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """All outputs together."""
+Progress = Callable[[int, int], None]
 
-    outputs: tuple[OutputVerdict, ...]
-    inputs: int
-
-    @property
-    def is_equivalent(self) -> bool:
-        """Whether every output passes."""
-        return all(output.is_equivalent for output in self.outputs)
-
-    @property
-    def worst(self) -> OutputVerdict:
-        """The output with the largest error."""
-        return max(self.outputs, key=lambda output: (not output.is_equivalent, output.error))
+Seen = dict[str, list[tuple[Sample, Observation]]]
+"""For each value, what each input shows of it."""
 
 
-def compare_files(reference: Path, candidate: Path, options: InputOptions) -> Verdict:
-    """Run two ONNX files, unoptimised and on the CPU, on the same inputs.
+def compare(
+    reference: Subject, candidate: Subject, options: CompareOptions, progress: Progress = lambda done, total: None
+) -> Verdict:
+    """Decide whether two models are equivalent.
+
+    Args:
+        reference: the model that is right by definition.
+        candidate: the other one, with the same inputs and outputs.
+        options: how.
+        progress: told of the inputs done, and of all.
 
     Raises:
-        IncomparableError: other inputs or outputs, or a runtime that cannot run one of them.
+        IncomparableError: other inputs or outputs, or a model that cannot be run.
     """
-    first, second = OnnxRunner(reference), OnnxRunner(candidate)
-    if first.inputs != second.inputs or first.outputs != second.outputs:
-        raise IncomparableError(f"{reference} and {candidate} have other inputs or outputs")
-    worst: dict[str, OutputVerdict] = {}
-    feeds = find(first.inputs, options)
-    for feed in feeds:
-        for name, expected, actual in zip(first.outputs, first.run(feed), second.run(feed), strict=True):
-            verdict = _judge(name, expected, actual)
-            known = worst.get(name)
-            if known is None or (not verdict.is_equivalent, verdict.error) > (not known.is_equivalent, known.error):
-                worst[name] = verdict
-    return Verdict(tuple(worst.values()), len(feeds))
+    pair = _Pair(reference, candidate, options)
+    trial = reference.start(reference.outputs)
+    samples, findings = find_samples(pair.inputs, options.inputs, lambda feeds: _failure(trial, feeds))
+    chunks = pair.chunks(samples)
+    seen: Seen = {}
+    for number, names in enumerate(chunks):
+        for done, (sample, found) in enumerate(pair.run(names, samples, findings)):
+            progress(number * len(samples) + done, len(chunks) * len(samples))
+            for name, observation in found.items():
+                seen.setdefault(name, []).append((sample, observation))
+    findings += pair.left_out()
+    seen = opinion.settle(pair, seen, findings)
+    verdicts = {name: _close(name, found) for name, found in seen.items()}
+    outputs = [verdicts[name] for name in reference.outputs]
+    values = [verdicts[name] for name in pair.shared if name in verdicts]
+    deployed = list(pair.as_deployed(samples, findings))
+    if all(each.is_equivalent for each in outputs):
+        findings += [_note_runtime(candidate, each) for each in deployed if each.reason]
+    return Verdict(
+        (*outputs, *deployed),
+        tuple(values),
+        _first_divergence(reference, [*values, *outputs]),
+        tuple(samples),
+        tuple(dict.fromkeys(findings)),
+        options.providers,
+    )
 
 
-def _judge(name: str, expected: npt.NDArray[Any], actual: npt.NDArray[Any]) -> OutputVerdict:
-    if expected.shape != actual.shape or expected.dtype != actual.dtype:
-        return OutputVerdict(name, "cpu", float("inf"), 0.0, False)
-    if expected.dtype.kind != "f":
-        same = bool(np.array_equal(expected, actual))
-        return OutputVerdict(name, "cpu", 0.0 if same else float("inf"), 0.0, same)
-    budget = ROUNDINGS * float(np.finfo(expected.dtype).eps)
-    error = _error(expected.astype(np.float64), actual.astype(np.float64))
-    return OutputVerdict(name, "cpu", error, budget, error <= budget)
+def _note_runtime(candidate: Subject, verdict: ValueVerdict) -> str:
+    return (
+        f"at its default optimisation level on {verdict.provider}, the runtime by itself changes {verdict.name!r} of "
+        f"{candidate.label}: {verdict.reason}"
+    )
 
 
-def _error(expected: npt.NDArray[np.float64], actual: npt.NDArray[np.float64]) -> float:
-    """Scaled difference; infinite where either is not finite in the same places, or nowhere finite."""
-    finite = np.isfinite(expected)
-    if not np.array_equal(expected[~finite], actual[~finite], equal_nan=True) or not np.isfinite(actual[finite]).all():
-        return float("inf")
-    if expected.size and not finite.any():
-        return float("inf")
-    difference = float(np.abs(expected[finite] - actual[finite]).max(initial=0.0))
-    return difference / float(np.abs(expected[finite]).max(initial=0.0)) if difference else 0.0
+def _failure(trial: Run, feeds: Feeds) -> IncomparableError | None:
+    try:
+        trial(feeds)
+    except IncomparableError as error:
+        return error
+    return None
+
+
+def _close(name: str, seen: Sequence[tuple[Sample, Observation]], provider: str | None = None) -> ValueVerdict:
+    """The verdict on one value: that of its worst input, where any says something."""
+    telling = [each for each in seen if each[1].reason or not each[1].is_void]
+    sample, worst = max(telling or seen, key=lambda each: each[1].rank)
+    reason = worst.reason
+    if not telling:
+        reason = "void: the reference has no number there, or moves by rounding alone as much as it is large"
+    return ValueVerdict(name, worst, sample.label, reason, provider or "cpu", provider is not None)
+
+
+def _first_divergence(reference: Subject, verdicts: Sequence[ValueVerdict]) -> Divergence | None:
+    makers = reference.values()
+    for verdict in verdicts:
+        if verdict.observation.reason and verdict.observation.place is not None:
+            return Divergence(verdict.name, makers.get(verdict.name, ""), verdict.observation.place, verdict)
+    return None
+
+
+class _Pair:
+    """Two models side by side.
+
+    Attributes:
+        inputs: what both accept, under the reference's names.
+        shared: inner values that carry one name in both, in graph order.
+    """
+
+    def __init__(self, reference: Subject, candidate: Subject, options: CompareOptions) -> None:
+        self.reference, self.candidate, self.options = reference, candidate, options
+        self.inputs = _common_inputs(reference, candidate)
+        _insist_on_same_outputs(reference, candidate)
+        self._input_names = [each.name for each in candidate.inputs]
+        self._output_names = dict(zip(reference.outputs, candidate.outputs, strict=True))
+        theirs = frozenset(candidate.values()) if reference.kind == candidate.kind else frozenset()
+        is_looking_inside = not options.outputs_only and options.tolerance is None
+        self.shared = [name for name in reference.values() if name in theirs] if is_looking_inside else []
+        self._jumps = reference.jumps() | candidate.jumps()
+        self._incommensurable: dict[str, str] = {}
+
+    def chunks(self, samples: Sequence[Sample]) -> list[list[str]]:
+        """The values to ask for, a run at a time: the outputs, and as many inner values as fit and are worth it."""
+        sizes = self.reference.measure(samples[0].feeds)
+        chunks, room = [list(self.reference.outputs)], CHUNK
+        for name in self.shared:
+            size = sizes.get(name, 0)
+            if size > room and len(chunks[-1]) > 0:
+                chunks.append([])
+                room = CHUNK
+            chunks[-1].append(name)
+            room -= size
+        limit = CHUNKS[self.options.inputs.effort]
+        if len(chunks) <= limit:
+            return chunks
+        kept = self.shared[:: -(-len(chunks) // limit)]
+        self.shared = kept
+        return self.chunks(samples)
+
+    def run(
+        self, names: Sequence[str], samples: Sequence[Sample], findings: list[str]
+    ) -> Iterator[tuple[Sample, dict[str, Observation]]]:
+        """What each input shows of the named values."""
+        first, second = self.start_both(names)
+        disturbed = self._disturbed(names)
+        for sample in samples:
+            expected = first(sample.feeds)
+            if sample.is_probe and not all(np.isfinite(each).all() for each in expected if is_float(each)):
+                findings.append(f"the reference overflows on the input {sample.label!r}, which was left out")
+                continue
+            actual = second(sample.feeds)
+            pairs = {
+                name: (mine, other)
+                for name, mine, other in zip(names, expected, actual, strict=True)
+                if self._insist_on_same_shape(name, mine, other)
+            }
+            moves: dict[str, list[Move]] = {name: [] for name in pairs}
+            if any(not np.array_equal(mine, other) for mine, other in pairs.values()):
+                for run, moved in disturbed:
+                    for name, array in zip(moved, run(sample.feeds), strict=True):
+                        if name in pairs:
+                            moves[name].append(observe_move(pairs[name][0], array))
+            yield sample, {name: self._observe(name, *pairs[name], moves[name]) for name in pairs}
+
+    def left_out(self) -> Iterator[str]:
+        """A sentence about the inner values that cannot be compared."""
+        if self._incommensurable:
+            name, shapes = next(iter(self._incommensurable.items()))
+            yield f"inner values left out for their other shapes: {len(self._incommensurable)} ({name!r} is {shapes})"
+
+    def start_both(self, names: Sequence[str]) -> tuple[Run, Run]:
+        """Both models, ready to give the named values for the reference's feeds."""
+        first = self.reference.start(names)
+        second = self.candidate.start([self._output_names.get(name, name) for name in names])
+        return first, lambda feeds: second(self._renamed(feeds))
+
+    def _renamed(self, feeds: Feeds) -> Feeds:
+        return dict(zip(self._input_names, (feeds[each.name] for each in self.inputs), strict=True))
+
+    def _disturbed(self, names: Sequence[str]) -> list[tuple[Run, list[str]]]:
+        """Disturbed references, each with the values that it is asked for.
+
+        Values behind a jump are moved further: whether one is within reach is a matter of luck.
+        """
+        options = self.options.inputs
+        if self.options.tolerance is not None:
+            return []
+        runs: list[tuple[Run, list[str]]] = []
+        coarse = [name for name in names if name in self._jumps]
+        fine = [name for name in names if name not in self._jumps]
+        for wanted, steps in ((fine, STEPS), (coarse, COARSE_STEPS)):
+            for draw in range(DRAWS[options.effort] if wanted else 0):
+                disturbance = Disturbance(options.seed * 1000 + draw, steps)
+                runs.append((self.reference.start(wanted, disturbance), wanted))
+        return runs
+
+    def _observe(self, name: str, expected: AnyArray, actual: AnyArray, moves: Sequence[Move]) -> Observation:
+        tolerance = self.options.tolerance
+        if tolerance is not None:
+            return observe_within(expected, actual, tolerance.atol, tolerance.rtol)
+        return observe(expected, actual, moves, is_output=name in self._output_names)
+
+    def _insist_on_same_shape(self, name: str, mine: AnyArray, other: AnyArray) -> bool:
+        """Whether two arrays can be compared; outputs must."""
+        if mine.shape == other.shape and mine.dtype == other.dtype:
+            return True
+        shapes = f"{mine.dtype}{list(mine.shape)} against {other.dtype}{list(other.shape)}"
+        if name in self._output_names:
+            labels = f"{self.reference.label} and {self.candidate.label}"
+            raise IncomparableError(f"{labels}: output {name!r} is {shapes}")
+        self._incommensurable.setdefault(name, shapes)
+        return False
+
+    def as_deployed(self, samples: Sequence[Sample], findings: list[str]) -> Iterator[ValueVerdict]:
+        """The candidate at the runtime's default optimisation, against the unoptimised reference."""
+        names = list(self.reference.outputs)
+        reference = self.reference.start(names)
+        disturbed = self._disturbed(names)
+        for provider in self.options.providers or ("cpu",):
+            run, finding = self.candidate.start_as_deployed(provider)
+            if finding:
+                findings.append(finding)
+            seen: Seen = {name: [] for name in names}
+            for sample in samples:
+                expected = reference(sample.feeds)
+                if sample.is_probe and not all(np.isfinite(each).all() for each in expected if is_float(each)):
+                    continue
+                actual = run(self._renamed(sample.feeds))
+                draws = [dict(zip(moved, each(sample.feeds), strict=True)) for each, moved in disturbed]
+                for name, mine, other in zip(names, expected, actual, strict=True):
+                    self._insist_on_same_shape(name, mine, other)
+                    moves = [observe_move(mine, draw[name]) for draw in draws if name in draw]
+                    seen[name].append((sample, self._observe(name, mine, other, moves)))
+            yield from (_close(name, seen[name], provider) for name in names)
+
+
+def _common_inputs(reference: Subject, candidate: Subject) -> list[Declared]:
+    """What both models accept, under the reference's names."""
+    theirs = {each.name: each for each in candidate.inputs}
+    is_same_kind = reference.kind == candidate.kind
+    declared = merge_declared(reference.inputs, candidate.inputs)
+    if declared is None or (is_same_kind and list(theirs) != [each.name for each in declared]):
+        raise IncomparableError(
+            f"{reference.label} and {candidate.label} have other inputs: "
+            f"{_signature(reference.inputs)} against {_signature(candidate.inputs)}"
+        )
+    return declared
+
+
+def _signature(declared: Sequence[Declared]) -> str:
+    return ", ".join(f"{each.name} {each.dtype}{list(each.shape)}" for each in declared) or "none"
+
+
+def _insist_on_same_outputs(reference: Subject, candidate: Subject) -> None:
+    mine, theirs = list(reference.outputs), list(candidate.outputs)
+    if len(mine) != len(theirs) or (reference.kind == candidate.kind and mine != theirs):
+        raise IncomparableError(
+            f"{reference.label} and {candidate.label} have other outputs: {', '.join(mine)} against {', '.join(theirs)}"
+        )

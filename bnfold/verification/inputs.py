@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from itertools import product
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -19,14 +21,33 @@ Feeds = dict[str, npt.NDArray[Any]]
 BATCH, LENGTH = 2, 32
 """Sizes of a dynamic first dimension, and of any other one, where the caller gives none."""
 
+LENGTHS = (LENGTH, 64, 224, 128, 16, 8, 1)
+"""What is tried in turn for dynamic dimensions other than the first, until the model runs."""
+
+LARGE = 100.0
+"""Factor of the sample of large values."""
+
+
+class Effort(StrEnum):
+    """How much a verification may cost: how many inputs, and how many measurements of noise."""
+
+    FAST = "fast"
+    STANDARD = "standard"
+    THOROUGH = "thorough"
+
 
 @dataclass(frozen=True)
 class Declared:
-    """An input as the model declares it: sizes are numbers, symbols, or nothing."""
+    """An input as the model declares it: sizes are numbers, symbols, or nothing.
+
+    Attributes:
+        high: integers are drawn below it (the rows of a table that the input looks up).
+    """
 
     name: str
     dtype: np.dtype[Any]
     shape: tuple[int | str | None, ...]
+    high: int = 2
 
 
 @dataclass(frozen=True)
@@ -35,31 +56,150 @@ class InputOptions:
 
     Attributes:
         path: real inputs: an `.npz`, a folder of `.npy`, or an ONNX `test_data_set_*` folder; None to draw them.
+        given: real inputs as arrays, one set after the other; None to draw them.
         dims: sizes of dynamic dimensions, by symbol.
-        samples: how many inputs are drawn.
+        samples: how many random inputs are drawn.
         seed: of the generator that draws them.
+        effort: whether inputs with a structure (zeros, impulses, large values ...) are added.
     """
 
     path: Path | None = None
     dims: Mapping[str, int] | None = None
     samples: int = 2
     seed: int = 0
+    effort: Effort = Effort.STANDARD
+    given: tuple[Feeds, ...] | None = None
+
+
+DRAWN = InputOptions()
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One set of inputs, with what it is.
+
+    Attributes:
+        label: "normal", "zeros", ..., or the file.
+        is_probe: whether it is a drawn extreme, where a model may overflow by itself.
+    """
+
+    label: str
+    feeds: Feeds = field(repr=False)
+    is_probe: bool = False
+
+    @property
+    def shapes(self) -> dict[str, list[int]]:
+        """The shape of each input."""
+        return {name: list(array.shape) for name, array in self.feeds.items()}
+
+
+Sizes = dict[str, int]
+"""The size of each dynamic dimension: by symbol, or by ``input:axis`` where it has none."""
 
 
 def find(declared: Sequence[Declared], options: InputOptions) -> list[Feeds]:
-    """The inputs that `options` ask for.
+    """The inputs that `options` ask for, random ones of one shape where they name no files.
 
     Raises:
         InvalidModelError: the path cannot be read.
         IncomparableError: it holds no array that fits an input, or a dimension is not the model's.
     """
-    if options.path is not None:
-        return [_matching(declared, _read(options.path), options.path)]
+    if (real := _real(declared, options)) is not None:
+        return [sample.feeds for sample in real]
     _check_dims(declared, options.dims or {})
     generator = np.random.default_rng(options.seed)
-    return [
-        {each.name: _draw(each, options.dims or {}, generator) for each in declared} for _ in range(options.samples)
+    sizes = _sizes(declared, options.dims or {}, BATCH, LENGTH)
+    return [_draw(declared, sizes, _normal, generator) for _ in range(options.samples)]
+
+
+def find_samples(
+    declared: Sequence[Declared], options: InputOptions, runs: Callable[[Feeds], IncomparableError | None]
+) -> tuple[list[Sample], list[str]]:
+    """Inputs that expose faults: random ones of two shapes, zeros, ones, impulses, single channels, large values.
+
+    Args:
+        declared: the inputs of the model.
+        options: how they are found.
+        runs: tries the model on an input, to find sizes of dynamic dimensions that it accepts.
+
+    Returns:
+        The samples, and a sentence for everything that was left out.
+
+    Raises:
+        InvalidModelError: the path cannot be read.
+        IncomparableError: nothing that fits is there, or the model does not run on what was drawn.
+    """
+    if (real := _real(declared, options)) is not None:
+        return real, []
+    _check_dims(declared, options.dims or {})
+    generator = np.random.default_rng(options.seed)
+    base = _first_sizes(declared, options.dims or {}, generator, runs)
+    other = _sizes(declared, options.dims or {}, 1, _odd(declared, base))
+    notes: list[str] = []
+    if other != base and runs(_draw(declared, other, _normal, generator)) is not None:
+        notes.append(f"the model does not run with {_written(other)}: its dynamic dimensions were tried at one size")
+        other = {**base, **{name: 1 for name in _batches(declared) if name not in (options.dims or {})}}
+        if other != base and runs(_draw(declared, other, _normal, generator)) is not None:
+            other = base
+    samples = [
+        Sample("normal", _draw(declared, base if index % 2 == 0 else other, _normal, generator))
+        for index in range(options.samples)
     ]
+    if options.effort is Effort.FAST or not any(each.dtype.kind == "f" for each in declared):
+        return samples, notes
+    shapes = [base, other] if options.effort is Effort.THOROUGH and other != base else [base]
+    samples += [
+        Sample(label, _draw(declared, sizes, pattern, generator), is_probe=True)
+        for (label, pattern), sizes in product(PATTERNS.items(), shapes)
+    ]
+    return samples, notes
+
+
+def _first_sizes(
+    declared: Sequence[Declared],
+    dims: Mapping[str, int],
+    generator: np.random.Generator,
+    runs: Callable[[Feeds], IncomparableError | None],
+) -> Sizes:
+    """The first sizes of dynamic dimensions that the model accepts."""
+    tried: list[Sizes] = []
+    error: IncomparableError | None = None
+    for batch, length in product((BATCH, 1), LENGTHS):
+        sizes = _sizes(declared, dims, batch, length)
+        if sizes in tried:
+            continue
+        tried.append(sizes)
+        found = runs(_draw(declared, sizes, _normal, generator))
+        if found is None:
+            return sizes
+        error = error or found
+    assert error is not None
+    if tried[0]:
+        raise IncomparableError(f"{error}; give --inputs, or sizes with --dim (tried: {_written(tried[0])})")
+    raise error
+
+
+def _sizes(declared: Sequence[Declared], dims: Mapping[str, int], batch: int, length: int) -> Sizes:
+    sizes: Sizes = {}
+    for each in declared:
+        for axis, dim in enumerate(each.shape):
+            if not isinstance(dim, int) or dim < 0:
+                name = dim if isinstance(dim, str) and dim else f"{each.name}:{axis}"
+                sizes.setdefault(name, dims.get(name, batch if axis == 0 else length))
+    return sizes
+
+
+def _batches(declared: Sequence[Declared]) -> list[str]:
+    return [each.shape[0] for each in declared if each.shape and isinstance(each.shape[0], str) and each.shape[0]]
+
+
+def _odd(declared: Sequence[Declared], base: Sizes) -> int:
+    """A length that is odd and larger than what the dynamic dimensions have."""
+    return max((size for name, size in base.items() if name not in _batches(declared)), default=LENGTH) + 1 | 1
+
+
+def _written(sizes: Sizes) -> str:
+    return ", ".join(f"{name}={size}" for name, size in sizes.items())
 
 
 def _check_dims(declared: Sequence[Declared], dims: Mapping[str, int]) -> None:
@@ -68,19 +208,94 @@ def _check_dims(declared: Sequence[Declared], dims: Mapping[str, int]) -> None:
         raise IncomparableError(f"--dim {unknown[0]}: the model has no such dimension (it has: {sorted(symbols)})")
 
 
-def _draw(declared: Declared, dims: Mapping[str, int], generator: np.random.Generator) -> npt.NDArray[Any]:
+Pattern = Callable[[tuple[int, ...], np.random.Generator], npt.NDArray[np.float64]]
+"""Draws an array of a shape."""
+
+
+def _normal(shape: tuple[int, ...], generator: np.random.Generator) -> npt.NDArray[np.float64]:
+    return generator.standard_normal(shape)
+
+
+def _uniform(shape: tuple[int, ...], generator: np.random.Generator) -> npt.NDArray[np.float64]:
+    return generator.random(shape)
+
+
+def _large(shape: tuple[int, ...], generator: np.random.Generator) -> npt.NDArray[np.float64]:
+    return LARGE * generator.standard_normal(shape)
+
+
+def _zeros(shape: tuple[int, ...], generator: np.random.Generator) -> npt.NDArray[np.float64]:
+    return np.zeros(shape)
+
+
+def _ones(shape: tuple[int, ...], generator: np.random.Generator) -> npt.NDArray[np.float64]:
+    return np.ones(shape)
+
+
+def _impulses(shape: tuple[int, ...], generator: np.random.Generator) -> npt.NDArray[np.float64]:
+    """One in every corner, in the middle of every side and in the centre of the axes from 2 on."""
+    array = np.zeros(shape)
+    places = [(slice(None), slice(None))[: len(shape)] + each for each in product(*map(_places, shape[2:]))]
+    for place in places:
+        array[place] = 1
+    return array
+
+
+def _places(size: int) -> tuple[int, ...]:
+    return (0, size // 2, size - 1) if size else ()
+
+
+def _channels(shape: tuple[int, ...], generator: np.random.Generator) -> npt.NDArray[np.float64]:
+    """Each sample of the batch has another channel (axis 1) of random numbers, and zeros elsewhere."""
+    if len(shape) < 2 or 0 in shape:
+        return generator.standard_normal(shape)
+    array = np.zeros(shape)
+    for index in range(shape[0]):
+        channel = (index * max(1, shape[1] // shape[0]) + shape[1] - 1) % shape[1]
+        array[index, channel] = generator.standard_normal(shape[2:])
+    return array
+
+
+PATTERNS: dict[str, Pattern] = {
+    "uniform": _uniform,
+    "zeros": _zeros,
+    "ones": _ones,
+    "impulses": _impulses,
+    "channels": _channels,
+    "large": _large,
+}
+
+
+def _draw(declared: Sequence[Declared], sizes: Sizes, pattern: Pattern, generator: np.random.Generator) -> Feeds:
+    return {each.name: _draw_one(each, sizes, pattern, generator) for each in declared}
+
+
+def _draw_one(declared: Declared, sizes: Sizes, pattern: Pattern, generator: np.random.Generator) -> npt.NDArray[Any]:
     shape = tuple(
-        dim if isinstance(dim, int) and dim > 0 else dims.get(str(dim), BATCH if axis == 0 else LENGTH)
+        dim
+        if isinstance(dim, int) and dim >= 0
+        else sizes[dim if isinstance(dim, str) and dim else f"{declared.name}:{axis}"]
         for axis, dim in enumerate(declared.shape)
     )
     kind = declared.dtype
     if kind.kind in "iu":
-        return generator.integers(0, 2, shape).astype(kind)
+        return generator.integers(0, declared.high, shape).astype(kind)
     if kind == np.bool_:
         return generator.integers(0, 2, shape).astype(np.bool_)
     if kind.kind in "OSU":
         return np.full(shape, "a", dtype=object)
-    return generator.standard_normal(shape).astype(kind)
+    return pattern(shape, generator).astype(kind)
+
+
+def _real(declared: Sequence[Declared], options: InputOptions) -> list[Sample] | None:
+    """The inputs that the caller gives; None where they are to be drawn."""
+    if options.given is not None:
+        sets = [(f"given {index}", feeds) for index, feeds in enumerate(options.given)]
+        return [Sample(label, _matching(declared, feeds, label)) for label, feeds in sets]
+    if options.path is None:
+        return None
+    paths = (sorted(options.path.glob("test_data_set_*")) if options.path.is_dir() else []) or [options.path]
+    return [Sample(each.name, _matching(declared, _read(each), str(each))) for each in paths]
 
 
 def _read(path: Path) -> Feeds:
@@ -100,28 +315,49 @@ def _read(path: Path) -> Feeds:
 
 def _read_protos(paths: Sequence[Path]) -> Feeds:
     import onnx
+    from google.protobuf.message import DecodeError
     from onnx import numpy_helper
 
     feeds: Feeds = {}
     for index, path in enumerate(paths):
         tensor = onnx.TensorProto()
-        tensor.ParseFromString(path.read_bytes())
+        try:
+            tensor.ParseFromString(path.read_bytes())
+        except DecodeError as error:
+            raise InvalidModelError(f"{path}: not a tensor") from error
         feeds[tensor.name or f"#{index}"] = numpy_helper.to_array(tensor)
     return feeds
 
 
-def _matching(declared: Sequence[Declared], arrays: Feeds, path: Path) -> Feeds:
+def _matching(declared: Sequence[Declared], arrays: Feeds, origin: str) -> Feeds:
     """The arrays that the model reads, by name or (unnamed protos) by position; others are ignored."""
     feeds: Feeds = {}
     for index, each in enumerate(declared):
         array = arrays.get(each.name, arrays.get(f"#{index}"))
         if array is None:
-            raise IncomparableError(f"{path}: no array for input {each.name!r} (it has: {sorted(arrays)})")
+            raise IncomparableError(f"{origin}: no array for input {each.name!r} (it has: {sorted(arrays)})")
         fits = array.ndim == len(each.shape) and all(
             not isinstance(dim, int) or dim == size for dim, size in zip(each.shape, array.shape, strict=True)
         )
         if not fits or array.dtype != each.dtype:
             given, wanted = f"{array.dtype}{list(array.shape)}", f"{each.dtype}{list(each.shape)}"
-            raise IncomparableError(f"{path}: {each.name!r} is {given}, the model wants {wanted}")
+            raise IncomparableError(f"{origin}: {each.name!r} is {given}, the model wants {wanted}")
         feeds[each.name] = array
     return feeds
+
+
+def merge_declared(reference: Sequence[Declared], candidate: Sequence[Declared]) -> list[Declared] | None:
+    """What fits both models, under the reference's names; None where nothing does."""
+    if len(reference) != len(candidate):
+        return None
+    merged: list[Declared] = []
+    for mine, other in zip(reference, candidate, strict=True):
+        if mine.dtype != other.dtype or len(mine.shape) != len(other.shape):
+            return None
+        shape: list[int | str | None] = []
+        for a, b in zip(mine.shape, other.shape, strict=True):
+            if isinstance(a, int) and isinstance(b, int) and a != b:
+                return None
+            shape.append(b if isinstance(b, int) and not isinstance(a, int) else a)
+        merged.append(replace(mine, shape=tuple(shape), high=min(mine.high, other.high)))
+    return merged

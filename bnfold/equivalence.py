@@ -1,0 +1,125 @@
+"""The public `verify`, and its form for files."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx_ir as ir
+
+from bnfold.errors import UnsupportedModelError
+from bnfold.frontends import onnx as _onnx
+from bnfold.verification.compare import CompareOptions, Tolerance, compare
+from bnfold.verification.inputs import Effort, InputOptions
+from bnfold.verification.onnx_subject import OnnxSubject
+from bnfold.verification.subject import Subject
+from bnfold.verification.verdict import Verdict
+
+Inputs = str | Path | Mapping[str, npt.ArrayLike] | Sequence[Mapping[str, npt.ArrayLike]]
+"""Real inputs: a path as for ``--inputs``, or one array (or several sets of one array) for each input."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two files that were compared.
+
+    Attributes:
+        reference, candidate: the files.
+        verdict: what was found.
+        seconds: taken in all.
+    """
+
+    reference: Path
+    candidate: Path
+    verdict: Verdict
+    seconds: float
+
+
+def verify(
+    reference: onnx.ModelProto | ir.Model | str | Path,
+    candidate: onnx.ModelProto | ir.Model | str | Path,
+    inputs: Inputs | None = None,
+    *,
+    dims: Mapping[str, int] | None = None,
+    samples: int = 2,
+    seed: int = 0,
+    effort: Effort | str = Effort.STANDARD,
+    providers: Sequence[str] = (),
+    atol: float | None = None,
+    rtol: float | None = None,
+    outputs_only: bool = False,
+) -> Verdict:
+    """Whether two models are equivalent, apart from rounding.
+
+    Args:
+        reference: the model that is right by definition.
+        candidate: the other one.
+        inputs: real inputs; None to draw them from the declared shapes and types.
+        dims: sizes of dynamic dimensions, by symbol.
+        samples: how many random inputs are drawn.
+        seed: of all that is drawn.
+        effort: "fast", "standard" or "thorough": how many inputs, and how many measurements of noise.
+        providers: ONNX Runtime execution providers ("cpu", "cuda", ...) on which the candidate must agree too, as
+            deployed. With none, it is run on the CPU as deployed, and a difference there is a finding.
+        atol: absolute tolerance for outputs in place of the measured budget.
+        rtol: relative tolerance for outputs in place of the measured budget.
+        outputs_only: do not compare inner values that carry the same name.
+
+    Returns:
+        The verdict; `Verdict.is_equivalent` is the answer.
+
+    Raises:
+        IncomparableError: the models have other inputs or outputs, or one cannot be run.
+        BnfoldError: a model or an input cannot be read.
+    """
+    found = InputOptions(dims=dims, samples=samples, seed=seed, effort=Effort(effort))
+    if isinstance(inputs, str | Path):
+        found = InputOptions(Path(inputs), effort=Effort(effort), seed=seed)
+    elif inputs is not None:
+        sets = [inputs] if isinstance(inputs, Mapping) else inputs
+        given = tuple({name: np.asarray(array) for name, array in each.items()} for each in sets)
+        found = InputOptions(given=given, effort=Effort(effort), seed=seed)
+    tolerance = None if atol is None and rtol is None else Tolerance(atol or 0.0, rtol or 0.0)
+    return compare_models(reference, candidate, CompareOptions(found, tuple(providers), tolerance, outputs_only))
+
+
+def compare_models(reference: Any, candidate: Any, options: CompareOptions) -> Verdict:
+    """`verify`, with its options put together."""
+    return compare(_subject(reference, "the reference"), _subject(candidate, "the candidate"), options)
+
+
+def verify_files(
+    reference: Path,
+    candidate: Path,
+    options: CompareOptions,
+    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+) -> Comparison:
+    """`verify` for two files.
+
+    Raises:
+        BnfoldError: as `verify`.
+    """
+    start = time.perf_counter()
+    verdict = compare(
+        OnnxSubject.open(reference),
+        OnnxSubject.open(candidate),
+        options,
+        lambda done, total: progress("verify", done, total),
+    )
+    return Comparison(reference, candidate, verdict, time.perf_counter() - start)
+
+
+def _subject(model: Any, label: str) -> Subject:
+    if isinstance(model, str | Path):
+        return OnnxSubject.open(Path(model))
+    if isinstance(model, onnx.ModelProto):
+        return OnnxSubject(model, label)
+    if isinstance(model, ir.Model):
+        return OnnxSubject(_onnx.serialize(model), label)
+    raise UnsupportedModelError(f"bnfold cannot run a {type(model).__module__}.{type(model).__qualname__}")

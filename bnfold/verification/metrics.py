@@ -1,0 +1,131 @@
+"""What a difference between two arrays means, in the figures that people ask for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+ORDERED: dict[int, type[np.signedinteger[Any]]] = {2: np.int16, 4: np.int32, 8: np.int64}
+"""Integers as wide as a float: as such, floats of one sign are in order, a unit in the last place apart."""
+
+
+MANTISSA = {"float16": 10, "bfloat16": 7, "float32": 23, "float64": 52}
+"""Stored bits of the mantissa."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Elements that are not finite: in the reference, and in the candidate alone or in the reference alone.
+
+    Attributes:
+        reference: in the reference.
+        size: of the array.
+        nan_created, nan_lost, inf_created, inf_lost: where one of the two is NaN (infinite) and the other is not.
+    """
+
+    reference: int
+    size: int
+    nan_created: int = 0
+    nan_lost: int = 0
+    inf_created: int = 0
+    inf_lost: int = 0
+
+    @property
+    def is_void(self) -> bool:
+        """Whether the reference has not one number."""
+        return self.size > 0 and self.reference == self.size
+
+    @property
+    def created(self) -> int:
+        """Numbers of the reference that are none in the candidate."""
+        return self.nan_created + self.inf_created
+
+    @property
+    def lost(self) -> int:
+        """Elements that are a number, or another one, in the candidate alone."""
+        return self.nan_lost + self.inf_lost
+
+
+def count_nonfinite(reference: npt.NDArray[Any], candidate: npt.NDArray[Any]) -> Counts:
+    """Where NaN and infinity came and went."""
+    odd, other = ~np.isfinite(reference), ~np.isfinite(candidate)
+    if not odd.any() and not other.any():
+        return Counts(0, reference.size)
+    nan, other_nan = np.isnan(reference), np.isnan(candidate)
+    inf, other_inf = odd & ~nan, other & ~other_nan
+    same_inf = inf & other_inf & (np.sign(reference) == np.sign(candidate))
+    return Counts(
+        int(odd.sum()),
+        reference.size,
+        nan_created=int((other_nan & ~nan).sum()),
+        nan_lost=int((nan & ~other_nan).sum()),
+        inf_created=int((other_inf & ~same_inf & ~nan).sum()),
+        inf_lost=int((inf & ~same_inf & ~other_nan).sum()),
+    )
+
+
+def signal_to_noise(rms_signal: float, rms_difference: float) -> float:
+    """In decibels: ``20 log10(signal / difference)``; infinite where nothing differs."""
+    if not rms_difference:
+        return float("inf")
+    return float(20 * np.log10(rms_signal / rms_difference)) if rms_signal else float("-inf")
+
+
+def worst_ulp(reference: npt.NDArray[Any], candidate: npt.NDArray[Any]) -> int:
+    """Largest distance in units in the last place, over elements that are finite in both."""
+    integer = ORDERED[reference.dtype.itemsize]
+    finite = np.isfinite(reference) & np.isfinite(candidate)
+    a, b = (_ordered(np.ascontiguousarray(each[finite]).view(integer)) for each in (reference, candidate))
+    return int(max((abs(int(x)) for x in _extremes(a - b)), default=0))
+
+
+def _ordered(bits: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Bits of floats as integers in the order of the floats; as Python integers where they could overflow."""
+    wide = bits.astype(np.int64) if bits.dtype.itemsize < 8 else bits.astype(object)
+    lowest = int(np.iinfo(bits.dtype).min)
+    return np.where(bits < 0, lowest - wide, wide)
+
+
+def _extremes(distances: npt.NDArray[Any]) -> list[Any]:
+    return [distances.min(), distances.max()] if distances.size else []
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Whether the largest class is the same.
+
+    Attributes:
+        share: of the positions at which it is.
+        margin: the smallest lead of the reference's largest class over its second, over its largest absolute value.
+    """
+
+    share: float
+    margin: float
+
+
+def agree_on_argmax(reference: npt.NDArray[Any], candidate: npt.NDArray[Any]) -> Agreement | None:
+    """Agreement along the class axis (1, or the last of three); None where there are no two classes."""
+    if reference.ndim < 2 or 0 in reference.shape:
+        return None
+    axis = 2 if reference.ndim == 3 else 1
+    if reference.shape[axis] < 2:
+        return None
+    finite = np.nan_to_num(reference.astype(np.float64), nan=-np.inf)
+    chosen = finite.argmax(axis)
+    same = chosen == np.nan_to_num(candidate.astype(np.float64), nan=-np.inf).argmax(axis)
+    largest = np.sort(finite, axis=axis).take([-2, -1], axis=axis)
+    with np.errstate(invalid="ignore"):
+        leads = np.diff(largest, axis=axis)
+    peak = float(np.abs(finite[np.isfinite(finite)]).max(initial=0.0))
+    lead = float(np.nan_to_num(leads, nan=0.0).min())
+    return Agreement(float(same.mean()), lead / peak if peak else 0.0)
+
+
+def spacing(dtype: np.dtype[Any]) -> tuple[float, float]:
+    """Relative spacing of a float type at 1, and its smallest positive number."""
+    bits = MANTISSA[dtype.name]
+    exponent_bits = dtype.itemsize * 8 - 1 - bits
+    return 2.0**-bits, 2.0 ** (2 - 2 ** (exponent_bits - 1) - bits)

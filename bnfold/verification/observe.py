@@ -1,0 +1,189 @@
+"""One value on one input: what the reference, the candidate and the disturbed references have there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bnfold.verification.metrics import (
+    Agreement,
+    Counts,
+    agree_on_argmax,
+    count_nonfinite,
+    signal_to_noise,
+    worst_ulp,
+)
+from bnfold.verification.noise import FACTOR, Extent, Judgement, combine, judge, measure, relative
+
+AnyArray = npt.NDArray[Any]
+
+CHAOS = 0.5
+"""Share of its own size that noise moves a value by, from which on a comparison says nothing."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """The worst element: where it is, and what the two models have there."""
+
+    position: tuple[int, ...]
+    expected: Any
+    actual: Any
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What one input shows of one value.
+
+    Attributes:
+        judgement: the difference against its budget.
+        counts: NaN and infinity that came and went.
+        snr_db: of the difference, in decibels.
+        reason: why it fails; empty where it passes.
+        is_void: whether nothing can be said: the reference has no number there, or moves as much by rounding alone.
+        place: the worst element, where it fails.
+        ulp, agreement: further figures, of outputs.
+    """
+
+    judgement: Judgement
+    counts: Counts
+    snr_db: float = float("inf")
+    reason: str = ""
+    is_void: bool = False
+    place: Place | None = None
+    ulp: int | None = None
+    agreement: Agreement | None = None
+
+    @property
+    def rank(self) -> tuple[bool, float]:
+        """Worse is larger."""
+        return bool(self.reason), self.judgement.excess
+
+
+def is_float(array: AnyArray) -> bool:
+    """Whether it holds floating point numbers."""
+    return array.dtype.kind == "f" or array.dtype.name == "bfloat16"
+
+
+@dataclass(frozen=True, eq=False)
+class Move:
+    """What a disturbance of the weights did to a value.
+
+    Attributes:
+        extent: of the difference; None for a value that holds no floating point numbers.
+        counts: NaN and infinity that came and went.
+        unequal: how many elements differ, where there is no extent.
+    """
+
+    extent: Extent | None
+    counts: Counts
+    unequal: int = 0
+
+
+def observe_move(expected: AnyArray, disturbed: AnyArray) -> Move:
+    """How far a disturbance moved a value; one that changes its shape moves everything."""
+    if expected.shape != disturbed.shape:
+        return Move(None, Counts(0, expected.size, nan_created=expected.size), expected.size)
+    if not is_float(expected):
+        return Move(None, Counts(0, expected.size), int((expected != disturbed).sum()))
+    return Move(measure(disturbed, expected), count_nonfinite(expected, disturbed))
+
+
+def observe(expected: AnyArray, actual: AnyArray, moves: Sequence[Move], *, is_output: bool) -> Observation:
+    """Compare two arrays of one shape and type.
+
+    Args:
+        expected: the reference's.
+        actual: the candidate's.
+        moves: how far disturbances move the reference's.
+        is_output: whether the figures for outputs are wanted too.
+    """
+    if not is_float(expected):
+        return _observe_discrete(expected, actual, moves)
+    counts = count_nonfinite(expected, actual)
+    difference, signal = measure(actual, expected), measure(expected)
+    extents = [each.extent for each in moves if each.extent is not None]
+    noise = (
+        combine(extents) if extents else replace(signal, rms=np.zeros_like(signal.rms), peak=np.zeros_like(signal.peak))
+    )
+    judgement = judge(difference, noise, signal, expected.dtype)
+    reason = _reason(judgement, counts, moves)
+    return Observation(
+        judgement,
+        counts,
+        signal_to_noise(signal.rms[0], difference.rms[0]),
+        reason,
+        is_void=counts.is_void or bool(signal.rms[0] and noise.rms[0] >= CHAOS * signal.rms[0]),
+        place=worst_place(expected, actual) if reason else None,
+        ulp=worst_ulp(expected, actual) if is_output else None,
+        agreement=agree_on_argmax(expected, actual) if is_output else None,
+    )
+
+
+def _reason(judgement: Judgement, counts: Counts, moves: Sequence[Move]) -> str:
+    if counts.created > FACTOR * max((each.counts.created for each in moves), default=0):
+        return f"{counts.nan_created} NaN and {counts.inf_created} infinite where the reference has numbers"
+    if counts.lost > FACTOR * max((each.counts.lost for each in moves), default=0):
+        return f"{counts.lost} numbers where the reference has NaN or infinity"
+    if judgement.excess > 1:
+        return f"{judgement.excess:.3g} times what rounding explains ({judgement.test})"
+    return ""
+
+
+def _observe_discrete(expected: AnyArray, actual: AnyArray, moves: Sequence[Move]) -> Observation:
+    """Integers, truth values and strings: as many may differ as differ when the weights are disturbed."""
+    counts = Counts(0, expected.size)
+    unequal = int((expected != actual).sum())
+    if not unequal:
+        return Observation(Judgement(0.0, 0.0, 0.0, "equal"), counts)
+    allowed = FACTOR * max((each.unequal for each in moves), default=0)
+    excess = unequal / allowed if allowed else float("inf")
+    judgement = Judgement(unequal / expected.size, allowed / expected.size, excess, "unequal elements")
+    if excess <= 1:
+        return Observation(judgement, counts, float("-inf"))
+    reason = f"{unequal} of {expected.size} elements are unequal"
+    return Observation(judgement, counts, float("-inf"), reason, place=worst_place(expected, actual))
+
+
+def observe_within(expected: AnyArray, actual: AnyArray, atol: float, rtol: float) -> Observation:
+    """Compare two arrays with a fixed tolerance, ``|difference| <= atol + rtol * |reference|`` for each element."""
+    if not is_float(expected):
+        return _observe_discrete(expected, actual, ())
+    counts = count_nonfinite(expected, actual)
+    difference, signal = measure(actual, expected), measure(expected)
+    wide, other = expected.astype(np.float64), actual.astype(np.float64)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ratios = np.abs(other - wide) / (atol + rtol * np.abs(wide))
+    excess = float(np.nan_to_num(ratios[np.isfinite(wide) & np.isfinite(other)], nan=0.0, posinf=np.inf).max(initial=0))
+    error, budget = (relative(each, signal.peak[0]) for each in (difference.peak[0], atol + rtol * signal.peak[0]))
+    judgement = Judgement(error, budget, excess, "tolerance")
+    reason = _reason(judgement, counts, ())
+    if reason and excess > 1:
+        reason = f"{excess:.3g} times the tolerance"
+    return Observation(
+        judgement,
+        counts,
+        signal_to_noise(signal.rms[0], difference.rms[0]),
+        reason,
+        is_void=counts.is_void,
+        place=worst_place(expected, actual) if reason else None,
+        ulp=worst_ulp(expected, actual),
+        agreement=agree_on_argmax(expected, actual),
+    )
+
+
+def worst_place(expected: AnyArray, actual: AnyArray) -> Place:
+    """The element that differs most; one that is a number in one array alone comes first."""
+    if is_float(expected):
+        with np.errstate(invalid="ignore", over="ignore"):
+            distance = np.abs(actual.astype(np.float64) - expected.astype(np.float64))
+        one_sided = (np.isfinite(expected) != np.isfinite(actual)) | (np.isnan(expected) != np.isnan(actual))
+        distance = np.where(one_sided, np.inf, np.nan_to_num(distance, nan=0.0))
+    else:
+        distance = (expected != actual).astype(np.float64)
+    index = np.unravel_index(int(np.argmax(distance)), expected.shape)
+    position = tuple(int(each) for each in index)
+    return Place(position, expected[position].item(), actual[position].item())

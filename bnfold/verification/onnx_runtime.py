@@ -1,0 +1,127 @@
+"""Sessions of ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bnfold.errors import IncomparableError, MissingExtraError
+from bnfold.verification.inputs import Feeds
+
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+    "coreml": "CoreMLExecutionProvider",
+    "directml": "DmlExecutionProvider",
+    "rocm": "ROCMExecutionProvider",
+    "migraphx": "MIGraphXExecutionProvider",
+    "xnnpack": "XnnpackExecutionProvider",
+}
+"""The names of execution providers on the command line."""
+
+OPTIONS: dict[str, dict[str, str]] = {"cuda": {"use_tf32": "0"}}
+"""Provider options for a verdict: TF32 keeps ten bits of a number, which is no rounding of float32."""
+
+
+def check_provider(provider: str) -> None:
+    """Insist that a provider is installed.
+
+    Raises:
+        IncomparableError: it is not, or nobody knows it.
+        MissingExtraError: there is no onnxruntime at all.
+    """
+    available = _module().get_available_providers()
+    if provider not in PROVIDERS:
+        raise IncomparableError(f"provider {provider!r}: unknown (there are: {', '.join(PROVIDERS)})")
+    if PROVIDERS[provider] not in available:
+        installed = [name for name, full in PROVIDERS.items() if full in available]
+        raise IncomparableError(
+            f"provider {provider!r}: the installed onnxruntime does not have it (it has: {', '.join(installed)})"
+        )
+
+
+class OnnxSession:
+    """A session that is ready to run.
+
+    Args:
+        model: a file, or the bytes of one.
+        label: what messages call the model.
+        fetch: the outputs to return.
+        folder: of the external data, where `model` is bytes.
+        overrides: other contents for initializers.
+        provider: where it runs.
+        is_optimised: at the runtime's default level of optimisation, or with none.
+
+    Raises:
+        IncomparableError: the provider is not installed, or the runtime does not take the model.
+    """
+
+    def __init__(
+        self,
+        model: Path | bytes,
+        label: str,
+        fetch: Sequence[str],
+        *,
+        folder: Path | None = None,
+        overrides: Mapping[str, npt.NDArray[Any]] | None = None,
+        provider: str = "cpu",
+        is_optimised: bool = False,
+    ) -> None:
+        onnxruntime = _module()
+        check_provider(provider)
+        options = onnxruntime.SessionOptions()
+        if not is_optimised:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.log_severity_level = 4
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # several sessions are alive at once
+        if folder is not None and isinstance(model, bytes):
+            options.add_session_config_entry(
+                "session.model_external_initializers_file_folder_path", str(folder.resolve())
+            )
+        self._overrides = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in (overrides or {}).values()]
+        for name, value in zip(overrides or {}, self._overrides, strict=True):  # which the session does not own
+            options.add_initializer(name, value)
+        providers = [(PROVIDERS[provider], OPTIONS.get(provider, {}))]
+        try:
+            self._session = onnxruntime.InferenceSession(model, options, providers=providers)
+        except Exception as error:  # onnxruntime's exception types share no base class but Exception
+            raise IncomparableError(f"{label}: onnxruntime cannot load it ({_line(error)})") from error
+        self._session.disable_fallback()
+        self._label, self._fetch, self._provider = label, list(fetch), PROVIDERS[provider]
+
+    def nodes_elsewhere(self) -> int:
+        """How many nodes the provider handed back to the CPU."""
+        assigned = self._session.get_provider_graph_assignment_info()
+        return sum(len(each.get_nodes()) for each in assigned if each.ep_name != self._provider)
+
+    def __call__(self, feeds: Feeds) -> list[npt.NDArray[Any]]:
+        """One inference.
+
+        Raises:
+            IncomparableError: the runtime cannot do it.
+        """
+        try:
+            return [np.asarray(array) for array in self._session.run(self._fetch, feeds)]
+        except Exception as error:  # as above
+            raise IncomparableError(f"{self._label}: onnxruntime cannot run it ({_line(error)})") from error
+
+
+def _module() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingExtraError(
+            "onnxruntime is not installed: pip install 'bnfold[cpu]', or use --no-verify"
+        ) from error
+    return onnxruntime
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

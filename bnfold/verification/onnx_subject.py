@@ -1,0 +1,239 @@
+"""An ONNX model under test, run by ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import helper, shape_inference
+
+from bnfold.errors import IncomparableError, InvalidModelError
+from bnfold.verification import exact
+from bnfold.verification.inputs import Declared, Feeds
+from bnfold.verification.onnx_runtime import OnnxSession
+from bnfold.verification.onnx_weights import FLOATS, Disturbance, read, weights
+from bnfold.verification.subject import Run
+
+JUMPS = frozenset(
+    {"ArgMax", "ArgMin", "TopK", "Hardmax", "NonMaxSuppression", "NonZero", "Unique", "Multinomial", "Bernoulli"}
+    | {"Round", "Floor", "Ceil", "Sign", "Mod", "QuantizeLinear", "DynamicQuantizeLinear"}
+    | {"Greater", "Less", "GreaterOrEqual", "LessOrEqual", "Equal"}
+)
+"""Operators whose output jumps where its input moves a little."""
+
+INTEGERS = frozenset({onnx.TensorProto.INT8, onnx.TensorProto.INT16, onnx.TensorProto.INT32, onnx.TensorProto.INT64})
+
+LARGE = 4096
+"""Elements above which an initializer cannot be a shape, and is not given to shape inference."""
+
+FETCHED = FLOATS - {onnx.TensorProto.BFLOAT16}  # which ONNX Runtime cannot hand to numpy
+
+
+class OnnxSubject:
+    """A `bnfold.verification.subject.Subject`.
+
+    Args:
+        proto: the model; external data is not loaded.
+        label: what messages call it.
+        path: its file, where it has one.
+    """
+
+    kind = "onnx"
+
+    def __init__(self, proto: onnx.ModelProto, label: str, path: Path | None = None) -> None:
+        self._proto = proto
+        self._path = path
+        self.label = label
+        self._declared_outputs = [each.name for each in proto.graph.output]
+
+    @classmethod
+    def open(cls, path: Path) -> OnnxSubject:
+        """The model of a file.
+
+        Raises:
+            InvalidModelError: it cannot be read.
+        """
+        proto = onnx.ModelProto()
+        try:
+            proto.ParseFromString(path.read_bytes())
+        except OSError as error:
+            raise InvalidModelError(f"{path}: {error.strerror}") from error
+        except DecodeError as error:
+            raise InvalidModelError(f"{path}: not an ONNX model") from error
+        if not proto.HasField("graph"):
+            raise InvalidModelError(f"{path}: not an ONNX model (it has no graph)")
+        return cls(proto, str(path), path)
+
+    @cached_property
+    def inputs(self) -> list[Declared]:
+        """As declared; integers that look up a constant table are below its length."""
+        initializers = {each.name for each in self._proto.graph.initializer}
+        return [self._declare(each) for each in self._proto.graph.input if each.name not in initializers]
+
+    def _declare(self, info: onnx.ValueInfoProto) -> Declared:
+        kind = info.type.WhichOneof("value")
+        tensor = info.type.tensor_type
+        if kind != "tensor_type":
+            raise IncomparableError(f"{self.label}: input {info.name!r} is a {kind}, which cannot be drawn")
+        dims = tuple(
+            each.dim_value if each.HasField("dim_value") else (each.dim_param or None) for each in tensor.shape.dim
+        )
+        dtype = (
+            np.dtype(object)
+            if tensor.elem_type == onnx.TensorProto.STRING
+            else np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type))
+        )
+        return Declared(info.name, dtype, dims, self._rows(info.name) if dtype.kind in "iu" else 2)
+
+    def _rows(self, name: str) -> int:
+        """The rows of the smallest constant table that an integer input looks up."""
+        tables = {each.name: each.dims[0] for each in self._proto.graph.initializer if each.dims}
+        found = [
+            tables[node.input[0]]
+            for node in self._proto.graph.node
+            if node.op_type == "Gather" and node.input[1] == name and node.input[0] in tables
+        ]
+        return int(min(found, default=2))
+
+    @property
+    def outputs(self) -> list[str]:
+        """The names of the outputs, in order."""
+        return list(self._declared_outputs)
+
+    @cached_property
+    def _makers(self) -> dict[str, onnx.NodeProto]:
+        return {name: node for node in self._proto.graph.node for name in node.output if name}
+
+    def values(self) -> Mapping[str, str]:
+        """Float values of the main graph, each with its node."""
+        known = self._infer({})
+        return {
+            name: node.name or f"{node.op_type}:{name}"
+            for name, node in self._makers.items()
+            if name in known and known[name][0] in FETCHED and name not in self._declared_outputs
+        }
+
+    def measure(self, feeds: Feeds) -> Mapping[str, int]:
+        """Bytes by shape inference; what it does not know counts as the largest that it knows."""
+        sizes: dict[str, int] = {}
+        unknown: list[str] = []
+        for name, (kind, shape) in self._infer(feeds).items():
+            if shape is None:
+                unknown.append(name)
+            else:
+                sizes[name] = int(np.prod(shape, dtype=object)) * helper.tensor_dtype_to_np_dtype(kind).itemsize
+        return sizes | dict.fromkeys(unknown, max(sizes.values(), default=0))
+
+    def _infer(self, feeds: Feeds) -> dict[str, tuple[int, tuple[int, ...] | None]]:
+        """Type and shape of each tensor, for inputs of the given shapes; no shape where a size is unknown."""
+        bare = onnx.ModelProto(ir_version=self._proto.ir_version)
+        bare.opset_import.extend(self._proto.opset_import)
+        bare.functions.extend(self._proto.functions)
+        graph = self._proto.graph
+        bare.graph.name = graph.name
+        bare.graph.node.extend(graph.node)
+        bare.graph.output.extend(onnx.ValueInfoProto(name=each.name) for each in graph.output)
+        constants = {each.name for each in graph.initializer}
+        for info in graph.input:
+            if info.name in feeds:
+                kind = info.type.tensor_type.elem_type
+                bare.graph.input.append(helper.make_tensor_value_info(info.name, kind, feeds[info.name].shape))
+            elif info.name not in constants:
+                bare.graph.input.append(info)
+        for each in graph.initializer:
+            if np.prod(each.dims, dtype=object) > LARGE or each.data_location == onnx.TensorProto.EXTERNAL:
+                bare.graph.input.append(helper.make_tensor_value_info(each.name, each.data_type, each.dims))
+            else:
+                bare.graph.initializer.append(each)
+        try:
+            inferred = shape_inference.infer_shapes(bare, data_prop=True)
+        except Exception:  # it raises whatever a malformed node makes it trip over; then no value is known
+            return {}
+        found: dict[str, tuple[int, tuple[int, ...] | None]] = {}
+        for info in (*inferred.graph.value_info, *inferred.graph.output):
+            if info.type.WhichOneof("value") == "tensor_type":
+                tensor = info.type.tensor_type
+                known = tensor.HasField("shape") and all(dim.HasField("dim_value") for dim in tensor.shape.dim)
+                shape = tuple(dim.dim_value for dim in tensor.shape.dim) if known else None
+                found[info.name] = tensor.elem_type, shape
+        return found
+
+    @cached_property
+    def _jumps(self) -> frozenset[str]:
+        found: set[str] = set()
+        fixed = {each.name for each in self._proto.graph.initializer} | {""}  # whatever the inputs and weights are
+        for node in self._proto.graph.node:
+            reads = set(_reads(node))
+            is_cast = node.op_type == "Cast" and any(
+                each.name == "to" and each.i in INTEGERS for each in node.attribute
+            )
+            if node.op_type in ("Shape", "Size", "Constant") or reads <= fixed:
+                fixed.update(node.output)
+            elif node.op_type in JUMPS or is_cast or not found.isdisjoint(reads):
+                found.update(node.output)
+        return frozenset(found)
+
+    def jumps(self) -> frozenset[str]:
+        """Everything behind an operator of `JUMPS`."""
+        return self._jumps
+
+    def descends(self, value: str, ancestor: str) -> bool:
+        """Whether a path of nodes leads from `ancestor` to `value`."""
+        queue, seen = [value], {value}
+        while queue:
+            maker = self._makers.get(queue.pop())
+            for name in _reads(maker) if maker is not None else ():
+                if name == ancestor:
+                    return True
+                if name not in seen:
+                    seen.add(name)
+                    queue.append(name)
+        return False
+
+    def start(self, fetch: Sequence[str], disturbance: Disturbance | None = None) -> Run:
+        """Optimisation off, so that the runtime adds nothing of its own."""
+        overrides: dict[str, npt.NDArray[Any]] = {}
+        if disturbance is not None:
+            tensors = {each.name: each for each in self._proto.graph.initializer}
+            folder = Path() if self._path is None else self._path.parent
+            for index, name in enumerate(weights(self._proto.graph)):
+                overrides[name] = disturbance(read(tensors[name], folder), index)
+        more = [name for name in fetch if name not in self._declared_outputs]
+        model = self._path if not more and self._path is not None else self._serialize(more)
+        return OnnxSession(model, self.label, fetch, folder=self._path and self._path.parent, overrides=overrides)
+
+    def start_as_deployed(self, provider: str) -> tuple[Run, str | None]:
+        """All optimisations on, as is the default."""
+        model = self._path if self._path is not None else self._serialize(())
+        session = OnnxSession(model, self.label, self.outputs, provider=provider, is_optimised=True)
+        count = session.nodes_elsewhere()
+        return session, f"{provider} hands {count} nodes of {self.label} back to the CPU" if count else None
+
+    def _serialize(self, more_outputs: Sequence[str]) -> bytes:
+        outputs = self._proto.graph.output
+        before = len(outputs)
+        outputs.extend(onnx.ValueInfoProto(name=name) for name in more_outputs)
+        try:
+            serialized: bytes = self._proto.SerializeToString()
+            return serialized
+        finally:
+            del outputs[before:]
+
+    def evaluate_exactly(self, feeds: Feeds, fetch: Sequence[str], seconds: float) -> list[npt.NDArray[Any]] | None:
+        """By the reference evaluator of ONNX, on a copy of the model in float64."""
+        return exact.evaluate(self._proto, feeds, fetch, seconds, None if self._path is None else self._path.parent)
+
+
+def _reads(node: onnx.NodeProto) -> Iterator[str]:
+    """What a node reads, in its bodies too."""
+    yield from node.input
+    for attribute in node.attribute:
+        for body in ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs):
+            for inner in body.node:
+                yield from _reads(inner)

@@ -1,0 +1,140 @@
+"""Second opinions on what seems to differ: the truth in float64, and a value that changed its name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from bnfold.verification.inputs import Sample
+from bnfold.verification.noise import judge, measure
+from bnfold.verification.observe import Observation, is_float
+from bnfold.verification.subject import Run, Subject
+
+AnyArray = npt.NDArray[Any]
+
+SECONDS = 20.0
+"""How long an evaluation in float64 may take."""
+
+BYTES = 64 << 20
+"""Of all inner values, above which it is not tried."""
+
+TRUST = 16.0
+"""How many budgets the reference itself may lie from the truth: farther away, it is the evaluation that is wrong."""
+
+NEIGHBOURS = 8
+"""How many later values one may stand for under an earlier one's name."""
+
+Seen = dict[str, list[tuple[Sample, Observation]]]
+
+
+class Pair(Protocol):
+    """What is asked of the two models."""
+
+    reference: Subject
+    candidate: Subject
+
+    def start_both(self, names: Sequence[str]) -> tuple[Run, Run]:
+        """Both, ready to give the named values."""
+        ...
+
+
+def settle(pair: Pair, seen: Seen, findings: list[str]) -> Seen:
+    """The observations, with those that a second opinion clears marked as passing.
+
+    1. The reference may be farther from the truth than its noise tells. A candidate that is as near to the float64
+       result as the reference is passes, within the same factor.
+    2. A tool may give a fused operator the name of its first part. An inner value that equals a later value of the
+       reference, one that the candidate no longer has, passes as renamed.
+    """
+    failing = {name: found for name, found in seen.items() if any(each.reason for _, each in found)}
+    if not failing:
+        return seen
+    renamed = _find_renamed(pair, failing, findings)
+    rest = {name: found for name, found in failing.items() if name not in renamed}
+    near = _find_near_truth(pair, rest, findings)
+    return {
+        name: [
+            (sample, _cleared(each) if name in renamed or (name, sample.label) in near else each)
+            for sample, each in found
+        ]
+        for name, found in seen.items()
+    }
+
+
+def _cleared(observation: Observation) -> Observation:
+    return replace(observation, reason="", place=None)
+
+
+def _find_near_truth(pair: Pair, failing: Seen, findings: list[str]) -> set[tuple[str, str]]:
+    """Pairs of a value and an input on which the candidate is as near to the truth as the reference."""
+    near: set[tuple[str, str]] = set()
+    names = list(failing)
+    samples = {id(sample): sample for found in failing.values() for sample, each in found if each.reason}
+    for sample in samples.values():
+        if sum(pair.reference.measure(sample.feeds).values()) > BYTES:
+            continue
+        truth = pair.reference.evaluate_exactly(sample.feeds, names, SECONDS)
+        if truth is None:
+            break
+        first, second = pair.start_both(names)
+        arrays = zip(names, truth, first(sample.feeds), second(sample.feeds), strict=True)
+        for name, exact, expected, actual in arrays:
+            budget = next(each.judgement.budget for at, each in failing[name] if at is sample)
+            if _is_as_near(exact, expected, actual, budget):
+                near.add((name, sample.label))
+    if near:
+        cleared = ", ".join(sorted({name for name, _ in near}))
+        findings.append(f"as near to the float64 result as the reference, though not to the reference: {cleared}")
+    return near
+
+
+def _is_as_near(exact: AnyArray, expected: AnyArray, actual: AnyArray, budget: float) -> bool:
+    if not is_float(expected) or exact.shape != expected.shape or not np.isfinite(exact).all():
+        return False
+    if not np.isfinite(expected).all() or not np.isfinite(actual).all():
+        return bool(np.isfinite(actual).all()) and _is_rounding_of(exact, actual)
+    signal, own = measure(exact), measure(expected, exact)
+    if own.peak[0] > TRUST * budget * signal.peak[0]:
+        return False
+    return judge(measure(actual, exact), own, signal, expected.dtype).excess <= 1
+
+
+def _is_rounding_of(exact: AnyArray, actual: AnyArray) -> bool:
+    """Where the reference overflows: whether the candidate is the truth, to the square root of its type's spacing."""
+    signal, difference = measure(exact), measure(actual, exact)
+    return bool(difference.peak[0] <= np.sqrt(np.finfo(actual.dtype).eps) * signal.peak[0])
+
+
+def _find_renamed(pair: Pair, failing: Seen, findings: list[str]) -> set[str]:
+    """Inner values that equal a later value of the reference, which the candidate does not have."""
+    if pair.reference.kind != pair.candidate.kind:
+        return set()
+    theirs = {*pair.candidate.values(), *pair.candidate.outputs}
+    gone = [name for name in pair.reference.values() if name not in theirs]
+    renamed: set[str] = set()
+    for name, found in failing.items():
+        later = [other for other in gone if pair.reference.descends(other, name)][:NEIGHBOURS]
+        if not later or name in pair.reference.outputs:
+            continue
+        reference, candidate = pair.reference.start(later), pair.start_both([name])[1]
+        budgets = {id(sample): each.judgement.budget for sample, each in found}
+        matches = set(later)
+        for sample, _ in found:
+            actual = candidate(sample.feeds)[0]
+            for other, expected in zip(later, reference(sample.feeds), strict=True):
+                if not _is_same(expected, actual, budgets[id(sample)]):
+                    matches.discard(other)
+        if matches:
+            renamed.add(name)
+            findings.append(f"inner value {name!r} holds what {min(matches, key=later.index)!r} held")
+    return renamed
+
+
+def _is_same(expected: AnyArray, actual: AnyArray, budget: float) -> bool:
+    if expected.shape != actual.shape or expected.dtype != actual.dtype or not is_float(expected):
+        return False
+    return bool(measure(actual, expected).peak[0] <= budget * measure(expected).peak[0])
