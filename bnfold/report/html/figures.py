@@ -17,8 +17,9 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import NullFormatter
 
-from bnfold.report.html.parts import Figure
+from bnfold.report.html.parts import Figure, Mood
 from bnfold.report.html.text import finite, number, plural, scientific, shown
 
 INK, MUTED, LINE, GOOD, BAD = (f"#0000{code:02x}" for code in range(1, 6))
@@ -41,7 +42,7 @@ LETTERS = 44
 STYLE = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
-    "font.size": 9,
+    "font.size": 10.5,
     "text.parse_math": False,
     "text.color": INK,
     "axes.edgecolor": LINE,
@@ -80,6 +81,7 @@ class Ratio:
     middle: float
     low: float
     high: float
+    mood: Mood
 
 
 @contextmanager
@@ -88,7 +90,7 @@ def _canvas(height: float, key: str) -> Iterator[tuple[Axes, list[Markup]]]:
     drawn: list[Markup] = []
     with matplotlib.style.context(["default", STYLE, {"svg.hashsalt": key}]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # the browser has its own fonts
-        canvas = Canvas(figsize=(5.2, height), layout="constrained")
+        canvas = Canvas(figsize=(4.9, height), layout="constrained")
         FigureCanvasSVG(canvas)
         yield canvas.subplots(), drawn
         buffer = io.StringIO()
@@ -133,6 +135,8 @@ def errors(values: Sequence[Value], key: str) -> Figure:
                 x, y = [each.position for each in group], [level(each.error) for each in group]
                 axes.plot(x, y, marker, color=colour, markersize=3.5 if passes else 6, markeredgewidth=0, label=label)
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(lambda error, _: f"{error:.0e}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set_ylim(low / 1.5, high * 1.5)
         axes.set_xlabel("position in the graph")
         axes.set_ylabel("error, relative")
@@ -199,8 +203,8 @@ def forest(ratios: Sequence[Ratio], key: str) -> Figure:
     with _canvas(0.75 + 0.42 * len(ratios), key) as (axes, svg):
         axes.axvline(1, color=MUTED, linewidth=1, linestyle="--")
         for row, each in enumerate(ratios):
-            colour = GOOD if each.high < 1 else BAD if each.low > 1 else MUTED
-            marker = "o" if each.high < 1 or each.low > 1 else "D"
+            colour = {"good": GOOD, "bad": BAD}.get(each.mood, MUTED)
+            marker = "D" if each.mood == "plain" else "o"
             axes.plot([each.low, each.high], [row, row], color=colour, linewidth=2.5, solid_capstyle="butt")
             axes.plot([each.middle], [row], marker, color=colour, markersize=6)
             axes.annotate(
@@ -209,7 +213,7 @@ def forest(ratios: Sequence[Ratio], key: str) -> Figure:
                 (2, 7),
                 xycoords=("axes fraction", "data"),
                 textcoords="offset points",
-                fontsize=8.5,
+                fontsize=10,
             )
         ends = [1.0, *(each.low for each in ratios), *(each.high for each in ratios)]
         room = max(0.06 * (max(ends) - min(ends)), 0.01)
@@ -220,16 +224,20 @@ def forest(ratios: Sequence[Ratio], key: str) -> Figure:
         axes.set_xlabel("latency relative to the baseline: left of 1 is faster")
         axes.grid(visible=True, axis="x")
     said = "; ".join(f"{each.label}: {each.middle:.3f} ({each.low:.3f} to {each.high:.3f})" for each in ratios[:12])
-    caption = f"Ratios with 95 % intervals. An interval that holds 1 shows no detectable change. {said}."
+    caption = f"Ratios with 95 % intervals. Diamonds stand for no detectable change. {said}."
     return _figure(svg[0], key, "Latency relative to the baseline", caption)
 
 
 def read_ratio(entry: Mapping[str, Any], label: str) -> Ratio | None:
-    """The ratio of a record's entry; None where it has none with an interval."""
+    """The ratio of a record's entry; None where it has none with an interval.
+
+    No change is detected where the interval holds 1, or where the record's own verdict says so.
+    """
     middle, low, high = (finite(entry.get(name)) for name in ("ratio", "ratio_low", "ratio_high"))
     if middle is None or low is None or high is None:
         return None
-    return Ratio(shown(label, 60), middle, low, high)
+    is_undecided = low <= 1 <= high or str(entry.get("verdict")).startswith("no ")
+    return Ratio(shown(label, 60), middle, low, high, "plain" if is_undecided else "good" if high < 1 else "bad")
 
 
 def read_value(value: Mapping[str, Any], position: int) -> Value:

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from bnfold.report.html.sections import sections
 from bnfold.report.html.summary import summarize
-from bnfold.report.html.text import shown
+from bnfold.report.html.text import breakable, file_name, shown
 from bnfold.report.record import Record
 
 TEMPLATES = "templates"
@@ -27,10 +27,12 @@ def render(record: Record) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["breakable"] = breakable
     script = _asset("page.js")
     return environment.get_template("page.html").render(
         command=shown(record.get("command", "report"), 40),
-        subject=[shown(each, 200) for each in _subject(record)],
+        names=[shown(file_name(each), 100) for each in _subject(record)],
+        paths=[shown(each, 300) for each in _subject(record)],
         summary=summarize(record),
         sections=list(sections(record)),
         style=_asset("page.css"),

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from bnfold.report.html import drawings, figures
-from bnfold.report.html.parts import Cell, Column, Mood, Section, Table, Terms, name_cell, number_cell
-from bnfold.report.html.text import MISSING, count, finite, plain, plural, scientific, shown, size
+from bnfold.report.html.parts import Cell, Column, Section, Table, Terms, name_cell, number_cell
+from bnfold.report.html.text import MISSING, count, file_name, finite, plain, plural, scientific, shown, size
 from bnfold.report.record import Record
 
 DRAWN_OPEN, DRAWN = 40, 400
@@ -85,9 +85,15 @@ def _outcome_row(outcome: Record, key: str, is_drawn: bool) -> list[Cell]:
 def _where(outcome: Record) -> str:
     if outcome.get("status") == "folded":
         through = outcome.get("through") or []
-        carried = f" through {plural(len(through), 'operator')}" if through else ""
-        return f"{outcome.get('direction', '')} into {plural(len(outcome.get('into') or []), 'operator')}{carried}"
+        carried = f" through {_listed(through)}" if through else ""
+        return f"{shown(outcome.get('direction', ''))} into {_listed(outcome.get('into') or [])}{carried}"
     return f"{shown(outcome.get('reason', ''))}: {shown(outcome.get('detail', ''), 300)}"
+
+
+def _listed(names: Sequence[object]) -> str:
+    """The first few names."""
+    rest = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(shown(name, 60) for name in names[:3]) + rest
 
 
 def _stayed(outcomes: Sequence[Record] | None) -> Section | None:
@@ -107,7 +113,7 @@ def _stayed(outcomes: Sequence[Record] | None) -> Section | None:
                 Cell(shown(reason)),
                 number_cell(count(len(group)), len(group)),
                 Cell("; ".join(details[:2]) + more),
-                Cell(shown(advice, 300) if advice else "nothing: no fold of it would be exact"),
+                Cell(shown(advice, 300) if advice else "no change that bnfold knows of"),
             ]
         )
     columns = (
@@ -116,7 +122,7 @@ def _stayed(outcomes: Sequence[Record] | None) -> Section | None:
         Column("what stops it"),
         Column("what would help"),
     )
-    sentences = ["What stays is correct as it is: folding it would change the model's results."]
+    sentences = ["What stays is computed as before, so the results stay right."]
     return Section("stayed", "What stayed, and why", sentences, tables=[Table("Reasons", columns, rows)])
 
 
@@ -127,8 +133,8 @@ def _affines(outcomes: Sequence[Record] | None) -> Section | None:
         [
             name_cell(outcome_name(each)),
             Cell(shown(each.get("direction", MISSING))),
-            name_cell(", ".join(map(str, each.get("into") or [])) or MISSING),
-            name_cell(", ".join(map(str, each.get("through") or [])) or MISSING),
+            Cell(_listed(each.get("into") or []) or MISSING),
+            Cell(_listed(each.get("through") or []) or MISSING),
         ]
         for each in outcomes
     ]
@@ -238,8 +244,8 @@ def setting(entry: Record) -> str:
 
 
 def model_name(entry: Record) -> str:
-    """The file's name without its folders."""
-    return str(entry.get("model", MISSING)).replace("\\", "/").rstrip("/").rpartition("/")[2]
+    """The model's file without its folders."""
+    return file_name(str(entry.get("model", MISSING)))
 
 
 def _samples(group: Sequence[Record]) -> dict[str, list[float]]:
@@ -254,7 +260,8 @@ def _samples(group: Sequence[Record]) -> dict[str, list[float]]:
 
 _MEASURED_COLUMNS = (
     Column("model"),
-    Column("where"),
+    Column("provider"),
+    Column("level"),
     Column("verdict"),
     Column("ratio, 95 % interval", is_number=True),
     Column("median, ms", is_number=True),
@@ -278,8 +285,8 @@ def _measured_row(entry: Record) -> list[Cell]:
     times = [entry.get(f"{name}_ms") for name in ("median", "p90", "p99", "first_run", "session")]
     return [
         name_cell(model_name(entry)),
-        Cell(setting(entry)),
-        Cell(shown(verdict) if verdict else MISSING, mood=ratio_mood(ratio)),
+        *(Cell(shown(entry.get(key, MISSING), 40)) for key in ("provider", "level")),
+        Cell(shown(verdict) if verdict else MISSING, mood=ratio.mood if ratio else None),
         number_cell(text, entry.get("ratio")),
         *(number_cell(plain(time), time) for time in times),
         number_cell(size(entry.get("peak_bytes")), entry.get("peak_bytes")),
@@ -287,13 +294,6 @@ def _measured_row(entry: Record) -> list[Cell]:
         number_cell(count(entry.get("nodes")), entry.get("nodes")),
         number_cell(count(entry.get("batchnorms")), entry.get("batchnorms")),
     ]
-
-
-def ratio_mood(ratio: figures.Ratio | None) -> Mood:
-    """Good where the whole interval is below 1, bad where it is above."""
-    if ratio is None or ratio.low <= 1 <= ratio.high:
-        return "plain"
-    return "good" if ratio.high < 1 else "bad"
 
 
 def _terms(key: str, title: str, value: Any) -> Section | None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from bnfold.report.html import figures
 from bnfold.report.html.parts import Mood, Summary, Tile
-from bnfold.report.html.sections import model_name, ratio_mood, setting, verification_of
+from bnfold.report.html.sections import model_name, setting, verification_of
 from bnfold.report.html.text import change, count, plural, scientific, seconds, shown, size
 from bnfold.report.record import Record
 
@@ -89,7 +89,7 @@ def _of_bench(record: Record) -> Summary:
         if setting(each) not in first:
             first[setting(each)] = model_name(each)
         elif ratio is not None:
-            moods.append(ratio_mood(ratio))
+            moods.append(ratio.mood)
             sentences.append(f"{shown(model_name(each), 60)} on {setting(each)}: {_said(ratio)}.")
     tiles = [
         Tile("comparisons", count(len(moods))),
@@ -113,7 +113,7 @@ def _of_bench(record: Record) -> Summary:
 
 def _said(ratio: figures.Ratio) -> str:
     interval = f"95 % interval {ratio.low:.3f} to {ratio.high:.3f}"
-    if ratio.low <= 1 <= ratio.high:
+    if ratio.mood == "plain":
         return f"no detectable change ({interval})"
     percent, word = abs(1 - ratio.middle) * 100, "less" if ratio.high < 1 else "more"
     return f"{percent:.3g} % {word} time than the baseline ({interval})"

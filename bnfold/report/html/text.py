@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 import unicodedata
 from typing import Any
+
+from markupsafe import Markup, escape
 
 HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 """Unicode categories without a glyph of their own, or that reorder their neighbours."""
@@ -24,6 +27,16 @@ def shown(name: object, limit: int = 160) -> str:
 def _spelled(character: str) -> str:
     code = ord(character)
     return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def breakable(text: str) -> Markup:
+    """Escaped text whose lines may break where the parts of a name meet."""
+    return Markup(re.sub(r"([/._:]+)(?=[^/._:\s])", r"\1<wbr>", escape(text)))
+
+
+def file_name(path: str) -> str:
+    """A path without its folders."""
+    return path.replace("\\", "/").rstrip("/").rpartition("/")[2]
 
 
 def number(value: Any) -> float | None:
