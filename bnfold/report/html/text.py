@@ -31,7 +31,7 @@ def _spelled(character: str) -> str:
 
 def breakable(text: str) -> Markup:
     """Escaped text whose lines may break where the parts of a name meet."""
-    return Markup(re.sub(r"([/._:]+)(?=[^/._:\s])", r"\1<wbr>", escape(text)))
+    return Markup(re.sub(r"([/._:]+)(?=[^/._:\s])", r"\1<wbr>", str(escape(text))))
 
 
 def file_name(path: str) -> str:
