@@ -148,8 +148,9 @@ def filled(proto: onnx.ModelProto) -> onnx.ModelProto:
     }
     readers = {name: (each, index) for each in proto.graph.node for index, name in enumerate(each.input)}
     generator = np.random.default_rng(0)
+    size = 0.6 if any(each.op_type == "Sum" for each in proto.graph.node) else 1.0  # residual branches add up
     for name, shape in generated.items():
-        array = _drawn(*readers[name], tuple(map(int, shape)), generator).astype(np.float32)
+        array = _drawn(*readers[name], tuple(map(int, shape)), size, generator).astype(np.float32)
         proto.graph.initializer.append(numpy_helper.from_array(array, name))
     nodes = [each for each in proto.graph.node if each.op_type != "ConstantOfShape"]
     del proto.graph.node[:]
@@ -166,17 +167,17 @@ def filled(proto: onnx.ModelProto) -> onnx.ModelProto:
     return proto
 
 
-def _drawn(reader: onnx.NodeProto, index: int, shape: tuple[int, ...], generator: np.random.Generator) -> np.ndarray:
-    """Values under which activations neither vanish nor explode."""
+def _drawn(
+    reader: onnx.NodeProto, index: int, shape: tuple[int, ...], size: float, generator: np.random.Generator
+) -> np.ndarray:
+    """Values under which activations neither vanish nor explode; `size` is that of a BatchNorm's scale."""
     noise = generator.standard_normal(shape)
     if reader.op_type == "BatchNormalization":
-        return (0.6 + 0.1 * noise, 0.1 * noise, 0.1 * noise, 0.8 + 0.4 * generator.random(shape))[index - 1]
+        return (size + 0.1 * noise, 0.1 * noise, 0.1 * noise, 0.8 + 0.4 * generator.random(shape))[index - 1]
     if index == 1 and len(shape) > 1:
         return noise * np.sqrt(2 / np.prod(shape[1:])) * (0.3 if reader.op_type == "Gemm" else 1)
-    is_scale = (
-        reader.op_type in ("Mul", "Unsqueeze") and "bias" not in "".join(reader.input) and "_b" not in reader.input[0]
-    )
-    return 0.9 + 0.1 * noise if is_scale else 0.1 * noise
+    is_scale = reader.op_type == "Unsqueeze" and reader.input[0].endswith("_w_0")
+    return 1 + 0.1 * noise if is_scale else 0.1 * noise
 
 
 def traps(folder: Path) -> list[Subject]:
