@@ -10,13 +10,12 @@ import sys
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 
 import html_records
 import pytest
 from click.testing import CliRunner
-from html_records import HOSTILE, RECORDS
+from html_records import RECORDS, rename
 
 from bnfold import MissingExtraError
 from bnfold.api import fuse_file
@@ -156,16 +155,6 @@ def test_a_verdict_of_no_change_stands_even_where_the_interval_misses_1() -> Non
     for entry in record["entries"][1::2]:
         entry |= {"ratio": 0.99, "ratio_low": 0.982, "ratio_high": 0.999, "verdict": "no detectable change"}
     assert '<h2 id="summary-title">No detectable change</h2>' in html.render(record)
-
-
-def rename(value: Any) -> Any:
-    """Every string of a record replaced by a hostile one, apart from those that choose what is shown."""
-    if isinstance(value, dict):
-        fixed = ("status", "direction", "scope")
-        return {key: inner if key in fixed else rename(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [rename(each) for each in value]
-    return HOSTILE if isinstance(value, str) else value
 
 
 @pytest.mark.parametrize("command", RECORDS)

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 import browser as chromium
 import pytest
-from html_records import RECORDS, bench, fold, fuse
-from test_html_report import rename
+from html_records import RECORDS, bench, fold, fuse, rename
 
 from bnfold.report import html
 from bnfold.report.record import Record
@@ -87,7 +86,9 @@ CONTRAST = """() => {
     }
   };
   const faint = [];
-  for (const element of document.querySelectorAll("h1, h2, p, dt, dd, td, th, a, button, span, figcaption, .plot text")) {
+  for (const element of document.querySelectorAll(
+    "h1, h2, p, dt, dd, td, th, a, button, span, figcaption, .plot text"
+  )) {
     if (!element.textContent.trim() || !element.getClientRects().length) continue;
     const style = getComputedStyle(element);
     const front = rgba(element instanceof SVGElement ? style.fill : style.color);
