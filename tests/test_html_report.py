@@ -173,6 +173,14 @@ def test_hostile_names_stay_text(command: str) -> None:
         ElementTree.fromstring(svg.replace("xlink:href", "href"))
 
 
+def test_dollars_in_names_are_no_formula() -> None:
+    record = html_records.bench()
+    for index, entry in enumerate(record["entries"]):
+        entry["model"] = f"$x_{index % 2}$ $\\frac{{$.onnx"
+    plots = " ".join(re.findall(r'<svg class="plot".*?</svg>', html.render(record), re.DOTALL))
+    assert ">$x_1$ $\\frac{$.onnx<" in plots
+
+
 @pytest.mark.parametrize("command", RECORDS)
 def test_the_page_holds_the_record(command: str) -> None:
     record = rename(RECORDS[command]())

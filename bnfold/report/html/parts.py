@@ -52,12 +52,18 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """A table; the first cell of each row is the row's header."""
+    """A table; the first cell of each row is the row's header.
+
+    Attributes:
+        is_collapsed: it opens on request.
+        hides_figures: the drawings in its cells do.
+    """
 
     caption: str
     columns: Sequence[Column]
     rows: Sequence[Sequence[Cell]]
     is_collapsed: bool = False
+    hides_figures: bool = False
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ def _batchnorms(outcomes: Sequence[Record] | None) -> Section | None:
     ]
     if len(outcomes) > DRAWN:
         sentences.append(f"The first {DRAWN} are drawn.")
-    table = Table("What became of each BatchNorm", columns, rows)
+    table = Table("What became of each BatchNorm", columns, rows, hides_figures=len(rows) > DRAWN_OPEN)
     return Section(
         "batchnorms", "BatchNorms", sentences if rows else ["The model has none."], tables=[table] if rows else []
     )
