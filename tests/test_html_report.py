@@ -173,12 +173,22 @@ def test_hostile_names_stay_text(command: str) -> None:
         ElementTree.fromstring(svg.replace("xlink:href", "href"))
 
 
+def test_models_of_the_same_name_are_told_apart() -> None:
+    record = html_records.bench()
+    for index, entry in enumerate(record["entries"]):
+        entry["model"] = f"{'after' if index % 2 else 'before'}/model.onnx"
+    words = Page(html.render(record)).text
+    assert "after/model.onnx on cpu, level disabled: 29 % less" in words
+    assert "before/model.onnx" in words
+
+
 def test_dollars_in_names_are_no_formula() -> None:
     record = html_records.bench()
     for index, entry in enumerate(record["entries"]):
-        entry["model"] = f"$x_{index % 2}$ $\\frac{{$.onnx"
+        entry["model"] = f"$x_{index % 2}$ $frac{{$.onnx"
     plots = " ".join(re.findall(r'<svg class="plot".*?</svg>', html.render(record), re.DOTALL))
-    assert ">$x_1$ $\\frac{$.onnx<" in plots
+    assert ">$x_1$ $frac{$.onnx<" in plots
+    assert "font-family" not in plots
 
 
 @pytest.mark.parametrize("command", RECORDS)

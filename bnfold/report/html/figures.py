@@ -106,7 +106,7 @@ def _figure(svg: Markup, key: str, title: str, caption: str) -> Figure:
     body = body[body.index(">") + 1 :]
     body = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{key}-", body)
     body = re.sub(r"#0000[0-9a-f]{2}\b", lambda found: f"var(--{VARIABLES[found[0]]})", body)
-    body = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", body)
+    body = re.sub(r"<!--.*?-->|font-family: [^;\"]*;? ?", "", body)
     head = Markup('<svg class="plot" role="img" aria-labelledby="{0}-title {0}-desc" {1}>').format(key, Markup(view[0]))
     words = Markup('<title id="{0}-title">{1}</title><desc id="{0}-desc">{2}</desc>').format(key, title, caption)
     return Figure(title, caption, head + words + Markup(body))

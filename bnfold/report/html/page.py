@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from bnfold.report.html.sections import sections
 from bnfold.report.html.summary import summarize
-from bnfold.report.html.text import breakable, file_name, shown
+from bnfold.report.html.text import breakable, file_names, shown
 from bnfold.report.record import Record
 
 TEMPLATES = "templates"
@@ -31,7 +31,7 @@ def render(record: Record) -> str:
     script = _asset("page.js")
     return environment.get_template("page.html").render(
         command=shown(record.get("command", "report"), 40),
-        names=[shown(file_name(each), 100) for each in _subject(record)],
+        names=[shown(each, 100) for each in file_names(_subject(record)).values()],
         paths=[shown(each, 300) for each in _subject(record)],
         summary=summarize(record),
         sections=list(sections(record)),

@@ -7,7 +7,7 @@ from typing import Any
 
 from bnfold.report.html import drawings, figures
 from bnfold.report.html.parts import Cell, Column, Section, Table, Terms, name_cell, number_cell
-from bnfold.report.html.text import MISSING, count, file_name, finite, plain, plural, scientific, shown, size
+from bnfold.report.html.text import MISSING, count, file_names, finite, plain, plural, scientific, shown, size
 from bnfold.report.record import Record
 
 DRAWN_OPEN, DRAWN = 40, 400
@@ -214,14 +214,13 @@ def _extra(name: str, value: Any) -> Cell:
 def _latency(entries: Sequence[Record] | None) -> Section | None:
     if not entries:
         return None
-    groups: dict[str, list[Record]] = {}
-    for each in entries:
-        groups.setdefault(setting(each), []).append(each)
+    names = model_names(entries)
+    groups: dict[str, list[tuple[str, Record]]] = {}
+    for name, each in zip(names, entries, strict=True):
+        groups.setdefault(setting(each), []).append((name, each))
     drawn = []
     ratios = [
-        figures.read_ratio(each, f"{model_name(each)} ({where})")
-        for where, group in groups.items()
-        for each in group[1:]
+        figures.read_ratio(each, f"{name} ({where})") for where, group in groups.items() for name, each in group[1:]
     ]
     known = [each for each in ratios if each is not None]
     if known:
@@ -233,7 +232,7 @@ def _latency(entries: Sequence[Record] | None) -> Section | None:
     sentences = [
         "The first model is the baseline. The models took turns, so each ratio compares runs under the same load."
     ]
-    table = Table("Measurements", list(_MEASURED_COLUMNS), [_measured_row(each) for each in entries])
+    table = Table("Measurements", list(_MEASURED_COLUMNS), list(map(_measured_row, names, entries)))
     return Section("latency", "Latency", sentences, figures=drawn, tables=[table])
 
 
@@ -243,16 +242,17 @@ def setting(entry: Record) -> str:
     return ", level ".join(shown(each) for each in (provider, level) if each is not None) or "all runs"
 
 
-def model_name(entry: Record) -> str:
-    """The model's file without its folders."""
-    return file_name(str(entry.get("model", MISSING)))
+def model_names(entries: Sequence[Record]) -> list[str]:
+    """What to call the model of each entry."""
+    paths = [str(each.get("model", MISSING)) for each in entries]
+    names = file_names(paths)
+    return [names[path] for path in paths]
 
 
-def _samples(group: Sequence[Record]) -> dict[str, list[float]]:
+def _samples(group: Sequence[tuple[str, Record]]) -> dict[str, list[float]]:
     samples: dict[str, list[float]] = {}
-    for index, each in enumerate(group):
+    for index, (name, each) in enumerate(group):
         times = [time for time in map(finite, each.get("samples_ms") or []) if time is not None]
-        name = model_name(each)
         if times:
             samples[f"{name} (run {index + 1})" if name in samples else name] = times
     return samples
@@ -276,7 +276,7 @@ _MEASURED_COLUMNS = (
 )
 
 
-def _measured_row(entry: Record) -> list[Cell]:
+def _measured_row(name: str, entry: Record) -> list[Cell]:
     ratio = figures.read_ratio(entry, "")
     text = plain(entry.get("ratio"))
     if ratio:
@@ -284,7 +284,7 @@ def _measured_row(entry: Record) -> list[Cell]:
     verdict = entry.get("verdict")
     times = [entry.get(f"{name}_ms") for name in ("median", "p90", "p99", "first_run", "session")]
     return [
-        name_cell(model_name(entry)),
+        name_cell(name),
         *(Cell(shown(entry.get(key, MISSING), 40)) for key in ("provider", "level")),
         Cell(shown(verdict) if verdict else MISSING, mood=ratio.mood if ratio else None),
         number_cell(text, entry.get("ratio")),

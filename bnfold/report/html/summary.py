@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from bnfold.report.html import figures
 from bnfold.report.html.parts import Mood, Summary, Tile
-from bnfold.report.html.sections import model_name, setting, verification_of
+from bnfold.report.html.sections import model_names, setting, verification_of
 from bnfold.report.html.text import change, count, plural, scientific, seconds, shown, size
 from bnfold.report.record import Record
 
@@ -81,16 +81,15 @@ def _verification_tiles(verification: Record | None) -> Iterator[Tile]:
 
 def _of_bench(record: Record) -> Summary:
     entries = record["entries"]
-    first: dict[str, str] = {}
+    begun: set[str] = set()
     sentences: list[str] = []
     moods: list[Mood] = []
-    for each in entries:
-        ratio = figures.read_ratio(each, model_name(each))
-        if setting(each) not in first:
-            first[setting(each)] = model_name(each)
-        elif ratio is not None:
+    for name, each in zip(model_names(entries), entries, strict=True):
+        ratio = figures.read_ratio(each, name)
+        if setting(each) in begun and ratio is not None:
             moods.append(ratio.mood)
-            sentences.append(f"{shown(model_name(each), 60)} on {setting(each)}: {_said(ratio)}.")
+            sentences.append(f"{shown(name, 60)} on {setting(each)}: {_said(ratio)}.")
+        begun.add(setting(each))
     tiles = [
         Tile("comparisons", count(len(moods))),
         Tile("faster", count(moods.count("good"))),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
+from collections.abc import Iterable
 from typing import Any
 
 from markupsafe import Markup, escape
@@ -37,6 +38,14 @@ def breakable(text: str) -> Markup:
 def file_name(path: str) -> str:
     """A path without its folders."""
     return path.replace("\\", "/").rstrip("/").rpartition("/")[2]
+
+
+def file_names(paths: Iterable[str]) -> dict[str, str]:
+    """What to call each file: its name, or the whole path where two of them have the same name."""
+    listed = list(dict.fromkeys(paths))
+    names = [file_name(path) for path in listed]
+    is_clear = len(set(names)) == len(names)
+    return dict(zip(listed, names if is_clear else listed, strict=True))
 
 
 def number(value: Any) -> float | None:
