@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import platform
+import resource
 import subprocess
 import sys
 import tempfile
@@ -317,39 +318,42 @@ class Result:
         return not self.failure and not self.error < WRONG
 
 
-def child(*arguments: str) -> tuple[str, int, str]:
-    """A child process of this script: how it failed if it did, its peak resident bytes, and its last line of output."""
-    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-        command = [sys.executable, __file__, *arguments]
-        process = subprocess.Popen(command, stdout=out, stderr=err, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        deadline = time.monotonic() + SECONDS
-        pid, status, usage = 0, 0, None
-        while not pid:
-            pid, status, usage = os.wait4(process.pid, os.WNOHANG)
-            if not pid and time.monotonic() > deadline:
-                process.kill()
-                pid, status, usage = os.wait4(process.pid, 0)
-                return f"stopped after {SECONDS} s", usage.ru_maxrss * 1024, ""
-            time.sleep(0.01)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        assert usage is not None
-        out.seek(0)
-        err.seek(0)
-        failure, lines = "", out.read().splitlines()
-        if process.returncode < 0:
-            failure = f"killed by signal {-process.returncode}"
-        elif process.returncode:
-            failure = (err.read().strip().splitlines() or ["failed without a word"])[-1][:160]
-        return failure, usage.ru_maxrss * 1024, lines[-1] if lines else ""
+def child(*arguments: str) -> tuple[str, str]:
+    """A child process of this script: how it failed if it did, and its last line of output."""
+    command = [sys.executable, __file__, *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=SECONDS, env=environment)
+    except subprocess.TimeoutExpired:
+        return f"stopped after {SECONDS} s", ""
+    if done.returncode < 0:
+        return f"killed by signal {-done.returncode}", ""
+    if done.returncode:
+        return (done.stderr.strip().splitlines() or ["failed without a word"])[-1][:240], ""
+    return "", done.stdout.strip().rpartition("\n")[2]
+
+
+def peak_memory() -> int:
+    """Largest resident size of this process, in bytes.
+
+    Linux counts in `ru_maxrss` what the parent held when it forked, so the kernel's own mark is read where there is
+    one.
+    """
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
 def apply(tool: str, subject: Subject, folder: Path, expected: list[np.ndarray]) -> Result:
     """Run a tool, count what is left, and judge what comes out."""
     result = Result(path=folder / f"{subject.path.stem}.{tool.replace(' ', '_')}.onnx")
-    result.failure, result.peak, line = child("--tool", tool, str(subject.path), str(result.path))
+    result.failure, line = child("--tool", tool, str(subject.path), str(result.path))
     if result.failure:
         return result
-    result.seconds = float(line)
+    result.seconds, result.peak = json.loads(line)
     result.left = batchnorms(onnx.load(result.path).graph)
     outputs, failure = run(result.path, subject, folder)
     if failure:
@@ -371,7 +375,7 @@ def run(path: Path, subject: Subject, folder: Path) -> tuple[list[np.ndarray], s
     np.savez(
         given, **{f"{index}:{name}": array for index, feed in enumerate(subject.feeds) for name, array in feed.items()}
     )
-    failure, _, _ = child("--run", str(path), str(given), str(made))
+    failure, _ = child("--run", str(path), str(given), str(made))
     if failure:
         return [], failure
     with np.load(made) as arrays:
@@ -436,22 +440,26 @@ def interval(times: Sequence[float], baseline: Sequence[float]) -> tuple[float, 
 # --- the page --------------------------------------------------------------------------------------------------------
 
 
-def page(results: dict[tuple[str, str], Result], subjects: list[Subject], noise: dict[str, Any], rounds: int) -> str:
+def page(
+    results: dict[tuple[str, str], Result], subjects: list[Subject], noise: dict[str, Any], rounds: int, load: float
+) -> str:
     """The section of the page that this script owns."""
     real = [each for each in subjects if each.is_timed]
     tricky = [each for each in subjects if not each.is_timed]
     return "\n\n".join(
         [
             BEGIN,
-            f"Made by `python scripts/compare_peers.py --rounds {rounds}` on {processor()}, {platform.system()}, "
+            f"Made by `python scripts/compare_peers.py --rounds {rounds}` on {processor()}, "
+            f"load average {load:.1f} when it began, {platform.system()}, "
             f"Python {platform.python_version()}; {', '.join(versions())}.",
             table(["tool", "call"], [[tool, call] for tool, (_, _, call) in TOOLS.items()]),
             HOW.format(wrong=f"{WRONG:g}", rounds=rounds),
             "### Summary",
+            "BatchNorms left in the real models. Where onnxruntime's `all` leaves fewer, it has written a lone "
+            "BatchNormalization as a depthwise convolution.",
             summary(results, real, tricky),
             "### BatchNorms left, and the error",
-            "BatchNormalization nodes in the result, and its error. onnxruntime's `all` writes a lone "
-            "BatchNormalization as a depthwise convolution, which counts as none here.",
+            "BatchNormalization nodes in the result, and its error.",
             grid(results, real, left),
             "### Traps",
             "Small models on which a careless fold is wrong. A cell says how many BatchNorms are left, or that the "
@@ -459,7 +467,7 @@ def page(results: dict[tuple[str, str], Result], subjects: list[Subject], noise:
             grid(results, tricky, left),
             "### Latency of the result",
             "Relative to the original, both loaded at level `all`, which optimises both: below 1 is faster; in "
-            "brackets the 95 % interval. *Original again* is the original against itself: less is noise.",
+            "brackets the 95 % interval. *Original again* is the original against itself: less than that is noise.",
             grid(results, real, ratio, {each.name: spread(noise[each.name]["ratio"]) for each in real}),
             "### Session creation, ms",
             grid(
@@ -469,7 +477,7 @@ def page(results: dict[tuple[str, str], Result], subjects: list[Subject], noise:
                 {each.name: f"{noise[each.name]['session'] * 1e3:.0f}" for each in real},
             ),
             "### Time of the tool, s",
-            "Imports not included.",
+            "One run; imports not included.",
             grid(results, real, lambda result: f"{result.seconds:.2f}"),
             "### Peak memory of the tool, MB",
             "Of the whole process: interpreter and imports included.",
@@ -572,6 +580,7 @@ def write(text: str) -> None:
 def compare(rounds: int, only: str) -> None:
     results: dict[tuple[str, str], Result] = {}
     noise: dict[str, Any] = {}
+    load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         subjects = [*digits(folder), *architectures(folder), *traps(folder)]
@@ -591,7 +600,7 @@ def compare(rounds: int, only: str) -> None:
                 for tool, values in measured.items():
                     runs[tool].ratio, runs[tool].session = values["ratio"], values["session"]
                 print(f"{subject.name}: {json.dumps(measured)}", flush=True)
-        text = page(results, subjects, noise, rounds)
+        text = page(results, subjects, noise, rounds, load)
     if only:
         print(text)
     else:
@@ -614,12 +623,12 @@ def main() -> None:
 
 
 def apply_here(tool: str, source: Path, target: Path) -> None:
-    """In the child: apply a tool, and print how many seconds it took."""
+    """In the child: apply a tool, and print how many seconds and bytes it took."""
     for name in IMPORTS.get(tool, (TOOLS[tool][0],)):
         __import__(name)
     start = time.perf_counter()
     TOOLS[tool][1](source, target)
-    print(time.perf_counter() - start)
+    print(json.dumps([time.perf_counter() - start, peak_memory()]))
 
 
 def run_here(path: Path, given: Path, made: Path) -> None:
