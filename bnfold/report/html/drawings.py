@@ -14,13 +14,13 @@ from markupsafe import Markup
 
 from bnfold.report.html.text import shown
 
-WIDTH, HEIGHT, GAP, AISLE, TOP = 158, 26, 6, 38, 15
+WIDTH, HEIGHT, GAP, AISLE, TOP = 142, 26, 6, 32, 15
 """Of a box, between boxes, between columns, and of the column titles; in CSS pixels."""
 
 MOST = 4
 """Boxes in a column; the rest are counted."""
 
-LETTERS = 23
+LETTERS = 18
 """Letters that fit a box."""
 
 

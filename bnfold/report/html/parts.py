@@ -43,11 +43,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """A table's column; numbers are set right-aligned."""
+    """A table's column; numbers are set right-aligned, and a column of sentences wide."""
 
     label: str
     is_number: bool = False
     is_sortable: bool = True
+    is_wide: bool = False
 
 
 @dataclass(frozen=True)

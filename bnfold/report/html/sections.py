@@ -55,13 +55,14 @@ def _batchnorms(outcomes: Sequence[Record] | None) -> Section | None:
         Column("BatchNorm"),
         Column("outcome"),
         Column("the graph around it", is_sortable=False),
-        Column("where, or why not"),
+        Column("where, or why not", is_wide=True),
         Column("rounding", is_number=True),
     )
     rows = [_outcome_row(each, f"p{index}", index < DRAWN) for index, each in enumerate(outcomes)]
     sentences = [
         "A BatchNorm in evaluation mode is a scale and a shift for each channel. Operators absorb it into their "
-        "weights; others on the way carry it. Rounding is the largest relative error of the weights written."
+        "weights; others on the way carry it. Rounding is the largest relative error of the weights written. A picture has "
+        "the operators that carry it in one column, whether they follow each other or stand side by side."
     ]
     if len(outcomes) > DRAWN:
         sentences.append(f"The first {DRAWN} are drawn.")
@@ -119,8 +120,8 @@ def _stayed(outcomes: Sequence[Record] | None) -> Section | None:
     columns = (
         Column("reason"),
         Column("BatchNorms", is_number=True),
-        Column("what stops it"),
-        Column("what would help"),
+        Column("what stops it", is_wide=True),
+        Column("what would help", is_wide=True),
     )
     sentences = ["What stays is computed as before, so the results stay right."]
     return Section("stayed", "What stayed, and why", sentences, tables=[Table("Reasons", columns, rows)])
@@ -156,7 +157,7 @@ def _warnings(warnings: Sequence[Record] | None) -> Section | None:
         ]
         for each in warnings
     ]
-    columns = (Column("BatchNorm"), Column("kind"), Column("channels", is_number=True), Column("detail"))
+    columns = (Column("BatchNorm"), Column("kind"), Column("channels", is_number=True), Column("detail", is_wide=True))
     sentences = ["Running statistics that look wrong. The fold is exact all the same."]
     return Section("warnings", "Warnings", sentences, tables=[Table("Warnings", columns, rows)])
 
