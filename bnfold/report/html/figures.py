@@ -37,6 +37,9 @@ MOST_POINTS = 500
 MOST_STEPS = 160
 """Steps of a distribution curve."""
 
+LONG_TAIL = 5
+"""Slowest over fastest latency from which the axis is logarithmic."""
+
 LETTERS = 44
 
 STYLE = {
@@ -75,13 +78,14 @@ class Value:
 
 @dataclass(frozen=True)
 class Ratio:
-    """One comparison with the baseline, with its interval."""
+    """One comparison with the baseline, with its interval; `noise` is how far chance alone reaches."""
 
     label: str
     middle: float
     low: float
     high: float
     mood: Mood
+    noise: tuple[float, float] | None = None
 
 
 @contextmanager
@@ -179,7 +183,13 @@ def distributions(samples: Mapping[str, Sequence[float]], where: str, key: str) 
         slowest = max(float(np.quantile(curve, 0.99)) for curve in curves.values())
         fastest = min(float(curve[0]) for curve in curves.values())
         room = max(slowest - fastest, slowest * 0.01) * 0.05
-        axes.set_xlim(fastest - room, slowest + room)
+        if slowest > LONG_TAIL * fastest:
+            axes.set_xscale("log")
+            axes.set_xlim(fastest / 1.1, slowest * 1.1)
+            axes.xaxis.set_major_formatter(lambda time, _: f"{time:g}")
+            axes.xaxis.set_minor_formatter(NullFormatter())
+        else:
+            axes.set_xlim(fastest - room, slowest + room)
         axes.set_ylim(0, 1.02)
         axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "25 %", "50 %", "75 %", "100 %"])
         axes.set_xlabel("latency, ms")
@@ -200,22 +210,24 @@ def _steps(curve: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], npt
 
 def forest(ratios: Sequence[Ratio], key: str) -> Figure:
     """Latency relative to the baseline, with 95 % intervals."""
-    with _canvas(0.75 + 0.42 * len(ratios), key) as (axes, svg):
+    with _canvas(0.75 + 0.46 * len(ratios), key) as (axes, svg):
         axes.axvline(1, color=MUTED, linewidth=1, linestyle="--")
         for row, each in enumerate(ratios):
             colour = {"good": GOOD, "bad": BAD}.get(each.mood, MUTED)
             marker = "D" if each.mood == "plain" else "o"
+            if each.noise:
+                axes.fill_betweenx([row - 0.13, row + 0.13], *each.noise, color=LINE, linewidth=0)
             axes.plot([each.low, each.high], [row, row], color=colour, linewidth=2.5, solid_capstyle="butt")
             axes.plot([each.middle], [row], marker, color=colour, markersize=6)
             axes.annotate(
                 each.label,
                 (0, row),
-                (2, 7),
+                (2, 8),
                 xycoords=("axes fraction", "data"),
                 textcoords="offset points",
                 fontsize=10,
             )
-        ends = [1.0, *(each.low for each in ratios), *(each.high for each in ratios)]
+        ends = [1.0, *(end for each in ratios for end in (each.low, each.high, *(each.noise or ())))]
         room = max(0.06 * (max(ends) - min(ends)), 0.01)
         axes.set_xlim(min(ends) - room, max(ends) + room)
         axes.set_ylim(len(ratios) - 0.6, -0.9)
@@ -224,7 +236,8 @@ def forest(ratios: Sequence[Ratio], key: str) -> Figure:
         axes.set_xlabel("latency relative to the baseline: left of 1 is faster")
         axes.grid(visible=True, axis="x")
     said = "; ".join(f"{each.label}: {each.middle:.3f} ({each.low:.3f} to {each.high:.3f})" for each in ratios[:12])
-    caption = f"Ratios with 95 % intervals. Diamonds stand for no detectable change. {said}."
+    bands = ", and grey bands for how far chance alone reaches" if any(each.noise for each in ratios) else ""
+    caption = f"Ratios with 95 % intervals. Diamonds stand for no detectable change{bands}. {said}."
     return _figure(svg[0], key, "Latency relative to the baseline", caption)
 
 
@@ -237,7 +250,10 @@ def read_ratio(entry: Mapping[str, Any], label: str) -> Ratio | None:
     if middle is None or low is None or high is None:
         return None
     is_undecided = low <= 1 <= high or str(entry.get("verdict")).startswith("no ")
-    return Ratio(shown(label, 60), middle, low, high, "plain" if is_undecided else "good" if high < 1 else "bad")
+    mood: Mood = "plain" if is_undecided else "good" if high < 1 else "bad"
+    floor, ceiling = finite(entry.get("noise_low")), finite(entry.get("noise_high"))
+    noise = None if floor is None or ceiling is None else (floor, ceiling)
+    return Ratio(shown(label, 60), middle, low, high, mood, noise)
 
 
 def read_value(value: Mapping[str, Any], position: int) -> Value:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from markupsafe import Markup
 
-from bnfold.report.html.text import number, shown
+from bnfold.report.html.text import MISSING, number, shown
 
 Mood = Literal["good", "bad", "unsure", "plain"]
 
@@ -115,3 +115,28 @@ def name_cell(name: object, limit: int = 72) -> Cell:
 def number_cell(text: str, value: Any, mood: Mood | None = None) -> Cell:
     """A number as people read it, which sorts by what it is."""
     return Cell(text, value=number(value), mood=mood)
+
+
+def terms(title: str, value: Any) -> Terms:
+    """The properties of a thing, nested ones included."""
+    return Terms(title, [(shown(name, 120), text) for name, text in _flat(value, "")])
+
+
+def _flat(value: Any, name: str) -> Iterator[tuple[str, str]]:
+    """Nested keys as one level: ``versions, numpy``."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _flat(inner, f"{name}, {key}" if name else str(key).replace("_", " "))
+    elif isinstance(value, list) and any(isinstance(each, dict | list) for each in value):
+        for index, inner in enumerate(value):
+            yield from _flat(inner, f"{name} {index + 1}".strip())
+    elif isinstance(value, list):
+        yield (
+            name,
+            ", ".join(shown(each, 80) for each in value[:24])
+            + (", \N{HORIZONTAL ELLIPSIS}" if len(value) > 24 else ""),
+        )
+    elif isinstance(value, bool) or value is None:
+        yield name, {True: "yes", False: "no", None: MISSING}[value]
+    else:
+        yield name, f"{value:.6g}" if isinstance(value, float) else shown(value, 300)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from bnfold.report.html import figures
+from bnfold.report.html.checking import verification_of
 from bnfold.report.html.parts import Mood, Summary, Tile
-from bnfold.report.html.sections import model_names, setting, verification_of
 from bnfold.report.html.text import change, count, plural, scientific, seconds, shown, size
+from bnfold.report.html.timing import model_names, setting
 from bnfold.report.record import Record
 
 
@@ -113,6 +114,7 @@ def _of_bench(record: Record) -> Summary:
 def _said(ratio: figures.Ratio) -> str:
     interval = f"95 % interval {ratio.low:.3f} to {ratio.high:.3f}"
     if ratio.mood == "plain":
-        return f"no detectable change ({interval})"
+        chance = f"; chance alone reaches {ratio.noise[0]:.3f} to {ratio.noise[1]:.3f}" if ratio.noise else ""
+        return f"no detectable change ({interval}{chance})"
     percent, word = abs(1 - ratio.middle) * 100, "less" if ratio.high < 1 else "more"
     return f"{percent:.3g} % {word} time than the baseline ({interval})"
