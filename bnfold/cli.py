@@ -38,8 +38,12 @@ def _dims(context: click.Context, parameter: click.Parameter, given: tuple[str, 
 
 
 def _report(context: click.Context, parameter: click.Parameter, path: Path | None) -> Path | None:
-    if path is not None and path.suffix not in (".json", ".xml"):
-        raise click.BadParameter(f"{path}: a report ends in .json or .xml (JUnit)")
+    if path is not None:
+        if path.suffix not in (".html", ".json", ".xml"):
+            raise click.BadParameter(f"{path}: a report ends in .html, .json or .xml (JUnit)")
+        from bnfold.report import files
+
+        files.require(path)
     return path
 
 
@@ -47,7 +51,7 @@ PATH = click.Path(path_type=Path)
 
 OUTPUT_OPTIONS = _options(
     click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output, nothing else there."),
-    click.option("--report", type=PATH, callback=_report, help="Also write a report: .json, or .xml (JUnit)."),
+    click.option("--report", type=PATH, callback=_report, help="Also write a report: .html, .json, or .xml (JUnit)."),
     click.option("-q", "--quiet", is_flag=True, help="The summary only."),
     click.option("-v", "--verbose", is_flag=True, help="Also the other per-channel affines that fold."),
 )
