@@ -136,9 +136,15 @@ def architectures(folder: Path) -> list[Subject]:
         onnx.save(proto, folder / f"{name}.onnx")
         (given,) = proto.graph.input
         shape = [dim.dim_value for dim in given.type.tensor_type.shape.dim]
-        feeds = [{given.name: random(*shape, seed=seed, dtype=np.float32)} for seed in range(3)]
+        feeds = [{given.name: patches(shape, seed)} for seed in range(3)]
         subjects.append(Subject(name, folder / f"{name}.onnx", feeds, True))
     return subjects
+
+
+def patches(shape: Sequence[int], seed: int) -> np.ndarray:
+    """Images of four flat patches: noise would average out, and every image of it give nearly the same output."""
+    height, width = shape[2] // 2, shape[3] // 2
+    return np.kron(random(*shape[:2], 2, 2, seed=seed), np.ones((height, width))).astype(np.float32)
 
 
 def filled(proto: onnx.ModelProto) -> onnx.ModelProto:

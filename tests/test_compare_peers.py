@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnx import numpy_helper
 
 import bnfold
 
@@ -40,6 +41,29 @@ def test_a_trap_that_is_optimised_wrongly_counts_as_wrong(tmp_path: Path) -> Non
     assert not compare_peers.Result(error=1e-6).is_wrong
     assert compare_peers.Result(error=float("nan")).is_wrong
     assert not compare_peers.Result(failure="killed by signal 11").is_wrong
+
+
+@pytest.mark.slow
+def test_one_broken_batchnorm_in_an_architecture_counts_as_wrong(tmp_path: Path) -> None:
+    """Outputs must depend on inputs and on every layer, or no fold could be seen to be wrong."""
+    for subject in compare_peers.architectures(tmp_path):
+        proto = onnx.load(subject.path)
+        variances = [each.input[4] for each in proto.graph.node if each.op_type == "BatchNormalization"]
+        original = compare_peers.session(subject.path, "ORT_DISABLE_ALL")
+        expected = [original.run(None, feed)[0] for feed in subject.feeds]
+        assert compare_peers.scaled_error(expected[0], expected[1]) > 5 * compare_peers.WRONG, subject.name
+        for name in (variances[0], variances[len(variances) // 2], variances[-1]):
+            broken = onnx.ModelProto()
+            broken.CopyFrom(proto)
+            (variance,) = (each for each in broken.graph.initializer if each.name == name)
+            variance.CopyFrom(numpy_helper.from_array(1.5 * numpy_helper.to_array(variance), name))
+            onnx.save(broken, tmp_path / "broken.onnx")
+            session = compare_peers.session(tmp_path / "broken.onnx", "ORT_DISABLE_ALL")
+            error = max(
+                compare_peers.scaled_error(want, session.run(None, feed)[0])
+                for want, feed in zip(expected, subject.feeds, strict=True)
+            )
+            assert compare_peers.Result(error=error).is_wrong, f"{subject.name}: {name}"
 
 
 @pytest.mark.parametrize(
