@@ -21,13 +21,16 @@ if TYPE_CHECKING:
         OutputExistsError,
         UnsupportedModelError,
     )
-    from bnfold.outcome import Fold, Outcome, Reason, Refusal
+    from bnfold.limits import Limits
+    from bnfold.outcome import Fold, Merge, Outcome, Reason, Refusal
 
 __all__ = [
     "BnfoldError",
     "Fold",
     "IncomparableError",
     "InvalidModelError",
+    "Limits",
+    "Merge",
     "MissingExtraError",
     "NotEquivalentError",
     "Outcome",
@@ -47,6 +50,8 @@ _MODULES = {
     "plan": "api",
     "verify": "equivalence",
     "Fold": "outcome",
+    "Limits": "limits",
+    "Merge": "outcome",
     "Outcome": "outcome",
     "Reason": "outcome",
     "Refusal": "outcome",

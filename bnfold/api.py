@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from glob import escape
@@ -14,10 +16,17 @@ import onnx
 import onnx_ir as ir
 
 from bnfold.equivalence import compare_models, verify_files
-from bnfold.errors import NotEquivalentError, OutputExistsError, UnsupportedModelError
+from bnfold.errors import (
+    InvalidModelError,
+    NotEquivalentError,
+    OutputExistsError,
+    UnreadableTensorError,
+    UnsupportedModelError,
+)
 from bnfold.fold import fold
 from bnfold.frontends import onnx as _onnx
 from bnfold.health import Caution
+from bnfold.limits import LIMITS, Limits
 from bnfold.outcome import Fold, Outcome
 from bnfold.planner import make_plan
 from bnfold.verification.compare import CompareOptions
@@ -64,7 +73,7 @@ class FileResult:
 
     Attributes:
         model, output: the files; no output where nothing is written.
-        outcomes: one for each BatchNorm, and one for each other per-channel affine that folds.
+        outcomes: one for each BatchNorm, one for each other per-channel affine that folds, and one for each merge.
         warnings: what looks wrong with running statistics.
         before, after: sizes; `after` is None where nothing is written.
         verdict: of the verification; None where it was not asked for.
@@ -81,13 +90,20 @@ class FileResult:
     seconds: float
 
 
-def plan(model: onnx.ModelProto | ir.Model | str | Path) -> tuple[Outcome, ...]:
+def plan(
+    model: onnx.ModelProto | ir.Model | str | Path, *, merge: bool = True, limits: Limits = LIMITS
+) -> tuple[Outcome, ...]:
     """What `fuse` would do with each BatchNorm, and why not; reads only.
+
+    Args:
+        model: as for `fuse`.
+        merge: whether linear operators may become one.
+        limits: how much the model may ask for.
 
     Raises:
         BnfoldError: the model cannot be read.
     """
-    return make_plan(_onnx.OnnxGraph(_read(model))).outcomes
+    return make_plan(_onnx.OnnxGraph(_read(model, limits)), merge=merge).outcomes
 
 
 @overload
@@ -98,6 +114,8 @@ def fuse(
     return_outcomes: Literal[False] = ...,
     only: Sequence[str] = ...,
     skip: Sequence[str] = ...,
+    merge: bool = ...,
+    limits: Limits = ...,
 ) -> M: ...
 @overload
 def fuse(
@@ -107,6 +125,8 @@ def fuse(
     return_outcomes: Literal[True],
     only: Sequence[str] = ...,
     skip: Sequence[str] = ...,
+    merge: bool = ...,
+    limits: Limits = ...,
 ) -> tuple[M, tuple[Outcome, ...]]: ...
 @overload
 def fuse(
@@ -116,6 +136,8 @@ def fuse(
     return_outcomes: bool = ...,
     only: Sequence[str] = ...,
     skip: Sequence[str] = ...,
+    merge: bool = ...,
+    limits: Limits = ...,
 ) -> Any: ...
 
 
@@ -126,15 +148,19 @@ def fuse(
     return_outcomes: bool = False,
     only: Sequence[str] = (),
     skip: Sequence[str] = (),
+    merge: bool = True,
+    limits: Limits = LIMITS,
 ) -> Any:
     """The same model with every BatchNorm folded that can fold exactly.
 
     Args:
         model: an `onnx.ModelProto`, an `onnx_ir.Model`, or the path of an `.onnx` file.
         inplace: change the argument instead of a copy.
-        return_outcomes: return the outcomes as well, one for each BatchNorm.
+        return_outcomes: return the outcomes as well, one for each BatchNorm and one for each merge.
         only: glob patterns; only nodes with such a name fold, where any is given.
         skip: glob patterns; nodes with such a name stay.
+        merge: let parallel linear branches, and linear operators in a row, become one where that is exact and cheaper.
+        limits: how much the model may ask for; a model that asks for more is an `InvalidModelError`.
 
     Returns:
         What was given: a ModelProto for a ModelProto, an `onnx_ir.Model` for one or for a path. The latter holds its
@@ -143,10 +169,10 @@ def fuse(
     Raises:
         BnfoldError: the model cannot be read.
     """
-    graph = _read(model)
+    graph = _read(model, limits)
     if isinstance(model, ir.Model) and not inplace:
         graph = model.clone()
-    outcomes, _ = _fuse_graph(graph, Selection(tuple(only), tuple(skip)), _silent)
+    outcomes, _ = _fuse_graph(graph, Selection(tuple(only), tuple(skip)), _silent, merge=merge)
     fused: onnx.ModelProto | ir.Model = graph
     if isinstance(model, onnx.ModelProto):
         fused = _onnx.serialize(graph)
@@ -156,37 +182,42 @@ def fuse(
     return (fused, outcomes) if return_outcomes else fused
 
 
-def _read(model: onnx.ModelProto | ir.Model | str | Path) -> ir.Model:
+def _read(model: onnx.ModelProto | ir.Model | str | Path, limits: Limits) -> ir.Model:
     if isinstance(model, ir.Model):
         return model
     if isinstance(model, onnx.ModelProto):
-        return _onnx.parse(model)
+        return _onnx.parse(model, limits=limits)
     if isinstance(model, str | Path):
-        return _onnx.load(Path(model))
+        return _onnx.load(Path(model), limits)
     raise UnsupportedModelError(f"bnfold cannot read a {type(model).__module__}.{type(model).__qualname__}")
 
 
 def _fuse_graph(
-    model: ir.Model, selection: Selection, progress: Progress
+    model: ir.Model, selection: Selection, progress: Progress, *, merge: bool
 ) -> tuple[tuple[Outcome, ...], tuple[Caution, ...]]:
     graph = _onnx.OnnxGraph(model)
     warnings = tuple(graph.warnings())
-    decided = make_plan(graph, selected=selection, progress=lambda done, total: progress("plan", done, total))
+    decided = make_plan(
+        graph, selected=selection, merge=merge, progress=lambda done, total: progress("plan", done, total)
+    )
     fold(graph, decided)
     return decided.outcomes, warnings
 
 
-def inspect_file(model: Path, *, progress: Progress = _silent) -> FileResult:
+def inspect_file(
+    model: Path, *, merge: bool = True, limits: Limits = LIMITS, progress: Progress = _silent
+) -> FileResult:
     """What `fuse_file` would do; writes nothing.
 
     Raises:
         BnfoldError: the file cannot be read.
     """
     start = time.perf_counter()
-    graph = _onnx.load(model)
-    before = _size(graph, model)
-    view = _onnx.OnnxGraph(graph)
-    decided = make_plan(view, progress=lambda done, total: progress("plan", done, total))
+    graph = _onnx.load(model, limits)
+    before = Size(_nodes(graph), _onnx.file_bytes(graph, model))
+    with _naming(model):
+        view = _onnx.OnnxGraph(graph)
+        decided = make_plan(view, merge=merge, progress=lambda done, total: progress("plan", done, total))
     return FileResult(
         model, None, decided.outcomes, tuple(view.warnings()), before, None, None, time.perf_counter() - start
     )
@@ -197,9 +228,11 @@ def fuse_file(
     output: Path,
     *,
     selection: Selection = EVERYTHING,
+    merge: bool = True,
     verify: bool = True,
     comparison: CompareOptions = STANDARD,
     overwrite: bool = False,
+    limits: Limits = LIMITS,
     progress: Progress = _silent,
 ) -> FileResult:
     """Fold a file into another, which appears complete or not at all, and only if it is equivalent.
@@ -208,9 +241,11 @@ def fuse_file(
         model: the file to read.
         output: the file to write; it may be the same with `overwrite`.
         selection: which BatchNorms may fold.
+        merge: whether linear operators may become one.
         verify: compare the result with the original before it is written.
         comparison: how they are compared.
         overwrite: replace an `output` that exists.
+        limits: how much `model` may ask for.
         progress: told of each stage.
 
     Raises:
@@ -219,57 +254,80 @@ def fuse_file(
         BnfoldError: the file cannot be read, run or written.
     """
     start = time.perf_counter()
-    if output.exists() and not overwrite:
-        raise OutputExistsError(f"{output}: exists already; use --overwrite to replace it")
-    if output.is_dir():
-        raise OutputExistsError(f"{output}: is a folder")
-    graph = _onnx.load(model)
-    before = _size(graph, model)
-    outcomes, warnings = _fuse_graph(graph, selection, progress)
+    _insist_on_writable(output, overwrite=overwrite)
+    graph = _onnx.load(model, limits)
+    before = Size(_nodes(graph), _onnx.file_bytes(graph, model))
+    with _naming(model):
+        outcomes, warnings = _fuse_graph(graph, selection, progress, merge=merge)
     with _onnx.staging(output) as folder:
-        staged = Path(folder) / output.name
-        _onnx.save(graph, output, Path(folder))
+        with _naming(model):
+            written = _onnx.save(graph, folder / output.name)
         verdict = None
         if verify:
-            verdict = verify_files(model, staged, comparison, progress).verdict
+            verdict = verify_files(model, written.model, comparison, progress).verdict
         if verdict is not None and not verdict.is_equivalent:
-            guilty = _guilty_fold(model, outcomes, comparison)
+            guilty = _guilty(model, outcomes, comparison, limits, merge=merge)
             seconds = time.perf_counter() - start
             failed = FileResult(model, None, outcomes, warnings, before, None, verdict, seconds)
             raise NotEquivalentError(_complaint(output, verdict, guilty), failed)
-        after = _size(graph, staged)
-        _onnx.publish(Path(folder), output)
+        after = Size(_nodes(graph), written.bytes)
+        _onnx.publish(written, output)
     return FileResult(model, output, outcomes, warnings, before, after, verdict, time.perf_counter() - start)
 
 
-def _guilty_fold(model: Path, outcomes: Sequence[Outcome], comparison: CompareOptions) -> str | None:
-    """The first fold without which those before it are equivalent, found by bisection; None where none stands out."""
+def _guilty(
+    model: Path, outcomes: Sequence[Outcome], comparison: CompareOptions, limits: Limits, *, merge: bool
+) -> str | None:
+    """What makes the difference, found by bisection; None where nothing stands out.
+
+    It is a merge, or the first fold without which those before it are equivalent.
+    """
     names = [outcome.batchnorm for outcome in outcomes if isinstance(outcome, Fold)]
     escaped = [escape(name) for name in names]
 
     def is_equivalent(count: int) -> bool:
-        graph = _onnx.load(model)
-        _fuse_graph(graph, Selection(tuple(escaped[:count]) or ("",)), _silent)
+        graph = _onnx.load(model, limits)
+        _fuse_graph(graph, Selection(tuple(escaped[:count]) or ("",)), _silent, merge=False)
         return compare_models(model, graph, comparison).is_equivalent
 
     good, bad = 0, len(names)
-    if not is_equivalent(good) or is_equivalent(bad):
+    if not is_equivalent(good):
         return None
+    if is_equivalent(bad):
+        return "a merge of linear operators (--no-merge goes without)" if merge else None
     while bad - good > 1:
         middle = (good + bad) // 2
         good, bad = (middle, bad) if is_equivalent(middle) else (good, middle)
-    return names[bad - 1]
+    return f"the fold of {names[bad - 1]!r}"
 
 
 def _complaint(output: Path, verdict: Verdict, guilty: str | None) -> str:
     worst = verdict.first_divergence.verdict if verdict.first_divergence else verdict.worst
-    by = f"; the fold of {guilty!r} is the first that makes a difference" if guilty else ""
+    by = f"; {guilty} is the first that makes a difference" if guilty else ""
     return (
         f"{output}: not written, since {worst.name!r} differs from the original's: {worst.reason} "
         f"(error {worst.error:.2e}, budget {worst.budget:.2e}){by}; please report this as a bug"
     )
 
 
-def _size(model: ir.Model, path: Path) -> Size:
-    nodes = sum(1 for _ in model.graph.all_nodes())
-    return Size(nodes, _onnx.file_bytes(path))
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Let what turns out to be wrong with a model say whose it is."""
+    try:
+        yield
+    except UnreadableTensorError as error:
+        raise InvalidModelError(f"{path}: {error}") from error
+
+
+def _insist_on_writable(output: Path, *, overwrite: bool) -> None:
+    try:
+        if os.path.lexists(output) and not overwrite:
+            raise OutputExistsError(f"{output}: exists already; use --overwrite to replace it")
+        if output.is_dir():
+            raise OutputExistsError(f"{output}: is a folder")
+    except OSError as error:
+        raise InvalidModelError(f"{output}: cannot be written ({error.strerror})") from error
+
+
+def _nodes(model: ir.Model) -> int:
+    return sum(1 for _ in model.graph.all_nodes())

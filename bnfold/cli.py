@@ -6,16 +6,21 @@ What needs onnx or onnxruntime is imported by the command that needs it, so that
 from __future__ import annotations
 
 import functools
+import logging
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
 from bnfold.errors import BnfoldError, NotEquivalentError
+from bnfold.limits import LIMITS, Limits
+from bnfold.lines import one_line
 
 if TYPE_CHECKING:
     from bnfold.verification.inputs import InputOptions
@@ -56,6 +61,20 @@ OUTPUT_OPTIONS = _options(
     click.option("-v", "--verbose", is_flag=True, help="Also the other per-channel affines that fold."),
 )
 
+LIMIT_OPTIONS = _options(
+    click.option("--max-nodes", type=click.IntRange(1), default=LIMITS.nodes, show_default=True, help="Of MODEL."),
+    click.option("--max-depth", type=click.IntRange(1), default=LIMITS.depth, show_default=True, help="Of its bodies."),
+    click.option(
+        "--max-bytes", type=click.IntRange(1), default=LIMITS.bytes, show_default=True, help="Of its tensors."
+    ),
+)
+
+MERGE_OPTION = click.option(
+    "--merge/--no-merge",
+    default=True,
+    help="Let parallel linear branches, and linear operators in a row, become one.  [default: merge]",
+)
+
 INPUT_OPTIONS = _options(
     click.option("--inputs", "inputs_path", type=PATH, help="Real inputs: .npz, folder of .npy, or test_data_set_*."),
     click.option("--dim", "dims", multiple=True, callback=_dims, metavar="NAME=N", help="Size of a dynamic dimension."),
@@ -81,9 +100,11 @@ def cli() -> None:
 @click.option("--no-verify", is_flag=True, help="Do not compare the result with MODEL.")
 @click.option("--only", multiple=True, metavar="GLOB", help="Fold only BatchNorms with such names.")
 @click.option("--skip", multiple=True, metavar="GLOB", help="Keep BatchNorms with such names.")
+@MERGE_OPTION
 @click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
 @INPUT_OPTIONS
 @EFFORT_OPTIONS
+@LIMIT_OPTIONS
 @OUTPUT_OPTIONS
 def fuse(
     model: Path,
@@ -91,7 +112,11 @@ def fuse(
     no_verify: bool,
     only: tuple[str, ...],
     skip: tuple[str, ...],
+    merge: bool,
     overwrite: bool,
+    max_nodes: int,
+    max_depth: int,
+    max_bytes: int,
     **others: Any,
 ) -> None:
     """Fold every BatchNorm of MODEL that can fold exactly, verify the result, and write it."""
@@ -106,9 +131,11 @@ def fuse(
                 model,
                 output,
                 selection=api.Selection(only, skip),
+                merge=merge,
                 verify=not no_verify,
                 comparison=CompareOptions(inputs),
                 overwrite=overwrite,
+                limits=Limits(max_nodes, max_depth, max_bytes),
                 progress=progress,
             )
         except NotEquivalentError as error:
@@ -166,14 +193,25 @@ def verify(
 @cli.command()
 @click.argument("model", type=PATH)
 @click.option("--fail-on-foldable", is_flag=True, help="Exit 1 if a BatchNorm that could fold is still there.")
+@MERGE_OPTION
+@LIMIT_OPTIONS
 @OUTPUT_OPTIONS
-def inspect(model: Path, fail_on_foldable: bool, **rendering: Any) -> None:
+def inspect(
+    model: Path,
+    fail_on_foldable: bool,
+    merge: bool,
+    max_nodes: int,
+    max_depth: int,
+    max_bytes: int,
+    **rendering: Any,
+) -> None:
     """Say of every BatchNorm of MODEL where it would go, or why it stays; writes nothing."""
     from bnfold import api
     from bnfold.report.record import record_file
 
     with _progress(rendering) as progress:
-        record = record_file("inspect", api.inspect_file(model, progress=progress))
+        limits = Limits(max_nodes, max_depth, max_bytes)
+        record = record_file("inspect", api.inspect_file(model, merge=merge, limits=limits, progress=progress))
     _render(record, **rendering)
     if fail_on_foldable and record["batchnorms"]["folded"]:
         sys.exit(1)
@@ -253,12 +291,20 @@ def _render(record: dict[str, Any], as_json: bool, report: Path | None, quiet: b
         show(record, Console(), verbose=verbose, quiet=quiet)
 
 
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    """End like an error does, so that temporary files are removed on the way; the shell's code for a signal."""
+    signal.signal(number, signal.SIG_IGN)
+    sys.exit(128 + number)
+
+
 def main() -> None:
     """Run the command line; an error that a user can act on is one line and its exit code."""
+    signal.signal(signal.SIGTERM, _terminate)
+    logging.getLogger("onnx_ir").addHandler(logging.NullHandler())  # what matters of it is an error of ours
     try:
         cli(prog_name="bnfold")
     except BnfoldError as error:
-        click.echo(f"bnfold: {' '.join(str(error).split())}", err=True)
+        click.echo(f"bnfold: {one_line(str(error))}", err=True)
         sys.exit(error.exit_code)
 
 

@@ -13,6 +13,10 @@ class InvalidModelError(BnfoldError):
     """A model that is missing, unreadable, malformed or unsafe to read."""
 
 
+class UnreadableTensorError(InvalidModelError):
+    """A tensor or a constant of a model that cannot be read or computed; the message does not name the model."""
+
+
 class IncomparableError(BnfoldError):
     """Two models that cannot be compared: other inputs, other outputs, or inputs that do not fit."""
 

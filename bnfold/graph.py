@@ -55,17 +55,35 @@ class Graph(Protocol[N, V]):
         ...
 
     def round(self, node: N, absorbed: Linear | Affine) -> Rounding:
-        """What storing the solved parameters in their types would do; reads one kernel, changes nothing."""
+        """What storing the solved parameters in their types would do; reads one kernel, changes nothing.
+
+        Where ``absorbed.terms`` is not empty, `bnfold.terms` makes kernel and bias of those of other nodes.
+        """
         ...
 
     def write(self, node: N, absorbed: Linear | Affine) -> None:
         """Give a linear operator or a BatchNorm fresh parameters; those it had are never overwritten in place."""
         ...
 
-    def bypass(self, node: N, *, keep_output_name: bool) -> None:
-        """Remove a one-input node: its readers read its input, which takes over its output's name or keeps its own."""
+    def bypass(self, node: N, *, keep_output_name: bool, index: int = 0) -> None:
+        """Remove a node: its readers read its input `index`, which takes over its output's name or keeps its own.
+
+        Of a sum, what makes the other operands is read no more, but stays until it is removed.
+        """
         ...
 
     def renew(self, value: V) -> None:
         """Give the value a fresh name, because it no longer holds what its name stood for."""
+        ...
+
+    def join(self, host: N, source: N, root: N) -> None:
+        """Let a linear operator stand for others: it reads what `source` reads, and its output becomes that of `root`.
+
+        The output takes over the name of root's output, and its readers. What lies between is read no more, but stays
+        until it is removed: `write` reads its parameters. `source` and `root` may be the host itself.
+        """
+        ...
+
+    def remove(self, node: N) -> None:
+        """Take out a node whose output nothing reads, with the parameters that only it read."""
         ...

@@ -6,11 +6,13 @@ absorbs stay pending on two per-channel vectors until `solve_kernel` and `solve_
     out(K * in(x) + b)  =  K' * x + b'
     K'[o, i] = out.scale[o] * K[o, i] * in.scale[i]
     b'[o]    = out.scale[o] * (b[o] + sum_i K[o, i] in.shift[i]) + out.shift[o]
+
+An operator that others were merged into has `terms`; K and b are then computed from theirs (`bnfold.terms`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from enum import Enum, StrEnum
 
@@ -61,6 +63,47 @@ class Border(Enum):
     PARTIAL = "partial"  # no, and no padding value can mend it (transposed convolution, SAME padding)
 
 
+@dataclass(frozen=True)
+class Window:
+    """Which inputs an output sees: along each axis, output `p` and tap `t` read ``stride p + dilation t - begin``.
+
+    What lies outside of the data is zero. A matrix product has no such axes.
+
+    Attributes:
+        taps: the size of the window.
+        strides, dilations: as of a convolution.
+        begins, ends: zeros in front of and behind the data.
+        outputs: how many outputs there are; None where that is not known.
+    """
+
+    taps: tuple[int, ...] = ()
+    strides: tuple[int, ...] = ()
+    dilations: tuple[int, ...] = ()
+    begins: tuple[int, ...] = ()
+    ends: tuple[int, ...] = ()
+    outputs: tuple[int | None, ...] = ()
+
+    @classmethod
+    def point(cls, axes: int) -> Window:
+        """One tap on the output's own position."""
+        ones, zeros = (1,) * axes, (0,) * axes
+        return cls(ones, ones, ones, zeros, zeros, (None,) * axes)
+
+    @property
+    def is_point(self) -> bool:
+        """Whether each output sees the input of its own position alone."""
+        return set(self.taps + self.strides) <= {1} and not any(self.begins + self.ends)
+
+    @property
+    def growth(self) -> tuple[int, ...]:
+        """How much longer than the data the output is with stride 1.
+
+        With any stride, there are ``(length + growth - 1) // stride + 1`` outputs.
+        """
+        axes = zip(self.taps, self.dilations, self.begins, self.ends, strict=True)
+        return tuple(begin + end - dilation * (taps - 1) for taps, dilation, begin, end in axes)
+
+
 @dataclass(frozen=True, eq=False)
 class Linear:
     """A linear operator ``x -> K * x + b`` with the affines it has absorbed so far.
@@ -72,6 +115,10 @@ class Linear:
         has_bias_slot: whether the native operator takes a bias; else a new bias costs a node.
         is_quantized: whether its kernel stays as it is but for a positive scale of each output channel.
         before, after: pending affines on the input and on the output side; None is the identity.
+        window: where its taps lie; None where it is not known, or the kernel must stay: it then merges with nothing.
+        has_bias: whether a bias other than zero is stored.
+        is_shared: whether something else reads the stored kernel too, so that it stays whatever becomes of this one.
+        terms: what makes up kernel and bias in place of the stored ones; empty where those do.
     """
 
     groups: int
@@ -84,6 +131,10 @@ class Linear:
     is_quantized: bool = False
     before: Affine | None = None
     after: Affine | None = None
+    window: Window | None = None
+    has_bias: bool = True
+    is_shared: bool = True
+    terms: tuple[Term, ...] = ()
 
     def absorb_output(self, affine: Affine) -> Linear:
         """``affine(self(x))`` as one operator; the affine must lie on `axis_out`."""
@@ -121,7 +172,9 @@ class Linear:
     @property
     def makes_bias(self) -> bool:
         """Whether what it absorbed adds a constant to its output."""
-        return any(pending is not None and pending.has_shift for pending in (self.before, self.after))
+        if any(pending is not None and pending.has_shift for pending in (self.before, self.after)):
+            return True
+        return any(factor.makes_bias for term in self.terms for factor in term.factors)
 
     def solve_kernel(self, kernel: npt.NDArray[np.generic]) -> Array:
         """The kernel with everything pending absorbed, in float64 and canonical layout."""
@@ -152,6 +205,46 @@ class Linear:
             taps = kernel.reshape(groups, out, fan_in, -1).sum(axis=3)
             constant = constant + np.matmul(taps, self.before.shift.reshape(groups, fan_in, 1)).reshape(-1)
         return constant if self.after is None else self.after.scale * constant + self.after.shift
+
+
+@dataclass(frozen=True, eq=False)
+class Factor:
+    """A linear operator that became a part of another.
+
+    Attributes:
+        linear: the operator, with what it absorbed.
+        node: whose stored kernel and bias it has; None for one with neither: an identity or an average.
+        weight: where there is no node, what every tap of every channel holds.
+    """
+
+    linear: Linear
+    node: Hashable | None = None
+    weight: float = 1.0
+
+    @property
+    def makes_bias(self) -> bool:
+        """Whether it adds a constant to its output."""
+        return self.linear.makes_bias or (self.node is not None and not self.linear.terms and self.linear.has_bias)
+
+
+@dataclass(frozen=True, eq=False)
+class Term:
+    """One addend of a merged operator: ``last(... first(x))``, with its taps among those of the operator's window.
+
+    Attributes:
+        factors: in the order of the data; of several, all but one have a window of one tap.
+        taps: for each axis of the window, the tap of the merged operator that each of its own becomes.
+        start: the output channel of the merged operator that its own first one becomes.
+    """
+
+    factors: tuple[Factor, ...]
+    taps: tuple[range, ...]
+    start: int = 0
+
+    @property
+    def channels(self) -> int:
+        """How many output channels it has."""
+        return self.factors[-1].linear.out_channels
 
 
 def round_once(exact: Array, dtype: np.dtype[np.generic]) -> npt.NDArray[np.generic]:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bnfold.affine import Affine
-from bnfold.linear import Linear
+from bnfold.linear import Linear, Window
 from bnfold.outcome import Stop
 
 Dim = int | str | None
@@ -132,11 +132,13 @@ class Average:
         axes: axes that are mixed.
         sums_to_one: whether each output's weights sum to one; False where padding zeros are counted.
         dropped: axes that vanish from the output (ReduceMean without keepdims).
+        window: where every output is the sum of all its taps over their number, zeros outside of the data included.
     """
 
     axes: frozenset[int]
     sums_to_one: bool = True
     dropped: frozenset[int] = frozenset()
+    window: Window | None = None
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What became of a BatchNorm: a fold, or a refusal with its reason."""
+"""What became of a BatchNorm: a fold, or a refusal with its reason; and which operators merged into one."""
 
 from __future__ import annotations
 
@@ -84,12 +84,41 @@ class Refusal:
     at: str
 
     @property
+    def is_batchnorm(self) -> bool:
+        """Yes: nothing else is refused."""
+        return True
+
+    @property
     def advice(self) -> str | None:
         """The change that would let it fold, where there is one."""
         return ADVICE.get(self.reason)
 
 
-Outcome = Fold | Refusal
+@dataclass(frozen=True)
+class Merge:
+    """Linear operators that became one.
+
+    Attributes:
+        into: name of the operator that stands for all of them.
+        scope: the graph that holds it.
+        branches: names of those that vanished; for a branch without one, of its per-channel affines, or "identity".
+        through: names of the additions that vanished; none for a chain.
+        rounding: largest relative rounding error of the weight written; None until it is computed.
+    """
+
+    into: str
+    scope: str
+    branches: tuple[str, ...]
+    through: tuple[str, ...]
+    rounding: float | None = None
+
+    @property
+    def is_batchnorm(self) -> bool:
+        """No: it is the outcome of no BatchNorm."""
+        return False
+
+
+Outcome = Fold | Refusal | Merge
 
 
 @dataclass(frozen=True)

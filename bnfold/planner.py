@@ -2,21 +2,24 @@
 
 Each per-channel affine of the graph is a candidate. It walks *upstream* with `pull`, or else *downstream* with `push`,
 until every path ends in an operator that absorbs it: all of them, or the candidate stays. What is decided is kept in a
-draft, so that a later candidate sees the graph as it will be; passes repeat until nothing moves any more.
+draft, so that a later candidate sees the graph as it will be; passes repeat until nothing moves any more. Sums of
+branches become one operator before each pass, since an affine of theirs may have nowhere else to go; chains after it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import Generic
 
 from bnfold.affine import Affine
+from bnfold.draft import Bypass, Draft, Edit, Move, Walk
 from bnfold.graph import Graph, N, V
 from bnfold.linear import Linear
-from bnfold.ops import ChannelAffine, Op, Opaque
-from bnfold.outcome import Fold, Outcome, Reason, Refusal, Stop
+from bnfold.merges import Merges
+from bnfold.ops import ChannelAffine, Opaque
+from bnfold.outcome import Fold, Merge, Outcome, Reason, Refusal, Stop
 from bnfold.rules import pull, push, variants
 
 STEP_LIMIT = 256
@@ -26,33 +29,18 @@ TRY_LIMIT = 32
 """Ways to share shifts among the operands of sums that one walk may try."""
 
 
-@dataclass(frozen=True)
-class Bypass(Generic[N]):
-    """Take a node out of the graph."""
-
-    node: N
-    keep_output_name: bool
-
-
-@dataclass(frozen=True)
-class Renew(Generic[V]):
-    """Rename a value whose content changes."""
-
-    value: V
-
-
 @dataclass(frozen=True, eq=False)
 class Plan(Generic[N, V]):
     """What would be done to a graph.
 
     Attributes:
         absorbed: linear operators with everything pending on them, and BatchNorms that stay with what they become.
-        edits: nodes to take out and values to rename, in order.
-        outcomes: one for each BatchNorm, and one for each other per-channel affine that folds.
+        edits: nodes to take out or to join and values to rename, in order.
+        outcomes: one for each BatchNorm, one for each other per-channel affine that folds, and one for each merge.
     """
 
     absorbed: dict[N, Linear | Affine]
-    edits: tuple[Bypass[N] | Renew[V], ...]
+    edits: tuple[Edit[N, V], ...]
     outcomes: tuple[Outcome, ...]
 
 
@@ -64,111 +52,42 @@ class _Blocked(Generic[N]):
     at: N
 
 
-@dataclass(eq=False)
-class _Walk(Generic[N, V]):
-    """One walk from a candidate to what absorbs it."""
-
-    sinks: dict[N, Linear | Affine] = field(default_factory=dict)
-    through: list[N] = field(default_factory=list)
-    changed: list[V] = field(default_factory=list)
-
-
-@dataclass(frozen=True, eq=False)
-class _Move(Generic[N, V]):
-    """A walk that arrived."""
-
-    candidate: N
-    direction: str
-    walk: _Walk[N, V]
-
-
-class _Draft(Generic[N, V]):
-    """The graph as it will be once everything decided so far is applied."""
-
-    def __init__(self, graph: Graph[N, V]) -> None:
-        self.graph = graph
-        self.position: dict[N, int] = {node: index for index, node in enumerate(graph.nodes())}
-        self.absorbed: dict[N, Linear | Affine] = {}
-        self.edits: list[Bypass[N] | Renew[V]] = []
-        self.absorbers: dict[N, list[N]] = {}  # operator -> candidates it absorbed, oldest first
-        self._ops: dict[N, Op] = {}
-        self._root: dict[V, V] = {}
-        self._uses: dict[V, list[tuple[N | None, int]]] = {}
-
-    def op(self, node: N) -> Op:
-        """The node's description, with what it has absorbed."""
-        if node not in self._ops:
-            self._ops[node] = self.graph.op(node)
-        op, absorbed = self._ops[node], self.absorbed.get(node)
-        if isinstance(absorbed, Linear):
-            return absorbed
-        return replace(op, affine=absorbed) if absorbed and isinstance(op, ChannelAffine) else op
-
-    def root(self, value: V) -> V:
-        """The value that stands for `value` now that nodes are bypassed."""
-        found = value
-        while found in self._root:
-            found = self._root[found]
-        while value != found:
-            self._root[value], value = found, self._root[value]
-        return found
-
-    def inputs(self, node: N) -> list[V]:
-        return [self.root(value) for value in self.graph.inputs(node)]
-
-    def uses(self, value: V) -> list[tuple[N | None, int]]:
-        if value not in self._uses:
-            self._uses[value] = list(self.graph.uses(value))
-        return self._uses[value]
-
-    def bypass(self, node: N, *, keep_output_name: bool) -> None:
-        kept, gone = self.inputs(node)[0], self.graph.outputs(node)[0]
-        self._uses[kept] = [use for use in self.uses(kept) if use[0] != node] + self.uses(gone)
-        self._root[gone] = kept
-        self.edits.append(Bypass(node, keep_output_name))
-
-    def commit(self, move: _Move[N, V]) -> None:
-        for node, absorbed in move.walk.sinks.items():
-            self.absorbed[node] = absorbed
-            self.absorbers.setdefault(node, []).append(move.candidate)
-        self.bypass(move.candidate, keep_output_name=move.direction == "upstream")
-        self.edits.extend(Renew(value) for value in move.walk.changed)
-
-
 def make_plan(
     graph: Graph[N, V],
     *,
     selected: Callable[[str], bool] = lambda name: True,
+    merge: bool = True,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Plan[N, V]:
     """Decide what folds where, and why the rest stays.
 
     Every weight that a fold would change is then computed once and rounded to its type, one at a time; where it would
-    not survive that, its latest candidate is barred and the plan made anew.
+    not survive that, its latest merge or else its latest candidate is barred and the plan made anew.
 
     Args:
         graph: read only.
         selected: whether the candidate of that name may fold.
+        merge: whether linear operators may become one.
         progress: called with the number of weights checked and their total.
     """
     barred: dict[N, tuple[Stop, str]] = {}
     while True:
-        draft, moves, blocked = _draft(graph, selected, barred)
+        draft, merges, moves, blocked = _draft(graph, selected, merge, barred)
         rounding, failed = _survey(draft, progress)
         if not failed:
             return Plan(
                 {node: draft.absorbed[node] for node in rounding},
                 tuple(draft.edits),
-                tuple(_outcomes(draft, moves, blocked, barred, rounding)),
+                (*_outcomes(draft, moves, blocked, barred, rounding), *_merged(draft, merges, rounding)),
             )
         barred.update(failed)
 
 
 def _draft(
-    graph: Graph[N, V], selected: Callable[[str], bool], barred: Iterable[N]
-) -> tuple[_Draft[N, V], dict[N, _Move[N, V]], dict[N, tuple[_Blocked[N], _Blocked[N]]]]:
-    draft = _Draft(graph)
-    moves: dict[N, _Move[N, V]] = {}
+    graph: Graph[N, V], selected: Callable[[str], bool], merge: bool, barred: Iterable[N]
+) -> tuple[Draft[N, V], Merges[N, V], dict[N, Move[N, V]], dict[N, tuple[_Blocked[N], _Blocked[N]]]]:
+    draft = Draft(graph)
+    moves: dict[N, Move[N, V]] = {}
     blocked: dict[N, tuple[_Blocked[N], _Blocked[N]]] = {}
     barred = set(barred)
     left = [
@@ -176,9 +95,13 @@ def _draft(
         for node in draft.position
         if isinstance(draft.op(node), ChannelAffine) and node not in barred and selected(graph.name(node))
     ]
+    merges = Merges(draft, lambda node: selected(graph.name(node)), barred)
     count = -1
-    while count != len(moves):
-        count = len(moves)
+    while count != len(moves) + len(draft.joins):
+        count = len(moves) + len(draft.joins)
+        if merge:
+            merges.add_sums(moves)
+            left = [node for node in left if node not in moves]
         upstream: dict[N, _Blocked[N]] = {}
         for node in left:
             result = _try(draft, node, _pull_walk, "upstream", moves)
@@ -189,32 +112,35 @@ def _draft(
             if isinstance(result, _Blocked):
                 blocked[node] = upstream[node], result
         left = [node for node in left if node not in moves]
-    return draft, moves, blocked
+        if merge:
+            merges.add_chains(moves)
+            merges.add_stacks(moves)
+    return draft, merges, moves, blocked
 
 
 def _try(
-    draft: _Draft[N, V],
+    draft: Draft[N, V],
     node: N,
-    walk: Callable[[_Draft[N, V], N], _Walk[N, V] | _Blocked[N]],
+    walk: Callable[[Draft[N, V], N], Walk[N, V] | _Blocked[N]],
     direction: str,
-    moves: dict[N, _Move[N, V]],
-) -> _Walk[N, V] | _Blocked[N]:
+    moves: dict[N, Move[N, V]],
+) -> Walk[N, V] | _Blocked[N]:
     """Walk from `node`, and commit the move where it arrives."""
     result = walk(draft, node)
-    if isinstance(result, _Walk):
-        moves[node] = _Move(node, direction, result)
+    if isinstance(result, Walk):
+        moves[node] = Move(node, direction, result)
         draft.commit(moves[node])
     return result
 
 
-def _pull_walk(draft: _Draft[N, V], candidate: N) -> _Walk[N, V] | _Blocked[N]:
+def _pull_walk(draft: Draft[N, V], candidate: N) -> Walk[N, V] | _Blocked[N]:
     """Upstream, trying the variants of the operators on the way one after the other."""
     choices: dict[N, int] = {}
     first: _Blocked[N] | None = None
     for _ in range(TRY_LIMIT):
         counts: dict[N, int] = {}
         result = _pull_once(draft, candidate, choices, counts)
-        if isinstance(result, _Walk):
+        if isinstance(result, Walk):
             return result
         first = first or result
         seen = list(counts)
@@ -229,9 +155,9 @@ def _pull_walk(draft: _Draft[N, V], candidate: N) -> _Walk[N, V] | _Blocked[N]:
 
 
 def _pull_once(
-    draft: _Draft[N, V], candidate: N, choices: dict[N, int], counts: dict[N, int]
-) -> _Walk[N, V] | _Blocked[N]:
-    walk: _Walk[N, V] = _Walk()
+    draft: Draft[N, V], candidate: N, choices: dict[N, int], counts: dict[N, int]
+) -> Walk[N, V] | _Blocked[N]:
+    walk: Walk[N, V] = Walk()
     demands: dict[V, list[Affine]] = {}
     queue: list[tuple[int, N]] = []
     queued: set[N] = set()
@@ -287,7 +213,7 @@ def _is_identity(affine: Affine) -> bool:
     return not affine.has_shift and bool((affine.scale == 1).all())
 
 
-def _stop_demand(draft: _Draft[N, V], value: V, demands: list[Affine]) -> Stop | None:
+def _stop_demand(draft: Draft[N, V], value: V, demands: list[Affine]) -> Stop | None:
     """What keeps a value from changing as its readers ask."""
     uses = draft.uses(value)
     if (None, -1) in uses:
@@ -300,7 +226,7 @@ def _stop_demand(draft: _Draft[N, V], value: V, demands: list[Affine]) -> Stop |
 
 
 def _absorb_output(
-    draft: _Draft[N, V], candidate: N, op: Linear | ChannelAffine, affine: Affine | None
+    draft: Draft[N, V], candidate: N, op: Linear | ChannelAffine, affine: Affine | None
 ) -> Linear | Affine | Stop:
     if affine is None:
         return Stop(Reason.NOT_LINEAR, "only a side output of it is read")
@@ -322,7 +248,7 @@ def _absorb_output(
 
 
 def _absorb_input(
-    draft: _Draft[N, V], candidate: N, op: Linear | ChannelAffine, affine: Affine
+    draft: Draft[N, V], candidate: N, op: Linear | ChannelAffine, affine: Affine
 ) -> Linear | Affine | Stop:
     if isinstance(op, ChannelAffine):
         if not op.is_batchnorm:
@@ -346,7 +272,7 @@ def _finite(affine: Affine) -> Affine | Stop:
     return affine if affine.is_finite else Stop(Reason.OVERFLOW, "the combined scale or shift is not finite")
 
 
-def _worthwhile(draft: _Draft[N, V], candidate: N, op: Linear, absorbed: Linear) -> Linear | Stop:
+def _worthwhile(draft: Draft[N, V], candidate: N, op: Linear, absorbed: Linear) -> Linear | Stop:
     """Refuse to trade a plain Add for the Add that a missing bias would need."""
     start = draft.op(candidate)
     is_batchnorm = isinstance(start, ChannelAffine) and start.is_batchnorm
@@ -358,8 +284,8 @@ def _worthwhile(draft: _Draft[N, V], candidate: N, op: Linear, absorbed: Linear)
     return absorbed
 
 
-def _push_walk(draft: _Draft[N, V], candidate: N) -> _Walk[N, V] | _Blocked[N]:
-    walk: _Walk[N, V] = _Walk()
+def _push_walk(draft: Draft[N, V], candidate: N) -> Walk[N, V] | _Blocked[N]:
+    walk: Walk[N, V] = Walk()
     arrivals: dict[N, dict[int, Affine]] = {}
     queue: list[tuple[int, N]] = []
 
@@ -408,18 +334,20 @@ def _push_walk(draft: _Draft[N, V], candidate: N) -> _Walk[N, V] | _Blocked[N]:
 
 
 def _survey(
-    draft: _Draft[N, V], progress: Callable[[int, int], None]
+    draft: Draft[N, V], progress: Callable[[int, int], None]
 ) -> tuple[dict[N, float], dict[N, tuple[Stop, str]]]:
     """The rounding error of each weight that would change, and the candidates that one would not survive."""
     rounding: dict[N, float] = {}
     failed: dict[N, tuple[Stop, str]] = {}
-    gone = {edit.node for edit in draft.edits if isinstance(edit, Bypass)}
+    gone = {edit.node for edit in draft.edits if isinstance(edit, Bypass)} | draft.merged.keys()
     changing = {node: absorbed for node, absorbed in draft.absorbed.items() if node not in gone}
     for done, (node, absorbed) in enumerate(changing.items()):
         progress(done, len(changing))
         result = draft.graph.round(node, absorbed)
         rounding[node] = result.error
-        culprit, name = draft.absorbers[node][-1], draft.graph.name(node)
+        absorbers = draft.absorbers[node]
+        culprit = next((each for each in reversed(absorbers) if each in draft.joins), absorbers[-1])
+        name = draft.graph.name(node)
         if result.overflow is not None:
             detail = f"channel {result.overflow} of its weight or bias would not be finite in its type"
             failed[culprit] = Stop(Reason.OVERFLOW, detail), name
@@ -431,8 +359,8 @@ def _survey(
 
 
 def _outcomes(
-    draft: _Draft[N, V],
-    moves: dict[N, _Move[N, V]],
+    draft: Draft[N, V],
+    moves: dict[N, Move[N, V]],
     blocked: dict[N, tuple[_Blocked[N], _Blocked[N]]],
     barred: dict[N, tuple[Stop, str]],
     rounding: dict[N, float],
@@ -445,12 +373,13 @@ def _outcomes(
         name, scope = graph.name(node), graph.scope(node)
         if node in moves:
             move = moves[node]
-            errors = [rounding[sink] for sink in move.walk.sinks if sink in rounding]
+            sinks = {draft.final(sink) for sink in move.walk.sinks}
+            errors = [rounding[sink] for sink in sinks if sink in rounding]
             yield Fold(
                 name,
                 scope,
                 move.direction,
-                tuple(graph.name(sink) for sink in _sorted(draft, move.walk.sinks)),
+                tuple(graph.name(sink) for sink in _sorted(draft, sinks)),
                 tuple(graph.name(carrier) for carrier in _sorted(draft, move.walk.through)),
                 max(errors, default=None),
                 isinstance(op, ChannelAffine) and op.is_batchnorm,
@@ -468,7 +397,15 @@ def _outcomes(
             yield Refusal(name, scope, Reason.SKIPPED, "it was not selected", name)
 
 
-def _sorted(draft: _Draft[N, V], nodes: Iterable[N]) -> list[N]:
+def _merged(draft: Draft[N, V], merges: Merges[N, V], rounding: dict[N, float]) -> Iterable[Merge]:
+    name = draft.graph.name
+    for root in _sorted(draft, draft.joins):
+        host = draft.final(draft.joins[root].host)
+        through = tuple(name(node) for node in merges.sums[root])
+        yield Merge(name(host), draft.graph.scope(host), merges.branches[root], through, rounding.get(host))
+
+
+def _sorted(draft: Draft[N, V], nodes: Iterable[N]) -> list[N]:
     return sorted(nodes, key=lambda node: draft.position[node])
 
 

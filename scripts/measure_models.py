@@ -14,7 +14,7 @@ import onnx
 import onnxruntime
 
 from bnfold.api import FileResult, fuse_file
-from bnfold.outcome import Fold, Refusal
+from bnfold.outcome import Refusal
 from bnfold.verification.compare import CompareOptions
 from bnfold.verification.inputs import InputOptions
 
@@ -33,7 +33,7 @@ def correct(model: Path) -> tuple[int, int]:
 
 def row(result: FileResult, accuracy: str) -> str:
     """One line of the table."""
-    outcomes = [each for each in result.outcomes if not isinstance(each, Fold) or each.is_batchnorm]
+    outcomes = [each for each in result.outcomes if each.is_batchnorm]
     kept = Counter(str(each.reason) for each in outcomes if isinstance(each, Refusal))
     reasons = ", ".join(f"{count} {reason}" for reason, count in kept.items()) or "-"
     assert result.after is not None

@@ -386,7 +386,8 @@ def test_space_to_depth_before_a_convolution() -> None:
 
 
 def test_residual_sum_of_convolutions() -> None:
-    nodes = [node("Conv", "x w", "a"), node("Conv", "x v", "b"), node("Sub", "a b", "s"), norm("s", "y")]
+    sigmoid = node("Sigmoid", "x", "z")  # branches of one value would become one convolution
+    nodes = [sigmoid, node("Conv", "x w", "a"), node("Conv", "z v", "b"), node("Sub", "a b", "s"), norm("s", "y")]
     constants = {"w": random(3, 4, 1, 1), "v": random(3, 4, 1, 1), **statistics(3)}
     assert_folds(model(nodes, constants, (2, 4, 3, 3)), "upstream", ["Sub"])
 

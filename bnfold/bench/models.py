@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,8 +92,8 @@ def _onnx_subject(path: Path, name: str) -> Subject:
         path,
         inputs,
         tuple(str(value.name) for value in model.graph.outputs),
-        digest([path, *_external_files(model, path)]),
-        _onnx.file_bytes(path),
+        digest([path, *_onnx.external_files(model)]),
+        _onnx.file_bytes(model, path),
         len(nodes),
         sum(node.op_type == "BatchNormalization" for node in nodes),
     )
@@ -104,16 +104,6 @@ def _declared(value: ir.Value, name: str) -> Declared:
         raise IncomparableError(f"{name}: input {value.name!r} is no tensor of a declared shape")
     shape = tuple(dim if isinstance(dim, int) else dim.value for dim in value.shape)
     return Declared(str(value.name), value.type.dtype.numpy(), shape)
-
-
-def _external_files(model: ir.Model, path: Path) -> Iterator[Path]:
-    names = {
-        str(value.const_value.location)
-        for graph in model.graphs()
-        for value in graph.initializers.values()
-        if isinstance(value.const_value, ir.ExternalTensor)
-    }
-    return (path.parent / name for name in sorted(names))
 
 
 def digest(files: Sequence[Path]) -> str:

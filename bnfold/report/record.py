@@ -8,7 +8,7 @@ from typing import Any
 from bnfold.api import FileResult
 from bnfold.equivalence import Comparison
 from bnfold.health import Caution
-from bnfold.outcome import Fold, Outcome
+from bnfold.outcome import Fold, Merge, Refusal
 from bnfold.verification.verdict import Divergence, ValueVerdict, Verdict
 
 Record = dict[str, Any]
@@ -18,8 +18,9 @@ SCHEMA = "bnfold/1"
 
 def record_file(command: str, result: FileResult) -> Record:
     """The record of `fuse` or `inspect`."""
-    batchnorms = [each for each in result.outcomes if not isinstance(each, Fold) or each.is_batchnorm]
+    batchnorms = [each for each in result.outcomes if isinstance(each, Refusal | Fold) and each.is_batchnorm]
     affines = [each for each in result.outcomes if isinstance(each, Fold) and not each.is_batchnorm]
+    merges = [each for each in result.outcomes if isinstance(each, Merge)]
     folded = sum(isinstance(each, Fold) for each in batchnorms)
     record: Record = {
         "schema": SCHEMA,
@@ -30,6 +31,7 @@ def record_file(command: str, result: FileResult) -> Record:
         "affines": {"folded": len(affines)},
         "outcomes": [_outcome(each) for each in batchnorms],
         "affine_outcomes": [_outcome(each) for each in affines],
+        "merges": [_merge(each) for each in merges],
         "warnings": [_warning(each) for each in result.warnings],
         "nodes": {"before": result.before.nodes, "after": result.after and result.after.nodes},
         "bytes": {"before": result.before.bytes, "after": result.after and result.after.bytes},
@@ -39,7 +41,17 @@ def record_file(command: str, result: FileResult) -> Record:
     return record
 
 
-def _outcome(outcome: Outcome) -> Record:
+def _merge(merge: Merge) -> Record:
+    return {
+        "into": merge.into,
+        "scope": merge.scope,
+        "branches": list(merge.branches),
+        "through": list(merge.through),
+        "rounding": merge.rounding,
+    }
+
+
+def _outcome(outcome: Fold | Refusal) -> Record:
     if isinstance(outcome, Fold):
         return {
             "batchnorm": outcome.batchnorm,

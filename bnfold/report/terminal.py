@@ -20,6 +20,8 @@ def show(record: Record, console: Console, *, verbose: bool = False, quiet: bool
         else:
             for row in rows:
                 _print(console, "  ".join([row["status"].ljust(6), _name(row), _where(row)]))
+        for merge in record["merges"]:
+            _print(console, _merge(merge))
         for line in _advice(rows):
             _print(console, line)
         for warning in record["warnings"]:
@@ -99,6 +101,12 @@ def _where(row: Record) -> str:
     return f"{row['direction']} into {', '.join(row['into'])}{through}"
 
 
+def _merge(merge: Record) -> str:
+    scope = "" if merge["scope"] == "main" else f"{merge['scope']}/"
+    through = f" through {', '.join(merge['through'])}" if merge["through"] else ""
+    return f"merged  {scope}{merge['into']} takes {', '.join(merge['branches'])}{through}"
+
+
 def _advice(rows: list[Record]) -> Iterator[str]:
     """Each piece of advice once."""
     for advice in dict.fromkeys((row["reason"], row["advice"]) for row in rows if row.get("advice")):
@@ -122,6 +130,10 @@ def summary(record: Record) -> Iterator[str]:
     would = "would fold" if record["output"] is None else "folded"
     extra = f", and {record['affines']['folded']} other per-channel affines" if record["affines"]["folded"] else ""
     yield f"{counts['found']} BatchNorms found: {counts['folded']} {would}, {counts['kept']} kept{extra}"
+    if record["merges"]:
+        plural = "" if len(record["merges"]) == 1 else "s"
+        merge = "would become" if record["output"] is None else "became"
+        yield f"{len(record['merges'])} group{plural} of linear operators {merge} one each"
     if record["output"] is None:
         return
     yield (

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from itertools import product
+from math import prod
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -34,6 +35,10 @@ class Effort(StrEnum):
     FAST = "fast"
     STANDARD = "standard"
     THOROUGH = "thorough"
+
+
+DRAW_LIMIT = 1 << 28
+"""Elements of an input that is drawn; a few bytes of model can declare any number."""
 
 
 @dataclass(frozen=True)
@@ -277,6 +282,8 @@ def _draw_one(declared: Declared, sizes: Sizes, pattern: Pattern, generator: np.
         else sizes[dim if isinstance(dim, str) and dim else f"{declared.name}:{axis}"]
         for axis, dim in enumerate(declared.shape)
     )
+    if prod(shape) > DRAW_LIMIT:
+        raise IncomparableError(f"input {declared.name!r} of shape {list(shape)} is too large to draw; use --inputs")
     kind = declared.dtype
     if kind.kind in "iu":
         return generator.integers(0, declared.high, shape).astype(kind)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from math import prod
+from collections import Counter
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,12 @@ import onnx
 import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
-from bnfold.errors import InvalidModelError
+from bnfold.blocks import Rows
+from bnfold.errors import UnreadableTensorError
+from bnfold.frontends.onnx.bounds import Budget
+from bnfold.frontends.onnx.pieces import array_rows, read, tensor_rows
 from bnfold.frontends.onnx.scopes import Scopes
+from bnfold.frontends.onnx.slots import slots
 
 AnyArray = npt.NDArray[Any]
 
@@ -60,11 +64,14 @@ FOLDABLE = frozenset(
 )
 """Deterministic operators worth evaluating; not DequantizeLinear, since that would undo the quantisation."""
 
-ELEMENT_LIMIT = 1 << 29
-"""Elements that a constant may have; a few bytes of model can ask for a terabyte."""
-
 MEMO_LIMIT = 4096
-"""Elements up to which an evaluated constant is remembered."""
+"""Elements up to which a constant is remembered."""
+
+MEMO_ROOM = 1 << 24
+"""Elements of all constants that are remembered."""
+
+EVALUATOR_LIMIT = 1024
+"""Evaluators of single nodes that are kept."""
 
 
 class Constants:
@@ -83,6 +90,9 @@ class Constants:
         self._types = types
         self._known: dict[ir.Value, bool] = {}
         self._memo: dict[ir.Value, AnyArray] = {}
+        self._memo_room = MEMO_ROOM
+        self._evaluators: dict[tuple[int, bytes], ReferenceEvaluator] = {}
+        self._budget = Budget(sum(slot.tensor.size for slot in slots(model)))
 
     def is_overridable(self, value: ir.Value) -> bool:
         """Whether it is an initializer that the caller may replace, being a graph input too."""
@@ -121,41 +131,65 @@ class Constants:
         """What a constant value holds, in its own type.
 
         Raises:
-            InvalidModelError: the tensor cannot be read, or evaluating it would take unreasonable memory.
+            UnreadableTensorError: the tensor cannot be read, or evaluating it would take unreasonable memory.
         """
-        stack = [value]
+        order = self._order(value)
+        waiting = Counter(each for top in order for each in self._needed(top))
         results: dict[ir.Value, AnyArray] = {}
-        while value not in results:
-            top = stack[-1]
+        for top in order:
             if top in self._memo:
                 results[top] = self._memo[top]
             elif (tensor := _stored(top)) is not None:
-                results[top] = _read(tensor, top.name)
-            else:
+                results[top] = read(tensor, top.name)
+            elif top not in results:  # else its node was evaluated for another output
                 node = top.producer()
                 assert node is not None
-                inputs = [] if self._is_shape(node) else self._operands(node)
-                missing = [each for each in inputs if each not in results]
-                if missing:
-                    stack.extend(missing)
-                    continue
-                for output, array in zip(node.outputs, self._evaluate(node, results), strict=False):
-                    results[output] = array
-            if results[top].size <= MEMO_LIMIT:
-                self._memo[top] = results[top]
-            stack.pop()
+                made = self._evaluate(node, results)
+                results.update(
+                    (each, array) for each, array in zip(node.outputs, made, strict=False) if each in waiting
+                )
+                results[top] = made[top.index() or 0]
+            for each in self._needed(top):
+                waiting[each] -= 1
+                if not waiting[each]:
+                    results.pop(each, None)
+            self._remember(top, results[top])
         return results[value]
 
-    def capture(self, value: ir.Value) -> Callable[[], AnyArray]:
-        """A way to get what `value` holds later on, whatever happens to the graph.
+    def _remember(self, value: ir.Value, array: AnyArray) -> None:
+        if value not in self._memo and array.size <= MEMO_LIMIT and self._memo_room > 0:
+            self._memo[value] = array
+            self._memo_room -= array.size
+
+    def _needed(self, value: ir.Value) -> list[ir.Value]:
+        """What must be known before a constant value can be computed."""
+        node = value.producer()
+        if value in self._memo or node is None or node.op_type == "Constant" or self._is_shape(node):
+            return []
+        return self._operands(node)
+
+    def _order(self, value: ir.Value) -> list[ir.Value]:
+        """What a constant is computed from, each value after those that it needs, and `value` last."""
+        order: dict[ir.Value, None] = {}
+        stack = [value]
+        while stack:
+            missing = [each for each in self._needed(stack[-1]) if each not in order]
+            if missing:
+                stack.extend(missing)
+            else:
+                order[stack.pop()] = None
+        return list(order)
+
+    def capture(self, value: ir.Value, rows: int) -> Callable[[], Rows]:
+        """A way to read what `value` holds later on, row by row, whatever happens to the graph.
 
         A stored tensor stays where it is; a computed one is computed now.
         """
         tensor = _stored(value)
         if tensor is not None:
-            return lambda: _read(tensor, value.name)
+            return lambda: tensor_rows(tensor, value.name, rows)
         array = self.get(value)
-        return lambda: array
+        return lambda: array_rows(array, rows)
 
     def _static_shape(self, value: ir.Value | None) -> tuple[int, ...] | None:
         dims = self._shapes.get(value) if value is not None else None
@@ -186,22 +220,35 @@ class Constants:
             assert source is not None
             assert like is not None
             return [values[source].astype(self._types[like].numpy())]
-        _bound(node, values)
-        proto = ir.serde.serialize_node(node)
-        feeds = {each.name or "": values[each] for each in node.inputs if each is not None}
-        evaluator = ReferenceEvaluator(_model_of(proto, self._scopes.version(node)))
+        feeds = {f"x{index}": values[each] for index, each in enumerate(node.inputs) if each is not None}
         try:
+            self._budget.spend(node, list(feeds.values()))
             with np.errstate(all="ignore"):
-                return [np.asarray(array) for array in evaluator.run(None, feeds)]
-        except (ValueError, TypeError, IndexError, RuntimeError, AttributeError) as error:
-            raise InvalidModelError(f"node {node.name!r} ({node.op_type}) cannot be evaluated: {error}") from error
+                return [np.asarray(array) for array in self._evaluator(node).run(None, feeds)]
+        except (ValueError, TypeError, IndexError, RuntimeError, AttributeError, ArithmeticError, KeyError) as error:
+            message = f"constant node {node.name!r} ({node.op_type}) cannot be evaluated: {error}"
+            raise UnreadableTensorError(message) from error
+
+    def _evaluator(self, node: ir.Node) -> ReferenceEvaluator:
+        """Of a node alone; those that differ in names only share one."""
+        proto = ir.serde.serialize_node(node)
+        del proto.input[:], proto.output[:], proto.metadata_props[:]
+        proto.name = proto.doc_string = ""
+        proto.input.extend("" if each is None else f"x{index}" for index, each in enumerate(node.inputs))
+        proto.output.extend(f"y{index}" for index in range(len(node.outputs)))
+        key = self._scopes.version(node), proto.SerializeToString(deterministic=True)
+        if key not in self._evaluators:
+            if len(self._evaluators) >= EVALUATOR_LIMIT:
+                self._evaluators.clear()
+            self._evaluators[key] = ReferenceEvaluator(_model_of(proto, key[0]))
+        return self._evaluators[key]
 
 
 def _model_of(node: onnx.NodeProto, version: int) -> onnx.ModelProto:
-    def infos(names: list[str]) -> list[onnx.ValueInfoProto]:
-        return [onnx.ValueInfoProto(name=name) for name in dict.fromkeys(names) if name]
+    def infos(names: Iterable[str]) -> list[onnx.ValueInfoProto]:
+        return [onnx.ValueInfoProto(name=name) for name in names if name]
 
-    graph = onnx.helper.make_graph([node], "constant", infos(list(node.input)), infos(list(node.output)))
+    graph = onnx.helper.make_graph([node], "constant", infos(node.input), infos(node.output))
     return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", version)])
 
 
@@ -220,34 +267,4 @@ def _stored(value: ir.Value) -> ir.TensorProtocol | None:
                 return ir.tensor(np.asarray(attribute.value, np.float32))
             case "value_int" | "value_ints":
                 return ir.tensor(np.asarray(attribute.value, np.int64))
-    raise InvalidModelError(f"Constant node {node.name!r} holds no tensor")
-
-
-def _read(tensor: ir.TensorProtocol, name: str | None) -> AnyArray:
-    try:
-        return tensor.numpy()
-    except (ValueError, TypeError, OSError, RuntimeError) as error:
-        raise InvalidModelError(f"tensor {name!r} cannot be read: {error}") from error
-
-
-def _bound(node: ir.Node, values: dict[ir.Value, AnyArray]) -> None:
-    """Refuse to evaluate what would expand beyond all bounds."""
-    inputs = [values[each] for each in node.inputs if each is not None]
-    size = 0
-    match node.op_type:
-        case "ConstantOfShape" | "Expand":
-            size = prod(int(dim) for dim in inputs[-1].reshape(-1))
-        case "Tile":
-            size = inputs[0].size * prod(int(times) for times in inputs[-1].reshape(-1))
-        case "Range":
-            start, limit, delta = (float(each.reshape(-1)[0]) for each in inputs)
-            size = int(abs(limit - start) / abs(delta)) if delta else ELEMENT_LIMIT + 1
-        case "Pad":
-            pads = inputs[1].reshape(-1).tolist() if len(inputs) > 1 else node.attributes["pads"].as_ints()
-            rank = inputs[0].ndim
-            size = prod(dim + abs(pads[k % len(pads)]) * 2 for k, dim in enumerate(inputs[0].shape)) if rank else 0
-        case _:
-            shape = [max(dims) for dims in zip(*(each.shape[::-1] for each in inputs), strict=False)]
-            size = prod(shape)
-    if not 0 <= size <= ELEMENT_LIMIT:
-        raise InvalidModelError(f"constant node {node.name!r} ({node.op_type}) asks for {size} elements")
+    raise UnreadableTensorError(f"Constant node {node.name!r} holds no tensor")

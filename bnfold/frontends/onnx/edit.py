@@ -108,19 +108,34 @@ class Editor:
         for name in names:
             node.attributes.pop(name, None)
 
-    def bypass(self, node: ir.Node, index: int, *, keep_output_name: bool) -> None:
+    def bypass(self, node: ir.Node, index: int, parameters: Sequence[int], *, keep_output_name: bool) -> None:
         """Take out a node whose readers shall read its input `index`, under the output's name or under its own."""
         kept, gone = node.inputs[index], node.outputs[0]
         assert kept is not None
-        parameters = [each for each in node.inputs if each is not None and each is not kept]
         if keep_output_name:
             self._take_over(kept, gone)
         gone.replace_all_uses_with(kept, replace_graph_outputs=True)
+        self.remove(node, parameters)
+
+    def read(self, node: ir.Node, index: int, value: ir.Value) -> None:
+        """Let input `index` of a node be another value."""
+        if node.inputs[index] is not value:
+            node.replace_input_with(index, value)
+
+    def replace(self, old: ir.Value, new: ir.Value) -> None:
+        """Let all readers of a value read another, which takes over its name."""
+        if old is not new:
+            self._take_over(new, old)
+            old.replace_all_uses_with(new, replace_graph_outputs=True)
+
+    def remove(self, node: ir.Node, parameters: Sequence[int]) -> None:
+        """Take out a node whose output nothing reads, with those of its inputs `parameters` that only it read."""
+        released = [value for index in parameters if (value := node.inputs[index]) is not None]
         graph = node.graph
         assert graph is not None
         graph.remove(node, safe=True)
-        for parameter in parameters:
-            self.release(parameter)
+        for value in released:
+            self.release(value)
 
     def _take_over(self, value: ir.Value, other: ir.Value) -> None:
         """Let `value` be `other` in name and description."""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
+from bnfold.frontends.onnx import read_linear
 from bnfold.frontends.onnx.reader import FLOATS, Reader, Unreadable, known_sizes
 from bnfold.ops import (
     Average,
@@ -135,7 +136,11 @@ def _window_axes(reader: Reader) -> frozenset[int]:
 def _average_pool(reader: Reader) -> Average:
     padded = any(reader.attribute("pads", ())) or reader.attribute("auto_pad", "NOTSET").startswith("SAME")
     counts_zeros = bool(reader.attribute("count_include_pad", 0)) and padded
-    return Average(_window_axes(reader), not counts_zeros and not reader.attribute("ceil_mode", 0))
+    taps = tuple(reader.attribute("kernel_shape", ()))
+    rounds_up = bool(reader.attribute("ceil_mode", 0))
+    is_fixed = (counts_zeros or not padded) and not rounds_up
+    window = read_linear.window(reader, taps) if is_fixed else None
+    return Average(_window_axes(reader), not counts_zeros and not rounds_up, window=window)
 
 
 def _global_average_pool(reader: Reader) -> Average:

@@ -9,13 +9,16 @@ from math import prod
 import numpy as np
 import onnx_ir as ir
 
+from bnfold import terms
 from bnfold.affine import Array
+from bnfold.blocks import Kernel, row_count
 from bnfold.frontends.onnx import quantized
-from bnfold.frontends.onnx.constants import AnyArray
+from bnfold.frontends.onnx.pieces import AnyArray, array_rows
 from bnfold.frontends.onnx.quantized import Quantized
-from bnfold.frontends.onnx.reader import Reader, Unreadable, known_sizes
-from bnfold.linear import Border, Layout, Linear
+from bnfold.frontends.onnx.reader import FLOATS, Reader, Unreadable, known_sizes
+from bnfold.linear import Border, Layout, Linear, Window
 from bnfold.outcome import Reason
+from bnfold.terms import Load, Parameters
 
 
 @dataclass(frozen=True)
@@ -57,13 +60,27 @@ def read_linear(reader: Reader, add: ir.Node | None) -> tuple[Linear, Weights] |
         linear, weights = READERS[reader.node.op_type](reader)
     else:
         return None
-    found = quantized.find(reader.value(weights.kernel), reader.facts)
+    value = reader.value(weights.kernel)
+    found = quantized.find(value, reader.facts)
     if found is None:
-        return linear, weights
+        assert value is not None
+        return replace(linear, is_shared=_is_shared(value)), weights
     quantized.insist_on_output_scales(found, weights.layout, weights.groups, reader.version)
     if weights.kernel_factor != 1:
         raise Unreadable(Reason.NOT_CONSTANT, "its quantised weight has an alpha as well")
     return replace(linear, is_quantized=True), replace(weights, quantized=found)
+
+
+def _is_shared(value: ir.Value) -> bool:
+    """Whether a constant, or one that it is computed from, has a second reader."""
+    stack = [value]
+    while stack:
+        held = stack.pop()
+        if len(held.uses()) > 1 or held.is_graph_output():
+            return True
+        node = held.producer()
+        stack.extend(each for each in (node.inputs if node else ()) if each is not None)
+    return False
 
 
 def _kernel_shape(reader: Reader, index: int) -> tuple[int, ...]:
@@ -74,6 +91,9 @@ def _kernel_shape(reader: Reader, index: int) -> tuple[int, ...]:
     constants = reader.facts.constants
     if (found := quantized.find(value, reader.facts)) is not None:
         return found.integers.shape
+    dtype = reader.dtype(index)
+    if dtype is not None and dtype not in FLOATS:
+        raise Unreadable(Reason.NOT_LINEAR, f"its weight {value.name!r} is of type {dtype}")
     if constants.is_overridable(value):
         raise Unreadable(
             Reason.OVERRIDABLE, f"its weight {value.name!r} is a graph input too, so a caller may replace it"
@@ -111,7 +131,37 @@ def _conv(reader: Reader) -> tuple[Linear, Weights]:
     elif auto_pad == "NOTSET" and any(reader.attribute("pads", ())):
         border = Border.PADDED
     linear = Linear(groups, shape[0], shape[1] * groups, axis_in=1, axis_out=1, border=border)
-    return linear, Weights(1, _bias(reader, 2, shape[0]), 2, Layout.CONV, groups)
+    bias = _bias(reader, 2, shape[0])
+    has_bias = bias is not None and bool(np.any(_bias_constant(reader, 2)))
+    return replace(linear, window=window(reader, shape[2:]), has_bias=has_bias), Weights(
+        1, bias, 2, Layout.CONV, groups
+    )
+
+
+def window(reader: Reader, taps: tuple[int, ...]) -> Window | None:
+    """Where the taps of a convolution or pooling lie; None where that depends on the size of the data.
+
+    SAME padding does not, with stride 1 and as many zeros on both sides; with dilation the runtimes disagree on it.
+    """
+    axes = len(taps)
+    try:
+        auto_pad = reader.attribute("auto_pad", "NOTSET")
+        strides, dilations = (tuple(reader.attribute(name, (1,) * axes)) for name in ("strides", "dilations"))
+        pads = tuple(reader.attribute("pads", (0,) * 2 * axes)) if auto_pad == "NOTSET" else (0,) * 2 * axes
+    except Unreadable:
+        return None
+    if auto_pad in ("SAME_UPPER", "SAME_LOWER"):
+        if set(strides + dilations) != {1} or not all(size % 2 for size in taps):
+            return None
+        pads = tuple(size // 2 for size in taps) * 2
+    if {len(strides), len(dilations), len(pads) // 2} != {axes} or min(strides + dilations, default=1) < 1:
+        return None
+    if min(pads, default=0) < 0:
+        return None
+    shape = reader.output_shape() or ()
+    outputs = tuple(size if isinstance(size, int) else None for size in shape[2:])
+    outputs = outputs if len(outputs) == axes else (None,) * axes
+    return Window(taps, strides, dilations, pads[:axes], pads[axes:], outputs)
 
 
 def _conv_transpose(reader: Reader) -> tuple[Linear, Weights]:
@@ -135,7 +185,8 @@ def _gemm(reader: Reader) -> tuple[Linear, Weights]:
         constant = _bias_constant(reader, 2)
         if constant.size not in (1, out) or (constant.size > 1 and constant.shape[-1] != out):
             raise Unreadable(Reason.NOT_LINEAR, f"its C of shape {constant.shape} differs from row to row")
-    linear = Linear(1, out, fan_in, axis_in=0 if reader.attribute("transA", 0) else 1, axis_out=1)
+    axis_in = 0 if reader.attribute("transA", 0) else 1
+    linear = Linear(1, out, fan_in, axis_in, axis_out=1, window=Window(), has_bias=bias is not None)
     factors = float(reader.attribute("alpha", 1.0)), float(reader.attribute("beta", 1.0))
     return linear, Weights(1, bias, 2, layout, 1, *factors)
 
@@ -151,7 +202,9 @@ def _matmul(reader: Reader, add: ir.Node | None) -> tuple[Linear, Weights]:
     axis = rank - 1 if kernel else rank - 2
     fan_in, out = shape[-2:] if kernel else shape[:-3:-1]
     bias = None if add is None else add.inputs[1 - add.inputs.index(reader.node.outputs[0])]
-    linear = Linear(1, out, fan_in, axis_in=axis, axis_out=axis, has_bias_slot=add is not None)
+    linear = Linear(
+        1, out, fan_in, axis, axis, has_bias_slot=add is not None, window=Window(), has_bias=add is not None
+    )
     return linear, Weights(kernel, bias, None, layout)
 
 
@@ -234,24 +287,29 @@ class Stored:
 
     linear: Linear
     weights: Weights
-    load: Callable[[], AnyArray]
+    kernel: Kernel
     shape: tuple[int, ...]
     bias: Array | None
     recurrent_bias: Array | None = None
 
-    def kernel(self) -> AnyArray:
-        """The original in canonical layout."""
-        kernel = self.weights.layout.canonical(self.load(), self.weights.groups)
-        factor = self.weights.kernel_factor
-        return kernel if factor == 1 else kernel.astype(np.float64) * factor
+    def parameters(self) -> Parameters:
+        """As terms of another operator see them."""
+        return Parameters(self.kernel.canonical, self.bias)
 
-    def solve_kernel(self, linear: Linear) -> Array:
-        """With everything that `linear` absorbed, in canonical layout."""
-        return linear.solve_kernel(self.kernel())
+    def source(self, linear: Linear, load: Load) -> Kernel:
+        """The kernel that `linear` starts from: the stored one, or that which its terms make up."""
+        if not linear.terms:
+            return self.kernel
+        layout, shape = self.weights.layout, self.native_shape(linear)
+        rows = row_count(shape, layout)
+        return Kernel(
+            shape, layout, linear.groups, lambda: array_rows(layout.native(terms.kernel(linear, load), shape), rows)
+        )
 
-    def solve_bias(self, linear: Linear) -> Array | None:
-        """With everything that `linear` absorbed; None where none is needed."""
-        return linear.solve_bias(self.kernel, self.bias)
+    def solve_bias(self, linear: Linear, load: Load) -> Array | None:
+        """With everything that `linear` absorbed and is made of; None where none is needed."""
+        bias = terms.bias(linear, load) if linear.terms else self.bias
+        return self.source(linear, load).solve_bias(linear, bias)
 
     def native_bias(self, bias: Array) -> Array:
         """A bias as the operator stores it; recurrent layers keep the half that belongs to the recurrence."""
@@ -261,9 +319,18 @@ class Stored:
         kept = np.zeros_like(rows) if self.recurrent_bias is None else self.recurrent_bias
         return np.concatenate([rows, kept], axis=1)
 
-    def native(self, kernel: Array) -> Array:
-        """A canonical kernel in the layout that the operator stores."""
-        return self.weights.layout.native(kernel, self.shape)
+    def native_shape(self, linear: Linear) -> tuple[int, ...]:
+        """The shape that the operator stores; a product may have other channels than the operator had."""
+        if (linear.out_channels, linear.in_channels) == (self.linear.out_channels, self.linear.in_channels):
+            return self.shape
+        match self.weights.layout:
+            case Layout.CONV:
+                return linear.out_channels, linear.in_channels // linear.groups, *self.shape[2:]
+            case Layout.IN_OUT:
+                return *self.shape[:-2], linear.in_channels, linear.out_channels
+            case Layout.OUT_IN:
+                return *self.shape[:-2], linear.out_channels, linear.in_channels
+        raise AssertionError(f"nothing merges into a kernel that is stored as {self.weights.layout}")
 
 
 def stored(reader: Reader, add: ir.Node | None) -> Stored:
@@ -283,5 +350,8 @@ def stored(reader: Reader, add: ir.Node | None) -> Stored:
             constant, recurrent = np.split(constant, 2, axis=1)
         bias = np.broadcast_to(constant.reshape(-1), (linear.out_channels,))
     shape = _kernel_shape(reader, weights.kernel)
-    load = weights.quantized.dequantize if weights.quantized else reader.facts.constants.capture(value)
-    return Stored(linear, weights, load, shape, bias, recurrent)
+    rows = row_count(shape, weights.layout)
+    whole = weights.quantized.dequantize if weights.quantized else None
+    open_rows = (lambda: array_rows(whole(), rows)) if whole else reader.facts.constants.capture(value, rows)
+    kernel = Kernel(shape, weights.layout, weights.groups, open_rows, weights.kernel_factor)
+    return Stored(linear, weights, kernel, shape, bias, recurrent)

@@ -2,51 +2,112 @@
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
+import onnx
 import onnx_ir as ir
-from onnx_ir.passes.common import ShapeInferencePass
+from google.protobuf.message import EncodeError
 
+from bnfold.frontends.onnx.slots import slots
 from bnfold.ops import Dim, Shape
+
+DATA_LIMIT = 1000
+"""Bytes of a tensor whose values may decide a shape; larger ones are left out."""
+
+DIM_LIMIT = 1 << 40
+"""A dimension that no array has; a larger one is not known rather than believed."""
 
 
 def infer(model: ir.Model) -> tuple[dict[ir.Value, Shape], dict[ir.Value, ir.DataType]]:
-    """What onnx's shape inference knows on a copy of the model, keyed by the values of the original.
-
-    The copy shares the tensors. Where inference fails, the declared shapes remain.
-    """
-    copy = model.clone()
-    logger = logging.getLogger("onnx_ir.passes.common.shape_inference")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(copy)
-    finally:
-        logger.setLevel(level)
+    """What is declared, stored, and known to onnx's shape inference; where that fails, the others remain."""
     shapes: dict[ir.Value, Shape] = {}
     types: dict[ir.Value, ir.DataType] = {}
-    for original, inferred in zip(_values(model), _values(copy), strict=True):
-        tensor = inferred.const_value
-        for shape in (inferred.shape, original.shape, None if tensor is None else tensor.shape):
-            if shape is not None:
-                shapes[original] = tuple(_dim(dim) for dim in shape)
-                break
-        dtype = inferred.dtype or (None if tensor is None else tensor.dtype)
+    for value in _values(model):
+        tensor = value.const_value
+        known = value.shape if value.shape is not None else None if tensor is None else tensor.shape
+        if known is not None:
+            shapes[value] = tuple(_dim(dim) for dim in known)
+        dtype = value.dtype or (None if tensor is None else tensor.dtype)
         if dtype is not None:
-            types[original] = dtype
+            types[value] = dtype
+    inferred = _infer(model)
+    if inferred is not None:
+        for value, kind in _matched(model.graph, inferred.graph):
+            if kind.HasField("shape"):
+                shapes[value] = tuple(_proto_dim(dim) for dim in kind.shape.dim)
+            if kind.elem_type:
+                types[value] = ir.DataType(kind.elem_type)
     return shapes, types
 
 
+def _infer(model: ir.Model) -> onnx.ModelProto | None:
+    with _without_data(model):
+        proto = ir.serde.serialize_model(model)
+    try:
+        return onnx.shape_inference.infer_shapes(proto, check_type=False, strict_mode=False, data_prop=True)
+    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError, TypeError, EncodeError):
+        return None
+
+
+@contextmanager
+def _without_data(model: ir.Model) -> Iterator[None]:
+    """For a while, let tensors that are not small be somewhere else, so that nobody copies them."""
+    taken = [(slot, slot.tensor) for slot in slots(model)]
+    taken = [
+        (slot, tensor)
+        for slot, tensor in taken
+        if tensor.dtype != ir.DataType.STRING and (tensor.nbytes > DATA_LIMIT or isinstance(tensor, ir.ExternalTensor))
+    ]
+    try:
+        for slot, tensor in taken:
+            shape = ir.Shape(tensor.shape.numpy())
+            slot.tensor = ir.ExternalTensor("-", 0, tensor.nbytes, tensor.dtype, shape=shape, name=tensor.name or "")
+        yield
+    finally:
+        for slot, tensor in taken:
+            slot.tensor = tensor
+
+
+def _matched(graph: ir.Graph, proto: onnx.GraphProto) -> Iterator[tuple[ir.Value, onnx.TypeProto.Tensor]]:
+    """Values of a graph and its bodies, with the tensor types that a proto of the same graph gives them."""
+    stack = [(graph, proto)]
+    while stack:
+        graph, proto = stack.pop()
+        found = {info.name: info.type.tensor_type for info in (*proto.value_info, *proto.output)}
+        for value in _graph_values(graph):
+            if value.name in found:
+                yield value, found[value.name]
+        for node, described in zip(graph, proto.node, strict=True):
+            for attribute in described.attribute:
+                if attribute.type == onnx.AttributeProto.GRAPH:
+                    stack.append((node.attributes[attribute.name].as_graph(), attribute.g))
+                elif attribute.type == onnx.AttributeProto.GRAPHS:
+                    bodies = node.attributes[attribute.name].as_graphs()
+                    stack.extend(zip(bodies, attribute.graphs, strict=True))
+
+
+def _proto_dim(dim: onnx.TensorShapeProto.Dimension) -> Dim:
+    if dim.HasField("dim_value"):
+        return dim.dim_value if abs(dim.dim_value) < DIM_LIMIT else None
+    return dim.dim_param or None
+
+
 def _dim(dim: int | ir.SymbolicDimProtocol) -> Dim:
-    return dim if isinstance(dim, int) else dim.value
+    if isinstance(dim, int):
+        return dim if abs(dim) < DIM_LIMIT else None
+    return dim.value
 
 
-def _values(model: ir.Model) -> list[ir.Value]:
-    """Every value of every graph and function, in an order that a clone shares after inference."""
-    values: list[ir.Value] = []
-    for graph in [*model.graphs(), *(function.graph for function in model.functions.values())]:
-        values.extend(graph.inputs)
-        values.extend(graph.initializers[name] for name in sorted(graph.initializers))
-        for node in graph:
-            values.extend(node.outputs)
-    return values
+def _values(model: ir.Model) -> Iterable[ir.Value]:
+    """Every value of every graph and function."""
+    for root in (model.graph, *(function.graph for function in model.functions.values())):
+        for graph in (root, *root.subgraphs()):
+            yield from _graph_values(graph)
+
+
+def _graph_values(graph: ir.Graph) -> Iterator[ir.Value]:
+    yield from graph.inputs
+    yield from graph.initializers.values()
+    for node in graph:
+        yield from node.outputs

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
+from bnfold import terms
 from bnfold.affine import Affine, Array
 from bnfold.frontends.onnx import read_affine, read_carry, read_linear, shapes
 from bnfold.frontends.onnx.constants import AnyArray, Constants
 from bnfold.frontends.onnx.edit import Editor
+from bnfold.frontends.onnx.pieces import SolvedTensor
 from bnfold.frontends.onnx.quantized import insist_on_output_scales
 from bnfold.frontends.onnx.read_linear import Stored
 from bnfold.frontends.onnx.reader import Facts, Reader, Unreadable, opaque
@@ -20,6 +22,7 @@ from bnfold.health import Caution, examine
 from bnfold.linear import Layout, Linear, Rounding, measure_parameters, measure_rounding, round_once
 from bnfold.ops import ChannelAffine, Op, Opaque
 from bnfold.outcome import Reason
+from bnfold.terms import Load, Parameters
 
 READS_ONLY_THE_SHAPE = frozenset({"Shape", "Size"})
 """Operators that see nothing of a value's content: a per-channel affine changes nothing for them."""
@@ -155,12 +158,13 @@ class OnnxGraph:
 
     def round(self, node: ir.Node, absorbed: Linear | Affine) -> Rounding:
         if isinstance(absorbed, Linear):
-            stored = self._stored(node)
+            stored, load = self._stored(node), self._loader(absorbed)
             dtype = self._dtype(node.inputs[stored.weights.kernel])
             if stored.weights.quantized is not None and absorbed.after is not None:
                 scales = stored.weights.quantized.rescaled(absorbed.after.scale).reshape(1, -1, 1)
-                return measure_parameters(scales, stored.solve_bias(absorbed), dtype, _unit(dtype))
-            return measure_parameters(stored.solve_kernel(absorbed), stored.solve_bias(absorbed), dtype, _unit(dtype))
+                return measure_parameters(scales, stored.solve_bias(absorbed, load), dtype, _unit(dtype))
+            bias = stored.solve_bias(absorbed, load)
+            return stored.source(absorbed, load).measure(absorbed, bias, dtype, _unit(dtype))
         found: list[Rounding] = []
         for index, exact in self._batchnorm_parameters(node, absorbed).items():
             dtype = self._dtype(node.inputs[index])
@@ -179,6 +183,16 @@ class OnnxGraph:
     def _stored(self, node: ir.Node) -> Stored:
         return read_linear.stored(self._reader(node), self._bias_add.get(node))
 
+    def _loader(self, linear: Linear) -> Load:
+        """The parameters of the nodes that make up a merged operator, captured now: the nodes will go."""
+        captured = {node: self._stored(node).parameters() for node in terms.nodes(linear) if isinstance(node, ir.Node)}
+
+        def load(node: Hashable) -> Parameters:
+            assert isinstance(node, ir.Node)
+            return captured[node]
+
+        return load
+
     def _dtype(self, value: ir.Value | None) -> np.dtype[np.generic]:
         assert value is not None
         known = self._facts.types.get(value)
@@ -191,21 +205,16 @@ class OnnxGraph:
         return {1: gamma, 2: beta}
 
     def _write_linear(self, node: ir.Node, linear: Linear) -> None:
-        stored = self._stored(node)
+        stored, load = self._stored(node), self._loader(linear)
         index = stored.weights.kernel
         dtype = self._dtype(node.inputs[index])
-        bias = stored.solve_bias(linear)
+        bias = stored.solve_bias(linear, load)
         if stored.weights.quantized is not None:
             self._write_scales(node, linear, stored)
             if bias is not None:
                 self._write_bias(node, linear, stored, round_once(bias, dtype))
             return
-
-        def solved() -> ir.TensorProtocol:
-            return ir.tensor(round_once(stored.native(stored.solve_kernel(linear)), dtype))
-
-        lazy = ir.LazyTensor(solved, dtype=ir.DataType.from_numpy(dtype), shape=ir.Shape(stored.shape))
-        self._editor.set_parameter(node, index, lazy)
+        self._editor.set_parameter(node, index, SolvedTensor(stored.source(linear, load), linear, dtype))
         self._editor.drop_attributes(node, "alpha", "beta")
         if node in self._bias_add:  # the product changes, though only the sum is a value of this view
             self.renew(node.outputs[0])
@@ -239,9 +248,24 @@ class OnnxGraph:
         attributes = [] if version >= 7 else [ir.AttrInt64("broadcast", 1), ir.AttrInt64("axis", linear.axis_out or 0)]
         self._editor.insert_add(node, ir.tensor(bias), attributes)
 
-    def bypass(self, node: ir.Node, *, keep_output_name: bool) -> None:
-        index = self._data_indices(node)[0]
-        self._editor.bypass(node, index, keep_output_name=keep_output_name)
+    def bypass(self, node: ir.Node, *, keep_output_name: bool, index: int = 0) -> None:
+        kept = self._data_indices(node)[index]
+        self._editor.bypass(node, kept, self._parameter_indices(node), keep_output_name=keep_output_name)
+
+    def join(self, host: ir.Node, source: ir.Node, root: ir.Node) -> None:
+        data = source.inputs[self._data_indices(source)[0]]
+        assert data is not None
+        self._editor.read(host, self._data_indices(host)[0], data)
+        self._editor.replace(self.outputs(root)[0], self.outputs(host)[0])
+
+    def remove(self, node: ir.Node) -> None:
+        add = self._bias_add.get(node)
+        if add is not None:
+            self._editor.remove(add, [1 - add.inputs.index(node.outputs[0])])
+        self._editor.remove(node, self._parameter_indices(node))
+
+    def _parameter_indices(self, node: ir.Node) -> list[int]:
+        return [index for index in range(len(node.inputs)) if index not in self._data_indices(node)]
 
     def renew(self, value: ir.Value) -> None:
         self._editor.rename(value, f"{value.name}_folded")

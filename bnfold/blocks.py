@@ -1,0 +1,218 @@
+"""Kernels in blocks: what makes solving a weight take a few megabytes, however large it is.
+
+A block is a run of rows of the kernel as it is stored, so it is contiguous in a file. It is a box of the canonical
+layout as well, ``[groups, out, in]``, and so a small linear operator of its own (`Block.part`), which solves its share:
+
+    K'[o, i] = out.scale[o] * K[o, i] * in.scale[i]          for the (o, i) of the box
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bnfold.affine import Affine, Array
+from bnfold.linear import Layout, Linear, Rounding, measure_rounding, round_once
+
+ELEMENTS = 1 << 15
+"""Elements of a block: in float64, what fits a cache, and what malloc hands out again without asking the system."""
+
+WORKERS = min(4, os.cpu_count() or 1)
+"""Threads that solve blocks; numpy and the system calls let each other run."""
+
+INPUT_MAJOR = (Layout.CONV_TRANSPOSE, Layout.IN_OUT)
+"""Layouts whose rows are input channels; those of the others are output channels."""
+
+Rows = Callable[[int, int], npt.NDArray[np.generic]]
+"""Reads rows ``start`` to ``stop`` of a stored kernel; of any shape, in stored order."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """How a kernel is stored, and a way to read it in part.
+
+    Attributes:
+        shape: as it is stored.
+        layout, groups: what its axes are.
+        open: makes it ready for reading; gives a way to read some of its rows.
+        factor: multiplies every weight.
+    """
+
+    shape: tuple[int, ...]
+    layout: Layout
+    groups: int
+    open: Callable[[], Rows]
+    factor: float = 1.0
+
+    @property
+    def rows(self) -> int:
+        """How many rows it has; a row holds all weights of one input or output channel."""
+        return row_count(self.shape, self.layout)
+
+    def blocks(self) -> Iterator[Block]:
+        """The kernel in order, each block within one group or of whole groups."""
+        size = prod(self.shape)
+        if not size:
+            return
+        read = self.open()
+        per_group = self.rows // self.groups
+        step = max(1, ELEMENTS * self.rows // size)
+        if step >= per_group:
+            step -= step % per_group
+            for start in range(0, self.rows, step):
+                yield Block(self, read, start, min(start + step, self.rows))
+            return
+        for group in range(self.groups):
+            end = (group + 1) * per_group
+            for start in range(group * per_group, end, step):
+                yield Block(self, read, start, min(start + step, end))
+
+    def canonical(self) -> npt.NDArray[np.generic]:
+        """All weights as ``[groups, out/group, in/group, *window]``."""
+        stored: npt.NDArray[Any] = self.open()(0, self.rows).reshape(self.shape)
+        kernel = self.layout.canonical(stored, self.groups)
+        return kernel if self.factor == 1 else kernel.astype(np.float64) * self.factor
+
+    def solve(self, linear: Linear) -> Array:
+        """The whole kernel with everything that `linear` absorbed, in float64, as it is stored."""
+        solved = np.empty(self.shape)
+        rows = solved.reshape(self.rows, -1)
+        for block in self.blocks():
+            rows[block.start : block.stop] = block.solve(linear)
+        return solved
+
+    def solve_bias(self, linear: Linear, bias: Array | None) -> Array | None:
+        """The bias with everything that `linear` absorbed; reads the kernel only where a shift passes through it."""
+        if linear.before is None or not linear.before.has_shift:
+            return linear.solve_bias(lambda: np.zeros(0), bias)
+        constant = np.zeros(linear.out_channels) if bias is None else bias.astype(np.float64).reshape(-1).copy()
+        for block in self.blocks():
+            part = replace(block.part(linear), after=None)
+            passed = part.solve_bias(block.canonical, None)
+            assert passed is not None
+            constant[block.outputs] += passed
+        return replace(linear, before=None).solve_bias(lambda: np.zeros(0), constant)
+
+    def measure(self, linear: Linear, bias: Array | None, dtype: np.dtype[np.generic], unit: float) -> Rounding:
+        """What storing the solved kernel and `bias` in `dtype` would do; see `measure_rounding` for `unit`.
+
+        A bias is judged against the largest weight too: one that is tiny beside the weights loses nothing that counts.
+        """
+        errors, peaks = np.zeros(linear.out_channels), np.zeros(linear.out_channels)
+        blocks = list(self.blocks())
+        with ThreadPoolExecutor(WORKERS) as pool:
+            found = pool.map(lambda block: block.measure(linear, dtype), blocks)
+            for block, (error, peak) in zip(blocks, found, strict=True):
+                np.maximum(errors[block.outputs], error, out=errors[block.outputs])
+                np.maximum(peaks[block.outputs], peak, out=peaks[block.outputs])
+        infinite = ~(np.isfinite(errors) & np.isfinite(peaks))
+        if infinite.any():
+            return Rounding(float("inf"), overflow=int(np.argmax(infinite)))
+        lost = errors > unit * peaks
+        relative = np.divide(errors, peaks, out=np.zeros_like(errors), where=peaks > 0)
+        kernel = Rounding(float(relative.max(initial=0.0)), loss=int(np.argmax(lost)) if lost.any() else None)
+        if bias is None:
+            return kernel
+        floor = max(float(peaks.max(initial=0.0)), float(np.abs(bias).max(initial=0.0)))
+        beside = measure_rounding(bias, round_once(bias, dtype), unit, floor)
+        return Rounding(
+            max(kernel.error, beside.error), beside.overflow, kernel.loss if kernel.loss is not None else beside.loss
+        )
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows `start` to `stop` of a kernel: whole groups, or a part of one."""
+
+    kernel: Kernel
+    read: Rows
+    start: int
+    stop: int
+
+    @property
+    def _groups(self) -> range:
+        per_group = self.kernel.rows // self.kernel.groups
+        return range(self.start // per_group, -(-self.stop // per_group))
+
+    def _channels(self, total: int, *, are_rows: bool) -> slice:
+        """The channels that the block has of one side, of `total` over all groups."""
+        if are_rows:
+            return slice(self.start, self.stop)
+        per_group = total // self.kernel.groups
+        return slice(self._groups.start * per_group, self._groups.stop * per_group)
+
+    @property
+    def _input_major(self) -> bool:
+        return self.kernel.layout in INPUT_MAJOR
+
+    @property
+    def outputs(self) -> slice:
+        """Its output channels, over all groups."""
+        shape, layout = self.kernel.shape, self.kernel.layout
+        total = self.kernel.rows
+        if self._input_major:
+            total = shape[1] * self.kernel.groups if layout is Layout.CONV_TRANSPOSE else shape[-1]
+        return self._channels(total, are_rows=not self._input_major)
+
+    def part(self, linear: Linear) -> Linear:
+        """The operator that has this block alone as its kernel."""
+        inputs = self._channels(linear.in_channels, are_rows=self._input_major)
+        outputs = self.outputs
+        return replace(
+            linear,
+            groups=len(self._groups),
+            in_channels=inputs.stop - inputs.start,
+            out_channels=outputs.stop - outputs.start,
+            before=_slice(linear.before, inputs),
+            after=_slice(linear.after, outputs),
+        )
+
+    def canonical(self) -> npt.NDArray[np.generic]:
+        """The original weights as ``[groups, out/group, in/group, *window]``."""
+        layout, shape, groups = self.kernel.layout, self.kernel.shape, len(self._groups)
+        window = shape[2:] if layout in (Layout.CONV, Layout.CONV_TRANSPOSE) else ()
+        fan = shape[1] if window else shape[-1]
+        kernel = self.read(self.start, self.stop)
+        kernel = kernel.reshape(groups, (self.stop - self.start) // groups, fan, *window)
+        kernel = kernel.swapaxes(1, 2) if self._input_major else kernel
+        return kernel if self.kernel.factor == 1 else kernel.astype(np.float64) * self.kernel.factor
+
+    def solve(self, linear: Linear) -> Array:
+        """Its weights with everything that `linear`, the whole operator, absorbed: ``[rows, -1]`` in stored order."""
+        solved = self.part(linear).solve_kernel(self.canonical())
+        solved = solved.swapaxes(1, 2) if self._input_major else solved
+        return solved.reshape(self.stop - self.start, -1)
+
+    def measure(self, linear: Linear, dtype: np.dtype[np.generic]) -> tuple[Array, Array]:
+        """The largest rounding error and the largest size of a weight, for each of its output channels."""
+        exact = self.solve(linear)
+        error: Array = np.abs(exact - round_once(exact, dtype).astype(np.float64))
+        return self._by_output(error, np.maximum), np.maximum(
+            self._by_output(exact, np.maximum), -self._by_output(exact, np.minimum)
+        )
+
+    def _by_output(self, weights: Array, reduce: np.ufunc) -> Array:
+        """A reduction of ``[rows, -1]`` over all but the output channels."""
+        if not self._input_major:
+            return np.asarray(reduce.reduce(weights, axis=1))
+        groups, outputs = len(self._groups), self.outputs
+        boxes = weights.reshape(groups, len(weights) // groups, (outputs.stop - outputs.start) // groups, -1)
+        return np.asarray(reduce.reduce(boxes, axis=(1, 3)).reshape(-1))
+
+
+def row_count(shape: tuple[int, ...], layout: Layout) -> int:
+    """The rows of a stored kernel; one row holds all weights of an input or of an output channel."""
+    if layout is Layout.STACKED:
+        return shape[0] * shape[1]
+    return shape[0] if layout in (Layout.CONV, Layout.CONV_TRANSPOSE) else shape[-2]
+
+
+def _slice(affine: Affine | None, channels: slice) -> Affine | None:
+    return None if affine is None else Affine(affine.scale[channels], affine.shift[channels], affine.axis)

@@ -1,0 +1,92 @@
+"""How large a constant would be, known before it is made: a few bytes of model can ask for a terabyte."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import zip_longest
+from math import prod
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+FREE = 1 << 26
+"""Elements that any constant may have; more only where its operands are large themselves."""
+
+WORK = 1 << 30
+"""Elements that all constants of a model may have together, beside 32 times what it stores."""
+
+REARRANGING = frozenset(
+    {"Abs", "Cast", "CastLike", "Ceil", "Clip", "Concat", "Exp", "Flatten", "Floor", "Identity", "Neg", "Reciprocal"}
+    | {"ReduceProd", "ReduceSum", "Reshape", "Shape", "Slice", "Split", "Sqrt", "Squeeze", "Transpose", "Unsqueeze"}
+)
+"""Operators that make no more elements than they read."""
+
+
+class Budget:
+    """What evaluating the constants of one model may still cost.
+
+    Args:
+        stored: the elements of all tensors in the model.
+    """
+
+    def __init__(self, stored: int) -> None:
+        self._left = WORK + 32 * stored
+
+    def spend(self, node: ir.Node, inputs: Sequence[npt.NDArray[Any]]) -> None:
+        """Note the cost of evaluating a node.
+
+        Raises:
+            ValueError: it would make too much.
+        """
+        size = result_size(node, inputs)
+        if not 0 <= size <= max(FREE, 2 * sum(each.size for each in inputs)):
+            raise ValueError(f"it asks for {size} elements")
+        self._left -= size
+        if self._left < 0:
+            raise ValueError("with it, the constants of the model take too much work")
+
+
+def result_size(node: ir.Node, inputs: Sequence[npt.NDArray[Any]]) -> int:
+    """The elements that a constant operator makes at most.
+
+    Raises:
+        ValueError: its operands do not say.
+    """
+    if node.op_type in REARRANGING or not inputs:
+        return sum(each.size for each in inputs)
+    match node.op_type:
+        case "ConstantOfShape":
+            return _product(inputs[0])
+        case "Expand":
+            return _broadcast([inputs[0].shape, tuple(map(int, inputs[1].reshape(-1)))])
+        case "Tile":
+            return inputs[0].size * _product(inputs[-1])
+        case "Range":
+            return _range_size(*(each.reshape(-1)[0] for each in inputs))
+        case "Pad":
+            pads = inputs[1].reshape(-1).tolist() if len(inputs) > 1 else list(node.attributes["pads"].as_ints())
+            ends = [abs(int(pad)) for pad in pads] or [0]
+            return prod(dim + 2 * max(ends) for dim in inputs[0].shape)
+        case "Gather":
+            return inputs[1].size * inputs[0].size
+        case _:
+            return _broadcast([each.shape for each in inputs])
+
+
+def _product(dims: npt.NDArray[Any]) -> int:
+    sizes = [int(dim) for dim in dims.reshape(-1)]
+    return -1 if any(size < 0 for size in sizes) else prod(sizes)
+
+
+def _broadcast(shapes: Sequence[tuple[int, ...]]) -> int:
+    aligned = zip_longest(*(shape[::-1] for shape in shapes), fillvalue=1)
+    return prod(0 if 0 in dims else max(dims) for dims in aligned)
+
+
+def _range_size(start: np.generic, limit: np.generic, delta: np.generic) -> int:
+    first, last, step = float(start), float(limit), float(delta)
+    if not step or not np.isfinite([first, last, step]).all():
+        raise ValueError(f"it counts from {first} to {last} by {step}")
+    return max(0, int((last - first) / step) + 1)

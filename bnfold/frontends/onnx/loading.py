@@ -1,0 +1,142 @@
+"""ONNX files, read without loading the weights of external data; nothing is believed before it is checked."""
+
+from __future__ import annotations
+
+import os
+import stat
+from math import prod
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from google.protobuf.message import DecodeError
+from onnx import numpy_helper
+
+from bnfold.errors import InvalidModelError
+from bnfold.frontends.onnx.check import check
+from bnfold.frontends.onnx.slots import slots
+from bnfold.limits import LIMITS, Limits
+
+PROTOBUF_LIMIT = (1 << 31) - 1
+"""Bytes that a protobuf may have."""
+
+
+def load(path: Path, limits: Limits = LIMITS) -> ir.Model:
+    """Read an ONNX file; tensors in external files stay there until they are used.
+
+    Raises:
+        InvalidModelError: the file is missing, unreadable, not an ONNX model, or asks for more than the limits.
+    """
+    proto = onnx.ModelProto()
+    try:
+        content = _read(path)
+        proto.ParseFromString(content)
+    except OSError as error:
+        raise InvalidModelError(f"{path}: {error.strerror}") from error
+    except DecodeError as error:
+        what = "it is nested too deep for protobuf" if "MaxDepth" in str(error) else str(error)
+        raise InvalidModelError(f"{path}: not an ONNX model ({what})") from error
+    del content
+    return parse(proto, str(path), path.parent, limits)
+
+
+def _read(path: Path) -> bytes:
+    """The bytes of a plain file; anything else might never end."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        raise InvalidModelError(f"{path}: no such file") from None
+    if stat.S_ISDIR(found.st_mode):
+        raise InvalidModelError(f"{path}: is a folder, not an ONNX file")
+    if not stat.S_ISREG(found.st_mode):
+        raise InvalidModelError(f"{path}: is not a plain file")
+    if found.st_size > PROTOBUF_LIMIT:
+        raise InvalidModelError(f"{path}: not an ONNX model ({found.st_size} bytes are too many for a protobuf)")
+    return path.read_bytes()
+
+
+def parse(proto: onnx.ModelProto, name: str = "model", folder: Path | None = None, limits: Limits = LIMITS) -> ir.Model:
+    """A model from its protobuf.
+
+    Args:
+        proto: the message; not changed.
+        name: what to call it in an error.
+        folder: where external data is found.
+        limits: how much it may ask for.
+
+    Raises:
+        InvalidModelError: its parts do not fit together, or it asks for more than the limits.
+    """
+    check(proto, name, folder, limits)
+    try:
+        model = _deserialize(proto)
+        if folder is not None:
+            real = os.path.realpath(folder)
+            for slot in slots(model):
+                if isinstance(slot.tensor, ir.ExternalTensor):
+                    slot.tensor.base_dir = real
+                    smallest = min(slot.tensor.nbytes, model.meta.get(EXTERNAL, slot.tensor.nbytes))
+                    model.meta[EXTERNAL] = smallest
+    except (ValueError, TypeError, KeyError, RuntimeError, AttributeError, OSError) as error:
+        raise InvalidModelError(f"{name}: not a valid ONNX model ({error})") from error
+    return model
+
+
+def external_files(model: ir.Model) -> list[Path]:
+    """The files of a model's external data."""
+    return sorted({Path(slot.tensor.path) for slot in slots(model) if isinstance(slot.tensor, ir.ExternalTensor)})
+
+
+def file_bytes(model: ir.Model, path: Path) -> int:
+    """The bytes of a model that was read from `path`, with its external data.
+
+    Raises:
+        InvalidModelError: one of the files is missing.
+    """
+    try:
+        return sum(each.stat().st_size for each in (path, *external_files(model)))
+    except OSError as error:
+        raise InvalidModelError(f"{path}: its external data {error.filename} cannot be read") from error
+
+
+EXTERNAL = "bnfold.external"
+"""Where a model notes the bytes of the smallest tensor that was in an external file when it was read."""
+
+ASIDE = "bnfold.aside"
+"""Where a model notes the parts of its protobuf that `onnx_ir` does not hold: a `ModelProto` with them alone."""
+
+
+def _deserialize(proto: onnx.ModelProto) -> ir.Model:
+    if not (proto.graph.sparse_initializer or proto.training_info):
+        return ir.serde.deserialize_model(proto)
+    aside = onnx.ModelProto()
+    aside.training_info.extend(proto.training_info)
+    aside.graph.sparse_initializer.extend(proto.graph.sparse_initializer)
+    dense = onnx.ModelProto()
+    dense.CopyFrom(proto)
+    for each in proto.graph.sparse_initializer:  # a place for the value, which is filled below
+        empty = np.zeros(0, onnx.helper.tensor_dtype_to_np_dtype(each.values.data_type))
+        dense.graph.initializer.append(numpy_helper.from_array(empty, each.values.name))
+    model = ir.serde.deserialize_model(dense)
+    for each in proto.graph.sparse_initializer:
+        value = model.graph.initializers[each.values.name]
+        value.const_value = _dense(each)
+        value.shape = ir.Shape(each.dims)
+    model.meta[ASIDE] = aside
+    return model
+
+
+def _dense(sparse: onnx.SparseTensorProto) -> ir.TensorProtocol:
+    """A sparse initializer as a dense tensor, made when it is read."""
+    shape = tuple(sparse.dims)
+
+    def fill() -> ir.TensorProtocol:
+        values, indices = numpy_helper.to_array(sparse.values), numpy_helper.to_array(sparse.indices)
+        dense = np.zeros(prod(shape), values.dtype)
+        dense[indices if indices.ndim == 1 else np.ravel_multi_index(tuple(indices.T), shape)] = values
+        return ir.tensor(dense.reshape(shape))
+
+    return ir.LazyTensor(
+        fill, dtype=ir.DataType(sparse.values.data_type), shape=ir.Shape(shape), name=sparse.values.name
+    )

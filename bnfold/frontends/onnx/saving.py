@@ -1,0 +1,201 @@
+"""ONNX models, written a piece at a time: weights are solved, or copied from file to file, while they are written.
+
+External data goes to one file beside the model that is named after its content, ``OUT.<hash>.data``. So a model and its
+data are a pair that nothing can mix: the rename of the model alone switches from one pair to the next.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+from google.protobuf.message import EncodeError
+
+from bnfold.errors import InvalidModelError
+from bnfold.frontends.onnx.loading import ASIDE, EXTERNAL
+from bnfold.frontends.onnx.pieces import pieces
+from bnfold.frontends.onnx.slots import Slot, slots
+
+SIZE_LIMIT = (1 << 31) - (1 << 24)
+"""Bytes of tensors above which a model is written with external data; protobuf ends at 2 GiB."""
+
+THRESHOLD = 1024
+"""Bytes above which a tensor is external where the model had no external data before."""
+
+WORKERS = min(4, os.cpu_count() or 1)
+"""Threads that solve, write and hash pieces; numpy, hashlib and the system calls let each other run."""
+
+HASH_DIGITS = 12
+
+
+@dataclass(frozen=True)
+class Written:
+    """The files of a model.
+
+    Attributes:
+        model: the `.onnx` file.
+        data: its external data; None where it has none.
+    """
+
+    model: Path
+    data: Path | None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Both, the data first."""
+        return (self.model,) if self.data is None else (self.data, self.model)
+
+    @property
+    def bytes(self) -> int:
+        """Of both together."""
+        return sum(each.stat().st_size for each in self.files)
+
+
+def save(model: ir.Model, path: Path) -> Written:
+    """Write a model to `path`, with external data beside it if it had some, or is too large without.
+
+    Everything is on the disk when this returns.
+
+    Raises:
+        InvalidModelError: it cannot be written, or one of its tensors not be read.
+    """
+    try:
+        threshold = _external_threshold(model)
+        if threshold is None:
+            _write_model(model, path)
+            return Written(path, None)
+        chosen = [
+            slot
+            for slot in slots(model)
+            if slot.tensor.dtype != ir.DataType.STRING
+            and slot.tensor.nbytes > threshold
+            and (slot.is_initializer or isinstance(slot.tensor, ir.ExternalTensor))
+        ]
+        regions, digest = _write_data(chosen, path.with_name(f"{path.name}.data"))
+        data = path.with_name(f"{path.name}.{digest}.data")
+        path.with_name(f"{path.name}.data").rename(data)
+        with _external(chosen, regions, data.name):
+            _write_model(model, path)
+        return Written(path, data)
+    except OSError as error:
+        raise InvalidModelError(f"{path}: cannot be written ({error.strerror})") from error
+    except (EncodeError, ValueError) as error:
+        raise InvalidModelError(f"{path}: cannot be written ({error})") from error
+
+
+def _write_model(model: ir.Model, path: Path) -> None:
+    with path.open("wb") as file:
+        file.write(serialize(model).SerializeToString())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def serialize(model: ir.Model) -> onnx.ModelProto:
+    """The protobuf of a model that `parse` read, with what `onnx_ir` does not hold."""
+    aside = model.meta.get(ASIDE)
+    if aside is None:
+        return ir.serde.serialize_model(model)
+    graph = model.graph
+    sparse = {
+        each.values.name: each for each in aside.graph.sparse_initializer if each.values.name in graph.initializers
+    }
+    values = [graph.initializers.pop(name) for name in sparse]
+    try:
+        proto = ir.serde.serialize_model(model)
+    finally:
+        for value in values:
+            graph.register_initializer(value)
+    proto.graph.sparse_initializer.extend(sparse.values())
+    proto.training_info.extend(aside.training_info)
+    return proto
+
+
+def _external_threshold(model: ir.Model) -> int | None:
+    """The size above which tensors go to the external file; None where all stay inside."""
+    tensors = [slot.tensor for slot in slots(model) if slot.tensor.dtype != ir.DataType.STRING]
+    external = [tensor.nbytes for tensor in tensors if isinstance(tensor, ir.ExternalTensor)]
+    external += [model.meta[EXTERNAL]] if EXTERNAL in model.meta else []
+    if external:
+        return max(0, min(external) - 1)
+    return THRESHOLD if sum(tensor.nbytes for tensor in tensors) > SIZE_LIMIT else None
+
+
+Region = tuple[int, int]
+"""Where a tensor lies in the file: offset and length."""
+
+
+def _write_data(chosen: list[Slot], path: Path) -> tuple[list[Region], str]:
+    """Write tensors one after the other, those that are the same bytes of the same file once.
+
+    Returns:
+        Where each lies, and digits of a hash of the file's content.
+    """
+    regions: list[Region] = []
+    known: dict[object, Region] = {}
+    digest = hashlib.sha256()
+    pending: deque[Future[bytes]] = deque()
+    offset = 0
+    with path.open("wb") as file, ThreadPoolExecutor(WORKERS) as pool:
+        for slot in chosen:
+            key = _identity(slot.tensor)
+            if key not in known:
+                known[key] = (offset, slot.tensor.nbytes)
+                for size, make in pieces(slot.tensor):
+                    pending.append(pool.submit(_write_piece, file.fileno(), offset, size, make))
+                    offset += size
+                    if len(pending) > 2 * WORKERS:
+                        digest.update(pending.popleft().result())
+            regions.append(known[key])
+        for future in pending:
+            digest.update(future.result())
+        os.fsync(file.fileno())
+    return regions, digest.hexdigest()[:HASH_DIGITS]
+
+
+def _write_piece(file: int, offset: int, size: int, make: Callable[[], bytes]) -> bytes:
+    """Make some bytes and write them at their place; returns their hash."""
+    content = memoryview(make())
+    assert len(content) == size
+    digest = hashlib.sha256(content).digest()
+    while content:
+        written = os.pwrite(file, content, offset)
+        content, offset = content[written:], offset + written
+    return digest
+
+
+def _identity(tensor: ir.TensorProtocol) -> object:
+    """What two tensors share that are the same bytes of the same file."""
+    if isinstance(tensor, ir.ExternalTensor):
+        return tensor.path, tensor.offset or 0, tensor.nbytes
+    return tensor
+
+
+@contextmanager
+def _external(chosen: list[Slot], regions: list[Region], location: str) -> Iterator[None]:
+    """For a while, let the tensors of a model be those that were written."""
+    tensors = [slot.tensor for slot in chosen]
+    try:
+        for slot, (offset, length) in zip(chosen, regions, strict=True):
+            tensor = slot.tensor
+            slot.tensor = ir.ExternalTensor(
+                location,
+                offset,
+                length,
+                tensor.dtype,
+                shape=ir.Shape(tensor.shape.numpy()),
+                name=tensor.name or "",
+                doc_string=tensor.doc_string,
+                metadata_props=dict(tensor.metadata_props),
+            )
+        yield
+    finally:
+        for slot, tensor in zip(chosen, tensors, strict=True):
+            slot.tensor = tensor

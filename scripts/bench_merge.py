@@ -1,0 +1,124 @@
+"""Latency of branchy networks as exported, folded by bnfold, and in the deploy form of their authors.
+
+Needs PyTorch and timm, whose architectures these are (with random weights: latency does not depend on them), and whose
+`reparameterize_model` makes the deploy form. All forms of a network run interleaved in one process, in random order
+within each round, by onnxruntime at its default optimisation level; a ratio is the median of the ratios within rounds,
+with a 95 % bootstrap interval. Writes a table for docs/performance.md to standard output.
+
+    python scripts/bench_merge.py [--rounds N] [--threads N] [NETWORK ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import io
+import logging
+import time
+import warnings
+
+import numpy as np
+import onnx
+import onnxruntime
+import timm
+import torch
+from timm.utils.model import reparameterize_model
+from torch import nn
+
+import bnfold
+
+NETWORKS = ["repvgg_a0", "mobileone_s0", "mobileone_s1", "repvit_m0_9", "fastvit_t8", "repghostnet_050"]
+SIZE = 224
+
+
+def network(name: str) -> nn.Module:
+    """In eval mode, with statistics as if it had been trained."""
+    generator = torch.Generator().manual_seed(0)
+    module = timm.create_model(name, pretrained=False).eval()
+    for norm in module.modules():
+        if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d):
+            norm.running_mean.normal_(0, 0.1, generator=generator)
+            norm.running_var.uniform_(0.5, 1.5, generator=generator)
+            norm.weight.data.uniform_(0.5, 1.0, generator=generator)
+            norm.bias.data.normal_(0, 0.1, generator=generator)
+    return module
+
+
+def export(module: nn.Module) -> onnx.ModelProto:
+    """With its BatchNorms, which the exporter folds by default."""
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        mode = torch.onnx.TrainingMode.PRESERVE
+        torch.onnx.export(
+            module, (torch.zeros(1, 3, SIZE, SIZE),), file, dynamo=False, training=mode, do_constant_folding=False
+        )
+    return onnx.load_from_string(file.getvalue())
+
+
+def session(proto: onnx.ModelProto, threads: int) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    return onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def measure(sessions: dict[str, onnxruntime.InferenceSession], rounds: int) -> dict[str, np.ndarray]:
+    """Milliseconds of each form, round by round."""
+    x = np.random.default_rng(0).standard_normal((1, 3, SIZE, SIZE)).astype(np.float32)
+    feeds = {form: {each.get_inputs()[0].name: x} for form, each in sessions.items()}
+    times: dict[str, list[float]] = {form: [] for form in sessions}
+    order = np.random.default_rng(0)
+    for step in range(rounds + 5):
+        for form in order.permutation(list(sessions)):
+            start = time.perf_counter()
+            sessions[form].run(None, feeds[form])
+            if step >= 5:
+                times[form].append(1e3 * (time.perf_counter() - start))
+    return {form: np.asarray(found) for form, found in times.items()}
+
+
+def speedup(before: np.ndarray, after: np.ndarray) -> str:
+    """The median of paired ratios with its interval."""
+    ratios = before / after
+    drawn = np.random.default_rng(0).choice(ratios, (4000, len(ratios)))
+    low, high = np.percentile(np.median(drawn, axis=1), [2.5, 97.5])
+    return f"{np.median(ratios):.2f} ({low:.2f} to {high:.2f})"
+
+
+def row(name: str, rounds: int, threads: int) -> str:
+    module = network(name)
+    exported, deployed = export(module), export(reparameterize_model(copy.deepcopy(module)))
+    forms = {
+        "exported": exported,
+        "unmerged": bnfold.fuse(exported, merge=False),
+        "folded": bnfold.fuse(exported),
+        "deployed": deployed,
+    }
+    times = measure({form: session(proto, threads) for form, proto in forms.items()}, rounds)
+    counts = {form: sum(node.op_type == "Conv" for node in proto.graph.node) for form, proto in forms.items()}
+    cells = [
+        name,
+        f"{counts['exported']} -> {counts['folded']} (deploy {counts['deployed']})",
+        *(f"{np.median(times[form]):.1f}" for form in ("exported", "folded", "deployed")),
+        *(speedup(times["exported"], times[form]) for form in ("unmerged", "folded", "deployed")),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("networks", nargs="*", default=NETWORKS)
+    parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    logging.disable(logging.ERROR)
+    print(
+        "| network | convolutions | exported, ms | bnfold, ms | deploy form, ms | `--no-merge` | bnfold | deploy form |"
+    )
+    print("|---|---|---:|---:|---:|---|---|---|")
+    for name in options.networks:
+        print(row(name, options.rounds, options.threads), flush=True)
+
+
+if __name__ == "__main__":
+    main()

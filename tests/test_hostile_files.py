@@ -1,0 +1,100 @@
+"""A bad file is one line and exit code 3: no traceback, no crash, nothing written, nothing changed."""
+
+from __future__ import annotations
+
+import re
+import signal
+import sys
+from pathlib import Path
+
+import hostile
+import onnx
+import pytest
+
+import bnfold
+from bnfold import cli
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of a command line."""
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["bnfold", *map(str, arguments)])
+        try:
+            with pytest.raises(SystemExit) as ended:
+                cli.main()
+        finally:
+            signal.signal(signal.SIGTERM, handler)
+    code = ended.value.code
+    assert code is None or isinstance(code, int)
+    return code or 0, *capsys.readouterr()
+
+
+def state(folder: Path) -> dict[str, bytes | None]:
+    """What a folder holds; of a file as long as a disk only that it is there."""
+    return {
+        path.name: path.read_bytes() if path.is_file() and path.stat().st_size < 1 << 24 else None
+        for path in folder.iterdir()
+    }
+
+
+def test_there_are_many_cases() -> None:
+    assert len(hostile.CASES) >= 60
+
+
+@pytest.mark.parametrize("case", hostile.CASES)
+def test_a_bad_file_is_one_line(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    write, expected = hostile.CASES[case]
+    path = write(folder)
+    before = state(folder)
+    for command in (["fuse", path, "-o", folder / "out.onnx", "--no-verify"], ["inspect", path]):
+        code, out, error = run(capsys, *command)
+        assert (code, out) == (3, "")
+        assert error.count("\n") == 1
+        assert len(error) < 700
+        assert "Traceback" not in error
+        assert error.rstrip("\n").isprintable()
+        assert error.startswith(f"bnfold: {path}: ")
+        assert re.search(expected, error), error
+    assert state(folder) == before
+
+
+def test_a_good_file_is_not_one_of_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = hostile.save(hostile.good(), tmp_path)
+    assert run(capsys, "fuse", path, "-o", tmp_path / "out.onnx", "--no-verify")[0] == 0
+    assert [each.op_type for each in onnx.load(tmp_path / "out.onnx").graph.node] == ["Conv"]
+
+
+def test_any_truncation_is_an_error_or_a_model(tmp_path: Path) -> None:
+    whole = hostile.good().SerializeToString()
+    loaded = 0
+    for size in range(len(whole)):
+        (tmp_path / "m.onnx").write_bytes(whole[:size])
+        try:
+            loaded += len(bnfold.plan(tmp_path / "m.onnx"))
+        except bnfold.BnfoldError:
+            continue
+    assert loaded <= 1  # a message without its last field can be whole
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--max-nodes", "1"], "more than 1 nodes"),
+        (["--max-bytes", "60"], "declare more than 60 bytes"),
+        (["--max-depth", "2"], "nested more than 2 deep"),
+    ],
+)
+def test_limits_are_options(
+    options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    proto = hostile.good()
+    if "--max-depth" in options:
+        hostile.nest(proto, 3)
+    path = hostile.save(proto, tmp_path)
+    code, _, error = run(capsys, "inspect", path, *options)
+    assert code == 3
+    assert message in error
+    assert run(capsys, "inspect", path)[0] == 0
