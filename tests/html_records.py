@@ -56,6 +56,15 @@ def fuse() -> Record:
         "affines": {"folded": 1},
         "outcomes": outcomes,
         "affine_outcomes": [fold("scale")],
+        "merges": [
+            {
+                "into": "block/conv",
+                "scope": "loop.body",
+                "branches": ["block/conv_1x1", "block/identity_norm"],
+                "through": ["block/add"],
+                "rounding": 4.1e-8,
+            }
+        ],
         "warnings": [
             {"batchnorm": "bn1", "scope": "main", "kind": "tiny-variance", "channels": [3, 9], "detail": "below 1e-12"}
         ],
@@ -80,34 +89,62 @@ def verify(values: int = 1500, failing: int = 12) -> Record:
     first = values // 2
     errors[first : first + failing] = 0.01
     errors[first + 1 : first + min(failing, 2)] = np.inf
-    named = [
-        {"name": f"/layer{index}/out", "error": float(error), "budget": 6e-5, "equivalent": bool(error <= 6e-5)}
-        for index, error in enumerate(errors)
-    ]
+    named = [judged(f"/layer{index}/out", float(error)) for index, error in enumerate(errors)]
     outputs = [
         {
-            "name": "logits",
+            **judged("logits", 0.02 if failing else 3e-7),
             "provider": provider,
-            "error": 0.02 if failing else 3e-7,
-            "budget": 6e-5,
-            "snr_db": 34.2,
+            "level": level,
+            "ulp": 391708,
             "argmax_agreement": 0.97,
-            "equivalent": not failing,
+            "argmax_margin": 0.1,
         }
-        for provider in ("cpu", "cuda")
+        for provider, level in (("cpu", "disabled"), ("cpu", "default"), ("cuda", "default"))
     ]
-    divergence = {**named[first], "channel": 12, "position": [0, 12, 3, 4]}
+    divergence = {
+        "name": named[first]["name"],
+        "node": "Conv_17",
+        "channel": 12,
+        "position": [0, 12, 3, 4],
+        "expected": -690.8361,
+        "actual": None,
+        **{key: named[first][key] for key in ("error", "budget", "input", "reason")},
+    }
     return {
         "schema": "bnfold/1",
         "command": "verify",
         "reference": "model.onnx",
         "candidate": "model.fused.onnx",
         "equivalent": not failing,
+        "inputs": 3,
+        "samples": [
+            {"label": label, "shapes": {"image": [size, 3, 32, 32]}}
+            for label, size in (("normal", 2), ("normal", 1), ("zeros", 2))
+        ],
         "outputs": outputs,
         "values": named,
         "first_divergence": divergence if failing else None,
-        "inputs": 2,
         "findings": ["The error is constant within each channel."] if failing else [],
+        "seconds": 1.5,
+    }
+
+
+def judged(name: str, error: float, budget: float = 6e-5) -> Record:
+    """A value, and what was found of it."""
+    passes = error <= budget
+    excess = error / budget if np.isfinite(error) else None
+    return {
+        "name": name,
+        "equivalent": passes,
+        "reason": None if passes else f"{error / budget:.3g} times what rounding explains (rms of channel 12)",
+        "error": error if np.isfinite(error) else None,
+        "budget": budget,
+        "excess": excess,
+        "test": "rms of channel 12",
+        "input": "normal",
+        "snr_db": 34.2,
+        "nan": {"created": 0, "lost": 0},
+        "inf": {"created": 0, "lost": 0},
     }
 
 
@@ -131,7 +168,11 @@ def bench() -> Record:
                 **quantiles,
                 "first_run_ms": 12.2,
                 "session_ms": 88.1,
+                "session_ratio": 0.7 if index else 1.0,
+                "session_ratio_low": 0.61 if index else 1.0,
+                "session_ratio_high": 0.82 if index else 1.0,
                 "peak_bytes": 312_000_000,
+                "memory_before_bytes": 55_200_000,
                 "file_bytes": 102_000_000,
                 "nodes": 125 if index else 415,
                 "batchnorms": 0 if index else 53,
@@ -152,11 +193,23 @@ def bench() -> Record:
             {"provider": "cpu", "level": "all", "ratio": 1.0004, "ratio_low": 0.997, "ratio_high": 1.003},
         ],
         "inputs": [{"image": "float32[2, 1, 8, 8]"}],
-        "models": [{"model": "models/net.onnx", "sha256": "ab" * 32}],
+        "models": [
+            {
+                "model": f"models/net{name}.onnx",
+                "engine": "onnxruntime",
+                "sha256": digits * 32,
+                "file_bytes": 102_000_000,
+                "nodes": nodes,
+                "batchnorms": batchnorms,
+            }
+            for name, digits, nodes, batchnorms in (("", "ab", 415, 53), (".fused", "cd", 125, 0))
+        ],
         "method": {"threads": 4, "rounds": 40, "looks": [0.25, 0.5, 1.0], "tf32": False},
         "fingerprint": {
             "cpu": "A processor",
             "cores": 4,
+            "memory_bytes": 25_276_067_840,
+            "gpus": [],
             "versions": {"numpy": "2.4.6", "onnxruntime": "1.31.1"},
             "load_average": [0.5, 0.4, 0.3],
         },

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -13,9 +14,11 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import html_records
+import onnx
 import pytest
 from click.testing import CliRunner
 from html_records import RECORDS, rename
+from onnx import numpy_helper
 
 from bnfold import MissingExtraError
 from bnfold.api import fuse_file
@@ -115,6 +118,8 @@ def test_a_fuse_page_says_what_happened() -> None:
         "bn10 stays: second-use at conv10",
         "export the model in eval mode",
         "tiny-variance",
+        "loop.body/block/conv",
+        "block/conv_1x1, block/identity_norm",
         "before 120 (\N{MINUS SIGN}18 %)",
         "1.23 s",
         "40 values in graph order; 0 beyond the budget",
@@ -136,11 +141,45 @@ def test_an_unverified_result_says_so() -> None:
 def test_a_verify_page_says_where_the_models_part() -> None:
     words = Page(html.render(html_records.verify())).text
     assert "The two models are not equivalent" in words
-    assert "They first differ at /layer750/out." in words
+    assert "They first differ at /layer750/out, made by Conv_17: 167 times what rounding explains (rms of" in words
     assert "12 beyond the budget" in words
+    assert "3 sets of inputs: normal (\N{MULTIPLICATION SIGN} 2), zeros." in words
+    assert "cuda, as deployed" in words
+    assert "16,667 %" in words  # of the budget
+    assert "391,708" in words
     assert "The worst 200 of 1,500 inner values" in words
     assert "The error is constant within each channel." in words
-    assert "\N{INFINITY}" in words
+
+
+def test_values_that_are_identical_need_no_plot() -> None:
+    record = html_records.verify(values=4, failing=0)
+    for value in record["values"]:
+        value |= {"error": 0.0, "budget": 0.0, "excess": 0.0}
+    text = html.render(record)
+    assert "All 4 inner values are identical." in text
+    assert 'class="plot"' not in text
+
+
+def test_a_value_within_its_budget_may_differ_in_a_channel() -> None:
+    record = html_records.verify(values=4, failing=0) | {"equivalent": False}
+    record["values"][2] |= {"equivalent": False, "excess": 3.0, "reason": "3 times what rounding explains"}
+    words = Page(html.render(record)).text
+    assert "1 beyond the budget. Closest to it or furthest beyond: /layer2/out" in words
+    assert "Those beyond in single channels alone lie below the line." in words
+
+
+def test_what_the_runtime_changes_by_itself_is_said_first_and_does_not_decide() -> None:
+    record = html_records.verify(values=4, failing=0)
+    record["outputs"][1] |= html_records.judged("logits", 0.5)
+    page = Page(html.render(record))
+    assert "The two models are equivalent" in page.text
+    assert "As deployed on cpu, the runtime by itself changes logits" in page.text
+    summary = page.text.split("Both models ran")[0]
+    assert "3.0e-07" in summary
+    assert "5.0e-01" not in summary
+    chips = [attributes.get("class") for tag, attributes in page.tags if tag == "span"]
+    assert "chip unsure" in chips
+    assert "chip bad" not in chips
 
 
 def test_a_bench_page_says_which_is_faster() -> None:
@@ -150,7 +189,10 @@ def test_a_bench_page_says_which_is_faster() -> None:
     assert "chance alone reaches 0.985 to 1.015" in words
     assert "net.onnx on cuda, level all: the CPU ran 1 node for the provider." in words
     assert "Noise floor: the baseline beside itself" in words
-    assert "model 1, sha256" in words
+    assert "0.70 (0.61 to 0.82)" in words  # of the sessions
+    assert "ab" * 32 in words
+    assert "25.3 GB" in words
+    assert "none" in words  # of the GPUs
     assert "net.fused.onnx on cuda, level all: 6 % more time than the baseline" in words
     assert "versions, onnxruntime" in words
 
@@ -281,13 +323,49 @@ def test_a_real_record(tmp_path: Path) -> None:
     assert text == html.render(json.loads(json.dumps(record)))  # a stored record makes the same page
 
 
-@pytest.mark.parametrize("arguments", [["inspect"], ["fuse", "-o", "out.onnx"]], ids=lambda given: given[0])
-def test_the_command_line_writes_a_page(arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def invoke(*arguments: str) -> int:
+    return CliRunner().invoke(cli, list(arguments)).exit_code
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with a model, its fusion, and one with a wrong weight."""
     monkeypatch.chdir(tmp_path)
-    model = str(MODELS / "digits_cnn.onnx")
-    done = CliRunner().invoke(cli, [arguments[0], model, *arguments[1:], "--report", "page.html"])
-    assert done.exit_code == 0
-    assert "All 4 BatchNorms" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    shutil.copy(MODELS / "digits_cnn.onnx", tmp_path)
+    assert invoke("fuse", "digits_cnn.onnx", "-o", "fused.onnx", "--no-verify") == 0
+    broken = onnx.load("fused.onnx")
+    kernel = next(each for each in broken.graph.initializer if len(each.dims) == 4 and each.dims[1] > 1)
+    weights = numpy_helper.to_array(kernel).copy()
+    weights[3] *= 1.01
+    kernel.CopyFrom(numpy_helper.from_array(weights, kernel.name))
+    onnx.save(broken, "broken.onnx")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "expected"),
+    [
+        ("inspect digits_cnn.onnx", 0, ["All 4 BatchNorms would fold"]),
+        ("fuse digits_cnn.onnx -o out.onnx", 0, ["All 4 BatchNorms folded", "8 sets of inputs: normal"]),
+        ("verify digits_cnn.onnx fused.onnx", 0, ["models are equivalent", "cpu, as deployed", "0 beyond the budget"]),
+        ("verify digits_cnn.onnx broken.onnx", 1, ["not equivalent", "First divergence", "times what rounding"]),
+        (
+            "bench digits_cnn.onnx fused.onnx --rounds 32 --warmup 0 --level disabled --threads 1",
+            0,
+            ["fused.onnx on cpu, level disabled:", "Noise floor", "Start and memory", "SHA-256", "onnxruntime"],
+        ),
+    ],
+    ids=["inspect", "fuse", "verify", "verify_different", "bench"],
+)
+def test_every_command_writes_a_page(arguments: str, code: int, expected: list[str], folder: Path) -> None:
+    assert invoke(*arguments.split(), "--report", "page.html") == code
+    text = (folder / "page.html").read_text(encoding="utf-8")
+    page = Page(text)
+    assert page.open == []
+    for sentence in expected:
+        assert sentence in page.text
+    assert invoke(*arguments.replace("out.onnx", "other.onnx").split(), "--report", "page.json") == code
+    assert Page(html.render(json.loads((folder / "page.json").read_text()))).open == []
 
 
 @pytest.mark.parametrize("library", html.LIBRARIES)

@@ -67,13 +67,18 @@ STYLE = {
 
 @dataclass(frozen=True)
 class Value:
-    """One value of the graph, with its error and budget."""
+    """One value of the graph, with its error and budget.
+
+    Attributes:
+        share: of what rounding explains, in the worst of all tests; None where the record does not say.
+    """
 
     name: str
     position: int
     error: float
     budget: float
     passes: bool
+    share: float | None = None
 
 
 @dataclass(frozen=True)
@@ -153,6 +158,8 @@ def errors(values: Sequence[Value], key: str) -> Figure:
         f"beyond: {shown(worst.name, LETTERS)}, error {scientific(worst.error)}, budget {scientific(worst.budget)}. "
         "Values without any error lie on the lower edge, values that are not finite on the upper."
     )
+    if any(each.error <= each.budget and not each.passes for each in values):
+        caption += " Those beyond in single channels alone lie below the line."
     if len(drawn) < len(values):
         caption += f" Of each stretch of the graph the worst is drawn: {len(drawn):,} points."
     return _figure(svg[0], key, "Error of each value against its budget", caption)
@@ -168,7 +175,8 @@ def _thinned(values: Sequence[Value]) -> list[Value]:
 
 def badness(value: Value) -> tuple[bool, float]:
     """What values are ranked by: those beyond their budget first, then by the share of it that they use."""
-    return not value.passes, value.error / value.budget if value.budget else value.error
+    share = value.error / value.budget if value.budget else value.error
+    return not value.passes, share if value.share is None else value.share
 
 
 def distributions(samples: Mapping[str, Sequence[float]], where: str, key: str) -> Figure:
@@ -197,7 +205,7 @@ def distributions(samples: Mapping[str, Sequence[float]], where: str, key: str) 
         axes.grid(visible=True)
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=1)
     medians = "; ".join(f"{shown(name, LETTERS)} {np.median(curve):.3g} ms" for name, curve in curves.items())
-    caption = f"{where}. Medians: {medians}. Left is faster; the slowest hundredth may lie beyond the right edge."
+    caption = f"Medians: {medians}. Left is faster; the slowest hundredth may lie beyond the right edge."
     if len(samples) > len(names):
         caption += f" The first {len(names)} of {len(samples)} models are drawn."
     return _figure(svg[0], key, f"Latency distribution, {where}", caption)
@@ -230,7 +238,7 @@ def forest(ratios: Sequence[Ratio], key: str) -> Figure:
         ends = [1.0, *(end for each in ratios for end in (each.low, each.high, *(each.noise or ())))]
         room = max(0.06 * (max(ends) - min(ends)), 0.01)
         axes.set_xlim(min(ends) - room, max(ends) + room)
-        axes.set_ylim(len(ratios) - 0.6, -0.9)
+        axes.set_ylim(len(ratios) - 0.5, -0.9)
         axes.set_yticks([])
         axes.spines["left"].set_visible(False)
         axes.set_xlabel("latency relative to the baseline: left of 1 is faster")
@@ -260,7 +268,9 @@ def read_value(value: Mapping[str, Any], position: int) -> Value:
     """A value of a record; one without an error, or with one that is no number, counts as not finite."""
     error, budget = number(value.get("error")), finite(value.get("budget")) or 0.0
     known = float("inf") if error is None or np.isnan(error) else error
-    passes = value.get("equivalent")
-    return Value(
-        str(value.get("name", "")), position, known, budget, known <= budget if passes is None else bool(passes)
-    )
+    verdict = value.get("equivalent")
+    passes = known <= budget if verdict is None else bool(verdict)
+    share = finite(value.get("excess"))
+    if share is None and "excess" in value and not passes:
+        share = float("inf")
+    return Value(str(value.get("name", "")), position, known, budget, passes, share)

@@ -14,10 +14,10 @@ DRAWN_OPEN, DRAWN = 40, 400
 """So many BatchNorms have an open picture, and so many one at all, lest the page grow without bound."""
 
 
-def outcome_name(outcome: Mapping[str, Any]) -> str:
+def outcome_name(outcome: Mapping[str, Any], key: str = "batchnorm") -> str:
     """The node's name, after its scope where that is not the main graph."""
-    scope = outcome.get("scope", "main")
-    return str(outcome.get("batchnorm", "")) if scope == "main" else f"{scope}/{outcome.get('batchnorm', '')}"
+    scope, name = outcome.get("scope", "main"), str(outcome.get(key, ""))
+    return name if scope == "main" else f"{scope}/{name}"
 
 
 def batchnorms(outcomes: Sequence[Record] | None) -> Section | None:
@@ -118,6 +118,31 @@ def affines(outcomes: Sequence[Record] | None) -> Section | None:
     table = Table(plural(len(rows), "per-channel affine"), columns, rows, is_collapsed=True)
     sentences = ["Scales and shifts that are no BatchNorm, and folded in their own right or together with one."]
     return Section("affines", "Other per-channel affines", sentences, tables=[table])
+
+
+def merges(merged: Sequence[Record] | None) -> Section | None:
+    """Linear operators that became one."""
+    if not merged:
+        return None
+    rows = [
+        [
+            name_cell(outcome_name(each, "into")),
+            Cell(_listed(each.get("branches") or []) or MISSING),
+            Cell(_listed(each.get("through") or []) or MISSING),
+            number_cell(scientific(each.get("rounding")), each.get("rounding")),
+        ]
+        for each in merged
+    ]
+    columns = (
+        Column("operator"),
+        Column("takes the place of", is_wide=True),
+        Column("and of the additions"),
+        Column("rounding", is_number=True),
+    )
+    sentences = [
+        "Parallel branches that are added up, and linear operators in a row, are one operator where that is cheaper."
+    ]
+    return Section("merges", "Merged operators", sentences, tables=[Table("Merges", columns, rows)])
 
 
 def cautions(warnings: Sequence[Any] | None) -> Section | None:

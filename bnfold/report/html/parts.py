@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from markupsafe import Markup
 
-from bnfold.report.html.text import MISSING, number, shown
+from bnfold.report.html.text import MISSING, number, shown, size
 
 Mood = Literal["good", "bad", "unsure", "plain"]
 
@@ -43,12 +43,13 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """A table's column; numbers are set right-aligned, and a column of sentences wide."""
+    """A table's column; numbers are set right-aligned, a column of sentences wide, and short texts on one line."""
 
     label: str
     is_number: bool = False
     is_sortable: bool = True
     is_wide: bool = False
+    is_short: bool = False
 
 
 @dataclass(frozen=True)
@@ -133,10 +134,14 @@ def _flat(value: Any, name: str) -> Iterator[tuple[str, str]]:
     elif isinstance(value, list):
         yield (
             name,
-            ", ".join(shown(each, 80) for each in value[:24])
+            "none"
+            if not value
+            else ", ".join(shown(each, 80) for each in value[:24])
             + (", \N{HORIZONTAL ELLIPSIS}" if len(value) > 24 else ""),
         )
     elif isinstance(value, bool) or value is None:
         yield name, {True: "yes", False: "no", None: MISSING}[value]
+    elif isinstance(value, int) and name.endswith("bytes"):
+        yield name, size(value)
     else:
         yield name, f"{value:.6g}" if isinstance(value, float) else shown(value, 300)

@@ -16,22 +16,24 @@ def sections(record: Record) -> Iterator[Section]:
     for section in (
         folding.batchnorms(record.get("outcomes")),
         folding.stayed(record.get("outcomes")),
+        folding.merges(record.get("merges")),
         folding.cautions(record.get("warnings")),
         checking.verification_section(verification) if verification else None,
         timing.latency(record.get("entries"), record.get("noise")),
+        timing.models(record.get("models")),
         folding.affines(record.get("affine_outcomes")),
-        _properties("method", "Method", record.get("method"), "input", record.get("inputs")),
-        _properties("fingerprint", "Fingerprint", record.get("fingerprint"), "model", record.get("models")),
+        _properties("method", "Method", record.get("method"), record.get("inputs")),
+        _properties("fingerprint", "Fingerprint", record.get("fingerprint"), None),
     ):
         if section is not None:
             yield section
 
 
-def _properties(key: str, title: str, value: Any, noun: str, things: Any) -> Section | None:
-    """A section of definitions, and of those of each of some things, such as the models."""
+def _properties(key: str, title: str, value: Any, inputs: Any) -> Section | None:
+    """A section of definitions, and of the inputs that belong to them."""
     if not isinstance(value, dict) or not value:
         return None
     listed: list[Terms] = [terms("", value)]
-    if isinstance(things, list) and things:
-        listed.append(terms(f"{noun.capitalize()}s", {noun: things}))
+    if isinstance(inputs, list) and inputs:
+        listed.append(terms("Inputs", {"set": inputs}))
     return Section(key, title, terms=listed)

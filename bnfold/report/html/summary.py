@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from bnfold.report.html import figures
-from bnfold.report.html.checking import verification_of
+from bnfold.report.html.checking import is_overruled, verification_of
 from bnfold.report.html.parts import Mood, Summary, Tile
 from bnfold.report.html.text import change, count, plural, scientific, seconds, shown, size
 from bnfold.report.html.timing import model_names, setting
@@ -54,6 +54,8 @@ def _fold_tiles(record: Record, folded: int, found: int) -> Iterator[Tile]:
     affines = (record.get("affines") or {}).get("folded")
     if affines:
         yield Tile("other affines", count(affines))
+    if record.get("merges"):
+        yield Tile("merges" if record.get("output") else "possible merges", count(len(record["merges"])))
     for key, label, written in (("nodes", "nodes", count), ("bytes", "file size", size)):
         sizes = record.get(key) or {}
         before, after = sizes.get("before"), sizes.get("after")
@@ -66,18 +68,39 @@ def _fold_tiles(record: Record, folded: int, found: int) -> Iterator[Tile]:
 
 
 def _judgement(verification: Record) -> tuple[Mood, str, list[str]]:
-    if verification.get("equivalent"):
-        return "good", "The two models are equivalent", []
-    divergence = verification.get("first_divergence") or {}
-    where = [f"They first differ at {shown(divergence['name'], 80)}."] if "name" in divergence else []
-    return "bad", "The two models are not equivalent", where
+    if not verification.get("equivalent"):
+        divergence = verification.get("first_divergence") or {}
+        return "bad", "The two models are not equivalent", list(_parting(divergence))
+    changed = [each for each in verification.get("outputs") or [] if is_overruled(each, verification)]
+    return (
+        "good",
+        "The two models are equivalent",
+        [
+            f"As deployed on {shown(each.get('provider', ''), 40)}, the runtime by itself changes "
+            f"{shown(each.get('name', ''), 80)}: see the verification."
+            for each in changed
+        ],
+    )
+
+
+def _parting(divergence: Record) -> Iterator[str]:
+    if "name" in divergence:
+        maker = f", made by {shown(divergence['node'], 80)}" if divergence.get("node") else ""
+        why = f": {shown(divergence['reason'], 200)}" if divergence.get("reason") else ""
+        yield f"They first differ at {shown(divergence['name'], 80)}{maker}{why}."
 
 
 def _verification_tiles(verification: Record | None) -> Iterator[Tile]:
     outputs = (verification or {}).get("outputs") or []
-    if outputs:
-        worst = max((figures.read_value(each, 0) for each in outputs), key=figures.badness)
+    deciding = [each for each in outputs if not is_overruled(each, verification or {})]
+    if deciding:
+        worst = max((figures.read_value(each, 0) for each in deciding), key=figures.badness)
         yield Tile("worst output error", scientific(worst.error), f"budget {scientific(worst.budget)}")
+    for key, noun in (("inputs", "sets of inputs"), ("values", "inner values")):
+        found = (verification or {}).get(key)
+        known = found if isinstance(found, int) else len(found) if isinstance(found, list) else 0
+        if known:
+            yield Tile(noun, count(known))
 
 
 def _of_bench(record: Record) -> Summary:

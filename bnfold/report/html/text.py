@@ -85,6 +85,18 @@ def plain(value: Any, digits: int = 3) -> str:
     return f"{known:,.{decimals}f}"
 
 
+def percent(share: Any) -> str:
+    """A share: ``12 %``, ``0.4 %``, or ``66,000 %``."""
+    known = number(share)
+    if known is None or math.isnan(known):
+        return MISSING
+    if math.isinf(known):
+        return "\N{INFINITY}"
+    hundredths = 100 * known
+    digits = 0 if hundredths >= 10 or hundredths == 0 else 1 if hundredths >= 0.1 else 2
+    return f"{hundredths:,.{digits}f} %"
+
+
 def count(value: Any) -> str:
     """A whole number: ``1,234``."""
     known = finite(value)

@@ -20,12 +20,18 @@ def latency(entries: Sequence[Record] | None, noise: Any) -> Section | None:
     for name, each in zip(names, entries, strict=True):
         groups.setdefault(setting(each), []).append((name, each))
     baselines = {id(group[0][1]) for group in groups.values()}
-    rows = [_measured_row(name, each, id(each) in baselines) for name, each in zip(names, entries, strict=True)]
+    rows = [(name, each, id(each) in baselines) for name, each in zip(names, entries, strict=True)]
     sentences = [
-        "The first model is the baseline. The models took turns, so each ratio compares runs under the same load.",
+        "The first model is the baseline. The models took turns, so each ratio compares runs under the same load. "
+        "Session creation, first run and memory are those of cold starts, each in a process of its own; the ratio of "
+        "sessions is of those made in turns in one process.",
         *_handed_back(names, entries),
     ]
-    tables = [Table("Measurements", list(_MEASURED_COLUMNS), rows), *_noise(noise)]
+    tables = [
+        Table("Steady state", _STEADY_COLUMNS, [_steady_row(*row) for row in rows]),
+        *_noise(noise),
+        Table("Start and memory", _START_COLUMNS, [_start_row(*row) for row in rows]),
+    ]
     return Section("latency", "Latency", sentences, figures=list(_drawn(groups)), tables=tables)
 
 
@@ -99,37 +105,86 @@ def _interval(entry: Record) -> str:
     return f"{ratio.middle:.3f} ({ratio.low:.3f} to {ratio.high:.3f})" if ratio else plain(entry.get("ratio"))
 
 
-_MEASURED_COLUMNS = (
+_STEADY_COLUMNS = (
     Column("model"),
-    Column("provider"),
-    Column("level"),
+    Column("ran on", is_short=True),
     Column("verdict"),
     Column("ratio, 95 % interval", is_number=True),
     Column("median, ms", is_number=True),
     Column("p90, ms", is_number=True),
     Column("p99, ms", is_number=True),
-    Column("first run, ms", is_number=True),
-    Column("session, ms", is_number=True),
-    Column("peak memory", is_number=True),
-    Column("file", is_number=True),
-    Column("nodes", is_number=True),
-    Column("BatchNorms", is_number=True),
 )
 
 
-def _measured_row(name: str, entry: Record, is_baseline: bool) -> list[Cell]:
+def _steady_row(name: str, entry: Record, is_baseline: bool) -> list[Cell]:
     ratio = figures.read_ratio(entry, "")
     verdict = "baseline" if is_baseline else entry.get("verdict")
     mood = ratio.mood if ratio and not is_baseline else None
-    times = [entry.get(f"{name}_ms") for name in ("median", "p90", "p99", "first_run", "session")]
+    times = [entry.get(f"{name}_ms") for name in ("median", "p90", "p99")]
     return [
         name_cell(name),
-        *(Cell(shown(entry.get(key) or MISSING, 40)) for key in ("provider", "level")),
+        _place(entry),
         Cell(shown(verdict) if verdict else MISSING, mood=mood),
         number_cell(MISSING if is_baseline else _interval(entry), None if is_baseline else entry.get("ratio")),
         *(number_cell(plain(time), time) for time in times),
-        number_cell(size(entry.get("peak_bytes")), entry.get("peak_bytes")),
-        number_cell(size(entry.get("file_bytes")), entry.get("file_bytes")),
-        number_cell(count(entry.get("nodes")), entry.get("nodes")),
-        number_cell(count(entry.get("batchnorms")), entry.get("batchnorms")),
     ]
+
+
+def _place(entry: Record) -> Cell:
+    return Cell(", ".join(shown(each, 40) for each in (entry.get("provider"), entry.get("level")) if each) or MISSING)
+
+
+_START_COLUMNS = (
+    Column("model"),
+    Column("ran on", is_short=True),
+    Column("session, ms", is_number=True),
+    Column("its ratio, 95 % interval", is_number=True),
+    Column("first run, ms", is_number=True),
+    Column("peak memory", is_number=True),
+    Column("before the model", is_number=True),
+)
+
+
+def _start_row(name: str, entry: Record, is_baseline: bool) -> list[Cell]:
+    ratio = None if is_baseline else entry.get("session_ratio")
+    sizes = (entry.get("peak_bytes"), entry.get("memory_before_bytes"))
+    return [
+        name_cell(name),
+        _place(entry),
+        number_cell(plain(entry.get("session_ms")), entry.get("session_ms")),
+        number_cell(MISSING if ratio is None else _session_interval(entry), ratio),
+        number_cell(plain(entry.get("first_run_ms")), entry.get("first_run_ms")),
+        *(number_cell(size(each), each) for each in sizes),
+    ]
+
+
+def _session_interval(entry: Record) -> str:
+    middle, low, high = (finite(entry.get(f"session_ratio{end}")) for end in ("", "_low", "_high"))
+    return MISSING if middle is None or low is None or high is None else f"{middle:.2f} ({low:.2f} to {high:.2f})"
+
+
+def models(described: Any) -> Section | None:
+    """What was measured: sizes, and what tells the files from any others."""
+    listed = [each for each in described if isinstance(each, dict)] if isinstance(described, list) else []
+    if not listed:
+        return None
+    columns = (
+        Column("model"),
+        Column("engine"),
+        Column("file", is_number=True),
+        Column("nodes", is_number=True),
+        Column("BatchNorms", is_number=True),
+        Column("SHA-256", is_wide=True),
+    )
+    rows = [
+        [
+            name_cell(each.get("model", MISSING)),
+            Cell(shown(each.get("engine") or MISSING, 40)),
+            number_cell(size(each.get("file_bytes")), each.get("file_bytes")),
+            number_cell(count(each.get("nodes")), each.get("nodes")),
+            number_cell(count(each.get("batchnorms")), each.get("batchnorms")),
+            Cell(shown(each.get("sha256") or MISSING, 80)),
+        ]
+        for each in listed
+    ]
+    return Section("models", "Models", tables=[Table("Sizes and identity", columns, rows)])
