@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 
 import browser as chromium
 import pytest
-from html_records import RECORDS, bench, fold, fuse, rename
+from click.testing import CliRunner
+from html_records import RECORDS, bench, fold, fuse, rename, verify
 
+from bnfold.cli import cli
 from bnfold.report import html
 from bnfold.report.record import Record
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.skipif(chromium.missing() is not None, reason=str(chromium.missing()))
 
+MODELS = Path(__file__).parent.parent / "models"
 VARIANTS = [*RECORDS, "hostile"]
 
 
@@ -36,7 +39,7 @@ def browser() -> Iterator[Browser]:
 class Watched:
     """A page, and what it said and asked for."""
 
-    def __init__(self, page: Page, path: Path, shown: Record) -> None:
+    def __init__(self, page: Page, path: Path, shown: Record | None = None) -> None:
         self.page = page
         self.said: list[str] = []
         self.asked: list[str] = []
@@ -44,7 +47,8 @@ class Watched:
         page.on("pageerror", lambda error: self.said.append(str(error)))
         page.on("dialog", lambda dialog: self.said.append(dialog.message))
         page.on("request", lambda request: self.asked.append(request.url))
-        path.write_text(html.render(shown), encoding="utf-8")
+        if shown is not None:
+            path.write_text(html.render(shown), encoding="utf-8")
         page.goto(path.as_uri())
         assert self.asked == [path.as_uri()]
 
@@ -64,6 +68,57 @@ def test_a_page_is_quiet_and_fits(browser: Browser, tmp_path: Path, variant: str
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (max(map(int, background[4:-1].split(","))) < 100) is (scheme == "dark")
     assert page.evaluate(CONTRAST) == []
+    assert watched.is_quiet()
+    page.close()
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the report of each command, as the command line writes it."""
+    folder = tmp_path_factory.mktemp("reports")
+    model, fused = str(MODELS / "digits_cnn.onnx"), str(folder / "fused.onnx")
+    commands = {
+        "fuse": ["fuse", model, "-o", fused],
+        "inspect": ["inspect", model],
+        "verify": ["verify", model, fused],
+        "verify_different": ["verify", model, str(MODELS / "digits_mlp.onnx")],
+        "bench": ["bench", model, fused, "--level", "disabled", "--level", "all", "--rounds", "32", "--threads", "1"],
+    }
+    for name, arguments in commands.items():
+        done = CliRunner().invoke(cli, [*arguments, "--report", str(folder / f"{name}.html")])
+        assert done.exit_code == (name == "verify_different"), done.output
+    return folder
+
+
+@pytest.mark.parametrize("name", ["fuse", "inspect", "verify", "verify_different", "bench"])
+def test_a_real_report_is_quiet_fits_and_can_be_used(browser: Browser, reports: Path, name: str) -> None:
+    for width in (375, 1280):
+        page = browser.new_page(viewport={"width": width, "height": 800})
+        watched = Watched(page, reports / f"{name}.html")
+        assert page.get_by_role("heading", level=1).inner_text().startswith("digits_cnn.onnx")
+        page.evaluate("document.querySelectorAll('details').forEach(each => { each.open = true })")
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+        assert page.evaluate(CONTRAST) == []
+        for button in page.locator("th button").all():
+            button.click()
+        assert page.locator("[aria-sort]").count() == page.locator("table").count()
+        for image in page.get_by_role("img").all():
+            assert image.locator("title").first.text_content()
+        assert watched.is_quiet()
+        page.close()
+
+
+def test_outputs_sort_by_the_share_of_their_budget(browser: Browser, tmp_path: Path) -> None:
+    page = browser.new_page()
+    shown = verify(values=3, failing=0)
+    for index, share in enumerate((0.02, 1.5, 0.3)):
+        shown["outputs"][index] |= {"excess": share, "equivalent": share <= 1}
+    watched = Watched(page, tmp_path / "page.html", shown)
+    table = "#verification .scroll:has(caption:text-is('Outputs')) table"
+    page.locator(table).get_by_role("button", name="share of budget").click()
+    assert column(page, table, 5) == ["2.0 %", "30 %", "150 %"]
+    assert column(page, table, 1) == ["cpu", "cuda, as deployed", "cpu, as deployed"]
+    assert column(page, table, 2) == ["equivalent", "equivalent", "differs"]
     assert watched.is_quiet()
     page.close()
 
@@ -113,7 +168,7 @@ def test_a_table_sorts_by_text_and_by_number(browser: Browser, tmp_path: Path) -
         shown["outcomes"][index]["rounding"] = rounding
     watched = Watched(page, tmp_path / "page.html", shown)
     table = "#batchnorms table"
-    button = page.get_by_role("button", name="rounding")
+    button = page.locator(table).get_by_role("button", name="rounding")
     assert button.evaluate("each => each.closest('th').getAttribute('aria-sort')") is None
     button.focus()
     page.keyboard.press("Enter")
@@ -122,7 +177,7 @@ def test_a_table_sorts_by_text_and_by_number(browser: Browser, tmp_path: Path) -
     assert button.evaluate("each => each.closest('th').getAttribute('aria-sort')") == "ascending"
     button.click()
     assert column(page, table, 4) == ["3.0e-08", "5.0e-09", "2.0e-10", *missing]
-    page.get_by_role("button", name="outcome").click()
+    page.locator(table).get_by_role("button", name="outcome").click()
     assert column(page, table, 1) == ["folded"] * 3 + ["kept"] * 3
     assert page.locator(f"{table} [aria-sort]").count() == 1
     assert watched.is_quiet()

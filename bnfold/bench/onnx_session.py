@@ -10,17 +10,13 @@ from typing import Any
 from bnfold.bench.options import Level, Setting
 from bnfold.errors import IncomparableError, MissingExtraError
 from bnfold.verification.inputs import Feeds
+from bnfold.verification.onnx_runtime import PROVIDERS
 
 LEVELS = {
     Level.DISABLED: "ORT_DISABLE_ALL",
     Level.BASIC: "ORT_ENABLE_BASIC",
     Level.EXTENDED: "ORT_ENABLE_EXTENDED",
     Level.ALL: "ORT_ENABLE_ALL",
-}
-
-FULL_NAMES = {
-    name.removesuffix("ExecutionProvider").lower(): name
-    for name in ("CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider")
 }
 
 ON_CUDA = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
@@ -33,12 +29,12 @@ def provider_names(provider: str) -> list[str]:
         MissingExtraError: onnxruntime, or the provider, is not installed.
     """
     available = _onnxruntime().get_available_providers()
-    known = {name.removesuffix("ExecutionProvider").lower(): name for name in available}
+    known = {name: full for name, full in PROVIDERS.items() if full in available}
     wanted = known.get(provider.lower())
     if wanted is None:
-        advice = "; pip install 'bnfold[gpu]'" if provider.lower() in FULL_NAMES else ""
+        advice = "; pip install 'bnfold[gpu]'" if PROVIDERS.get(provider.lower()) in ON_CUDA else ""
         raise MissingExtraError(
-            f"provider {provider!r} is not in the installed onnxruntime (it has: {', '.join(sorted(known))}){advice}"
+            f"provider {provider!r} is not in the installed onnxruntime (it has: {', '.join(known)}){advice}"
         )
     after = ["CUDAExecutionProvider"] if wanted == "TensorrtExecutionProvider" else []
     after = [name for name in after if name in available]

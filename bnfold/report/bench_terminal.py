@@ -69,13 +69,15 @@ def _number(value: float | None) -> str:
 
 
 def conclusions(record: Record) -> Iterator[str]:
-    """One line for each model beside the baseline, provider and level."""
+    """One line for each model beside the baseline, provider and level; for one model alone, its time."""
     names = short_names([model["model"] for model in record["models"]])
     for entry in record["entries"]:
         where = " ".join(filter(None, [entry["provider"], entry["level"]]))
         if entry["handed_back"]:
             yield f"{where}: {names[entry['index']]} ran {len(entry['handed_back'])} nodes on the CPU"
         if entry["verdict"] is None:
+            if len(record["models"]) == 1:
+                yield f"{where}: {names[0]}: {_number(entry['median_ms'])} ms"
             continue
         ends = f"{entry['ratio_low']:.3f} to {entry['ratio_high']:.3f}"
         if entry["verdict"] == "no detectable change":
