@@ -177,7 +177,7 @@ def check(case: Case, folder: Path) -> Iterator[str]:
     on_gpu = [output for output in verified["outputs"] if output["provider"] == "cuda"]
     if not on_gpu:
         raise NoGpuError(f"{case.model.name}: the verification names no output on cuda")
-    worst = max(on_gpu, key=lambda output: output["error"] / output["budget"] if output["budget"] else output["error"])
+    worst = max(on_gpu, key=lambda output: output["excess"])
     timed = bnfold("bench", case.model, fused, "--provider", "cuda", *case.options)
     for entry in timed["entries"]:
         if entry["verdict"] is None:
