@@ -115,7 +115,7 @@ def test_outputs_sort_by_the_share_of_their_budget(browser: Browser, tmp_path: P
         shown["outputs"][index] |= {"excess": share, "equivalent": share <= 1}
     watched = Watched(page, tmp_path / "page.html", shown)
     table = "#verification .scroll:has(caption:text-is('Outputs')) table"
-    page.locator(table).get_by_role("button", name="share of budget").click()
+    page.locator(table).get_by_role("button", name="of budget").click()
     assert column(page, table, 5) == ["2.0 %", "30 %", "150 %"]
     assert column(page, table, 1) == ["cpu", "cuda, as deployed", "cpu, as deployed"]
     assert column(page, table, 2) == ["equivalent", "equivalent", "differs"]

@@ -69,8 +69,9 @@ def _sentences(verification: Record, samples: Sequence[Record], identical: int) 
         yield (
             "An error is the largest difference over the largest value of the reference, and its budget what rounding "
             "alone explains, as measured on the reference. The verdict also looks at the mean square, and at each "
-            "channel by itself; the share of the budget is that of the worst of these. SNR is the "
-            "signal-to-noise ratio, ULP the largest difference in units in the last place."
+            "channel by itself; what is used of the budget is that of the worst of these. SNR is the "
+            "signal-to-noise ratio, ULP the largest difference in units in the last place, argmax the share of largest "
+            "elements that stay in their place."
         )
     if identical:
         yield f"All {plural(identical, 'inner value')} are identical."
@@ -89,11 +90,11 @@ def _divergence(divergence: Record) -> Terms:
 
 _OPTIONAL = {
     "provider": Column("ran on", is_short=True),
-    "excess": Column("share of budget", is_number=True),
+    "excess": Column("of budget", is_number=True),
     "reason": Column("why", is_wide=True),
     "snr_db": Column("SNR, dB", is_number=True),
     "ulp": Column("ULP", is_number=True),
-    "argmax_agreement": Column("same argmax", is_number=True),
+    "argmax_agreement": Column("argmax", is_number=True),
     "input": Column("worst input", is_short=True),
 }
 """What a record may say of a value besides its name, verdict, error and budget, in the order of the columns."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from bnfold.report.html import figures
 from bnfold.report.html.checking import is_overruled, verification_of
@@ -91,16 +92,22 @@ def _parting(divergence: Record) -> Iterator[str]:
 
 
 def _verification_tiles(verification: Record | None) -> Iterator[Tile]:
-    outputs = (verification or {}).get("outputs") or []
-    deciding = [each for each in outputs if not is_overruled(each, verification or {})]
-    if deciding:
-        worst = max((figures.read_value(each, 0) for each in deciding), key=figures.badness)
+    if verification is None:
+        return
+    outputs = verification.get("outputs") or []
+    if verification.get("equivalent"):  # what the runtime changes by itself, as deployed, is no error of the candidate
+        outputs = [each for each in outputs if each.get("level") != "default"] or outputs
+    if outputs:
+        worst = max((figures.read_value(each, 0) for each in outputs), key=figures.badness)
         yield Tile("worst output error", scientific(worst.error), f"budget {scientific(worst.budget)}")
-    for key, noun in (("inputs", "sets of inputs"), ("values", "inner values")):
-        found = (verification or {}).get(key)
-        known = found if isinstance(found, int) else len(found) if isinstance(found, list) else 0
-        if known:
-            yield Tile(noun, count(known))
+    inputs, values = (_number_of(verification.get(key)) for key in ("inputs", "values"))
+    if inputs:
+        yield Tile("sets of inputs", count(inputs), plural(values, "inner value") if values else "outputs alone")
+
+
+def _number_of(found: Any) -> int:
+    """A number, or that of the things in a list."""
+    return found if isinstance(found, int) else len(found) if isinstance(found, list) else 0
 
 
 def _of_bench(record: Record) -> Summary:
