@@ -19,7 +19,7 @@ AnyArray = npt.NDArray[Any]
 SECONDS = 20.0
 """How long an evaluation in float64 may take."""
 
-BYTES = 64 << 20
+BYTES = 512 << 20
 """Of all inner values, above which it is not tried."""
 
 TRUST = 16.0
