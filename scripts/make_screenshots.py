@@ -48,16 +48,17 @@ COMMANDS = {
 
 @dataclass(frozen=True)
 class Screen:
-    """How a page is looked at; a height of 0 is that of the whole page."""
+    """How a page is looked at, from an anchor on; a height of 0 is that of the whole page."""
 
     width: int
     height: int
     scheme: Literal["light", "dark"]
+    anchor: str = ""
 
 
 SHOTS = {
     "report-desktop": (FUSE_EXAMPLE, Screen(1180, 1010, "light")),
-    "report-phone": (BENCH, Screen(375, 960, "dark")),
+    "report-phone": (BENCH, Screen(375, 930, "dark", "#latency")),
 }
 REVIEWED = {"light": Screen(1180, 0, "light"), "dark": Screen(1180, 0, "dark"), "phone": Screen(375, 0, "dark")}
 
@@ -123,7 +124,7 @@ def photograph(page: Path, screen: Screen, target: Path, scale: float) -> None:
     with browser.launched() as running:
         size: ViewportSize = {"width": screen.width, "height": screen.height or 800}
         tab = running.new_page(viewport=size, color_scheme=screen.scheme, device_scale_factor=scale)
-        tab.goto(page.as_uri())
+        tab.goto(page.as_uri() + screen.anchor)
         tab.screenshot(path=target, full_page=not screen.height)
     with Image.open(target) as image:
         image.convert("RGB").quantize(128).save(target, optimize=True)

@@ -17,7 +17,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure as Canvas
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from bnfold.report.html.parts import Figure, Mood
 from bnfold.report.html.text import finite, number, plural, scientific, shown
@@ -194,6 +194,7 @@ def distributions(samples: Mapping[str, Sequence[float]], where: str, key: str) 
         if slowest > LONG_TAIL * fastest:
             axes.set_xscale("log")
             axes.set_xlim(fastest / 1.1, slowest * 1.1)
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.xaxis.set_major_formatter(lambda time, _: f"{time:g}")
             axes.xaxis.set_minor_formatter(NullFormatter())
         else:
@@ -218,7 +219,7 @@ def _steps(curve: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], npt
 
 def forest(ratios: Sequence[Ratio], key: str) -> Figure:
     """Latency relative to the baseline, with 95 % intervals."""
-    with _canvas(0.75 + 0.46 * len(ratios), key) as (axes, svg):
+    with _canvas(0.75 + 0.5 * len(ratios), key) as (axes, svg):
         axes.axvline(1, color=MUTED, linewidth=1, linestyle="--")
         for row, each in enumerate(ratios):
             colour = {"good": GOOD, "bad": BAD}.get(each.mood, MUTED)
@@ -230,7 +231,7 @@ def forest(ratios: Sequence[Ratio], key: str) -> Figure:
             axes.annotate(
                 each.label,
                 (0, row),
-                (2, 8),
+                (2, 9),
                 xycoords=("axes fraction", "data"),
                 textcoords="offset points",
                 fontsize=10,

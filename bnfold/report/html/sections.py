@@ -20,6 +20,7 @@ def sections(record: Record) -> Iterator[Section]:
         folding.cautions(record.get("warnings")),
         checking.verification_section(verification) if verification else None,
         timing.latency(record.get("entries"), record.get("noise")),
+        timing.start(record.get("entries")),
         timing.models(record.get("models")),
         folding.affines(record.get("affine_outcomes")),
         _properties("method", "Method", record.get("method"), record.get("inputs")),

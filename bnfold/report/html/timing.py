@@ -12,27 +12,39 @@ from bnfold.report.record import Record
 
 
 def latency(entries: Sequence[Record] | None, noise: Any) -> Section | None:
-    """Ratios, distributions and every number."""
+    """The steady state: ratios, distributions, percentiles, and the noise."""
     if not entries:
         return None
-    names = model_names(entries)
     groups: dict[str, list[tuple[str, Record]]] = {}
-    for name, each in zip(names, entries, strict=True):
+    for name, each in zip(model_names(entries), entries, strict=True):
         groups.setdefault(setting(each), []).append((name, each))
-    baselines = {id(group[0][1]) for group in groups.values()}
-    rows = [(name, each, id(each) in baselines) for name, each in zip(names, entries, strict=True)]
     sentences = [
-        "The first model is the baseline. The models took turns, so each ratio compares runs under the same load. "
-        "Session creation, first run and memory are those of cold starts, each in a process of its own; the ratio of "
-        "sessions is of those made in turns in one process.",
-        *_handed_back(names, entries),
+        "The first model is the baseline. The models took turns, so each ratio compares runs under the same load.",
+        *_handed_back(model_names(entries), entries),
     ]
-    tables = [
-        Table("Steady state", _STEADY_COLUMNS, [_steady_row(*row) for row in rows]),
-        *_noise(noise),
-        Table("Start and memory", _START_COLUMNS, [_start_row(*row) for row in rows]),
-    ]
+    rows = [_steady_row(*row) for row in _with_baselines(entries)]
+    tables = [Table("Steady state", _STEADY_COLUMNS, rows), *_noise(noise)]
     return Section("latency", "Latency", sentences, figures=list(_drawn(groups)), tables=tables)
+
+
+def start(entries: Sequence[Record] | None) -> Section | None:
+    """What happens before the steady state, and the memory."""
+    if not entries:
+        return None
+    sentences = [
+        "Session creation, first run and memory are those of cold starts, each in a process of its own. The ratio of "
+        "sessions is of those made in turns in one process."
+    ]
+    rows = [_start_row(*row) for row in _with_baselines(entries)]
+    return Section("start", "Start and memory", sentences, tables=[Table("Cold starts", _START_COLUMNS, rows)])
+
+
+def _with_baselines(entries: Sequence[Record]) -> Iterator[tuple[str, Record, bool]]:
+    """The name of each entry's model, the entry, and whether it is the first of its setting."""
+    begun: set[str] = set()
+    for name, each in zip(model_names(entries), entries, strict=True):
+        yield name, each, setting(each) not in begun
+        begun.add(setting(each))
 
 
 def _drawn(groups: dict[str, list[tuple[str, Record]]]) -> Iterator[Figure]:
