@@ -99,7 +99,8 @@ def _verification_tiles(verification: Record | None) -> Iterator[Tile]:
         outputs = [each for each in outputs if each.get("level") != "default"] or outputs
     if outputs:
         worst = max((figures.read_value(each, 0) for each in outputs), key=figures.badness)
-        yield Tile("worst output error", scientific(worst.error), f"budget {scientific(worst.budget)}")
+        note = f"budget {scientific(worst.budget)}" if worst.error else "identical"
+        yield Tile("worst output error", scientific(worst.error), note)
     inputs, values = (_number_of(verification.get(key)) for key in ("inputs", "values"))
     if inputs:
         yield Tile("sets of inputs", count(inputs), plural(values, "inner value") if values else "outputs alone")

@@ -86,12 +86,14 @@ def plain(value: Any, digits: int = 3) -> str:
 
 
 def percent(share: Any) -> str:
-    """A share: ``12 %``, ``0.4 %``, or ``66,000 %``."""
+    """A share: ``0.4 %``, ``12 %``, or, of more than ten wholes, how many: ``66,000 x``."""
     known = number(share)
     if known is None or math.isnan(known):
         return MISSING
     if math.isinf(known):
         return "\N{INFINITY}"
+    if known >= 10:
+        return f"{known:,.0f} \N{MULTIPLICATION SIGN}"
     hundredths = 100 * known
     digits = 0 if hundredths >= 10 or hundredths == 0 else 1 if hundredths >= 0.1 else 2
     return f"{hundredths:,.{digits}f} %"
