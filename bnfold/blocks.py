@@ -9,11 +9,11 @@ layout as well, ``[groups, out, in]``, and so a small linear operator of its own
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,8 @@ WORKERS = min(4, os.cpu_count() or 1)
 
 INPUT_MAJOR = (Layout.CONV_TRANSPOSE, Layout.IN_OUT)
 """Layouts whose rows are input channels; those of the others are output channels."""
+
+T = TypeVar("T")
 
 Rows = Callable[[int, int], npt.NDArray[np.generic]]
 """Reads rows ``start`` to ``stop`` of a stored kernel; of any shape, in stored order."""
@@ -119,11 +121,11 @@ class Kernel:
         """
         errors, peaks = np.zeros(linear.out_channels), np.zeros(linear.out_channels)
         blocks = list(self.blocks())
-        with ThreadPoolExecutor(WORKERS) as pool:
-            found = pool.map(lambda block: block.measure(linear, dtype), blocks)
-            for block, (error, peak) in zip(blocks, found, strict=True):
-                np.maximum(errors[block.outputs], error, out=errors[block.outputs])
-                np.maximum(peaks[block.outputs], peak, out=peaks[block.outputs])
+        for block, (error, peak) in zip(
+            blocks, _in_parallel(lambda block: block.measure(linear, dtype), blocks), strict=True
+        ):
+            np.maximum(errors[block.outputs], error, out=errors[block.outputs])
+            np.maximum(peaks[block.outputs], peak, out=peaks[block.outputs])
         infinite = ~(np.isfinite(errors) & np.isfinite(peaks))
         if infinite.any():
             return Rounding(float("inf"), overflow=int(np.argmax(infinite)))
@@ -213,6 +215,15 @@ class Block:
         groups, outputs = len(self._groups), self.outputs
         boxes = weights.reshape(groups, len(weights) // groups, (outputs.stop - outputs.start) // groups, -1)
         return np.asarray(reduce.reduce(boxes, axis=(1, 3)).reshape(-1))
+
+
+def _in_parallel(function: Callable[[Block], T], blocks: Sequence[Block]) -> Iterator[T]:
+    """What a function makes of each block, in order; a few blocks are not worth the start of a thread."""
+    if len(blocks) <= WORKERS:
+        yield from map(function, blocks)
+        return
+    with ThreadPoolExecutor(WORKERS) as pool:
+        yield from pool.map(function, blocks)
 
 
 def row_count(shape: tuple[int, ...], layout: Layout) -> int:

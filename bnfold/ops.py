@@ -20,6 +20,9 @@ Dim = int | str | None
 
 Shape = tuple[Dim, ...]
 
+CHANNEL_LIMIT = 1 << 22
+"""Channels of an affine that declared sizes alone call for; more is no model, and would take the memory for it."""
+
 
 @dataclass(frozen=True, eq=False)
 class ChannelAffine:

@@ -21,6 +21,18 @@ def outcomes(proto: onnx.ModelProto) -> list[str]:
     return ["folded" if isinstance(each, Fold) else str(each.reason) for each in fuse(proto)[1]]
 
 
+@pytest.mark.parametrize(
+    "between", [node("Dropout", "c", "d mask"), node("MaxPool", "c", "d places", kernel_shape=[1, 1])]
+)
+def test_a_mask_or_places_that_nobody_reads(between: onnx.NodeProto) -> None:
+    """A second output that is no data counts for nothing, in front of the BatchNorm and behind it."""
+    constants = {"w": CONV["w"], **statistics(3, sign=1.0)}
+    assert outcomes(model([node("Conv", "x w", "c"), between, norm("d", "y")], constants, (2, 4, 3, 3))) == ["folded"]
+    downstream = [norm("x", "c"), between, node("Conv", "d w", "y")]
+    constants = {"w": CONV["w"], **statistics(4, sign=1.0)}
+    assert outcomes(model(downstream, constants, (2, 4, 3, 3))) == ["folded"]
+
+
 def test_a_second_use_of_the_convolution() -> None:
     proto = model([node("Conv", "x w", "c"), norm("c", "y"), node("Relu", "c", "z")], CONV, (2, 4, 3, 3), outputs="y z")
     assert outcomes(proto) == ["second-use"]

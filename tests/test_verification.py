@@ -213,6 +213,16 @@ def test_constants_that_nodes_make_are_weights_too() -> None:
     assert bnfold.verify(proto, bnfold.fuse(network())).is_equivalent
 
 
+def test_a_disturbance_moves_channels_together_too() -> None:
+    """Independent moves of a thousand weights would cancel in the mean, to a twentieth of a unit."""
+    weights = np.full((64, 1000), 1.5, np.float32)
+    moved = onnx_weights.Disturbance(0)(weights, 0)
+    steps = (moved.astype(np.float64) - weights) / np.spacing(np.float32(1.5))
+    assert np.abs(steps).max() <= 5
+    assert (steps != steps[0, 0]).mean() > 0.5
+    assert np.sqrt(np.mean(steps.mean(axis=1) ** 2)) > 0.5
+
+
 @pytest.mark.parametrize("value", [0.1, 0.7, 1.9])
 def test_weights_that_are_all_alike_are_no_fault(value: float) -> None:
     """They round alike, so that errors add up instead of cancelling."""

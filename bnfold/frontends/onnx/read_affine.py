@@ -8,7 +8,7 @@ from bnfold.affine import Affine
 from bnfold.frontends.onnx.constants import AnyArray
 from bnfold.frontends.onnx.read_linear import broadcast_shape, per_channel_axis
 from bnfold.frontends.onnx.reader import FLOATS, Reader, Unreadable
-from bnfold.ops import ChannelAffine, Shape
+from bnfold.ops import CHANNEL_LIMIT, ChannelAffine, Shape
 from bnfold.outcome import Reason
 
 EPSILON = float(np.float32(1e-5))
@@ -47,7 +47,7 @@ def _insist_on_inference(reader: Reader) -> None:
 
 def batchnorm_constants(reader: Reader) -> tuple[AnyArray, AnyArray, AnyArray, AnyArray, float]:
     """gamma, beta, mean, variance and epsilon of a BatchNormalization."""
-    arrays = [reader.constant(index, what) for index, what in enumerate(STATISTICS, start=1)]
+    arrays = [reader.numbers(index, what) for index, what in enumerate(STATISTICS, start=1)]
     channels = arrays[0].size
     for what, array in zip(STATISTICS, arrays, strict=True):
         if array.ndim != 1 or array.size != channels:
@@ -71,10 +71,14 @@ def read_arithmetic(reader: Reader) -> ChannelAffine | None:
     shape = reader.shape(1 - constant_index)
     if shape is None or reader.dtype(1 - constant_index) not in FLOATS:
         return None
-    constant = reader.constant(constant_index, "operand")
+    constant = reader.numbers(constant_index, "operand")
     axis = per_channel_axis(broadcast_shape(reader, constant.shape, len(shape)), len(shape))
     axis = _channel_axis(shape) if axis is None else axis
-    if axis < 0 or not isinstance(size := shape[axis], int) or constant.size not in (1, size):
+    if (
+        axis < 0
+        or not (isinstance(size := shape[axis], int) and size <= CHANNEL_LIMIT)
+        or constant.size not in (1, size)
+    ):
         return None
     values = np.broadcast_to(constant.astype(np.float64).reshape(-1), (size,))
     affine = _arithmetic(reader.node.op_type, values, axis, constant_first=constant_index == 0)
@@ -97,7 +101,7 @@ def _negation(reader: Reader) -> ChannelAffine | None:
         return None
     axis = _channel_axis(shape)
     size = shape[axis]
-    if not isinstance(size, int):
+    if not isinstance(size, int) or size > CHANNEL_LIMIT:
         return None
     return ChannelAffine(Affine.of(-np.ones(size), 0.0, axis), is_batchnorm=False, stored=0)
 

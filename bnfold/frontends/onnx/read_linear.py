@@ -103,7 +103,10 @@ def _kernel_shape(reader: Reader, index: int) -> tuple[int, ...]:
         raise Unreadable(Reason.NOT_CONSTANT, f"its weight {value.name!r} is not constant")
     shape = None if value.const_value is None else tuple(value.const_value.shape.numpy())
     shape = shape or known_sizes(reader.facts.shapes.get(value, (None,)))
-    return shape if shape else constants.get(value).shape
+    shape = shape if shape else constants.get(value).shape
+    if 0 in shape:
+        raise Unreadable(Reason.INVALID_PARAMETERS, f"its weight {value.name!r} is empty")
+    return shape
 
 
 def _bias(reader: Reader, index: int, channels: int) -> ir.Value | None:
@@ -117,7 +120,7 @@ def _bias(reader: Reader, index: int, channels: int) -> ir.Value | None:
 
 def _bias_constant(reader: Reader, index: int) -> AnyArray:
     found = quantized.find(reader.value(index), reader.facts)
-    return found.dequantize() if found else reader.constant(index, "bias")
+    return found.dequantize() if found else reader.numbers(index, "bias")
 
 
 def _conv(reader: Reader) -> tuple[Linear, Weights]:
@@ -239,13 +242,14 @@ def is_bias(reader: Reader, add: ir.Node) -> bool:
         return False
     assert other is not None
     rank = reader.rank(1 - matmul_kernel(reader))
-    shape = broadcast_shape(Reader(add, reader.facts), reader.facts.constants.get(other).shape, rank)
-    return per_channel_axis(shape, rank) in (None, linear.axis_out)
+    constant = reader.facts.constants.get(other)
+    shape = broadcast_shape(Reader(add, reader.facts), constant.shape, rank)
+    return constant.dtype.kind not in "OSUc" and per_channel_axis(shape, rank) in (None, linear.axis_out)
 
 
 def broadcast_shape(reader: Reader, shape: tuple[int, ...], rank: int) -> tuple[int, ...]:
     """A constant operand's shape in numpy's alignment; opsets below 7 place it by the attribute `axis`."""
-    if reader.version >= 7 or "axis" not in reader.node.attributes:
+    if reader.version >= 7 or "axis" not in reader.node.attributes or not rank:
         return shape
     axis = int(reader.attribute("axis", 0)) % rank
     return shape + (1,) * (rank - axis - len(shape))

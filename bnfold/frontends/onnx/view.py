@@ -129,7 +129,9 @@ class OnnxGraph:
         return [value for value in values if value is not None]
 
     def outputs(self, node: ir.Node) -> Sequence[ir.Value]:
-        return self._bias_add.get(node, node).outputs
+        node = self._bias_add.get(node, node)
+        has_parts = node.op_type == "Split" and node.domain == ""
+        return node.outputs if has_parts else node.outputs[:1]  # behind it come masks, indices and states
 
     def producer(self, value: ir.Value) -> ir.Node | None:
         node = value.producer()
