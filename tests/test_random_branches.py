@@ -99,7 +99,7 @@ def identity(b: Builder, x: str) -> str:
 
 
 def rectifier(b: Builder, x: str) -> str:
-    return b.add(pick(b.random, ["Relu", "Sigmoid"]), [x], b.known()[x])
+    return b.add(pick(b.random, ["Relu", "Tanh"]), [x], b.known()[x])
 
 
 def window_of(b: Builder, sizes: Shape, strides: list[int]) -> tuple[dict[str, Any], Shape] | None:
