@@ -26,7 +26,7 @@ from bnfold.errors import (
 from bnfold.fold import fold
 from bnfold.frontends import onnx as _onnx
 from bnfold.health import Caution
-from bnfold.limits import LIMITS, Limits
+from bnfold.limits import LIMITS, UNLIMITED, Limits
 from bnfold.optional import is_torch_model, torch_front_end
 from bnfold.outcome import Fold, Outcome, Reason, Refusal
 from bnfold.planner import make_plan
@@ -366,7 +366,7 @@ def fuse_file(
             written = opened.save(folder / output.name)
         verdict = None
         if verify:
-            verdict = verify_files(model, written.model, comparison, progress).verdict
+            verdict = verify_files(model, written.model, comparison, progress, UNLIMITED).verdict
         if verdict is not None and not verdict.is_equivalent:
             guilty = _guilty(model, outcomes, comparison, limits, merge=merge)
             seconds = time.perf_counter() - start
@@ -390,7 +390,7 @@ def _guilty(
     def is_equivalent(count: int) -> bool:
         opened = _open_file(model, limits)
         _fuse_graph(opened.graph, Selection(tuple(escaped[:count]) or ("",)), _silent, merge=False)
-        return compare_models(model, opened.finish(), comparison).is_equivalent
+        return compare_models(model, opened.finish(), comparison, UNLIMITED).is_equivalent
 
     good, bad = 0, len(names)
     if not is_equivalent(good):

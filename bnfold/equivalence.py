@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from bnfold.errors import IncomparableError, UnsupportedModelError
 from bnfold.frontends import onnx as _onnx
+from bnfold.limits import LIMITS, Limits
 from bnfold.optional import is_torch_model, torch_front_end
 from bnfold.verification.compare import CompareOptions, Tolerance, compare
 from bnfold.verification.inputs import Effort, InputOptions
@@ -55,6 +56,7 @@ def verify(
     atol: float | None = None,
     rtol: float | None = None,
     outputs_only: bool = False,
+    limits: Limits = LIMITS,
 ) -> Verdict:
     """Whether two models are equivalent, apart from rounding.
 
@@ -73,6 +75,7 @@ def verify(
         atol: absolute tolerance for outputs in place of the measured budget.
         rtol: relative tolerance for outputs in place of the measured budget.
         outputs_only: do not compare inner values that carry the same name.
+        limits: how much each model may ask for.
 
     Returns:
         The verdict; `Verdict.is_equivalent` is the answer.
@@ -89,12 +92,13 @@ def verify(
         given = tuple({name: np.asarray(array) for name, array in each.items()} for each in sets)
         found = InputOptions(given=given, effort=Effort(effort), seed=seed)
     tolerance = None if atol is None and rtol is None else Tolerance(atol or 0.0, rtol or 0.0)
-    return compare_models(reference, candidate, CompareOptions(found, tuple(providers), tolerance, outputs_only))
+    options = CompareOptions(found, tuple(providers), tolerance, outputs_only)
+    return compare_models(reference, candidate, options, limits)
 
 
-def compare_models(reference: Any, candidate: Any, options: CompareOptions) -> Verdict:
+def compare_models(reference: Any, candidate: Any, options: CompareOptions, limits: Limits = LIMITS) -> Verdict:
     """`verify`, with its options put together."""
-    return compare(*_subjects(reference, candidate, options), options)
+    return compare(*_subjects(reference, candidate, options, limits), options)
 
 
 def verify_files(
@@ -102,27 +106,33 @@ def verify_files(
     candidate: Path,
     options: CompareOptions,
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    limits: Limits = LIMITS,
 ) -> Comparison:
-    """`verify` for two files.
+    """`verify` for two files, neither of which may ask for more than `limits`.
 
     Raises:
         BnfoldError: as `verify`.
     """
     start = time.perf_counter()
     verdict = compare(
-        _subject(reference, str(reference)),
-        _subject(candidate, str(candidate)),
+        _subject(reference, str(reference), limits),
+        _subject(candidate, str(candidate), limits),
         options,
         lambda done, total: progress("verify", done, total),
     )
     return Comparison(reference, candidate, verdict, time.perf_counter() - start)
 
 
-def _subjects(reference: Any, candidate: Any, options: CompareOptions) -> tuple[Subject, Subject]:
+def _open(path: Path, limits: Limits) -> Subject:
+    return OnnxSubject(_onnx.read_proto(path, limits), str(path), path)
+
+
+def _subjects(reference: Any, candidate: Any, options: CompareOptions, limits: Limits) -> tuple[Subject, Subject]:
     """Both models; a torch module is told by the other one, or by the inputs, what it takes."""
     models, labels = (reference, candidate), ("the reference", "the candidate")
     found: list[Subject | None] = [
-        None if _is_module(model) else _subject(model, label) for model, label in zip(models, labels, strict=True)
+        None if _is_module(model) else _subject(model, label, limits)
+        for model, label in zip(models, labels, strict=True)
     ]
     for index, subject in enumerate(found):
         if subject is None:
@@ -147,15 +157,15 @@ def _module_subject(module: Any, label: str, other: Subject | None, options: Com
     return TorchSubject.of_module(module, label, other.inputs, len(other.outputs))
 
 
-def _subject(model: Any, label: str) -> Subject:
+def _subject(model: Any, label: str, limits: Limits) -> Subject:
     if isinstance(model, str | Path) and Path(model).suffix == ".pt2":
-        model = torch_front_end().load(Path(model))
+        model, label = torch_front_end().load(Path(model), limits), str(model)
     if is_torch_model(model):
         from bnfold.verification.torch_subject import TorchSubject
 
         return TorchSubject.of_program(model, label)
     if isinstance(model, str | Path):
-        return OnnxSubject.open(Path(model))
+        return _open(Path(model), limits)
     if isinstance(model, onnx.ModelProto):
         return OnnxSubject(model, label)
     if isinstance(model, ir.Model):

@@ -638,11 +638,12 @@ def faulty(model: Model, name: str) -> Model | None:
     return network.model if is_after else bnfold.fuse(network.model)
 
 
-def study(seeds: int) -> tuple[dict[str, Tally], dict[str, Tally]]:
+def study(seeds: int, kinds: Sequence[str]) -> tuple[dict[str, Tally], dict[str, Tally]]:
     faults = {name: Tally() for name in FAULTS}
     variants = {name: Tally() for name in VARIANTS}
     for seed in range(seeds):
-        for kind, described in fault_models.KINDS.items():
+        for kind in kinds:
+            described = fault_models.KINDS[kind]
             model = fault_models.make(described, seed)
             x = (
                 np.random.default_rng(seed)
@@ -693,10 +694,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--docs", type=Path, help="write the tables between the markers of this page")
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--kinds", nargs="*", choices=fault_models.KINDS, default=list(fault_models.KINDS))
     given = parser.parse_args()
-    faults, variants = study(given.seeds)
+    faults, variants = study(given.seeds, given.kinds)
     lines = [
-        f"{len(FAULTS)} kinds of fault and {len(VARIANTS)} correct variants in {len(fault_models.KINDS)} kinds of "
+        f"{len(FAULTS)} kinds of fault and {len(VARIANTS)} correct variants in {len(given.kinds)} kinds of "
         f"model, {given.seeds} of each (`python scripts/faults.py --seeds {given.seeds}`). "
         "Numbers are candidates refused.",
         "",

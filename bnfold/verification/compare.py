@@ -6,8 +6,8 @@ agree within the noise of the reference (`bnfold.verification.noise`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -32,11 +32,17 @@ from bnfold.verification.verdict import Divergence, ValueVerdict, Verdict
 
 AnyArray = npt.NDArray[Any]
 
-DRAWS = {Effort.FAST: 2, Effort.STANDARD: 4, Effort.THOROUGH: 8}
+DRAWS = {Effort.FAST: 2, Effort.STANDARD: 3, Effort.THOROUGH: 8}
 """How often the noise is measured."""
 
-STEPS, COARSE_STEPS = 2, 64
-"""Units in the last place by which weights move: to measure noise, and to see which jumps are within its reach."""
+STEPS, WIDE_STEPS = 2, 2048
+"""Units in the last place by which weights move: by themselves, and as float32 where they are stored with fewer bits.
+
+A quarter unit of float16 is 2048 of float32: in the root mean square, about what rounding a weight once does.
+"""
+
+COARSE = 32
+"""How many times farther weights move to see which jumps are within reach."""
 
 CHUNK = 256 << 20
 """Bytes of inner values that are held at a time."""
@@ -72,6 +78,9 @@ class CompareOptions:
 
 Progress = Callable[[int, int], None]
 
+Moves = dict[str, list[Move]]
+"""For each value, what each disturbance did to it."""
+
 Seen = dict[str, list[tuple[Sample, Observation]]]
 """For each value, what each input shows of it."""
 
@@ -93,15 +102,11 @@ def compare(
     pair = _Pair(reference, candidate, options)
     trial = reference.start(reference.outputs)
     samples, findings = find_samples(pair.inputs, options.inputs, lambda feeds: _failure(trial, feeds))
-    chunks = pair.chunks(samples)
-    seen: Seen = {}
-    for number, names in enumerate(chunks):
-        for done, (sample, found) in enumerate(pair.run(names, samples, findings)):
-            progress(number * len(samples) + done, len(chunks) * len(samples))
-            for name, observation in found.items():
-                seen.setdefault(name, []).append((sample, observation))
-    findings += pair.left_out()
-    seen = opinion.settle(pair, seen, findings)
+    seen = pair.observe(samples, findings, progress)
+    wide = _widen(pair)
+    if wide is not None and options.tolerance is None:
+        for name, found in wide.observe([_widen_sample(each) for each in samples], findings, progress).items():
+            seen.setdefault(name, []).extend(found)
     verdicts = {name: _close(name, found) for name, found in seen.items()}
     outputs = [verdicts[name] for name in reference.outputs]
     values = [verdicts[name] for name in pair.shared if name in verdicts]
@@ -116,6 +121,25 @@ def compare(
         tuple(dict.fromkeys(findings)),
         options.providers,
     )
+
+
+def _widen(pair: _Pair) -> _Pair | None:
+    """Both models in float32, where they are in less.
+
+    Rounding after every operator hides faults that are larger than the rounding of the weights.
+    """
+    reference, candidate = pair.reference.widened(), pair.candidate.widened()
+    if reference is None or candidate is None:
+        return None
+    return _Pair(reference, candidate, pair.options, WIDE_STEPS)
+
+
+def _widen_sample(sample: Sample) -> Sample:
+    feeds = {
+        name: array.astype(np.float32) if is_float(array) and array.dtype.itemsize == 2 else array
+        for name, array in sample.feeds.items()
+    }
+    return replace(sample, label=f"{sample.label}, in float32", feeds=feeds)
 
 
 def _note_runtime(candidate: Subject, verdict: ValueVerdict) -> str:
@@ -159,8 +183,8 @@ class _Pair:
         shared: inner values that carry one name in both, in graph order.
     """
 
-    def __init__(self, reference: Subject, candidate: Subject, options: CompareOptions) -> None:
-        self.reference, self.candidate, self.options = reference, candidate, options
+    def __init__(self, reference: Subject, candidate: Subject, options: CompareOptions, steps: int = STEPS) -> None:
+        self.reference, self.candidate, self.options, self._steps = reference, candidate, options, steps
         self.inputs = _common_inputs(reference, candidate)
         _insist_on_same_outputs(reference, candidate)
         self._input_names = [each.name for each in candidate.inputs]
@@ -170,6 +194,20 @@ class _Pair:
         self.shared = [name for name in reference.values() if name in theirs] if is_looking_inside else []
         self._jumps = reference.jumps() | candidate.jumps()
         self._incommensurable: dict[str, str] = {}
+        self._noise: dict[int, Moves] = {}
+        """How far disturbances move the outputs, by the identity of the sample."""
+
+    def observe(self, samples: Sequence[Sample], findings: list[str], progress: Progress) -> Seen:
+        """What each input shows of each value, with second opinions on what seems to differ."""
+        chunks = self.chunks(samples)
+        seen: Seen = {}
+        for number, names in enumerate(chunks):
+            for done, (sample, found) in enumerate(self.run(names, samples, findings)):
+                progress(number * len(samples) + done, len(chunks) * len(samples))
+                for name, observation in found.items():
+                    seen.setdefault(name, []).append((sample, observation))
+        findings += self.left_out()
+        return opinion.settle(self, seen, findings)
 
     def chunks(self, samples: Sequence[Sample]) -> list[list[str]]:
         """The values to ask for, a run at a time: the outputs, and as many inner values as fit and are worth it."""
@@ -206,13 +244,13 @@ class _Pair:
                 for name, mine, other in zip(names, expected, actual, strict=True)
                 if self._insist_on_same_shape(name, mine, other)
             }
-            moves: dict[str, list[Move]] = {name: [] for name in pairs}
+            moves: Moves = {}
             if any(not np.array_equal(mine, other) for mine, other in pairs.values()):
-                for run, moved in disturbed:
-                    for name, array in zip(moved, run(sample.feeds), strict=True):
-                        if name in pairs:
-                            moves[name].append(observe_move(pairs[name][0], array))
-            yield sample, {name: self._observe(name, *pairs[name], moves[name]) for name in pairs}
+                moves = _disturb(disturbed, sample, {name: mine for name, (mine, _) in pairs.items()})
+                self._noise.setdefault(id(sample), {}).update(
+                    (name, moves[name]) for name in self.reference.outputs if name in moves
+                )
+            yield sample, {name: self._observe(name, *pairs[name], moves.get(name, ())) for name in pairs}
 
     def left_out(self) -> Iterator[str]:
         """A sentence about the inner values that cannot be compared."""
@@ -240,7 +278,7 @@ class _Pair:
         runs: list[tuple[Run, list[str]]] = []
         coarse = [name for name in names if name in self._jumps]
         fine = [name for name in names if name not in self._jumps]
-        for wanted, steps in ((fine, STEPS), (coarse, COARSE_STEPS)):
+        for wanted, steps in ((fine, self._steps), (coarse, COARSE * self._steps)):
             for draw in range(DRAWS[options.effort] if wanted else 0):
                 disturbance = Disturbance(options.seed * 1000 + draw, steps)
                 runs.append((self.reference.start(wanted, disturbance), wanted))
@@ -267,23 +305,36 @@ class _Pair:
         """The candidate at the runtime's default optimisation, against the unoptimised reference."""
         names = list(self.reference.outputs)
         reference = self.reference.start(names)
-        disturbed = self._disturbed(names)
+        disturbed: list[tuple[Run, list[str]]] = []
         for provider in self.options.providers or ("cpu",):
             run, finding = self.candidate.start_as_deployed(provider)
             if finding:
                 findings.append(finding)
             seen: Seen = {name: [] for name in names}
             for sample in samples:
-                expected = reference(sample.feeds)
-                if sample.is_probe and not all(np.isfinite(each).all() for each in expected if is_float(each)):
+                expected = dict(zip(names, reference(sample.feeds), strict=True))
+                if sample.is_probe and not all(np.isfinite(each).all() for each in expected.values() if is_float(each)):
                     continue
-                actual = run(self._renamed(sample.feeds))
-                draws = [dict(zip(moved, each(sample.feeds), strict=True)) for each, moved in disturbed]
-                for name, mine, other in zip(names, expected, actual, strict=True):
-                    self._insist_on_same_shape(name, mine, other)
-                    moves = [observe_move(mine, draw[name]) for draw in draws if name in draw]
-                    seen[name].append((sample, self._observe(name, mine, other, moves)))
+                actual = dict(zip(names, run(self._renamed(sample.feeds)), strict=True))
+                for name, mine in expected.items():
+                    self._insist_on_same_shape(name, mine, actual[name])
+                    is_new = not np.array_equal(mine, actual[name]) and name not in self._noise.get(id(sample), {})
+                    if is_new and self.options.tolerance is None:
+                        disturbed = disturbed or self._disturbed(names)
+                        self._noise.setdefault(id(sample), {}).update(_disturb(disturbed, sample, expected))
+                    moves = self._noise.get(id(sample), {}).get(name, ())
+                    seen[name].append((sample, self._observe(name, mine, actual[name], moves)))
             yield from (_close(name, seen[name], provider) for name in names)
+
+
+def _disturb(disturbed: Sequence[tuple[Run, list[str]]], sample: Sample, expected: Mapping[str, AnyArray]) -> Moves:
+    """How far each disturbed reference moves the expected values."""
+    moves: Moves = {name: [] for name in expected}
+    for run, names in disturbed:
+        for name, array in zip(names, run(sample.feeds), strict=True):
+            if name in expected:
+                moves[name].append(observe_move(expected[name], array))
+    return moves
 
 
 def _common_inputs(reference: Subject, candidate: Subject) -> list[Declared]:

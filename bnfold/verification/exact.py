@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ def evaluate(
         folder: of its external data.
     """
     deadline = time.monotonic() + seconds
-    wide = _widen(proto, folder)
+    wide = widen(proto, folder, FLOATS, onnx.TensorProto.DOUBLE)
     names = {each.name for each in wide.graph.output}
     wide.graph.output.extend(onnx.ValueInfoProto(name=name) for name in fetch if name not in names)
     inputs = {name: array.astype(np.float64) if array.dtype.kind == "f" else array for name, array in feeds.items()}
@@ -83,31 +83,31 @@ def evaluate(
     return [np.asarray(each) for each in found]
 
 
-def _widen(proto: onnx.ModelProto, folder: Path | None) -> onnx.ModelProto:
-    """A copy in which every float is float64."""
-    wide = onnx.ModelProto()
-    wide.CopyFrom(proto)
-    for graph in _graphs(wide.graph):
+def widen(proto: onnx.ModelProto, folder: Path | None, narrow: Collection[int], wide: int) -> onnx.ModelProto:
+    """A copy in which everything of the element types `narrow` is of the type `wide`."""
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(wide)
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    tensors: list[onnx.TensorProto] = []
+    for graph in _graphs(copy.graph):
         del graph.value_info[:]
-        for tensor in graph.initializer:
-            _widen_tensor(tensor, folder)
+        tensors.extend(graph.initializer)
         for info in (*graph.input, *graph.output):
-            info.ClearField("type")
-    nodes = [node for graph in _graphs(wide.graph) for node in graph.node]
-    nodes += [node for function in wide.functions for node in function.node]
+            if info.type.tensor_type.elem_type in narrow:
+                info.type.tensor_type.elem_type = wide
+    nodes = [node for graph in _graphs(copy.graph) for node in graph.node]
+    nodes += [node for function in copy.functions for node in function.node]
     for node in nodes:
         for attribute in node.attribute:
             if attribute.HasField("t"):
-                _widen_tensor(attribute.t, folder)
-            if node.op_type in CASTS and attribute.name in ("to", "dtype") and attribute.i in FLOATS:
-                attribute.i = onnx.TensorProto.DOUBLE
-    return wide
-
-
-def _widen_tensor(tensor: onnx.TensorProto, folder: Path | None) -> None:
-    if tensor.data_type in FLOATS:
-        name = tensor.name
-        tensor.CopyFrom(numpy_helper.from_array(read(tensor, folder or Path()).astype(np.float64), name))
+                tensors.append(attribute.t)
+            if node.op_type in CASTS and attribute.name in ("to", "dtype") and attribute.i in narrow:
+                attribute.i = wide
+    for tensor in tensors:
+        if tensor.data_type in narrow:
+            name = tensor.name
+            tensor.CopyFrom(numpy_helper.from_array(read(tensor, folder or Path()).astype(dtype), name))
+    return copy
 
 
 def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:

@@ -7,8 +7,8 @@ its noise: what any other correct way to round the same model may do to it. A di
 
 for the value as a whole and for each channel `g` of it, in the root mean square and in the largest element. The second
 and third term keep a channel whose own few draws happened to cancel from having no budget: the fewer elements it has,
-the less its own noise is known, and the larger its share of the whole value's, ``4 / (4 + elements)``. The last term is
-the rounding of the result itself.
+the less its own noise is known, and the larger its share of the whole value's, ``4 / (4 + elements)``. Elements that
+move together count as one. The last term is the rounding of the result itself.
 """
 
 from __future__ import annotations
@@ -39,11 +39,13 @@ class Extent:
     Attributes:
         rms: root mean squares.
         peak: largest absolute values.
+        mean: means.
         elements: how many each of them is over.
     """
 
     rms: Array
     peak: Array
+    mean: Array
     elements: Array
 
     @property
@@ -56,8 +58,8 @@ def measure(array: npt.NDArray[Any], subtract: npt.NDArray[Any] | None = None) -
     """The extent of ``array - subtract``; positions where either is not finite count as zero."""
     if array.ndim < 2 or array.size == 0:
         wide = _difference(array.reshape(1, 1, -1), None if subtract is None else subtract.reshape(1, 1, -1))
-        rms = np.sqrt(np.mean(wide * wide)) if wide.size else 0.0
-        return Extent(np.array([rms]), np.array([np.abs(wide).max(initial=0.0)]), np.array([np.inf]))
+        rms, mean = (np.sqrt(np.mean(wide * wide)), np.mean(wide)) if wide.size else (0.0, 0.0)
+        return Extent(np.array([rms]), np.array([np.abs(wide).max(initial=0.0)]), np.array([mean]), np.array([np.inf]))
     extents = [_along(array, subtract, 1)]
     if array.ndim == 3:
         extents.append(_along(array, subtract, 2))
@@ -66,26 +68,30 @@ def measure(array: npt.NDArray[Any], subtract: npt.NDArray[Any] | None = None) -
     return Extent(
         np.concatenate([[whole_rms], *(each.rms for each in extents)]),
         np.concatenate([[whole_peak], *(each.peak for each in extents)]),
+        np.concatenate([[0.0], *(each.mean for each in extents)]),
         np.concatenate([[np.inf], *(each.elements for each in extents)]),
     )
 
 
 def _along(array: npt.NDArray[Any], subtract: npt.NDArray[Any] | None, axis: int) -> Extent:
-    """The extent of each channel, in blocks: one sample, and as many channels as fit, at a time."""
+    """The extent of each channel, in blocks: as many samples, or as many channels of one, as fit at a time."""
     if axis == 2:
         array = array.swapaxes(1, 2)
         subtract = None if subtract is None else subtract.swapaxes(1, 2)
     batch, channels = array.shape[:2]
-    squares, peak = np.zeros(channels), np.zeros(channels)
-    step = max(1, BLOCK // max(1, array[0, 0].size))
-    for sample in range(batch):
+    squares, sums, peak = np.zeros(channels), np.zeros(channels), np.zeros(channels)
+    size = array[0, 0].size
+    samples, step = max(1, BLOCK // max(1, channels * size)), max(1, BLOCK // max(1, size))
+    for first in range(0, batch, samples):
         for start in range(0, channels, step):
-            part = np.s_[sample, start : start + step]
-            wide = _difference(array[part], None if subtract is None else subtract[part]).reshape(-1, array[0, 0].size)
-            squares[start : start + step] += np.einsum("ij,ij->i", wide, wide)
-            np.maximum(peak[start : start + step], np.abs(wide).max(axis=1), out=peak[start : start + step])
-    count = batch * array[0, 0].size
-    return Extent(np.sqrt(squares / count), peak, np.full(channels, float(count)))
+            part, own = np.s_[first : first + samples, start : start + step], np.s_[start : start + step]
+            wide = _difference(array[part], None if subtract is None else subtract[part])
+            wide = wide.reshape(*wide.shape[:2], size)
+            squares[own] += np.einsum("bcx,bcx->c", wide, wide)
+            sums[own] += np.einsum("bcx->c", wide)
+            np.maximum(peak[own], np.abs(wide).max(axis=(0, 2), initial=0.0), out=peak[own])
+    count = batch * size
+    return Extent(np.sqrt(squares / count), peak, sums / count, np.full(channels, float(count)))
 
 
 def _difference(array: npt.NDArray[Any], subtract: npt.NDArray[Any] | None) -> Array:
@@ -98,11 +104,12 @@ def _difference(array: npt.NDArray[Any], subtract: npt.NDArray[Any] | None) -> A
 
 
 def combine(draws: Sequence[Extent]) -> Extent:
-    """The noise that several draws show: their root mean square, and the largest of their peaks."""
+    """The noise that several draws show: root mean squares over them, and the largest of their peaks."""
     return Extent(
         np.sqrt(np.mean([each.rms**2 for each in draws], axis=0)),
         np.max([each.peak for each in draws], axis=0),
-        draws[0].elements,
+        np.sqrt(np.mean([each.mean**2 for each in draws], axis=0)),
+        np.sum([each.elements for each in draws], axis=0),
     )
 
 
@@ -136,7 +143,8 @@ def judge(difference: Extent, noise: Extent, signal: Extent, dtype: np.dtype[Any
         return Judgement(0.0, relative(FACTOR * noise.peak[0], signal.peak[0]), 0.0, "equal")
     unit, smallest = spacing(dtype)
     worst, test, budget = 0.0, "", 0.0
-    shares = 4 / (4 + signal.elements)
+    together = np.divide(noise.rms, noise.mean, out=np.full_like(noise.rms, np.inf), where=noise.mean != 0) ** 2
+    shares = 4 / (4 + np.minimum(noise.elements, together))
     for name in ("peak", "rms"):
         actual, moved, size = (getattr(each, name) for each in (difference, noise, signal))
         level = moved[0] / size[0] if size[0] else 0.0

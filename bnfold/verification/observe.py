@@ -43,7 +43,8 @@ class Observation:
         counts: NaN and infinity that came and went.
         snr_db: of the difference, in decibels.
         reason: why it fails; empty where it passes.
-        is_void: whether nothing can be said: the reference has no number there, or moves as much by rounding alone.
+        is_void: whether nothing can be said: the reference has no number there, or differs where it moves as much by
+            rounding alone.
         place: the worst element, where it fails.
         ulp, agreement: further figures, of outputs.
     """
@@ -116,7 +117,7 @@ def observe(expected: AnyArray, actual: AnyArray, moves: Sequence[Move], *, is_o
         counts,
         signal_to_noise(signal.rms[0], difference.rms[0]),
         reason,
-        is_void=counts.is_void or bool(signal.rms[0] and noise.rms[0] >= CHAOS * signal.rms[0]),
+        is_void=counts.is_void or bool(not difference.is_zero and noise.rms[0] >= CHAOS * signal.rms[0] > 0),
         place=worst_place(expected, actual) if reason else None,
         ulp=worst_ulp(expected, actual) if is_output else None,
         agreement=agree_on_argmax(expected, actual) if is_output else None,

@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-from google.protobuf.message import DecodeError
 from onnx import helper, shape_inference
 
-from bnfold.errors import IncomparableError, InvalidModelError
+from bnfold.errors import IncomparableError
 from bnfold.verification import exact
 from bnfold.verification.inputs import Declared, Feeds
 from bnfold.verification.onnx_runtime import OnnxSession
-from bnfold.verification.onnx_weights import FLOATS, Disturbance, read, weights
+from bnfold.verification.onnx_weights import FLOATS, Disturbance, read, weights, with_initializers
 from bnfold.verification.subject import Run
 
 JUMPS = frozenset(
@@ -39,36 +38,23 @@ class OnnxSubject:
     """A `bnfold.verification.subject.Subject`.
 
     Args:
-        proto: the model; external data is not loaded.
+        proto: the model, which was checked; external data is not loaded.
         label: what messages call it.
         path: its file, where it has one.
+        folder: of its external data; that of `path`, if there is one.
     """
 
     kind = "onnx"
 
-    def __init__(self, proto: onnx.ModelProto, label: str, path: Path | None = None) -> None:
+    def __init__(
+        self, proto: onnx.ModelProto, label: str, path: Path | None = None, folder: Path | None = None
+    ) -> None:
         self._proto = proto
         self._path = path
+        self._folder = folder if path is None else path.parent
         self.label = label
+        self._serialized: tuple[tuple[int, tuple[str, ...]], bytes] | None = None
         self._declared_outputs = [each.name for each in proto.graph.output]
-
-    @classmethod
-    def open(cls, path: Path) -> OnnxSubject:
-        """The model of a file.
-
-        Raises:
-            InvalidModelError: it cannot be read.
-        """
-        proto = onnx.ModelProto()
-        try:
-            proto.ParseFromString(path.read_bytes())
-        except OSError as error:
-            raise InvalidModelError(f"{path}: {error.strerror}") from error
-        except DecodeError as error:
-            raise InvalidModelError(f"{path}: not an ONNX model") from error
-        if not proto.HasField("graph"):
-            raise InvalidModelError(f"{path}: not an ONNX model (it has no graph)")
-        return cls(proto, str(path), path)
 
     @cached_property
     def inputs(self) -> list[Declared]:
@@ -111,13 +97,25 @@ class OnnxSubject:
         return {name: node for node in self._proto.graph.node for name in node.output if name}
 
     def values(self) -> Mapping[str, str]:
-        """Float values of the main graph, each with its node."""
+        """Float values of the main graph that depend on its inputs, each with its node."""
         known = self._infer({})
         return {
             name: node.name or f"{node.op_type}:{name}"
             for name, node in self._makers.items()
-            if name in known and known[name][0] in FETCHED and name not in self._declared_outputs
+            if name in known
+            and known[name][0] in FETCHED
+            and name not in self._declared_outputs
+            and name in self._varying
         }
+
+    @cached_property
+    def _varying(self) -> frozenset[str]:
+        """What depends on the inputs, be it by its shape alone."""
+        found = {each.name for each in self.inputs}
+        for node in self._proto.graph.node:
+            if not found.isdisjoint(_reads(node)):
+                found.update(node.output)
+        return frozenset(found)
 
     def measure(self, feeds: Feeds) -> Mapping[str, int]:
         """Bytes by shape inference; what it does not know counts as the largest that it knows."""
@@ -199,35 +197,55 @@ class OnnxSubject:
     def start(self, fetch: Sequence[str], disturbance: Disturbance | None = None) -> Run:
         """Optimisation off, so that the runtime adds nothing of its own."""
         overrides: dict[str, npt.NDArray[Any]] = {}
+        proto = self._proto
         if disturbance is not None:
-            tensors = {each.name: each for each in self._proto.graph.initializer}
-            folder = Path() if self._path is None else self._path.parent
-            for index, name in enumerate(weights(self._proto.graph)):
+            proto = self._disturbable
+            tensors = {each.name: each for each in proto.graph.initializer}
+            folder = self._folder or Path()
+            for index, name in enumerate(weights(proto.graph)):
                 overrides[name] = disturbance(read(tensors[name], folder), index)
         more = [name for name in fetch if name not in self._declared_outputs]
-        model = self._path if not more and self._path is not None else self._serialize(more)
-        return OnnxSession(model, self.label, fetch, folder=self._path and self._path.parent, overrides=overrides)
+        file = self._path if proto is self._proto and not more else None
+        model = self._serialize(proto, more) if file is None else file
+        return OnnxSession(model, self.label, fetch, folder=self._folder, overrides=overrides)
 
     def start_as_deployed(self, provider: str) -> tuple[Run, str | None]:
         """All optimisations on, as is the default."""
-        model = self._path if self._path is not None else self._serialize(())
+        model = self._path if self._path is not None else self._serialize(self._proto)
         session = OnnxSession(model, self.label, self.outputs, provider=provider, is_optimised=True)
         count = session.nodes_elsewhere()
         return session, f"{provider} hands {count} nodes of {self.label} back to the CPU" if count else None
 
-    def _serialize(self, more_outputs: Sequence[str]) -> bytes:
-        outputs = self._proto.graph.output
+    @cached_property
+    def _disturbable(self) -> onnx.ModelProto:
+        return with_initializers(self._proto)
+
+    def _serialize(self, proto: onnx.ModelProto, more_outputs: Sequence[str] = ()) -> bytes:
+        """The model with further outputs; the last one is kept, since several sessions start from it."""
+        key = id(proto), tuple(more_outputs)
+        if self._serialized is not None and self._serialized[0] == key:
+            return self._serialized[1]
+        outputs = proto.graph.output
         before = len(outputs)
         outputs.extend(onnx.ValueInfoProto(name=name) for name in more_outputs)
         try:
-            serialized: bytes = self._proto.SerializeToString()
-            return serialized
+            serialized: bytes = proto.SerializeToString()
         finally:
             del outputs[before:]
+        self._serialized = key, serialized
+        return serialized
+
+    def widened(self) -> OnnxSubject | None:
+        """With float32 in place of float16 and bfloat16."""
+        narrow = {onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
+        if not any(each.data_type in narrow for each in self._disturbable.graph.initializer):
+            return None
+        proto = exact.widen(self._proto, self._folder, narrow, onnx.TensorProto.FLOAT)
+        return OnnxSubject(proto, self.label, folder=self._folder)
 
     def evaluate_exactly(self, feeds: Feeds, fetch: Sequence[str], seconds: float) -> list[npt.NDArray[Any]] | None:
         """By the reference evaluator of ONNX, on a copy of the model in float64."""
-        return exact.evaluate(self._proto, feeds, fetch, seconds, None if self._path is None else self._path.parent)
+        return exact.evaluate(self._proto, feeds, fetch, seconds, self._folder)
 
 
 def _reads(node: onnx.NodeProto) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,11 +34,14 @@ FLOATS = frozenset(
 
 @dataclass(frozen=True)
 class Disturbance:
-    """Each weight moved by up to `steps` units in the last place, at random.
+    """Each weight moved by up to `steps` units in the last place, at random; channels and tensors by half as much more.
+
+    Folding multiplies all weights of a channel by one factor, so where they are alike (averages, initial values) they
+    round alike, and their errors add up instead of cancelling.
 
     Attributes:
         seed: of the draw.
-        steps: the largest move.
+        steps: the largest move of a weight by itself.
     """
 
     seed: int
@@ -49,15 +52,52 @@ class Disturbance:
         generator = np.random.default_rng([self.seed, index])
         moved = np.array(array, order="C")
         bits = moved.reshape(-1).view(ORDERED[array.dtype.itemsize])
-        moves = generator.integers(1, self.steps, bits.shape, np.int8, endpoint=True)
-        np.negative(moves, out=moves, where=generator.integers(0, 2, bits.shape, np.int8).view(np.bool_))
+        kind = np.int8 if self.steps < 50 else np.int32  # three halves of it are added
+        drawn = generator.integers(0, 2 * self.steps, moved.shape, kind)
+        moves = drawn - np.where(drawn < self.steps, self.steps, self.steps - 1).astype(kind)  # never zero
+        for axis in range(-1, min(2, moved.ndim)):
+            shape = [size if index == axis else 1 for index, size in enumerate(moved.shape)]
+            moves += self.steps // 2 * (2 * generator.integers(0, 2, shape, kind) - 1)
         mantissa = MANTISSA[array.dtype.name]
         exponents = (bits >> mantissa) & ((1 << (array.dtype.itemsize * 8 - 1 - mantissa)) - 1)
         is_safe = (exponents > 1) & (
             exponents < exponents.dtype.type((1 << (array.dtype.itemsize * 8 - 1 - mantissa)) - 3)
         )
-        bits += np.where(is_safe, moves, 0).astype(bits.dtype)
+        bits += np.where(is_safe, moves.reshape(-1), 0).astype(bits.dtype)
         return moved
+
+
+def with_initializers(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with float constants that nodes of the main graph make as initializers; itself if there are none."""
+    shapes = {each.name: each for each in proto.graph.initializer if each.data_type == onnx.TensorProto.INT64}
+    outputs = {each.name for each in proto.graph.output}
+    made: dict[str, onnx.TensorProto] = {}
+    for node in proto.graph.node:
+        tensor = _constant(node, shapes)
+        if tensor is not None and tensor.data_type in FLOATS and not outputs.intersection(node.output):
+            made[node.output[0]] = tensor
+    if not made:
+        return proto
+    changed = onnx.ModelProto()
+    changed.CopyFrom(proto)
+    changed.ir_version = max(proto.ir_version, 4)  # before, each initializer had to be an input
+    del changed.graph.node[:]
+    changed.graph.node.extend(node for node in proto.graph.node if not made.keys() & set(node.output))
+    for name, tensor in made.items():
+        changed.graph.initializer.add().CopyFrom(tensor)
+        changed.graph.initializer[-1].name = name
+    return changed
+
+
+def _constant(node: onnx.NodeProto, shapes: Mapping[str, onnx.TensorProto]) -> onnx.TensorProto | None:
+    """The tensor that a node holds, where it holds one."""
+    value: onnx.TensorProto | None = next((each.t for each in node.attribute if each.name == "value"), None)
+    if node.op_type == "Constant" and value is not None:
+        return value
+    if node.op_type == "ConstantOfShape" and node.input[0] in shapes and value is not None:
+        shape = numpy_helper.to_array(shapes[node.input[0]])
+        return numpy_helper.from_array(np.full(shape, numpy_helper.to_array(value).reshape(-1)[0]))
+    return None
 
 
 def weights(graph: onnx.GraphProto) -> list[str]:

@@ -75,6 +75,10 @@ class Subject(Protocol):
         """
         ...
 
+    def widened(self) -> Subject | None:
+        """The same with float32 in place of float16 and bfloat16; None where it has neither."""
+        ...
+
     def evaluate_exactly(self, feeds: Feeds, fetch: Sequence[str], seconds: float) -> list[npt.NDArray[Any]] | None:
         """The same in float64; None where that takes longer than `seconds` or cannot be done."""
         ...

@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 from torch.func import functional_call
@@ -29,6 +29,8 @@ AnyArray = npt.NDArray[Any]
 
 NUMPY = {torch.bool: np.dtype(np.bool_), torch.bfloat16: np.dtype(ml_dtypes.bfloat16)}
 """Names that the two libraries spell in different ways."""
+
+NARROW = {torch.float16: np.dtype(np.float16), torch.bfloat16: np.dtype(ml_dtypes.bfloat16)}
 
 JUMPS = frozenset(
     [
@@ -181,6 +183,27 @@ class TorchSubject:
             raise IncomparableError(f"{self.label}: PyTorch here has no {provider!r} to run it on")
         moved = copy.deepcopy(self._module).to("cuda")
         return lambda feeds: self._run(moved, feeds), None
+
+    def widened(self) -> TorchSubject | None:
+        """With float32 in place of float16 and bfloat16, where the graph names neither; the code of a module may."""
+        held = [*self._module.parameters(), *self._module.buffers()]
+        if (
+            self.kind != "torch.program"
+            or not any(each.dtype in NARROW for each in held)
+            or self._names_a_narrow_type()
+        ):
+            return None
+        declared = [
+            dataclasses.replace(each, dtype=np.dtype(np.float32)) if each.dtype in NARROW.values() else each
+            for each in self.inputs
+        ]
+        module = copy.deepcopy(self._module).float()
+        return TorchSubject(module, self.kind, self.label, declared, self._count, self._arguments, self._jumps)
+
+    def _names_a_narrow_type(self) -> bool:
+        assert isinstance(self._module, fx.GraphModule)
+        arguments = [(node.args, node.kwargs) for node in self._module.graph.nodes]
+        return any(isinstance(each, torch.dtype) and each in NARROW for each in _pytree.tree_leaves(arguments))
 
     def evaluate_exactly(self, feeds: Feeds, fetch: Sequence[str], seconds: float) -> list[AnyArray] | None:
         """By a copy of the module in float64; None where its code insists on another type."""

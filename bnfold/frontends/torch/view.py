@@ -144,8 +144,9 @@ class TorchGraph:
         if op in read_affine.ARITHMETIC and (affine := read_affine.read_arithmetic(reader)):
             return affine
         if (linear := read_linear.read_linear(reader)) is not None:
-            kernel = read_linear.operand(reader, linear[1].kernel)
-            return replace(linear[0], is_shared=self._is_shared(kernel))
+            parameters = [linear[1].kernel, *([linear[1].bias] if linear[1].bias else [])]
+            is_shared = any(self._is_shared(read_linear.operand(reader, each)) for each in parameters)
+            return replace(linear[0], is_shared=is_shared)
         if (read := read_carry.READERS.get(op)) is not None:
             return read(reader)
         if reader.call.module is not None and _holds_batchnorms(reader.call.module):
