@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import operator
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +17,7 @@ from torch.nn.modules import module as nn_module
 from torch.utils import _pytree
 
 from bnfold.errors import UnsupportedModelError
+from bnfold.frontends.torch import shapes
 from bnfold.frontends.torch.calls import is_known_forward, is_parametrized, is_plain_module
 from bnfold.frontends.torch.view import VALUE_HOOKS, hook_of
 
@@ -171,7 +174,10 @@ def _fixed_arguments(module: nn.Module, inputs: Inputs | None) -> dict[str, Any]
 
 
 def propagate(module: nn.Module, graph: fx.Graph, inputs: Inputs) -> Mapping[fx.Node, Any] | None:
-    """Fake tensors for every node: with sizes that are symbols, so that nothing follows from one example alone."""
+    """Fake tensors for every node: with sizes that are symbols, so that nothing follows from one example alone.
+
+    Where an operator does not run on symbols, the example tells ranks and types only.
+    """
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
@@ -185,13 +191,26 @@ def propagate(module: nn.Module, graph: fx.Graph, inputs: Inputs) -> Mapping[fx.
         recorder = _Recorder(module, graph)
         try:
             fakes = [_fake(mode, bound.arguments[name], environment is None) for name in names]
-            with mode, torch.no_grad(), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+            with mode, torch.no_grad(), _quiet():
                 recorder.run(*fakes, enable_io_processing=False)
-        except Exception:
+        except Exception:  # of the module's code, or of an operator
             continue
-        return recorder.seen
+        return recorder.seen if environment is not None else shapes.sketched(recorder.seen)
     return None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what torch says of operators that do not run on symbols."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _fake(mode: Any, value: Any, is_static: bool) -> Any:
@@ -220,13 +239,11 @@ def export(module: nn.Module, inputs: Inputs) -> torch.export.ExportedProgram:
     dynamic = _pytree.tree_map(_every_size, (inputs.args, dict(inputs.kwargs)))
     bound = inspect.signature(module.forward).bind(*dynamic[0], **dynamic[1])
     failure: Exception | None = None
-    for shapes in (dict(bound.arguments), None):
+    for sizes in (dict(bound.arguments), None):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                return torch.export.export(
-                    module, inputs.args, dict(inputs.kwargs), dynamic_shapes=shapes, strict=False
-                )
+                return torch.export.export(module, inputs.args, dict(inputs.kwargs), dynamic_shapes=sizes, strict=False)
         except Exception as error:
             failure = error
     raise UnsupportedModelError(f"{type(module).__name__} cannot be exported: {line(failure)}") from failure

@@ -62,17 +62,20 @@ class TorchGraph:
         self._tangled = tangled(graph, self._calls, constants.nodes)
         store.exclude(self._tangled)
         constants = Constants(graph, self._calls.__getitem__, store.tensor)
-        known = shapes.noted(values) if values is not None else None
-        guessed = shapes.Inference(graph, self._calls, store.tensor)
-        sizes, dtypes = known if known is not None else (guessed.shapes, guessed.dtypes)
-        ranks = {} if known is not None else guessed.ranks
-        self._facts = Facts(self._calls, constants, sizes, ranks, dtypes)
+        self._facts = self._know(constants, values or {})
         self._scalars = _scalars(graph, self._calls)
         self._names: dict[fx.Node, str] = _distinct({node: self._label(node) for node in self._calls})
         self._nodes = [node for node in self._calls if self._is_of_interest(node)]
         self._inside = dict(store.nested_batchnorms(graph))
         self._names.update({node: node.name for node in self._inside})
         self._data: dict[fx.Node, list[int]] = {}
+
+    def _know(self, constants: Constants, values: Mapping[fx.Node, Any]) -> Facts:
+        if any(isinstance(value, torch.Tensor) for value in values.values()):
+            sizes, dtypes = shapes.noted(values)
+            return Facts(self._calls, constants, sizes, {}, dtypes)
+        guessed = shapes.Inference(self.graph, self._calls, self._store.tensor, values)
+        return Facts(self._calls, constants, guessed.shapes, guessed.ranks, guessed.dtypes)
 
     def call(self, node: fx.Node) -> Call:
         """What a node does; part of no protocol."""
