@@ -34,13 +34,14 @@ LEVELS = {
     "fold": 7,
     "frontends": 8,
     "verification": 8,
-    "equivalence": 9,
-    "bench": 10,
-    "testing": 10,
-    "api": 10,
-    "report": 11,
-    "cli": 12,
-    "__init__": 12,
+    "optional": 9,
+    "equivalence": 10,
+    "bench": 11,
+    "testing": 11,
+    "api": 11,
+    "report": 12,
+    "cli": 13,
+    "__init__": 13,
 }
 
 PLANNING = {"rules", "draft", "merges", "planner", "fold"}
@@ -63,7 +64,7 @@ NUMPY_ONLY = PLANNING | {
 }
 
 LIBRARIES = {
-    "torch": ("frontends/torch/", "bench/torch_session.py"),
+    "torch": ("frontends/torch/", "verification/", "bench/torch_session.py"),
     "onnx": ("frontends/onnx/", "verification/", "bench/models.py", "api.py", "equivalence.py"),
     "onnx_ir": ("frontends/onnx/", "bench/models.py", "api.py", "equivalence.py"),
     "onnxruntime": ("verification/", "bench/onnx_session.py"),
