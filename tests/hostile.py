@@ -328,6 +328,17 @@ def between(made: onnx.NodeProto, shape: list[int] | None = None, **constants: n
     return changed(change)
 
 
+def _reshaped(proto: onnx.ModelProto) -> None:
+    """A reshape whose declared shapes have not the same number of elements."""
+    proto.graph.node[1].input[0] = "d"
+    proto.graph.node.insert(1, node("Reshape", "c own", "d"))
+    proto.graph.input.append(helper.make_tensor_value_info("own", TensorProto.INT64, [4]))
+    for name, shape in (("c", [1, None, 2, 2]), ("d", [1, 3, 1, 1])):
+        proto.graph.value_info.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+    proto.graph.node[0].op_type, proto.graph.node[0].domain = "Mystery", "com.example"
+    proto.opset_import.append(helper.make_opsetid("com.example", 3))
+
+
 def _renamed(proto: onnx.ModelProto) -> None:
     """The convolution becomes an operator that nobody knows, and a second pair of the usual kind follows."""
     proto.opset_import.append(helper.make_opsetid("com.example", 3))
@@ -546,6 +557,7 @@ FIT: dict[str, tuple[Write, str | None]] = {
         external(location="w.bin", basepath="/etc", checksum="0" * 40, __class__="x", info="y"),
         None,
     ),
+    "reshape-to-a-third-of-a-channel": (changed(_reshaped), "unknown-shape"),
     "negative-channels": (between(node("Identity", "c", "d"), [1, -3, 2, 2]), None),
     "dropout-with-a-mask": (between(node("Dropout", "c", "d m")), None),
     "convolution-without-groups": (
