@@ -79,6 +79,7 @@ class OnnxSession:
         if not is_optimised:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.log_severity_level = 4
+        options.enable_cpu_mem_arena = False
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # several sessions are alive at once
         if folder is not None and isinstance(model, bytes):
