@@ -26,7 +26,7 @@ from bnfold.errors import (
 from bnfold.fold import fold
 from bnfold.frontends import onnx as _onnx
 from bnfold.health import Caution
-from bnfold.limits import LIMITS, Limits
+from bnfold.limits import LIMITS, UNLIMITED, Limits
 from bnfold.outcome import Fold, Outcome
 from bnfold.planner import make_plan
 from bnfold.verification.compare import CompareOptions
@@ -264,7 +264,7 @@ def fuse_file(
             written = _onnx.save(graph, folder / output.name)
         verdict = None
         if verify:
-            verdict = verify_files(model, written.model, comparison, progress).verdict
+            verdict = verify_files(model, written.model, comparison, progress, UNLIMITED).verdict
         if verdict is not None and not verdict.is_equivalent:
             guilty = _guilty(model, outcomes, comparison, limits, merge=merge)
             seconds = time.perf_counter() - start
@@ -288,7 +288,7 @@ def _guilty(
     def is_equivalent(count: int) -> bool:
         graph = _onnx.load(model, limits)
         _fuse_graph(graph, Selection(tuple(escaped[:count]) or ("",)), _silent, merge=False)
-        return compare_models(model, graph, comparison).is_equivalent
+        return compare_models(model, graph, comparison, UNLIMITED).is_equivalent
 
     good, bad = 0, len(names)
     if not is_equivalent(good):

@@ -9,11 +9,11 @@ layout as well, ``[groups, out, in]``, and so a small linear operator of its own
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,8 @@ WORKERS = min(4, os.cpu_count() or 1)
 
 INPUT_MAJOR = (Layout.CONV_TRANSPOSE, Layout.IN_OUT)
 """Layouts whose rows are input channels; those of the others are output channels."""
+
+T = TypeVar("T")
 
 Rows = Callable[[int, int], npt.NDArray[np.generic]]
 """Reads rows ``start`` to ``stop`` of a stored kernel; of any shape, in stored order."""
@@ -80,6 +82,18 @@ class Kernel:
         kernel = self.layout.canonical(stored, self.groups)
         return kernel if self.factor == 1 else kernel.astype(np.float64) * self.factor
 
+    @property
+    def is_input_major(self) -> bool:
+        """Whether a row holds the weights of an input channel."""
+        return self.layout in INPUT_MAJOR
+
+    def take(self, rows: slice) -> npt.NDArray[np.generic]:
+        """Weights of some output channels, which must be its rows, as ``[rows, in/group, *window]``."""
+        start, stop, _ = rows.indices(self.rows)
+        taken: npt.NDArray[Any] = self.open()(start, stop)
+        taken = taken.reshape(stop - start, *self.shape[1 if self.layout is Layout.CONV else -1 :])
+        return taken if self.factor == 1 else taken.astype(np.float64) * self.factor
+
     def solve(self, linear: Linear) -> Array:
         """The whole kernel with everything that `linear` absorbed, in float64, as it is stored."""
         solved = np.empty(self.shape)
@@ -107,11 +121,11 @@ class Kernel:
         """
         errors, peaks = np.zeros(linear.out_channels), np.zeros(linear.out_channels)
         blocks = list(self.blocks())
-        with ThreadPoolExecutor(WORKERS) as pool:
-            found = pool.map(lambda block: block.measure(linear, dtype), blocks)
-            for block, (error, peak) in zip(blocks, found, strict=True):
-                np.maximum(errors[block.outputs], error, out=errors[block.outputs])
-                np.maximum(peaks[block.outputs], peak, out=peaks[block.outputs])
+        for block, (error, peak) in zip(
+            blocks, _in_parallel(lambda block: block.measure(linear, dtype), blocks), strict=True
+        ):
+            np.maximum(errors[block.outputs], error, out=errors[block.outputs])
+            np.maximum(peaks[block.outputs], peak, out=peaks[block.outputs])
         infinite = ~(np.isfinite(errors) & np.isfinite(peaks))
         if infinite.any():
             return Rounding(float("inf"), overflow=int(np.argmax(infinite)))
@@ -149,21 +163,17 @@ class Block:
         return slice(self._groups.start * per_group, self._groups.stop * per_group)
 
     @property
-    def _input_major(self) -> bool:
-        return self.kernel.layout in INPUT_MAJOR
-
-    @property
     def outputs(self) -> slice:
         """Its output channels, over all groups."""
         shape, layout = self.kernel.shape, self.kernel.layout
         total = self.kernel.rows
-        if self._input_major:
+        if self.kernel.is_input_major:
             total = shape[1] * self.kernel.groups if layout is Layout.CONV_TRANSPOSE else shape[-1]
-        return self._channels(total, are_rows=not self._input_major)
+        return self._channels(total, are_rows=not self.kernel.is_input_major)
 
     def part(self, linear: Linear) -> Linear:
         """The operator that has this block alone as its kernel."""
-        inputs = self._channels(linear.in_channels, are_rows=self._input_major)
+        inputs = self._channels(linear.in_channels, are_rows=self.kernel.is_input_major)
         outputs = self.outputs
         return replace(
             linear,
@@ -181,13 +191,13 @@ class Block:
         fan = shape[1] if window else shape[-1]
         kernel = self.read(self.start, self.stop)
         kernel = kernel.reshape(groups, (self.stop - self.start) // groups, fan, *window)
-        kernel = kernel.swapaxes(1, 2) if self._input_major else kernel
+        kernel = kernel.swapaxes(1, 2) if self.kernel.is_input_major else kernel
         return kernel if self.kernel.factor == 1 else kernel.astype(np.float64) * self.kernel.factor
 
     def solve(self, linear: Linear) -> Array:
         """Its weights with everything that `linear`, the whole operator, absorbed: ``[rows, -1]`` in stored order."""
         solved = self.part(linear).solve_kernel(self.canonical())
-        solved = solved.swapaxes(1, 2) if self._input_major else solved
+        solved = solved.swapaxes(1, 2) if self.kernel.is_input_major else solved
         return solved.reshape(self.stop - self.start, -1)
 
     def measure(self, linear: Linear, dtype: np.dtype[np.generic]) -> tuple[Array, Array]:
@@ -200,11 +210,20 @@ class Block:
 
     def _by_output(self, weights: Array, reduce: np.ufunc) -> Array:
         """A reduction of ``[rows, -1]`` over all but the output channels."""
-        if not self._input_major:
+        if not self.kernel.is_input_major:
             return np.asarray(reduce.reduce(weights, axis=1))
         groups, outputs = len(self._groups), self.outputs
         boxes = weights.reshape(groups, len(weights) // groups, (outputs.stop - outputs.start) // groups, -1)
         return np.asarray(reduce.reduce(boxes, axis=(1, 3)).reshape(-1))
+
+
+def _in_parallel(function: Callable[[Block], T], blocks: Sequence[Block]) -> Iterator[T]:
+    """What a function makes of each block, in order; a few blocks are not worth the start of a thread."""
+    if len(blocks) <= WORKERS:
+        yield from map(function, blocks)
+        return
+    with ThreadPoolExecutor(WORKERS) as pool:
+        yield from pool.map(function, blocks)
 
 
 def row_count(shape: tuple[int, ...], layout: Layout) -> int:

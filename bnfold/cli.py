@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import click
 
 from bnfold.errors import BnfoldError, NotEquivalentError
+from bnfold.lazily import lazily
 from bnfold.limits import LIMITS, Limits
 from bnfold.lines import one_line
 
@@ -62,7 +63,7 @@ OUTPUT_OPTIONS = _options(
 )
 
 LIMIT_OPTIONS = _options(
-    click.option("--max-nodes", type=click.IntRange(1), default=LIMITS.nodes, show_default=True, help="Of MODEL."),
+    click.option("--max-nodes", type=click.IntRange(1), default=LIMITS.nodes, show_default=True, help="Of a model."),
     click.option("--max-depth", type=click.IntRange(1), default=LIMITS.depth, show_default=True, help="Of its bodies."),
     click.option(
         "--max-bytes", type=click.IntRange(1), default=LIMITS.bytes, show_default=True, help="Of its tensors."
@@ -165,6 +166,7 @@ def _inputs(options: dict[str, Any]) -> tuple[InputOptions, dict[str, Any]]:
 @click.option("--outputs-only", is_flag=True, help="Do not compare inner values that carry the same name.")
 @INPUT_OPTIONS
 @EFFORT_OPTIONS
+@LIMIT_OPTIONS
 @OUTPUT_OPTIONS
 def verify(
     reference: Path,
@@ -173,6 +175,9 @@ def verify(
     atol: float | None,
     rtol: float | None,
     outputs_only: bool,
+    max_nodes: int,
+    max_depth: int,
+    max_bytes: int,
     **others: Any,
 ) -> None:
     """Decide whether CANDIDATE is the same model as REFERENCE, apart from rounding; exit 1 if it is not."""
@@ -184,7 +189,7 @@ def verify(
     tolerance = None if atol is None and rtol is None else Tolerance(atol or 0.0, rtol or 0.0)
     options = CompareOptions(inputs, providers, tolerance, outputs_only)
     with _progress(rendering) as progress:
-        result = verify_files(reference, candidate, options, progress)
+        result = verify_files(reference, candidate, options, progress, Limits(max_nodes, max_depth, max_bytes))
     _render(record_comparison(result), **rendering)
     if not result.verdict.is_equivalent:
         sys.exit(1)
@@ -257,13 +262,13 @@ def bench(
 @contextmanager
 def _progress(rendering: dict[str, Any]) -> Iterator[Callable[[str, int, int], None]]:
     """A progress bar on standard error, where that is a terminal."""
+    if rendering["quiet"] or not sys.stderr.isatty():
+        yield lambda stage, done, total: None
+        return
     from rich.console import Console
     from rich.progress import Progress
 
     console = Console(stderr=True)
-    if rendering["quiet"] or not console.is_terminal:
-        yield lambda stage, done, total: None
-        return
     with Progress(console=console, transient=True) as bar:
         tasks: dict[str, Any] = {}
 
@@ -302,7 +307,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _terminate)
     logging.getLogger("onnx_ir").addHandler(logging.NullHandler())  # what matters of it is an error of ours
     try:
-        cli(prog_name="bnfold")
+        with lazily("sympy", "onnx_ir._symbolic_shapes"):  # take longer than a fold, to calculate with unknown sizes
+            cli(prog_name="bnfold")
     except BnfoldError as error:
         click.echo(f"bnfold: {one_line(str(error))}", err=True)
         sys.exit(error.exit_code)

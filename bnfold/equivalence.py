@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from bnfold.errors import UnsupportedModelError
 from bnfold.frontends import onnx as _onnx
+from bnfold.limits import LIMITS, Limits
 from bnfold.verification.compare import CompareOptions, Tolerance, compare
 from bnfold.verification.inputs import Effort, InputOptions
 from bnfold.verification.onnx_subject import OnnxSubject
@@ -54,6 +55,7 @@ def verify(
     atol: float | None = None,
     rtol: float | None = None,
     outputs_only: bool = False,
+    limits: Limits = LIMITS,
 ) -> Verdict:
     """Whether two models are equivalent, apart from rounding.
 
@@ -70,6 +72,7 @@ def verify(
         atol: absolute tolerance for outputs in place of the measured budget.
         rtol: relative tolerance for outputs in place of the measured budget.
         outputs_only: do not compare inner values that carry the same name.
+        limits: how much each model may ask for.
 
     Returns:
         The verdict; `Verdict.is_equivalent` is the answer.
@@ -86,12 +89,14 @@ def verify(
         given = tuple({name: np.asarray(array) for name, array in each.items()} for each in sets)
         found = InputOptions(given=given, effort=Effort(effort), seed=seed)
     tolerance = None if atol is None and rtol is None else Tolerance(atol or 0.0, rtol or 0.0)
-    return compare_models(reference, candidate, CompareOptions(found, tuple(providers), tolerance, outputs_only))
+    options = CompareOptions(found, tuple(providers), tolerance, outputs_only)
+    return compare_models(reference, candidate, options, limits)
 
 
-def compare_models(reference: Any, candidate: Any, options: CompareOptions) -> Verdict:
+def compare_models(reference: Any, candidate: Any, options: CompareOptions, limits: Limits = LIMITS) -> Verdict:
     """`verify`, with its options put together."""
-    return compare(_subject(reference, "the reference"), _subject(candidate, "the candidate"), options)
+    first, second = _subject(reference, "the reference", limits), _subject(candidate, "the candidate", limits)
+    return compare(first, second, options)
 
 
 def verify_files(
@@ -99,25 +104,30 @@ def verify_files(
     candidate: Path,
     options: CompareOptions,
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    limits: Limits = LIMITS,
 ) -> Comparison:
-    """`verify` for two files.
+    """`verify` for two files, neither of which may ask for more than `limits`.
 
     Raises:
         BnfoldError: as `verify`.
     """
     start = time.perf_counter()
     verdict = compare(
-        OnnxSubject.open(reference),
-        OnnxSubject.open(candidate),
+        _open(reference, limits),
+        _open(candidate, limits),
         options,
         lambda done, total: progress("verify", done, total),
     )
     return Comparison(reference, candidate, verdict, time.perf_counter() - start)
 
 
-def _subject(model: Any, label: str) -> Subject:
+def _open(path: Path, limits: Limits) -> Subject:
+    return OnnxSubject(_onnx.read_proto(path, limits), str(path), path)
+
+
+def _subject(model: Any, label: str, limits: Limits) -> Subject:
     if isinstance(model, str | Path):
-        return OnnxSubject.open(Path(model))
+        return _open(Path(model), limits)
     if isinstance(model, onnx.ModelProto):
         return OnnxSubject(model, label)
     if isinstance(model, ir.Model):

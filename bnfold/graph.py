@@ -40,7 +40,7 @@ class Graph(Protocol[N, V]):
         ...
 
     def outputs(self, node: N) -> Sequence[V]:
-        """The outputs, in order."""
+        """The outputs that are data of the same kind, in order; no masks, indices or states."""
         ...
 
     def producer(self, value: V) -> N | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
 
@@ -21,3 +22,6 @@ class Limits:
 
 
 LIMITS = Limits()
+
+UNLIMITED = Limits(sys.maxsize, sys.maxsize, sys.maxsize)
+"""For what was made from a model within the limits: a weight that was shared may be there twice."""

@@ -117,7 +117,8 @@ class Linear:
         before, after: pending affines on the input and on the output side; None is the identity.
         window: where its taps lie; None where it is not known, or the kernel must stay: it then merges with nothing.
         has_bias: whether a bias other than zero is stored.
-        is_shared: whether something else reads the stored kernel too, so that it stays whatever becomes of this one.
+        is_shared: whether something else reads the stored kernel or bias too, so that it stays whatever becomes of
+            this operator.
         terms: what makes up kernel and bias in place of the stored ones; empty where those do.
     """
 
@@ -215,11 +216,13 @@ class Factor:
         linear: the operator, with what it absorbed.
         node: whose stored kernel and bias it has; None for one with neither: an identity or an average.
         weight: where there is no node, what every tap of every channel holds.
+        stays: whether the stored kernel or bias stays, for other readers, whatever becomes of the operator.
     """
 
     linear: Linear
     node: Hashable | None = None
     weight: float = 1.0
+    stays: bool = False
 
     @property
     def makes_bias(self) -> bool:

@@ -8,7 +8,7 @@ same value for all of them, `bnfold.rules.merge` decides whether they are one op
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Generic
 
 import numpy as np
@@ -19,7 +19,7 @@ from bnfold.graph import N, V
 from bnfold.linear import Factor, Linear, Window
 from bnfold.ops import Average, ChannelAffine, Concat, Identity, Sum
 from bnfold.outcome import Stop
-from bnfold.rules.merge import Branch, chain, merge, per_channel, stack
+from bnfold.rules.merge import Branch, chain, merge, per_channel, stack, stays
 
 BRANCH_LIMIT = 64
 """Operands that one tree of additions may have."""
@@ -132,6 +132,8 @@ class Merges(Generic[N, V]):
     def _commit(self, found: _Found[N, V] | None, moves: dict[N, Move[N, V]]) -> None:
         if found is None or not any(self._selected(node) for node in (found.join.by, *found.taken)):
             return
+        if not self._pays_for_bias(found):
+            return
         host, by = found.join.host, found.join.by
         for node, (direction, sums) in found.taken.items():
             moves[node] = Move(node, direction, Walk({host: found.absorbed}, list(sums)))
@@ -141,6 +143,18 @@ class Merges(Generic[N, V]):
         for edit in found.bypassed:
             self._draft.bypass(edit.node, keep_output_name=edit.keep_output_name, index=edit.index)
             self._draft.merged[edit.node] = host
+
+    def _pays_for_bias(self, found: _Found[N, V]) -> bool:
+        """Whether a bias that the merge makes is no larger than the parameters that vanish."""
+        host = self._draft.op(found.join.host)
+        assert isinstance(host, Linear)
+        if host.has_bias or host.makes_bias or not found.absorbed.makes_bias:
+            return True
+        ops = [self._draft.op(node) for node in found.join.gone]
+        if any(isinstance(op, Linear) and not stays(op) for op in ops):
+            return True
+        stored = [op.stored for op in ops if isinstance(op, ChannelAffine)]
+        return None in stored or sum(each or 0 for each in stored) >= found.absorbed.out_channels
 
     def _find_chain(self, last: N) -> _Found[N, V] | None:
         draft = self._draft
@@ -432,8 +446,10 @@ def _factors(leaf: _Leaf[N, V], host: Linear, sign: float) -> list[Factor] | Non
         stages, front = [(None, Window.point(len(host.window.taps)), leaf.front)], []
     factors: list[Factor] = []
     stages[0] = (*stages[0][:2], [sign, *stages[0][2]])
-    for node, op, behind in stages:
-        factor = _factor(node, op, size, axis)
+    for index, (node, op, behind) in enumerate(stages, start=1):
+        maps = behind + front if index == len(stages) else behind
+        has_maps = any(isinstance(step, Affine) for step in maps)
+        factor = _factor(node, op, size, axis, has_maps=has_maps)
         if factor.linear.axis_out is None or factor.linear.axis_in is None:
             return None
         after = _compose(behind, factor.linear.out_channels, factor.linear.axis_out)
@@ -446,13 +462,14 @@ def _factors(leaf: _Leaf[N, V], host: Linear, sign: float) -> list[Factor] | Non
         return None
     if front:
         linear = factors[-1].linear.absorb_input(before)
-        factors[-1] = Factor(linear, factors[-1].node, factors[-1].weight)
+        factors[-1] = replace(factors[-1], linear=linear)
     return factors[::-1]
 
 
-def _factor(node: N | None, op: Linear | Window, size: int, axis: int) -> Factor:
+def _factor(node: N | None, op: Linear | Window, size: int, axis: int, *, has_maps: bool) -> Factor:
+    """A stage; one with maps around it would get a kernel of its own without a merge too."""
     if isinstance(op, Linear):
-        return Factor(op, node)
+        return Factor(op, node, stays=stays(op) and not has_maps)
     return Factor(per_channel(op, size, axis), None, 1.0 / max(1, int(np.prod(op.taps))))
 
 
@@ -460,4 +477,4 @@ def _absorb(factor: Factor, after: Affine) -> Factor:
     """With a map behind it, unless that changes nothing."""
     if not after.has_shift and np.all(after.scale == 1):
         return factor
-    return Factor(factor.linear.absorb_output(after), factor.node, factor.weight)
+    return replace(factor, linear=factor.linear.absorb_output(after))

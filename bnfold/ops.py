@@ -20,6 +20,9 @@ Dim = int | str | None
 
 Shape = tuple[Dim, ...]
 
+CHANNEL_LIMIT = 1 << 22
+"""Channels of an affine that declared sizes alone call for; more is no model, and would take the memory for it."""
+
 
 @dataclass(frozen=True, eq=False)
 class ChannelAffine:
@@ -28,10 +31,12 @@ class ChannelAffine:
     Attributes:
         affine: the map.
         is_batchnorm: whether it is a BatchNorm, which can also absorb other affines.
+        stored: elements of its parameters that nothing else reads; None where they are one for each channel or more.
     """
 
     affine: Affine
     is_batchnorm: bool
+    stored: int | None = None
 
 
 @dataclass(frozen=True)

@@ -273,11 +273,13 @@ def _finite(affine: Affine) -> Affine | Stop:
 
 
 def _worthwhile(draft: Draft[N, V], candidate: N, op: Linear, absorbed: Linear) -> Linear | Stop:
-    """Refuse to trade a plain Add for the Add that a missing bias would need."""
+    """Refuse to trade a plain Add for the Add that a missing bias would need, or for the Pad of a shift at a border."""
     start = draft.op(candidate)
     is_batchnorm = isinstance(start, ChannelAffine) and start.is_batchnorm
     if absorbed.makes_bias and not (op.makes_bias or op.has_bias_slot or is_batchnorm):
         return Stop(Reason.NO_BIAS, "it has no bias, and one would cost as much as is saved")
+    if absorbed.fill and not (op.fill or is_batchnorm):
+        return Stop(Reason.BORDER, "its padding would need an operator of its own, which costs as much as is saved")
     for pending in (absorbed.before, absorbed.after):
         if pending is not None and not pending.is_finite:
             return Stop(Reason.OVERFLOW, "the combined scale or shift is not finite")

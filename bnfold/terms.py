@@ -25,10 +25,17 @@ EVERY_ROW = slice(None)
 
 @dataclass(frozen=True, eq=False)
 class Parameters:
-    """What a node stores: the kernel in canonical layout, loaded on demand, and the bias, if it has one."""
+    """What a node stores.
+
+    Attributes:
+        kernel: loads the kernel, in canonical layout.
+        bias: the bias, if it has one.
+        rows: loads rows of output channels alone, ``[rows, in/group, *window]``; None where that would load all of it.
+    """
 
     kernel: Callable[[], npt.NDArray[np.generic]]
     bias: npt.NDArray[np.generic] | None
+    rows: Callable[[slice], npt.NDArray[np.generic]] | None = None
 
 
 Load = Callable[[Hashable], Parameters]
@@ -43,6 +50,15 @@ def nodes(linear: Linear) -> Iterator[Hashable]:
                 yield from nodes(factor.linear)
             elif factor.node is not None:
                 yield factor.node
+
+
+def is_by_rows(linear: Linear) -> bool:
+    """Whether a row of the kernel is made of that row of others alone: it has no chains."""
+    return all(
+        len(term.factors) == 1 and (not factor.linear.terms or is_by_rows(factor.linear))
+        for term in linear.terms
+        for factor in term.factors
+    )
 
 
 def kernel(linear: Linear, load: Load) -> Array:
@@ -131,7 +147,10 @@ def _stored_rows(factor: Factor, load: Load, rows: slice) -> Array:
     if linear.terms:
         return kernel_rows(linear, load, rows)
     if factor.node is not None:
-        stored = load(factor.node).kernel()
+        parameters = load(factor.node)
+        if parameters.rows is not None:
+            return parameters.rows(rows).astype(np.float64)
+        stored = parameters.kernel()
         return stored.reshape(linear.out_channels, *stored.shape[2:])[rows].astype(np.float64)
     assert linear.window is not None
     chosen = np.arange(linear.out_channels)[rows]

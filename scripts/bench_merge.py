@@ -3,9 +3,9 @@
 Needs PyTorch and timm, whose architectures these are (with random weights: latency does not depend on them), and whose
 `reparameterize_model` makes the deploy form. All forms of a network run interleaved in one process, in random order
 within each round, by onnxruntime at its default optimisation level; a ratio is the median of the ratios within rounds,
-with a 95 % bootstrap interval. Writes a table for docs/performance.md to standard output.
+with a 95 % bootstrap interval. Prints a section of docs/performance.md; with --docs it writes it into the page.
 
-    python scripts/bench_merge.py [--rounds N] [--threads N] [NETWORK ...]
+    python scripts/bench_merge.py [--rounds N] [--threads N] [--docs docs/performance.md] [NETWORK ...]
 """
 
 from __future__ import annotations
@@ -14,14 +14,18 @@ import argparse
 import copy
 import io
 import logging
+import platform
+import sys
 import time
 import warnings
+from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
 import timm
 import torch
+from page import write_section
 from timm.utils.model import reparameterize_model
 from torch import nn
 
@@ -105,19 +109,46 @@ def row(name: str, rounds: int, threads: int) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def section(networks: list[str], rounds: int, threads: int) -> str:
+    head = ["network", "convolutions", "exported, ms", "bnfold, ms", "deploy form, ms"]
+    head += ["`--no-merge`", "bnfold", "deploy form"]
+    rows = []
+    for name in networks:
+        rows.append(row(name, rounds, threads))
+        print(rows[-1], file=sys.stderr, flush=True)
+    runtime = onnxruntime.__version__
+    command = f"python scripts/bench_merge.py --rounds {rounds} --threads {threads}"
+    return "\n".join(
+        [
+            "## Networks with parallel branches",
+            "",
+            f"Written by `{command} --docs docs/performance.md`.",
+            f"Architectures of timm {timm.__version__}, exported by PyTorch with their branches; one image of",
+            f"224 x 224 in float32; onnxruntime {runtime} at its default level on {platform.machine()},",
+            f"threads: {threads}. The deploy form is what the authors' own `reparameterize` leaves. Convolutions are",
+            "those of the export, of the folded model and of the deploy form; times are medians; the last three",
+            "columns are speedups over the export (of `bnfold fuse --no-merge`, of `bnfold fuse`, of the deploy form),",
+            "as medians of paired ratios with a 95 % interval.",
+            "",
+            f"| {' | '.join(head)} |",
+            "|---|---|---:|---:|---:|---|---|---|",
+            *rows,
+        ]
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("networks", nargs="*", default=NETWORKS)
-    parser.add_argument("--rounds", type=int, default=100)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--docs", type=Path, help="write the section between its markers in this page")
     options = parser.parse_args()
     logging.disable(logging.ERROR)
-    print(
-        "| network | convolutions | exported, ms | bnfold, ms | deploy form, ms | `--no-merge` | bnfold | deploy form |"
-    )
-    print("|---|---|---:|---:|---:|---|---|---|")
-    for name in options.networks:
-        print(row(name, options.rounds, options.threads), flush=True)
+    text = section(options.networks, options.rounds, options.threads)
+    print(text)
+    if options.docs:
+        write_section(options.docs, "branches", text)
 
 
 if __name__ == "__main__":

@@ -1,20 +1,22 @@
 """Latency of convolutions of one value that are only concatenated, against one convolution with stacked weights.
 
 Interleaved pairs by onnxruntime at its default optimisation level; the ratio is the median of paired ratios with its
-95 % bootstrap interval. Writes the table of docs/performance.md to standard output.
+95 % bootstrap interval. Writes a section of docs/performance.md to standard output, and with --docs into the page.
 
-    python scripts/bench_stacked.py [--rounds N] [--threads N]
+    python scripts/bench_stacked.py [--rounds N] [--threads N] [--docs docs/performance.md]
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
+from page import write_section
 
 # Where such pairs occur: window, channels read, channels that each makes, side of the image, activation behind each.
 CASES = {
@@ -74,15 +76,33 @@ def row(name: str, rounds: int, threads: int) -> str:
     return f"| {name} | {apart:.3f} | {stacked:.3f} | {np.median(ratios):.2f} ({low:.2f} to {high:.2f}) |"
 
 
+def section(rounds: int, threads: int) -> str:
+    command = f"python scripts/bench_stacked.py --rounds {rounds} --threads {threads}"
+    return "\n".join(
+        [
+            "## Convolutions that are only concatenated",
+            "",
+            f"Written by `{command} --docs docs/performance.md`:",
+            "two or three convolutions of one value and their concatenation, against one with stacked weights, by",
+            f"onnxruntime {onnxruntime.__version__} at its default level.",
+            "",
+            "| convolutions | apart, ms | stacked, ms | apart / stacked |",
+            "|---|---:|---:|---|",
+            *(row(name, rounds, threads) for name in CASES),
+        ]
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=400)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--docs", type=Path, help="write the section between its markers in this page")
     options = parser.parse_args()
-    print("| convolutions | apart, ms | stacked, ms | apart / stacked |")
-    print("|---|---:|---:|---|")
-    for name in CASES:
-        print(row(name, options.rounds, options.threads), flush=True)
+    text = section(options.rounds, options.threads)
+    print(text)
+    if options.docs:
+        write_section(options.docs, "stacked", text)
 
 
 if __name__ == "__main__":

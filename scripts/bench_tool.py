@@ -1,24 +1,31 @@
 """Measures the tool itself and prints Markdown tables: size, start-up, peers, and growth with the number of nodes.
 
-    python scripts/bench_tool.py [--folder FOLDER] [--only large|start|peers|nodes] [--rounds N]
+    python scripts/bench_tool.py [--folder FOLDER] [--only large|start|peers|nodes] [--rounds N] [--docs PAGE]
 
 Every row is a ratio of two things that were measured alternately in one run, whole processes each; times are the
 median of the rounds, memory is the largest resident set of the process. The peers are used where they are installed
-(`pip install onnxsim onnxslim onnxoptimizer`). Needs 9 GB on the disk for the large models.
+(`pip install onnxsim onnxslim onnxoptimizer`). Needs 9 GB on the disk for the large models. With `--docs`, the tables
+replace those of the last run on a page, between the two marks that name this script.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import io
 import os
+import platform
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import redirect_stdout
 from dataclasses import dataclass
+from importlib.metadata import version
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 
@@ -29,6 +36,7 @@ from onnx import TensorProto, helper, numpy_helper
 TENSOR = 1 << 28
 """Bytes of a large kernel."""
 
+MARKS = "<!-- tool: start -->", "<!-- tool: end -->"
 MIB = 1 << 20
 PYTHON = sys.executable
 BNFOLD = [PYTHON, "-m", "bnfold.cli"]
@@ -109,6 +117,12 @@ def large(folder: Path, count: int) -> Path:
     return path
 
 
+def made(make: Callable[..., Path], *arguments: object) -> Path:
+    """What `make` gives, in a process of its own: a child's peak is never below what its parent held when it began."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(make, *arguments).result()
+
+
 def fuse(source: Path, *options: str) -> Callable[[], Cost]:
     output = source.with_name("out.onnx")
 
@@ -135,8 +149,8 @@ def copy(source: Path) -> Callable[[], Cost]:
 
 
 def compare_large(folder: Path, rounds: int) -> None:
-    print("\n## Ten and five convolutions of 268 MB, external data\n")
-    ten, five = large(folder, 10), large(folder, 5)
+    print("\n### Ten and five convolutions of 268 MB, external data\n")
+    ten, five = made(large, folder, 10), made(large, folder, 5)
     found = alternate(rounds, cp=copy(ten), ten=fuse(ten), five=fuse(five))
     print("| | seconds | peak MB |\n|---|---:|---:|")
     for name, what in (
@@ -154,7 +168,7 @@ def compare_large(folder: Path, rounds: int) -> None:
 
 
 def compare_start(rounds: int) -> None:
-    print("\n## Start-up\n")
+    print("\n### Start-up\n")
     found = alternate(
         max(rounds, 9),
         base=lambda: measure(PYTHON, "-c", "import click, rich"),
@@ -196,8 +210,8 @@ PEERS = {
 
 
 def compare_peers(folder: Path, rounds: int) -> None:
-    source = convolutional(folder)
-    print(f"\n## A convolutional model of {source.stat().st_size / 1e6:.0f} MB in one file\n")
+    source = made(convolutional, folder)
+    print(f"\n### A convolutional model of {source.stat().st_size / 1e6:.0f} MB in one file\n")
     runs = {"bnfold": fuse(source)}
     for name, code in PEERS.items():
         if importlib.util.find_spec(name) is None:
@@ -232,13 +246,33 @@ def chain(folder: Path, count: int) -> Path:
 
 
 def compare_nodes(folder: Path) -> None:
-    print("\n## Growth with the number of nodes: `bnfold inspect`, a chain of Conv, BatchNormalization, Relu\n")
+    print("\n### Growth with the number of nodes: `bnfold inspect`, a chain of Conv, BatchNormalization, Relu\n")
     print("| nodes | seconds | microseconds per node, without start-up | peak MB |\n|---:|---:|---:|---:|")
-    idle = measure(*BNFOLD, "inspect", chain(folder, 3), "-q")
+    idle = measure(*BNFOLD, "inspect", made(chain, folder, 3), "-q")
     for count in (1_000, 10_000, 100_000):
-        cost = measure(*BNFOLD, "inspect", chain(folder, count), "-q")
+        cost = measure(*BNFOLD, "inspect", made(chain, folder, count), "-q")
         each = (cost.seconds - idle.seconds) / count * 1e6
         print(f"| {count:,} | {cost.seconds:.2f} | {each:.0f} | {cost.peak / MIB:.0f} |")
+
+
+def describe() -> None:
+    """What the numbers were taken on."""
+    names = ["bnfold", "onnx", "onnx-ir", "numpy", *PEERS]
+    known = [name for name in names if importlib.util.find_spec(name.replace("-", "_")) is not None]
+    versions = ", ".join(f"{name} {version(name)}" for name in known)
+    print(f"{os.cpu_count()} CPUs, {platform.system()} {platform.machine()}, Python {platform.python_version()};")
+    print(f"{versions}.")
+    print(f"Load of the machine at the start: {os.getloadavg()[0]:.1f}.")
+
+
+def write(page: Path, tables: str) -> None:
+    """Put the tables on a page, in the place of the last ones."""
+    begin, end = MARKS
+    old = page.read_text() if page.exists() else f"# Performance\n\n{begin}\n{end}\n"
+    if begin not in old:
+        old += f"\n{begin}\n{end}\n"
+    head, rest = old.split(begin)
+    page.write_text(f"{head}{begin}\n{tables.strip()}\n{end}{rest.split(end)[1]}")
 
 
 def main() -> None:
@@ -246,7 +280,22 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where the models are made; a temporary folder by default")
     parser.add_argument("--only", choices=["large", "start", "peers", "nodes"])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--docs", type=Path, metavar="PAGE", help="a Markdown page for the tables")
     options = parser.parse_args()
+    tables = io.StringIO()
+    with redirect_stdout(tables):
+        run(options)
+    print(tables.getvalue())
+    if options.docs is not None:
+        write(options.docs, tables.getvalue())
+
+
+def run(options: argparse.Namespace) -> None:
+    """The measurements that were asked for."""
+    print(
+        "## The tool itself\n\n`python scripts/bench_tool.py --docs docs/performance.md` wrote this section. ", end=""
+    )
+    describe()
     folder = Path(tempfile.mkdtemp(dir=options.folder, prefix="bench-"))
     try:
         if options.only in (None, "start"):

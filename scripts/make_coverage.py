@@ -11,6 +11,7 @@ import numpy as np
 
 from bnfold.affine import Affine
 from bnfold.frontends.onnx import read_carry, read_linear
+from bnfold.linear import Border, Factor, Linear, Window
 from bnfold.ops import (
     Average,
     Broadcast,
@@ -30,6 +31,7 @@ from bnfold.ops import (
 )
 from bnfold.outcome import ADVICE, Reason, Stop
 from bnfold.rules import pull, push
+from bnfold.rules.merge import Branch, chain, merge, per_channel, stack
 
 TARGET = Path(__file__).parent.parent / "docs" / "coverage.md"
 
@@ -71,6 +73,63 @@ KINDS: dict[str, Affine] = {
     "positive scale": Affine.of([2.0, 3.0, 0.5, 1.0], 0.0),
     "the same scale and shift in all channels": Affine.of([2.0] * CHANNELS, 1.0),
 }
+
+
+POINT = Window.point(2)
+SQUARE = Window((3, 3), (1, 1), (1, 1), (1, 1), (1, 1), (None, None))
+STRIDED = Window((1, 1), (2, 2), (1, 1), (0, 0), (0, 0), (None, None))
+SHIFTED = Window((3, 3), (1, 1), (1, 1), (2, 2), (0, 0), (None, None))
+
+
+def conv(window: Window, *, groups: int = 1, fan_in: int = CHANNELS, out: int = CHANNELS, bias: bool = False) -> Factor:
+    """A convolution whose weights nothing else reads."""
+    border = Border.PADDED if any(window.begins) else Border.NONE
+    linear = Linear(groups, out, fan_in, 1, 1, border, window=window, has_bias=bias, is_shared=False)
+    return Factor(linear, "conv")
+
+
+def behind(factor: Factor) -> Factor:
+    """With a BatchNorm in front."""
+    return Factor(factor.linear.absorb_input(KINDS["scale and shift"]), factor.node)
+
+
+DEPTHWISE = conv(SQUARE, groups=CHANNELS)
+SUMS: list[tuple[str, Factor, Factor]] = [
+    ("3x3 + 1x1", conv(SQUARE), conv(POINT)),
+    ("3x3 + the value itself, or a BatchNorm of it", conv(SQUARE), Factor(per_channel(POINT, CHANNELS, 1))),
+    ("3x3 + average of 3x3, padding counted", conv(SQUARE), Factor(per_channel(SQUARE, CHANNELS, 1), None, 1 / 9)),
+    ("depthwise 3x3 + depthwise 1x1", DEPTHWISE, conv(POINT, groups=CHANNELS)),
+    ("3x3 + depthwise 3x3", conv(SQUARE), DEPTHWISE),
+    ("depthwise 3x3 + 1x1", DEPTHWISE, conv(POINT)),
+    ("3x3 + 1x1 with another stride", conv(SQUARE), conv(STRIDED)),
+    ("3x3 + 3x3 with other pads", conv(SQUARE), conv(SHIFTED)),
+    ("3x3 + padded 3x3 of a BatchNorm", conv(SQUARE), behind(conv(SQUARE))),
+    ("1x1 + 1x1 of a BatchNorm", conv(POINT), behind(conv(POINT))),
+]
+ROWS: list[tuple[str, Factor, Factor]] = [
+    ("3x3, then 1x1", conv(SQUARE, bias=True), conv(POINT, bias=True)),
+    ("1x1, then padded 3x3", conv(POINT), conv(SQUARE, bias=True)),
+    ("1x1 with bias, then padded 3x3", conv(POINT, bias=True), conv(SQUARE)),
+    ("3x3, then depthwise 1x1", conv(SQUARE), conv(POINT, groups=CHANNELS)),
+    ("depthwise 3x3, then 1x1", DEPTHWISE, conv(POINT)),
+    ("1x1 to few channels, then 1x1 to many", conv(POINT, out=1), conv(POINT, fan_in=1)),
+    ("3x3, then 3x3", conv(SQUARE), conv(SQUARE)),
+]
+CONCATENATIONS: list[tuple[str, Factor, Factor]] = [
+    ("3x3 beside 3x3, concatenated", conv(SQUARE), conv(SQUARE)),
+    ("3x3 beside 1x1, concatenated", conv(SQUARE), conv(POINT)),
+    ("depthwise beside depthwise, concatenated", DEPTHWISE, DEPTHWISE),
+]
+
+
+def merges() -> Iterator[str]:
+    found: list[tuple[str, object]] = []
+    found += [(what, merge(host, [Branch((other,))], np.zeros(CHANNELS))) for what, host, other in SUMS]
+    found += [(what, chain(first, last)) for what, first, last in ROWS]
+    found += [(what, stack([one, other])) for what, one, other in CONCATENATIONS]
+    for what, result in found:
+        answer = f"no (`{result.reason}`: {result.detail})" if isinstance(result, Stop) else "one convolution"
+        yield f"| {what} | {answer} |"
 
 
 def names(op: Op) -> str:
@@ -140,7 +199,7 @@ def document() -> str:
             "A BatchNorm, or any other per-channel affine `y = scale * x + shift`, is absorbed by",
             f"{absorbing}: by one in front of it (recurrent layers excepted), always; by one",
             "behind it, unless a shift meets zero padding. (A shift that is the same multiple of the scale in all",
-            "channels becomes an explicit Pad.) A BatchNorm that stays absorbs the affines",
+            "channels becomes an explicit Pad, if it is a BatchNorm's.) A BatchNorm that stays absorbs the affines",
             "around it. In between, an affine is carried through these operators, which take it as far as the table",
             "says: upstream from output to input, downstream from input to output. All paths must end in an operator",
             "that absorbs, and no other reader may see a changed value.",
@@ -151,6 +210,17 @@ def document() -> str:
             "",
             "A sum hands the whole scale to every operand, and the shift to one of them or to all in equal parts.",
             "Downstream, the operands of a sum must bring the same scale; the table shows one operand alone.",
+            "",
+            "## What becomes one operator",
+            "",
+            "Linear operators of one value that are added up (in any tree of Add, Sub and Sum, with per-channel",
+            "constants, signs and scales anywhere in it), that follow each other, or that are only concatenated,",
+            "become one where nothing else reads what is between them and the result costs no more: not one",
+            "multiplication, node or parameter. Matrix products of one input too. `--no-merge` turns it off.",
+            "",
+            "| operators | become |",
+            "|---|---|",
+            *merges(),
             "",
             "## Why a BatchNorm stays",
             "",

@@ -245,7 +245,8 @@ def _sparse(values: list[float], indices: list[int], dims: list[int]) -> Change:
 def _not_utf8(old: bytes, new: bytes) -> Write:
     def write(folder: Path) -> Path:
         proto = good()
-        proto.graph.node[0].name = "abcdefgh"
+        proto.graph.node[0].name, proto.graph.doc_string = "abcdefgh", "12345678"
+        proto.graph.node[0].metadata_props.add(key="k", value="ABCDEFGH")
         proto.graph.node[0].output[0] = proto.graph.node[1].input[0] = "ijklmnop"
         (folder / PATH).write_bytes(proto.SerializeToString().replace(old, new))
         return folder / PATH
@@ -296,6 +297,49 @@ def _chain_of_outer_products() -> Write:
     return computed_gamma(nodes, v=big, one=_dims(1), big=_dims(1 << 12, 1 << 13))
 
 
+def _negative_opset(proto: onnx.ModelProto) -> None:
+    calls(("f", "g"))(proto)
+    proto.functions[0].opset_import[0].version = -(1 << 63)
+
+
+def _redefines_relu(proto: onnx.ModelProto) -> None:
+    opsets = [helper.make_opsetid("", 17)]
+    proto.functions.append(helper.make_function("", "Relu", ["a"], ["b"], [node("Neg", "a", "b")], opsets))
+
+
+def between(made: onnx.NodeProto, shape: list[int] | None = None, **constants: np.ndarray) -> Write:
+    """The good model with a node from `c` to `d` between the convolution and the BatchNorm."""
+
+    def change(proto: onnx.ModelProto) -> None:
+        proto.graph.node[1].input[0] = "d"
+        proto.graph.node.insert(1, made)
+        proto.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in constants.items())
+        if shape is not None:
+            for name in ("c", "d"):
+                proto.graph.value_info.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+
+    return changed(change)
+
+
+def _renamed(proto: onnx.ModelProto) -> None:
+    """The convolution becomes an operator that nobody knows, and a second pair of the usual kind follows."""
+    proto.opset_import.append(helper.make_opsetid("com.example", 3))
+    proto.graph.node[0].domain, proto.graph.node[0].op_type = "com.example", "Mystery"
+    square = np.ones((3, 3, 1, 1), np.float32)
+    proto.graph.initializer.append(numpy_helper.from_array(square, "v"))
+    proto.graph.node.extend([node("Conv", "y v", "e"), norm("e", "z")])
+    proto.graph.output[0].name = "z"
+
+
+def _chain(proto: onnx.ModelProto) -> None:
+    """The good model behind 100,000 nodes."""
+    nodes = [node("Relu", "x" if not index else f"r{index - 1}", f"r{index}") for index in range(100_000)]
+    nodes += proto.graph.node
+    nodes[-2].input[0] = "r99999"
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+
+
 TRUNCATIONS = {f"truncated-to-{share}-tenths": share / 10 for share in range(1, 10)}
 
 NOT_MODELS: dict[str, tuple[Write, str]] = {
@@ -329,6 +373,26 @@ NOT_MODELS: dict[str, tuple[Write, str]] = {
 BROKEN: dict[str, tuple[Write, str]] = {
     "no-graph": (changed(_graphless), "no graph"),
     "no-opset": (changed(lambda proto: proto.ClearField("opset_import")), "no opset"),
+    "opset-of-a-function-negative": (changed(_negative_opset), "imports an opset below 1"),
+    "two-opsets-of-one-domain": (
+        changed(lambda proto: proto.opset_import.append(helper.make_opsetid("ai.onnx", 9))),
+        "imports two opsets",
+    ),
+    "documentation-not-utf8": (_not_utf8(b"12345678", b"1\xff\xfe\x805678"), "graph.doc_string is not UTF-8"),
+    "metadata-not-utf8": (
+        _not_utf8(b"ABCDEFGH", b"\x80BCDEFGH"),
+        r"graph.node\[0\].metadata_props\[0\].value is not UTF-8",
+    ),
+    "attribute-without-type": (changed(lambda proto: proto.graph.node[0].attribute.add(name="own")), "has no type"),
+    "attribute-twice": (
+        changed(lambda proto: proto.graph.node[0].attribute.extend([helper.make_attribute("group", 1)] * 2)),
+        "more than one attribute",
+    ),
+    "function-redefines-an-operator": (changed(_redefines_relu), "redefines 'Relu'"),
+    "more-outputs-than-the-operator": (
+        changed(lambda proto: proto.graph.node[0].output.append("more")),
+        "more inputs or outputs",
+    ),
     "opset-zero": (changed(lambda proto: setattr(proto.opset_import[0], "version", 0)), "opset"),
     "cycle": (changed(_cycle), "reads 'y', which nothing before it makes"),
     "unsorted": (changed(_unsorted), "reads 'c', which nothing before it makes"),
@@ -441,6 +505,39 @@ EXPANDING: dict[str, tuple[Write, str]] = {
     ),
     "many-large-constants": (_chain_of_outer_products(), "take too much work"),
 }
+
+FIT: dict[str, tuple[Write, str | None]] = {
+    "good": (changed(lambda proto: None), None),
+    "unknown-operator": (changed(_renamed), None),
+    "unknown-attribute": (between(node("AveragePool", "c", "d", kernel_shape=[1, 1], count_include_pad=1)), None),
+    "cast-to-nothing-known": (between(node("Cast", "c", "d", to=127)), "not-linear"),
+    "concat-along-no-axis": (between(node("Concat", "c", "d", axis=9)), "invalid-parameters"),
+    "transpose-by-no-permutation": (between(node("Transpose", "c", "d", perm=[0, 0, 1, 2])), "invalid-parameters"),
+    "split-into-fewer-parts": (between(node("Split", "c s", "d", axis=1), s=_dims(2, 1)), "invalid-parameters"),
+    "split-into-other-sizes": (between(node("Split", "c s", "d e", axis=1), s=_dims(3, 5)), "mixed-channels"),
+    "slice-by-zero": (
+        between(node("Slice", "c a b e f", "d"), a=_dims(0), b=_dims(3), e=_dims(1), f=_dims(0)),
+        "invalid-parameters",
+    ),
+    "slice-of-nothing-that-fits": (
+        between(node("Slice", "c a b", "d"), a=_dims(0), b=_dims(3, 3)),
+        "invalid-parameters",
+    ),
+    "gather-along-no-axis": (between(node("Gather", "c a", "d", axis=7), a=_dims(0)), "invalid-parameters"),
+    "gather-by-fractions": (between(node("Gather", "c a", "d", axis=1), a=np.ones(3, np.float32)), "not-linear"),
+    "pads-of-other-axes": (between(node("Pad", "c a", "d"), a=_dims(0, 0, 1)), "invalid-parameters"),
+    "scales-of-strings": (between(node("Resize", "c _ a", "d"), a=np.asarray(["1"] * 4, object)), "invalid-parameters"),
+    "terabyte-of-channels": (between(node("Neg", "c", "d"), [1, 1 << 38, 1, 1]), "not-linear"),
+    "terabyte-of-pixels": (between(node("DepthToSpace", "c", "d", blocksize=1 << 18), [1, 3, 2, 2]), "unknown-shape"),
+    "negative-channels": (between(node("Identity", "c", "d"), [1, -3, 2, 2]), None),
+    "dropout-with-a-mask": (between(node("Dropout", "c", "d m")), None),
+    "convolution-without-groups": (
+        changed(lambda proto: proto.graph.node[0].attribute.append(helper.make_attribute("group", 0))),
+        "invalid-parameters",
+    ),
+    "100000-nodes": (changed(_chain), None),
+}
+"""Files that are odd but models: what writes each, and why the first BatchNorm stays; None where it folds."""
 
 CASES: dict[str, tuple[Write, str]] = {**NOT_MODELS, **BROKEN, **TENSORS, **EXTERNAL, **EXPANDING}
 """By the name of the situation: what writes the file, and a pattern of the error."""

@@ -14,11 +14,32 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
+from onnx_graphs import model, node, norm, random, statistics
 
 HERE = Path(__file__).parent
 MODELS = HERE.parent / "models"
 CASES = sorted((HERE / "golden").glob("*.txt"))
+
+
+def branches() -> onnx.ModelProto:
+    """A block as in RepVGG: 3 x 3, 1 x 1 and identity, each with its BatchNorm, added up."""
+    nodes = [
+        node("Conv", "x large", "a", pads=[1, 1, 1, 1]),
+        norm("a", "b", "large_"),
+        node("Conv", "x small", "c"),
+        norm("c", "d", "small_"),
+        norm("x", "e", "skip_"),
+        node("Add", "b d", "f"),
+        node("Add", "f e", "g"),
+        node("Relu", "g", "y"),
+    ]
+    weights = {"large": random(4, 4, 3, 3, dtype=np.float32), "small": random(4, 4, 1, 1, dtype=np.float32)}
+    for name in ("large_", "small_", "skip_"):
+        weights |= statistics(4, name, dtype=np.float32)
+    return model(nodes, weights, (1, 4, 8, 8), dtype=np.float32)
 
 
 @pytest.fixture
@@ -26,6 +47,7 @@ def folder(tmp_path: Path) -> Path:
     """A folder with a model, inputs, and files that are no models."""
     for name in ("digits_cnn.onnx", "digits_mlp.onnx", "digits_test.npz"):
         shutil.copy(MODELS / name, tmp_path)
+    onnx.save(branches(), tmp_path / "branches.onnx")
     (tmp_path / "empty.onnx").touch()
     (tmp_path / "text.onnx").write_text("This is not a model.\n")
     (tmp_path / "old.onnx").write_text("precious")
@@ -48,6 +70,9 @@ def transcript(command: str, folder: Path) -> str:
     text = re.sub(r"\d+\.\d+ s\b", "N s", text)
     text = re.sub(r'"(seconds|error|budget|excess|snr_db|ulp|argmax_margin)": [\d.e+-]+', r'"\1": N', text)
     text = re.sub(r'"test": "[^"]*"', '"test": "T"', text)
+    text = re.sub(r'"input": "[^"]*"', '"input": "I"', text)
+    text = re.sub(r"on the input '[^']*'", "on the input 'I'", text)
+    text = re.sub(r"channel \d+, at \[.*\]: [\d.-]+ instead of [\d.-]+", "channel N, at [...]: N instead of N", text)
     text = re.sub(r"\b\d+ dB", "N dB", text)
     text = re.sub(r"[\d.e+]+ times what rounding explains \([^)]*\)", "N times what rounding explains (T)", text)
     return re.sub(r"\d\.\d+e-\d\d\b|(?<=: )\d\.\d+e-\d\d\b", "N", text)

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import onnx
+import onnx_graphs
 import pytest
 
 ROOT = Path(__file__).parent.parent / "bnfold"
@@ -16,6 +18,7 @@ LEVELS = {
     "errors": 0,
     "limits": 0,
     "lines": 0,
+    "lazily": 0,
     "affine": 0,
     "linear": 1,
     "terms": 2,
@@ -48,6 +51,7 @@ NUMPY_ONLY = PLANNING | {
     "errors",
     "limits",
     "lines",
+    "lazily",
     "blocks",
     "affine",
     "linear",
@@ -163,3 +167,20 @@ def test_importing_is_light(module: str) -> None:
     heavy = {"torch", "onnx", "onnx_ir", "onnxruntime", "jinja2", "matplotlib"}
     code = f"import sys, {module}; print({heavy} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+def test_folding_on_the_command_line_does_not_load_sympy(tmp_path: Path) -> None:
+    """Which onnx_ir imports; it would take longer than most folds."""
+    onnx.save_model(small_model(), tmp_path / "m.onnx")
+    code = (
+        "import sys; from bnfold import cli; sys.argv[1:] = ['fuse', 'm.onnx', '-o', 'o.onnx', '--no-verify'];\n"
+        "try: cli.main()\nfinally: print('sympy.core' in sys.modules, 'onnx_ir' in sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stderr == "False True\n"
+
+
+def small_model() -> onnx.ModelProto:
+    nodes = [onnx_graphs.node("Conv", "x w", "c"), onnx_graphs.norm("c", "y")]
+    constants = {"w": onnx_graphs.random(3, 4, 1, 1), **onnx_graphs.statistics(3)}
+    return onnx_graphs.model(nodes, constants, ("N", 4, "N + 1", "W // 2"))

@@ -302,13 +302,19 @@ REFUSALS: dict[str, tuple[Linear, Linear, Stop]] = {
 @pytest.mark.parametrize("case", REFUSALS)
 def test_what_does_not_merge(case: str) -> None:
     host, branch, reason = REFUSALS[case]
-    found = merge(Factor(host, "host"), [Branch((Factor(branch, "branch"),))], np.zeros(host.out_channels))
+    factor = Factor(host, "host", stays=host.is_shared)
+    found = merge(factor, [Branch((Factor(branch, "branch"),))], np.zeros(host.out_channels))
     assert found is reason
 
 
 def test_a_shared_kernel_merges_where_another_of_its_size_vanishes() -> None:
-    host = replace(operator(), is_shared=True)
-    assert isinstance(merge(Factor(host, "a"), [Branch((Factor(operator(), "b"),))], np.zeros(4)), Linear)
+    host, branch = Factor(operator(), "a", stays=True), Branch((Factor(operator(), "b"),))
+    assert isinstance(merge(host, [branch], np.zeros(4)), Linear)
+    kept = Branch((Factor(operator(), "b", stays=True),))
+    assert merge(host, [kept], np.zeros(4)) is rule.SHARED
+    biased = replace(host, linear=replace(host.linear, has_bias=True))
+    assert merge(biased, [branch], np.zeros(4)) is rule.SHARED
+    assert isinstance(merge(biased, [branch, branch], np.zeros(4)), Linear)
 
 
 CHAINS: dict[str, tuple[Linear, Linear, Stop]] = {

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -13,7 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx_graphs import evaluate, fuse, model, node, norm, operators, random, statistics
 
 import bnfold
-from bnfold import Fold, Merge, Outcome, Refusal
+from bnfold import Fold, Merge, Outcome, Refusal, api, blocks, terms
+from bnfold.linear import Linear
 
 C = 4
 SAME = {"pads": [1, 1, 1, 1]}
@@ -628,8 +631,10 @@ def test_a_shared_weight_is_copied_on_write() -> None:
     assert cost(fused)[0] <= cost(build(nodes))[0]
 
 
-def test_a_shared_weight_is_not_copied_to_save_an_addition() -> None:
-    nodes = [conv("x w", "c", **SAME), node("Add", "c x", "e"), node("Relu", "e", "g"), conv("g w", "y", **SAME)]
+@pytest.mark.parametrize("op", ["Add", "Sub"])
+@pytest.mark.parametrize("operands", ["c x", "x c"])
+def test_a_shared_weight_is_not_copied_to_save_an_addition(op: str, operands: str) -> None:
+    nodes = [conv("x w", "c", **SAME), node(op, operands, "e"), node("Relu", "e", "g"), conv("g w", "y", **SAME)]
     fused, outcomes = fuse(build(nodes))
     assert not merges(outcomes)
     assert operators(fused) == operators(build(nodes))
@@ -806,3 +811,53 @@ def test_a_long_chain_of_additions_is_read_in_reasonable_time() -> None:
     fused, outcomes = fuse(build(nodes, (1, C, 2, 2)))
     assert outcomes == ()
     assert len(fused.graph.node) == len(nodes)
+
+
+BY_ROWS = ["RepVGG", "layer scale inside", "depthwise in a grouped host", "a chain on a branch", "an unpadded average"]
+
+
+@pytest.mark.parametrize("case", BY_ROWS)
+def test_a_merged_kernel_is_the_same_in_blocks_of_any_size(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = bnfold.fuse(build(MERGE[case]))
+    read: list[slice] = []
+    kernel_rows = terms.kernel_rows
+
+    def spy(linear: Linear, load: terms.Load, rows: slice = terms.EVERY_ROW) -> np.ndarray:
+        read.append(rows)
+        return kernel_rows(linear, load, rows)
+
+    monkeypatch.setattr(blocks, "ELEMENTS", 9)
+    monkeypatch.setattr(terms, "kernel_rows", spy)
+    assert bnfold.fuse(build(MERGE[case])).SerializeToString() == whole.SerializeToString()
+    assert (terms.EVERY_ROW in read) == (case == "a chain on a branch")
+
+
+SCALAR: dict[str, list[onnx.NodeProto]] = {
+    "a number": [node("Add", "x two", "e")],
+    "a constant that is read elsewhere": [node("Add", "x s", "e"), node("Mul", "x s", "z")],
+    "a BatchNorm that shares its parameters": [OTHER, norm("x", "e", "p_"), norm("z", "q", "p_")],
+}
+
+
+@pytest.mark.parametrize("case", SCALAR)
+def test_no_bias_is_made_of_parameters_that_stay_or_are_fewer(case: str) -> None:
+    nodes = [conv("x w", "c", **SAME), *SCALAR[case], node("Add", "c e", "y")]
+    read = {name for each in nodes for name in each.input}
+    outputs = " ".join(each.output[0] for each in nodes if each.output[0] not in read)
+    _, outcomes = fuse_cheaply(build(nodes, outputs=outputs))
+    assert not merges(outcomes)
+
+
+def test_a_merged_kernel_is_never_in_memory_as_a_whole(tmp_path: Path) -> None:
+    channels = 640
+    weights = {name: random(channels, channels, 3, 3, seed=seed, dtype=np.float32) for seed, name in enumerate("wv")}
+    nodes = [conv("x w", "c", **SAME), conv("x v", "d", **SAME), node("Add", "c d", "y")]
+    proto = model(nodes, weights, (1, channels, 3, 3), dtype=np.float32)
+    onnx.save(proto, tmp_path / "m.onnx", save_as_external_data=True, location="m.data")
+    del proto, weights
+    tracemalloc.start()
+    result = api.fuse_file(tmp_path / "m.onnx", tmp_path / "out.onnx", verify=False)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert merges(result.outcomes)
+    assert peak < channels**2 * 9 * 4 / 2

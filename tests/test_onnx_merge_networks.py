@@ -10,9 +10,10 @@ import onnxruntime
 import pytest
 import torch
 from branchy_networks import NETWORKS, deploy, trained
+from onnx import numpy_helper
 from test_exporters import export
 
-import bnfold
+import bnfold.testing
 from bnfold import Fold, Merge
 
 
@@ -27,6 +28,10 @@ def run(proto: onnx.ModelProto, x: torch.Tensor) -> np.ndarray:
 
 def count(proto: onnx.ModelProto, *operators: str) -> int:
     return sum(each.op_type in operators for each in proto.graph.node)
+
+
+def weight_bytes(tensor: onnx.TensorProto) -> int:
+    return numpy_helper.to_array(tensor).nbytes
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -55,6 +60,10 @@ def test_a_network_folds_to_its_deploy_form(name: str, is_dynamic: bool, dynamo:
     assert all(isinstance(each, Fold | Merge) for each in outcomes)
     for operators in (["Conv"], ["BatchNormalization"], ["Add", "Sub", "Sum", "Mul"]):
         assert count(fused, *operators) == count(goal, *operators)
+    if dynamo and not is_dynamic:  # takes most of the time
+        bnfold.testing.assert_equivalent(proto, fused, effort="fast", samples=1, outputs_only=True)
+    assert sum(map(weight_bytes, fused.graph.initializer)) <= sum(map(weight_bytes, proto.graph.initializer))
+    assert len(fused.graph.node) <= len(goal.graph.node)
     expected = network.double()(x.double()).detach().numpy()
     bound = 256 * np.finfo(np.float32).eps * np.abs(expected).max()
     assert np.abs(run(fused, x) - expected).max() <= bound

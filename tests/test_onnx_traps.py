@@ -21,6 +21,18 @@ def outcomes(proto: onnx.ModelProto) -> list[str]:
     return ["folded" if isinstance(each, Fold) else str(each.reason) for each in fuse(proto)[1]]
 
 
+@pytest.mark.parametrize(
+    "between", [node("Dropout", "c", "d mask"), node("MaxPool", "c", "d places", kernel_shape=[1, 1])]
+)
+def test_a_mask_or_places_that_nobody_reads(between: onnx.NodeProto) -> None:
+    """A second output that is no data counts for nothing, in front of the BatchNorm and behind it."""
+    constants = {"w": CONV["w"], **statistics(3, sign=1.0)}
+    assert outcomes(model([node("Conv", "x w", "c"), between, norm("d", "y")], constants, (2, 4, 3, 3))) == ["folded"]
+    downstream = [norm("x", "c"), between, node("Conv", "d w", "y")]
+    constants = {"w": CONV["w"], **statistics(4, sign=1.0)}
+    assert outcomes(model(downstream, constants, (2, 4, 3, 3))) == ["folded"]
+
+
 def test_a_second_use_of_the_convolution() -> None:
     proto = model([node("Conv", "x w", "c"), norm("c", "y"), node("Relu", "c", "z")], CONV, (2, 4, 3, 3), outputs="y z")
     assert outcomes(proto) == ["second-use"]
@@ -367,3 +379,20 @@ def test_a_constant_that_expands_without_bounds_is_not_evaluated() -> None:
     proto.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in constants.items())
     with pytest.raises(bnfold.InvalidModelError, match="asks for"):
         bnfold.plan(proto)
+
+
+@pytest.mark.parametrize("merge", [True, False])
+def test_products_in_a_row_that_both_get_a_bias(merge: bool) -> None:
+    """The first one's bias is an Add that is put in; the second one is written after that, and reads a new value."""
+    nodes = [
+        node("MatMul", "x w", "c"),
+        norm("c", "n"),
+        node("MatMul", "n v", "d"),
+        norm("d", "m"),
+        node("Relu", "n", "z"),
+    ]
+    nodes += [node("Relu", "m", "y")]
+    proto = model(nodes, {"w": random(4, 3), "v": random(3, 3), **statistics(3)}, (2, 4), outputs="y z")
+    fused = bnfold.fuse(proto, merge=merge)
+    assert operators(fused) == ["MatMul", "Add", "MatMul", "Add", "Relu", "Relu"]
+    fuse(proto)

@@ -14,7 +14,7 @@ from onnx_graphs import model, node, norm, random, statistics
 
 import bnfold
 from bnfold import IncomparableError
-from bnfold.verification import opinion
+from bnfold.verification import onnx_weights, opinion
 
 Array = np.ndarray
 
@@ -216,6 +216,74 @@ def test_the_truth_on_one_input_clears_no_other() -> None:
     assert {sample.feeds["x"].shape[1] for sample in verdict.samples} == {32, 33}
     assert [each.is_equivalent for each in verdict.outputs if not each.is_deployed] == [False, False]
     assert not any("float64" in finding for finding in verdict.findings)
+
+
+def with_constants_as_nodes(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The weights of the convolutions in `Constant` nodes, as several exporters write them."""
+    weights = [each for each in proto.graph.initializer if each.name in ("w", "v", "u")]
+    for each in weights:
+        proto.graph.initializer.remove(each)
+    made = [helper.make_node("Constant", [], [each.name], value=each) for each in weights]
+    nodes = list(proto.graph.node)
+    del proto.graph.node[:]
+    proto.graph.node.extend([*made, *nodes])
+    return proto
+
+
+def test_constants_that_nodes_make_are_weights_too() -> None:
+    """Their rounding is noise like any other's."""
+    proto = with_constants_as_nodes(network())
+    assert set(onnx_weights.weights(onnx_weights.with_initializers(proto).graph)) == set(
+        onnx_weights.weights(network().graph)
+    )
+    assert bnfold.verify(proto, bnfold.fuse(network())).is_equivalent
+
+
+def test_a_disturbance_moves_channels_together_too() -> None:
+    """Independent moves of a thousand weights would cancel in the mean, to a twentieth of a unit."""
+    weights = np.full((64, 1000), 1.5, np.float32)
+    moved = onnx_weights.Disturbance(0)(weights, 0)
+    steps = (moved.astype(np.float64) - weights) / np.spacing(np.float32(1.5))
+    assert np.abs(steps).max() <= 5
+    assert (steps != steps[0, 0]).mean() > 0.5
+    assert np.sqrt(np.mean(steps.mean(axis=1) ** 2)) > 0.5
+
+
+@pytest.mark.parametrize("value", [0.1, 0.7, 1.9])
+def test_weights_that_are_all_alike_are_no_fault(value: float) -> None:
+    """They round alike, so that errors add up instead of cancelling."""
+    alike = {
+        name: np.full_like(random(*shape), value) for name, shape in {"w": (8, 3, 3, 3), "v": (8, 8, 3, 3)}.items()
+    }
+    norms = {name: np.full(8, 0.7) for name in ("n_gamma", "n_beta", "n_mean", "n_var")}
+    proto = network(**alike, **{name: norms.get(name, array) for name, array in statistics(8, "n_").items()})
+    assert bnfold.verify(proto, bnfold.fuse(proto)).is_equivalent
+
+
+def halved(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """In float16."""
+    for each in proto.graph.initializer:
+        if each.data_type == TensorProto.FLOAT:
+            each.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(each).astype(np.float16), each.name))
+    for each in (*proto.graph.input, *proto.graph.output):
+        if each.type.tensor_type.elem_type == TensorProto.FLOAT:
+            each.type.tensor_type.elem_type = TensorProto.FLOAT16
+    return proto
+
+
+def test_float16_hides_no_fault_that_is_larger_than_the_rounding_of_its_weights() -> None:
+    """Rounding after each operator is much larger than what one wrong weight does."""
+    proto = halved(network())
+    assert bnfold.verify(proto, bnfold.fuse(proto)).is_equivalent
+    weight = next(each for each in proto.graph.initializer if each.name == "w")
+    wrong = numpy_helper.to_array(weight).copy()
+    wrong[5, 1, 0, 0] *= 1.05
+    faulty = onnx.ModelProto()
+    faulty.CopyFrom(proto)
+    next(each for each in faulty.graph.initializer if each.name == "w").CopyFrom(numpy_helper.from_array(wrong, "w"))
+    verdict = bnfold.verify(proto, faulty)
+    assert not verdict.is_equivalent
+    assert verdict.worst.sample.endswith("in float32")
 
 
 def rename_output(proto: onnx.ModelProto) -> None:

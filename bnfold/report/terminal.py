@@ -30,14 +30,20 @@ def show(record: Record, console: Console, *, verbose: bool = False, quiet: bool
         _print(console, line)
 
 
+LINES = 6
+"""How many inner values that differ are listed without being asked for all."""
+
+
 def show_comparison(record: Record, console: Console, *, verbose: bool = False, quiet: bool = False) -> None:
     """Print the verdict on each output, where the difference starts, and a summary."""
     if not quiet:
         for output in record["outputs"]:
             _print(console, _verdict_line(output, f"{output['name']} ({_where_run(output)})"))
-        for value in record["values"]:
-            if verbose or value["reason"]:
-                _print(console, _verdict_line(value, value["name"]))
+        values = record["values"] if verbose else [each for each in record["values"] if each["reason"]]
+        for value in values if verbose else values[:LINES]:
+            _print(console, _verdict_line(value, value["name"]))
+        if not verbose and len(values) > LINES:
+            _print(console, f"         and {len(values) - LINES} inner values more (--verbose lists them)")
         if record["first_divergence"] is not None:
             _print(console, _divergence_line(record["first_divergence"]))
         for finding in record["findings"]:
@@ -77,7 +83,7 @@ def judgement_line(verification: Record) -> str:
     on = f"{inputs} set{'' if inputs == 1 else 's'} of inputs"
     if not verification["equivalent"]:
         return f"NOT equivalent, on {on}"
-    inside = f", {values} inner values" if values else ""
+    inside = f", {values} inner value{'' if values == 1 else 's'}" if values else ""
     outputs = [each for each in verification["outputs"] if each["level"] == "disabled"]
     worst = max(outputs, key=lambda output: output["excess"], default=None)
     error = f" (largest error {worst['error']:.1e}, budget {worst['budget']:.1e})" if worst else ""
@@ -131,9 +137,13 @@ def summary(record: Record) -> Iterator[str]:
     extra = f", and {record['affines']['folded']} other per-channel affines" if record["affines"]["folded"] else ""
     yield f"{counts['found']} BatchNorms found: {counts['folded']} {would}, {counts['kept']} kept{extra}"
     if record["merges"]:
-        plural = "" if len(record["merges"]) == 1 else "s"
         merge = "would become" if record["output"] is None else "became"
-        yield f"{len(record['merges'])} group{plural} of linear operators {merge} one each"
+        many = len(record["merges"])
+        yield (
+            f"1 group of linear operators {merge} one"
+            if many == 1
+            else f"{many} groups of linear operators {merge} one each"
+        )
     if record["output"] is None:
         return
     yield (

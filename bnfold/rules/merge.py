@@ -131,10 +131,10 @@ def merge(host: Factor, branches: Sequence[Branch], constant: Array) -> Linear |
         if isinstance(placed, Stop):
             return placed
         terms.append(Term(branch.factors, placed))
-    freed = sum(
-        _stored_size(factor.linear) for branch in branches for factor in branch.factors if factor.node is not None
-    )
-    if _stays(linear) and freed < _size(linear):
+    factors = [factor for branch in branches for factor in branch.factors]
+    freed = sum(_size(factor.linear) for factor in factors if factor.node is not None and not factor.stays)
+    copied = _size(linear) + (linear.out_channels if host.makes_bias else 0)
+    if host.stays and freed < copied:
         return SHARED
     merged = replace(linear, before=None, after=None, terms=tuple(terms), is_shared=False)
     if not np.any(constant):
@@ -149,13 +149,15 @@ def chain(first: Factor, last: Factor) -> tuple[Linear, bool] | Stop:
     if stop := stop_branch(branch):
         return stop
     one, two = first.linear, last.linear
-    if _stays(one) or _stays(two):
+    if stays(one) or stays(two):
         return SHARED
     assert one.window is not None
     assert two.window is not None
     is_last = _can_host(two, branch) and one.window.is_point
-    if not is_last and not (_can_host(one, branch) and two.window.is_point):
+    is_first = _can_host(one, branch) and two.window.is_point
+    if not is_last and not is_first:
         return AXES if one.groups == two.groups else CHANNELS
+    is_last = is_last and (two.has_bias_slot or not (is_first and one.has_bias_slot))
     host = two if is_last else one
     assert host.window is not None
     merged = replace(
@@ -187,7 +189,7 @@ def stack(factors: Sequence[Factor]) -> Linear | Stop:
             return AXES
         if linear.groups != 1 or linear.in_channels != first.in_channels:
             return CHANNELS
-        if _stays(linear):
+        if stays(linear):
             return SHARED
         terms.append(Term((factor,), tuple(range(taps) for taps in linear.window.taps), start))
         start += linear.out_channels
@@ -227,11 +229,6 @@ def _size(linear: Linear) -> int:
     return linear.out_channels * (linear.in_channels // linear.groups) * prod(linear.window.taps)
 
 
-def _stored_size(linear: Linear) -> int:
-    """Elements that vanish with a kernel."""
-    return 0 if _stays(linear) else _size(linear)
-
-
-def _stays(linear: Linear) -> bool:
-    """Whether the stored kernel stays whatever becomes of the operator, and no fold gives it one of its own anyway."""
+def stays(linear: Linear) -> bool:
+    """Whether the stored kernel stays whatever becomes of the operator, and no fold gave it one of its own anyway."""
     return linear.is_shared and linear.before is None and linear.after is None

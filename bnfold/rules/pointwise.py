@@ -51,6 +51,8 @@ def _(op: Sum, affine: Affine) -> Carried:
         return SHAPES
     shapes = [shape for shape in op.shapes if shape is not None]
     rank = max(len(shape) for shape in shapes)
+    if affine.axis >= rank:
+        return SHAPES
     pulled: list[Affine] = []
     for shape, sign, share in zip(shapes, op.signs, op.shares, strict=True):
         axis = affine.axis - (rank - len(shape))
@@ -79,6 +81,8 @@ def _(op: Sum, *affines: Affine | None) -> Carried:
         else:
             total = total.with_shift(total.shift + part.shift)
     assert total is not None
+    if total.axis >= rank:
+        return SHAPES
     if None in affines and not np.all(total.scale == 1):
         return CONFLICT
     for shape in shapes:

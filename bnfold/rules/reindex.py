@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bnfold.affine import Affine
-from bnfold.ops import Concat, Dim, PixelShuffle, PixelUnshuffle, Reshape, Shape, Split, Take, Transpose
+from bnfold.ops import CHANNEL_LIMIT, Concat, Dim, PixelShuffle, PixelUnshuffle, Reshape, Shape, Split, Take, Transpose
 from bnfold.outcome import Reason, Stop
 from bnfold.rules.registry import AXIS, CONFLICT, MIXED, Carried, pull, push, variants
 
@@ -34,7 +34,7 @@ def _(op: Concat, *affines: Affine | None) -> Carried:
         return (given[0],) if same else CONFLICT
     parts: list[Affine] = []
     for affine, size in zip(affines, op.sizes, strict=True):
-        if affine is None and size is None:
+        if size not in (None, affine.size) if affine else size is None or size > CHANNEL_LIMIT:
             return SIZES
         parts.append(affine or Affine.identity(size or 0, op.axis))
     return (Affine.join(parts),)
@@ -55,25 +55,29 @@ def _(op: Split, *affines: Affine | None) -> Carried:
     if given[0].axis != op.axis:
         same = len(given) == len(affines) and all(given[0].equals(other) for other in given)
         return (given[0],) if same else CONFLICT
+    if any(a.size != size if a else size > CHANNEL_LIMIT for a, size in zip(affines, op.sizes, strict=True)):
+        return SIZES
     parts = [a or Affine.identity(size, op.axis) for a, size in zip(affines, op.sizes, strict=True)]
     return (Affine.join(parts),)
 
 
 @push.register
 def _(op: Split, affine: Affine) -> Carried:
-    return affine.split(op.sizes) if affine.axis == op.axis else (affine,) * len(op.sizes)
+    if affine.axis != op.axis:
+        return (affine,) * len(op.sizes)
+    return affine.split(op.sizes) if sum(op.sizes) == affine.size else SIZES
 
 
 @pull.register
 def _(op: Take, affine: Affine) -> Carried:
-    if affine.axis in op.others:
+    if affine.axis in op.others or (affine.axis == op.axis and affine.size != len(op.index)):
         return SIZES
     return _found(affine.spread(op.index, op.size)) if affine.axis == op.axis else (affine,)
 
 
 @push.register
 def _(op: Take, affine: Affine) -> Carried:
-    if affine.axis in op.others:
+    if affine.axis in op.others or (affine.axis == op.axis and affine.size != op.size):
         return SIZES
     return (affine.take(op.index),) if affine.axis == op.axis else (affine,)
 
@@ -84,12 +88,12 @@ def _found(affine: Affine | None) -> Carried:
 
 @pull.register
 def _(op: Transpose, affine: Affine) -> Carried:
-    return (affine.along(op.order[affine.axis]),)
+    return (affine.along(op.order[affine.axis]),) if affine.axis < len(op.order) else SHAPES
 
 
 @push.register
 def _(op: Transpose, affine: Affine) -> Carried:
-    return (affine.along(op.order.index(affine.axis)),)
+    return (affine.along(op.order.index(affine.axis)),) if affine.axis < len(op.order) else SHAPES
 
 
 @pull.register
@@ -121,14 +125,21 @@ def _block_channels(factor: int, channels: int, channel_first: bool) -> npt.NDAr
 def _onto_blocks(affine: Affine, factor: int, channels: int, channel_first: bool) -> Carried:
     if affine.axis == 0:
         return (affine,)
-    return (affine.take(_block_channels(factor, channels, channel_first)),) if affine.axis == 1 else AXIS
+    if affine.axis != 1:
+        return AXIS
+    if affine.size != channels or factor**2 * channels > CHANNEL_LIMIT:
+        return SIZES
+    return (affine.take(_block_channels(factor, channels, channel_first)),)
 
 
 def _off_blocks(affine: Affine, factor: int, channels: int, channel_first: bool) -> Carried:
     if affine.axis == 0:
         return (affine,)
-    index = _block_channels(factor, channels, channel_first)
-    return _found(affine.spread(index, channels)) if affine.axis == 1 else AXIS
+    if affine.axis != 1:
+        return AXIS
+    if affine.size != factor**2 * channels:
+        return SIZES
+    return _found(affine.spread(_block_channels(factor, channels, channel_first), channels))
 
 
 @pull.register
@@ -193,6 +204,8 @@ def _transport(affine: Affine, before: Shape, after: Shape, choice: int) -> Carr
     (A) a target axis that determines the channel: its affine repeats the channels; (B) a target axis that the channel
     determines: its affine exists where all channels that share an index agree.
     """
+    if affine.axis >= len(before) or (isinstance(before[affine.axis], int) and before[affine.axis] != affine.size):
+        return SHAPES
     given = tuple(_monomial(dim) for dim in before), tuple(_monomial(dim) for dim in after)
     source, target = _fill_in(*given), _fill_in(*given[::-1])
     stride = _product(source[affine.axis + 1 :])
@@ -228,7 +241,7 @@ def _transport(affine: Affine, before: Shape, after: Shape, choice: int) -> Carr
 
 def _repeated(affine: Affine, ratio: int, size: int) -> Affine | None:
     """Case A: an index ``i`` of the target axis has channel ``(i // ratio) % channels``."""
-    if not ratio or size % (ratio * affine.size):
+    if not ratio or size > CHANNEL_LIMIT or size % (ratio * affine.size):
         return None
     return affine.take(np.arange(size) // ratio % affine.size)
 

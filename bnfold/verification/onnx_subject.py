@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-from google.protobuf.message import DecodeError
 from onnx import helper, shape_inference
 
-from bnfold.errors import IncomparableError, InvalidModelError
+from bnfold.errors import IncomparableError
 from bnfold.verification import exact
 from bnfold.verification.inputs import Declared, Feeds
 from bnfold.verification.onnx_runtime import OnnxSession
@@ -39,7 +38,7 @@ class OnnxSubject:
     """A `bnfold.verification.subject.Subject`.
 
     Args:
-        proto: the model; external data is not loaded.
+        proto: the model, which was checked; external data is not loaded.
         label: what messages call it.
         path: its file, where it has one.
         folder: of its external data; that of `path`, if there is one.
@@ -56,24 +55,6 @@ class OnnxSubject:
         self.label = label
         self._serialized: tuple[tuple[int, tuple[str, ...]], bytes] | None = None
         self._declared_outputs = [each.name for each in proto.graph.output]
-
-    @classmethod
-    def open(cls, path: Path) -> OnnxSubject:
-        """The model of a file.
-
-        Raises:
-            InvalidModelError: it cannot be read.
-        """
-        proto = onnx.ModelProto()
-        try:
-            proto.ParseFromString(path.read_bytes())
-        except OSError as error:
-            raise InvalidModelError(f"{path}: {error.strerror}") from error
-        except DecodeError as error:
-            raise InvalidModelError(f"{path}: not an ONNX model") from error
-        if not proto.HasField("graph"):
-            raise InvalidModelError(f"{path}: not an ONNX model (it has no graph)")
-        return cls(proto, str(path), path)
 
     @cached_property
     def inputs(self) -> list[Declared]:

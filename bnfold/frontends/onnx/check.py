@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 
 import onnx
 
 from bnfold.errors import InvalidModelError
 from bnfold.frontends.onnx.check_tensor import TensorCheck
+from bnfold.frontends.onnx.check_text import insist_on_text
+from bnfold.frontends.onnx.schema import find_schema
 from bnfold.limits import Limits
 
 Key = tuple[str, str, str]
@@ -63,6 +64,7 @@ def check(proto: onnx.ModelProto, name: str, folder: Path | None, limits: Limits
     if not proto.opset_import:
         raise InvalidModelError(f"{name}: not a valid ONNX model (it names no opset)")
     try:
+        insist_on_text(proto)
         _Check(TensorCheck(folder, limits), limits).model(proto)
     except ValueError as error:
         raise InvalidModelError(f"{name}: not a valid ONNX model ({error})") from error
@@ -77,45 +79,43 @@ class _Check:
         self._types: dict[str, int] = {}
 
     def model(self, proto: onnx.ModelProto) -> None:
-        if any(each.version < 1 for each in proto.opset_import):
-            raise ValueError("an opset has a version below 1")
+        opset = _opset(proto.opset_import, "it")
         self._types = {each.name: each.data_type for each in proto.graph.initializer}
         functions: dict[Key, onnx.FunctionProto] = {}
         for function in proto.functions:
             key = _key(function.domain, function.name, function.overload)
             if key in functions:
                 raise ValueError(f"two functions are called {function.name!r}")
+            if not key[0] and find_schema(function.name, opset) is not None:
+                raise ValueError(f"a function redefines {function.name!r} of the standard domain")
             functions[key] = function
         calls: dict[Key, list[Key]] = {}
         sizes: dict[Key, int] = {}
         for key, function in functions.items():
             frame = self._function(function)
             sizes[key], calls[key] = self._walk(frame, functions)
-        size, called = self._walk(self._graph(proto.graph, "the graph", (), _opset(proto.opset_import)), functions)
+        size, called = self._walk(self._graph(proto.graph, "the graph", (), opset), functions)
         self._count(size, called, sizes, calls)
         for training in proto.training_info:
             self._training(training)
 
     def _function(self, function: onnx.FunctionProto) -> _Frame:
-        where = f"function {_text(function.name, 'a function')!r}"
-        inputs = _names(function.input, where)
-        _unique(inputs, f"input of {where}")
-        return _Frame(
-            where, iter(function.node), _names(function.output, where), (set(inputs),), _opset(function.opset_import)
-        )
+        where = f"function {function.name!r}"
+        _unique(function.input, f"input of {where}")
+        opset = _opset(function.opset_import, where)
+        return _Frame(where, iter(function.node), function.output, (set(function.input),), opset)
 
     def _graph(self, graph: onnx.GraphProto, where: str, outer: tuple[set[str], ...], opset: int) -> _Frame:
-        inputs = _names((each.name for each in graph.input), where)
+        inputs = [each.name for each in graph.input]
         _unique(inputs, f"input of {where}")
         sparse = [each.values for each in graph.sparse_initializer]
-        constants = _names((each.name for each in [*graph.initializer, *sparse]), where)
+        constants = [each.name for each in [*graph.initializer, *sparse]]
         _unique(constants, f"initializer of {where}")
         for tensor in graph.initializer:
             self._tensors.dense(tensor, f"initializer {tensor.name!r}")
         for each in graph.sparse_initializer:
             self._tensors.sparse(each, f"sparse initializer {each.values.name!r}")
-        _names((each.name for each in graph.value_info), where)
-        outputs = _names((each.name for each in graph.output), where)
+        outputs = [each.name for each in graph.output]
         return _Frame(where, iter(graph.node), outputs, (*outer, {*inputs, *constants}), opset)
 
     def _walk(self, start: _Frame, functions: dict[Key, onnx.FunctionProto]) -> tuple[int, list[Key]]:
@@ -148,14 +148,12 @@ class _Check:
                 raise ValueError(f"output {name!r} of {frame.where} is made by nothing in it")
 
     def _node(self, node: onnx.NodeProto, frame: _Frame) -> str:
-        name = _text(node.name, f"a node of {frame.where}")
-        kind = _text(node.op_type, f"the operator of node {name!r}")
-        _text(node.domain, f"the domain of node {name!r}")
+        name, kind = node.name, node.op_type
         where = f"node {name!r} ({kind})" if name else f"a {kind} of {frame.where}"
-        for value in _names(node.input, where):
+        for value in node.input:
             if value and not frame.knows(value):
                 raise ValueError(f"{where} reads {value!r}, which nothing before it makes")
-        frame.made = [value for value in _names(node.output, where) if value]
+        frame.made = [value for value in node.output if value]
         if len(set(frame.made)) < len(frame.made) or not frame.scopes[-1].isdisjoint(frame.made):
             twice = next(each for each in frame.made if each in frame.scopes[-1] or frame.made.count(each) > 1)
             raise ValueError(f"{where} makes {twice!r}, which there is already")
@@ -173,11 +171,12 @@ class _Check:
 
     def _attributes(self, node: onnx.NodeProto, where: str) -> Iterable[onnx.GraphProto]:
         """Check the tensors that a node carries, and give the graphs."""
+        _unique([each.name for each in node.attribute], f"attribute of {where}")
         bodies: list[onnx.GraphProto] = []
         for attribute in node.attribute:
-            name = _text(attribute.name, f"an attribute of {where}")
-            _text(attribute.ref_attr_name, f"an attribute of {where}")
-            kind, what = attribute.type, f"attribute {name!r} of {where}"
+            kind, what = attribute.type, f"attribute {attribute.name!r} of {where}"
+            if kind == onnx.AttributeProto.UNDEFINED:
+                raise ValueError(f"{what} has no type")
             if kind == onnx.AttributeProto.GRAPH:
                 bodies.append(attribute.g)
             elif kind == onnx.AttributeProto.GRAPHS:
@@ -228,34 +227,31 @@ _FLOATS = frozenset(
 )
 
 
-def _opset(imports: Sequence[onnx.OperatorSetIdProto]) -> int:
+def _opset(imports: Sequence[onnx.OperatorSetIdProto], where: str) -> int:
     """The version of the standard domain; 1 where it is not imported."""
-    return next((each.version for each in imports if each.domain in ("", "ai.onnx")), 1)
-
-
-@lru_cache(maxsize=4096)
-def _schema(operator: str, opset: int) -> tuple[int, int, dict[str, int]] | None:
-    """How many inputs and outputs an operator must have, and the types of its attributes; None if it is unknown."""
-    try:
-        schema = onnx.defs.get_schema(operator, min(opset, onnx.defs.onnx_opset_version()), "")
-    except onnx.defs.SchemaError:
-        return None
-    kinds = {name: int(attribute.type.value) for name, attribute in schema.attributes.items()}  # type: ignore[attr-defined]  # an enum of C++ that the stubs do not know
-    return schema.min_input, schema.min_output, kinds
+    versions: dict[str, int] = {}
+    for each in imports:
+        domain = "" if each.domain == "ai.onnx" else each.domain
+        if each.version < 1:
+            raise ValueError(f"{where} imports an opset below 1, {each.version} of {domain!r}")
+        if versions.setdefault(domain, each.version) != each.version:
+            raise ValueError(f"{where} imports two opsets of {domain!r}, {versions[domain]} and {each.version}")
+    return versions.get("", 1)
 
 
 def _operator(node: onnx.NodeProto, opset: int, where: str) -> None:
     """Insist that a node of the standard domain has what its operator requires."""
-    schema = _schema(node.op_type, opset)
+    schema = find_schema(node.op_type, opset)
     if schema is None:
         return
-    inputs, outputs, kinds = schema
-    if len(node.input) < inputs or not all(node.input[:inputs]):
+    if len(node.input) < schema.inputs or not all(node.input[: schema.inputs]):
         raise ValueError(f"{where} lacks an input")
-    if len(node.output) < outputs or not all(node.output[:outputs]):
+    if len(node.output) < schema.outputs or not all(node.output[: schema.outputs]):
         raise ValueError(f"{where} lacks an output")
+    if len(node.input) > schema.most_inputs or len(node.output) > schema.most_outputs:
+        raise ValueError(f"{where} has more inputs or outputs than its operator")
     for attribute in node.attribute:
-        wanted = kinds.get(attribute.name)
+        wanted = schema.attributes.get(attribute.name)
         if wanted is not None and attribute.type != wanted:
             kind, due = (onnx.AttributeProto.AttributeType.Name(each) for each in (attribute.type, wanted))
             raise ValueError(f"attribute {attribute.name!r} of {where} has the type {kind} instead of {due}")
@@ -286,17 +282,6 @@ def _callees_first(calls: dict[Key, list[Key]]) -> list[Key]:
 
 def _key(domain: str, name: str, overload: str) -> Key:
     return ("" if domain == "ai.onnx" else domain, name, overload)
-
-
-def _text(text: str | bytes, where: str) -> str:
-    """A string field; protobuf gives bytes where it is not UTF-8."""
-    if isinstance(text, bytes):
-        raise ValueError(f"the name of {where} is not UTF-8: {text[:40]!r}")
-    return text
-
-
-def _names(names: Iterable[str], where: str) -> list[str]:
-    return [_text(name, f"something in {where}") if isinstance(name, bytes) else name for name in names]
 
 
 def _unique(names: Sequence[str], what: str) -> None:

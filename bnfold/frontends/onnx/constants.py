@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 import onnx_ir as ir
-from onnx.reference import ReferenceEvaluator
 
 from bnfold.blocks import Rows
 from bnfold.errors import UnreadableTensorError
@@ -18,6 +17,9 @@ from bnfold.frontends.onnx.bounds import Budget
 from bnfold.frontends.onnx.pieces import array_rows, read, tensor_rows
 from bnfold.frontends.onnx.scopes import Scopes
 from bnfold.frontends.onnx.slots import slots
+
+if TYPE_CHECKING:
+    from onnx.reference import ReferenceEvaluator
 
 AnyArray = npt.NDArray[Any]
 
@@ -210,6 +212,13 @@ class Constants:
         return node.op_type == "Shape" and self._static_shape(node.inputs[0]) is not None
 
     def _evaluate(self, node: ir.Node, values: dict[ir.Value, AnyArray]) -> list[AnyArray]:
+        try:
+            return self._evaluate_node(node, values)
+        except (ValueError, TypeError, IndexError, RuntimeError, AttributeError, ArithmeticError, KeyError) as error:
+            message = f"constant node {node.name!r} ({node.op_type}) cannot be evaluated: {error}"
+            raise UnreadableTensorError(message) from error
+
+    def _evaluate_node(self, node: ir.Node, values: dict[ir.Value, AnyArray]) -> list[AnyArray]:
         if self._is_shape(node):
             dims = self._static_shape(node.inputs[0])
             start = node.attributes.get_int("start", 0)
@@ -221,13 +230,9 @@ class Constants:
             assert like is not None
             return [values[source].astype(self._types[like].numpy())]
         feeds = {f"x{index}": values[each] for index, each in enumerate(node.inputs) if each is not None}
-        try:
-            self._budget.spend(node, list(feeds.values()))
-            with np.errstate(all="ignore"):
-                return [np.asarray(array) for array in self._evaluator(node).run(None, feeds)]
-        except (ValueError, TypeError, IndexError, RuntimeError, AttributeError, ArithmeticError, KeyError) as error:
-            message = f"constant node {node.name!r} ({node.op_type}) cannot be evaluated: {error}"
-            raise UnreadableTensorError(message) from error
+        self._budget.spend(node, list(feeds.values()))
+        with np.errstate(all="ignore"):
+            return [np.asarray(array) for array in self._evaluator(node).run(None, feeds)]
 
     def _evaluator(self, node: ir.Node) -> ReferenceEvaluator:
         """Of a node alone; those that differ in names only share one."""
@@ -237,6 +242,8 @@ class Constants:
         proto.input.extend("" if each is None else f"x{index}" for index, each in enumerate(node.inputs))
         proto.output.extend(f"y{index}" for index in range(len(node.outputs)))
         key = self._scopes.version(node), proto.SerializeToString(deterministic=True)
+        from onnx.reference import ReferenceEvaluator  # which takes as long to import as a model to read
+
         if key not in self._evaluators:
             if len(self._evaluators) >= EVALUATOR_LIMIT:
                 self._evaluators.clear()
@@ -260,11 +267,11 @@ def _stored(value: ir.Value) -> ir.TensorProtocol | None:
     if node.op_type != "Constant":
         return None
     for name, attribute in node.attributes.items():
-        match name:
-            case "value":
+        match name, attribute.type:
+            case "value", ir.AttributeType.TENSOR:
                 return attribute.as_tensor()
-            case "value_float" | "value_floats":
+            case "value_float" | "value_floats", ir.AttributeType.FLOAT | ir.AttributeType.FLOATS:
                 return ir.tensor(np.asarray(attribute.value, np.float32))
-            case "value_int" | "value_ints":
+            case "value_int" | "value_ints", ir.AttributeType.INT | ir.AttributeType.INTS:
                 return ir.tensor(np.asarray(attribute.value, np.int64))
     raise UnreadableTensorError(f"Constant node {node.name!r} holds no tensor")

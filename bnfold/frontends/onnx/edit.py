@@ -148,8 +148,8 @@ class Editor:
         value.metadata_props.clear()
         value.metadata_props.update(other.metadata_props)
 
-    def insert_add(self, node: ir.Node, bias: ir.TensorProtocol, attributes: Sequence[ir.Attr]) -> None:
-        """Put an Add of a constant behind a node; the sum takes over the name of the node's output."""
+    def insert_add(self, node: ir.Node, bias: ir.TensorProtocol, attributes: Sequence[ir.Attr]) -> ir.Value:
+        """Put an Add of a constant behind a node; the sum, which is returned, takes over the name of its output."""
         product = node.outputs[0]
         uses = list(product.uses())
         constant = self._initializer(node, bias, f"{product.name}_bias")
@@ -163,6 +163,7 @@ class Editor:
         if product.is_graph_output():
             product.replace_all_uses_with(total, replace_graph_outputs=True)
             add.replace_input_with(0, product)
+        return total
 
     def requantize(
         self,

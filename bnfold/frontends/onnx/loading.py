@@ -28,6 +28,15 @@ def load(path: Path, limits: Limits = LIMITS) -> ir.Model:
     Raises:
         InvalidModelError: the file is missing, unreadable, not an ONNX model, or asks for more than the limits.
     """
+    return _build(read_proto(path, limits), str(path), path.parent)
+
+
+def read_proto(path: Path, limits: Limits = LIMITS) -> onnx.ModelProto:
+    """The protobuf of an ONNX file, as `load` would take it.
+
+    Raises:
+        InvalidModelError: as `load`.
+    """
     proto = onnx.ModelProto()
     try:
         content = _read(path)
@@ -38,7 +47,8 @@ def load(path: Path, limits: Limits = LIMITS) -> ir.Model:
         what = "it is nested too deep for protobuf" if "MaxDepth" in str(error) else str(error)
         raise InvalidModelError(f"{path}: not an ONNX model ({what})") from error
     del content
-    return parse(proto, str(path), path.parent, limits)
+    check(proto, str(path), path.parent, limits)
+    return proto
 
 
 def _read(path: Path) -> bytes:
@@ -69,6 +79,11 @@ def parse(proto: onnx.ModelProto, name: str = "model", folder: Path | None = Non
         InvalidModelError: its parts do not fit together, or it asks for more than the limits.
     """
     check(proto, name, folder, limits)
+    return _build(proto, name, folder)
+
+
+def _build(proto: onnx.ModelProto, name: str, folder: Path | None) -> ir.Model:
+    """The model of a protobuf that was checked."""
     try:
         model = _deserialize(proto)
         if folder is not None:

@@ -62,9 +62,15 @@ def find(value: ir.Value | None, facts: Facts) -> Quantized | None:
     if node.attributes.get_int("block_size", 0):
         raise Unreadable(Reason.NOT_CONSTANT, "its weight is quantised in blocks")
     integers, scales, *rest = [facts.constants.get(each) for each in node.inputs if each is not None]
+    if integers.dtype.kind in "OSUc" or scales.dtype.kind in "OSUc":
+        raise Unreadable(Reason.INVALID_PARAMETERS, "its quantised weight holds no numbers")
     zero_points = rest[0].reshape(-1) if rest else np.zeros(scales.size, integers.dtype)
     axis = node.attributes.get_int("axis", 1)
-    return Quantized(node, integers, scales.reshape(-1), zero_points, axis % max(1, integers.ndim))
+    axis %= max(1, integers.ndim)
+    channels = integers.shape[axis] if integers.ndim else 1
+    if scales.size not in (1, channels) or zero_points.size != scales.size:
+        raise Unreadable(Reason.INVALID_PARAMETERS, "the scales of its quantised weight do not fit it")
+    return Quantized(node, integers, scales.reshape(-1), zero_points, axis)
 
 
 def insist_on_output_scales(quantized: Quantized, layout: Layout, groups: int, version: int) -> int:
@@ -73,6 +79,8 @@ def insist_on_output_scales(quantized: Quantized, layout: Layout, groups: int, v
     Raises:
         Unreadable: the scales differ along another axis, or the opset has one scale for the whole tensor.
     """
+    if layout is Layout.STACKED:
+        raise Unreadable(Reason.NOT_CONSTANT, "its stacked weight is quantised")
     rank = quantized.integers.ndim
     axis = {Layout.CONV: 0, Layout.CONV_TRANSPOSE: 1, Layout.IN_OUT: rank - 1, Layout.OUT_IN: rank - 2}[layout]
     if quantized.scales.size > 1 and quantized.axis != axis:

@@ -8,7 +8,7 @@ from bnfold.affine import Affine
 from bnfold.frontends.onnx.constants import AnyArray
 from bnfold.frontends.onnx.read_linear import broadcast_shape, per_channel_axis
 from bnfold.frontends.onnx.reader import FLOATS, Reader, Unreadable
-from bnfold.ops import ChannelAffine, Shape
+from bnfold.ops import CHANNEL_LIMIT, ChannelAffine, Shape
 from bnfold.outcome import Reason
 
 EPSILON = float(np.float32(1e-5))
@@ -29,7 +29,9 @@ def read_batchnorm(reader: Reader) -> ChannelAffine:
         affine = Affine.from_batchnorm(gamma, beta, mean, var, epsilon)
     if not affine.is_finite:
         raise Unreadable(Reason.INVALID_PARAMETERS, "its scale or shift is not finite in any precision")
-    return ChannelAffine(affine, is_batchnorm=True)
+    values = reader.node.inputs[1:]
+    stored = sum(gamma.size for value in values if value is not None and len(value.uses()) == 1)
+    return ChannelAffine(affine, is_batchnorm=True, stored=stored)
 
 
 def _insist_on_inference(reader: Reader) -> None:
@@ -45,7 +47,7 @@ def _insist_on_inference(reader: Reader) -> None:
 
 def batchnorm_constants(reader: Reader) -> tuple[AnyArray, AnyArray, AnyArray, AnyArray, float]:
     """gamma, beta, mean, variance and epsilon of a BatchNormalization."""
-    arrays = [reader.constant(index, what) for index, what in enumerate(STATISTICS, start=1)]
+    arrays = [reader.numbers(index, what) for index, what in enumerate(STATISTICS, start=1)]
     channels = arrays[0].size
     for what, array in zip(STATISTICS, arrays, strict=True):
         if array.ndim != 1 or array.size != channels:
@@ -69,14 +71,23 @@ def read_arithmetic(reader: Reader) -> ChannelAffine | None:
     shape = reader.shape(1 - constant_index)
     if shape is None or reader.dtype(1 - constant_index) not in FLOATS:
         return None
-    constant = reader.constant(constant_index, "operand")
+    constant = reader.numbers(constant_index, "operand")
     axis = per_channel_axis(broadcast_shape(reader, constant.shape, len(shape)), len(shape))
     axis = _channel_axis(shape) if axis is None else axis
-    if axis < 0 or not isinstance(size := shape[axis], int) or constant.size not in (1, size):
+    if (
+        axis < 0
+        or not (isinstance(size := shape[axis], int) and size <= CHANNEL_LIMIT)
+        or constant.size not in (1, size)
+    ):
         return None
     values = np.broadcast_to(constant.astype(np.float64).reshape(-1), (size,))
     affine = _arithmetic(reader.node.op_type, values, axis, constant_first=constant_index == 0)
-    return ChannelAffine(affine, is_batchnorm=False) if affine is not None and affine.is_finite else None
+    if affine is None or not affine.is_finite:
+        return None
+    value = reader.value(constant_index)
+    assert value is not None
+    stored = 0 if len(value.uses()) > 1 else None if constant.size == size else constant.size
+    return ChannelAffine(affine, is_batchnorm=False, stored=stored)
 
 
 def _channel_axis(shape: Shape) -> int:
@@ -90,7 +101,9 @@ def _negation(reader: Reader) -> ChannelAffine | None:
         return None
     axis = _channel_axis(shape)
     size = shape[axis]
-    return ChannelAffine(Affine.of(-np.ones(size), 0.0, axis), is_batchnorm=False) if isinstance(size, int) else None
+    if not isinstance(size, int) or size > CHANNEL_LIMIT:
+        return None
+    return ChannelAffine(Affine.of(-np.ones(size), 0.0, axis), is_batchnorm=False, stored=0)
 
 
 def _arithmetic(op_type: str, constant: AnyArray, axis: int, *, constant_first: bool) -> Affine | None:

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from bnfold.frontends.onnx import read_linear
 from bnfold.frontends.onnx.reader import FLOATS, Reader, Unreadable, known_sizes
 from bnfold.ops import (
+    CHANNEL_LIMIT,
     Average,
     Broadcast,
     Concat,
@@ -46,7 +47,9 @@ def _reshape(reader: Reader) -> Reshape:
 def _concat(reader: Reader) -> Concat:
     axis = reader.axis(int(reader.attribute("axis", 1)))
     sizes: list[int | None] = []
-    for index in range(len(reader.node.inputs)):
+    for index, value in enumerate(reader.node.inputs):
+        if value is None:
+            raise Unreadable(Reason.INVALID_PARAMETERS, "an input of it is left out")
         shape = reader.shape(index)
         size = shape[axis] if shape is not None and axis < len(shape) else None
         sizes.append(size if isinstance(size, int) else None)
@@ -61,6 +64,8 @@ def _split(reader: Reader) -> Split:
         sizes = known_sizes([shape[axis] if axis < len(shape) else None for shape in shapes])
     if sizes is None:
         raise Unreadable(Reason.UNKNOWN_SHAPE, "the sizes of its parts are not known")
+    if len(sizes) != len(reader.node.outputs) or min(sizes) < 0:
+        raise Unreadable(Reason.INVALID_PARAMETERS, "its sizes do not fit its outputs")
     return Split(axis, sizes)
 
 
@@ -70,6 +75,8 @@ def _slice(reader: Reader) -> Take:
         raise Unreadable(Reason.INVALID_PARAMETERS, "it has no starts or ends")
     axes = reader.integers("axes", 3, "axes") or tuple(range(len(starts)))
     steps = reader.integers("steps", 4, "steps") or (1,) * len(starts)
+    if not len(starts) == len(ends) == len(axes) == len(steps) or 0 in steps:
+        raise Unreadable(Reason.INVALID_PARAMETERS, "its starts, ends, axes and steps do not fit each other")
     shape = reader.shape()
     if shape is None:
         raise Unreadable(Reason.UNKNOWN_SHAPE, "the shape of its input is not known")
@@ -79,7 +86,7 @@ def _slice(reader: Reader) -> Take:
     }
     for axis in sorted(cuts, key=lambda axis: axis != 1):
         size = shape[axis]
-        if isinstance(size, int):
+        if isinstance(size, int) and size <= CHANNEL_LIMIT:
             return Take(axis, _positions(cuts[axis], size), size, frozenset(cuts) - {axis})
     return Take(-1, np.zeros(0, np.intp), 0, frozenset(cuts))
 
@@ -97,9 +104,9 @@ def _gather(reader: Reader) -> Take:
     indices = reader.constant(1, "indices")
     shape = reader.shape()
     size = shape[axis] if shape is not None else None
-    if indices.ndim != 1:
-        raise Unreadable(Reason.NOT_LINEAR, "its indices are not a vector")
-    if not isinstance(size, int):
+    if indices.ndim != 1 or indices.dtype.kind not in "iu":
+        raise Unreadable(Reason.NOT_LINEAR, "its indices are not a vector of integers")
+    if not isinstance(size, int) or size > CHANNEL_LIMIT:
         return Take(-1, np.zeros(0, np.intp), 0, frozenset({axis}))
     if indices.size and not (-size <= indices.min() and indices.max() < size):
         raise Unreadable(Reason.INVALID_PARAMETERS, "its indices are out of range")
@@ -108,7 +115,11 @@ def _gather(reader: Reader) -> Take:
 
 def _transpose(reader: Reader) -> Transpose:
     order = reader.attribute("perm", None)
-    return Transpose(tuple(order) if order is not None else tuple(reversed(range(reader.rank()))))
+    if order is None:
+        return Transpose(tuple(reversed(range(reader.rank()))))
+    if sorted(order) != list(range(len(order))):
+        raise Unreadable(Reason.INVALID_PARAMETERS, f"its order {list(order)} is no permutation")
+    return Transpose(tuple(order))
 
 
 def _blocks(reader: Reader) -> tuple[int, int]:
@@ -185,8 +196,13 @@ def _resize(reader: Reader) -> Average:
     scales = _scales(reader)
     if scales:
         axes = [reader.axis(axis) for axis in reader.attribute("axes", range(len(scales)))]
+        if len(axes) != len(scales):
+            raise Unreadable(Reason.INVALID_PARAMETERS, "its scales do not fit its axes")
         return Average(frozenset(axis for axis, scale in zip(axes, scales, strict=True) if scale != 1.0))
-    pairs = zip(*_shapes(reader), strict=True)  # the sizes are given: where they stay, the scale is one
+    before, after = _shapes(reader)
+    if len(before) != len(after):
+        raise Unreadable(Reason.INVALID_PARAMETERS, "its sizes do not fit its input")
+    pairs = zip(before, after, strict=True)  # the sizes are given: where they stay, the scale is one
     return Average(frozenset(axis for axis, sizes in enumerate(pairs) if None in sizes or sizes[0] != sizes[1]))
 
 
@@ -197,7 +213,7 @@ def _scales(reader: Reader) -> tuple[float, ...]:
     index = 1 if reader.node.op_type == "Upsample" or reader.version < 11 else 2
     if reader.value(index) is None:
         return ()
-    return tuple(float(scale) for scale in reader.constant(index, "scales"))
+    return tuple(float(scale) for scale in reader.numbers(index, "scales").reshape(-1))
 
 
 def _pad(reader: Reader) -> Pad:
@@ -206,11 +222,13 @@ def _pad(reader: Reader) -> Pad:
         raise Unreadable(Reason.INVALID_PARAMETERS, "it has no pads")
     count = len(pads) // 2
     axes = reader.integers("axes", 3, "axes") or tuple(range(count))
+    if len(pads) != 2 * len(axes):
+        raise Unreadable(Reason.INVALID_PARAMETERS, "its pads do not fit its axes")
     padded = frozenset(reader.axis(axis) for k, axis in enumerate(axes) if pads[k] or pads[k + count])
     if reader.attribute("mode", "constant") != "constant":
         return Pad(padded, None)
     if reader.value(2) is not None:
-        return Pad(padded, float(reader.constant(2, "padding value").reshape(-1)[0]))
+        return Pad(padded, reader.number(2, "padding value"))
     return Pad(padded, float(reader.attribute("value", 0.0)))
 
 
@@ -224,12 +242,14 @@ def _expand(reader: Reader) -> Broadcast:
 
 
 def _tile(reader: Reader) -> Broadcast:
-    repeats = reader.constant(1, "repeats").reshape(-1)
+    repeats = reader.integers("repeats", 1, "repeats") or ()
     return Broadcast(frozenset(axis for axis, times in enumerate(repeats) if times != 1))
 
 
 def _sum(reader: Reader) -> Sum:
     count = len(reader.node.inputs)
+    if None in reader.node.inputs:
+        raise Unreadable(Reason.INVALID_PARAMETERS, "an input of it is left out")
     if any(reader.dtype(index) not in FLOATS for index in range(count)):
         raise Unreadable(Reason.NOT_LINEAR, "it does not add floating-point values")
     if reader.version < 7 and count == 2 and reader.node.op_type != "Sum":
@@ -248,14 +268,14 @@ def _dropout(reader: Reader) -> Identity:
     reader.single_output()
     training = not reader.attribute("is_test", 0) if reader.version < 7 else False
     if reader.value(2) is not None:
-        training = bool(reader.constant(2, "training_mode"))
+        training = bool(reader.number(2, "training_mode"))
     if training:
         raise Unreadable(Reason.TRAINING_MODE, "Dropout is in training mode")
     return Identity()
 
 
 def _cast(reader: Reader) -> Identity:
-    given, wanted = reader.dtype(), ir.DataType(reader.attribute("to", 0))
+    given, wanted = reader.dtype(), reader.attribute("to", 0)
     if given == wanted:
         return Identity()
     if given in BITS and wanted in BITS and BITS[wanted] > BITS[given]:

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from bnfold import terms
 from bnfold.affine import Array
-from bnfold.blocks import Kernel, row_count
+from bnfold.blocks import Kernel, Rows, row_count
 from bnfold.frontends.onnx import quantized
 from bnfold.frontends.onnx.pieces import AnyArray, array_rows
 from bnfold.frontends.onnx.quantized import Quantized
@@ -64,7 +64,8 @@ def read_linear(reader: Reader, add: ir.Node | None) -> tuple[Linear, Weights] |
     found = quantized.find(value, reader.facts)
     if found is None:
         assert value is not None
-        return replace(linear, is_shared=_is_shared(value)), weights
+        biases = [weights.bias] if weights.bias is not None and linear.has_bias else []
+        return replace(linear, is_shared=any(map(_is_shared, [value, *biases]))), weights
     quantized.insist_on_output_scales(found, weights.layout, weights.groups, reader.version)
     if weights.kernel_factor != 1:
         raise Unreadable(Reason.NOT_CONSTANT, "its quantised weight has an alpha as well")
@@ -102,7 +103,10 @@ def _kernel_shape(reader: Reader, index: int) -> tuple[int, ...]:
         raise Unreadable(Reason.NOT_CONSTANT, f"its weight {value.name!r} is not constant")
     shape = None if value.const_value is None else tuple(value.const_value.shape.numpy())
     shape = shape or known_sizes(reader.facts.shapes.get(value, (None,)))
-    return shape if shape else constants.get(value).shape
+    shape = shape if shape else constants.get(value).shape
+    if 0 in shape:
+        raise Unreadable(Reason.INVALID_PARAMETERS, f"its weight {value.name!r} is empty")
+    return shape
 
 
 def _bias(reader: Reader, index: int, channels: int) -> ir.Value | None:
@@ -116,7 +120,7 @@ def _bias(reader: Reader, index: int, channels: int) -> ir.Value | None:
 
 def _bias_constant(reader: Reader, index: int) -> AnyArray:
     found = quantized.find(reader.value(index), reader.facts)
-    return found.dequantize() if found else reader.constant(index, "bias")
+    return found.dequantize() if found else reader.numbers(index, "bias")
 
 
 def _conv(reader: Reader) -> tuple[Linear, Weights]:
@@ -238,13 +242,14 @@ def is_bias(reader: Reader, add: ir.Node) -> bool:
         return False
     assert other is not None
     rank = reader.rank(1 - matmul_kernel(reader))
-    shape = broadcast_shape(Reader(add, reader.facts), reader.facts.constants.get(other).shape, rank)
-    return per_channel_axis(shape, rank) in (None, linear.axis_out)
+    constant = reader.facts.constants.get(other)
+    shape = broadcast_shape(Reader(add, reader.facts), constant.shape, rank)
+    return constant.dtype.kind not in "OSUc" and per_channel_axis(shape, rank) in (None, linear.axis_out)
 
 
 def broadcast_shape(reader: Reader, shape: tuple[int, ...], rank: int) -> tuple[int, ...]:
     """A constant operand's shape in numpy's alignment; opsets below 7 place it by the attribute `axis`."""
-    if reader.version >= 7 or "axis" not in reader.node.attributes:
+    if reader.version >= 7 or "axis" not in reader.node.attributes or not rank:
         return shape
     axis = int(reader.attribute("axis", 0)) % rank
     return shape + (1,) * (rank - axis - len(shape))
@@ -294,17 +299,20 @@ class Stored:
 
     def parameters(self) -> Parameters:
         """As terms of another operator see them."""
-        return Parameters(self.kernel.canonical, self.bias)
+        return Parameters(self.kernel.canonical, self.bias, None if self.kernel.is_input_major else self.kernel.take)
 
     def source(self, linear: Linear, load: Load) -> Kernel:
         """The kernel that `linear` starts from: the stored one, or that which its terms make up."""
         if not linear.terms:
             return self.kernel
         layout, shape = self.weights.layout, self.native_shape(linear)
-        rows = row_count(shape, layout)
-        return Kernel(
-            shape, layout, linear.groups, lambda: array_rows(layout.native(terms.kernel(linear, load), shape), rows)
-        )
+
+        def open_rows() -> Rows:
+            if terms.is_by_rows(linear) and not self.kernel.is_input_major:
+                return lambda start, stop: terms.kernel_rows(linear, load, slice(start, stop))
+            return array_rows(layout.native(terms.kernel(linear, load), shape), row_count(shape, layout))
+
+        return Kernel(shape, layout, linear.groups, open_rows)
 
     def solve_bias(self, linear: Linear, load: Load) -> Array | None:
         """With everything that `linear` absorbed and is made of; None where none is needed."""

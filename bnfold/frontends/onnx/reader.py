@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from bnfold.frontends.onnx.constants import AnyArray, Constants
+from bnfold.frontends.onnx.schema import find_schema
 from bnfold.frontends.onnx.scopes import Scopes
 from bnfold.ops import Opaque, Shape
 from bnfold.outcome import Reason, Stop
@@ -52,6 +53,9 @@ class Reader:
         found = self.node.attributes.get(name)
         if found is None:
             return default
+        schema = find_schema(self.node.op_type, self.version)
+        if schema is None or name not in schema.attributes:  # else its type is the schema's
+            raise Unreadable(Reason.INVALID_PARAMETERS, f"opset {self.version} gives it no attribute {name}")
         if found.is_ref():
             raise Unreadable(Reason.NOT_CONSTANT, f"its attribute {name} is set by the function's caller")
         return found.value
@@ -72,13 +76,30 @@ class Reader:
             raise Unreadable(Reason.NOT_CONSTANT, f"its {what} {value.name!r} is not constant")
         return self.facts.constants.get(value)
 
+    def numbers(self, index: int, what: str) -> AnyArray:
+        """A constant input that holds real numbers or truth values."""
+        array = self.constant(index, what)
+        if array.dtype.kind in "OSUc":
+            raise Unreadable(Reason.INVALID_PARAMETERS, f"its {what} holds no numbers")
+        return array
+
+    def number(self, index: int, what: str) -> float:
+        """A constant input of one element."""
+        array = self.numbers(index, what)
+        if array.size != 1:
+            raise Unreadable(Reason.INVALID_PARAMETERS, f"its {what} is not one number")
+        return float(array.reshape(-1)[0])
+
     def integers(self, attribute: str, index: int, what: str) -> tuple[int, ...] | None:
         """Integers given by an attribute (older opsets) or by a constant input; None where left out."""
         if attribute in self.node.attributes:
             return tuple(int(each) for each in np.atleast_1d(self.attribute(attribute, ())))
         if self.value(index) is None:
             return None
-        return tuple(int(each) for each in self.constant(index, what).reshape(-1))
+        array = self.constant(index, what)
+        if array.dtype.kind not in "iu":
+            raise Unreadable(Reason.INVALID_PARAMETERS, f"its {what} holds no integers")
+        return tuple(int(each) for each in array.reshape(-1))
 
     def shape(self, index: int = 0) -> Shape | None:
         """The shape of an input, as far as it is known."""
@@ -98,7 +119,13 @@ class Reader:
 
     def axis(self, axis: int, index: int = 0) -> int:
         """An axis, counted from the front."""
-        return axis if axis >= 0 else axis + self.rank(index)
+        shape = self.shape(index)
+        if shape is None and axis >= 0:
+            return axis
+        rank = self.rank(index)
+        if not -rank <= axis < rank:
+            raise Unreadable(Reason.INVALID_PARAMETERS, f"its input has {rank} axes, and no axis {axis}")
+        return axis % rank
 
     def dtype(self, index: int = 0) -> ir.DataType | None:
         """The element type of an input."""

@@ -9,10 +9,10 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import onnx
@@ -20,15 +20,16 @@ import onnx_ir as ir
 from google.protobuf.message import EncodeError
 
 from bnfold.errors import InvalidModelError
-from bnfold.frontends.onnx.loading import ASIDE, EXTERNAL
-from bnfold.frontends.onnx.pieces import pieces
-from bnfold.frontends.onnx.slots import Slot, slots
+from bnfold.frontends.onnx.loading import ASIDE, EXTERNAL, PROTOBUF_LIMIT
+from bnfold.frontends.onnx.pieces import Piece, pieces
+from bnfold.frontends.onnx.slots import Slot, lending, placeholder, slots
+from bnfold.frontends.onnx.wire import serialize_model
 
 SIZE_LIMIT = (1 << 31) - (1 << 24)
 """Bytes of tensors above which a model is written with external data; protobuf ends at 2 GiB."""
 
 THRESHOLD = 1024
-"""Bytes above which a tensor is external where the model had no external data before."""
+"""Bytes above which a tensor is external where the model had no external data before, and is written in pieces."""
 
 WORKERS = min(4, os.cpu_count() or 1)
 """Threads that solve, write and hash pieces; numpy, hashlib and the system calls let each other run."""
@@ -79,10 +80,12 @@ def save(model: ir.Model, path: Path) -> Written:
             and slot.tensor.nbytes > threshold
             and (slot.is_initializer or isinstance(slot.tensor, ir.ExternalTensor))
         ]
-        regions, digest = _write_data(chosen, path.with_name(f"{path.name}.data"))
+        regions, parts = _arrange(chosen)
+        digest = _write(path.with_name(f"{path.name}.data"), parts)
         data = path.with_name(f"{path.name}.{digest}.data")
         path.with_name(f"{path.name}.data").rename(data)
-        with _external(chosen, regions, data.name):
+        others = [placeholder(slot.tensor, data.name, offset) for slot, offset in zip(chosen, regions, strict=True)]
+        with lending(chosen, others):
             _write_model(model, path)
         return Written(path, data)
     except OSError as error:
@@ -92,10 +95,28 @@ def save(model: ir.Model, path: Path) -> Written:
 
 
 def _write_model(model: ir.Model, path: Path) -> None:
-    with path.open("wb") as file:
-        file.write(serialize(model).SerializeToString())
-        file.flush()
-        os.fsync(file.fileno())
+    aside = model.meta.get(ASIDE, onnx.ModelProto())
+    sparse = {each.values.name for each in aside.graph.sparse_initializer}
+    large = {
+        name: Slot(value)
+        for name, value in model.graph.initializers.items()
+        if name not in sparse and _is_large(value.const_value)
+    }
+    with lending(list(large.values()), [placeholder(slot.tensor) for slot in large.values()]):
+        proto = serialize(model)
+    data = {name: (slot.tensor.nbytes, pieces(slot.tensor)) for name, slot in large.items()}
+    size, parts = serialize_model(proto, data)
+    if size > PROTOBUF_LIMIT:
+        raise ValueError(f"its {size} bytes are too many for a protobuf")
+    _write(path, parts)
+
+
+def _is_large(tensor: ir.TensorProtocol | None) -> bool:
+    """Whether an initializer is worth a piece of its own; one in a file of its own is not in the model."""
+    if tensor is None or isinstance(tensor, ir.ExternalTensor) or tensor.dtype == ir.DataType.STRING:
+        return False
+    has_raw_data = not isinstance(tensor, ir.serde.TensorProtoTensor) or tensor.raw.HasField("raw_data")
+    return has_raw_data and tensor.nbytes > THRESHOLD
 
 
 def serialize(model: ir.Model) -> onnx.ModelProto:
@@ -128,36 +149,37 @@ def _external_threshold(model: ir.Model) -> int | None:
     return THRESHOLD if sum(tensor.nbytes for tensor in tensors) > SIZE_LIMIT else None
 
 
-Region = tuple[int, int]
-"""Where a tensor lies in the file: offset and length."""
+def _arrange(chosen: list[Slot]) -> tuple[list[int], Iterator[Piece]]:
+    """Where each tensor lies in a file of all, and the file; what is the same bytes of one file is there once."""
+    offsets: list[int] = []
+    known: dict[object, int] = {}
+    parts: list[Iterator[Piece]] = []
+    end = 0
+    for slot in chosen:
+        key = _identity(slot.tensor)
+        if key not in known:
+            known[key] = end
+            parts.append(pieces(slot.tensor))
+            end += slot.tensor.nbytes
+        offsets.append(known[key])
+    return offsets, chain.from_iterable(parts)
 
 
-def _write_data(chosen: list[Slot], path: Path) -> tuple[list[Region], str]:
-    """Write tensors one after the other, those that are the same bytes of the same file once.
-
-    Returns:
-        Where each lies, and digits of a hash of the file's content.
-    """
-    regions: list[Region] = []
-    known: dict[object, Region] = {}
+def _write(path: Path, parts: Iterable[Piece]) -> str:
+    """Write a file and put it on the disk; gives digits of a hash of its content."""
     digest = hashlib.sha256()
     pending: deque[Future[bytes]] = deque()
     offset = 0
     with path.open("wb") as file, ThreadPoolExecutor(WORKERS) as pool:
-        for slot in chosen:
-            key = _identity(slot.tensor)
-            if key not in known:
-                known[key] = (offset, slot.tensor.nbytes)
-                for size, make in pieces(slot.tensor):
-                    pending.append(pool.submit(_write_piece, file.fileno(), offset, size, make))
-                    offset += size
-                    if len(pending) > 2 * WORKERS:
-                        digest.update(pending.popleft().result())
-            regions.append(known[key])
+        for size, make in parts:
+            pending.append(pool.submit(_write_piece, file.fileno(), offset, size, make))
+            offset += size
+            if len(pending) > 2 * WORKERS:
+                digest.update(pending.popleft().result())
         for future in pending:
             digest.update(future.result())
         os.fsync(file.fileno())
-    return regions, digest.hexdigest()[:HASH_DIGITS]
+    return digest.hexdigest()[:HASH_DIGITS]
 
 
 def _write_piece(file: int, offset: int, size: int, make: Callable[[], bytes]) -> bytes:
@@ -176,26 +198,3 @@ def _identity(tensor: ir.TensorProtocol) -> object:
     if isinstance(tensor, ir.ExternalTensor):
         return tensor.path, tensor.offset or 0, tensor.nbytes
     return tensor
-
-
-@contextmanager
-def _external(chosen: list[Slot], regions: list[Region], location: str) -> Iterator[None]:
-    """For a while, let the tensors of a model be those that were written."""
-    tensors = [slot.tensor for slot in chosen]
-    try:
-        for slot, (offset, length) in zip(chosen, regions, strict=True):
-            tensor = slot.tensor
-            slot.tensor = ir.ExternalTensor(
-                location,
-                offset,
-                length,
-                tensor.dtype,
-                shape=ir.Shape(tensor.shape.numpy()),
-                name=tensor.name or "",
-                doc_string=tensor.doc_string,
-                metadata_props=dict(tensor.metadata_props),
-            )
-        yield
-    finally:
-        for slot, tensor in zip(chosen, tensors, strict=True):
-            slot.tensor = tensor

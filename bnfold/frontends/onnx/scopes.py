@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import onnx_ir as ir
 
@@ -20,11 +20,11 @@ class Scopes:
         self._roots: dict[ir.Graph, ir.Graph] = {}
         self._functions: set[ir.Graph] = set()
         self.nodes: list[ir.Node] = []
-        self._walk(model.graph, "main", model.opset_imports.get("", 1))
+        self._walk(model.graph, "main", _opset(model.opset_imports))
         for function in model.functions.values():
             self._functions.add(function.graph)
             name = f"{function.domain}.{function.name}" + (f":{function.overload}" if function.overload else "")
-            self._walk(function.graph, name, function.opset_imports.get("", 1))
+            self._walk(function.graph, name, _opset(function.opset_imports))
 
     def _walk(self, graph: ir.Graph, scope: str, version: int) -> None:
         stack: list[Iterator[ir.Node]] = [self._enter(graph, scope, version, graph)]
@@ -58,6 +58,11 @@ class Scopes:
     def is_in_function(self, graph: ir.Graph) -> bool:
         """Whether the graph belongs to a function, which cannot hold initializers."""
         return self._roots[graph] in self._functions
+
+
+def _opset(imports: Mapping[str, int]) -> int:
+    """The version of the standard domain, which has two names; 1 where it is not imported."""
+    return imports.get("", imports.get("ai.onnx", 1))
 
 
 def label(node: ir.Node) -> str:

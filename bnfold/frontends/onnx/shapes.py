@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 
 import onnx
 import onnx_ir as ir
 from google.protobuf.message import EncodeError
 
-from bnfold.frontends.onnx.slots import slots
+from bnfold.frontends.onnx.slots import lending, placeholder, slots
 from bnfold.ops import Dim, Shape
 
 DATA_LIMIT = 1000
 """Bytes of a tensor whose values may decide a shape; larger ones are left out."""
 
+KINDS = frozenset(ir.DataType) - {ir.DataType.UNDEFINED}
+
 DIM_LIMIT = 1 << 40
-"""A dimension that no array has; a larger one is not known rather than believed."""
+"""A dimension that no array has; a larger or a negative one is not known rather than believed."""
 
 
 def infer(model: ir.Model) -> tuple[dict[ir.Value, Shape], dict[ir.Value, ir.DataType]]:
@@ -36,13 +37,14 @@ def infer(model: ir.Model) -> tuple[dict[ir.Value, Shape], dict[ir.Value, ir.Dat
         for value, kind in _matched(model.graph, inferred.graph):
             if kind.HasField("shape"):
                 shapes[value] = tuple(_proto_dim(dim) for dim in kind.shape.dim)
-            if kind.elem_type:
+            if kind.elem_type in KINDS:
                 types[value] = ir.DataType(kind.elem_type)
     return shapes, types
 
 
 def _infer(model: ir.Model) -> onnx.ModelProto | None:
-    with _without_data(model):
+    large = [slot for slot in slots(model) if _is_large(slot.tensor)]
+    with lending(large, [placeholder(slot.tensor) for slot in large]):  # so that nobody copies them
         proto = ir.serde.serialize_model(model)
     try:
         return onnx.shape_inference.infer_shapes(proto, check_type=False, strict_mode=False, data_prop=True)
@@ -50,23 +52,9 @@ def _infer(model: ir.Model) -> onnx.ModelProto | None:
         return None
 
 
-@contextmanager
-def _without_data(model: ir.Model) -> Iterator[None]:
-    """For a while, let tensors that are not small be somewhere else, so that nobody copies them."""
-    taken = [(slot, slot.tensor) for slot in slots(model)]
-    taken = [
-        (slot, tensor)
-        for slot, tensor in taken
-        if tensor.dtype != ir.DataType.STRING and (tensor.nbytes > DATA_LIMIT or isinstance(tensor, ir.ExternalTensor))
-    ]
-    try:
-        for slot, tensor in taken:
-            shape = ir.Shape(tensor.shape.numpy())
-            slot.tensor = ir.ExternalTensor("-", 0, tensor.nbytes, tensor.dtype, shape=shape, name=tensor.name or "")
-        yield
-    finally:
-        for slot, tensor in taken:
-            slot.tensor = tensor
+def _is_large(tensor: ir.TensorProtocol) -> bool:
+    is_elsewhere = isinstance(tensor, ir.ExternalTensor)
+    return is_elsewhere or (tensor.dtype != ir.DataType.STRING and tensor.nbytes > DATA_LIMIT)
 
 
 def _matched(graph: ir.Graph, proto: onnx.GraphProto) -> Iterator[tuple[ir.Value, onnx.TypeProto.Tensor]]:
@@ -89,13 +77,13 @@ def _matched(graph: ir.Graph, proto: onnx.GraphProto) -> Iterator[tuple[ir.Value
 
 def _proto_dim(dim: onnx.TensorShapeProto.Dimension) -> Dim:
     if dim.HasField("dim_value"):
-        return dim.dim_value if abs(dim.dim_value) < DIM_LIMIT else None
+        return dim.dim_value if 0 <= dim.dim_value < DIM_LIMIT else None
     return dim.dim_param or None
 
 
 def _dim(dim: int | ir.SymbolicDimProtocol) -> Dim:
     if isinstance(dim, int):
-        return dim if abs(dim) < DIM_LIMIT else None
+        return dim if 0 <= dim < DIM_LIMIT else None
     return dim.value
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import onnx_ir as ir
 
@@ -58,3 +59,30 @@ def slots(model: ir.Model) -> Iterator[Slot]:
                         yield Slot(node, name)
                     elif attribute.type == ir.AttributeType.TENSORS:
                         yield from (Slot(node, name, index) for index in range(len(attribute.as_tensors())))
+
+
+def placeholder(tensor: ir.TensorProtocol, location: str = "-", offset: int = 0) -> ir.ExternalTensor:
+    """A tensor of the same name, type and shape that holds nothing, as if its data were in a file."""
+    return ir.ExternalTensor(
+        location,
+        offset,
+        tensor.nbytes,
+        tensor.dtype,
+        shape=ir.Shape(tensor.shape.numpy()),
+        name=tensor.name or "",
+        doc_string=tensor.doc_string,
+        metadata_props=dict(tensor.metadata_props),
+    )
+
+
+@contextmanager
+def lending(held: Sequence[Slot], others: Sequence[ir.TensorProtocol]) -> Iterator[None]:
+    """For a while, let slots hold other tensors."""
+    tensors = [slot.tensor for slot in held]
+    try:
+        for slot, tensor in zip(held, others, strict=True):
+            slot.tensor = tensor
+        yield
+    finally:
+        for slot, tensor in zip(held, tensors, strict=True):
+            slot.tensor = tensor

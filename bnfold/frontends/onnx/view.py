@@ -129,7 +129,9 @@ class OnnxGraph:
         return [value for value in values if value is not None]
 
     def outputs(self, node: ir.Node) -> Sequence[ir.Value]:
-        return self._bias_add.get(node, node).outputs
+        node = self._bias_add.get(node, node)
+        has_parts = node.op_type == "Split" and node.domain == ""
+        return node.outputs if has_parts else node.outputs[:1]  # behind it come masks, indices and states
 
     def producer(self, value: ir.Value) -> ir.Node | None:
         node = value.producer()
@@ -246,7 +248,11 @@ class OnnxGraph:
             self._editor.set_parameter(add, 1 - add.inputs.index(node.outputs[0]), ir.tensor(bias))
             return
         attributes = [] if version >= 7 else [ir.AttrInt64("broadcast", 1), ir.AttrInt64("axis", linear.axis_out or 0)]
-        self._editor.insert_add(node, ir.tensor(bias), attributes)
+        product, total = node.outputs[0], self._editor.insert_add(node, ir.tensor(bias), attributes)
+        if product in self._facts.shapes:  # what reads the sum may be written after this
+            self._facts.shapes[total] = self._facts.shapes[product]
+        if product in self._facts.types:
+            self._facts.types[total] = self._facts.types[product]
 
     def bypass(self, node: ir.Node, *, keep_output_name: bool, index: int = 0) -> None:
         kept = self._data_indices(node)[index]

@@ -1,0 +1,47 @@
+"""What must hold of the text in a model: all of it is UTF-8. Protobuf does not insist, and hands out bytes instead."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.message import Message
+
+
+def insist_on_text(message: Message) -> None:
+    """Look at every text of a message and of those in it; no deeper than protobuf nests them.
+
+    Raises:
+        ValueError: one is not UTF-8; says which.
+    """
+    if (found := _first_bytes(message)) is not None:
+        path, text = found
+        raise ValueError(f"{path} is not UTF-8: {text[:40]!r}")
+
+
+def _first_bytes(message: Message) -> tuple[str, bytes] | None:
+    """The first text that is not UTF-8, behind the path to its field."""
+    texts, messages = _fields(message.DESCRIPTOR)
+    for name in texts:
+        held = getattr(message, name)
+        for text in (held,) if isinstance(held, str | bytes) else held:
+            if isinstance(text, bytes):
+                return name, text
+    for name, is_single in messages:
+        if not is_single:
+            for index, each in enumerate(getattr(message, name)):
+                if (found := _first_bytes(each)) is not None:
+                    return f"{name}[{index}].{found[0]}", found[1]
+        elif message.HasField(name) and (found := _first_bytes(getattr(message, name))) is not None:
+            return f"{name}.{found[0]}", found[1]
+    return None
+
+
+@cache
+def _fields(descriptor: Descriptor) -> tuple[tuple[str, ...], tuple[tuple[str, bool], ...]]:
+    """The fields of a message that hold text, and those that hold messages with whether that is one only."""
+    fields = descriptor.fields
+    return (
+        tuple(each.name for each in fields if each.type == FieldDescriptor.TYPE_STRING),
+        tuple((each.name, each.has_presence) for each in fields if each.type == FieldDescriptor.TYPE_MESSAGE),
+    )

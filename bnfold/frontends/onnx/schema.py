@@ -1,0 +1,37 @@
+"""What the standard says about its operators."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+import onnx
+
+
+@dataclass(frozen=True)
+class Schema:
+    """What a node of one operator must have.
+
+    Attributes:
+        inputs, outputs: how many, at least.
+        most_inputs, most_outputs: how many, at most.
+        attributes: the types of those that there are, as in `onnx.AttributeProto.AttributeType`.
+    """
+
+    inputs: int
+    outputs: int
+    most_inputs: int
+    most_outputs: int
+    attributes: Mapping[str, int]
+
+
+@lru_cache(maxsize=4096)
+def find_schema(operator: str, opset: int) -> Schema | None:
+    """The schema of an operator of the standard domain; None if there is none."""
+    try:
+        found = onnx.defs.get_schema(operator, min(opset, onnx.defs.onnx_opset_version()), "")
+    except onnx.defs.SchemaError:
+        return None
+    kinds = {name: int(attribute.type.value) for name, attribute in found.attributes.items()}  # type: ignore[attr-defined]  # an enum of C++ that the stubs do not know
+    return Schema(found.min_input, found.min_output, found.max_input, found.max_output, kinds)
