@@ -238,7 +238,7 @@ class OnnxSubject:
         return serialized
 
     def widened(self) -> tuple[OnnxSubject, int] | None:
-        """With float32 in place of float16 and bfloat16, and a quarter of their unit in its units."""
+        """With float32 in place of float16 and bfloat16, and what disturbs it, in its units."""
         held = {each.data_type for each in self._disturbable.graph.initializer}
         steps = [step for name, step in WIDE_STEPS.items() if NARROW[name] in held]
         if not steps:

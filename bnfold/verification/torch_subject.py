@@ -184,7 +184,7 @@ class TorchSubject:
         return lambda feeds: self._run(moved, feeds), None
 
     def widened(self) -> tuple[TorchSubject, int] | None:
-        """With float32 in place of float16 and bfloat16, and a quarter of their unit in its units."""
+        """With float32 in place of float16 and bfloat16, and what disturbs it, in its units."""
         held = {str(each.dtype).removeprefix("torch.") for each in self._weights.values()}
         if held.isdisjoint(WIDE_STEPS):
             return None
