@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -152,6 +153,11 @@ def _note_runtime(candidate: Subject, verdict: ValueVerdict) -> str:
         f"at its default optimisation level on {verdict.provider}, the runtime by itself changes {verdict.name!r} of "
         f"{candidate.label}: {verdict.reason}"
     )
+
+
+def _note_default(what: str, candidate: Subject, verdict: ValueVerdict) -> str:
+    told = verdict.reason or f"no more than rounding (error {verdict.error:.1e}, budget {verdict.budget:.1e})"
+    return f"with {what}, the default of {verdict.provider}, {verdict.name!r} of {candidate.label} changes by {told}"
 
 
 def _failure(trial: Run, feeds: Feeds) -> IncomparableError | None:
@@ -307,29 +313,42 @@ class _Pair:
         return False
 
     def as_deployed(self, samples: Sequence[Sample], findings: list[str]) -> Iterator[ValueVerdict]:
-        """The candidate at the runtime's default optimisation, against the unoptimised reference."""
-        names = list(self.reference.outputs)
-        reference = self.reference.start(names)
-        disturbed: list[tuple[Run, list[str]]] = []
+        """The candidate at the runtime's default optimisation, against the unoptimised reference.
+
+        Where a provider computes with less than float32 by default, the verdict is on it without that, and what the
+        default does is a finding.
+        """
+        reference = self.reference.start(self.reference.outputs)
         for provider in self.options.providers or ("cpu",):
             run, finding = self.candidate.start_as_deployed(provider)
             if finding:
                 findings.append(finding)
-            seen: Seen = {name: [] for name in names}
-            for sample in samples:
-                expected = dict(zip(names, reference(sample.feeds), strict=True))
-                if sample.is_probe and not all(np.isfinite(each).all() for each in expected.values() if is_float(each)):
-                    continue
-                actual = dict(zip(names, run(self._renamed(sample.feeds)), strict=True))
-                for name, mine in expected.items():
-                    self._insist_on_same_shape(name, mine, actual[name])
-                    is_new = not np.array_equal(mine, actual[name]) and name not in self._noise.get(id(sample), {})
-                    if is_new and self.options.tolerance is None:
-                        disturbed = disturbed or self._disturbed(names)
-                        self._noise.setdefault(id(sample), {}).update(_disturb(disturbed, sample, expected))
-                    moves = self._noise.get(id(sample), {}).get(name, ())
-                    seen[name].append((sample, self._observe(name, mine, actual[name], moves)))
-            yield from (_close(name, seen[name], provider) for name in names)
+            yield from self._judge_run(reference, run, samples, provider)
+            if (default := self.candidate.start_with_defaults(provider)) is not None:
+                run, what = default
+                verdicts = self._judge_run(reference, run, samples, provider)
+                findings += [_note_default(what, self.candidate, each) for each in verdicts]
+
+    def _judge_run(self, reference: Run, run: Run, samples: Sequence[Sample], provider: str) -> Iterator[ValueVerdict]:
+        """A verdict on each output of another run of the candidate."""
+        names = list(self.reference.outputs)
+        seen: Seen = {name: [] for name in names}
+        for sample in samples:
+            expected = dict(zip(names, reference(sample.feeds), strict=True))
+            if sample.is_probe and not all(np.isfinite(each).all() for each in expected.values() if is_float(each)):
+                continue
+            actual = dict(zip(names, run(self._renamed(sample.feeds)), strict=True))
+            for name, mine in expected.items():
+                self._insist_on_same_shape(name, mine, actual[name])
+                noise = self._noise.setdefault(id(sample), {})
+                if not np.array_equal(mine, actual[name]) and name not in noise and self.options.tolerance is None:
+                    noise.update(_disturb(self._disturbed_outputs, sample, expected))
+                seen[name].append((sample, self._observe(name, mine, actual[name], noise.get(name, ()))))
+        return (_close(name, seen[name], provider) for name in names)
+
+    @cached_property
+    def _disturbed_outputs(self) -> list[tuple[Run, list[str]]]:
+        return self._disturbed(self.reference.outputs)
 
 
 def _disturb(disturbed: Sequence[tuple[Run, list[str]]], sample: Sample, expected: Mapping[str, AnyArray]) -> Moves:

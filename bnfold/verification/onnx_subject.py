@@ -15,7 +15,7 @@ from onnx import helper, shape_inference
 from bnfold.errors import IncomparableError
 from bnfold.verification import exact
 from bnfold.verification.inputs import Declared, Feeds
-from bnfold.verification.onnx_runtime import OnnxSession
+from bnfold.verification.onnx_runtime import STRICT, OnnxSession
 from bnfold.verification.onnx_weights import FLOATS, WIDE_STEPS, Disturbance, read, weights, with_initializers
 from bnfold.verification.subject import Run
 
@@ -217,6 +217,14 @@ class OnnxSubject:
         session = OnnxSession(model, self.label, self.outputs, provider=provider, is_optimised=True)
         count = session.nodes_elsewhere()
         return session, f"{provider} hands {count} nodes of {self.label} back to the CPU" if count else None
+
+    def start_with_defaults(self, provider: str) -> tuple[Run, str] | None:
+        """With TF32, where the provider has it."""
+        if provider not in STRICT:
+            return None
+        model = self._path if self._path is not None else self._serialize(self._proto)
+        run = OnnxSession(model, self.label, self.outputs, provider=provider, is_optimised=True, is_strict=False)
+        return run, STRICT[provider].what
 
     @cached_property
     def _disturbable(self) -> onnx.ModelProto:

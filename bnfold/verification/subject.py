@@ -75,6 +75,10 @@ class Subject(Protocol):
         """
         ...
 
+    def start_with_defaults(self, provider: str) -> tuple[Run, str] | None:
+        """As deployed, with what a verdict goes without, and what that is; None where there is no such thing."""
+        ...
+
     def widened(self) -> tuple[Subject, int] | None:
         """The same with float32 in place of float16 and bfloat16, and the steps of its disturbances.
 

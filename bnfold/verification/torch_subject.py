@@ -183,6 +183,10 @@ class TorchSubject:
         moved = copy.deepcopy(self._module).to("cuda")
         return lambda feeds: self._run(moved, feeds), None
 
+    def start_with_defaults(self, provider: str) -> tuple[Run, str] | None:
+        """PyTorch multiplies matrices in float32 unless it is told otherwise."""
+        return None
+
     def widened(self) -> tuple[TorchSubject, int] | None:
         """With float32 in place of float16 and bfloat16, and what disturbs it, in its units."""
         held = {str(each.dtype).removeprefix("torch.") for each in self._weights.values()}
