@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bnfold.api import fuse, plan
+    from bnfold.bench.comparison import benchmark
     from bnfold.equivalence import verify
     from bnfold.errors import (
         BnfoldError,
@@ -37,12 +38,14 @@ __all__ = [
     "Reason",
     "Refusal",
     "UnsupportedModelError",
+    "benchmark",
     "fuse",
     "plan",
     "verify",
 ]
 
 _MODULES = {
+    "benchmark": "bench.comparison",
     "fuse": "api",
     "plan": "api",
     "verify": "equivalence",

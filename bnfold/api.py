@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from glob import escape
 from pathlib import Path
@@ -27,7 +27,8 @@ from bnfold.fold import fold
 from bnfold.frontends import onnx as _onnx
 from bnfold.health import Caution
 from bnfold.limits import LIMITS, UNLIMITED, Limits
-from bnfold.outcome import Fold, Outcome
+from bnfold.optional import is_torch_model, torch_front_end
+from bnfold.outcome import Fold, Outcome, Reason, Refusal
 from bnfold.planner import make_plan
 from bnfold.verification.compare import CompareOptions
 from bnfold.verification.verdict import Verdict
@@ -56,6 +57,10 @@ class Selection:
 
 
 EVERYTHING = Selection()
+
+PROGRAM = ".pt2"
+"""How the file of a saved `torch.export` program ends."""
+
 STANDARD = CompareOptions()
 
 
@@ -90,20 +95,30 @@ class FileResult:
     seconds: float
 
 
-def plan(
-    model: onnx.ModelProto | ir.Model | str | Path, *, merge: bool = True, limits: Limits = LIMITS
-) -> tuple[Outcome, ...]:
+def plan(model: Any, *, example_inputs: Any = None, merge: bool = True, limits: Limits = LIMITS) -> tuple[Outcome, ...]:
     """What `fuse` would do with each BatchNorm, and why not; reads only.
 
     Args:
         model: as for `fuse`.
+        example_inputs: as for `fuse`.
         merge: whether linear operators may become one.
         limits: how much the model may ask for.
 
     Raises:
         BnfoldError: the model cannot be read.
     """
+    model = _loaded(model, limits)
+    if is_torch_model(model):
+        opened = torch_front_end().open_model(model, example_inputs)
+        return _advised(make_plan(opened.graph, merge=merge).outcomes, opened, merge=merge)
     return make_plan(_onnx.OnnxGraph(_read(model, limits)), merge=merge).outcomes
+
+
+def _loaded(model: Any, limits: Limits) -> Any:
+    """The program of a `.pt2` file; anything else as it is."""
+    if isinstance(model, str | Path) and Path(model).suffix == PROGRAM:
+        return torch_front_end().load(Path(model), limits)
+    return model
 
 
 @overload
@@ -116,6 +131,7 @@ def fuse(
     skip: Sequence[str] = ...,
     merge: bool = ...,
     limits: Limits = ...,
+    example_inputs: Any = ...,
 ) -> M: ...
 @overload
 def fuse(
@@ -127,6 +143,7 @@ def fuse(
     skip: Sequence[str] = ...,
     merge: bool = ...,
     limits: Limits = ...,
+    example_inputs: Any = ...,
 ) -> tuple[M, tuple[Outcome, ...]]: ...
 @overload
 def fuse(
@@ -138,6 +155,7 @@ def fuse(
     skip: Sequence[str] = ...,
     merge: bool = ...,
     limits: Limits = ...,
+    example_inputs: Any = ...,
 ) -> Any: ...
 
 
@@ -150,29 +168,44 @@ def fuse(
     skip: Sequence[str] = (),
     merge: bool = True,
     limits: Limits = LIMITS,
+    example_inputs: Any = None,
 ) -> Any:
     """The same model with every BatchNorm folded that can fold exactly.
 
     Args:
-        model: an `onnx.ModelProto`, an `onnx_ir.Model`, or the path of an `.onnx` file.
+        model: a `torch.nn.Module`, a `torch.fx.GraphModule`, a `torch.export.ExportedProgram`, an `onnx.ModelProto`, an
+            `onnx_ir.Model`, or the path of an `.onnx` or `.pt2` file.
         inplace: change the argument instead of a copy.
         return_outcomes: return the outcomes as well, one for each BatchNorm and one for each merge.
         only: glob patterns; only nodes with such a name fold, where any is given.
         skip: glob patterns; nodes with such a name stay.
         merge: let parallel linear branches, and linear operators in a row, become one where that is exact and cheaper.
         limits: how much the model may ask for; a model that asks for more is an `InvalidModelError`.
+        example_inputs: what a torch module is called with: a tuple of arguments, a dict of keyword arguments, or the
+            only argument. Needed where the forward cannot be traced symbolically; otherwise it tells the shapes. The
+            result then stands for calls of that kind: the same arguments given, tensors of the same ranks.
 
     Returns:
-        What was given: a ModelProto for a ModelProto, an `onnx_ir.Model` for one or for a path. The latter holds its
-        new weights as lazy tensors, computed when they are read or saved.
+        What was given. An `nn.Module` comes back as the same class, a ModelProto as a ModelProto, a path as what the
+        file holds: an `ExportedProgram`, or an `onnx_ir.Model`, whose new weights are lazy tensors, computed when they
+        are read or saved. Tensors of a torch model that no fold changes are shared with the argument.
 
     Raises:
         BnfoldError: the model cannot be read.
     """
+    selection = Selection(tuple(only), tuple(skip))
+    found = _loaded(model, limits)
+    if is_torch_model(found):
+        opened = torch_front_end().open_model(found, example_inputs, inplace=inplace or found is not model)
+        outcomes, _ = _fuse_graph(opened.graph, selection, _silent, merge=merge)
+        if return_outcomes:
+            outcomes = _advised(outcomes, opened, merge=merge)
+        opened.finish()
+        return (opened.model, outcomes) if return_outcomes else opened.model
     graph = _read(model, limits)
     if isinstance(model, ir.Model) and not inplace:
         graph = model.clone()
-    outcomes, _ = _fuse_graph(graph, Selection(tuple(only), tuple(skip)), _silent, merge=merge)
+    outcomes, _ = _fuse_graph(_onnx.OnnxGraph(graph), selection, _silent, merge=merge)
     fused: onnx.ModelProto | ir.Model = graph
     if isinstance(model, onnx.ModelProto):
         fused = _onnx.serialize(graph)
@@ -180,6 +213,34 @@ def fuse(
             model.CopyFrom(fused)
             fused = model
     return (fused, outcomes) if return_outcomes else fused
+
+
+def _advised(outcomes: tuple[Outcome, ...], opened: Any, *, merge: bool) -> tuple[Outcome, ...]:
+    """The outcomes, with those refusals marked that hold only because a torch module keeps its forward code."""
+    kept = {each.batchnorm for each in outcomes if isinstance(each, Refusal) and each.reason not in ADVISED}
+    if opened.free is None or not kept:
+        return outcomes
+    folds = {
+        each.batchnorm: each
+        for each in make_plan(opened.free(), merge=merge).outcomes
+        if isinstance(each, Fold) and each.batchnorm in kept
+    }
+    return tuple(
+        _for_lack_of_code(each, folds[each.batchnorm])
+        if isinstance(each, Refusal) and each.batchnorm in folds
+        else each
+        for each in outcomes
+    )
+
+
+ADVISED = frozenset({Reason.FORWARD_CODE, Reason.HOOK, Reason.PARAMETRIZED, Reason.SKIPPED})
+"""Reasons that say what to do, or that no other code would remove."""
+
+
+def _for_lack_of_code(refusal: Refusal, fold: Fold) -> Refusal:
+    into = ", ".join(fold.into)
+    detail = f"to fold it into {into}, the forward code would have to change; as it is: {refusal.detail}"
+    return replace(refusal, reason=Reason.FORWARD_CODE, detail=detail)
 
 
 def _read(model: onnx.ModelProto | ir.Model | str | Path, limits: Limits) -> ir.Model:
@@ -193,15 +254,57 @@ def _read(model: onnx.ModelProto | ir.Model | str | Path, limits: Limits) -> ir.
 
 
 def _fuse_graph(
-    model: ir.Model, selection: Selection, progress: Progress, *, merge: bool
+    graph: Any, selection: Selection, progress: Progress, *, merge: bool
 ) -> tuple[tuple[Outcome, ...], tuple[Caution, ...]]:
-    graph = _onnx.OnnxGraph(model)
     warnings = tuple(graph.warnings())
     decided = make_plan(
         graph, selected=selection, merge=merge, progress=lambda done, total: progress("plan", done, total)
     )
     fold(graph, decided)
     return decided.outcomes, warnings
+
+
+@dataclass(frozen=True, eq=False)
+class _OpenFile:
+    """A model read from a file, of either format.
+
+    Attributes:
+        graph: its view.
+        size: how large it is.
+        finish: makes a model of what the edits left, which can be compared.
+        save: writes that into a folder, under a name.
+    """
+
+    graph: Any
+    size: Size
+    finish: Callable[[], Any]
+    save: Callable[[Path], _onnx.Written]
+    count: Callable[[], int]
+
+
+def _open_file(path: Path, limits: Limits) -> _OpenFile:
+    if path.suffix != PROGRAM:
+        model = _onnx.load(path, limits)
+        size = Size(_nodes(model), _onnx.file_bytes(model, path))
+        with _naming(path):
+            view = _onnx.OnnxGraph(model)
+        return _OpenFile(view, size, lambda: model, lambda to: _onnx.save(model, to), lambda: _nodes(model))
+    front_end = torch_front_end()
+    opened = front_end.open_model(front_end.load(path, limits), inplace=True)
+
+    def finish() -> Any:
+        opened.finish()
+        return opened.model
+
+    def save(to: Path) -> _onnx.Written:
+        front_end.save(finish(), to)
+        return _onnx.Written(to, None)
+
+    def count() -> int:
+        nodes: int = front_end.count_nodes(opened.model)
+        return nodes
+
+    return _OpenFile(opened.graph, Size(count(), path.stat().st_size), finish, save, count)
 
 
 def inspect_file(
@@ -213,14 +316,11 @@ def inspect_file(
         BnfoldError: the file cannot be read.
     """
     start = time.perf_counter()
-    graph = _onnx.load(model, limits)
-    before = Size(_nodes(graph), _onnx.file_bytes(graph, model))
+    opened = _open_file(model, limits)
     with _naming(model):
-        view = _onnx.OnnxGraph(graph)
-        decided = make_plan(view, merge=merge, progress=lambda done, total: progress("plan", done, total))
-    return FileResult(
-        model, None, decided.outcomes, tuple(view.warnings()), before, None, None, time.perf_counter() - start
-    )
+        decided = make_plan(opened.graph, merge=merge, progress=lambda done, total: progress("plan", done, total))
+        warnings = tuple(opened.graph.warnings())
+    return FileResult(model, None, decided.outcomes, warnings, opened.size, None, None, time.perf_counter() - start)
 
 
 def fuse_file(
@@ -255,13 +355,15 @@ def fuse_file(
     """
     start = time.perf_counter()
     _insist_on_writable(output, overwrite=overwrite)
-    graph = _onnx.load(model, limits)
-    before = Size(_nodes(graph), _onnx.file_bytes(graph, model))
+    if (output.suffix == PROGRAM) != (model.suffix == PROGRAM):
+        raise InvalidModelError(f"{output}: an output has the format of its model, {model.suffix or 'ONNX'}")
+    opened = _open_file(model, limits)
+    before = opened.size
     with _naming(model):
-        outcomes, warnings = _fuse_graph(graph, selection, progress, merge=merge)
+        outcomes, warnings = _fuse_graph(opened.graph, selection, progress, merge=merge)
     with _onnx.staging(output) as folder:
         with _naming(model):
-            written = _onnx.save(graph, folder / output.name)
+            written = opened.save(folder / output.name)
         verdict = None
         if verify:
             verdict = verify_files(model, written.model, comparison, progress, UNLIMITED).verdict
@@ -270,7 +372,7 @@ def fuse_file(
             seconds = time.perf_counter() - start
             failed = FileResult(model, None, outcomes, warnings, before, None, verdict, seconds)
             raise NotEquivalentError(_complaint(output, verdict, guilty), failed)
-        after = Size(_nodes(graph), written.bytes)
+        after = Size(opened.count(), written.bytes)
         _onnx.publish(written, output)
     return FileResult(model, output, outcomes, warnings, before, after, verdict, time.perf_counter() - start)
 
@@ -286,9 +388,9 @@ def _guilty(
     escaped = [escape(name) for name in names]
 
     def is_equivalent(count: int) -> bool:
-        graph = _onnx.load(model, limits)
-        _fuse_graph(graph, Selection(tuple(escaped[:count]) or ("",)), _silent, merge=False)
-        return compare_models(model, graph, comparison, UNLIMITED).is_equivalent
+        opened = _open_file(model, limits)
+        _fuse_graph(opened.graph, Selection(tuple(escaped[:count]) or ("",)), _silent, merge=False)
+        return compare_models(model, opened.finish(), comparison, UNLIMITED).is_equivalent
 
     good, bad = 0, len(names)
     if not is_equivalent(good):

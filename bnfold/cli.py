@@ -44,8 +44,12 @@ def _dims(context: click.Context, parameter: click.Parameter, given: tuple[str, 
 
 
 def _report(context: click.Context, parameter: click.Parameter, path: Path | None) -> Path | None:
-    if path is not None and path.suffix not in (".json", ".xml"):
-        raise click.BadParameter(f"{path}: a report ends in .json or .xml (JUnit)")
+    if path is not None:
+        if path.suffix not in (".html", ".json", ".xml"):
+            raise click.BadParameter(f"{path}: a report ends in .html, .json or .xml (JUnit)")
+        from bnfold.report import files
+
+        files.require(path)
     return path
 
 
@@ -53,7 +57,7 @@ PATH = click.Path(path_type=Path)
 
 OUTPUT_OPTIONS = _options(
     click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output, nothing else there."),
-    click.option("--report", type=PATH, callback=_report, help="Also write a report: .json, or .xml (JUnit)."),
+    click.option("--report", type=PATH, callback=_report, help="Also write a report: .html, .json, or .xml (JUnit)."),
     click.option("-q", "--quiet", is_flag=True, help="The summary only."),
     click.option("-v", "--verbose", is_flag=True, help="Also the other per-channel affines that fold."),
 )
@@ -77,6 +81,9 @@ INPUT_OPTIONS = _options(
     click.option("--dim", "dims", multiple=True, callback=_dims, metavar="NAME=N", help="Size of a dynamic dimension."),
     click.option("--samples", type=click.IntRange(1), default=2, show_default=True, help="How many drawn inputs."),
     click.option("--seed", type=int, default=0, show_default=True, help="Of the drawn inputs."),
+)
+
+EFFORT_OPTIONS = _options(
     click.option("--fast", "effort", flag_value="fast", help="Fewer drawn inputs, fewer measurements of noise."),
     click.option("--thorough", "effort", flag_value="thorough", help="More of both, and every inner value."),
 )
@@ -97,6 +104,7 @@ def cli() -> None:
 @MERGE_OPTION
 @click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
 @INPUT_OPTIONS
+@EFFORT_OPTIONS
 @LIMIT_OPTIONS
 @OUTPUT_OPTIONS
 def fuse(
@@ -138,7 +146,7 @@ def fuse(
 
 
 def _inputs(options: dict[str, Any]) -> tuple[InputOptions, dict[str, Any]]:
-    """What the options of `INPUT_OPTIONS` ask for, and the options that are left."""
+    """What the options of `INPUT_OPTIONS` and `EFFORT_OPTIONS` ask for, and the options that are left."""
     from bnfold.verification.inputs import Effort, InputOptions
 
     names = ("inputs_path", "dims", "samples", "seed", "effort")
@@ -157,6 +165,7 @@ def _inputs(options: dict[str, Any]) -> tuple[InputOptions, dict[str, Any]]:
 @click.option("--rtol", type=click.FloatRange(0), help="Fixed relative tolerance for outputs, in place of the budget.")
 @click.option("--outputs-only", is_flag=True, help="Do not compare inner values that carry the same name.")
 @INPUT_OPTIONS
+@EFFORT_OPTIONS
 @LIMIT_OPTIONS
 @OUTPUT_OPTIONS
 def verify(
@@ -213,6 +222,43 @@ def inspect(
         sys.exit(1)
 
 
+@cli.command()
+@click.argument("models", type=PATH, nargs=-1, required=True, metavar="MODEL [MODEL ...]")
+@click.option(
+    "--level",
+    "levels",
+    multiple=True,
+    type=click.Choice(["disabled", "basic", "extended", "all"]),
+    help="Graph optimisation of ONNX Runtime; repeatable.  [default: each of them]",
+)
+@click.option("--provider", "providers", multiple=True, default=["cpu"], show_default=True, help="Repeatable.")
+@click.option("--threads", type=click.IntRange(1), help="Within an operator.  [default: all available cores]")
+@click.option("--warmup", type=click.IntRange(0), default=3, show_default=True, help="Untimed runs of each session.")
+@click.option("--rounds", type=click.IntRange(32), default=240, show_default=True, help="Most of them.")
+@click.option("--compile", "compiled", is_flag=True, help="PyTorch models through torch.compile.")
+@click.option("--tf32", is_flag=True, help="GPUs may round float32 to TensorFloat-32.")
+@INPUT_OPTIONS
+@OUTPUT_OPTIONS
+def bench(
+    models: tuple[Path, ...],
+    inputs_path: Path | None,
+    dims: dict[str, int],
+    samples: int,
+    seed: int,
+    **given: Any,
+) -> None:
+    """Time MODELs in turns, and say which are faster or slower than the first, if that can be known."""
+    from bnfold.bench.comparison import benchmark
+    from bnfold.report.bench_record import record_bench
+    from bnfold.verification.inputs import InputOptions
+
+    rendering = {name: given.pop(name) for name in ("as_json", "report", "quiet", "verbose")}
+    given["levels"] = given["levels"] or ("disabled", "basic", "extended", "all")
+    with _progress(rendering) as progress:
+        result = benchmark(models, inputs=InputOptions(inputs_path, dims, samples, seed), progress=progress, **given)
+    _render(record_bench(result), **rendering)
+
+
 @contextmanager
 def _progress(rendering: dict[str, Any]) -> Iterator[Callable[[str, int, int], None]]:
     """A progress bar on standard error, where that is a terminal."""
@@ -237,7 +283,7 @@ def _progress(rendering: dict[str, Any]) -> Iterator[Callable[[str, int, int], N
 def _render(record: dict[str, Any], as_json: bool, report: Path | None, quiet: bool, verbose: bool) -> None:
     from rich.console import Console
 
-    from bnfold.report import files, terminal
+    from bnfold.report import bench_terminal, files, terminal
 
     if report is not None:
         files.write(record, report)
@@ -246,7 +292,8 @@ def _render(record: dict[str, Any], as_json: bool, report: Path | None, quiet: b
     elif record["command"] == "verify":
         terminal.show_comparison(record, Console(), verbose=verbose, quiet=quiet)
     else:
-        terminal.show(record, Console(), verbose=verbose, quiet=quiet)
+        show = bench_terminal.show if record["command"] == "bench" else terminal.show
+        show(record, Console(), verbose=verbose, quiet=quiet)
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:

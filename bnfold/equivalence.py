@@ -13,9 +13,10 @@ import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 
-from bnfold.errors import UnsupportedModelError
+from bnfold.errors import IncomparableError, UnsupportedModelError
 from bnfold.frontends import onnx as _onnx
 from bnfold.limits import LIMITS, Limits
+from bnfold.optional import is_torch_model, torch_front_end
 from bnfold.verification.compare import CompareOptions, Tolerance, compare
 from bnfold.verification.inputs import Effort, InputOptions
 from bnfold.verification.onnx_subject import OnnxSubject
@@ -43,8 +44,8 @@ class Comparison:
 
 
 def verify(
-    reference: onnx.ModelProto | ir.Model | str | Path,
-    candidate: onnx.ModelProto | ir.Model | str | Path,
+    reference: Any,
+    candidate: Any,
     inputs: Inputs | None = None,
     *,
     dims: Mapping[str, int] | None = None,
@@ -60,9 +61,11 @@ def verify(
     """Whether two models are equivalent, apart from rounding.
 
     Args:
-        reference: the model that is right by definition.
-        candidate: the other one.
-        inputs: real inputs; None to draw them from the declared shapes and types.
+        reference: the model that is right by definition: an `onnx.ModelProto`, an `onnx_ir.Model`, a
+            `torch.export.ExportedProgram`, a `torch.nn.Module`, or the path of an `.onnx` or `.pt2` file.
+        candidate: the other one, of any of these kinds.
+        inputs: real inputs; None to draw them from the declared shapes and types. Two modules declare none, so they
+            need inputs, by the names of the forward's parameters.
         dims: sizes of dynamic dimensions, by symbol.
         samples: how many random inputs are drawn.
         seed: of all that is drawn.
@@ -95,8 +98,7 @@ def verify(
 
 def compare_models(reference: Any, candidate: Any, options: CompareOptions, limits: Limits = LIMITS) -> Verdict:
     """`verify`, with its options put together."""
-    first, second = _subject(reference, "the reference", limits), _subject(candidate, "the candidate", limits)
-    return compare(first, second, options)
+    return compare(*_subjects(reference, candidate, options, limits), options)
 
 
 def verify_files(
@@ -113,8 +115,8 @@ def verify_files(
     """
     start = time.perf_counter()
     verdict = compare(
-        _open(reference, limits),
-        _open(candidate, limits),
+        _subject(reference, str(reference), limits),
+        _subject(candidate, str(candidate), limits),
         options,
         lambda done, total: progress("verify", done, total),
     )
@@ -125,7 +127,43 @@ def _open(path: Path, limits: Limits) -> Subject:
     return OnnxSubject(_onnx.read_proto(path, limits), str(path), path)
 
 
+def _subjects(reference: Any, candidate: Any, options: CompareOptions, limits: Limits) -> tuple[Subject, Subject]:
+    """Both models; a torch module is told by the other one, or by the inputs, what it takes."""
+    models, labels = (reference, candidate), ("the reference", "the candidate")
+    found: list[Subject | None] = [
+        None if _is_module(model) else _subject(model, label, limits)
+        for model, label in zip(models, labels, strict=True)
+    ]
+    for index, subject in enumerate(found):
+        if subject is None:
+            found[index] = _module_subject(models[index], labels[index], found[1 - index], options)
+    first, second = found
+    assert first is not None
+    assert second is not None
+    return first, second
+
+
+def _is_module(model: object) -> bool:
+    return is_torch_model(model) and not torch_front_end().is_program(model)
+
+
+def _module_subject(module: Any, label: str, other: Subject | None, options: CompareOptions) -> Subject:
+    from bnfold.verification.torch_subject import TorchSubject
+
+    if options.inputs.given:
+        return TorchSubject.of_module(module, label, options.inputs.given[0], 0)
+    if other is None:
+        raise IncomparableError(f"{label}: a torch module does not say what it takes; give inputs, by name")
+    return TorchSubject.of_module(module, label, other.inputs, len(other.outputs))
+
+
 def _subject(model: Any, label: str, limits: Limits) -> Subject:
+    if isinstance(model, str | Path) and Path(model).suffix == ".pt2":
+        model = torch_front_end().load(Path(model))
+    if is_torch_model(model):
+        from bnfold.verification.torch_subject import TorchSubject
+
+        return TorchSubject.of_program(model, label)
     if isinstance(model, str | Path):
         return _open(Path(model), limits)
     if isinstance(model, onnx.ModelProto):

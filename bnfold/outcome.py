@@ -31,6 +31,9 @@ class Reason(StrEnum):
     OVERFLOW = "overflow"
     PRECISION_LOSS = "precision-loss"
     SEARCH_LIMIT = "search-limit"
+    FORWARD_CODE = "forward-code"
+    HOOK = "hook"
+    PARAMETRIZED = "parametrized"
     SKIPPED = "skipped"
 
 
@@ -39,7 +42,12 @@ ADVICE: dict[Reason, str] = {
     Reason.NOT_CONSTANT: "make the parameter an initializer or a constant",
     Reason.OVERRIDABLE: "remove the initializer from the graph inputs",
     Reason.GRAPH_OUTPUT: "drop that graph output if nobody reads it",
-    Reason.UNKNOWN_SHAPE: "export with static shapes, at least along the channel axis",
+    Reason.UNKNOWN_SHAPE: (
+        "export with static shapes, at least along the channel axis; for a torch module, pass example_inputs"
+    ),
+    Reason.FORWARD_CODE: "pass a GraphModule or an ExportedProgram, whose code can change",
+    Reason.HOOK: "remove the hook before, and register it again afterwards where it still means the same",
+    Reason.PARAMETRIZED: "materialise the weight before: parametrize.remove_parametrizations or remove_weight_norm",
     Reason.OVERFLOW: "store the weight in a wider type",
     Reason.PRECISION_LOSS: "store the weight in a wider type",
     Reason.PER_ACTIVATION: "retrain with statistics per channel",

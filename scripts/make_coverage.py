@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import get_type_hints
 
@@ -11,6 +11,8 @@ import numpy as np
 
 from bnfold.affine import Affine
 from bnfold.frontends.onnx import read_carry, read_linear
+from bnfold.frontends.torch import read_carry as torch_carry
+from bnfold.frontends.torch import read_linear as torch_linear
 from bnfold.linear import Border, Factor, Linear, Window
 from bnfold.ops import (
     Average,
@@ -132,10 +134,14 @@ def merges() -> Iterator[str]:
         yield f"| {what} | {answer} |"
 
 
-def names(op: Op) -> str:
-    """The ONNX operators that are read as this kind."""
-    found = [name for name, read in read_carry.READERS.items() if get_type_hints(read)["return"] is type(op)]
-    return ", ".join(found)
+FLAVOURS = ("upsample_", "_upsample_")
+"""Beginnings of names of torch that are one operator in many kinds, all of them of the kind `interpolate`."""
+
+
+def names(op: Op, readers: Mapping[str, Callable[..., object]]) -> str:
+    """The operators that are read as this kind."""
+    found = [name for name, read in readers.items() if get_type_hints(read)["return"] is type(op)]
+    return ", ".join(name for name in found if not name.startswith(FLAVOURS))
 
 
 def answer(rule: Callable[..., object], op: Op, arguments: Callable[[Affine], list[Affine | None]]) -> str:
@@ -180,7 +186,8 @@ def rows() -> Iterator[str]:
     for what, op in EXAMPLES:
         cells = (
             type(op).__name__ + (f" {what}" if what else ""),
-            names(op),
+            names(op, read_carry.READERS),
+            names(op, torch_carry.READERS),
             answer(pull, op, outputs(op)),
             answer(push, op, inputs(op)),
         )
@@ -204,9 +211,12 @@ def document() -> str:
             "says: upstream from output to input, downstream from input to output. All paths must end in an operator",
             "that absorbs, and no other reader may see a changed value.",
             "",
-            "| operator | in ONNX | upstream | downstream |",
-            "|---|---|---|---|",
+            "| operator | in ONNX | in PyTorch | upstream | downstream |",
+            "|---|---|---|---|---|",
             *rows(),
+            "",
+            f"In PyTorch, {', '.join(torch_linear.READERS)} absorb, in every",
+            "spelling: modules, functions, methods, operators of Python, aten.",
             "",
             "A sum hands the whole scale to every operand, and the shift to one of them or to all in equal parts.",
             "Downstream, the operands of a sum must bring the same scale; the table shows one operand alone.",

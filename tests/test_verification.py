@@ -260,6 +260,32 @@ def test_float16_hides_no_fault_that_is_larger_than_the_rounding_of_its_weights(
     assert verdict.worst.sample.endswith("in float32")
 
 
+def test_the_truth_on_one_input_clears_no_other() -> None:
+    """Each sum is right for one width alone, and both inputs are called normal."""
+
+    def means(first: str, second: str) -> onnx.ModelProto:
+        nodes = [
+            node("ReduceSum", "x axis", "total"),
+            node("Mul", "total weights", "s"),
+            node("Shape", "x", "size", start=1),
+            node("Cast", "size", "width", to=TensorProto.FLOAT),
+            node("Div", f"s {first}", "y"),
+            node("Div", f"s {second}", "z"),
+        ]
+        numbers = {
+            "axis": np.array([1]),
+            "weights": random(4).astype(np.float32),
+            "at_32": np.float32([32]),
+            "at_33": np.float32([33]),
+        }
+        return model(nodes, numbers, ("N", "W"), outputs="y z", dtype=np.float32)
+
+    verdict = bnfold.verify(means("width", "width"), means("at_32", "at_33"), effort="fast", outputs_only=True)
+    assert {sample.feeds["x"].shape[1] for sample in verdict.samples} == {32, 33}
+    assert [each.is_equivalent for each in verdict.outputs if not each.is_deployed] == [False, False]
+    assert not any("float64" in finding for finding in verdict.findings)
+
+
 def rename_output(proto: onnx.ModelProto) -> None:
     proto.graph.output[0].name = "f"
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from bnfold.errors import InvalidModelError
-from bnfold.report import junit
+from bnfold.report import html, junit
 from bnfold.report.record import Record
-
-ENDINGS = (".json", ".xml")
 
 
 def to_json(record: Record) -> str:
@@ -17,13 +16,32 @@ def to_json(record: Record) -> str:
     return json.dumps(record, indent=2, ensure_ascii=False)
 
 
+def _json(record: Record) -> str:
+    return to_json(record) + "\n"
+
+
+RENDERERS: dict[str, Callable[[Record], str]] = {".html": html.render, ".json": _json, ".xml": junit.render}
+"""What writes a report, by the ending of its name."""
+
+
+def require(path: Path) -> None:
+    """Check, before the work begins, that a report of that kind can be made.
+
+    Raises:
+        MissingExtraError: it needs something that is not installed.
+    """
+    if path.suffix == ".html":
+        html.require()
+
+
 def write(record: Record, path: Path) -> None:
     """Write a report.
 
     Raises:
+        MissingExtraError: an `.html` report without the `report` extra.
         InvalidModelError: the file cannot be written.
     """
-    text = junit.render(record) if path.suffix == ".xml" else to_json(record) + "\n"
+    text = RENDERERS.get(path.suffix, _json)(record)
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:

@@ -9,7 +9,9 @@ from bnfold.report.record import Record
 
 def render(record: Record) -> str:
     """A `testsuite` document; a BatchNorm that stays is a skipped case, an output that differs a failure."""
-    if record["command"] == "verify":
+    if record["command"] == "bench":
+        cases = [_timing(record, entry) for entry in record["entries"]]
+    elif record["command"] == "verify":
         cases = _verification(record["candidate"], record)
     else:
         cases = [_case(record, outcome) for outcome in record["outcomes"]]
@@ -25,6 +27,16 @@ def render(record: Record) -> str:
     suite.extend(cases)
     ElementTree.indent(suite)
     return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def _timing(record: Record, entry: Record) -> ElementTree.Element:
+    """One inference of one model, in seconds; a slower model is no failure."""
+    place = "/".join(filter(None, ["bench", entry["provider"], entry["level"]]))
+    case = ElementTree.Element("testcase", classname=place, name=entry["model"], time=f"{entry['median_ms'] / 1e3:.9f}")
+    properties = ElementTree.SubElement(case, "properties")
+    for name in ("verdict", "ratio", "ratio_low", "ratio_high", "session_ms"):
+        ElementTree.SubElement(properties, "property", name=name, value=str(entry[name]))
+    return case
 
 
 def _verification(model: str, verification: Record) -> list[ElementTree.Element]:

@@ -27,6 +27,9 @@ OPERANDS: dict[str, frozenset[int]] = {
 }
 """Operands whose rounding is noise, by operator. Others (the scales of a Resize) decide about shapes."""
 
+WIDE_STEPS = {"float16": 1 << 11, "bfloat16": 1 << 14}
+"""A quarter of a unit in the last place, in units of float32: in the root mean square, what rounding a weight does."""
+
 FLOATS = frozenset(
     {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16}
 )

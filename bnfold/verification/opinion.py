@@ -58,7 +58,7 @@ def settle(pair: Pair, seen: Seen, findings: list[str]) -> Seen:
     near = _find_near_truth(pair, rest, findings)
     return {
         name: [
-            (sample, _cleared(each) if name in renamed or (name, sample.label) in near else each)
+            (sample, _cleared(each) if name in renamed or (name, id(sample)) in near else each)
             for sample, each in found
         ]
         for name, found in seen.items()
@@ -69,14 +69,14 @@ def _cleared(observation: Observation) -> Observation:
     return replace(observation, reason="", place=None)
 
 
-def _find_near_truth(pair: Pair, failing: Seen, findings: list[str]) -> set[tuple[str, str]]:
-    """Pairs of a value and an input on which the candidate is as near to the truth as the reference."""
-    near: set[tuple[str, str]] = set()
-    names = list(failing)
+def _find_near_truth(pair: Pair, failing: Seen, findings: list[str]) -> set[tuple[str, int]]:
+    """Values that fail, each with an input (by identity) on which the candidate is as near to the truth."""
+    near: set[tuple[str, int]] = set()
     samples = {id(sample): sample for found in failing.values() for sample, each in found if each.reason}
     for sample in samples.values():
         if sum(pair.reference.measure(sample.feeds).values()) > BYTES:
             continue
+        names = [name for name, found in failing.items() if any(at is sample and each.reason for at, each in found)]
         truth = pair.reference.evaluate_exactly(sample.feeds, names, SECONDS)
         if truth is None:
             break
@@ -85,7 +85,7 @@ def _find_near_truth(pair: Pair, failing: Seen, findings: list[str]) -> set[tupl
         for name, exact, expected, actual in arrays:
             budget = next(each.judgement.budget for at, each in failing[name] if at is sample)
             if _is_as_near(exact, expected, actual, budget):
-                near.add((name, sample.label))
+                near.add((name, id(sample)))
     if near:
         cleared = ", ".join(sorted({name for name, _ in near}))
         findings.append(f"as near to the float64 result as the reference, though not to the reference: {cleared}")

@@ -75,8 +75,11 @@ class Subject(Protocol):
         """
         ...
 
-    def widened(self) -> Subject | None:
-        """The same with float32 in place of float16 and bfloat16; None where it has neither."""
+    def widened(self) -> tuple[Subject, int] | None:
+        """The same with float32 in place of float16 and bfloat16, and the steps of its disturbances.
+
+        None where it has neither.
+        """
         ...
 
     def evaluate_exactly(self, feeds: Feeds, fetch: Sequence[str], seconds: float) -> list[npt.NDArray[Any]] | None:

@@ -1,6 +1,6 @@
 """ONNX models, by way of onnx-ir."""
 
-from bnfold.frontends.onnx.loading import file_bytes, load, parse, read_proto
+from bnfold.frontends.onnx.loading import external_files, file_bytes, load, parse, read_proto
 from bnfold.frontends.onnx.publishing import publish, staging
 from bnfold.frontends.onnx.saving import Written, save, serialize
 from bnfold.frontends.onnx.view import OnnxGraph
@@ -8,6 +8,7 @@ from bnfold.frontends.onnx.view import OnnxGraph
 __all__ = [
     "OnnxGraph",
     "Written",
+    "external_files",
     "file_bytes",
     "load",
     "parse",

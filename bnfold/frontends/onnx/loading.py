@@ -100,15 +100,19 @@ def _build(proto: onnx.ModelProto, name: str, folder: Path | None) -> ir.Model:
     return model
 
 
+def external_files(model: ir.Model) -> list[Path]:
+    """The files of a model's external data."""
+    return sorted({Path(slot.tensor.path) for slot in slots(model) if isinstance(slot.tensor, ir.ExternalTensor)})
+
+
 def file_bytes(model: ir.Model, path: Path) -> int:
     """The bytes of a model that was read from `path`, with its external data.
 
     Raises:
         InvalidModelError: one of the files is missing.
     """
-    files = {Path(slot.tensor.path) for slot in slots(model) if isinstance(slot.tensor, ir.ExternalTensor)}
     try:
-        return sum(each.stat().st_size for each in (path, *sorted(files)))
+        return sum(each.stat().st_size for each in (path, *external_files(model)))
     except OSError as error:
         raise InvalidModelError(f"{path}: its external data {error.filename} cannot be read") from error
 

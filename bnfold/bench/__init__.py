@@ -1,0 +1,1 @@
+"""How fast models are, beside one another: paired, interleaved timings and what may be concluded from them."""

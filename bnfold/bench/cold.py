@@ -1,0 +1,106 @@
+"""Cold starts: each in a process of its own, so that peaks of memory do not mix and a crash stays there."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from bnfold import errors
+from bnfold.bench.models import Subject
+from bnfold.bench.options import Engine, Setting
+from bnfold.errors import IncomparableError
+from bnfold.verification.inputs import Feeds
+
+
+@dataclass(frozen=True)
+class Cold:
+    """Cold starts of one model.
+
+    Attributes:
+        session_ms: milliseconds to create a session, by process.
+        first_run_ms: of the first inference, by process.
+        memory_before_bytes: resident memory before the model was opened: interpreter, runtime, inputs.
+        peak_bytes: largest resident memory of the whole process; the median over processes, None off Linux.
+        details: how it ran.
+        placement: nodes by provider, where the provider may hand nodes back.
+    """
+
+    session_ms: tuple[float, ...]
+    first_run_ms: tuple[float, ...]
+    memory_before_bytes: int | None
+    peak_bytes: int | None
+    details: dict[str, Any]
+    placement: dict[str, list[str]] | None
+
+
+def start_cold(subject: Subject, setting: Setting, feed: Feeds, folder: Path, times: int) -> Cold | None:
+    """Start a model in fresh processes; None where it is no file.
+
+    Raises:
+        IncomparableError: it cannot be loaded or run, or crashes the runtime.
+        MissingExtraError: the provider is not installed.
+    """
+    if subject.file is None:
+        return None
+    arrays = folder / "feed.npz"
+    _write(feed, arrays)
+    job = {
+        "engine": subject.engine,
+        "path": str(subject.file.absolute()),
+        "setting": asdict(setting),
+        "feed": str(arrays),
+        "names": list(feed),
+    }
+    may_hand_back = subject.engine is Engine.ONNXRUNTIME and setting.provider != "cpu"
+    results = [_run(job | {"places": may_hand_back and not number}, subject.name) for number in range(times)]
+    return Cold(
+        tuple(result["session_ms"] for result in results),
+        tuple(result["first_run_ms"] for result in results),
+        _median([result["memory_before_bytes"] for result in results]),
+        _median([result["peak_bytes"] for result in results]),
+        results[0]["details"],
+        results[0]["placement"],
+    )
+
+
+def _median(values: Sequence[int | None]) -> int | None:
+    known = [value for value in values if value is not None]
+    return int(median(known)) if known else None
+
+
+def _write(feed: Feeds, file: Path) -> None:
+    arrays = {
+        str(index): array.astype(str) if array.dtype == object else array for index, array in enumerate(feed.values())
+    }
+    np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
+def _run(job: dict[str, Any], name: str) -> dict[str, Any]:
+    # -P: a file in the working folder that is called like a library must not be imported instead of it.
+    place = str(Path(__file__).parents[2])
+    paths = os.pathsep.join(filter(None, [place, os.environ.get("PYTHONPATH")]))
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "bnfold.bench.worker"],
+        input=json.dumps(job),
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": paths},
+    )
+    if done.returncode < 0:
+        raise IncomparableError(f"{name}: the runtime crashed on it (signal {-done.returncode})")
+    if done.returncode:
+        raise RuntimeError(f"the process that starts {name} failed:\n{done.stderr}")
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    if "error" in result:
+        raise getattr(errors, result["kind"])(result["error"])
+    return result

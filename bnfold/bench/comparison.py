@@ -1,0 +1,361 @@
+"""`benchmark`: models beside one another, under each provider and level."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bnfold.bench.cold import Cold, start_cold
+from bnfold.bench.fingerprint import fingerprint, load_average
+from bnfold.bench.models import Subject, find_subjects
+from bnfold.bench.options import BenchOptions, Engine, Level, Setting
+from bnfold.bench.rounds import ROUNDS_PER_SITTING, Track, take_turns
+from bnfold.bench.session import Session, open_session, require
+from bnfold.bench.statistics import FEWEST_SITTINGS, Ratio, Verdict, decide, is_narrow, looks, paired_ratio
+from bnfold.errors import IncomparableError, UnsupportedModelError
+from bnfold.verification.inputs import Declared, Feeds, InputOptions, find
+
+Progress = Callable[[str, int, int], None]
+"""Called with a stage's name, the steps done and their total."""
+
+FEWEST_ROUNDS = FEWEST_SITTINGS * ROUNDS_PER_SITTING
+"""Fewer rounds than this give no interval."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One model under one provider and level.
+
+    Attributes:
+        subject: the model.
+        setting: what it ran under.
+        track: its timings.
+        ratio: of its time to the baseline's, paired; the baseline's own is 1.
+        verdict: None for the baseline.
+        session_ratio: likewise of the time to create a session, beside one another in one process.
+        cold: starts in processes of their own; None for a module, which no other process can be given.
+        details: how it ran.
+    """
+
+    subject: Subject
+    setting: Setting
+    track: Track
+    ratio: Ratio
+    verdict: Verdict | None
+    session_ratio: Ratio
+    cold: Cold | None
+    details: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Group:
+    """All models under one provider and level.
+
+    Attributes:
+        setting: the provider and level.
+        entries: one for each model; the first is the baseline.
+        noise: the baseline's second set of sessions beside its first: how far chance alone reaches here.
+        noise_track: their timings.
+    """
+
+    setting: Setting
+    entries: tuple[Entry, ...]
+    noise: Ratio
+    noise_track: Track
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    """All groups, and what they were measured on.
+
+    Attributes:
+        subjects: the models; the first is the baseline.
+        groups: one for each provider and level.
+        options: what was asked for.
+        machine: the fingerprint.
+        load: load average before and after.
+        inputs: shape and type of each input, by set of inputs.
+        seconds: taken in all.
+    """
+
+    subjects: tuple[Subject, ...]
+    groups: tuple[Group, ...]
+    options: BenchOptions
+    machine: dict[str, Any]
+    load: tuple[float | None, float | None]
+    inputs: tuple[dict[str, str], ...]
+    seconds: float
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """Those of all groups, in order."""
+        return tuple(entry for group in self.groups for entry in group.entries)
+
+
+def _silent(stage: str, done: int, total: int) -> None:
+    pass
+
+
+def benchmark(
+    models: Sequence[Any],
+    *,
+    inputs: InputOptions | Mapping[str, Any] | Sequence[Any] | str | Path | None = None,
+    levels: Sequence[Level | str] = tuple(Level),
+    providers: Sequence[str] = ("cpu",),
+    threads: int | None = None,
+    warmup: int = BenchOptions.warmup,
+    rounds: int = BenchOptions.rounds,
+    compiled: bool = False,
+    tf32: bool = False,
+    progress: Progress = _silent,
+) -> BenchReport:
+    """How fast models are beside the first of them, which is the baseline.
+
+    Models take turns within each round, in an order that is drawn anew, and the baseline takes part twice, so that what
+    chance does on this machine is known. The method and its sources: `bnfold.bench.statistics` and docs/benchmarks.md.
+
+    Args:
+        models: one or more of: the path of an `.onnx` or `.pt2` file, an `onnx.ModelProto`, an `onnx_ir.Model`, an
+            `ExportedProgram`, an `nn.Module` (which runs in evaluation mode).
+        inputs: what to run them on: arrays by name, or in the order of the inputs; a path as of ``--inputs``; drawn
+            from the declared shapes and types where None. A module needs arrays.
+        levels: graph optimisation of ONNX Runtime.
+        providers: execution providers by their short names.
+        threads: within an operator; all available cores where None.
+        warmup: untimed inferences of each new session.
+        rounds: most rounds, at least 32.
+        compiled: run PyTorch models through `torch.compile`.
+        tf32: let GPUs round float32 to TensorFloat-32.
+        progress: told of each stage.
+
+    Returns:
+        Times are seconds in `Track`, milliseconds in `Cold`; ratios are time over the baseline's time.
+
+    Raises:
+        BnfoldError: a model cannot be read or run, takes other inputs than the first, or a provider is not installed.
+    """
+    options = BenchOptions(
+        tuple(Level(level) for level in levels),
+        tuple(providers),
+        warmup=warmup,
+        rounds=rounds,
+        compiled=compiled,
+        tf32=tf32,
+    )
+    if threads is not None:
+        options = replace(options, threads=threads)
+    arrays: Any = None
+    if isinstance(inputs, InputOptions | str | Path):
+        options = replace(options, inputs=inputs if isinstance(inputs, InputOptions) else InputOptions(Path(inputs)))
+    else:
+        arrays = inputs
+    return run(models, options, arrays=arrays, progress=progress)
+
+
+def run(
+    models: Sequence[Any], options: BenchOptions, *, arrays: Any = None, progress: Progress = _silent
+) -> BenchReport:
+    """`benchmark` with its options in one value; `arrays` go before `options.inputs`.
+
+    Raises:
+        BnfoldError: see `benchmark`.
+        ValueError: there is no model, or `options.rounds` is less than FEWEST_ROUNDS.
+    """
+    if not models:
+        raise ValueError("there is no model to measure")
+    if options.rounds < FEWEST_ROUNDS:
+        raise ValueError(f"{options.rounds} rounds give no interval; {FEWEST_ROUNDS} do")
+    began, load = time.perf_counter(), load_average()
+    with tempfile.TemporaryDirectory(prefix="bnfold-") as name:
+        folder = Path(name)
+        subjects = find_subjects(models, folder)
+        for subject in subjects:
+            for provider in options.providers:
+                require(subject.engine, provider)
+        feeds = _feeds(subjects, options.inputs, arrays)
+        with _engines_configured(subjects, options):
+            groups = tuple(
+                _Group(subjects, setting, feeds, options, folder, progress).measure()
+                for setting in _settings(subjects, options)
+            )
+    return BenchReport(
+        tuple(subjects),
+        groups,
+        options,
+        fingerprint(),
+        (load, load_average()),
+        tuple({name: f"{array.dtype}{list(array.shape)}" for name, array in feed.items()} for feed in feeds),
+        time.perf_counter() - began,
+    )
+
+
+def _settings(subjects: Sequence[Subject], options: BenchOptions) -> Iterator[Setting]:
+    has_onnx = any(subject.engine is Engine.ONNXRUNTIME for subject in subjects)
+    levels: Sequence[Level | None] = options.levels if has_onnx else (None,)
+    for provider in options.providers:
+        for level in levels:
+            yield Setting(provider, level, options.threads, options.compiled, options.tf32)
+
+
+def _engines_configured(subjects: Sequence[Subject], options: BenchOptions) -> AbstractContextManager[None]:
+    if all(subject.engine is not Engine.TORCH for subject in subjects):
+        return nullcontext()
+    from bnfold.bench.torch_session import configured
+
+    return configured(Setting("cpu", None, options.threads, options.compiled, options.tf32))
+
+
+def _feeds(subjects: Sequence[Subject], options: InputOptions, arrays: Any) -> list[Feeds]:
+    """The baseline's inputs, which the others must take as well."""
+    described = [subject for subject in subjects if subject.inputs is not None]
+    for subject in described[1:]:
+        _check_same(described[0], subject)
+    if arrays is None:
+        if not described:
+            raise UnsupportedModelError("a module does not say what it reads: pass its inputs")
+        return find(described[0].inputs or (), options)
+    return [_given(described[0] if described else None, arrays)]
+
+
+def _given(subject: Subject | None, arrays: Any) -> Feeds:
+    """Arrays or tensors that a caller gave, by name; those of a module by position are called #0, #1, ..."""
+    if isinstance(arrays, Mapping):
+        feed = {str(name): np.asarray(array) for name, array in arrays.items()}
+    else:
+        names = (
+            [each.name for each in subject.inputs or ()] if subject else [f"#{index}" for index in range(len(arrays))]
+        )
+        if len(names) != len(arrays):
+            raise IncomparableError(f"{len(arrays)} inputs were given, the model has {len(names)}: {names}")
+        feed = {name: np.asarray(array) for name, array in zip(names, arrays, strict=True)}
+    declared = (subject.inputs if subject else None) or ()
+    if missing := [each.name for each in declared if each.name not in feed]:
+        raise IncomparableError(f"no array for input {missing[0]!r} (given: {sorted(feed)})")
+    return {each.name: feed[each.name] for each in declared} or feed
+
+
+def _check_same(first: Subject, other: Subject) -> None:
+    """Inputs agree in number, type and size, and within one engine in name; outputs in number, and so on."""
+    mine, theirs = _interface(first, other), _interface(other, first)
+    if len(mine) != len(theirs) or not all(map(_fits, mine, theirs)):
+        raise IncomparableError(f"{first.name} and {other.name} have other inputs: {_list(mine)} and {_list(theirs)}")
+    if len(first.outputs or ()) != len(other.outputs or ()) or (
+        first.engine is other.engine is Engine.ONNXRUNTIME and first.outputs != other.outputs
+    ):
+        raise IncomparableError(f"{first.name} and {other.name} have other outputs")
+
+
+def _interface(subject: Subject, other: Subject) -> list[Declared]:
+    """Its inputs, in an order in which they can be compared with the other's."""
+    declared = list(subject.inputs or ())
+    if subject.engine is other.engine is Engine.ONNXRUNTIME:
+        return sorted(declared, key=lambda each: each.name)
+    return [replace(each, name="") for each in declared]
+
+
+def _fits(one: Declared, other: Declared) -> bool:
+    sizes = zip(one.shape, other.shape, strict=False)
+    return (
+        one.name == other.name
+        and one.dtype == other.dtype
+        and len(one.shape) == len(other.shape)
+        and all(a == b or not (isinstance(a, int) and isinstance(b, int)) for a, b in sizes)
+    )
+
+
+def _list(declared: Sequence[Declared]) -> str:
+    return ", ".join(f"{each.name} {each.dtype}{list(each.shape)}".strip() for each in declared)
+
+
+class _Group:
+    """The measurement of all models under one provider and level."""
+
+    def __init__(
+        self,
+        subjects: Sequence[Subject],
+        setting: Setting,
+        feeds: Sequence[Feeds],
+        options: BenchOptions,
+        folder: Path,
+        progress: Progress,
+    ) -> None:
+        self.subjects, self.setting, self.options, self.folder = subjects, setting, options, folder
+        names = list(feeds[0])
+        self.feeds = [[subject.renamed(feed, names) for feed in feeds] for subject in subjects]
+        self.stage = " ".join(filter(None, [setting.provider, setting.level]))
+        self.progress = progress
+
+    def measure(self) -> Group:
+        cold = list(self._cold())  # first: a model that crashes the runtime does so in another process
+        details: list[dict[str, Any]] = [{} for _ in self.subjects]
+        sittings = math.ceil(self.options.rounds / ROUNDS_PER_SITTING)
+        planned = looks(sittings)
+
+        def opener(number: int) -> Callable[[], Session]:
+            def create() -> Session:
+                session = open_session(
+                    self.subjects[number].engine, self.subjects[number].source, self.setting, self.feeds[number]
+                )
+                details[number] = session.details
+                return session
+
+            return create
+
+        *tracks, twin = take_turns(
+            [opener(number) for number in (*range(len(self.subjects)), 0)],
+            feeds=len(self.feeds[0]),
+            warmup=self.options.warmup,
+            sittings=sittings,
+            seed=self.options.inputs.seed,
+            is_done=lambda tracks: len(tracks[0].turns) in planned and is_narrow(_ratios(tracks)),
+            advance=lambda done: self.progress(
+                f"{self.stage}: rounds", done * ROUNDS_PER_SITTING, sittings * ROUNDS_PER_SITTING
+            ),
+        )
+        return self._judge(tracks, twin, cold, details)
+
+    def _cold(self) -> Iterator[Cold | None]:
+        for number, subject in enumerate(self.subjects):
+            self.progress(f"{self.stage}: cold starts", number, len(self.subjects))
+            yield start_cold(subject, self.setting, self.feeds[number][0], self.folder, self.options.starts)
+        self.progress(f"{self.stage}: cold starts", len(self.subjects), len(self.subjects))
+
+    def _judge(
+        self, tracks: Sequence[Track], twin: Track, cold: Sequence[Cold | None], details: Sequence[dict[str, Any]]
+    ) -> Group:
+        *ratios, noise = _ratios([*tracks, twin])
+        baseline = _starts(tracks[0])
+        entries = [
+            Entry(
+                subject,
+                self.setting,
+                track,
+                ratio,
+                decide(ratio, noise) if number else None,
+                paired_ratio(_starts(track), baseline),
+                cold[number],
+                details[number],
+            )
+            for number, (subject, track, ratio) in enumerate(
+                zip(self.subjects, tracks, [Ratio(1, 1, 1), *ratios], strict=True)
+            )
+        ]
+        return Group(self.setting, tuple(entries), noise, twin)
+
+
+def _ratios(tracks: Sequence[Track]) -> list[Ratio]:
+    """Of all tracks but the first to the first."""
+    baseline = tracks[0].medians
+    return [paired_ratio(track.medians, baseline) for track in tracks[1:]]
+
+
+def _starts(track: Track) -> Any:
+    return np.array(track.starts).reshape(-1, 1)

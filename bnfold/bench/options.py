@@ -1,0 +1,76 @@
+"""What to measure, and how."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from bnfold.verification.inputs import InputOptions
+
+
+class Level(StrEnum):
+    """How far ONNX Runtime optimises a graph when a session starts."""
+
+    DISABLED = "disabled"
+    BASIC = "basic"
+    EXTENDED = "extended"
+    ALL = "all"
+
+
+class Engine(StrEnum):
+    """What runs a model."""
+
+    ONNXRUNTIME = "onnxruntime"
+    TORCH = "torch"
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """What to measure, and how.
+
+    Attributes:
+        levels: graph optimisation levels; each is measured by itself.
+        providers: execution providers by their short names; each is measured by itself.
+        threads: threads within an operator, of each session.
+        warmup: untimed inferences of each new session.
+        rounds: most rounds; fewer are made where the intervals are narrow enough before.
+        starts: processes in which each model is started, for its first run and its memory.
+        compiled: run PyTorch models through `torch.compile`.
+        tf32: let GPUs round float32 to TensorFloat-32 in convolutions and matrix products.
+        inputs: what to run the models on.
+    """
+
+    levels: tuple[Level, ...] = tuple(Level)
+    providers: tuple[str, ...] = ("cpu",)
+    threads: int = field(default_factory=available_cores)
+    warmup: int = 3
+    rounds: int = 240
+    starts: int = 3
+    compiled: bool = False
+    tf32: bool = False
+    inputs: InputOptions = field(default_factory=InputOptions)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Under what a group of sessions runs: all that is equal among the models that are compared.
+
+    Attributes:
+        provider: short name of the execution provider; for PyTorch, of the device.
+        level: graph optimisation of ONNX Runtime; None where no model uses it.
+        threads, compiled, tf32: see `BenchOptions`.
+    """
+
+    provider: str
+    level: Level | None
+    threads: int
+    compiled: bool = False
+    tf32: bool = False

@@ -1,0 +1,90 @@
+"""One cold start of one model, in a process of its own: ``python -m bnfold.bench.worker``.
+
+Reads a JSON document from standard input (`bnfold.bench.cold` writes it) and writes one to standard output: session
+creation and first inference in milliseconds, memory, how it ran; or the error.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bnfold.bench.options import Engine, Level, Setting
+from bnfold.bench.session import open_session, require
+from bnfold.errors import BnfoldError
+from bnfold.verification.inputs import Feeds
+
+
+def start(job: dict[str, Any]) -> dict[str, Any]:
+    """Open a session, run it once, and say what that took."""
+    engine, path = Engine(job["engine"]), Path(job["path"])
+    level = job["setting"].pop("level")
+    setting = Setting(level=level and Level(level), **job["setting"])
+    feed = _read(Path(job["feed"]), job["names"])
+    require(engine, setting.provider)  # imports the runtime, which is not the model's to answer for
+    before = _memory("VmRSS")
+    began = time.perf_counter()
+    session = open_session(engine, path, setting, [feed])
+    opened = time.perf_counter()
+    first = session.time(0)
+    return {
+        "session_ms": (opened - began) * 1e3,
+        "first_run_ms": first * 1e3,
+        "memory_before_bytes": before,
+        "peak_bytes": _memory("VmHWM"),
+        "details": session.details,
+        "placement": _placement(path, setting, feed) if job["places"] else None,
+    }
+
+
+def _read(file: Path, names: list[str]) -> Feeds:
+    with np.load(file, allow_pickle=False) as arrays:
+        loaded = {name: arrays[str(index)] for index, name in enumerate(names)}
+    return {name: array.astype(object) if array.dtype.kind == "U" else array for name, array in loaded.items()}
+
+
+def _memory(field: str) -> int | None:
+    """Resident memory of this process, now (VmRSS) or at most (VmHWM); None off Linux.
+
+    Not `getrusage`: its peak is at least what the parent process held when it started this one.
+    """
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return None
+    lines = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
+    return int(lines[field].split()[0]) * 1024
+
+
+def _placement(path: Path, setting: Setting, feed: Feeds) -> dict[str, list[str]]:
+    """The nodes that ran on each provider, by the runtime's own profile."""
+    from bnfold.bench.onnx_session import OnnxSession
+
+    with tempfile.TemporaryDirectory() as folder:
+        session = OnnxSession(path, setting, [feed], profile=Path(folder) / "profile")
+        session.time(0)
+        events = json.loads(Path(session.native.end_profiling()).read_text())
+    placed: dict[str, set[str]] = {}
+    for event in events:
+        provider = event.get("args", {}).get("provider")
+        if event.get("cat") == "Node" and provider:
+            placed.setdefault(provider, set()).add(event["name"].removesuffix("_kernel_time"))
+    return {provider: sorted(names) for provider, names in placed.items()}
+
+
+def main() -> None:
+    """One job."""
+    try:
+        result = start(json.load(sys.stdin))
+    except BnfoldError as error:
+        result = {"error": str(error), "kind": type(error).__name__}
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""Which tensors an in-place operator may change behind the back of other readers.
+
+A graph shows who reads a value, not who sees it change: after ``a = x.view(-1); a.relu_()`` every later reader of `x`
+sees another content. An operator that writes into a tensor is harmless where each tensor on the way from the one that
+was made afresh has one reader, so that nothing can tell the writing from a fresh result. A BatchNorm on the way counts
+as a view, since without it what follows writes into its input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+
+from torch import fx
+
+from bnfold.frontends.torch.calls import UNKNOWN, Call
+from bnfold.frontends.torch.read_affine import ARITHMETIC, BATCHNORMS
+
+VIEWS = BATCHNORMS | {
+    "cast",
+    "channel_shuffle",
+    "chunk",
+    "dropout",
+    "expand",
+    "expand_as",
+    "flatten",
+    "identity",
+    "index",
+    "narrow",
+    "permute",
+    "pixel_shuffle",
+    "pixel_unshuffle",
+    "reshape",
+    "reshape_as",
+    "select",
+    "slice",
+    "slice_all",
+    "split",
+    "split_with_sizes",
+    "squeeze",
+    "t",
+    "to",
+    "transpose",
+    "type_as",
+    "unflatten",
+    "unsqueeze",
+    UNKNOWN,
+}
+"""Operators whose output may share memory with their input."""
+
+
+def tangled(graph: fx.Graph, calls: Mapping[fx.Node, Call], constant: Collection[fx.Node]) -> set[fx.Node]:
+    """Every node whose tensor may be changed in place while something else reads it.
+
+    Args:
+        graph: whose nodes are asked about.
+        calls: what its nodes do; those that see only shapes count as no reader.
+        constant: nodes that hold constants.
+    """
+    sources = {node: list(_sources(node, call, constant)) for node, call in calls.items()}
+    neighbours: dict[fx.Node, list[fx.Node]] = {}
+    for node, shared in sources.items():
+        for each in shared:
+            neighbours.setdefault(node, []).append(each)
+            neighbours.setdefault(each, []).append(node)
+    found: set[fx.Node] = set()
+    for node, call in calls.items():
+        if call.is_inplace:
+            for written in _written(node, call):
+                if not _is_alone(written, sources, calls):
+                    _spread(written, neighbours, found)
+    return found
+
+
+def _written(node: fx.Node, call: Call) -> list[fx.Node]:
+    target = call.arguments.get("input")
+    return [target] if call.op != UNKNOWN and isinstance(target, fx.Node) else node.all_input_nodes
+
+
+def _sources(node: fx.Node, call: Call, constant: Collection[fx.Node]) -> Iterator[fx.Node]:
+    if call.is_inplace:
+        yield from _written(node, call)
+    elif call.op == UNKNOWN:
+        yield from node.all_input_nodes
+    elif call.op in VIEWS:
+        source = call.arguments.get("input")
+        if isinstance(source, fx.Node):
+            yield source
+    elif call.op in ARITHMETIC:
+        computed = [each for each in node.all_input_nodes if each not in constant]
+        if len(computed) == 1:
+            yield computed[0]
+
+
+def _is_alone(node: fx.Node, sources: Mapping[fx.Node, list[fx.Node]], calls: Mapping[fx.Node, Call]) -> bool:
+    """Whether nothing but the one reader can see the node's tensor."""
+    stack = [node]
+    while stack:
+        top = stack.pop()
+        readers = [user for user in top.users if user not in calls or calls[user].op != "shape"]
+        if top.op in ("placeholder", "get_attr") or len(readers) > 1:
+            return False
+        stack.extend(sources.get(top, ()))
+    return True
+
+
+def _spread(start: fx.Node, neighbours: Mapping[fx.Node, list[fx.Node]], found: set[fx.Node]) -> None:
+    stack = [start]
+    while stack:
+        node = stack.pop()
+        if node not in found:
+            found.add(node)
+            stack.extend(neighbours.get(node, ()))

@@ -1,0 +1,295 @@
+"""The graph of an `nn.Module`: a symbolic trace, else an export with example inputs."""
+
+from __future__ import annotations
+
+import inspect
+import operator
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn.modules import module as nn_module
+from torch.utils import _pytree
+
+from bnfold.errors import UnsupportedModelError
+from bnfold.frontends.torch.calls import is_known_forward, is_parametrized, is_plain_module
+from bnfold.frontends.torch.view import VALUE_HOOKS, hook_of
+
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """What a module is called with."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, given: Any) -> Inputs | None:
+        """From what a user passes: a tuple of arguments, a dict of keyword arguments, or the only argument."""
+        if given is None:
+            return None
+        if isinstance(given, dict):
+            return cls((), given)
+        return cls(tuple(given) if isinstance(given, list | tuple) else (given,), {})
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """A symbolic trace.
+
+    Attributes:
+        graph: whose `call_module` nodes are torch.nn modules with their own forward.
+        observed: nodes whose values a hook sees, with its name.
+        values: an example value (a fake tensor) of each node, if there were example inputs.
+    """
+
+    graph: fx.Graph
+    observed: Mapping[fx.Node, str]
+    values: Mapping[fx.Node, Any] | None
+
+
+class _TensorProxy(fx.Proxy):
+    """A proxy that passes for a tensor: ``isinstance(x, torch.Tensor)`` then chooses the branch that a call takes."""
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        return torch.Tensor
+
+    def __getattr__(self, name: str) -> Any:
+        return False if name in ("_is_param", "_is_buffer") else super().__getattr__(name)
+
+
+def _writing(function: Any) -> Any:
+    """``x += y``, recorded as what it is: fx itself would record ``x + y``, which does not write into x."""
+
+    def write(self: fx.Proxy, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    return write
+
+
+for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul", "iand", "ior", "ixor"):
+    setattr(_TensorProxy, f"__{_name}__", _writing(getattr(operator, _name)))
+
+
+class _Tracer(fx.Tracer):
+    """Stops at torch.nn modules that do what torch.nn says, and goes into every other one."""
+
+    proxy_buffer_attributes = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.observed: dict[fx.Node, str] = {}
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _TensorProxy(node, self)
+
+    def create_arg(self, a: Any) -> Any:
+        return a.node if issubclass(type(a), fx.Proxy) else super().create_arg(a)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if is_plain_module(m) or (is_parametrized(m) and is_known_forward(m)):
+            return True
+        if is_known_forward(m) or isinstance(m, CONTAINERS) or "forward" in vars(m):
+            return False
+        return type(m).forward.__module__.startswith("torch.nn.modules.") and not _is_norm(m)
+
+    def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        made = super().call_module(m, forward, args, kwargs)
+        if (hook := hook_of(m, VALUE_HOOKS)) is not None:
+            for each in _pytree.tree_leaves((args, kwargs, made)):
+                if issubclass(type(each), fx.Proxy):
+                    self.observed[each.node] = f"{hook} on {self.path_of_module(m)}"
+        return made
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.batchnorm._NormBase)
+
+
+def trace(module: nn.Module, inputs: Inputs | None = None, *, is_outline: bool = False) -> Trace:
+    """A symbolic trace of a module; without example values, where only its outline is asked for.
+
+    Optional arguments take their defaults, or what the example inputs give. Where the code depends on whether an
+    argument is None, and there is no example to tell, the trace fails.
+
+    Raises:
+        Exception: whatever the module's code raises when it is fed with proxies.
+    """
+    if is_plain_module(module):
+        return _trace_leaf(module)
+    fixed = _fixed_arguments(module, inputs)
+    tracer = _Tracer()
+    graph = _quietly(tracer, module, fixed)
+    if inputs is None and None in fixed.values():
+        given = {name: value for name, value in fixed.items() if value is not None}
+        try:
+            other = _quietly(_Tracer(), module, given)
+        except Exception:
+            other = None
+        if other is None or _outline(other) != _outline(graph):
+            names = ", ".join(name for name, value in fixed.items() if value is None)
+            raise UnsupportedModelError(f"its code depends on whether {names} is None")
+    values = propagate(module, graph, inputs) if inputs is not None and not is_outline else None
+    return Trace(graph, tracer.observed, values)
+
+
+def _trace_leaf(module: nn.Module) -> Trace:
+    graph = fx.Graph()
+    graph.output(graph.call_module("", (graph.placeholder("input"),)))
+    return Trace(graph, {}, None)
+
+
+def _quietly(tracer: fx.Tracer, module: nn.Module, fixed: Mapping[str, Any]) -> fx.Graph:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return tracer.trace(module, dict(fixed))
+
+
+def _outline(graph: fx.Graph) -> list[tuple[str, str]]:
+    return [
+        (node.op, str(node.target))
+        for node in graph.nodes
+        if node.op not in ("placeholder", "output") and "_assert_is_none" not in str(node.target)
+    ]
+
+
+def _fixed_arguments(module: nn.Module, inputs: Inputs | None) -> dict[str, Any]:
+    """The arguments that are no tensors: by example, else by default."""
+    parameters = inspect.signature(module.forward).parameters
+    defaults = {name: each.default for name, each in parameters.items() if each.default is not inspect.Parameter.empty}
+    if inputs is None:
+        return defaults
+    bound = inspect.signature(module.forward).bind(*inputs.args, **inputs.kwargs).arguments
+    given = {name: value for name, value in bound.items() if not isinstance(value, torch.Tensor)}
+    return {**{name: value for name, value in defaults.items() if name not in bound}, **given}
+
+
+def propagate(module: nn.Module, graph: fx.Graph, inputs: Inputs) -> Mapping[fx.Node, Any] | None:
+    """Fake tensors for every node: with sizes that are symbols, so that nothing follows from one example alone."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    bound = inspect.signature(module.forward).bind(*inputs.args, **inputs.kwargs)
+    bound.apply_defaults()
+    names = {str(node.target): node for node in graph.nodes if node.op == "placeholder"}
+    if any(name.startswith("*") for name in names) or set(names) != set(bound.arguments):
+        return None
+    for environment in (ShapeEnv(duck_shape=False, specialize_zero_one=False), None):
+        mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=environment)
+        recorder = _Recorder(module, graph)
+        try:
+            fakes = [_fake(mode, bound.arguments[name], environment is None) for name in names]
+            with mode, torch.no_grad(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                recorder.run(*fakes, enable_io_processing=False)
+        except Exception:
+            continue
+        return recorder.seen
+    return None
+
+
+def _fake(mode: Any, value: Any, is_static: bool) -> Any:
+    return mode.from_tensor(value, static_shapes=is_static) if isinstance(value, torch.Tensor) else value
+
+
+class _Recorder(fx.Interpreter):
+    """Runs a graph and keeps what each node makes."""
+
+    def __init__(self, module: nn.Module, graph: fx.Graph) -> None:
+        super().__init__(module, graph=graph)
+        self.seen: dict[fx.Node, Any] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        made = super().run_node(n)
+        self.seen[n] = made
+        return made
+
+
+def export(module: nn.Module, inputs: Inputs) -> torch.export.ExportedProgram:
+    """An export of a module, with every size dynamic where its code allows that.
+
+    Raises:
+        UnsupportedModelError: it cannot be exported.
+    """
+    dynamic = _pytree.tree_map(_every_size, (inputs.args, dict(inputs.kwargs)))
+    bound = inspect.signature(module.forward).bind(*dynamic[0], **dynamic[1])
+    failure: Exception | None = None
+    for shapes in (dict(bound.arguments), None):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return torch.export.export(
+                    module, inputs.args, dict(inputs.kwargs), dynamic_shapes=shapes, strict=False
+                )
+        except Exception as error:
+            failure = error
+    raise UnsupportedModelError(f"{type(module).__name__} cannot be exported: {line(failure)}") from failure
+
+
+def _every_size(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return dict.fromkeys(range(value.dim()), torch.export.Dim.AUTO)
+    return None
+
+
+def line(error: Exception | None) -> str:
+    """The first sentence of an error."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:200]}"
+
+
+def insist_on_readable(module: nn.Module) -> None:
+    """Refuse what cannot be read as it is, with the way out.
+
+    Raises:
+        UnsupportedModelError: training mode, lazy or meta parameters, or code that is no Python any more.
+    """
+    if isinstance(module, torch.jit.ScriptModule):
+        raise UnsupportedModelError("a ScriptModule cannot be traced: pass the module that it was scripted from")
+    if hasattr(module, "_orig_mod"):
+        raise UnsupportedModelError("the module is compiled: fuse first, then torch.compile (pass model._orig_mod)")
+    for name, each in module.named_modules():
+        where = f"{name or 'the model'} ({type(each).__name__})"
+        if isinstance(each, torch.jit.ScriptModule) and _holds_batchnorm_buffers(each):
+            raise UnsupportedModelError(f"{where} is a ScriptModule: pass the module that it was scripted from")
+        if any(map(nn.parameter.is_lazy, (*each._parameters.values(), *each._buffers.values()))):
+            raise UnsupportedModelError(f"{where} is not initialised: run the model once on an example")
+        if _is_norm(each) and each.training and not isinstance(each, nn.modules.instancenorm._InstanceNorm):
+            raise UnsupportedModelError(f"{where} is in training mode: call .eval() on the model first")
+    for name, tensor in _tensors(module):
+        if tensor.device.type == "meta":
+            raise UnsupportedModelError(f"{name} is on the meta device and holds no values: load the weights first")
+    hooks = [nn_module._global_forward_hooks, nn_module._global_forward_pre_hooks, nn_module._global_backward_hooks]
+    if any(hooks):
+        raise UnsupportedModelError("a global module hook is registered, and would see other values: remove it first")
+
+
+def borders_of_hooked(module: nn.Module, graph: fx.Graph) -> dict[fx.Node, str]:
+    """The values that enter and leave modules with hooks, in an exported graph, with the hook's name."""
+    found: dict[fx.Node, str] = {}
+    for path, each in module.named_modules():
+        if path and (hook := hook_of(each, VALUE_HOOKS)) is not None:
+            inside = {
+                node
+                for node in graph.nodes
+                if path in [str(at) for at, _ in (node.meta.get("nn_module_stack") or {}).values()]
+            }
+            leaving = {node for node in inside if any(user not in inside for user in node.users)}
+            entering = {source for node in inside for source in node.all_input_nodes if source not in inside}
+            found.update(dict.fromkeys(leaving | entering, f"{hook} on {path}"))
+    return found
+
+
+def _holds_batchnorm_buffers(module: nn.Module) -> bool:
+    return any(name.rpartition(".")[2] == "running_mean" for name, _ in module.named_buffers())
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from module.named_parameters()
+    yield from module.named_buffers()

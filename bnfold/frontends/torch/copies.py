@@ -1,0 +1,56 @@
+"""Copies of a model's structure that share its tensors."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+
+from bnfold.errors import UnsupportedModelError
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def _shared(module: nn.Module) -> dict[int, Any]:
+    """A memo that lets `deepcopy` keep every tensor of a module as it is."""
+    memo: dict[int, Any] = {}
+    for each in module.modules():
+        held = [*each._parameters.values(), *each._buffers.values(), *vars(each).values()]
+        memo.update((id(tensor), tensor) for tensor in held if isinstance(tensor, torch.Tensor))
+    return memo
+
+
+def copy_module(module: M) -> M:
+    """A module of the same class and structure, whose tensors are those of the original.
+
+    Raises:
+        UnsupportedModelError: something in it cannot be copied.
+    """
+    try:
+        return copy.deepcopy(module, _shared(module))
+    except Exception as error:  # a module's own __deepcopy__ or __reduce__ may raise anything
+        text = " ".join(str(error).split())[:200]
+        raise UnsupportedModelError(f"{type(module).__name__} cannot be copied ({text}): pass inplace=True") from error
+
+
+def copy_program(program: ExportedProgram) -> ExportedProgram:
+    """A program with its own graph, signature and dictionaries, whose tensors are those of the original."""
+    graph_module = copy.deepcopy(program.graph_module, _shared(program.graph_module))
+    for old, new in zip(program.graph_module.graph.nodes, graph_module.graph.nodes, strict=True):
+        new.name = old.name  # a copy does not keep "input", since Python has a function of that name
+        if new.op == "placeholder":
+            new.target = old.target
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        twin = program._update(
+            graph_module,
+            copy.deepcopy(program.graph_signature),
+            state_dict=dict(program.state_dict),
+            constants=dict(program.constants),
+        )
+    twin._guards_code = list(program._guards_code)
+    return twin

@@ -1,0 +1,176 @@
+"""Opens a torch model: a view to plan on, and how to finish what was changed."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.export import ExportedProgram
+
+from bnfold.errors import UnsupportedModelError
+from bnfold.frontends.torch import capture, shapes
+from bnfold.frontends.torch.calls import spell
+from bnfold.frontends.torch.capture import Inputs
+from bnfold.frontends.torch.copies import copy_module, copy_program
+from bnfold.frontends.torch.module import OwnedGraph, fixed_batchnorms
+from bnfold.frontends.torch.program import ProgramStore
+from bnfold.frontends.torch.store import ModuleStore
+from bnfold.frontends.torch.view import TorchGraph
+
+
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """A model that can be planned on and changed.
+
+    Attributes:
+        graph: its view; edits change `model`.
+        model: what is given back.
+        finish: makes `model` valid again after the edits.
+        free: where `graph` can change parameters and submodules only: a view of the same that could change the code as
+            well, which tells what would then fold. It must not be edited.
+    """
+
+    graph: TorchGraph
+    model: Any
+    finish: Callable[[], None]
+    free: Callable[[], TorchGraph] | None = None
+
+
+def is_model(model: object) -> bool:
+    """Whether it is a torch model of a kind that is read here."""
+    return isinstance(model, nn.Module | ExportedProgram)
+
+
+def is_program(model: object) -> bool:
+    """Whether it is an exported program."""
+    return isinstance(model, ExportedProgram)
+
+
+def open_model(model: Any, example_inputs: Any = None, *, inplace: bool = False) -> Opened:
+    """A view of an `nn.Module`, an `fx.GraphModule` or an `ExportedProgram`.
+
+    Args:
+        model: what is read; a copy of it, which shares its tensors, is what the edits change.
+        example_inputs: what a module is called with: a tuple of arguments, a dict of keyword ones, or the only one.
+        inplace: let the edits change `model` itself.
+
+    Raises:
+        UnsupportedModelError: it cannot be captured, or is in a state that has no meaning to keep.
+    """
+    inputs = Inputs.of(example_inputs)
+    if isinstance(model, ExportedProgram):
+        return open_program(model if inplace else copy_program(model))
+    assert isinstance(model, nn.Module)
+    capture.insist_on_readable(model)
+    copied = model if inplace else copy_module(model)
+    if isinstance(copied, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        inner = _open_module(copied.module, inputs)
+        return Opened(inner.graph, copied, inner.finish, inner.free)
+    if isinstance(copied, fx.GraphModule):
+        return _open_graph_module(copied, inputs)
+    return _open_module(copied, inputs)
+
+
+def open_program(program: ExportedProgram) -> Opened:
+    """A view of a program, which the edits change."""
+    graph_module = program.graph_module
+    observed = _preserved(program)
+    graph = TorchGraph(
+        graph_module.graph, graph_module, ProgramStore(program), shapes.recorded(graph_module.graph), observed
+    )
+
+    def finish() -> None:
+        graph_module.graph.lint()
+        graph_module.recompile()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            program.validate()  # type: ignore[no-untyped-call]
+
+    return Opened(graph, program, finish)
+
+
+def _preserved(program: ExportedProgram) -> dict[fx.Node, str]:
+    """Values at the borders of submodules whose calls the program keeps apart, with their names."""
+    names: dict[str, str] = {}
+    for entry in program.module_call_graph:
+        if entry.fqn and entry.signature is not None:
+            border = (*entry.signature.inputs, *entry.signature.outputs)
+            names.update((each.name, f"call of {entry.fqn}") for each in border if hasattr(each, "name"))
+    return {node: names[node.name] for node in program.graph_module.graph.nodes if node.name in names}
+
+
+def _open_graph_module(module: fx.GraphModule, inputs: Inputs | None) -> Opened:
+    values = capture.propagate(module, module.graph, inputs) if inputs is not None else None
+    if values is None:
+        recorded = shapes.recorded(module.graph)
+        inputs_are_known = all(node in recorded or node.op != "placeholder" for node in module.graph.nodes) and any(
+            isinstance(value, torch.Tensor) for value in recorded.values()
+        )
+        values = recorded if inputs_are_known else None
+    graph = TorchGraph(module.graph, module, ModuleStore(module, module.graph), values)
+
+    def finish() -> None:
+        module.graph.lint()
+        module.recompile()
+
+    return Opened(graph, module, finish)
+
+
+def _open_module(module: nn.Module, inputs: Inputs | None) -> Opened:
+    """What is read is a twin, since running the code under a trace leaves its marks in the attributes of a module."""
+    try:
+        twin = copy_module(module)
+    except UnsupportedModelError:
+        twin = module
+    try:
+        traced = capture.trace(twin, inputs)
+    except Exception as error:  # the module's code may raise anything
+        if inputs is None:
+            kind = type(module).__name__
+            raise UnsupportedModelError(
+                f"the forward of {kind} cannot be traced ({capture.line(error)}): pass example_inputs, "
+                "or an ExportedProgram"
+            ) from error
+        return _open_exported(module, twin, inputs)
+
+    fixed = fixed_batchnorms(
+        twin, _targets(traced.graph), lambda: _targets(capture.trace(twin, inputs, is_outline=True).graph)
+    )
+    store = ModuleStore(twin, traced.graph)
+    graph = OwnedGraph(traced.graph, twin, store, traced.values, traced.observed, module, fixed)
+
+    def free() -> TorchGraph:
+        return TorchGraph(traced.graph, twin, ModuleStore(twin, traced.graph), traced.values, traced.observed)
+
+    return Opened(graph, module, graph.finish, free)
+
+
+def _open_exported(module: nn.Module, twin: nn.Module, inputs: Inputs) -> Opened:
+    program = capture.export(twin, inputs)
+    nodes = program.graph_module.graph
+
+    def again() -> list[str]:
+        return _without_batchnorms(capture.export(twin, inputs).graph_module.graph)
+
+    fixed = fixed_batchnorms(twin, _without_batchnorms(nodes), again)
+    observed = capture.borders_of_hooked(twin, nodes)
+    known = shapes.recorded(nodes)
+    graph = OwnedGraph(nodes, program.graph_module, ProgramStore(program), known, observed, module, fixed)
+
+    def free() -> TorchGraph:
+        return TorchGraph(nodes, program.graph_module, ProgramStore(program), known, observed)
+
+    return Opened(graph, module, graph.finish, free)
+
+
+def _targets(graph: fx.Graph) -> list[str]:
+    return [str(node.target) for node in graph.nodes if node.op not in ("placeholder", "output", "get_attr")]
+
+
+def _without_batchnorms(graph: fx.Graph) -> list[str]:
+    calls = [node for node in graph.nodes if node.op == "call_function"]
+    return [str(node.target) for node in calls if spell(node, None).op not in ("batch_norm", "instance_norm")]

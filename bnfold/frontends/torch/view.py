@@ -1,0 +1,475 @@
+"""The view of an fx graph that planner and folder have."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import torch
+from torch import fx, nn
+from torch.fx.node import map_arg
+
+from bnfold.affine import Affine, Array
+from bnfold.frontends.torch import read_affine, read_carry, read_linear, shapes
+from bnfold.frontends.torch.aliases import tangled
+from bnfold.frontends.torch.calls import MULTIPLE, UNKNOWN, Call, Handle, Slot, is_parametrized, spell
+from bnfold.frontends.torch.constants import Constants
+from bnfold.frontends.torch.reader import Facts, Part, Reader, Unreadable, Value, opaque, part_of
+from bnfold.frontends.torch.store import Store, take_name
+from bnfold.frontends.torch.tensors import DTYPES, AnyArray
+from bnfold.health import Caution, examine
+from bnfold.linear import Linear, Rounding, measure_parameters, measure_rounding, round_once
+from bnfold.ops import ChannelAffine, Op
+from bnfold.outcome import Reason
+from bnfold.terms import Load, Parameters
+
+CALLS = ("call_function", "call_method", "call_module")
+
+CHANGED = "the tensor is changed in place while something else reads it"
+
+
+class TorchGraph:
+    """An fx graph, whoever made it, as a `bnfold.graph.Graph`: nodes are `fx.Node`, values are nodes or parts of them.
+
+    Args:
+        graph: what is read, and changed by the edits.
+        root: the module that holds what `get_attr` and `call_module` name; None for an exported program.
+        store: where the parameters are.
+        values: an example value of each node (a fake tensor), as far as there is one.
+        observed: nodes whose values something outside the graph sees, with what that is.
+    """
+
+    def __init__(
+        self,
+        graph: fx.Graph,
+        root: nn.Module | None,
+        store: Store,
+        values: Mapping[fx.Node, Any] | None = None,
+        observed: Mapping[fx.Node, str] = MappingProxyType({}),
+    ) -> None:
+        self.graph = graph
+        self.root = root
+        self._store = store
+        self._observed = observed
+        self._calls = {node: spell(node, root) for node in graph.nodes if node.op in CALLS}
+        constants = Constants(graph, self._calls.__getitem__, store.tensor)
+        self._tangled = tangled(graph, self._calls, constants.nodes)
+        store.exclude(self._tangled)
+        constants = Constants(graph, self._calls.__getitem__, store.tensor)
+        known = shapes.noted(values) if values is not None else None
+        guessed = shapes.Inference(graph, self._calls, store.tensor)
+        sizes, dtypes = known if known is not None else (guessed.shapes, guessed.dtypes)
+        ranks = {} if known is not None else guessed.ranks
+        self._facts = Facts(self._calls, constants, sizes, ranks, dtypes)
+        self._scalars = _scalars(graph, self._calls)
+        self._names: dict[fx.Node, str] = _distinct({node: self._label(node) for node in self._calls})
+        self._nodes = [node for node in self._calls if self._is_of_interest(node)]
+        self._inside = dict(store.nested_batchnorms(graph))
+        self._names.update({node: node.name for node in self._inside})
+        self._data: dict[fx.Node, list[int]] = {}
+
+    def call(self, node: fx.Node) -> Call:
+        """What a node does; part of no protocol."""
+        return self._calls[node]
+
+    def held(self, node: fx.Node) -> torch.Tensor | None:
+        """The tensor that a node stands for; part of no protocol."""
+        return self._store.tensor(node)
+
+    def _is_of_interest(self, node: fx.Node) -> bool:
+        return node not in self._facts.constants.nodes and node not in self._scalars and self._source(node) is None
+
+    def _source(self, node: fx.Node) -> Part | None:
+        """What a node picks from one that has several outputs."""
+        part = part_of(node)
+        return part if part is not None and part.node in self._calls and self._is_multiple(part.node) else None
+
+    def _is_multiple(self, node: fx.Node) -> bool:
+        return self._calls[node].op in MULTIPLE
+
+    def _value(self, node: fx.Node) -> Value:
+        return self._source(node) or node
+
+    def _reader(self, node: fx.Node) -> Reader:
+        return Reader(node, self._facts)
+
+    def nodes(self) -> Iterator[fx.Node]:
+        yield from self._nodes
+        yield from self._inside
+
+    def name(self, node: fx.Node) -> str:
+        return self._names[node]
+
+    def scope(self, node: fx.Node) -> str:
+        return self._inside.get(node, "main")
+
+    def _label(self, node: fx.Node) -> str:
+        """The module that the node stands for, where there is one."""
+        call = self._calls[node]
+        if node.op == "call_module":
+            return str(node.target)
+        for argument in ("running_mean", "weight", "mat2"):
+            if call.op in read_affine.BATCHNORMS or call.op in read_linear.READERS:
+                place = self._store.place_of_source(call.get(argument))
+                owner = place.rpartition(".")[0] if place else ""
+                if owner:
+                    return owner
+        return node.name
+
+    def op(self, node: fx.Node) -> Op:
+        if node in self._inside:
+            detail = "it is in a nested graph, which bnfold leaves as it is"
+            return opaque(Reason.SCOPE_BOUNDARY, detail, is_batchnorm=True)
+        try:
+            return self._read(node)
+        except Unreadable as error:
+            is_batchnorm = read_affine.is_batchnorm(self._reader(node))
+            return opaque(error.stop.reason, error.stop.detail, is_batchnorm=is_batchnorm)
+
+    def _read(self, node: fx.Node) -> Op:
+        reader = self._reader(node)
+        if node in self._tangled or any(each in self._tangled for each in node.all_input_nodes):
+            raise Unreadable(Reason.SECOND_USE, CHANGED)
+        self._insist_on_no_hooks(reader.call)
+        if read_affine.is_batchnorm(reader):
+            reader.only_first()
+            return read_affine.read_batchnorm(reader)
+        op = reader.call.op
+        if op in read_affine.ARITHMETIC and (affine := read_affine.read_arithmetic(reader)):
+            return affine
+        if (linear := read_linear.read_linear(reader)) is not None:
+            kernel = read_linear.operand(reader, linear[1].kernel)
+            return replace(linear[0], is_shared=self._is_shared(kernel))
+        if (read := read_carry.READERS.get(op)) is not None:
+            return read(reader)
+        if reader.call.module is not None and _holds_batchnorms(reader.call.module):
+            kind = type(reader.call.module).__name__
+            detail = f"{kind} is called as a whole, so its BatchNorms are not seen: trace into it"
+            return opaque(Reason.NOT_LINEAR, detail, is_batchnorm=True)
+        what = _title(node, reader.call)
+        return opaque(Reason.NOT_LINEAR, f"{what} neither absorbs nor carries a per-channel affine")
+
+    @cached_property
+    def _readings(self) -> Counter[int]:
+        """How often each tensor is read, by the identity of the tensor."""
+        readings: Counter[int] = Counter()
+        for node in self.graph.nodes:
+            if node.op == "call_module" and self.root is not None:
+                called = self.root.get_submodule(str(node.target))
+                readings.update(id(each) for each in {*called.parameters(), *called.buffers()})
+            elif (tensor := self._store.tensor(node)) is not None:
+                users = [user for user in node.users if user not in self._calls or self._calls[user].op != "shape"]
+                readings[id(tensor)] += sum(occurrences(user).count(node) for user in users)
+        return readings
+
+    def _is_shared(self, handle: object) -> bool:
+        """Whether a constant, or one that it is computed from, has a second reader."""
+        stack = [handle]
+        while stack:
+            held = stack.pop()
+            tensor = self._store.tensor(held)
+            if tensor is not None and self._readings[id(tensor)] > 1:
+                return True
+            if isinstance(held, fx.Node):
+                if tensor is None and len(held.users) > 1:
+                    return True
+                stack.extend(held.all_input_nodes)
+        return False
+
+    def _insist_on_no_hooks(self, call: Call) -> None:
+        if call.module is not None and is_parametrized(call.module):
+            raise Unreadable(Reason.PARAMETRIZED, "its weight is computed from other parameters")
+        if call.module is not None and (hook := hook_of(call.module)) is not None:
+            raise Unreadable(Reason.HOOK, f"the hook {hook} is registered on it")
+
+    def _data_nodes(self, node: fx.Node) -> list[fx.Node]:
+        """What a node reads as data rather than as parameters, in order."""
+        read = occurrences(node)
+        return [read[place] for place in self.data_places(node)]
+
+    def data_places(self, node: fx.Node) -> list[int]:
+        """Which of the nodes among the arguments are data, settled before anything changes; part of no protocol."""
+        if node not in self._data:
+            places: list[int] = []
+            for each in self._find_data(node):
+                read = enumerate(occurrences(node))
+                places.append(next(place for place, other in read if other is each and place not in places))
+            self._data[node] = places
+        return self._data[node]
+
+    def settle_data(self, node: fx.Node, places: list[int]) -> None:
+        """Let somebody who knows more say which arguments of a node are data; part of no protocol."""
+        self._data[node] = places
+
+    def _find_data(self, node: fx.Node) -> list[fx.Node]:
+        reader, call = self._reader(node), self._calls[node]
+        if call.op == "cat" and isinstance(call.get("tensors"), list | tuple):
+            return [each for each in call.get("tensors") if isinstance(each, fx.Node)]
+        if call.op in read_carry.ONE_INPUT or call.op in read_affine.BATCHNORMS:
+            return [call.arguments["input"]] if isinstance(call.arguments.get("input"), fx.Node) else []
+        if call.op in read_linear.READERS:
+            try:
+                read = read_linear.read_linear(reader)
+                assert read is not None
+                return [read_linear.data_node(reader, read[1])]
+            except Unreadable:
+                pass
+        if call.op in read_affine.ARITHMETIC and read_affine.read_arithmetic(reader) is not None:
+            return [each for each in occurrences(node) if each not in self._facts.constants.nodes]
+        return occurrences(node)
+
+    def inputs(self, node: fx.Node) -> Sequence[Value]:
+        return [self._value(each) for each in self._data_nodes(node)]
+
+    def outputs(self, node: fx.Node) -> Sequence[Value]:
+        if not self._is_multiple(node):
+            return [node]
+        if self._calls[node].op not in read_carry.CUTS:
+            return [Part(node, 0)]
+        try:
+            return [Part(node, index) for index in range(len(read_carry.split_sizes(self._reader(node))[1]))]
+        except Unreadable:
+            picked = {part.index for user in node.users if (part := self._source(user))}
+            return [Part(node, index) for index in sorted(picked)]
+
+    def producer(self, value: Value) -> fx.Node | None:
+        node = value.node if isinstance(value, Part) else value
+        return node if node in self._calls and node not in self._facts.constants.nodes else None
+
+    def _carriers(self, value: Value) -> list[fx.Node]:
+        """The nodes that stand for a value."""
+        if not isinstance(value, Part):
+            return [value]
+        size = len(self.outputs(value.node))
+        picks = [(user, part) for user in value.node.users if (part := self._source(user))]
+        return [user for user, part in picks if part.index % max(size, 1) == value.index]
+
+    def uses(self, value: Value) -> Sequence[tuple[fx.Node | None, int]]:
+        carriers = self._carriers(value)
+        found: list[tuple[fx.Node | None, int]] = []
+        for carrier in carriers:
+            for user in carrier.users:
+                found.extend(self._uses_by(user, carrier))
+            if carrier in self._observed:
+                found.append((None, -1))
+        if isinstance(value, Part):  # a reader of all outputs as one
+            found.extend((user, -1) for user in value.node.users if self._source(user) is None)
+        return found
+
+    def _uses_by(self, user: fx.Node, carrier: fx.Node) -> list[tuple[fx.Node | None, int]]:
+        count = occurrences(user).count(carrier)
+        if user.op == "output":
+            return [(None, -1)] * count
+        if self._calls[user].op == "shape" or user in self._scalars:
+            return []
+        indices = [index for index, each in enumerate(self._data_nodes(user)) if each is carrier]
+        rest = 0 if self._reads_shape_of_other(user, carrier) else count - len(indices)
+        found: list[tuple[fx.Node | None, int]] = [(user, index) for index in indices]
+        return found + [(user, -1)] * rest
+
+    def _reads_shape_of_other(self, user: fx.Node, carrier: fx.Node) -> bool:
+        call = self._calls[user]
+        return call.op in ("reshape_as", "expand_as") and call.get("input") is not carrier
+
+    def warnings(self) -> list[Caution]:
+        """What looks wrong with the statistics of BatchNorms that can be read; part of no protocol."""
+        found: list[Caution] = []
+        for node in self._nodes:
+            if read_affine.is_batchnorm(self._reader(node)) and isinstance(self.op(node), ChannelAffine):
+                gamma, _, mean, var, epsilon = read_affine.batchnorm_constants(self._reader(node))
+                found.extend(examine(self.name(node), self.scope(node), gamma, mean, var, epsilon))
+        return found
+
+    def round(self, node: fx.Node, absorbed: Linear | Affine) -> Rounding:
+        reader = self._reader(node)
+        if isinstance(absorbed, Linear):
+            stored, load = read_linear.stored(reader), self._loader(absorbed)
+            dtype = stored.native_kernel.dtype
+            kernel, bias = stored.solve_kernel(absorbed, load), stored.solve_bias(absorbed, load)
+            return measure_parameters(kernel, bias, dtype, _unit(dtype))
+        dtype = self._batchnorm_type(reader)
+        exact = self._batchnorm_parameters(reader, absorbed).values()
+        found = [measure_rounding(each, round_once(each, dtype), _unit(dtype)) for each in exact]
+        overflow = [each.overflow for each in found if each.overflow is not None]
+        return Rounding(max(each.error for each in found), overflow[0] if overflow else None)
+
+    def _loader(self, linear: Linear) -> Load:
+        """The parameters of the nodes that make up a merged operator."""
+
+        def load(node: Hashable) -> Parameters:
+            assert isinstance(node, fx.Node)
+            return read_linear.stored(self._reader(node)).parameters()
+
+        return load
+
+    def _batchnorm_type(self, reader: Reader) -> np.dtype[Any]:
+        name = "weight" if reader.call.get("weight") is not None else "running_mean"
+        return DTYPES[reader.tensor(name, name).dtype]
+
+    def _batchnorm_parameters(self, reader: Reader, affine: Affine) -> dict[str, Array]:
+        """The new gamma and beta, by argument."""
+        _, _, mean, var, epsilon = read_affine.batchnorm_constants(reader)
+        gamma, beta = affine.batchnorm_parameters(mean, var, epsilon)
+        return {"weight": gamma, "bias": beta}
+
+    def write(self, node: fx.Node, absorbed: Linear | Affine) -> None:
+        reader = self._reader(node)
+        if isinstance(absorbed, Affine):
+            dtype = self._batchnorm_type(reader)
+            solved = self._batchnorm_parameters(reader, absorbed)
+            self._set(node, {name: round_once(exact, dtype) for name, exact in solved.items()}, "running_mean")
+            return
+        stored, load = read_linear.stored(reader), self._loader(absorbed)
+        dtype = stored.native_kernel.dtype
+        kernel = round_once(stored.native(stored.solve_kernel(absorbed, load), absorbed), dtype)
+        bias = stored.solve_bias(absorbed, load)
+        arrays: dict[str, AnyArray] = {stored.weights.kernel: kernel}
+        name = stored.weights.bias
+        if bias is not None and name is not None:
+            rounded = round_once(bias, dtype)
+            is_column = reader.call.op in ("addmm", "baddbmm") and stored.weights.data in ("mat2", "batch2")
+            arrays[name] = rounded.reshape(-1, 1) if is_column else rounded
+        self._set(node, arrays, stored.weights.kernel)
+        if bias is not None and name is None:
+            shape = [-1] + [1] * (self._reader(node).rank(node) - 1 - (absorbed.axis_out or 0))
+            like = read_linear.operand(reader, stored.weights.kernel)
+            total = self._store.insert_add(node, round_once(bias, dtype).reshape(shape), like)
+            self._facts.copy(node, total)
+            self._calls.update({user: spell(user, self.root) for user in total.users if user in self._calls})
+        self._store.drop_factors(node)
+
+    def _set(self, node: fx.Node, arrays: dict[str, AnyArray], first: str) -> None:
+        """Give a node fresh parameters; `first` names the one that tells how new ones are made."""
+        reader = self._reader(node)
+        old: dict[str, Any] = {name: read_linear.operand(reader, name) for name in arrays}
+        like = read_linear.operand(reader, first)
+        self._store.write(node, arrays, old, like)
+        self._calls[node] = spell(node, self.root)
+
+    def bypass(self, node: fx.Node, *, keep_output_name: bool, index: int = 0) -> None:
+        data = self._data_nodes(node)
+        kept, carriers = data[index], self._own_carriers(node)
+        name = carriers[0].name
+        self._read_instead(carriers, kept)
+        self._erase(node, data)
+        if keep_output_name and kept.op in CALLS:
+            take_name(kept, name)
+
+    def _own_carriers(self, node: fx.Node) -> list[fx.Node]:
+        """The nodes that stand for a node's first output."""
+        picks = [user for user in node.users if self._source(user)] if self._is_multiple(node) else []
+        return picks or [node]
+
+    def _read_instead(self, carriers: list[fx.Node], kept: fx.Node) -> None:
+        """Let all readers of `carriers` read another value."""
+        for carrier in carriers:
+            readers = list(carrier.users)
+            carrier.replace_all_uses_with(kept, propagate_meta=False)
+            self._refresh(readers)
+
+    def _refresh(self, readers: Sequence[fx.Node]) -> None:
+        """Read calls again whose arguments changed."""
+        for each in readers:
+            if each in self._calls:
+                self._calls[each] = spell(each, self.root)
+
+    def _erase(self, node: fx.Node, data: Sequence[fx.Node]) -> None:
+        """Take out a node that nothing reads, with the parameters that it alone read; its `data` stays."""
+        self._store.erase(node, [each for each in node.all_input_nodes if each not in data])
+        self._calls.pop(node, None)
+
+    def join(self, host: fx.Node, source: fx.Node, root: fx.Node) -> None:
+        read, data = self._data_nodes(host)[0], self._data_nodes(source)[0]
+        if read is not data:
+            host.replace_input_with(read, data)
+            self._refresh([host])
+        if root is not host:
+            carriers = self._own_carriers(root)
+            name, meta = carriers[0].name, dict(carriers[0].meta)
+            self._read_instead(carriers, host)
+            carriers[0]._rename(f"{name}_merged")
+            take_name(host, name)
+            host.meta = {**host.meta, **{key: meta[key] for key in ("val", "tensor_meta") if key in meta}}
+            self._facts.copy(carriers[0], host)
+
+    def remove(self, node: fx.Node) -> None:
+        self._erase(node, self._data_nodes(node))
+
+    def renew(self, value: Value) -> None:
+        for carrier in self._carriers(value):
+            self._store.rename(carrier, f"{carrier.name}_folded")
+
+
+def occurrences(node: fx.Node) -> list[fx.Node]:
+    """The nodes among the arguments of a node, as often as they are there."""
+    found: list[fx.Node] = []
+    map_arg((node.args, node.kwargs), found.append)
+    return found
+
+
+def _scalars(graph: fx.Graph, calls: Mapping[fx.Node, Call]) -> set[fx.Node]:
+    """Nodes that compute with sizes alone."""
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node in calls:
+            sources = node.all_input_nodes
+            if calls[node].op == "shape" or (sources and all(each in found for each in sources)):
+                found.add(node)
+    return found
+
+
+def _distinct(labels: dict[fx.Node, str]) -> dict[fx.Node, str]:
+    """Labels with a running number behind those that occur again."""
+    seen: Counter[str] = Counter()
+    names: dict[fx.Node, str] = {}
+    for node, label in labels.items():
+        names[node] = f"{label}@{seen[label]}" if seen[label] else label
+        seen[label] += 1
+    return names
+
+
+def _holds_batchnorms(module: nn.Module) -> bool:
+    return any(isinstance(each, nn.modules.batchnorm._BatchNorm) for each in module.modules())
+
+
+def _title(node: fx.Node, call: Call) -> str:
+    if call.module is not None:
+        return type(call.module).__name__
+    name = getattr(node.target, "__name__", str(node.target))
+    return name if call.op == UNKNOWN else str(name).removesuffix(".default")
+
+
+VALUE_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+"""Hooks that see what enters or leaves a module."""
+
+HOOKS = (
+    *VALUE_HOOKS,
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+)
+
+
+def hook_of(module: nn.Module, kinds: Sequence[str] = HOOKS) -> str | None:
+    """The name of a hook on the module that a fold would deceive or lose; those of torch.nn.utils are no one's."""
+    for kind in kinds:
+        for hook in getattr(module, kind, {}).values():
+            function = getattr(hook, "hook", hook)
+            if str(getattr(function, "__module__", "")).startswith("torch.nn.utils."):
+                continue
+            return str(getattr(function, "__qualname__", type(function).__qualname__))
+    return None
+
+
+def _unit(dtype: np.dtype[Any]) -> float:
+    return float(ml_dtypes.finfo(dtype).eps)  # type: ignore[no-untyped-call]
+
+
+__all__ = ["Handle", "Slot", "TorchGraph", "hook_of", "occurrences"]

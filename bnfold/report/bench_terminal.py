@@ -1,0 +1,111 @@
+"""The record of `bench` for people: one table for each provider and level, within 80 columns; times in milliseconds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from bnfold.report.record import Record
+
+STYLES = {"faster": "green", "slower": "red"}
+
+COLUMNS = ("model", "median", "p90", "ratio", "95 % interval", "session", "peak MB")
+
+
+def show(record: Record, console: Console, *, verbose: bool = False, quiet: bool = False) -> None:
+    """Print the timings, then what may be concluded from them."""
+    names = short_names([model["model"] for model in record["models"]])
+    if not quiet:
+        for (provider, level), entries in groupby(record["entries"], lambda entry: (entry["provider"], entry["level"])):
+            _print(console, " ".join(filter(None, [provider, level and f"at level {level}", "(milliseconds)"])))
+            console.print(_table(list(entries), names), soft_wrap=not console.is_terminal)
+        _print(console, _machine(record))
+    if verbose:
+        for line in _details(record, names):
+            _print(console, line)
+    for line in conclusions(record):
+        _print(console, line)
+
+
+def _print(console: Console, line: str) -> None:
+    console.print(Text(line), soft_wrap=True)
+
+
+def short_names(names: list[str]) -> list[str]:
+    """File names; the position behind one that is not the only one of its name."""
+    stems = [Path(name).name for name in names]
+    return [name if stems.count(name) == 1 else f"{name} #{index}" for index, name in enumerate(stems, 1)]
+
+
+def _table(entries: list[Record], names: list[str]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for index, column in enumerate(COLUMNS):
+        table.add_column(column, justify="right" if index else "left", no_wrap=bool(index), overflow="fold")
+    for entry in entries:
+        first = entry["verdict"] is None
+        table.add_row(
+            Text(names[entry["index"]]),
+            _number(entry["median_ms"]),
+            _number(entry["p90_ms"]),
+            "" if first else f"{entry['ratio']:.3f}",
+            "" if first else f"{entry['ratio_low']:.3f} to {entry['ratio_high']:.3f}",
+            _number(entry["session_ms"]),
+            _number(entry["peak_bytes"] and entry["peak_bytes"] / 1e6),
+            style=STYLES.get(entry["verdict"], ""),
+        )
+    return table
+
+
+def _number(value: float | None) -> str:
+    """Three digits, or as many as there are before the point."""
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def conclusions(record: Record) -> Iterator[str]:
+    """One line for each model beside the baseline, provider and level; for one model alone, its time."""
+    names = short_names([model["model"] for model in record["models"]])
+    for entry in record["entries"]:
+        where = " ".join(filter(None, [entry["provider"], entry["level"]]))
+        if entry["handed_back"]:
+            yield f"{where}: {names[entry['index']]} ran {len(entry['handed_back'])} nodes on the CPU"
+        if entry["verdict"] is None:
+            if len(record["models"]) == 1:
+                yield f"{where}: {names[0]}: {_number(entry['median_ms'])} ms"
+            continue
+        ends = f"{entry['ratio_low']:.3f} to {entry['ratio_high']:.3f}"
+        if entry["verdict"] == "no detectable change":
+            rest = f"ratio {ends}; chance alone reaches {entry['noise_low']:.3f} to {entry['noise_high']:.3f}"
+        else:
+            rest = f"it takes {entry['ratio']:.3f} of the time ({ends})"
+        yield f"{where}: {names[entry['index']]}: {entry['verdict']}; {rest}"
+
+
+def _machine(record: Record) -> str:
+    machine, method = record["fingerprint"], record["method"]
+    gpus = "".join(f", {gpu['name']}" for gpu in machine["gpus"])
+    threads = f"{method['threads']} thread{'s'[: method['threads'] != 1]}"
+    return f"{machine['cpu']}{gpus}, {threads}, load {machine['load_before']} to {machine['load_after']}"
+
+
+def _details(record: Record, names: list[str]) -> Iterator[str]:
+    for model, name in zip(record["models"], names, strict=True):
+        digest = model["sha256"] and model["sha256"][:16]
+        yield (
+            f"{name}: {model['nodes']} nodes, {model['batchnorms']} BatchNorms, "
+            f"{model['file_bytes']} bytes, sha256 {digest}"
+        )
+    for entry in record["entries"]:
+        where = " ".join(filter(None, [entry["provider"], entry["level"]]))
+        yield (
+            f"{where}: {names[entry['index']]}: p99 {_number(entry['p99_ms'])} ms, first run "
+            f"{_number(entry['first_run_ms'])} ms, {len(entry['session_samples_ms'])} sessions, session ratio "
+            f"{entry['session_ratio_low']:.3f} to {entry['session_ratio_high']:.3f}, {entry['details']['clock']}"
+        )
+    yield ", ".join(f"{name} {version}" for name, version in record["fingerprint"]["libraries"].items())

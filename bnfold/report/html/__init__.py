@@ -1,0 +1,35 @@
+"""The record as one self-contained HTML page; needs the `report` extra."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from bnfold.errors import MissingExtraError
+from bnfold.report.record import Record
+
+LIBRARIES = ("jinja2", "matplotlib")
+
+
+def require() -> None:
+    """Check that what a page needs is installed, without importing it.
+
+    Raises:
+        MissingExtraError: something is missing.
+    """
+    for library in LIBRARIES:
+        if find_spec(library) is None:
+            raise MissingExtraError(f"an HTML report needs {library}: pip install 'bnfold[report]'")
+
+
+def render(record: Record) -> str:
+    """A page that shows what a record of any command says, whether fresh or read from a JSON file.
+
+    The same record gives the same bytes. A key that is missing leaves out what it would have shown, and nothing else.
+
+    Raises:
+        MissingExtraError: the `report` extra is not installed.
+    """
+    require()
+    from bnfold.report.html import page
+
+    return page.render(record)

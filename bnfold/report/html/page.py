@@ -1,0 +1,74 @@
+"""The page: one file that fetches nothing, and whose only script is its own."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from importlib.resources import files
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from bnfold.report.html.sections import sections
+from bnfold.report.html.summary import summarize
+from bnfold.report.html.text import breakable, file_names, shown
+from bnfold.report.record import Record
+
+TEMPLATES = "templates"
+
+
+def render(record: Record) -> str:
+    """The whole page."""
+    environment = Environment(
+        loader=PackageLoader("bnfold.report.html", TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["breakable"] = breakable
+    script = _asset("page.js")
+    return environment.get_template("page.html").render(
+        command=shown(record.get("command", "report"), 40),
+        names=[shown(each, 100) for each in file_names(_subject(record)).values()],
+        paths=[shown(each, 300) for each in _subject(record)],
+        summary=summarize(record),
+        sections=list(sections(record)),
+        style=_asset("page.css"),
+        script=script,
+        policy=_policy(script),
+        data=_embedded(record),
+        schema=shown(record.get("schema", "")),
+    )
+
+
+def _asset(name: str) -> Markup:
+    """A file of the package; it is ours, so it needs no escaping."""
+    return Markup(files("bnfold.report.html").joinpath(TEMPLATES, name).read_text(encoding="utf-8"))
+
+
+def _policy(script: str) -> str:
+    """A content security policy under which nothing is fetched, and no script runs but ours."""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return (
+        f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _embedded(record: Record) -> Markup:
+    """The record as JSON that no HTML parser mistakes for markup."""
+    text = json.dumps(record, ensure_ascii=True)
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)
+
+
+def _subject(record: Record) -> list[str]:
+    """The files that the record is about."""
+    named = [record.get(key) for key in ("model", "output", "reference", "candidate")]
+    entries = record.get("entries") or []
+    return list(
+        dict.fromkeys(str(each) for each in [*named, *(entry.get("model") for entry in entries)] if each is not None)
+    )

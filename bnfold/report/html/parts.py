@@ -1,0 +1,147 @@
+"""What a page is made of: sections of sentences, tables, terms and figures. The template knows nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from markupsafe import Markup
+
+from bnfold.report.html.text import MISSING, number, shown, size
+
+Mood = Literal["good", "bad", "unsure", "plain"]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A drawing with what it shows in words."""
+
+    title: str
+    caption: str
+    svg: Markup
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of a table.
+
+    Attributes:
+        text: what it says.
+        value: what it sorts by, where that is a number.
+        mood: its colour.
+        figure: a drawing in place of the text.
+        full: the whole text, where `text` is shortened.
+    """
+
+    text: str
+    value: float | None = None
+    mood: Mood | None = None
+    figure: Markup | None = None
+    full: str | None = None
+
+
+@dataclass(frozen=True)
+class Column:
+    """A table's column; numbers are set right-aligned, a column of sentences wide, and short texts on one line."""
+
+    label: str
+    is_number: bool = False
+    is_sortable: bool = True
+    is_wide: bool = False
+    is_short: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table; the first cell of each row is the row's header.
+
+    Attributes:
+        is_collapsed: it opens on request.
+        hides_figures: the drawings in its cells do.
+    """
+
+    caption: str
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[Cell]]
+    is_collapsed: bool = False
+    hides_figures: bool = False
+
+
+@dataclass(frozen=True)
+class Terms:
+    """A definition list."""
+
+    title: str
+    pairs: Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page, in the order of its fields."""
+
+    key: str
+    title: str
+    sentences: Sequence[str] = ()
+    figures: Sequence[Figure] = ()
+    tables: Sequence[Table] = ()
+    terms: Sequence[Terms] = ()
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One figure of the summary."""
+
+    label: str
+    value: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a hurried reader needs."""
+
+    mood: Mood
+    headline: str
+    sentences: Sequence[str] = ()
+    tiles: Sequence[Tile] = field(default=())
+
+
+def name_cell(name: object, limit: int = 72) -> Cell:
+    """A name out of a model."""
+    text = shown(name, limit)
+    return Cell(text, full=shown(name, 500) if text != str(name) else None)
+
+
+def number_cell(text: str, value: Any, mood: Mood | None = None) -> Cell:
+    """A number as people read it, which sorts by what it is."""
+    return Cell(text, value=number(value), mood=mood)
+
+
+def terms(title: str, value: Any) -> Terms:
+    """The properties of a thing, nested ones included."""
+    return Terms(title, [(shown(name, 120), text) for name, text in _flat(value, "")])
+
+
+def _flat(value: Any, name: str) -> Iterator[tuple[str, str]]:
+    """Nested keys as one level: ``versions, numpy``."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _flat(inner, f"{name}, {key}" if name else str(key).replace("_", " "))
+    elif isinstance(value, list) and any(isinstance(each, dict | list) for each in value):
+        for index, inner in enumerate(value):
+            yield from _flat(inner, f"{name} {index + 1}".strip())
+    elif isinstance(value, list):
+        yield (
+            name,
+            "none"
+            if not value
+            else ", ".join(shown(each, 80) for each in value[:24])
+            + (", \N{HORIZONTAL ELLIPSIS}" if len(value) > 24 else ""),
+        )
+    elif isinstance(value, bool) or value is None:
+        yield name, {True: "yes", False: "no", None: MISSING}[value]
+    elif isinstance(value, int) and name.endswith("bytes"):
+        yield name, size(value)
+    else:
+        yield name, f"{value:.6g}" if isinstance(value, float) else shown(value, 300)

@@ -1,0 +1,40 @@
+"""From the record's keys to the sections of a page. A key that is missing gives no section."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from bnfold.report.html import checking, folding, timing
+from bnfold.report.html.parts import Section, Terms, terms
+from bnfold.report.record import Record
+
+
+def sections(record: Record) -> Iterator[Section]:
+    """The sections in the order in which a reader wants them."""
+    verification = checking.verification_of(record)
+    for section in (
+        folding.batchnorms(record.get("outcomes")),
+        folding.stayed(record.get("outcomes")),
+        folding.merges(record.get("merges")),
+        folding.cautions(record.get("warnings")),
+        checking.verification_section(verification) if verification else None,
+        timing.latency(record.get("entries"), record.get("noise")),
+        timing.start(record.get("entries")),
+        timing.models(record.get("models")),
+        folding.affines(record.get("affine_outcomes")),
+        _properties("method", "Method", record.get("method"), record.get("inputs")),
+        _properties("fingerprint", "Fingerprint", record.get("fingerprint"), None),
+    ):
+        if section is not None:
+            yield section
+
+
+def _properties(key: str, title: str, value: Any, inputs: Any) -> Section | None:
+    """A section of definitions, and of the inputs that belong to them."""
+    if not isinstance(value, dict) or not value:
+        return None
+    listed: list[Terms] = [terms("", value)]
+    if isinstance(inputs, list) and inputs:
+        listed.append(terms("Inputs", {"set": inputs}))
+    return Section(key, title, terms=listed)

@@ -1,0 +1,303 @@
+"""A PyTorch model under test, run eagerly."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import inspect
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
+from torch.func import functional_call
+from torch.utils import _pytree
+
+from bnfold.errors import IncomparableError
+from bnfold.verification.inputs import Declared, Feeds
+from bnfold.verification.observe import is_narrow
+from bnfold.verification.onnx_weights import WIDE_STEPS, Disturbance
+from bnfold.verification.subject import Run
+
+AnyArray = npt.NDArray[Any]
+
+NUMPY = {torch.bool: np.dtype(np.bool_), torch.bfloat16: np.dtype(ml_dtypes.bfloat16)}
+"""Names that the two libraries spell in different ways."""
+
+JUMPS = frozenset(
+    [
+        *("argmax", "argmin", "argsort", "sort", "topk", "kthvalue", "round", "floor", "ceil", "trunc", "sign"),
+        *("eq", "ne", "lt", "le", "gt", "ge", "nonzero", "unique", "multinomial", "bernoulli", "fmod", "remainder"),
+        "bucketize",
+    ]
+)
+"""Operators whose output jumps where its input moves a little."""
+
+
+class TorchSubject:
+    """A `bnfold.verification.subject.Subject`; of its values, only the outputs have names.
+
+    Args:
+        module: what is run.
+        kind: "torch.module" or "torch.program".
+        label: what messages call it.
+        declared: the inputs, in order.
+        outputs: how many there are.
+        arguments: how it is called with them.
+        jumps: outputs behind an operator of `JUMPS`.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        kind: str,
+        label: str,
+        declared: Sequence[Declared],
+        outputs: int,
+        arguments: _Arguments,
+        jumps: frozenset[str] = frozenset(),
+    ) -> None:
+        self._module = module
+        self.kind = kind
+        self.label = label
+        self.inputs = list(declared)
+        self._count = outputs
+        self._arguments = arguments
+        self._jumps = jumps
+
+    @classmethod
+    def of_program(cls, program: ExportedProgram, label: str) -> TorchSubject:
+        """An exported program, which says itself what it takes.
+
+        Raises:
+            IncomparableError: it takes something that is no tensor and no constant.
+        """
+        placeholders = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
+        declared: list[Declared] = []
+        places: list[Any] = []
+        for spec in program.graph_signature.input_specs:
+            if spec.kind is not InputKind.USER_INPUT:
+                continue
+            if isinstance(spec.arg, ConstantArgument):
+                places.append(_Fixed(spec.arg.value))
+                continue
+            value = placeholders[spec.arg.name].meta.get("val")
+            if not isinstance(value, torch.Tensor):
+                raise IncomparableError(f"{label}: input {spec.arg.name!r} is no tensor and cannot be drawn")
+            shape = tuple(dim if isinstance(dim, int) else str(dim) for dim in value.shape)
+            places.append(_Fed(spec.arg.name))
+            declared.append(Declared(spec.arg.name, _dtype(value), shape))
+        tree = program.call_spec.in_spec
+        assert tree is not None
+        count = sum(
+            spec.kind is OutputKind.USER_OUTPUT and not isinstance(spec.arg, ConstantArgument)
+            for spec in program.graph_signature.output_specs
+        )
+        module = program.module(check_guards=False)
+        arguments = _Arguments(tuple(places), tree)
+        return cls(module, "torch.program", label, declared, count, arguments, _jumping(program))
+
+    @classmethod
+    def of_module(cls, module: nn.Module, label: str, declared: Sequence[Declared] | Feeds, count: int) -> TorchSubject:
+        """A module, which does not say what it takes.
+
+        Args:
+            module: what is run.
+            label: what messages call it.
+            declared: what it takes, in the order of its forward's parameters; or arrays by their names.
+            count: how many outputs it has; 0 to find out by running it on the arrays.
+
+        Raises:
+            IncomparableError: its forward takes something else.
+        """
+        feeds: Feeds = {}
+        by_name = False
+        if isinstance(declared, dict):
+            names = _parameters(module)
+            by_name = set(declared) <= set(names)
+            feeds = {name: declared[name] for name in names if name in declared} if by_name else declared
+            declared = [Declared(name, array.dtype, (None,) * array.ndim) for name, array in feeds.items()]
+        fed = {each.name: _Fed(each.name) for each in declared}
+        given: tuple[Any, Any] = ((), fed) if by_name else (tuple(fed.values()), {})
+        places, tree = _pytree.tree_flatten(given)
+        subject = cls(module, "torch.module", label, declared, count, _Arguments(tuple(places), tree))
+        if not count:
+            subject._count = len(subject._run(module, feeds))
+        return subject
+
+    @property
+    def outputs(self) -> list[str]:
+        """Numbered, since only some of them have names."""
+        return [f"output_{index}" for index in range(self._count)]
+
+    def values(self) -> Mapping[str, str]:
+        """None: modules have no names for values."""
+        return {}
+
+    def jumps(self) -> frozenset[str]:
+        """Outputs of a program behind an operator of `JUMPS`; a module's code is not read."""
+        return self._jumps
+
+    def measure(self, feeds: Feeds) -> Mapping[str, int]:
+        """No inner value, no bytes."""
+        return {}
+
+    def descends(self, value: str, ancestor: str) -> bool:
+        """Unknown, and asked of inner values only."""
+        return False
+
+    @cached_property
+    def _weights(self) -> dict[str, torch.Tensor]:
+        """Parameters and buffers whose rounding is noise."""
+        held = {**dict(self._module.named_parameters()), **dict(self._module.named_buffers())}
+        return {name: each.detach() for name, each in held.items() if each.is_floating_point() and each.numel() > 1}
+
+    def start(self, fetch: Sequence[str], disturbance: Disturbance | None = None) -> Run:
+        """As it is, in eager mode and on the device of its parameters."""
+        overrides: dict[str, torch.Tensor] = {}
+        if disturbance is not None:
+            for index, (name, weight) in enumerate(self._weights.items()):
+                moved = disturbance(_to_numpy(weight), index)
+                overrides[name] = _to_torch(moved).to(weight.device)
+        wanted = [self.outputs.index(name) for name in fetch]
+
+        def run(feeds: Feeds) -> list[AnyArray]:
+            made = self._run(self._module, feeds, overrides)
+            return [made[index] for index in wanted]
+
+        return run
+
+    def start_as_deployed(self, provider: str) -> tuple[Run, str | None]:
+        """PyTorch deploys to "cpu" and "cuda"; eagerly, which optimises nothing."""
+        if provider == "cpu":
+            return self.start(self.outputs), None
+        if provider != "cuda" or not torch.cuda.is_available():
+            raise IncomparableError(f"{self.label}: PyTorch here has no {provider!r} to run it on")
+        moved = copy.deepcopy(self._module).to("cuda")
+        return lambda feeds: self._run(moved, feeds), None
+
+    def widened(self) -> tuple[TorchSubject, int] | None:
+        """With float32 in place of float16 and bfloat16, and a quarter of their unit in its units."""
+        held = {str(each.dtype).removeprefix("torch.") for each in self._weights.values()}
+        if held.isdisjoint(WIDE_STEPS):
+            return None
+        steps = max(WIDE_STEPS[name] for name in held & WIDE_STEPS.keys())
+        declared = [
+            dataclasses.replace(each, dtype=np.dtype(np.float32)) if is_narrow(each.dtype) else each
+            for each in self.inputs
+        ]
+        module = copy.deepcopy(self._module).float()
+        wide = TorchSubject(module, self.kind, self.label, declared, self._count, self._arguments, self._jumps)
+        return wide, steps
+
+    def evaluate_exactly(self, feeds: Feeds, fetch: Sequence[str], seconds: float) -> list[AnyArray] | None:
+        """By a copy of the module in float64; None where its code insists on another type."""
+        wide = {name: array.astype(np.float64) if array.dtype.kind == "f" else array for name, array in feeds.items()}
+        try:
+            made = self._run(copy.deepcopy(self._module).double(), wide)
+        except Exception:  # the module's code may raise anything on another type: then there is no truth
+            return None
+        return [made[self.outputs.index(name)].astype(np.float64) for name in fetch]
+
+    def _run(
+        self, module: nn.Module, feeds: Feeds, overrides: Mapping[str, torch.Tensor] | None = None
+    ) -> list[AnyArray]:
+        device = next((each.device for each in (*module.parameters(), *module.buffers())), torch.device("cpu"))
+        args, kwargs = self._arguments.fill({name: _to_torch(array).to(device) for name, array in feeds.items()})
+        try:
+            with torch.no_grad(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                made = functional_call(module, dict(overrides or {}), args, kwargs)
+        except Exception as error:  # a guard, an operator or the module's code may raise anything
+            text = " ".join(str(error).split())[:300]
+            raise IncomparableError(f"{self.label}: torch cannot run it ({text})") from error
+        found = [_to_numpy(each.detach()) for each in _tensors(made)]
+        if self._count and len(found) != self._count:
+            raise IncomparableError(f"{self.label}: has {len(found)} outputs, not {self._count}")
+        return found
+
+
+@dataclasses.dataclass(frozen=True)
+class _Fed:
+    """The place of an input among the arguments."""
+
+    name: str
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Fixed:
+    """An argument that never changes."""
+
+    value: Any
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Arguments:
+    """How a module is called."""
+
+    places: tuple[Any, ...]
+    tree: Any
+
+    def fill(self, tensors: Mapping[str, torch.Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Arguments and keyword arguments, from the inputs by name."""
+        flat = [tensors[each.name] if isinstance(each, _Fed) else each.value for each in self.places]
+        args, kwargs = _pytree.tree_unflatten(flat, self.tree)
+        return tuple(args), dict(kwargs)
+
+
+def _parameters(module: nn.Module) -> list[str]:
+    """Names of what a module's forward takes by name."""
+    parameters = inspect.signature(module.forward).parameters
+    return [name for name, each in parameters.items() if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
+
+
+def _dtype(tensor: torch.Tensor) -> np.dtype[Any]:
+    return NUMPY.get(tensor.dtype) or np.dtype(str(tensor.dtype).removeprefix("torch."))
+
+
+def _to_numpy(tensor: torch.Tensor) -> AnyArray:
+    held = tensor.cpu().contiguous().resolve_neg().resolve_conj()
+    if held.dtype is torch.bfloat16:
+        return held.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    array: AnyArray = held.numpy()
+    return array
+
+
+def _to_torch(array: AnyArray) -> torch.Tensor:
+    held = np.array(array, order="C", copy=True)
+    if held.dtype == ml_dtypes.bfloat16:
+        return torch.from_numpy(held.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(held)
+
+
+def _tensors(made: Any) -> Iterator[torch.Tensor]:
+    """The tensors of an output, in order; also those in dataclasses."""
+    for leaf in _pytree.tree_leaves(made):
+        if isinstance(leaf, torch.Tensor):
+            yield leaf
+        elif dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
+            for each in dataclasses.fields(leaf):
+                yield from _tensors(getattr(leaf, each.name))
+
+
+def _jumping(program: ExportedProgram) -> frozenset[str]:
+    """The outputs behind a jump that inputs or weights decide."""
+    behind: set[Any] = set()
+    for node in program.graph.nodes:
+        name = str(getattr(node.target, "_opname", ""))
+        if name.strip("_") in JUMPS or any(each in behind for each in node.all_input_nodes):
+            behind.add(node)
+    made = next(iter(reversed(program.graph.nodes))).args[0]
+    kinds = [
+        (spec, node)
+        for spec, node in zip(program.graph_signature.output_specs, made, strict=True)
+        if spec.kind is OutputKind.USER_OUTPUT and not isinstance(spec.arg, ConstantArgument)
+    ]
+    return frozenset(f"output_{index}" for index, (_, node) in enumerate(kinds) if node in behind)
