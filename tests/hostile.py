@@ -328,6 +328,15 @@ def between(made: onnx.NodeProto, shape: list[int] | None = None, **constants: n
     return changed(change)
 
 
+def _biased(proto: onnx.ModelProto) -> None:
+    """A matrix product of four channels plus three numbers."""
+    del proto.graph.node[0]
+    proto.graph.node.insert(0, node("MatMul", "x m", "p"))
+    proto.graph.node.insert(1, node("Add", "p three", "c"))
+    for name, array in (("m", np.ones((2, 4), np.float32)), ("three", np.ones(3, np.float32))):
+        proto.graph.initializer.append(numpy_helper.from_array(array, name))
+
+
 def _reshaped(proto: onnx.ModelProto) -> None:
     """A reshape whose declared shapes have not the same number of elements."""
     proto.graph.node[1].input[0] = "d"
@@ -558,6 +567,7 @@ FIT: dict[str, tuple[Write, str | None]] = {
         None,
     ),
     "reshape-to-a-third-of-a-channel": (changed(_reshaped), "unknown-shape"),
+    "bias-of-other-channels": (changed(_biased), "mixed-channels"),
     "negative-channels": (between(node("Identity", "c", "d"), [1, -3, 2, 2]), None),
     "dropout-with-a-mask": (between(node("Dropout", "c", "d m")), None),
     "convolution-without-groups": (
