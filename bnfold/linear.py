@@ -181,12 +181,16 @@ class Linear:
         """The kernel with everything pending absorbed, in float64 and canonical layout."""
         groups, out, fan_in, *window = kernel.shape
         ones = [1] * len(window)
-        solved = kernel.astype(np.float64)
+        factors = []
         if self.before is not None:
-            solved *= self.before.scale.reshape(groups, 1, fan_in, *ones)
+            factors.append(self.before.scale.reshape(groups, 1, fan_in, *ones))
         if self.after is not None:
-            solved *= self.after.scale.reshape(groups, out, 1, *ones)
-        return solved
+            factors.append(self.after.scale.reshape(groups, out, 1, *ones))
+        if not factors or kernel.dtype.kind != "f":
+            kernel = kernel.astype(np.float64)
+        for factor in factors:  # a product widens on the way, faster than a copy that is then multiplied
+            kernel = np.multiply(kernel, factor, dtype=np.float64)
+        return np.asarray(kernel, np.float64)
 
     def solve_bias(
         self, load: Callable[[], npt.NDArray[np.generic]], bias: npt.NDArray[np.generic] | None

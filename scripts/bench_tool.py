@@ -109,9 +109,13 @@ def large(folder: Path, count: int) -> Path:
                 weight.external_data.add(key=key, value=str(value))
             for _ in range(16):
                 file.write(generator.standard_normal(TENSOR // 64, dtype=np.float32).tobytes())
-            norm, parameters = batchnorm(f"c{index}", f"v{index + 1}", channels)
+            norm, parameters = batchnorm(f"c{index}", f"n{index}", channels)
             before = f"v{index}" if index else "x"
-            nodes += [helper.make_node("Conv", [before, weight.name], [f"c{index}"], name=f"conv{index}"), norm]
+            nodes += [
+                helper.make_node("Conv", [before, weight.name], [f"c{index}"], name=f"conv{index}"),
+                norm,
+                helper.make_node("Relu", [f"n{index}"], [f"v{index + 1}"], name=f"relu{index}"),
+            ]
             tensors += [weight, *parameters]
     path.write_bytes(model(nodes, tensors, channels, f"v{count}").SerializeToString())
     return path

@@ -46,7 +46,8 @@ def write_model(path: Path, megabytes: int, seed: int) -> None:
             names = [f"p{index}_{number}" for number in range(4)]
             nodes += [
                 helper.make_node("Conv", [f"v{index}", weight.name], [f"c{index}"]),
-                helper.make_node("BatchNormalization", [f"c{index}", *names], [f"v{index + 1}"]),
+                helper.make_node("BatchNormalization", [f"c{index}", *names], [f"n{index}"]),
+                helper.make_node("Relu", [f"n{index}"], [f"v{index + 1}"]),
             ]
             tensors += [weight, *map(numpy_helper.from_array, vectors, names)]
     ends = [

@@ -83,7 +83,7 @@ def _externalise(weight: TensorProto, entries: dict[str, str]) -> None:
         weight.external_data.add(key=key, value=value)
 
 
-def linked(make: Callable[[Path, Path], None], location: str = "w.bin") -> Write:
+def linked(make: Callable[[Path, Path], None], *locations: str) -> Write:
     """The good model with its weight in a file that `make` makes from the path and a file outside."""
 
     def write(folder: Path) -> Path:
@@ -91,7 +91,9 @@ def linked(make: Callable[[Path, Path], None], location: str = "w.bin") -> Write
         outside.write_bytes(bytes(48))
         make(folder / "w.bin", outside)
         proto = good()
-        _externalise(tensor(proto, "w"), {"location": location})
+        _externalise(tensor(proto, "w"), {})
+        for location in locations or ("w.bin",):
+            tensor(proto, "w").external_data.add(key="location", value=location)
         return save(proto, folder)
 
     return write
@@ -242,6 +244,11 @@ def _sparse(values: list[float], indices: list[int], dims: list[int]) -> Change:
     return change
 
 
+def _external_sparse(proto: onnx.ModelProto) -> None:
+    _sparse([1.0], [5], [3, 4, 1, 1])(proto)
+    _externalise(proto.graph.sparse_initializer[0].values, {"location": "../secret.bin"})
+
+
 def _not_utf8(old: bytes, new: bytes) -> Write:
     def write(folder: Path) -> Path:
         proto = good()
@@ -321,6 +328,26 @@ def between(made: onnx.NodeProto, shape: list[int] | None = None, **constants: n
     return changed(change)
 
 
+def _biased(proto: onnx.ModelProto) -> None:
+    """A matrix product of four channels plus three numbers."""
+    del proto.graph.node[0]
+    proto.graph.node.insert(0, node("MatMul", "x m", "p"))
+    proto.graph.node.insert(1, node("Add", "p three", "c"))
+    for name, array in (("m", np.ones((2, 4), np.float32)), ("three", np.ones(3, np.float32))):
+        proto.graph.initializer.append(numpy_helper.from_array(array, name))
+
+
+def _reshaped(proto: onnx.ModelProto) -> None:
+    """A reshape whose declared shapes have not the same number of elements."""
+    proto.graph.node[1].input[0] = "d"
+    proto.graph.node.insert(1, node("Reshape", "c own", "d"))
+    proto.graph.input.append(helper.make_tensor_value_info("own", TensorProto.INT64, [4]))
+    for name, shape in (("c", [1, None, 2, 2]), ("d", [1, 3, 1, 1])):
+        proto.graph.value_info.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+    proto.graph.node[0].op_type, proto.graph.node[0].domain = "Mystery", "com.example"
+    proto.opset_import.append(helper.make_opsetid("com.example", 3))
+
+
 def _renamed(proto: onnx.ModelProto) -> None:
     """The convolution becomes an operator that nobody knows, and a second pair of the usual kind follows."""
     proto.opset_import.append(helper.make_opsetid("com.example", 3))
@@ -393,6 +420,7 @@ BROKEN: dict[str, tuple[Write, str]] = {
         changed(lambda proto: proto.graph.node[0].output.append("more")),
         "more inputs or outputs",
     ),
+    "initializer-without-name": (changed(lambda proto: setattr(proto.graph.initializer[0], "name", "")), "has no name"),
     "opset-zero": (changed(lambda proto: setattr(proto.opset_import[0], "version", 0)), "opset"),
     "cycle": (changed(_cycle), "reads 'y', which nothing before it makes"),
     "unsorted": (changed(_unsorted), "reads 'c', which nothing before it makes"),
@@ -456,6 +484,11 @@ EXTERNAL: dict[str, tuple[Write, str]] = {
     "external-backslashes": (external(location="..\\secret.bin"), "not a plain relative path"),
     "external-no-location": (external(offset="0"), "not a plain relative path"),
     "external-nul": (external(location="w.bin\0"), "not a plain relative path"),
+    "external-two-locations": (
+        linked(lambda path, outside: path.write_bytes(bytes(48)), "w.bin", "../secret.bin"),
+        "says twice",
+    ),
+    "external-sparse": (changed(_external_sparse), "holds external data"),
     "external-missing": (external(location="nowhere.bin"), "cannot be read"),
     "external-folder": (external(location="."), "not a plain file"),
     "external-name-too-long": (external(location="w" * 5000), "cannot be read"),
@@ -529,6 +562,12 @@ FIT: dict[str, tuple[Write, str | None]] = {
     "scales-of-strings": (between(node("Resize", "c _ a", "d"), a=np.asarray(["1"] * 4, object)), "invalid-parameters"),
     "terabyte-of-channels": (between(node("Neg", "c", "d"), [1, 1 << 38, 1, 1]), "not-linear"),
     "terabyte-of-pixels": (between(node("DepthToSpace", "c", "d", blocksize=1 << 18), [1, 3, 2, 2]), "unknown-shape"),
+    "external-data-with-other-keys": (
+        external(location="w.bin", basepath="/etc", checksum="0" * 40, __class__="x", info="y"),
+        None,
+    ),
+    "reshape-to-a-third-of-a-channel": (changed(_reshaped), "unknown-shape"),
+    "bias-of-other-channels": (changed(_biased), "mixed-channels"),
     "negative-channels": (between(node("Identity", "c", "d"), [1, -3, 2, 2]), None),
     "dropout-with-a-mask": (between(node("Dropout", "c", "d m")), None),
     "convolution-without-groups": (

@@ -295,6 +295,7 @@ REFUSALS: dict[str, tuple[Linear, Linear, Stop]] = {
         rule.EDGE,
     ),
     "the same shift before padding": (operator(), operator().absorb_input(Affine.of(np.ones(4), 1.0)), rule.EDGE),
+    "a weight of gigabytes": (operator(out=1 << 13, fan_in=1 << 13), operator(), rule.LARGE),
     "a shared host": (replace(operator(), is_shared=True), operator(POINT), rule.SHARED),
 }
 
@@ -326,6 +327,7 @@ CHAINS: dict[str, tuple[Linear, Linear, Stop]] = {
     "few channels before a window": (operator(POINT, out=2), operator(fan_in=2), rule.COST),
     "depthwise before pointwise": (operator(groups=4), operator(POINT), rule.CHANNELS),
     "shared": (replace(operator(POINT), is_shared=True), operator(POINT), rule.SHARED),
+    "weights of gigabytes": (*[operator(POINT, out=1 << 13, fan_in=1 << 13)] * 2, rule.LARGE),
 }
 
 

@@ -14,7 +14,7 @@ from onnx_graphs import model, node, norm, random, statistics
 
 import bnfold
 from bnfold import IncomparableError
-from bnfold.verification import onnx_weights, opinion
+from bnfold.verification import onnx_runtime, onnx_weights, opinion
 
 Array = np.ndarray
 
@@ -398,6 +398,15 @@ def test_what_the_runtime_changes_by_itself_is_a_finding() -> None:
     assert verdict.is_equivalent
     assert any("the runtime by itself changes 'y'" in finding for finding in verdict.findings)
     assert not bnfold.verify(made, made, providers=["cpu"]).is_equivalent
+
+
+def test_what_a_provider_does_by_default_is_shown_and_decides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(onnx_runtime.STRICT, "cpu", onnx_runtime.Strictness("fewer bits", {}))
+    verdict = bnfold.verify(network(), bnfold.fuse(network()), providers=["cpu"])
+    assert verdict.is_equivalent
+    notes = [each for each in verdict.findings if each.startswith("with fewer bits, the default of cpu, 'logits'")]
+    assert len(notes) == 1
+    assert "no more than rounding" in notes[0]
 
 
 def test_assert_equivalent_reads_well() -> None:

@@ -246,3 +246,12 @@ def test_stale_folders_of_this_output_alone_are_removed(tmp_path: Path) -> None:
     with frontend.staging(tmp_path / "out.onnx"):
         pass
     assert names(tmp_path) == [".other.onnx.abc.bnfold", ".out.onnx.abc", ".out.onnx.file.bnfold"]
+
+
+def test_a_killed_run_leaves_nothing_torn(tmp_path: Path) -> None:
+    """A small form of what `scripts/kill_test.py` does with 300 MB, both signals, onto no OUT and an old one."""
+    script = Path(__file__).parent.parent / "scripts" / "kill_test.py"
+    command = [sys.executable, script, "--kills", "4", "--megabytes", "12", "--folder", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.endswith("4 kills, 0 of them wrong\n")

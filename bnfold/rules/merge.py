@@ -28,7 +28,11 @@ AXES = Stop(Reason.AXIS_MISMATCH, "its channels lie on another axis")
 EDGE = Stop(Reason.BORDER, "padding does not see the constant in front of it")
 WINDOWS = Stop(Reason.NOT_LINEAR, "two windows in a row are a larger one")
 SHARED = Stop(Reason.SECOND_USE, "its weight is read elsewhere as well, and a second one would take more memory")
+LARGE = Stop(Reason.SEARCH_LIMIT, "its weight is too large to make another from it in memory")
 COST = Stop(Reason.NOT_LINEAR, "the product would cost more than its factors")
+
+ELEMENTS = 1 << 24
+"""Of a kernel that merges: a merged one is made as a whole, in float64, where others are solved a block at a time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,6 +100,8 @@ def stop_branch(branch: Branch) -> Stop | None:
         linear = factor.linear
         if linear.window is None or linear.is_quantized or None in (linear.axis_in, linear.axis_out):
             return KEPT
+        if _size(linear) > ELEMENTS:
+            return LARGE
         if linear.fill != 0 or not linear.is_exact:
             return EDGE
     if branch.window is None:

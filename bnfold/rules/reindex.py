@@ -194,6 +194,8 @@ def _fill_in(sizes: Sizes, other: Sizes) -> Sizes:
     if sizes.count(None) != 1:
         return sizes
     missing = _quotient(_product(other), _product(tuple(size for size in sizes if size is not None)))
+    if missing is not None and not missing[1] and missing[0].denominator > 1:
+        return sizes  # the shapes contradict each other
     return tuple(missing if size is None else size for size in sizes)
 
 

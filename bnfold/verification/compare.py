@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from bnfold.verification.inputs import (
     find_samples,
     merge_declared,
 )
-from bnfold.verification.observe import Move, Observation, is_float, observe, observe_move, observe_within
+from bnfold.verification.observe import Move, Observation, is_float, is_narrow, observe, observe_move, observe_within
 from bnfold.verification.onnx_weights import Disturbance
 from bnfold.verification.subject import Run, Subject
 from bnfold.verification.verdict import Divergence, ValueVerdict, Verdict
@@ -35,11 +36,8 @@ AnyArray = npt.NDArray[Any]
 DRAWS = {Effort.FAST: 2, Effort.STANDARD: 3, Effort.THOROUGH: 8}
 """How often the noise is measured."""
 
-STEPS, WIDE_STEPS = 2, 2048
-"""Units in the last place by which weights move: by themselves, and as float32 where they are stored with fewer bits.
-
-A quarter unit of float16 is 2048 of float32: in the root mean square, about what rounding a weight once does.
-"""
+STEPS = 2
+"""Units in the last place by which weights move."""
 
 COARSE = 32
 """How many times farther weights move to see which jumps are within reach."""
@@ -103,9 +101,10 @@ def compare(
     trial = reference.start(reference.outputs)
     samples, findings = find_samples(pair.inputs, options.inputs, lambda feeds: _failure(trial, feeds))
     seen = pair.observe(samples, findings, progress)
-    wide = _widen(pair)
-    if wide is not None and options.tolerance is None:
-        for name, found in wide.observe([_widen_sample(each) for each in samples], findings, progress).items():
+    widened = [_widen_sample(each) for each in samples]
+    wide = None if options.tolerance else _widen(pair, widened[0], findings)
+    if wide is not None:
+        for name, found in wide.observe(widened, findings, progress).items():
             seen.setdefault(name, []).extend(found)
     verdicts = {name: _close(name, found) for name, found in seen.items()}
     outputs = [verdicts[name] for name in reference.outputs]
@@ -123,7 +122,7 @@ def compare(
     )
 
 
-def _widen(pair: _Pair) -> _Pair | None:
+def _widen(pair: _Pair, sample: Sample, findings: list[str]) -> _Pair | None:
     """Both models in float32, where they are in less.
 
     Rounding after every operator hides faults that are larger than the rounding of the weights.
@@ -131,13 +130,20 @@ def _widen(pair: _Pair) -> _Pair | None:
     reference, candidate = pair.reference.widened(), pair.candidate.widened()
     if reference is None or candidate is None:
         return None
-    return _Pair(reference, candidate, pair.options, WIDE_STEPS)
+    (first, steps), (second, _) = reference, candidate
+    try:
+        wide = _Pair(first, second, pair.options, steps)
+        for run in wide.start_both(wide.reference.outputs):
+            run(sample.feeds)
+    except IncomparableError as error:  # code that insists on its types
+        findings.append(f"not compared in float32 as well: {error}")
+        return None
+    return wide
 
 
 def _widen_sample(sample: Sample) -> Sample:
     feeds = {
-        name: array.astype(np.float32) if is_float(array) and array.dtype.itemsize == 2 else array
-        for name, array in sample.feeds.items()
+        name: array.astype(np.float32) if is_narrow(array.dtype) else array for name, array in sample.feeds.items()
     }
     return replace(sample, label=f"{sample.label}, in float32", feeds=feeds)
 
@@ -147,6 +153,11 @@ def _note_runtime(candidate: Subject, verdict: ValueVerdict) -> str:
         f"at its default optimisation level on {verdict.provider}, the runtime by itself changes {verdict.name!r} of "
         f"{candidate.label}: {verdict.reason}"
     )
+
+
+def _note_default(what: str, candidate: Subject, verdict: ValueVerdict) -> str:
+    told = verdict.reason or f"no more than rounding (error {verdict.error:.1e}, budget {verdict.budget:.1e})"
+    return f"with {what}, the default of {verdict.provider}, {verdict.name!r} of {candidate.label} changes by {told}"
 
 
 def _failure(trial: Run, feeds: Feeds) -> IncomparableError | None:
@@ -302,29 +313,42 @@ class _Pair:
         return False
 
     def as_deployed(self, samples: Sequence[Sample], findings: list[str]) -> Iterator[ValueVerdict]:
-        """The candidate at the runtime's default optimisation, against the unoptimised reference."""
-        names = list(self.reference.outputs)
-        reference = self.reference.start(names)
-        disturbed: list[tuple[Run, list[str]]] = []
+        """The candidate at the runtime's default optimisation, against the unoptimised reference.
+
+        Where a provider computes with less than float32 by default, the verdict is on it without that, and what the
+        default does is a finding.
+        """
+        reference = self.reference.start(self.reference.outputs)
         for provider in self.options.providers or ("cpu",):
             run, finding = self.candidate.start_as_deployed(provider)
             if finding:
                 findings.append(finding)
-            seen: Seen = {name: [] for name in names}
-            for sample in samples:
-                expected = dict(zip(names, reference(sample.feeds), strict=True))
-                if sample.is_probe and not all(np.isfinite(each).all() for each in expected.values() if is_float(each)):
-                    continue
-                actual = dict(zip(names, run(self._renamed(sample.feeds)), strict=True))
-                for name, mine in expected.items():
-                    self._insist_on_same_shape(name, mine, actual[name])
-                    is_new = not np.array_equal(mine, actual[name]) and name not in self._noise.get(id(sample), {})
-                    if is_new and self.options.tolerance is None:
-                        disturbed = disturbed or self._disturbed(names)
-                        self._noise.setdefault(id(sample), {}).update(_disturb(disturbed, sample, expected))
-                    moves = self._noise.get(id(sample), {}).get(name, ())
-                    seen[name].append((sample, self._observe(name, mine, actual[name], moves)))
-            yield from (_close(name, seen[name], provider) for name in names)
+            yield from self._judge_run(reference, run, samples, provider)
+            if (default := self.candidate.start_with_defaults(provider)) is not None:
+                run, what = default
+                verdicts = self._judge_run(reference, run, samples, provider)
+                findings += [_note_default(what, self.candidate, each) for each in verdicts]
+
+    def _judge_run(self, reference: Run, run: Run, samples: Sequence[Sample], provider: str) -> Iterator[ValueVerdict]:
+        """A verdict on each output of another run of the candidate."""
+        names = list(self.reference.outputs)
+        seen: Seen = {name: [] for name in names}
+        for sample in samples:
+            expected = dict(zip(names, reference(sample.feeds), strict=True))
+            if sample.is_probe and not all(np.isfinite(each).all() for each in expected.values() if is_float(each)):
+                continue
+            actual = dict(zip(names, run(self._renamed(sample.feeds)), strict=True))
+            for name, mine in expected.items():
+                self._insist_on_same_shape(name, mine, actual[name])
+                noise = self._noise.setdefault(id(sample), {})
+                if not np.array_equal(mine, actual[name]) and name not in noise and self.options.tolerance is None:
+                    noise.update(_disturb(self._disturbed_outputs, sample, expected))
+                seen[name].append((sample, self._observe(name, mine, actual[name], noise.get(name, ()))))
+        return (_close(name, seen[name], provider) for name in names)
+
+    @cached_property
+    def _disturbed_outputs(self) -> list[tuple[Run, list[str]]]:
+        return self._disturbed(self.reference.outputs)
 
 
 def _disturb(disturbed: Sequence[tuple[Run, list[str]]], sample: Sample, expected: Mapping[str, AnyArray]) -> Moves:

@@ -69,6 +69,11 @@ def is_float(array: AnyArray) -> bool:
     return array.dtype.kind == "f" or array.dtype.name == "bfloat16"
 
 
+def is_narrow(dtype: np.dtype[Any]) -> bool:
+    """Whether it is float16 or bfloat16."""
+    return dtype.name in ("float16", "bfloat16")
+
+
 @dataclass(frozen=True, eq=False)
 class Move:
     """What a disturbance of the weights did to a value.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,22 @@ PROVIDERS = {
 }
 """The names of execution providers on the command line."""
 
-OPTIONS: dict[str, dict[str, str]] = {"cuda": {"use_tf32": "0"}}
-"""Provider options for a verdict: TF32 keeps ten bits of a number, which is no rounding of float32."""
+
+@dataclass(frozen=True)
+class Strictness:
+    """What a provider does by default that is no rounding of float32.
+
+    Attributes:
+        what: its name.
+        options: provider options that turn it off, for a verdict.
+    """
+
+    what: str
+    options: dict[str, str]
+
+
+STRICT = {"cuda": Strictness("TF32", {"use_tf32": "0"})}
+"""TF32 keeps ten bits of a number."""
 
 
 def check_provider(provider: str) -> None:
@@ -57,6 +72,7 @@ class OnnxSession:
         overrides: other contents for initializers.
         provider: where it runs.
         is_optimised: at the runtime's default level of optimisation, or with none.
+        is_strict: without what `STRICT` names.
 
     Raises:
         IncomparableError: the provider is not installed, or the runtime does not take the model.
@@ -72,6 +88,7 @@ class OnnxSession:
         overrides: Mapping[str, npt.NDArray[Any]] | None = None,
         provider: str = "cpu",
         is_optimised: bool = False,
+        is_strict: bool = True,
     ) -> None:
         onnxruntime = _module()
         check_provider(provider)
@@ -79,6 +96,7 @@ class OnnxSession:
         if not is_optimised:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.log_severity_level = 4
+        options.enable_cpu_mem_arena = False
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # several sessions are alive at once
         if folder is not None and isinstance(model, bytes):
@@ -88,7 +106,8 @@ class OnnxSession:
         self._overrides = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in (overrides or {}).values()]
         for name, value in zip(overrides or {}, self._overrides, strict=True):  # which the session does not own
             options.add_initializer(name, value)
-        providers = [(PROVIDERS[provider], OPTIONS.get(provider, {}))]
+        settings = STRICT[provider].options if is_strict and provider in STRICT else {}
+        providers = [(PROVIDERS[provider], settings)]
         try:
             self._session = onnxruntime.InferenceSession(model, options, providers=providers)
         except Exception as error:  # onnxruntime's exception types share no base class but Exception

@@ -15,8 +15,8 @@ from onnx import helper, shape_inference
 from bnfold.errors import IncomparableError
 from bnfold.verification import exact
 from bnfold.verification.inputs import Declared, Feeds
-from bnfold.verification.onnx_runtime import OnnxSession
-from bnfold.verification.onnx_weights import FLOATS, Disturbance, read, weights, with_initializers
+from bnfold.verification.onnx_runtime import STRICT, OnnxSession
+from bnfold.verification.onnx_weights import FLOATS, WIDE_STEPS, Disturbance, read, weights, with_initializers
 from bnfold.verification.subject import Run
 
 JUMPS = frozenset(
@@ -27,6 +27,8 @@ JUMPS = frozenset(
 """Operators whose output jumps where its input moves a little."""
 
 INTEGERS = frozenset({onnx.TensorProto.INT8, onnx.TensorProto.INT16, onnx.TensorProto.INT32, onnx.TensorProto.INT64})
+
+NARROW = {"float16": onnx.TensorProto.FLOAT16, "bfloat16": onnx.TensorProto.BFLOAT16}
 
 LARGE = 4096
 """Elements above which an initializer cannot be a shape, and is not given to shape inference."""
@@ -216,6 +218,14 @@ class OnnxSubject:
         count = session.nodes_elsewhere()
         return session, f"{provider} hands {count} nodes of {self.label} back to the CPU" if count else None
 
+    def start_with_defaults(self, provider: str) -> tuple[Run, str] | None:
+        """With TF32, where the provider has it."""
+        if provider not in STRICT:
+            return None
+        model = self._path if self._path is not None else self._serialize(self._proto)
+        run = OnnxSession(model, self.label, self.outputs, provider=provider, is_optimised=True, is_strict=False)
+        return run, STRICT[provider].what
+
     @cached_property
     def _disturbable(self) -> onnx.ModelProto:
         return with_initializers(self._proto)
@@ -235,13 +245,14 @@ class OnnxSubject:
         self._serialized = key, serialized
         return serialized
 
-    def widened(self) -> OnnxSubject | None:
-        """With float32 in place of float16 and bfloat16."""
-        narrow = {onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
-        if not any(each.data_type in narrow for each in self._disturbable.graph.initializer):
+    def widened(self) -> tuple[OnnxSubject, int] | None:
+        """With float32 in place of float16 and bfloat16, and what disturbs it, in its units."""
+        held = {each.data_type for each in self._disturbable.graph.initializer}
+        steps = [step for name, step in WIDE_STEPS.items() if NARROW[name] in held]
+        if not steps:
             return None
-        proto = exact.widen(self._proto, self._folder, narrow, onnx.TensorProto.FLOAT)
-        return OnnxSubject(proto, self.label, folder=self._folder)
+        proto = exact.widen(self._proto, self._folder, tuple(NARROW.values()), onnx.TensorProto.FLOAT)
+        return OnnxSubject(proto, self.label, folder=self._folder), max(steps)
 
     def evaluate_exactly(self, feeds: Feeds, fetch: Sequence[str], seconds: float) -> list[npt.NDArray[Any]] | None:
         """By the reference evaluator of ONNX, on a copy of the model in float64."""

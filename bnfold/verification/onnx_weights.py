@@ -27,6 +27,9 @@ OPERANDS: dict[str, frozenset[int]] = {
 }
 """Operands whose rounding is noise, by operator. Others (the scales of a Resize) decide about shapes."""
 
+WIDE_STEPS = {"float16": 3 << 10, "bfloat16": 3 << 13}
+"""Three eighths of a unit in the last place, in units of float32: with the moves of channels, what rounding may do."""
+
 FLOATS = frozenset(
     {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16}
 )

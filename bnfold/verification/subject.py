@@ -75,8 +75,15 @@ class Subject(Protocol):
         """
         ...
 
-    def widened(self) -> Subject | None:
-        """The same with float32 in place of float16 and bfloat16; None where it has neither."""
+    def start_with_defaults(self, provider: str) -> tuple[Run, str] | None:
+        """As deployed, with what a verdict goes without, and what that is; None where there is no such thing."""
+        ...
+
+    def widened(self) -> tuple[Subject, int] | None:
+        """The same with float32 in place of float16 and bfloat16, and the steps of its disturbances.
+
+        None where it has neither.
+        """
         ...
 
     def evaluate_exactly(self, feeds: Feeds, fetch: Sequence[str], seconds: float) -> list[npt.NDArray[Any]] | None:

@@ -22,15 +22,14 @@ from torch.utils import _pytree
 
 from bnfold.errors import IncomparableError
 from bnfold.verification.inputs import Declared, Feeds
-from bnfold.verification.onnx_weights import Disturbance
+from bnfold.verification.observe import is_narrow
+from bnfold.verification.onnx_weights import WIDE_STEPS, Disturbance
 from bnfold.verification.subject import Run
 
 AnyArray = npt.NDArray[Any]
 
 NUMPY = {torch.bool: np.dtype(np.bool_), torch.bfloat16: np.dtype(ml_dtypes.bfloat16)}
 """Names that the two libraries spell in different ways."""
-
-NARROW = {torch.float16: np.dtype(np.float16), torch.bfloat16: np.dtype(ml_dtypes.bfloat16)}
 
 JUMPS = frozenset(
     [
@@ -184,26 +183,30 @@ class TorchSubject:
         moved = copy.deepcopy(self._module).to("cuda")
         return lambda feeds: self._run(moved, feeds), None
 
-    def widened(self) -> TorchSubject | None:
-        """With float32 in place of float16 and bfloat16, where the graph names neither; the code of a module may."""
-        held = [*self._module.parameters(), *self._module.buffers()]
+    def start_with_defaults(self, provider: str) -> tuple[Run, str] | None:
+        """PyTorch multiplies matrices in float32 unless it is told otherwise."""
+        return None
+
+    def widened(self) -> tuple[TorchSubject, int] | None:
+        """With float32 in place of float16 and bfloat16, and what disturbs it, in its units.
+
+        None where the code may name one of these types itself.
+        """
+        held = {str(each.dtype).removeprefix("torch.") for each in self._weights.values()}
         if (
-            self.kind != "torch.program"
-            or not any(each.dtype in NARROW for each in held)
-            or self._names_a_narrow_type()
+            held.isdisjoint(WIDE_STEPS)
+            or not isinstance(self._module, fx.GraphModule)
+            or _names_a_narrow_type(self._module)
         ):
             return None
+        steps = max(WIDE_STEPS[name] for name in held & WIDE_STEPS.keys())
         declared = [
-            dataclasses.replace(each, dtype=np.dtype(np.float32)) if each.dtype in NARROW.values() else each
+            dataclasses.replace(each, dtype=np.dtype(np.float32)) if is_narrow(each.dtype) else each
             for each in self.inputs
         ]
         module = copy.deepcopy(self._module).float()
-        return TorchSubject(module, self.kind, self.label, declared, self._count, self._arguments, self._jumps)
-
-    def _names_a_narrow_type(self) -> bool:
-        assert isinstance(self._module, fx.GraphModule)
-        arguments = [(node.args, node.kwargs) for node in self._module.graph.nodes]
-        return any(isinstance(each, torch.dtype) and each in NARROW for each in _pytree.tree_leaves(arguments))
+        wide = TorchSubject(module, self.kind, self.label, declared, self._count, self._arguments, self._jumps)
+        return wide, steps
 
     def evaluate_exactly(self, feeds: Feeds, fetch: Sequence[str], seconds: float) -> list[AnyArray] | None:
         """By a copy of the module in float64; None where its code insists on another type."""
@@ -258,6 +261,11 @@ class _Arguments:
         flat = [tensors[each.name] if isinstance(each, _Fed) else each.value for each in self.places]
         args, kwargs = _pytree.tree_unflatten(flat, self.tree)
         return tuple(args), dict(kwargs)
+
+
+def _names_a_narrow_type(module: fx.GraphModule) -> bool:
+    arguments = [(node.args, node.kwargs) for node in module.graph.nodes]
+    return any(each in (torch.float16, torch.bfloat16) for each in _pytree.tree_leaves(arguments))
 
 
 def _parameters(module: nn.Module) -> list[str]:

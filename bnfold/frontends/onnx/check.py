@@ -116,6 +116,8 @@ class _Check:
         for each in graph.sparse_initializer:
             self._tensors.sparse(each, f"sparse initializer {each.values.name!r}")
         outputs = [each.name for each in graph.output]
+        if not all([*inputs, *constants, *outputs]):
+            raise ValueError(f"an input, output or initializer of {where} has no name")
         return _Frame(where, iter(graph.node), outputs, (*outer, {*inputs, *constants}), opset)
 
     def _walk(self, start: _Frame, functions: dict[Key, onnx.FunctionProto]) -> tuple[int, list[Key]]:

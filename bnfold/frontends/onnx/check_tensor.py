@@ -108,6 +108,8 @@ class TensorCheck:
         if self._folder is None:
             return
         entries = {each.key: each.value for each in tensor.external_data}
+        if len(entries) < len(tensor.external_data):
+            raise ValueError(f"{where} says twice where its external data is")
         location = entries.get("location", "")
         if location not in self._sizes:
             self._sizes[location] = self._file(location, where)

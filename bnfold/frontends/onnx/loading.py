@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import warnings
 from math import prod
 from pathlib import Path
 
@@ -85,7 +86,8 @@ def parse(proto: onnx.ModelProto, name: str = "model", folder: Path | None = Non
 def _build(proto: onnx.ModelProto, name: str, folder: Path | None) -> ir.Model:
     """The model of a protobuf that was checked."""
     try:
-        model = _deserialize(proto)
+        with warnings.catch_warnings(action="ignore"):  # onnx's, about keys of external data that nobody reads
+            model = _deserialize(proto)
         if folder is not None:
             real = os.path.realpath(folder)
             for slot in slots(model):

@@ -244,6 +244,8 @@ def is_bias(reader: Reader, add: ir.Node) -> bool:
     rank = reader.rank(1 - matmul_kernel(reader))
     constant = reader.facts.constants.get(other)
     shape = broadcast_shape(Reader(add, reader.facts), constant.shape, rank)
+    if constant.size not in (1, linear.out_channels):
+        return False
     return constant.dtype.kind not in "OSUc" and per_channel_axis(shape, rank) in (None, linear.axis_out)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
@@ -23,7 +23,7 @@ from bnfold.errors import InvalidModelError
 from bnfold.frontends.onnx.loading import ASIDE, EXTERNAL, PROTOBUF_LIMIT
 from bnfold.frontends.onnx.pieces import Piece, pieces
 from bnfold.frontends.onnx.slots import Slot, lending, placeholder, slots
-from bnfold.frontends.onnx.wire import serialize_model
+from bnfold.frontends.onnx.wire import Run, serialize_model
 
 SIZE_LIMIT = (1 << 31) - (1 << 24)
 """Bytes of tensors above which a model is written with external data; protobuf ends at 2 GiB."""
@@ -80,11 +80,11 @@ def save(model: ir.Model, path: Path) -> Written:
             and slot.tensor.nbytes > threshold
             and (slot.is_initializer or isinstance(slot.tensor, ir.ExternalTensor))
         ]
-        regions, parts = _arrange(chosen)
-        digest = _write(path.with_name(f"{path.name}.data"), parts)
+        offsets, run = _arrange(chosen)
+        digest = _write(path.with_name(f"{path.name}.data"), run)
         data = path.with_name(f"{path.name}.{digest}.data")
         path.with_name(f"{path.name}.data").rename(data)
-        others = [placeholder(slot.tensor, data.name, offset) for slot, offset in zip(chosen, regions, strict=True)]
+        others = [placeholder(slot.tensor, data.name, offset) for slot, offset in zip(chosen, offsets, strict=True)]
         with lending(chosen, others):
             _write_model(model, path)
         return Written(path, data)
@@ -105,10 +105,10 @@ def _write_model(model: ir.Model, path: Path) -> None:
     with lending(list(large.values()), [placeholder(slot.tensor) for slot in large.values()]):
         proto = serialize(model)
     data = {name: (slot.tensor.nbytes, pieces(slot.tensor)) for name, slot in large.items()}
-    size, parts = serialize_model(proto, data)
-    if size > PROTOBUF_LIMIT:
-        raise ValueError(f"its {size} bytes are too many for a protobuf")
-    _write(path, parts)
+    run = serialize_model(proto, data)
+    if run[0] > PROTOBUF_LIMIT:
+        raise ValueError(f"its {run[0]} bytes are too many for a protobuf")
+    _write(path, run)
 
 
 def _is_large(tensor: ir.TensorProtocol | None) -> bool:
@@ -149,7 +149,7 @@ def _external_threshold(model: ir.Model) -> int | None:
     return THRESHOLD if sum(tensor.nbytes for tensor in tensors) > SIZE_LIMIT else None
 
 
-def _arrange(chosen: list[Slot]) -> tuple[list[int], Iterator[Piece]]:
+def _arrange(chosen: list[Slot]) -> tuple[list[int], Run]:
     """Where each tensor lies in a file of all, and the file; what is the same bytes of one file is there once."""
     offsets: list[int] = []
     known: dict[object, int] = {}
@@ -162,15 +162,18 @@ def _arrange(chosen: list[Slot]) -> tuple[list[int], Iterator[Piece]]:
             parts.append(pieces(slot.tensor))
             end += slot.tensor.nbytes
         offsets.append(known[key])
-    return offsets, chain.from_iterable(parts)
+    return offsets, (end, chain.from_iterable(parts))
 
 
-def _write(path: Path, parts: Iterable[Piece]) -> str:
+def _write(path: Path, run: Run) -> str:
     """Write a file and put it on the disk; gives digits of a hash of its content."""
     digest = hashlib.sha256()
     pending: deque[Future[bytes]] = deque()
     offset = 0
+    total, parts = run
     with path.open("wb") as file, ThreadPoolExecutor(WORKERS) as pool:
+        if total and hasattr(os, "posix_fallocate"):  # a full disk is known at once, and pages cost a tenth
+            os.posix_fallocate(file.fileno(), 0, total)
         for size, make in parts:
             pending.append(pool.submit(_write_piece, file.fileno(), offset, size, make))
             offset += size
