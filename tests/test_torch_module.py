@@ -904,3 +904,29 @@ def test_the_forward_leaves_no_marks() -> None:
     fused = bnfold.fuse(model)
     assert fused.last is None
     assert set(vars(fused)) == set(vars(model))
+
+
+class Autocast(nn.Module):
+    """A convolution that runs in another type than its weight has, which a trace does not record."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            y = self.conv(x)
+        return self.norm(y.float())
+
+
+def test_what_runs_under_autocast_stays() -> None:
+    model = trained(Autocast()).float()
+    refusal = assert_stays(model, Reason.NOT_LINEAR, IMAGE.float())
+    assert "autocast" in refusal.detail
+    with torch.autocast("cpu", torch.bfloat16):  # around everything, it is the caller's
+        assert isinstance(sole(bnfold.plan(nn.Sequential(model.conv, model.norm))), Fold)
+
+
+def test_an_export_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    bnfold.fuse(trained(Lengths()), example_inputs=IMAGE[:1])
+    assert capfd.readouterr() == ("", "")

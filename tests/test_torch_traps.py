@@ -111,6 +111,22 @@ TRAPS: dict[str, Callable[[Any, Tensor], Any]] = {
     "a scalar parameter": lambda s, x: s.n(s.a(x) * s.seven),
     "a norm without affine behind one with": lambda s, x: s.p(s.n(s.a(x))),
     "a norm without affine between": lambda s, x: s.b(s.p(torch.sin(s.n(s.a(x))))),
+    "keywords": lambda s, x: s.n(input=s.a(input=x)),
+    "functions on the parameters of modules": lambda s, x: s.n(F.conv2d(x, s.a.weight, s.a.bias, padding=1)),
+    "functions that leave the bias out": lambda s, x: s.n(F.conv2d(x, s.a.weight)),
+    "another norm's statistics": lambda s, x: F.batch_norm(
+        s.a(x), s.m.running_mean, s.n.running_var, s.n.weight, s.m.bias
+    ),
+    "a functional norm beside the module": lambda s, x: (
+        F.batch_norm(s.a(x), s.n.running_mean, s.n.running_var) + s.n(s.c(x))
+    ),
+    "a norm with momentum and epsilon given": lambda s, x: F.batch_norm(
+        s.a(x), s.n.running_mean, s.n.running_var, None, s.n.bias, False, 0.9, 0.25
+    ),
+    "a standardised weight": lambda s, x: s.n(
+        F.conv2d(x, (s.a.weight - s.a.weight.mean()) / s.a.weight.std(), s.a.bias)
+    ),
+    "a masked weight": lambda s, x: s.n(F.conv2d(x, s.a.weight * (s.a.weight > 0), s.a.bias)),
     # sums of branches
     "an identity branch": lambda s, x: (lambda y: s.n(s.a(y)) + s.m(y))(torch.sin(x)),
     "a negative identity branch": lambda s, x: (lambda y: s.n(s.a(y)) - s.m(y))(torch.sin(x)),

@@ -48,11 +48,13 @@ class Trace:
     Attributes:
         graph: whose `call_module` nodes are torch.nn modules with their own forward.
         observed: nodes whose values a hook sees, with its name.
+        recast: nodes that the code runs under an autocast of its own.
         values: an example value (a fake tensor) of each node, if there were example inputs.
     """
 
     graph: fx.Graph
     observed: Mapping[fx.Node, str]
+    recast: frozenset[fx.Node]
     values: Mapping[fx.Node, Any] | None
 
 
@@ -88,6 +90,14 @@ class _Tracer(fx.Tracer):
     def __init__(self) -> None:
         super().__init__()
         self.observed: dict[fx.Node, str] = {}
+        self.recast: set[fx.Node] = set()
+        self._casting = _casting()
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        node = super().create_node(*args, **kwargs)
+        if _casting() != self._casting:
+            self.recast.add(node)
+        return node
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _TensorProxy(node, self)
@@ -109,6 +119,11 @@ class _Tracer(fx.Tracer):
                 if issubclass(type(each), fx.Proxy):
                     self.observed[each.node] = f"{hook} on {self.path_of_module(m)}"
         return made
+
+
+def _casting() -> list[tuple[bool, torch.dtype]]:
+    """Whether autocast is on, and to which type, on each kind of device that has it."""
+    return [(torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda")]
 
 
 def _is_norm(module: nn.Module) -> bool:
@@ -139,13 +154,13 @@ def trace(module: nn.Module, inputs: Inputs | None = None, *, is_outline: bool =
             names = ", ".join(name for name, value in fixed.items() if value is None)
             raise UnsupportedModelError(f"its code depends on whether {names} is None")
     values = propagate(module, graph, inputs) if inputs is not None and not is_outline else None
-    return Trace(graph, tracer.observed, values)
+    return Trace(graph, tracer.observed, frozenset(tracer.recast), values)
 
 
 def _trace_leaf(module: nn.Module) -> Trace:
     graph = fx.Graph()
     graph.output(graph.call_module("", (graph.placeholder("input"),)))
-    return Trace(graph, {}, None)
+    return Trace(graph, {}, frozenset(), None)
 
 
 def _quietly(tracer: fx.Tracer, module: nn.Module, fixed: Mapping[str, Any]) -> fx.Graph:
@@ -201,16 +216,18 @@ def propagate(module: nn.Module, graph: fx.Graph, inputs: Inputs) -> Mapping[fx.
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what torch says of operators that do not run on symbols."""
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
+    """Without what torch says of operators that do not run on symbols, and of sizes that cannot vary."""
+    loggers = [logging.getLogger(name) for name in ("torch._subclasses.fake_tensor", "torch._export", "torch.export")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _fake(mode: Any, value: Any, is_static: bool) -> Any:
@@ -241,8 +258,7 @@ def export(module: nn.Module, inputs: Inputs) -> torch.export.ExportedProgram:
     failure: Exception | None = None
     for sizes in (dict(bound.arguments), None):
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+            with _quiet():
                 return torch.export.export(module, inputs.args, dict(inputs.kwargs), dynamic_shapes=sizes, strict=False)
         except Exception as error:
             failure = error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from types import MappingProxyType
@@ -31,7 +31,7 @@ from bnfold.terms import Load, Parameters
 
 CALLS = ("call_function", "call_method", "call_module")
 
-CHANGED = "the tensor is changed in place while something else reads it"
+CHANGED = "the tensor may be changed in place while something else reads it"
 
 
 class TorchGraph:
@@ -43,6 +43,7 @@ class TorchGraph:
         store: where the parameters are.
         values: an example value of each node (a fake tensor), as far as there is one.
         observed: nodes whose values something outside the graph sees, with what that is.
+        recast: nodes that run in other types than those of what they read.
     """
 
     def __init__(
@@ -52,11 +53,13 @@ class TorchGraph:
         store: Store,
         values: Mapping[fx.Node, Any] | None = None,
         observed: Mapping[fx.Node, str] = MappingProxyType({}),
+        recast: Collection[fx.Node] = frozenset(),
     ) -> None:
         self.graph = graph
         self.root = root
         self._store = store
         self._observed = observed
+        self._recast = recast
         self._calls = {node: spell(node, root) for node in graph.nodes if node.op in CALLS}
         constants = Constants(graph, self._calls.__getitem__, store.tensor)
         self._tangled = tangled(graph, self._calls, constants.nodes)
@@ -139,6 +142,8 @@ class TorchGraph:
         reader = self._reader(node)
         if node in self._tangled or any(each in self._tangled for each in node.all_input_nodes):
             raise Unreadable(Reason.SECOND_USE, CHANGED)
+        if node in self._recast:
+            raise Unreadable(Reason.NOT_LINEAR, "it runs under autocast, in another type than its parameters have")
         self._insist_on_no_hooks(reader.call)
         if read_affine.is_batchnorm(reader):
             reader.only_first()
