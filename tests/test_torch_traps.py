@@ -30,6 +30,7 @@ class Code(nn.Module):
         self.gain, self.shift = nn.Parameter(drawn(4, 1, 1, seed=3)), nn.Parameter(drawn(4, 1, 1, seed=4))
         self.wide = nn.Parameter(drawn(8, seed=5))
         self.whole = nn.Parameter(drawn(1, 4, 8, 8, seed=6))
+        self.square, self.e = nn.Parameter(drawn(4, 4, seed=7)), nn.Conv1d(4, 4, 1, groups=2)
         self.seven = nn.Parameter(torch.tensor(7.0))
 
     def forward(self, x: Tensor) -> Any:
@@ -92,7 +93,10 @@ TRAPS: dict[str, Callable[[Any, Tensor], Any]] = {
     "one BatchNorm, two places": lambda s, x: s.n(s.a(torch.sin(s.n(s.b(x))))),
     "the value and the norm leave": lambda s, x: (lambda y: (y, s.n(y)))(s.a(x)),
     "the norm leaves twice": lambda s, x: (lambda y: {"one": y, "two": [y, (y,)]})(s.n(s.a(x))),
+    "a convolution, then a matrix product": lambda s, x: (s.a(x).reshape(2, 4, 64).transpose(1, 2) @ s.square).relu(),
+    "a matrix product along the axis of a convolution": lambda s, x: s.e(s.square @ s.e(x.reshape(2, 4, 64))),
     # writing in place
+    "into an expanded value": lambda s, x: (s.n(s.a(x))[:, :1].expand(-1, 4, -1, -1) * 1.0).mul_(s.gain.detach()),
     "relu in place on the norm": lambda s, x: F.relu(s.n(s.a(x)), inplace=True),
     "relu in place on what the norm reads": lambda s, x: (lambda y: F.relu_(y) + s.n(y))(s.a(x)),
     "a view of the value is scaled": lambda s, x: (lambda y: (y[:, :1].mul_(0), s.n(y))[1])(s.a(x)),

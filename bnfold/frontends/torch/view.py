@@ -346,7 +346,7 @@ class TorchGraph:
             arrays[name] = rounded.reshape(-1, 1) if is_column else rounded
         self._set(node, arrays, stored.weights.kernel)
         if bias is not None and name is None:
-            shape = [-1] + [1] * (self._reader(node).rank(node) - 1 - (absorbed.axis_out or 0))
+            shape = [-1] + [1] * stored.weights.behind
             like = read_linear.operand(reader, stored.weights.kernel)
             total = self._store.insert_add(node, round_once(bias, dtype).reshape(shape), like)
             self._facts.copy(node, total)
