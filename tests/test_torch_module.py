@@ -884,6 +884,20 @@ def test_a_fold_with_an_example_of_equal_sizes_holds_for_others() -> None:
     assert_same(run(model, drawn(1, 4, 3, 9)), run(fused, drawn(1, 4, 3, 9)))
 
 
+def test_a_reshape_that_only_the_sizes_of_the_example_make_plain_stays() -> None:
+    model = trained(Row(nn.Conv1d(4, 4, 1), lambda x: x.reshape(-1, 4, 4), nn.BatchNorm1d(4)))
+    fused = bnfold.fuse(model, example_inputs=drawn(4, 4, 4))
+    for length in (4, 8, 1):
+        assert_same(run(model, drawn(4, 4, length)), run(fused, drawn(4, 4, length)))
+
+
+def test_a_channel_that_the_example_happens_to_have_is_not_taken_for_granted() -> None:
+    scale = drawn(1, 4, 1, seed=3)
+    model = trained(Row(lambda x: x * scale, nn.Conv1d(4, 4, 1)))
+    fused = bnfold.fuse(torch.fx.symbolic_trace(model), example_inputs=drawn(2, 4, 5))
+    assert_same(run(model, drawn(2, 1, 5)), run(fused, drawn(2, 1, 5)))
+
+
 def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
     bnfold.fuse(trained(Cropped(3)), example_inputs=drawn(2, 4, 6, 8))
     assert capfd.readouterr() == ("", "")

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import sympy
 import torch
 from torch import fx, nn
 from torch.nn.modules import module as nn_module
@@ -191,7 +192,7 @@ def _fixed_arguments(module: nn.Module, inputs: Inputs | None) -> dict[str, Any]
 def propagate(module: nn.Module, graph: fx.Graph, inputs: Inputs) -> Mapping[fx.Node, Any] | None:
     """Fake tensors for every node: with sizes that are symbols, so that nothing follows from one example alone.
 
-    Where an operator does not run on symbols, the example tells ranks and types only.
+    Where an operator does not run on symbols, or decides by one, the example tells ranks and types only.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
@@ -201,17 +202,58 @@ def propagate(module: nn.Module, graph: fx.Graph, inputs: Inputs) -> Mapping[fx.
     names = {str(node.target): node for node in graph.nodes if node.op == "placeholder"}
     if any(name.startswith("*") for name in names) or set(names) != set(bound.arguments):
         return None
-    for environment in (ShapeEnv(duck_shape=False, specialize_zero_one=False), None):
-        mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=environment)
-        recorder = _Recorder(module, graph)
-        try:
-            fakes = [_fake(mode, bound.arguments[name], environment is None) for name in names]
-            with mode, torch.no_grad(), _quiet():
-                recorder.run(*fakes, enable_io_processing=False)
-        except Exception:  # of the module's code, or of an operator
-            continue
-        return recorder.seen if environment is not None else shapes.sketched(recorder.seen)
-    return None
+    values = [bound.arguments[name] for name in names]
+    environment = ShapeEnv(duck_shape=False, specialize_zero_one=False)
+    mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=environment)
+    fakes: list[Any] = [mode.from_tensor(each) if isinstance(each, torch.Tensor) else each for each in values]
+    symbols: dict[Any, tuple[int, int]] = {
+        dim.node.expr: (index, axis)
+        for index, each in enumerate(fakes)
+        if isinstance(each, torch.Tensor)
+        for axis, dim in enumerate(tuple[Any, ...](each.shape))
+        if isinstance(dim, torch.SymInt)
+    }
+    seen = _record(module, graph, mode, fakes)
+    if seen is not None:
+        asked = {
+            symbol for guard in environment.guards if guard.expr.has(sympy.Eq) for symbol in guard.expr.free_symbols
+        }
+        places = [place for symbol, place in symbols.items() if symbol in asked]
+        if not any(_runs_with(module, graph, values, *place) for place in places):
+            return seen
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    static = _record(module, graph, mode, [_fake(mode, each) for each in values])
+    return None if static is None else shapes.sketched(static)
+
+
+def _runs_with(module: nn.Module, graph: fx.Graph, values: list[Any], index: int, axis: int) -> bool:
+    """Whether a graph runs with another size in one place.
+
+    If so, it only decided by that size, and what is known of the example's way does not hold for all.
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    size = values[index].shape[axis]
+    for other in {2 * size, size + 1, 1} - {size}:
+        mode = FakeTensorMode(allow_non_fake_inputs=True)
+        fakes = [_fake(mode, each) for each in values]
+        sizes = list(fakes[index].shape)
+        sizes[axis] = other
+        fakes[index] = fakes[index].new_empty(sizes)
+        if _record(module, graph, mode, fakes) is not None:
+            return True
+    return False
+
+
+def _record(module: nn.Module, graph: fx.Graph, mode: Any, fakes: list[Any]) -> dict[fx.Node, Any] | None:
+    """What each node makes of fake inputs; None where it does not run."""
+    recorder = _Recorder(module, graph)
+    try:
+        with mode, torch.no_grad(), _quiet():
+            recorder.run(*fakes, enable_io_processing=False)
+    except Exception:  # of the module's code, or of an operator
+        return None
+    return recorder.seen
 
 
 @contextmanager
@@ -230,8 +272,8 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _fake(mode: Any, value: Any, is_static: bool) -> Any:
-    return mode.from_tensor(value, static_shapes=is_static) if isinstance(value, torch.Tensor) else value
+def _fake(mode: Any, value: Any) -> Any:
+    return mode.from_tensor(value, static_shapes=True) if isinstance(value, torch.Tensor) else value
 
 
 class _Recorder(fx.Interpreter):
