@@ -184,7 +184,8 @@ def fuse(
         example_inputs: what a torch module is called with: a tuple of arguments, a dict of keyword arguments, or the
             only argument. Needed where the forward cannot be traced symbolically; otherwise it tells the shapes. The
             result then stands for calls that take the same way through the code: the same arguments given, tensors of
-            the same ranks, and of such sizes that code which asks for a size decides alike.
+            the same ranks, and of such sizes that code which asks for a size decides alike. A size of 1 says less than
+            one of 2, since an export may take it for fixed.
 
     Returns:
         What was given. An `nn.Module` comes back as the same class, a ModelProto as a ModelProto, a path as what the

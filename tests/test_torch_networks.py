@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch_models import assert_same, exported, of_batchnorms
+from torch_models import assert_same, exported, of_batchnorms, to_onnx_by_export
 
 import bnfold
 from bnfold import Fold
+from bnfold.testing import assert_equivalent
 
 pytestmark = [
     pytest.mark.slow,
@@ -144,3 +145,25 @@ def test_every_batchnorm_of_a_program_folds(name: str) -> None:
     assert [type(each) for each in of_batchnorms(outcomes)] == [Fold] * NETWORKS[name][1]
     assert not any("batch_norm" in str(node.target) for node in fused.graph.nodes)
     assert_same(outputs(model, x), outputs(fused, x), 1e-9)
+
+
+class Logits(nn.Module):
+    """A network with one output, a tensor."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x).logits
+
+
+@pytest.mark.parametrize("name", ["ResNet", "MobileNetV2"])
+def test_fusing_before_and_after_the_export_are_equivalent(name: str) -> None:
+    model, x = Logits(used(name)).float().eval(), torch.randn(2, 3, 64, 64)
+    original = to_onnx_by_export(model, x)
+    before, after = to_onnx_by_export(bnfold.fuse(model, example_inputs=x), x), bnfold.fuse(original)
+    for one in (before, after):
+        assert not any(node.op_type == "BatchNormalization" for node in one.graph.node)
+    assert_equivalent(original, before, outputs_only=True, effort="fast")
+    assert_equivalent(before, after, outputs_only=True, effort="fast")
