@@ -183,7 +183,8 @@ def fuse(
         limits: how much the model may ask for; a model that asks for more is an `InvalidModelError`.
         example_inputs: what a torch module is called with: a tuple of arguments, a dict of keyword arguments, or the
             only argument. Needed where the forward cannot be traced symbolically; otherwise it tells the shapes. The
-            result then stands for calls of that kind: the same arguments given, tensors of the same ranks.
+            result then stands for calls that take the same way through the code: the same arguments given, tensors of
+            the same ranks, and of such sizes that code which asks for a size decides alike.
 
     Returns:
         What was given. An `nn.Module` comes back as the same class, a ModelProto as a ModelProto, a path as what the

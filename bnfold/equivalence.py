@@ -159,7 +159,7 @@ def _module_subject(module: Any, label: str, other: Subject | None, options: Com
 
 def _subject(model: Any, label: str, limits: Limits) -> Subject:
     if isinstance(model, str | Path) and Path(model).suffix == ".pt2":
-        model = torch_front_end().load(Path(model))
+        model, label = torch_front_end().load(Path(model), limits), str(model)
     if is_torch_model(model):
         from bnfold.verification.torch_subject import TorchSubject
 

@@ -327,6 +327,8 @@ CHAINS: dict[str, tuple[Linear, Linear, Stop]] = {
     "few channels before a window": (operator(POINT, out=2), operator(fan_in=2), rule.COST),
     "depthwise before pointwise": (operator(groups=4), operator(POINT), rule.CHANNELS),
     "shared": (replace(operator(POINT), is_shared=True), operator(POINT), rule.SHARED),
+    "a convolution before a matrix product": (operator(POINT), operator(Window()), rule.GEOMETRY),
+    "a matrix product before a convolution": (operator(Window()), operator(POINT), rule.GEOMETRY),
     "weights of gigabytes": (*[operator(POINT, out=1 << 13, fan_in=1 << 13)] * 2, rule.LARGE),
 }
 

@@ -93,6 +93,10 @@ SPELLINGS: dict[str, tuple[Callable[[Any, Tensor], Tensor], tuple[int, ...]]] = 
     "torch.bmm": (lambda m, x: m.norm(torch.bmm(m.matrix.unsqueeze(0), x)), (1, 4, 5)),
     "einsum to channels in front": (lambda m, x: m.norm(torch.einsum("oi,bil->bol", m.matrix, x)), (2, 4, 5)),
     "einsum from channels behind": (lambda m, x: m.norm(torch.einsum("bli,oi->bol", x, m.matrix)), (2, 5, 4)),
+    "einsum without an example": (
+        lambda m, x: F.batch_norm(torch.einsum("bli,oi->blo", x, m.matrix).permute(0, 2, 1), m.mean, m.var),
+        (2, 5, 4),
+    ),
     "x.mul and x.add": (lambda m, x: m.norm(F.conv2d(x, m.kernel).mul(2.0).add(m.bias.reshape(6, 1, 1))), (2, 4, 8, 8)),
     "2 * x - b": (lambda m, x: m.norm(m.bias.reshape(1, 6, 1, 1) - 2 * F.conv2d(x, m.kernel)), (2, 4, 8, 8)),
     "in place on a fresh value": (lambda m, x: m.norm(F.conv2d(x, m.kernel).mul_(3.0)), (2, 4, 8, 8)),
@@ -111,6 +115,11 @@ def test_spelling(name: str) -> None:
     fused = assert_folds(traced(Holder(call).eval()), x, example_inputs=x)
     assert not any("batch_norm" in each for each in operators(fused.graph))
     fused.graph.lint()
+
+
+def test_einsum_tells_its_rank() -> None:
+    call, shape = SPELLINGS["einsum without an example"]
+    assert_folds(traced(Holder(call).eval()), drawn(*shape))
 
 
 def test_a_graph_module_keeps_names_modules_and_meta() -> None:

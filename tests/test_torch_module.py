@@ -852,3 +852,95 @@ def test_a_module_that_cannot_be_copied_says_inplace() -> None:
     with pytest.raises(UnsupportedModelError, match=r"no copies of this.*inplace=True"):
         bnfold.fuse(model)
     assert_same(expected, run(bnfold.fuse(model, inplace=True), IMAGE), EXACT)
+
+
+# What an example tells
+
+
+class Cropped(nn.Module):
+    """An operator that does not run on symbols, and a reshape that regroups what it is given."""
+
+    def __init__(self, columns: int) -> None:
+        super().__init__()
+        self.columns = columns
+        self.conv, self.norm = nn.Conv2d(4, 6, 1), nn.BatchNorm2d(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.pad(self.conv(x), (-1, 0, 0, 0))
+        return self.norm(y.reshape(y.shape[0], -1, y.shape[3], self.columns)[:, :6])
+
+
+def test_a_fold_holds_for_other_sizes_than_those_of_the_example() -> None:
+    for columns in (6, 3, 2):
+        model = trained(Cropped(columns))
+        fused = bnfold.fuse(model, example_inputs=drawn(2, 4, 6, 8))
+        for height in (6, 12):
+            assert_same(run(model, drawn(2, 4, height, 8)), run(fused, drawn(2, 4, height, 8)))
+
+
+def test_a_fold_with_an_example_of_equal_sizes_holds_for_others() -> None:
+    model = trained(Row(nn.Conv2d(4, 4, 1), lambda x: x.transpose(2, 3), nn.BatchNorm2d(4)))
+    fused = assert_folds(model, drawn(4, 4, 4, 4), example_inputs=drawn(4, 4, 4, 4))
+    assert_same(run(model, drawn(1, 4, 3, 9)), run(fused, drawn(1, 4, 3, 9)))
+
+
+def test_a_reshape_that_only_the_sizes_of_the_example_make_plain_stays() -> None:
+    model = trained(Row(nn.Conv1d(4, 4, 1), lambda x: x.reshape(-1, 4, 4), nn.BatchNorm1d(4)))
+    fused = bnfold.fuse(model, example_inputs=drawn(4, 4, 4))
+    for length in (4, 8, 1):
+        assert_same(run(model, drawn(4, 4, length)), run(fused, drawn(4, 4, length)))
+
+
+def test_a_channel_that_the_example_happens_to_have_is_not_taken_for_granted() -> None:
+    scale = drawn(1, 4, 1, seed=3)
+    model = trained(Row(lambda x: x * scale, nn.Conv1d(4, 4, 1)))
+    fused = bnfold.fuse(torch.fx.symbolic_trace(model), example_inputs=drawn(2, 4, 5))
+    assert_same(run(model, drawn(2, 1, 5)), run(fused, drawn(2, 1, 5)))
+
+
+def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
+    bnfold.fuse(trained(Cropped(3)), example_inputs=drawn(2, 4, 6, 8))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_forward_leaves_no_marks() -> None:
+    class Remembers(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(4, 6, 1), nn.BatchNorm2d(6)
+            self.last: Tensor | None = None
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.last = self.norm(self.conv(x))
+            return self.last + torch.ones(6, 1, 1, dtype=x.dtype)
+
+    model = trained(Remembers())
+    fused = bnfold.fuse(model)
+    assert fused.last is None
+    assert set(vars(fused)) == set(vars(model))
+
+
+class Autocast(nn.Module):
+    """A convolution that runs in another type than its weight has, which a trace does not record."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            y = self.conv(x)
+        return self.norm(y.float())
+
+
+def test_what_runs_under_autocast_stays() -> None:
+    model = trained(Autocast()).float()
+    refusal = assert_stays(model, Reason.NOT_LINEAR, IMAGE.float())
+    assert "autocast" in refusal.detail
+    with torch.autocast("cpu", torch.bfloat16):  # around everything, it is the caller's
+        assert isinstance(sole(bnfold.plan(nn.Sequential(model.conv, model.norm))), Fold)
+
+
+def test_an_export_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    bnfold.fuse(trained(Lengths()), example_inputs=IMAGE[:1])
+    assert capfd.readouterr() == ("", "")

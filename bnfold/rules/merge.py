@@ -104,6 +104,8 @@ def stop_branch(branch: Branch) -> Stop | None:
             return LARGE
         if linear.fill != 0 or not linear.is_exact:
             return EDGE
+    if len({len(factor.linear.window.taps) for factor in branch.factors if factor.linear.window}) > 1:
+        return GEOMETRY  # a convolution and a matrix product, whose axes behind the channels mean different things
     if branch.window is None:
         return WINDOWS
     has_constant = False

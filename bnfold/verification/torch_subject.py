@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 from torch.func import functional_call
@@ -188,9 +188,16 @@ class TorchSubject:
         return None
 
     def widened(self) -> tuple[TorchSubject, int] | None:
-        """With float32 in place of float16 and bfloat16, and what disturbs it, in its units."""
+        """With float32 in place of float16 and bfloat16, and what disturbs it, in its units.
+
+        None where the code may name one of these types itself.
+        """
         held = {str(each.dtype).removeprefix("torch.") for each in self._weights.values()}
-        if held.isdisjoint(WIDE_STEPS):
+        if (
+            held.isdisjoint(WIDE_STEPS)
+            or not isinstance(self._module, fx.GraphModule)
+            or _names_a_narrow_type(self._module)
+        ):
             return None
         steps = max(WIDE_STEPS[name] for name in held & WIDE_STEPS.keys())
         declared = [
@@ -254,6 +261,11 @@ class _Arguments:
         flat = [tensors[each.name] if isinstance(each, _Fed) else each.value for each in self.places]
         args, kwargs = _pytree.tree_unflatten(flat, self.tree)
         return tuple(args), dict(kwargs)
+
+
+def _names_a_narrow_type(module: fx.GraphModule) -> bool:
+    arguments = [(node.args, node.kwargs) for node in module.graph.nodes]
+    return any(each in (torch.float16, torch.bfloat16) for each in _pytree.tree_leaves(arguments))
 
 
 def _parameters(module: nn.Module) -> list[str]:

@@ -48,6 +48,10 @@ VIEWS = BATCHNORMS | {
 """Operators whose output may share memory with their input."""
 
 
+REPEATED = frozenset({"expand", "expand_as", "broadcast_to"})
+"""Views in which several elements are one: nothing can be written into them."""
+
+
 def tangled(graph: fx.Graph, calls: Mapping[fx.Node, Call], constant: Collection[fx.Node]) -> set[fx.Node]:
     """Every node whose tensor may be changed in place while something else reads it.
 
@@ -98,6 +102,8 @@ def _is_alone(node: fx.Node, sources: Mapping[fx.Node, list[fx.Node]], calls: Ma
         top = stack.pop()
         readers = [user for user in top.users if user not in calls or calls[user].op != "shape"]
         if top.op in ("placeholder", "get_attr") or len(readers) > 1:
+            return False
+        if top in calls and calls[top].op in REPEATED:
             return False
         stack.extend(sources.get(top, ()))
     return True

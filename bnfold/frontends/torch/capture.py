@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import operator
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import sympy
 import torch
 from torch import fx, nn
 from torch.nn.modules import module as nn_module
 from torch.utils import _pytree
 
 from bnfold.errors import UnsupportedModelError
+from bnfold.frontends.torch import shapes
 from bnfold.frontends.torch.calls import is_known_forward, is_parametrized, is_plain_module
 from bnfold.frontends.torch.view import VALUE_HOOKS, hook_of
 
@@ -45,11 +49,13 @@ class Trace:
     Attributes:
         graph: whose `call_module` nodes are torch.nn modules with their own forward.
         observed: nodes whose values a hook sees, with its name.
+        recast: nodes that the code runs under an autocast of its own.
         values: an example value (a fake tensor) of each node, if there were example inputs.
     """
 
     graph: fx.Graph
     observed: Mapping[fx.Node, str]
+    recast: frozenset[fx.Node]
     values: Mapping[fx.Node, Any] | None
 
 
@@ -85,6 +91,14 @@ class _Tracer(fx.Tracer):
     def __init__(self) -> None:
         super().__init__()
         self.observed: dict[fx.Node, str] = {}
+        self.recast: set[fx.Node] = set()
+        self._casting = _casting()
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        node = super().create_node(*args, **kwargs)
+        if _casting() != self._casting:
+            self.recast.add(node)
+        return node
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _TensorProxy(node, self)
@@ -106,6 +120,11 @@ class _Tracer(fx.Tracer):
                 if issubclass(type(each), fx.Proxy):
                     self.observed[each.node] = f"{hook} on {self.path_of_module(m)}"
         return made
+
+
+def _casting() -> list[tuple[bool, torch.dtype]]:
+    """Whether autocast is on, and to which type, on each kind of device that has it."""
+    return [(torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda")]
 
 
 def _is_norm(module: nn.Module) -> bool:
@@ -136,13 +155,13 @@ def trace(module: nn.Module, inputs: Inputs | None = None, *, is_outline: bool =
             names = ", ".join(name for name, value in fixed.items() if value is None)
             raise UnsupportedModelError(f"its code depends on whether {names} is None")
     values = propagate(module, graph, inputs) if inputs is not None and not is_outline else None
-    return Trace(graph, tracer.observed, values)
+    return Trace(graph, tracer.observed, frozenset(tracer.recast), values)
 
 
 def _trace_leaf(module: nn.Module) -> Trace:
     graph = fx.Graph()
     graph.output(graph.call_module("", (graph.placeholder("input"),)))
-    return Trace(graph, {}, None)
+    return Trace(graph, {}, frozenset(), None)
 
 
 def _quietly(tracer: fx.Tracer, module: nn.Module, fixed: Mapping[str, Any]) -> fx.Graph:
@@ -171,7 +190,10 @@ def _fixed_arguments(module: nn.Module, inputs: Inputs | None) -> dict[str, Any]
 
 
 def propagate(module: nn.Module, graph: fx.Graph, inputs: Inputs) -> Mapping[fx.Node, Any] | None:
-    """Fake tensors for every node: with sizes that are symbols, so that nothing follows from one example alone."""
+    """Fake tensors for every node: with sizes that are symbols, so that nothing follows from one example alone.
+
+    Where an operator does not run on symbols, or decides by one, the example tells ranks and types only.
+    """
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
@@ -180,22 +202,78 @@ def propagate(module: nn.Module, graph: fx.Graph, inputs: Inputs) -> Mapping[fx.
     names = {str(node.target): node for node in graph.nodes if node.op == "placeholder"}
     if any(name.startswith("*") for name in names) or set(names) != set(bound.arguments):
         return None
-    for environment in (ShapeEnv(duck_shape=False, specialize_zero_one=False), None):
-        mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=environment)
-        recorder = _Recorder(module, graph)
-        try:
-            fakes = [_fake(mode, bound.arguments[name], environment is None) for name in names]
-            with mode, torch.no_grad(), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                recorder.run(*fakes, enable_io_processing=False)
-        except Exception:
-            continue
-        return recorder.seen
-    return None
+    values = [bound.arguments[name] for name in names]
+    environment = ShapeEnv(duck_shape=False, specialize_zero_one=False)
+    mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=environment)
+    fakes: list[Any] = [mode.from_tensor(each) if isinstance(each, torch.Tensor) else each for each in values]
+    symbols: dict[Any, tuple[int, int]] = {
+        dim.node.expr: (index, axis)
+        for index, each in enumerate(fakes)
+        if isinstance(each, torch.Tensor)
+        for axis, dim in enumerate(tuple[Any, ...](each.shape))
+        if isinstance(dim, torch.SymInt)
+    }
+    seen = _record(module, graph, mode, fakes)
+    if seen is not None:
+        asked = {
+            symbol for guard in environment.guards if guard.expr.has(sympy.Eq) for symbol in guard.expr.free_symbols
+        }
+        places = [place for symbol, place in symbols.items() if symbol in asked]
+        if not any(_runs_with(module, graph, values, *place) for place in places):
+            return seen
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    static = _record(module, graph, mode, [_fake(mode, each) for each in values])
+    return None if static is None else shapes.sketched(static)
 
 
-def _fake(mode: Any, value: Any, is_static: bool) -> Any:
-    return mode.from_tensor(value, static_shapes=is_static) if isinstance(value, torch.Tensor) else value
+def _runs_with(module: nn.Module, graph: fx.Graph, values: list[Any], index: int, axis: int) -> bool:
+    """Whether a graph runs with another size in one place.
+
+    If so, it only decided by that size, and what is known of the example's way does not hold for all.
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    size = values[index].shape[axis]
+    for other in {2 * size, size + 1, 1} - {size}:
+        mode = FakeTensorMode(allow_non_fake_inputs=True)
+        fakes = [_fake(mode, each) for each in values]
+        sizes = list(fakes[index].shape)
+        sizes[axis] = other
+        fakes[index] = fakes[index].new_empty(sizes)
+        if _record(module, graph, mode, fakes) is not None:
+            return True
+    return False
+
+
+def _record(module: nn.Module, graph: fx.Graph, mode: Any, fakes: list[Any]) -> dict[fx.Node, Any] | None:
+    """What each node makes of fake inputs; None where it does not run."""
+    recorder = _Recorder(module, graph)
+    try:
+        with mode, torch.no_grad(), _quiet():
+            recorder.run(*fakes, enable_io_processing=False)
+    except Exception:  # of the module's code, or of an operator
+        return None
+    return recorder.seen
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what torch says of operators that do not run on symbols, and of sizes that cannot vary."""
+    loggers = [logging.getLogger(name) for name in ("torch._subclasses.fake_tensor", "torch._export", "torch.export")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _fake(mode: Any, value: Any) -> Any:
+    return mode.from_tensor(value, static_shapes=True) if isinstance(value, torch.Tensor) else value
 
 
 class _Recorder(fx.Interpreter):
@@ -220,13 +298,10 @@ def export(module: nn.Module, inputs: Inputs) -> torch.export.ExportedProgram:
     dynamic = _pytree.tree_map(_every_size, (inputs.args, dict(inputs.kwargs)))
     bound = inspect.signature(module.forward).bind(*dynamic[0], **dynamic[1])
     failure: Exception | None = None
-    for shapes in (dict(bound.arguments), None):
+    for sizes in (dict(bound.arguments), None):
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                return torch.export.export(
-                    module, inputs.args, dict(inputs.kwargs), dynamic_shapes=shapes, strict=False
-                )
+            with _quiet():
+                return torch.export.export(module, inputs.args, dict(inputs.kwargs), dynamic_shapes=sizes, strict=False)
         except Exception as error:
             failure = error
     raise UnsupportedModelError(f"{type(module).__name__} cannot be exported: {line(failure)}") from failure

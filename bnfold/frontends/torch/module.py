@@ -47,10 +47,11 @@ class OwnedGraph(TorchGraph):
         store: Store,
         values: Mapping[fx.Node, Any] | None,
         observed: Mapping[fx.Node, str],
+        recast: frozenset[fx.Node],
         module: nn.Module,
         fixed: frozenset[str],
     ) -> None:
-        super().__init__(graph, root, store, values, observed)
+        super().__init__(graph, root, store, values, observed, recast)
         self._module = module
         self._fixed = fixed
         assert self._readings is not None  # counted before anything changes

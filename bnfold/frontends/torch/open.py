@@ -141,10 +141,11 @@ def _open_module(module: nn.Module, inputs: Inputs | None) -> Opened:
         twin, _targets(traced.graph), lambda: _targets(capture.trace(twin, inputs, is_outline=True).graph)
     )
     store = ModuleStore(twin, traced.graph)
-    graph = OwnedGraph(traced.graph, twin, store, traced.values, traced.observed, module, fixed)
+    graph = OwnedGraph(traced.graph, twin, store, traced.values, traced.observed, traced.recast, module, fixed)
 
     def free() -> TorchGraph:
-        return TorchGraph(traced.graph, twin, ModuleStore(twin, traced.graph), traced.values, traced.observed)
+        store = ModuleStore(twin, traced.graph)
+        return TorchGraph(traced.graph, twin, store, traced.values, traced.observed, traced.recast)
 
     return Opened(graph, module, graph.finish, free)
 
@@ -159,7 +160,7 @@ def _open_exported(module: nn.Module, twin: nn.Module, inputs: Inputs) -> Opened
     fixed = fixed_batchnorms(twin, _without_batchnorms(nodes), again)
     observed = capture.borders_of_hooked(twin, nodes)
     known = shapes.recorded(nodes)
-    graph = OwnedGraph(nodes, program.graph_module, ProgramStore(program), known, observed, module, fixed)
+    graph = OwnedGraph(nodes, program.graph_module, ProgramStore(program), known, observed, frozenset(), module, fixed)
 
     def free() -> TorchGraph:
         return TorchGraph(nodes, program.graph_module, ProgramStore(program), known, observed)

@@ -27,6 +27,7 @@ class Weights:
         bias: name of the argument that is, or could be, the bias; None where the operator takes none.
         layout, groups: how the kernel is stored.
         kernel_factor, bias_factor: alpha and beta, which go into the new parameters.
+        behind: how many axes of the output lie behind that of its channels, where it is known to take no bias.
     """
 
     data: str
@@ -36,6 +37,7 @@ class Weights:
     groups: int = 1
     kernel_factor: float = 1.0
     bias_factor: float = 1.0
+    behind: int = 0
 
 
 def read_linear(reader: Reader) -> tuple[Linear, Weights] | None:
@@ -160,7 +162,7 @@ def _product(reader: Reader, first: str, second: str, bias: str | None) -> tuple
     has_slot = bias is not None or _is_followed_by_a_bias(reader)
     has_bias = bias is not None and _has_bias(reader, bias)
     linear = Linear(1, out, fan_in, axis, axis, has_bias_slot=has_slot, window=Window(), has_bias=has_bias)
-    return linear, Weights(data, kernel, bias, layout, 1, *factors)
+    return linear, Weights(data, kernel, bias, layout, 1, *factors, behind=0 if on_right else 1)
 
 
 def _bias_shapes(out: int, rank: int, *, on_right: bool) -> list[tuple[int, ...]]:
@@ -222,7 +224,8 @@ def _einsum(reader: Reader) -> tuple[Linear, Weights]:
         window=Window() if keeps_order else None,
         has_bias=False,
     )
-    return linear, Weights(f"operands.{1 - held[0]}", f"operands.{held[0]}", None, layout)
+    behind = len(result) - 1 - result.index(made[0])
+    return linear, Weights(f"operands.{1 - held[0]}", f"operands.{held[0]}", None, layout, behind=behind)
 
 
 READERS: dict[str, Callable[[Reader], tuple[Linear, Weights]]] = {

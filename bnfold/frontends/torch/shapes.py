@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import sympy
@@ -76,6 +77,20 @@ def recorded(graph: fx.Graph) -> dict[fx.Node, Any]:
     return {node: node.meta["val"] for node in graph.nodes if node.meta.get("val") is not None}
 
 
+@dataclass(frozen=True)
+class Sketch:
+    """What is known of a value whatever its sizes are."""
+
+    rank: int
+    dtype: torch.dtype
+
+
+def sketched(values: Mapping[fx.Node, Any]) -> dict[fx.Node, Sketch]:
+    """Ranks and types alone of example values."""
+    tensors = {node: value for node, value in values.items() if isinstance(value, torch.Tensor)}
+    return {node: Sketch(tensor.dim(), tensor.dtype) for node, tensor in tensors.items()}
+
+
 def noted(values: Mapping[fx.Node, Any]) -> tuple[dict[fx.Node, Shape], dict[fx.Node, torch.dtype]]:
     """Shapes and types of example values that are tensors."""
     tensors = {node: value for node, value in values.items() if isinstance(value, torch.Tensor)}
@@ -101,10 +116,15 @@ class Inference:
         graph: in topological order.
         calls: what its nodes do.
         stored: the tensor that a node or a place in a module holds.
+        values: sketches of some values; anything else there is left out.
     """
 
     def __init__(
-        self, graph: fx.Graph, calls: Mapping[fx.Node, Call], stored: Callable[[Any], torch.Tensor | None]
+        self,
+        graph: fx.Graph,
+        calls: Mapping[fx.Node, Call],
+        stored: Callable[[Any], torch.Tensor | None],
+        values: Mapping[fx.Node, Any],
     ) -> None:
         self._graph = graph
         self._calls = calls
@@ -112,6 +132,9 @@ class Inference:
         self.ranks: dict[fx.Node, int] = {}
         self.shapes: dict[fx.Node, Shape] = {}
         self.dtypes: dict[fx.Node, torch.dtype] = {}
+        for node, value in values.items():
+            if isinstance(value, Sketch):
+                self.ranks[node], self.dtypes[node] = value.rank, value.dtype
         for node in graph.nodes:
             tensor = stored(node) if node.op in ("get_attr", "placeholder") else None
             if tensor is not None:

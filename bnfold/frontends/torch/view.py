@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from types import MappingProxyType
@@ -31,7 +31,7 @@ from bnfold.terms import Load, Parameters
 
 CALLS = ("call_function", "call_method", "call_module")
 
-CHANGED = "the tensor is changed in place while something else reads it"
+CHANGED = "the tensor may be changed in place while something else reads it"
 
 
 class TorchGraph:
@@ -43,6 +43,7 @@ class TorchGraph:
         store: where the parameters are.
         values: an example value of each node (a fake tensor), as far as there is one.
         observed: nodes whose values something outside the graph sees, with what that is.
+        recast: nodes that run in other types than those of what they read.
     """
 
     def __init__(
@@ -52,27 +53,32 @@ class TorchGraph:
         store: Store,
         values: Mapping[fx.Node, Any] | None = None,
         observed: Mapping[fx.Node, str] = MappingProxyType({}),
+        recast: Collection[fx.Node] = frozenset(),
     ) -> None:
         self.graph = graph
         self.root = root
         self._store = store
         self._observed = observed
+        self._recast = recast
         self._calls = {node: spell(node, root) for node in graph.nodes if node.op in CALLS}
         constants = Constants(graph, self._calls.__getitem__, store.tensor)
         self._tangled = tangled(graph, self._calls, constants.nodes)
         store.exclude(self._tangled)
         constants = Constants(graph, self._calls.__getitem__, store.tensor)
-        known = shapes.noted(values) if values is not None else None
-        guessed = shapes.Inference(graph, self._calls, store.tensor)
-        sizes, dtypes = known if known is not None else (guessed.shapes, guessed.dtypes)
-        ranks = {} if known is not None else guessed.ranks
-        self._facts = Facts(self._calls, constants, sizes, ranks, dtypes)
+        self._facts = self._know(constants, values or {})
         self._scalars = _scalars(graph, self._calls)
         self._names: dict[fx.Node, str] = _distinct({node: self._label(node) for node in self._calls})
         self._nodes = [node for node in self._calls if self._is_of_interest(node)]
         self._inside = dict(store.nested_batchnorms(graph))
         self._names.update({node: node.name for node in self._inside})
         self._data: dict[fx.Node, list[int]] = {}
+
+    def _know(self, constants: Constants, values: Mapping[fx.Node, Any]) -> Facts:
+        if any(isinstance(value, torch.Tensor) for value in values.values()):
+            sizes, dtypes = shapes.noted(values)
+            return Facts(self._calls, constants, sizes, {}, dtypes)
+        guessed = shapes.Inference(self.graph, self._calls, self._store.tensor, values)
+        return Facts(self._calls, constants, guessed.shapes, guessed.ranks, guessed.dtypes)
 
     def call(self, node: fx.Node) -> Call:
         """What a node does; part of no protocol."""
@@ -136,6 +142,8 @@ class TorchGraph:
         reader = self._reader(node)
         if node in self._tangled or any(each in self._tangled for each in node.all_input_nodes):
             raise Unreadable(Reason.SECOND_USE, CHANGED)
+        if node in self._recast:
+            raise Unreadable(Reason.NOT_LINEAR, "it runs under autocast, in another type than its parameters have")
         self._insist_on_no_hooks(reader.call)
         if read_affine.is_batchnorm(reader):
             reader.only_first()
@@ -144,8 +152,9 @@ class TorchGraph:
         if op in read_affine.ARITHMETIC and (affine := read_affine.read_arithmetic(reader)):
             return affine
         if (linear := read_linear.read_linear(reader)) is not None:
-            kernel = read_linear.operand(reader, linear[1].kernel)
-            return replace(linear[0], is_shared=self._is_shared(kernel))
+            parameters = [linear[1].kernel, *([linear[1].bias] if linear[1].bias else [])]
+            is_shared = any(self._is_shared(read_linear.operand(reader, each)) for each in parameters)
+            return replace(linear[0], is_shared=is_shared)
         if (read := read_carry.READERS.get(op)) is not None:
             return read(reader)
         if reader.call.module is not None and _holds_batchnorms(reader.call.module):
@@ -337,7 +346,7 @@ class TorchGraph:
             arrays[name] = rounded.reshape(-1, 1) if is_column else rounded
         self._set(node, arrays, stored.weights.kernel)
         if bias is not None and name is None:
-            shape = [-1] + [1] * (self._reader(node).rank(node) - 1 - (absorbed.axis_out or 0))
+            shape = [-1] + [1] * stored.weights.behind
             like = read_linear.operand(reader, stored.weights.kernel)
             total = self._store.insert_add(node, round_once(bias, dtype).reshape(shape), like)
             self._facts.copy(node, total)
