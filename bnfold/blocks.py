@@ -21,10 +21,10 @@ import numpy.typing as npt
 from bnfold.affine import Affine, Array
 from bnfold.linear import Layout, Linear, Rounding, measure_rounding, round_once
 
-ELEMENTS = 1 << 15
-"""Elements of a block: in float64, what fits a cache, and what malloc hands out again without asking the system."""
+ELEMENTS = 1 << 18
+"""Elements of a block: enough for numpy to be busy while Python moves on, and few enough for a cache."""
 
-WORKERS = min(4, os.cpu_count() or 1)
+WORKERS = max(1, min(3, (os.cpu_count() or 1) - 1))
 """Threads that solve blocks; numpy and the system calls let each other run."""
 
 INPUT_MAJOR = (Layout.CONV_TRANSPOSE, Layout.IN_OUT)

@@ -122,9 +122,11 @@ def fuse(
 ) -> None:
     """Fold every BatchNorm of MODEL that can fold exactly, verify the result, and write it."""
     from bnfold import api
+    from bnfold.allocation import keep_freed_memory
     from bnfold.report.record import record_file
     from bnfold.verification.compare import CompareOptions
 
+    keep_freed_memory()
     inputs, rendering = _inputs(others)
     with _progress(rendering) as progress:
         try:

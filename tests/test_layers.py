@@ -16,6 +16,7 @@ ROOT = Path(__file__).parent.parent / "bnfold"
 # A module may import modules of lower levels, and its own package.
 LEVELS = {
     "errors": 0,
+    "allocation": 0,
     "limits": 0,
     "lines": 0,
     "lazily": 0,

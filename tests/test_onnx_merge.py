@@ -848,7 +848,8 @@ def test_no_bias_is_made_of_parameters_that_stay_or_are_fewer(case: str) -> None
     assert not merges(outcomes)
 
 
-def test_a_merged_kernel_is_never_in_memory_as_a_whole(tmp_path: Path) -> None:
+def test_a_merged_kernel_is_never_in_memory_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "ELEMENTS", 1 << 15)
     channels = 640
     weights = {name: random(channels, channels, 3, 3, seed=seed, dtype=np.float32) for seed, name in enumerate("wv")}
     nodes = [conv("x w", "c", **SAME), conv("x v", "d", **SAME), node("Add", "c d", "y")]

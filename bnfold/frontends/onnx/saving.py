@@ -19,6 +19,7 @@ import onnx
 import onnx_ir as ir
 from google.protobuf.message import EncodeError
 
+from bnfold.blocks import WORKERS
 from bnfold.errors import InvalidModelError
 from bnfold.frontends.onnx.loading import ASIDE, EXTERNAL, PROTOBUF_LIMIT
 from bnfold.frontends.onnx.pieces import Piece, pieces
@@ -30,9 +31,6 @@ SIZE_LIMIT = (1 << 31) - (1 << 24)
 
 THRESHOLD = 1024
 """Bytes above which a tensor is external where the model had no external data before, and is written in pieces."""
-
-WORKERS = min(4, os.cpu_count() or 1)
-"""Threads that solve, write and hash pieces; numpy, hashlib and the system calls let each other run."""
 
 HASH_DIGITS = 12
 
@@ -166,34 +164,37 @@ def _arrange(chosen: list[Slot]) -> tuple[list[int], Run]:
 
 
 def _write(path: Path, run: Run) -> str:
-    """Write a file and put it on the disk; gives digits of a hash of its content."""
+    """Write a file and put it on the disk; gives digits of a hash of its content.
+
+    Pieces are made side by side and written one after the other: a file lets one writer in at a time.
+    """
     digest = hashlib.sha256()
-    pending: deque[Future[bytes]] = deque()
-    offset = 0
-    total, parts = run
-    with path.open("wb") as file, ThreadPoolExecutor(WORKERS) as pool:
-        if total and hasattr(os, "posix_fallocate"):  # a full disk is known at once, and pages cost a tenth
-            os.posix_fallocate(file.fileno(), 0, total)
+    pending: deque[Future[tuple[bytes, bytes]]] = deque()
+    _, parts = run
+    with path.open("wb", buffering=0) as file, ThreadPoolExecutor(WORKERS) as pool:
+
+        def write_next() -> None:
+            content, own = pending.popleft().result()
+            digest.update(own)
+            left = memoryview(content)
+            while left:
+                left = left[file.write(left) :]
+
         for size, make in parts:
-            pending.append(pool.submit(_write_piece, file.fileno(), offset, size, make))
-            offset += size
+            pending.append(pool.submit(_make, size, make))
             if len(pending) > 2 * WORKERS:
-                digest.update(pending.popleft().result())
-        for future in pending:
-            digest.update(future.result())
+                write_next()
+        while pending:
+            write_next()
         os.fsync(file.fileno())
     return digest.hexdigest()[:HASH_DIGITS]
 
 
-def _write_piece(file: int, offset: int, size: int, make: Callable[[], bytes]) -> bytes:
-    """Make some bytes and write them at their place; returns their hash."""
-    content = memoryview(make())
+def _make(size: int, make: Callable[[], bytes]) -> tuple[bytes, bytes]:
+    """Some bytes and their hash."""
+    content = make()
     assert len(content) == size
-    digest = hashlib.sha256(content).digest()
-    while content:
-        written = os.pwrite(file, content, offset)
-        content, offset = content[written:], offset + written
-    return digest
+    return content, hashlib.sha256(content).digest()
 
 
 def _identity(tensor: ir.TensorProtocol) -> object:
