@@ -513,6 +513,10 @@ EXTERNAL: dict[str, tuple[Write, str]] = {
 
 EXPANDING: dict[str, tuple[Write, str]] = {
     "constant-of-shape": (computed_gamma([node("ConstantOfShape", "d", "k")], d=_dims(1 << 20, 1 << 20)), "asks for"),
+    "vector-of-a-terabyte": (
+        computed_gamma([node("ConstantOfShape", "d", "v"), node("Cast", "v", "k", to=1)], d=_dims(1 << 40)),
+        "asks for",
+    ),
     "constant-of-negative-shape": (computed_gamma([node("ConstantOfShape", "d", "k")], d=_dims(-1, 4)), "asks for"),
     "tile": (computed_gamma([node("Tile", "w d", "k")], d=_dims(1 << 20, 1 << 20, 1, 1)), "asks for"),
     "expand": (computed_gamma([node("Expand", "w d", "k")], d=_dims(3, 4, 1 << 20, 1 << 20)), "asks for"),

@@ -17,6 +17,7 @@ ROOT = Path(__file__).parent.parent / "bnfold"
 LEVELS = {
     "errors": 0,
     "allocation": 0,
+    "inference": 0,
     "limits": 0,
     "lines": 0,
     "lazily": 0,
@@ -66,7 +67,7 @@ NUMPY_ONLY = PLANNING | {
 
 LIBRARIES = {
     "torch": ("frontends/torch/", "verification/", "bench/torch_session.py"),
-    "onnx": ("frontends/onnx/", "verification/", "bench/models.py", "api.py", "equivalence.py"),
+    "onnx": ("frontends/onnx/", "inference.py", "verification/", "bench/models.py", "api.py", "equivalence.py"),
     "onnx_ir": ("frontends/onnx/", "bench/models.py", "api.py", "equivalence.py"),
     "onnxruntime": ("verification/", "bench/onnx_session.py"),
     "jinja2": ("report/html/",),

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import helper, shape_inference
+from onnx import helper
 
 from bnfold.errors import IncomparableError
+from bnfold.inference import infer_shapes
 from bnfold.verification import exact
 from bnfold.verification.inputs import Declared, Feeds
 from bnfold.verification.onnx_runtime import STRICT, OnnxSession
@@ -151,9 +152,8 @@ class OnnxSubject:
                 bare.graph.input.append(helper.make_tensor_value_info(each.name, each.data_type, each.dims))
             else:
                 bare.graph.initializer.append(each)
-        try:
-            inferred = shape_inference.infer_shapes(bare, data_prop=True)
-        except Exception:  # it raises whatever a malformed node makes it trip over; then no value is known
+        inferred = infer_shapes(bare)
+        if inferred is None:
             return {}
         found: dict[str, tuple[int, tuple[int, ...] | None]] = {}
         for info in (*inferred.graph.value_info, *inferred.graph.output):

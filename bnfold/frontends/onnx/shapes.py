@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator
 
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import EncodeError
 
 from bnfold.frontends.onnx.slots import lending, placeholder, slots
+from bnfold.inference import infer_shapes
 from bnfold.ops import Dim, Shape
 
 DATA_LIMIT = 1000
@@ -46,10 +46,7 @@ def _infer(model: ir.Model) -> onnx.ModelProto | None:
     large = [slot for slot in slots(model) if _is_large(slot.tensor)]
     with lending(large, [placeholder(slot.tensor) for slot in large]):  # so that nobody copies them
         proto = ir.serde.serialize_model(model)
-    try:
-        return onnx.shape_inference.infer_shapes(proto, check_type=False, strict_mode=False, data_prop=True)
-    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError, TypeError, EncodeError):
-        return None
+    return infer_shapes(proto)
 
 
 def _is_large(tensor: ir.TensorProtocol) -> bool:
