@@ -203,7 +203,8 @@ class Block:
     def measure(self, linear: Linear, dtype: np.dtype[np.generic]) -> tuple[Array, Array]:
         """The largest rounding error and the largest size of a weight, for each of its output channels."""
         exact = self.solve(linear)
-        error: Array = np.abs(exact - round_once(exact, dtype).astype(np.float64))
+        with np.errstate(invalid="ignore"):
+            error: Array = np.abs(exact - round_once(exact, dtype).astype(np.float64))
         return self._by_output(error, np.maximum), np.maximum(
             self._by_output(exact, np.maximum), -self._by_output(exact, np.minimum)
         )

@@ -188,8 +188,9 @@ class Linear:
             factors.append(self.after.scale.reshape(groups, out, 1, *ones))
         if not factors or kernel.dtype.kind != "f":
             kernel = kernel.astype(np.float64)
-        for factor in factors:  # a product widens on the way, faster than a copy that is then multiplied
-            kernel = np.multiply(kernel, factor, dtype=np.float64)
+        with np.errstate(over="ignore", invalid="ignore"):  # an infinite weight is refused when it is measured
+            for factor in factors:  # a product widens on the way, faster than a copy that is then multiplied
+                kernel = np.multiply(kernel, factor, dtype=np.float64)
         return np.asarray(kernel, np.float64)
 
     def solve_bias(

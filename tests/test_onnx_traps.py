@@ -396,3 +396,12 @@ def test_products_in_a_row_that_both_get_a_bias(merge: bool) -> None:
     fused = bnfold.fuse(proto, merge=merge)
     assert operators(fused) == ["MatMul", "Add", "MatMul", "Add", "Relu", "Relu"]
     fuse(proto)
+
+
+def test_float64_overflow_refuses_without_a_warning() -> None:
+    """The product is not even finite in the type in which it is computed."""
+    stats = statistics(4) | {"gamma": np.full(4, 1e10), "var": np.ones(4)}
+    nodes = [node("Conv", "x w", "c"), norm("c", "y")]
+    (found,) = bnfold.plan(model(nodes, {"w": np.full((4, 3, 1, 1), 1e305), **stats}, (1, 3, 2, 2)))
+    assert isinstance(found, Refusal)
+    assert found.reason is Reason.OVERFLOW
