@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 import zipfile
 from collections.abc import Callable
@@ -75,6 +76,14 @@ def test_the_output_has_the_format_of_the_model(saved: Path, tmp_path: Path) -> 
     with pytest.raises(InvalidModelError, match="format of its model"):
         bnfold.api.fuse_file(saved, tmp_path / "fused.onnx")  # type: ignore[attr-defined]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_device_is_no_program(tmp_path: Path) -> None:
+    """Nor is a pipe, whose opening might never end."""
+    path = tmp_path / "model.pt2"
+    path.symlink_to(os.devnull)
+    with pytest.raises(InvalidModelError, match="is not a plain file"):
+        bnfold.plan(path)
 
 
 def test_an_output_that_exists_is_refused(saved: Path, tmp_path: Path) -> None:

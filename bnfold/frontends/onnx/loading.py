@@ -22,6 +22,9 @@ from bnfold.limits import LIMITS, Limits
 PROTOBUF_LIMIT = (1 << 31) - 1
 """Bytes that a protobuf may have."""
 
+ZIP = b"PK\x03\x04"
+"""How a zip archive begins."""
+
 
 def load(path: Path, limits: Limits = LIMITS) -> ir.Model:
     """Read an ONNX file; tensors in external files stay there until they are used.
@@ -45,11 +48,19 @@ def read_proto(path: Path, limits: Limits = LIMITS) -> onnx.ModelProto:
     except OSError as error:
         raise InvalidModelError(f"{path}: {error.strerror}") from error
     except DecodeError as error:
-        what = "it is nested too deep for protobuf" if "MaxDepth" in str(error) else str(error)
-        raise InvalidModelError(f"{path}: not an ONNX model ({what})") from error
+        raise InvalidModelError(f"{path}: not an ONNX model ({_what_else(content, error)})") from error
     del content
     check(proto, str(path), path.parent, limits)
     return proto
+
+
+def _what_else(content: bytes, error: DecodeError) -> str:
+    """Why bytes are no protobuf of a model."""
+    if "MaxDepth" in str(error):
+        return "it is nested too deep for protobuf"
+    if content.startswith(ZIP):
+        return "it is a zip archive, as torch writes; a program that torch.export.save wrote has to end in .pt2"
+    return str(error)
 
 
 def _read(path: Path) -> bytes:

@@ -30,6 +30,8 @@ def load(path: Path, limits: Limits = LIMITS) -> ExportedProgram:
         raise InvalidModelError(f"{path}: no such file")
     if path.is_dir():
         raise InvalidModelError(f"{path}: is a folder, not a .pt2 file")
+    if not path.is_file():  # a pipe or a device might never end
+        raise InvalidModelError(f"{path}: is not a plain file")
     try:
         with path.open("rb") as file:
             if path.stat().st_size > limits.bytes:
