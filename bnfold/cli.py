@@ -59,14 +59,18 @@ OUTPUT_OPTIONS = _options(
     click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output, nothing else there."),
     click.option("--report", type=PATH, callback=_report, help="Also write a report: .html, .json, or .xml (JUnit)."),
     click.option("-q", "--quiet", is_flag=True, help="The summary only."),
-    click.option("-v", "--verbose", is_flag=True, help="Also the other per-channel affines that fold."),
+    click.option("-v", "--verbose", is_flag=True, help="More: other affines that fold, inner values, how it ran."),
 )
 
 LIMIT_OPTIONS = _options(
-    click.option("--max-nodes", type=click.IntRange(1), default=LIMITS.nodes, show_default=True, help="Of a model."),
-    click.option("--max-depth", type=click.IntRange(1), default=LIMITS.depth, show_default=True, help="Of its bodies."),
     click.option(
-        "--max-bytes", type=click.IntRange(1), default=LIMITS.bytes, show_default=True, help="Of its tensors."
+        "--max-nodes", type=click.IntRange(1), default=LIMITS.nodes, show_default=True, help="Most nodes of a model."
+    ),
+    click.option(
+        "--max-depth", type=click.IntRange(1), default=LIMITS.depth, show_default=True, help="Most graphs in graphs."
+    ),
+    click.option(
+        "--max-bytes", type=click.IntRange(1), default=LIMITS.bytes, show_default=True, help="Most bytes of tensors."
     ),
 )
 
@@ -78,8 +82,15 @@ MERGE_OPTION = click.option(
 
 INPUT_OPTIONS = _options(
     click.option("--inputs", "inputs_path", type=PATH, help="Real inputs: .npz, folder of .npy, or test_data_set_*."),
-    click.option("--dim", "dims", multiple=True, callback=_dims, metavar="NAME=N", help="Size of a dynamic dimension."),
-    click.option("--samples", type=click.IntRange(1), default=2, show_default=True, help="How many drawn inputs."),
+    click.option(
+        "--dim",
+        "dims",
+        multiple=True,
+        callback=_dims,
+        metavar="NAME=N",
+        help="Size of a dynamic dimension; repeatable.",
+    ),
+    click.option("--samples", type=click.IntRange(1), default=2, show_default=True, help="How many random inputs."),
     click.option("--seed", type=int, default=0, show_default=True, help="Of the drawn inputs."),
 )
 
@@ -89,18 +100,32 @@ EFFORT_OPTIONS = _options(
 )
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+EXIT_CODES = """\b
+Exit codes:
+  0  done, or equivalent
+  1  not equivalent (nothing is written), or --fail-on-foldable found one
+  2  wrong use of the command line
+  3  a file is missing, unreadable, invalid or unsafe, or two models cannot be compared
+"""
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]}, epilog=EXIT_CODES)
 @click.version_option(version("bnfold"), prog_name="bnfold")
 def cli() -> None:
-    """Fold BatchNorm into weights, exactly, with a reason for every one that stays."""
+    """Fold BatchNorm into weights, exactly, with a reason for every one that stays.
+
+    A MODEL is an .onnx file, or a .pt2 file (what torch.export.save writes).
+    """
 
 
-@cli.command()
+@cli.command(short_help="Fold, verify and write a model.")
 @click.argument("model", type=PATH)
-@click.option("-o", "--output", type=PATH, required=True, help="Where to write the folded model.")
+@click.option(
+    "-o", "--output", type=PATH, required=True, help="Where to write the folded model, in the format of MODEL."
+)
 @click.option("--no-verify", is_flag=True, help="Do not compare the result with MODEL.")
-@click.option("--only", multiple=True, metavar="GLOB", help="Fold only BatchNorms with such names.")
-@click.option("--skip", multiple=True, metavar="GLOB", help="Keep BatchNorms with such names.")
+@click.option("--only", multiple=True, metavar="GLOB", help="Fold only BatchNorms with such names; repeatable.")
+@click.option("--skip", multiple=True, metavar="GLOB", help="Keep BatchNorms with such names; repeatable.")
 @MERGE_OPTION
 @click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
 @INPUT_OPTIONS
@@ -157,11 +182,15 @@ def _inputs(options: dict[str, Any]) -> tuple[InputOptions, dict[str, Any]]:
     return InputOptions(path, dims, samples, seed, Effort(effort or "standard")), left
 
 
-@cli.command()
+@cli.command(short_help="Decide whether two models are the same.")
 @click.argument("reference", type=PATH)
 @click.argument("candidate", type=PATH)
 @click.option(
-    "--provider", "providers", multiple=True, help="Where CANDIDATE must agree too, as deployed: cpu, cuda ..."
+    "--provider",
+    "providers",
+    multiple=True,
+    metavar="NAME",
+    help="Where CANDIDATE must agree too, as deployed: cpu, cuda ...; repeatable.",
 )
 @click.option("--atol", type=click.FloatRange(0), help="Fixed absolute tolerance for outputs, in place of the budget.")
 @click.option("--rtol", type=click.FloatRange(0), help="Fixed relative tolerance for outputs, in place of the budget.")
@@ -197,7 +226,7 @@ def verify(
         sys.exit(1)
 
 
-@cli.command()
+@cli.command(short_help="Say where each BatchNorm would go, or why it stays.")
 @click.argument("model", type=PATH)
 @click.option("--fail-on-foldable", is_flag=True, help="Exit 1 if a BatchNorm that could fold is still there.")
 @MERGE_OPTION
@@ -224,7 +253,7 @@ def inspect(
         sys.exit(1)
 
 
-@cli.command()
+@cli.command(short_help="Time models beside the first of them.")
 @click.argument("models", type=PATH, nargs=-1, required=True, metavar="MODEL [MODEL ...]")
 @click.option(
     "--level",
@@ -233,10 +262,18 @@ def inspect(
     type=click.Choice(["disabled", "basic", "extended", "all"]),
     help="Graph optimisation of ONNX Runtime; repeatable.  [default: each of them]",
 )
-@click.option("--provider", "providers", multiple=True, default=["cpu"], show_default=True, help="Repeatable.")
+@click.option(
+    "--provider",
+    "providers",
+    multiple=True,
+    default=["cpu"],
+    show_default=True,
+    metavar="NAME",
+    help="Where to run: cpu, cuda ...; repeatable.",
+)
 @click.option("--threads", type=click.IntRange(1), help="Within an operator.  [default: all available cores]")
 @click.option("--warmup", type=click.IntRange(0), default=3, show_default=True, help="Untimed runs of each session.")
-@click.option("--rounds", type=click.IntRange(32), default=240, show_default=True, help="Most of them.")
+@click.option("--rounds", type=click.IntRange(32), default=240, show_default=True, help="Most turns of each model.")
 @click.option("--compile", "compiled", is_flag=True, help="PyTorch models through torch.compile.")
 @click.option("--tf32", is_flag=True, help="GPUs may round float32 to TensorFloat-32.")
 @INPUT_OPTIONS
