@@ -32,7 +32,7 @@ LARGE = Stop(Reason.SEARCH_LIMIT, "its weight is too large to make another from 
 COST = Stop(Reason.NOT_LINEAR, "the product would cost more than its factors")
 
 ELEMENTS = 1 << 24
-"""Of a kernel that merges: a merged one is made as a whole, in float64, where others are solved a block at a time."""
+"""Of a kernel that merges: that of a chain is made as a whole, in float64; others are solved a block at a time."""
 
 
 @dataclass(frozen=True, eq=False)
