@@ -154,3 +154,14 @@ class Affine:
         shape = [1] * x.ndim
         shape[self.axis] = self.size
         return self.scale.reshape(shape) * x + self.shift.reshape(shape)
+
+
+def per_channel_axis(shape: tuple[int, ...], rank: int) -> int | None:
+    """The only axis along which a constant varies once broadcast to `rank` axes.
+
+    None for a constant of one element; -1 where it varies along several axes or has more than `rank`.
+    """
+    if len(shape) > rank:
+        return -1
+    long = [axis + rank - len(shape) for axis, dim in enumerate(shape) if dim != 1]
+    return None if not long else long[0] if len(long) == 1 else -1

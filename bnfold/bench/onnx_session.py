@@ -9,6 +9,7 @@ from typing import Any
 
 from bnfold.bench.options import Level, Setting
 from bnfold.errors import IncomparableError, MissingExtraError
+from bnfold.lines import one_line
 from bnfold.verification.inputs import Feeds
 from bnfold.verification.onnx_runtime import PROVIDERS
 
@@ -56,7 +57,7 @@ class OnnxSession:
         try:
             self.native = runtime.InferenceSession(path, options, providers=providers, enable_fallback=0)
         except Exception as error:  # onnxruntime's exception types share no base class but Exception
-            raise IncomparableError(f"{path}: onnxruntime cannot load it ({_line(error)})") from error
+            raise IncomparableError(f"{path}: onnxruntime cannot load it ({one_line(str(error), 300)})") from error
         if self.native.get_providers()[0] != names[0]:
             raise MissingExtraError(
                 f"provider {setting.provider!r} is installed but does not start here (its libraries or its device are "
@@ -87,7 +88,7 @@ class OnnxSession:
             self.native.run(self._outputs, self._feeds[index])
             return time.perf_counter() - start
         except Exception as error:  # as above
-            raise IncomparableError(f"{self.path}: onnxruntime cannot run it ({_line(error)})") from error
+            raise IncomparableError(f"{self.path}: onnxruntime cannot run it ({one_line(str(error), 300)})") from error
 
     def _time_binding(self, binding: Any) -> float:
         start = time.perf_counter()
@@ -133,7 +134,3 @@ def _onnxruntime() -> Any:
     except ImportError as error:
         raise MissingExtraError("onnxruntime is not installed: pip install 'bnfold[cpu]'") from error
     return onnxruntime
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bnfold.errors import IncomparableError, MissingExtraError
+from bnfold.lines import one_line
 from bnfold.verification.inputs import Feeds
 
 PROVIDERS = {
@@ -111,7 +112,7 @@ class OnnxSession:
         try:
             self._session = onnxruntime.InferenceSession(model, options, providers=providers)
         except Exception as error:  # onnxruntime's exception types share no base class but Exception
-            raise IncomparableError(f"{label}: onnxruntime cannot load it ({_line(error)})") from error
+            raise IncomparableError(f"{label}: onnxruntime cannot load it ({one_line(str(error), 300)})") from error
         self._session.disable_fallback()
         self._label, self._fetch, self._provider = label, list(fetch), PROVIDERS[provider]
 
@@ -129,7 +130,9 @@ class OnnxSession:
         try:
             return [np.asarray(array) for array in self._session.run(self._fetch, feeds)]
         except Exception as error:  # as above
-            raise IncomparableError(f"{self._label}: onnxruntime cannot run it ({_line(error)})") from error
+            raise IncomparableError(
+                f"{self._label}: onnxruntime cannot run it ({one_line(str(error), 300)})"
+            ) from error
 
 
 def _module() -> Any:
@@ -140,7 +143,3 @@ def _module() -> Any:
             "onnxruntime is not installed: pip install 'bnfold[cpu]', or use --no-verify"
         ) from error
     return onnxruntime
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

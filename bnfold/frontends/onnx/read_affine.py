@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from bnfold.affine import Affine
+from bnfold.affine import Affine, per_channel_axis
 from bnfold.frontends.onnx.constants import AnyArray
-from bnfold.frontends.onnx.read_linear import broadcast_shape, per_channel_axis
+from bnfold.frontends.onnx.read_linear import broadcast_shape
 from bnfold.frontends.onnx.reader import FLOATS, Reader, Unreadable
 from bnfold.ops import CHANNEL_LIMIT, ChannelAffine, Shape
 from bnfold.outcome import Reason

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from bnfold import terms
-from bnfold.affine import Array
+from bnfold.affine import Array, per_channel_axis
 from bnfold.blocks import Kernel, Rows, row_count
 from bnfold.frontends.onnx import quantized
 from bnfold.frontends.onnx.pieces import AnyArray, array_rows
@@ -255,17 +255,6 @@ def broadcast_shape(reader: Reader, shape: tuple[int, ...], rank: int) -> tuple[
         return shape
     axis = int(reader.attribute("axis", 0)) % rank
     return shape + (1,) * (rank - axis - len(shape))
-
-
-def per_channel_axis(shape: tuple[int, ...], rank: int) -> int | None:
-    """The only axis along which a constant varies once broadcast to `rank` axes.
-
-    None for a constant of one element; -1 where it varies along several axes or has more than `rank`.
-    """
-    if len(shape) > rank:
-        return -1
-    long = [axis + rank - len(shape) for axis, dim in enumerate(shape) if dim != 1]
-    return None if not long else long[0] if len(long) == 1 else -1
 
 
 def _recurrent(reader: Reader) -> tuple[Linear, Weights]:

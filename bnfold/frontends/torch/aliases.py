@@ -52,12 +52,11 @@ REPEATED = frozenset({"expand", "expand_as", "broadcast_to"})
 """Views in which several elements are one: nothing can be written into them."""
 
 
-def tangled(graph: fx.Graph, calls: Mapping[fx.Node, Call], constant: Collection[fx.Node]) -> set[fx.Node]:
+def tangled(calls: Mapping[fx.Node, Call], constant: Collection[fx.Node]) -> set[fx.Node]:
     """Every node whose tensor may be changed in place while something else reads it.
 
     Args:
-        graph: whose nodes are asked about.
-        calls: what its nodes do; those that see only shapes count as no reader.
+        calls: what the nodes of a graph do; those that see only shapes count as no reader.
         constant: nodes that hold constants.
     """
     sources = {node: list(_sources(node, call, constant)) for node, call in calls.items()}

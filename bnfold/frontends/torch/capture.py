@@ -141,7 +141,7 @@ def trace(module: nn.Module, inputs: Inputs | None = None, *, is_outline: bool =
         Exception: whatever the module's code raises when it is fed with proxies.
     """
     if is_plain_module(module):
-        return _trace_leaf(module)
+        return _trace_leaf()
     fixed = _fixed_arguments(module, inputs)
     tracer = _Tracer()
     graph = _quietly(tracer, module, fixed)
@@ -158,7 +158,7 @@ def trace(module: nn.Module, inputs: Inputs | None = None, *, is_outline: bool =
     return Trace(graph, tracer.observed, frozenset(tracer.recast), values)
 
 
-def _trace_leaf(module: nn.Module) -> Trace:
+def _trace_leaf() -> Trace:
     graph = fx.Graph()
     graph.output(graph.call_module("", (graph.placeholder("input"),)))
     return Trace(graph, {}, frozenset(), None)

@@ -229,10 +229,10 @@ class OwnedGraph(TorchGraph):
             rounded: dict[str, AnyArray] = {name: round_once(exact, dtype) for name, exact in solved.items()}
             put_all(self._module.get_submodule(place[0]), rounded)
             return
-        stored, load = read_linear.stored(reader), self._loader(absorbed)
+        stored = read_linear.stored(reader)
         dtype = stored.native_kernel.dtype
-        kernel = round_once(stored.native(stored.solve_kernel(absorbed, load), absorbed), dtype)
-        bias = stored.solve_bias(absorbed, load)
+        kernel = round_once(stored.native(stored.solve_kernel(absorbed, self._load), absorbed), dtype)
+        bias = stored.solve_bias(absorbed, self._load)
         place = self._place(read_linear.operand(reader, stored.weights.kernel))
         assert place is not None
         owner = self._module.get_submodule(place[0])

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bnfold.affine import Affine
+from bnfold.affine import Affine, per_channel_axis
 from bnfold.frontends.torch.reader import Reader, Unreadable
 from bnfold.frontends.torch.tensors import DTYPES, AnyArray, to_numpy
 from bnfold.ops import ChannelAffine, Shape
@@ -134,17 +134,6 @@ def _operand(reader: Reader, name: str, dtype: torch.dtype) -> AnyArray | None:
     if tensor.dim() and torch.promote_types(tensor.dtype, dtype) != dtype:
         return None
     return to_numpy(tensor)
-
-
-def per_channel_axis(shape: tuple[int, ...], rank: int) -> int | None:
-    """The only axis along which a constant varies once broadcast to `rank` axes.
-
-    None for a constant of one element; -1 where it varies along several axes or has more than `rank`.
-    """
-    if len(shape) > rank:
-        return -1
-    long = [axis + rank - len(shape) for axis, dim in enumerate(shape) if dim != 1]
-    return None if not long else long[0] if len(long) == 1 else -1
 
 
 def _channel_axis(shape: Shape) -> int:

@@ -199,7 +199,7 @@ class Inference:
         source = call.arguments.get("input")
         if call.op == "cat" and isinstance(call.get("tensors"), list | tuple) and call.get("tensors"):
             source = call.get("tensors")[0]
-        dtype = self._type(node, call, source)
+        dtype = self._type(call, source)
         if dtype is not None:
             self.dtypes[node] = dtype
         shape = self._shape(node, call, source)
@@ -211,7 +211,7 @@ class Inference:
     def _fresh(self, node: fx.Node, rank: int) -> Shape:
         return tuple(f"{node.name}.{axis}" for axis in range(rank))
 
-    def _type(self, node: fx.Node, call: Call, source: object) -> torch.dtype | None:
+    def _type(self, call: Call, source: object) -> torch.dtype | None:
         if call.op.startswith("conv") or call.op == "linear":
             weight = self._held(call.get("weight"))
             return None if weight is None else weight.dtype

@@ -27,7 +27,7 @@ from bnfold.health import Caution, examine
 from bnfold.linear import Linear, Rounding, measure_parameters, measure_rounding, round_once
 from bnfold.ops import ChannelAffine, Op
 from bnfold.outcome import Reason
-from bnfold.terms import Load, Parameters
+from bnfold.terms import Parameters
 
 CALLS = ("call_function", "call_method", "call_module")
 
@@ -62,7 +62,7 @@ class TorchGraph:
         self._recast = recast
         self._calls = {node: spell(node, root) for node in graph.nodes if node.op in CALLS}
         constants = Constants(graph, self._calls.__getitem__, store.tensor)
-        self._tangled = tangled(graph, self._calls, constants.nodes)
+        self._tangled = tangled(self._calls, constants.nodes)
         store.exclude(self._tangled)
         constants = Constants(graph, self._calls.__getitem__, store.tensor)
         self._facts = self._know(constants, values or {})
@@ -298,9 +298,9 @@ class TorchGraph:
     def round(self, node: fx.Node, absorbed: Linear | Affine) -> Rounding:
         reader = self._reader(node)
         if isinstance(absorbed, Linear):
-            stored, load = read_linear.stored(reader), self._loader(absorbed)
+            stored = read_linear.stored(reader)
             dtype = stored.native_kernel.dtype
-            kernel, bias = stored.solve_kernel(absorbed, load), stored.solve_bias(absorbed, load)
+            kernel, bias = stored.solve_kernel(absorbed, self._load), stored.solve_bias(absorbed, self._load)
             return measure_parameters(kernel, bias, dtype, _unit(dtype))
         dtype = self._batchnorm_type(reader)
         exact = self._batchnorm_parameters(reader, absorbed).values()
@@ -308,14 +308,10 @@ class TorchGraph:
         overflow = [each.overflow for each in found if each.overflow is not None]
         return Rounding(max(each.error for each in found), overflow[0] if overflow else None)
 
-    def _loader(self, linear: Linear) -> Load:
-        """The parameters of the nodes that make up a merged operator."""
-
-        def load(node: Hashable) -> Parameters:
-            assert isinstance(node, fx.Node)
-            return read_linear.stored(self._reader(node)).parameters()
-
-        return load
+    def _load(self, node: Hashable) -> Parameters:
+        """The parameters of a node that is part of a merged operator."""
+        assert isinstance(node, fx.Node)
+        return read_linear.stored(self._reader(node)).parameters()
 
     def _batchnorm_type(self, reader: Reader) -> np.dtype[Any]:
         name = "weight" if reader.call.get("weight") is not None else "running_mean"
@@ -334,10 +330,10 @@ class TorchGraph:
             solved = self._batchnorm_parameters(reader, absorbed)
             self._set(node, {name: round_once(exact, dtype) for name, exact in solved.items()}, "running_mean")
             return
-        stored, load = read_linear.stored(reader), self._loader(absorbed)
+        stored = read_linear.stored(reader)
         dtype = stored.native_kernel.dtype
-        kernel = round_once(stored.native(stored.solve_kernel(absorbed, load), absorbed), dtype)
-        bias = stored.solve_bias(absorbed, load)
+        kernel = round_once(stored.native(stored.solve_kernel(absorbed, self._load), absorbed), dtype)
+        bias = stored.solve_bias(absorbed, self._load)
         arrays: dict[str, AnyArray] = {stored.weights.kernel: kernel}
         name = stored.weights.bias
         if bias is not None and name is not None:
