@@ -15,8 +15,6 @@ import bnfold
 from bnfold import IncomparableError
 from bnfold.testing import assert_equivalent
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec.*:FutureWarning")  # torch's own
-
 IMAGE = drawn(2, 4, 8, 8).float()
 
 

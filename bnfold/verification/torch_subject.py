@@ -180,7 +180,7 @@ class TorchSubject:
             return self.start(self.outputs), None
         if provider != "cuda" or not torch.cuda.is_available():
             raise IncomparableError(f"{self.label}: PyTorch here has no {provider!r} to run it on")
-        moved = copy.deepcopy(self._module).to("cuda")
+        moved = _copied(self._module).to("cuda")
         return lambda feeds: self._run(moved, feeds), None
 
     def start_with_defaults(self, provider: str) -> tuple[Run, str] | None:
@@ -204,7 +204,7 @@ class TorchSubject:
             dataclasses.replace(each, dtype=np.dtype(np.float32)) if is_narrow(each.dtype) else each
             for each in self.inputs
         ]
-        module = copy.deepcopy(self._module).float()
+        module = _copied(self._module).float()
         wide = TorchSubject(module, self.kind, self.label, declared, self._count, self._arguments, self._jumps)
         return wide, steps
 
@@ -212,7 +212,7 @@ class TorchSubject:
         """By a copy of the module in float64; None where its code insists on another type."""
         wide = {name: array.astype(np.float64) if array.dtype.kind == "f" else array for name, array in feeds.items()}
         try:
-            made = self._run(copy.deepcopy(self._module).double(), wide)
+            made = self._run(_copied(self._module).double(), wide)
         except Exception:  # the module's code may raise anything on another type: then there is no truth
             return None
         return [made[self.outputs.index(name)].astype(np.float64) for name in fetch]
@@ -261,6 +261,12 @@ class _Arguments:
         flat = [tensors[each.name] if isinstance(each, _Fed) else each.value for each in self.places]
         args, kwargs = _pytree.tree_unflatten(flat, self.tree)
         return tuple(args), dict(kwargs)
+
+
+def _copied(module: nn.Module) -> nn.Module:
+    """A copy of a module, without what torch has to say about its own code meanwhile."""
+    with warnings.catch_warnings(action="ignore"):
+        return copy.deepcopy(module)
 
 
 def _names_a_narrow_type(module: fx.GraphModule) -> bool:
