@@ -309,6 +309,11 @@ def _negative_opset(proto: onnx.ModelProto) -> None:
     proto.functions[0].opset_import[0].version = -(1 << 63)
 
 
+def _early_expand(proto: onnx.ModelProto) -> None:
+    proto.opset_import[0].version = 7
+    proto.graph.node.add(op_type="Expand", name="e")
+
+
 def _redefines_relu(proto: onnx.ModelProto) -> None:
     opsets = [helper.make_opsetid("", 17)]
     proto.functions.append(helper.make_function("", "Relu", ["a"], ["b"], [node("Neg", "a", "b")], opsets))
@@ -400,6 +405,7 @@ NOT_MODELS: dict[str, tuple[Write, str]] = {
 BROKEN: dict[str, tuple[Write, str]] = {
     "no-graph": (changed(_graphless), "no graph"),
     "no-opset": (changed(lambda proto: proto.ClearField("opset_import")), "no opset"),
+    "operator-of-a-later-opset": (changed(_early_expand), "opset 7 has no Expand"),
     "opset-of-a-function-negative": (changed(_negative_opset), "imports an opset below 1"),
     "two-opsets-of-one-domain": (
         changed(lambda proto: proto.opset_import.append(helper.make_opsetid("ai.onnx", 9))),

@@ -346,6 +346,40 @@ def test_a_function_folds_once_for_all_its_callers() -> None:
     assert np.allclose(evaluate(proto)["y"], evaluate(fused)["y"], rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("name", ["w", "gamma"])
+def test_integers_in_a_function_are_no_weights(name: str) -> None:
+    """Inside a function nothing says the type of a value; only the constant itself does."""
+    arrays = {**CONV, name: np.ones_like(CONV[name], np.int64)}
+    constants = [node("Constant", "", each, value=numpy_helper.from_array(array)) for each, array in arrays.items()]
+    body = [*constants, node("Conv", "a w", "c"), norm("c", "b")]
+    proto = model([node("Relu", "x", "y")], {}, (2, 4, 3, 3), ir_version=9)
+    proto.graph.node[0].op_type, proto.graph.node[0].domain = "Block", "local"
+    proto.opset_import.append(helper.make_opsetid("local", 1))
+    proto.functions.append(helper.make_function("local", "Block", ["a"], ["b"], body, [helper.make_opsetid("", 17)]))
+    (found,) = bnfold.plan(proto)
+    assert isinstance(found, Refusal)
+
+
+def test_a_constant_that_each_call_of_a_function_gives_is_none() -> None:
+    arrays = {name: array for name, array in CONV.items() if name != "gamma"}
+    constants = [node("Constant", "", each, value=numpy_helper.from_array(array)) for each, array in arrays.items()]
+    given = node("Constant", "", "gamma")
+    given.attribute.add(name="value", type=onnx.AttributeProto.TENSOR, ref_attr_name="scale")
+    body = [*constants, given, node("Conv", "a w", "c"), norm("c", "b")]
+    opsets = [helper.make_opsetid("", 17)]
+    block = helper.make_function("local", "Block", ["a"], ["b"], body, opsets, attributes=["scale"])
+    scale = numpy_helper.from_array(CONV["gamma"])
+    proto = model([node("Relu", "x", "y")], {}, (2, 4, 3, 3), ir_version=9)
+    proto.graph.node[0].CopyFrom(helper.make_node("Block", ["x"], ["y"], domain="local", scale=scale))
+    proto.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 3
+    proto.opset_import.append(helper.make_opsetid("local", 1))
+    proto.functions.append(block)
+    onnx.checker.check_model(proto)
+    (found,) = bnfold.plan(proto)
+    assert isinstance(found, Refusal)
+    assert found.reason is Reason.NOT_CONSTANT
+
+
 def test_sparse_weights_fold_and_others_stay_sparse() -> None:
     values = numpy_helper.from_array(np.asarray([1.5, -2.0]), "w")
     indices = numpy_helper.from_array(np.asarray([0, 7], np.int64), "w_indices")

@@ -213,6 +213,21 @@ def test_constants_that_nodes_make_are_weights_too() -> None:
     assert bnfold.verify(proto, bnfold.fuse(network())).is_equivalent
 
 
+def test_what_decides_about_a_size_is_no_weight() -> None:
+    """Scales that are put together from two constants, as an exporter writes them."""
+    nodes = [
+        node("Concat", "ones twos", "scales", axis=0),
+        node("Mul", "x k", "c"),
+        node("Resize", "c _ scales", "r", mode="nearest"),
+        node("Add", "r r", "y"),
+    ]
+    numbers = {"ones": np.ones(2), "twos": np.full(2, 2.0), "k": random(3, 1, 1)}
+    made = model(
+        nodes, {name: each.astype(np.float32) for name, each in numbers.items()}, (1, 3, 4, 4), dtype=np.float32
+    )
+    assert onnx_weights.weights(made.graph) == ["k"]
+
+
 def test_a_disturbance_moves_channels_together_too() -> None:
     """Independent moves of a thousand weights would cancel in the mean, to a twentieth of a unit."""
     weights = np.full((64, 1000), 1.5, np.float32)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,22 +104,41 @@ def _constant(node: onnx.NodeProto, shapes: Mapping[str, onnx.TensorProto]) -> o
 
 
 def weights(graph: onnx.GraphProto) -> list[str]:
-    """Names of the float initializers of the main graph that only operators of `OPERANDS` read."""
-    readers: dict[str, list[tuple[str, int]]] = {}
+    """Names of the float initializers of the main graph that only operators of `OPERANDS` read.
+
+    What is computed from constants alone (the scales of a Resize, put together from two) must be read so as well.
+    """
+    readers: dict[str, list[tuple[onnx.NodeProto, int]]] = {}
     for node in _nodes(graph):
         for index, name in enumerate(node.input):
-            readers.setdefault(name, []).append((node.op_type, index))
+            readers.setdefault(name, []).append((node, index))
+    fixed = {each.name for each in graph.initializer}
+    is_noise: dict[str, bool] = {}
+    for node in graph.node:
+        if node.input and fixed.issuperset(node.input):
+            fixed.update(node.output)
+    for name in [*(name for node in reversed(graph.node) for name in node.output), *fixed]:
+        is_noise.setdefault(name, name not in fixed or _is_noise(readers.get(name, []), fixed, is_noise))
     return [
         each.name
         for each in graph.initializer
-        if each.data_type in FLOATS and _is_weight(readers.get(each.name, []), int(np.prod(each.dims, dtype=object)))
+        if each.data_type in FLOATS
+        and is_noise[each.name]
+        and _is_weight(readers.get(each.name, []), int(np.prod(each.dims, dtype=object)))
     ]
 
 
-def _is_weight(readers: Sequence[tuple[str, int]], size: int) -> bool:
-    if not all(index in OPERANDS.get(op, ()) for op, index in readers):
-        return False
-    return size > 1 or ("DequantizeLinear", 1) in readers
+def _is_noise(readers: Sequence[tuple[onnx.NodeProto, int]], fixed: Container[str], known: Mapping[str, bool]) -> bool:
+    """Whether all that read a constant only round differently where it moves a little."""
+    return all(
+        index in OPERANDS.get(node.op_type, ()) and all(known[name] for name in node.output if name in fixed)
+        for node, index in readers
+    )
+
+
+def _is_weight(readers: Sequence[tuple[onnx.NodeProto, int]], size: int) -> bool:
+    """Whether it is worth it; a single number is a scale or a size."""
+    return size > 1 or ("DequantizeLinear", 1) in [(node.op_type, index) for node, index in readers]
 
 
 def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:

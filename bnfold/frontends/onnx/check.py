@@ -245,6 +245,8 @@ def _operator(node: onnx.NodeProto, opset: int, where: str) -> None:
     """Insist that a node of the standard domain has what its operator requires."""
     schema = find_schema(node.op_type, opset)
     if schema is None:
+        if find_schema(node.op_type, onnx.defs.onnx_opset_version()) is not None:
+            raise ValueError(f"{where}: opset {opset} has no {node.op_type}")
         return
     if len(node.input) < schema.inputs or not all(node.input[: schema.inputs]):
         raise ValueError(f"{where} lacks an input")

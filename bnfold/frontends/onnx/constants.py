@@ -113,9 +113,11 @@ class Constants:
             node = top.producer()
             if node is None:
                 self._known[top] = top.const_value is not None and not self.is_overridable(top)
-            elif node.op_type == "Constant" and node.domain == "":
+            elif node.domain != "" or any(attribute.is_ref() for attribute in node.attributes.values()):
+                self._known[top] = False
+            elif node.op_type == "Constant":
                 self._known[top] = True
-            elif node.op_type not in FOLDABLE or node.domain != "" or any(a.is_ref() for a in node.attributes.values()):
+            elif node.op_type not in FOLDABLE:
                 self._known[top] = False
             elif node.op_type == "Shape" and self._static_shape(node.inputs[0]) is not None:
                 self._known[top] = True

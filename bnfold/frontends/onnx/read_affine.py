@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx_ir as ir
 
 from bnfold.affine import Affine, per_channel_axis
 from bnfold.frontends.onnx.constants import AnyArray
@@ -50,6 +51,8 @@ def batchnorm_constants(reader: Reader) -> tuple[AnyArray, AnyArray, AnyArray, A
     arrays = [reader.numbers(index, what) for index, what in enumerate(STATISTICS, start=1)]
     channels = arrays[0].size
     for what, array in zip(STATISTICS, arrays, strict=True):
+        if ir.DataType.from_numpy(array.dtype) not in FLOATS:
+            raise Unreadable(Reason.INVALID_PARAMETERS, f"its {what} is of type {array.dtype}")
         if array.ndim != 1 or array.size != channels:
             raise Unreadable(Reason.INVALID_PARAMETERS, f"its {what} has shape {array.shape} for {channels} channels")
         if not np.isfinite(array.astype(np.float64)).all():

@@ -92,15 +92,15 @@ def _kernel_shape(reader: Reader, index: int) -> tuple[int, ...]:
     constants = reader.facts.constants
     if (found := quantized.find(value, reader.facts)) is not None:
         return found.integers.shape
-    dtype = reader.dtype(index)
-    if dtype is not None and dtype not in FLOATS:
-        raise Unreadable(Reason.NOT_LINEAR, f"its weight {value.name!r} is of type {dtype}")
     if constants.is_overridable(value):
         raise Unreadable(
             Reason.OVERRIDABLE, f"its weight {value.name!r} is a graph input too, so a caller may replace it"
         )
     if not constants.holds(value):
         raise Unreadable(Reason.NOT_CONSTANT, f"its weight {value.name!r} is not constant")
+    dtype = reader.dtype(index) or ir.DataType.from_numpy(constants.get(value).dtype)  # unknown inside of functions
+    if dtype not in FLOATS:
+        raise Unreadable(Reason.NOT_LINEAR, f"its weight {value.name!r} is of type {dtype}")
     shape = None if value.const_value is None else tuple(value.const_value.shape.numpy())
     shape = shape or known_sizes(reader.facts.shapes.get(value, (None,)))
     shape = shape if shape else constants.get(value).shape
