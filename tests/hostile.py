@@ -469,6 +469,7 @@ TENSORS: dict[str, tuple[Write, str]] = {
     "typed-data-too-short": (changed(_typed), "11 values"),
     "no-data": (changed(lambda proto: tensor(proto, "w").ClearField("raw_data")), "0 values"),
     "negative-dimension": (changed(set_("w", dims=[3, -4, 1, 1])), "negative dimension"),
+    "overflow-beside-a-zero": (changed(set_("w", dims=[0, 1 << 32, 1 << 32, 4], raw_data=b"")), "overflows"),
     "overflowing-dimensions": (changed(set_("w", dims=[1 << 32, 1 << 32, 2, 2])), "declare more than"),
     "dimensions-that-wrap-to-twelve": (changed(set_("w", dims=[1 << 62, 4, 3, 4])), "declare more than"),
     "too-many-axes": (changed(set_("w", dims=[3, 4] + [1] * 100)), "102 axes"),
@@ -525,6 +526,7 @@ EXPANDING: dict[str, tuple[Write, str]] = {
     ),
     "constant-of-negative-shape": (computed_gamma([node("ConstantOfShape", "d", "k")], d=_dims(-1, 4)), "asks for"),
     "tile": (computed_gamma([node("Tile", "w d", "k")], d=_dims(1 << 20, 1 << 20, 1, 1)), "asks for"),
+    "tile-to-nothing": (computed_gamma([node("Tile", "w d", "k")], d=_dims(1 << 40, 1, 1, 0)), "asks for"),
     "expand": (computed_gamma([node("Expand", "w d", "k")], d=_dims(3, 4, 1 << 20, 1 << 20)), "asks for"),
     "pad": (computed_gamma([node("Pad", "w d", "k")], d=_dims(0, 0, 0, 0, 0, 0, 1 << 20, 1 << 20)), "asks for"),
     "range": (

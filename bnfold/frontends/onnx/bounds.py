@@ -62,7 +62,7 @@ def result_size(node: ir.Node, inputs: Sequence[npt.NDArray[Any]]) -> int:
         case "Expand":
             return _broadcast([inputs[0].shape, tuple(map(int, inputs[1].reshape(-1)))])
         case "Tile":
-            return inputs[0].size * _product(inputs[-1])
+            return inputs[0].size * _product(np.maximum(inputs[-1], 1))  # a zero comes after all that is made before it
         case "Range":
             return _range_size(*(each.reshape(-1)[0] for each in inputs))
         case "Pad":

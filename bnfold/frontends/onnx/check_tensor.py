@@ -25,6 +25,9 @@ _TYPED: dict[int, str] = {
 }
 """The field of values that are not raw bytes; `int32_data` for every other type."""
 
+SHAPE_LIMIT = 1 << 56
+"""Product of the dimensions that are not zero, above which no library has an array; those with a zero are no excuse."""
+
 
 class TensorCheck:
     """Checks each tensor of one model; what is wrong with it is a `ValueError`.
@@ -95,6 +98,8 @@ class TensorCheck:
             raise ValueError(f"{where} has {len(shape)} axes")
         if any(dim < 0 for dim in shape):
             raise ValueError(f"{where} has the negative dimension {min(shape)}")
+        if prod(max(1, dim) for dim in shape) > SHAPE_LIMIT:
+            raise ValueError(f"{where} has dimensions {shape}, whose product overflows")
         return prod(shape)
 
     def _declare(self, size: int, where: str) -> None:

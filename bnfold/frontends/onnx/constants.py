@@ -216,7 +216,15 @@ class Constants:
     def _evaluate(self, node: ir.Node, values: dict[ir.Value, AnyArray]) -> list[AnyArray]:
         try:
             return self._evaluate_node(node, values)
-        except (ValueError, TypeError, IndexError, RuntimeError, AttributeError, ArithmeticError, KeyError) as error:
+        except (
+            ValueError,
+            TypeError,
+            LookupError,
+            RuntimeError,
+            AttributeError,
+            ArithmeticError,
+            MemoryError,
+        ) as error:
             message = f"constant node {node.name!r} ({node.op_type}) cannot be evaluated: {error}"
             raise UnreadableTensorError(message) from error
 
