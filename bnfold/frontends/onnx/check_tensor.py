@@ -26,7 +26,7 @@ _TYPED: dict[int, str] = {
 """The field of values that are not raw bytes; `int32_data` for every other type."""
 
 SHAPE_LIMIT = 1 << 56
-"""Product of the dimensions that are not zero, above which no library has an array; those with a zero are no excuse."""
+"""Product of the dimensions beside a zero, above which no library has an array, though there is nothing in it."""
 
 
 class TensorCheck:
@@ -98,7 +98,7 @@ class TensorCheck:
             raise ValueError(f"{where} has {len(shape)} axes")
         if any(dim < 0 for dim in shape):
             raise ValueError(f"{where} has the negative dimension {min(shape)}")
-        if prod(max(1, dim) for dim in shape) > SHAPE_LIMIT:
+        if 0 in shape and prod(max(1, dim) for dim in shape) > SHAPE_LIMIT:
             raise ValueError(f"{where} has dimensions {shape}, whose product overflows")
         return prod(shape)
 
