@@ -944,3 +944,9 @@ def test_what_runs_under_autocast_stays() -> None:
 def test_an_export_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     bnfold.fuse(trained(Lengths()), example_inputs=IMAGE[:1])
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("given", [(IMAGE, IMAGE), {"y": IMAGE}], ids=["too many", "another name"])
+def test_example_inputs_that_do_not_fit_are_an_error(given: object) -> None:
+    with pytest.raises(UnsupportedModelError, match=r"example_inputs do not fit Net\.forward"):
+        bnfold.fuse(net(), example_inputs=given)

@@ -21,7 +21,10 @@ CASTS = frozenset({"Cast", "EyeLike", "RandomNormal", "RandomUniform", "Range"})
 
 
 class BatchNormalization(OpRun):
-    """In eval mode whatever the opset; the evaluator's own trains in opsets 9 to 13."""
+    """In eval mode whatever the opset; the evaluator's own trains in opsets 9 to 13.
+
+    The formula is written out, and not that of `bnfold.affine`: what judges a fold must not share its mistakes.
+    """
 
     def _run(
         self,
@@ -76,9 +79,7 @@ def evaluate(
         evaluator.rt_nodes_ = [_Timed(node, deadline) for node in evaluator.rt_nodes_]
         with np.errstate(all="ignore"):
             found = evaluator.run(list(fetch), inputs)
-    except (
-        Exception
-    ):  # it raises anything for an operator that it does not know, or knows badly: then there is no truth
+    except Exception:  # it raises anything on an operator that it knows badly or not at all: then there is no truth
         return None
     return [np.asarray(each) for each in found]
 

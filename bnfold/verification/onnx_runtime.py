@@ -129,7 +129,7 @@ class OnnxSession:
         """
         try:
             return [np.asarray(array) for array in self._session.run(self._fetch, feeds)]
-        except Exception as error:  # as above
+        except Exception as error:  # they share no base class either when a session runs
             raise IncomparableError(
                 f"{self._label}: onnxruntime cannot run it ({one_line(str(error), 300)})"
             ) from error

@@ -21,6 +21,7 @@ from torch.func import functional_call
 from torch.utils import _pytree
 
 from bnfold.errors import IncomparableError
+from bnfold.lines import one_line
 from bnfold.verification.inputs import Declared, Feeds
 from bnfold.verification.observe import is_narrow
 from bnfold.verification.onnx_weights import WIDE_STEPS, Disturbance
@@ -213,7 +214,7 @@ class TorchSubject:
         wide = {name: array.astype(np.float64) if array.dtype.kind == "f" else array for name, array in feeds.items()}
         try:
             made = self._run(_copied(self._module).double(), wide)
-        except Exception:  # the module's code may raise anything on another type: then there is no truth
+        except IncomparableError:  # it cannot be copied, or its code insists on another type: then there is no truth
             return None
         return [made[self.outputs.index(name)].astype(np.float64) for name in fetch]
 
@@ -227,8 +228,7 @@ class TorchSubject:
                 warnings.simplefilter("ignore")
                 made = functional_call(module, dict(overrides or {}), args, kwargs)
         except Exception as error:  # a guard, an operator or the module's code may raise anything
-            text = " ".join(str(error).split())[:300]
-            raise IncomparableError(f"{self.label}: torch cannot run it ({text})") from error
+            raise IncomparableError(f"{self.label}: torch cannot run it ({one_line(str(error), 300)})") from error
         found = [_to_numpy(each.detach()) for each in _tensors(made)]
         if self._count and len(found) != self._count:
             raise IncomparableError(f"{self.label}: has {len(found)} outputs, not {self._count}")
@@ -265,8 +265,11 @@ class _Arguments:
 
 def _copied(module: nn.Module) -> nn.Module:
     """A copy of a module, without what torch has to say about its own code meanwhile."""
-    with warnings.catch_warnings(action="ignore"):
-        return copy.deepcopy(module)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            return copy.deepcopy(module)
+    except Exception as error:  # a module's own __deepcopy__ or __reduce__ may raise anything
+        raise IncomparableError(f"{type(module).__name__} cannot be copied ({one_line(str(error), 200)})") from error
 
 
 def _names_a_narrow_type(module: fx.GraphModule) -> bool:

@@ -26,6 +26,7 @@ import torch
 from torch.utils import _pytree
 
 from bnfold.errors import InvalidModelError
+from bnfold.lines import one_line
 
 ENTRIES = re.compile(
     r"""models/model\.json
@@ -128,6 +129,7 @@ def insist_on_harmless(file: IO[bytes], name: str) -> list[str]:
     try:
         with zipfile.ZipFile(file) as archive:
             sizes = _entries(archive, name)
+    # NotImplementedError: a compression that zipfile does not know; ValueError: an entry at no place in the file
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise InvalidModelError(f"{name}: not an archive of an exported program ({error})") from error
     file.seek(0)
@@ -138,7 +140,7 @@ def insist_on_harmless(file: IO[bytes], name: str) -> list[str]:
             raise InvalidModelError(f"{name}: its entries are not what they seem")
         _check(read, sizes, name)
     except RuntimeError as error:
-        text = " ".join(str(error).split())[:200]
+        text = one_line(str(error), 200)
         raise InvalidModelError(f"{name}: not an archive of an exported program ({text})") from error
     except RecursionError as error:
         raise InvalidModelError(f"{name}: its description is nested too deeply") from error

@@ -21,6 +21,12 @@ from bnfold.errors import UnsupportedModelError
 from bnfold.frontends.torch import shapes
 from bnfold.frontends.torch.calls import is_known_forward, is_parametrized, is_plain_module
 from bnfold.frontends.torch.view import VALUE_HOOKS, hook_of
+from bnfold.lines import one_line
+
+
+class UntraceableError(UnsupportedModelError):
+    """A forward that cannot be traced: its code was fed with proxies and raised something."""
+
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
@@ -138,7 +144,8 @@ def trace(module: nn.Module, inputs: Inputs | None = None, *, is_outline: bool =
     argument is None, and there is no example to tell, the trace fails.
 
     Raises:
-        Exception: whatever the module's code raises when it is fed with proxies.
+        UntraceableError: the module's code does not run on proxies.
+        UnsupportedModelError: it does not take the example inputs.
     """
     if is_plain_module(module):
         return _trace_leaf()
@@ -149,11 +156,11 @@ def trace(module: nn.Module, inputs: Inputs | None = None, *, is_outline: bool =
         given = {name: value for name, value in fixed.items() if value is not None}
         try:
             other = _quietly(_Tracer(), module, given)
-        except Exception:
+        except UntraceableError:
             other = None
         if other is None or _outline(other) != _outline(graph):
             names = ", ".join(name for name, value in fixed.items() if value is None)
-            raise UnsupportedModelError(f"its code depends on whether {names} is None")
+            raise UntraceableError(f"its code depends on whether {names} is None")
     values = propagate(module, graph, inputs) if inputs is not None and not is_outline else None
     return Trace(graph, tracer.observed, frozenset(tracer.recast), values)
 
@@ -167,7 +174,10 @@ def _trace_leaf() -> Trace:
 def _quietly(tracer: fx.Tracer, module: nn.Module, fixed: Mapping[str, Any]) -> fx.Graph:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return tracer.trace(module, dict(fixed))
+        try:
+            return tracer.trace(module, dict(fixed))
+        except Exception as error:  # a forward is any Python, and what it does with a proxy may raise anything
+            raise UntraceableError(line(error)) from error
 
 
 def _outline(graph: fx.Graph) -> list[tuple[str, str]]:
@@ -184,9 +194,17 @@ def _fixed_arguments(module: nn.Module, inputs: Inputs | None) -> dict[str, Any]
     defaults = {name: each.default for name, each in parameters.items() if each.default is not inspect.Parameter.empty}
     if inputs is None:
         return defaults
-    bound = inspect.signature(module.forward).bind(*inputs.args, **inputs.kwargs).arguments
+    bound = _bind(module, inputs).arguments
     given = {name: value for name, value in bound.items() if not isinstance(value, torch.Tensor)}
     return {**{name: value for name, value in defaults.items() if name not in bound}, **given}
+
+
+def _bind(module: nn.Module, inputs: Inputs) -> inspect.BoundArguments:
+    """Example inputs, by the names of the forward's parameters."""
+    try:
+        return inspect.signature(module.forward).bind(*inputs.args, **inputs.kwargs)
+    except TypeError as error:
+        raise UnsupportedModelError(f"example_inputs do not fit {type(module).__name__}.forward: {error}") from error
 
 
 def propagate(module: nn.Module, graph: fx.Graph, inputs: Inputs) -> Mapping[fx.Node, Any] | None:
@@ -197,7 +215,7 @@ def propagate(module: nn.Module, graph: fx.Graph, inputs: Inputs) -> Mapping[fx.
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-    bound = inspect.signature(module.forward).bind(*inputs.args, **inputs.kwargs)
+    bound = _bind(module, inputs)
     bound.apply_defaults()
     names = {str(node.target): node for node in graph.nodes if node.op == "placeholder"}
     if any(name.startswith("*") for name in names) or set(names) != set(bound.arguments):
@@ -296,13 +314,13 @@ def export(module: nn.Module, inputs: Inputs) -> torch.export.ExportedProgram:
         UnsupportedModelError: it cannot be exported.
     """
     dynamic = _pytree.tree_map(_every_size, (inputs.args, dict(inputs.kwargs)))
-    bound = inspect.signature(module.forward).bind(*dynamic[0], **dynamic[1])
+    bound = _bind(module, Inputs(*dynamic))
     failure: Exception | None = None
     for sizes in (dict(bound.arguments), None):
         try:
             with _quiet():
                 return torch.export.export(module, inputs.args, dict(inputs.kwargs), dynamic_shapes=sizes, strict=False)
-        except Exception as error:
+        except Exception as error:  # an export runs the module's code, which may raise anything
             failure = error
     raise UnsupportedModelError(f"{type(module).__name__} cannot be exported: {line(failure)}") from failure
 
@@ -314,9 +332,8 @@ def _every_size(value: Any) -> Any:
 
 
 def line(error: Exception | None) -> str:
-    """The first sentence of an error."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:200]}"
+    """The type of an error, and what it says on one line."""
+    return f"{type(error).__name__}: {one_line(str(error), 200)}"
 
 
 def insist_on_readable(module: nn.Module) -> None:

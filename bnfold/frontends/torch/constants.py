@@ -142,6 +142,7 @@ class Constants:
                 if size > ELEMENT_LIMIT:
                     raise InvalidModelError(f"constant node {node.name!r} asks for {size} elements")
                 return _call(node, lambda each: _detached(self._value(each)))
+            # what torch's operators raise on arguments of other types, ranks and sizes than they take
             except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, NotImplementedError) as error:
                 raise InvalidModelError(f"constant node {node.name!r} cannot be evaluated: {error}") from error
 

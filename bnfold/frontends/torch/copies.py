@@ -11,6 +11,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from bnfold.errors import UnsupportedModelError
+from bnfold.lines import one_line
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -33,7 +34,7 @@ def copy_module(module: M) -> M:
     try:
         return copy.deepcopy(module, _shared(module))
     except Exception as error:  # a module's own __deepcopy__ or __reduce__ may raise anything
-        text = " ".join(str(error).split())[:200]
+        text = one_line(str(error), 200)
         raise UnsupportedModelError(f"{type(module).__name__} cannot be copied ({text}): pass inplace=True") from error
 
 

@@ -14,6 +14,7 @@ from torch.export import ExportedProgram
 from bnfold.errors import InvalidModelError
 from bnfold.frontends.torch.archive import insist_on_harmless
 from bnfold.limits import LIMITS, Limits
+from bnfold.lines import one_line
 
 EXTRA = "bnfold_extra_files"
 """The key in a program's graph module's `meta` under which its archive's extra files wait to be saved again."""
@@ -42,7 +43,7 @@ def load(path: Path, limits: Limits = LIMITS) -> ExportedProgram:
     except OSError as error:
         raise InvalidModelError(f"{path}: {error.strerror}") from error
     except (RuntimeError, ValueError, TypeError, LookupError, AssertionError, AttributeError) as error:
-        text = " ".join(str(error).split())[:200]
+        text = one_line(str(error), 200)
         raise InvalidModelError(f"{path}: torch cannot load it ({type(error).__name__}: {text})") from error
     if len(program.graph.nodes) > limits.nodes:
         raise InvalidModelError(f"{path}: has more than {limits.nodes} nodes (--max-nodes)")
@@ -61,7 +62,7 @@ def save(program: ExportedProgram, path: Path) -> None:
         with _quiet():
             torch.export.save(program, path, extra_files=extra or None)
     except (OSError, RuntimeError) as error:
-        text = " ".join(str(error).split())[:200]
+        text = one_line(str(error), 200)
         raise InvalidModelError(f"{path}: cannot be written ({text})") from error
 
 

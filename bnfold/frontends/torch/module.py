@@ -12,6 +12,7 @@ from torch import fx, nn
 from torch.utils import _pytree
 
 from bnfold.affine import Affine
+from bnfold.errors import UnsupportedModelError
 from bnfold.frontends.torch import capture, read_affine, read_linear
 from bnfold.frontends.torch.calls import Slot, is_parametrized, is_plain_module, spell
 from bnfold.frontends.torch.reader import Value
@@ -211,7 +212,7 @@ class OwnedGraph(TorchGraph):
             owner = self._module.get_submodule(path)
             try:
                 traced = capture.trace(owner)
-            except Exception:  # the module's code may raise anything
+            except capture.UntraceableError:
                 return None
             calls = [spell(node, owner) for node in traced.graph.nodes if node.op in CALLS]
             if not any(call.op in read_linear.READERS for call in calls):
@@ -321,7 +322,7 @@ def fixed_batchnorms(module: nn.Module, outline: list[str], again: Callable[[], 
         with _without(module, chosen):
             try:
                 return again() == outline
-            except Exception:  # the module's code may raise anything
+            except UnsupportedModelError:  # the trace or the export, with a module taken out
                 return False
 
     if not paths or survives(paths):

@@ -128,12 +128,11 @@ def _open_module(module: nn.Module, inputs: Inputs | None) -> Opened:
         twin = module
     try:
         traced = capture.trace(twin, inputs)
-    except Exception as error:  # the module's code may raise anything
+    except capture.UntraceableError as error:
         if inputs is None:
             kind = type(module).__name__
             raise UnsupportedModelError(
-                f"the forward of {kind} cannot be traced ({capture.line(error)}): pass example_inputs, "
-                "or an ExportedProgram"
+                f"the forward of {kind} cannot be traced ({error}): pass example_inputs, or an ExportedProgram"
             ) from error
         return _open_exported(module, twin, inputs)
 
