@@ -1,11 +1,13 @@
 """Latency of branchy networks as exported, folded by bnfold, and in the deploy form of their authors.
 
-Needs PyTorch and timm, whose architectures these are (with random weights: latency does not depend on them), and whose
-`reparameterize_model` makes the deploy form. All forms of a network run interleaved in one process, in random order
-within each round, by onnxruntime at its default optimisation level; a ratio is the median of the ratios within rounds,
-with a 95 % bootstrap interval. Prints a section of docs/performance.md; with --docs it writes it into the page.
+The networks are those of tests/branchy_networks.py, built in the manner of their papers, or with --timm architectures
+of timm, whose `reparameterize_model` makes the deploy form (`pip install timm`, with the torchvision that was built for
+the installed PyTorch). Weights are random: latency does not depend on them. All forms of a network run interleaved in
+one process, in random order within each round, by onnxruntime at its default optimisation level; a ratio is the median
+of the ratios within rounds, with a 95 % bootstrap interval. Prints a section of docs/performance.md; with --docs it
+writes it into the page.
 
-    python scripts/bench_merge.py [--rounds N] [--threads N] [--docs docs/performance.md] [NETWORK ...]
+    python scripts/bench_merge.py [--timm] [--rounds N] [--threads N] [--docs docs/performance.md] [NETWORK ...]
 """
 
 from __future__ import annotations
@@ -23,29 +25,32 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
-import timm
 import torch
 from page import write_section
-from timm.utils.model import reparameterize_model
 from torch import nn
+
+sys.path.append(str(Path(__file__).parent.parent / "tests"))
+
+from branchy_networks import NETWORKS, deploy, trained
 
 import bnfold
 
-NETWORKS = ["repvgg_a0", "mobileone_s0", "mobileone_s1", "repvit_m0_9", "fastvit_t8", "repghostnet_050"]
+TIMM = ["repvgg_a0", "mobileone_s0", "mobileone_s1", "repvit_m0_9", "fastvit_t8", "repghostnet_050"]
 SIZE = 224
+WIDTH, DEPTH = 48, 4
+"""Of the networks in the manner of their papers."""
 
 
-def network(name: str) -> nn.Module:
-    """In eval mode, with statistics as if it had been trained."""
-    generator = torch.Generator().manual_seed(0)
-    module = timm.create_model(name, pretrained=False).eval()
-    for norm in module.modules():
-        if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d):
-            norm.running_mean.normal_(0, 0.1, generator=generator)
-            norm.running_var.uniform_(0.5, 1.5, generator=generator)
-            norm.weight.data.uniform_(0.5, 1.0, generator=generator)
-            norm.bias.data.normal_(0, 0.1, generator=generator)
-    return module
+def forms_of(name: str, *, is_timm: bool) -> tuple[nn.Module, nn.Module]:
+    """A network in eval mode, with statistics as if it had been trained, and its deploy form."""
+    if is_timm:
+        import timm
+        from timm.utils.model import reparameterize_model
+
+        module = trained(timm.create_model(name, pretrained=False))
+        return module, reparameterize_model(copy.deepcopy(module))
+    module = trained(NETWORKS[name](width=WIDTH, depth=DEPTH))
+    return module, deploy(copy.deepcopy(module))
 
 
 def export(module: nn.Module) -> onnx.ModelProto:
@@ -89,9 +94,8 @@ def speedup(before: np.ndarray, after: np.ndarray) -> str:
     return f"{np.median(ratios):.2f} ({low:.2f} to {high:.2f})"
 
 
-def row(name: str, rounds: int, threads: int) -> str:
-    module = network(name)
-    exported, deployed = export(module), export(reparameterize_model(copy.deepcopy(module)))
+def row(name: str, rounds: int, threads: int, *, is_timm: bool) -> str:
+    exported, deployed = map(export, forms_of(name, is_timm=is_timm))
     forms = {
         "exported": exported,
         "unmerged": bnfold.fuse(exported, merge=False),
@@ -109,22 +113,29 @@ def row(name: str, rounds: int, threads: int) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def section(networks: list[str], rounds: int, threads: int) -> str:
+def section(networks: list[str], rounds: int, threads: int, *, is_timm: bool) -> str:
     head = ["network", "convolutions", "exported, ms", "bnfold, ms", "deploy form, ms"]
     head += ["`--no-merge`", "bnfold", "deploy form"]
     rows = []
     for name in networks:
-        rows.append(row(name, rounds, threads))
+        rows.append(row(name, rounds, threads, is_timm=is_timm))
         print(rows[-1], file=sys.stderr, flush=True)
     runtime = onnxruntime.__version__
-    command = f"python scripts/bench_merge.py --rounds {rounds} --threads {threads}"
+    option, source = " --timm" if is_timm else "", f"in the manner of their papers, {WIDTH} channels wide at first"
+    if is_timm:
+        import timm
+
+        source = f"of timm {timm.__version__}"
+    command = f"python scripts/bench_merge.py{option} --rounds {rounds} --threads {threads}"
     return "\n".join(
         [
-            "## Networks with parallel branches",
+            f"## Networks with parallel branches, {'of timm' if is_timm else 'in the manner of their papers'}",
             "",
             f"Written by `{command} --docs docs/performance.md`.",
-            f"Architectures of timm {timm.__version__}, exported by PyTorch with their branches; one image of",
-            f"224 x 224 in float32; onnxruntime {runtime} at its default level on {platform.machine()},",
+            f"Architectures {source};",
+            "exported by PyTorch with their branches; one image of 224 x 224 in float32; "
+            f"onnxruntime {runtime} at its default",
+            f"level on {platform.machine()},",
             f"threads: {threads}. The deploy form is what the authors' own `reparameterize` leaves. Convolutions are",
             "those of the export, of the folded model and of the deploy form; times are medians; the last three",
             "columns are speedups over the export (of `bnfold fuse --no-merge`, of `bnfold fuse`, of the deploy form),",
@@ -139,16 +150,18 @@ def section(networks: list[str], rounds: int, threads: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("networks", nargs="*", default=NETWORKS)
+    parser.add_argument("networks", nargs="*")
+    parser.add_argument("--timm", action="store_true", help="architectures of timm, which must be installed")
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--docs", type=Path, help="write the section between its markers in this page")
     options = parser.parse_args()
     logging.disable(logging.ERROR)
-    text = section(options.networks, options.rounds, options.threads)
+    networks = options.networks or (TIMM if options.timm else list(NETWORKS))
+    text = section(networks, options.rounds, options.threads, is_timm=options.timm)
     print(text)
     if options.docs:
-        write_section(options.docs, "branches", text)
+        write_section(options.docs, "branches of timm" if options.timm else "branches", text)
 
 
 if __name__ == "__main__":

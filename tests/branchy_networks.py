@@ -218,7 +218,7 @@ def trained(module: nn.Module, seed: int = 0) -> nn.Module:
     """The module in eval mode, with statistics as if it had been trained; activations keep their size."""
     generator = torch.Generator().manual_seed(seed)
     for norm in module.modules():
-        if isinstance(norm, nn.BatchNorm2d):
+        if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d):
             norm.running_mean.normal_(0, 0.1, generator=generator)
             norm.running_var.uniform_(0.5, 1.5, generator=generator)
             norm.weight.data.uniform_(0.5, 1.0, generator=generator)
