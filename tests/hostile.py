@@ -244,6 +244,15 @@ def _sparse(values: list[float], indices: list[int], dims: list[int]) -> Change:
     return change
 
 
+def _sparse_segment(proto: onnx.ModelProto) -> None:
+    _sparse([1.0], [5], [3, 4, 1, 1])(proto)
+    proto.graph.sparse_initializer[0].values.segment.begin = 0
+
+
+def _segment(proto: onnx.ModelProto) -> None:
+    proto.graph.initializer[0].segment.end = 1
+
+
 def _external_sparse(proto: onnx.ModelProto) -> None:
     _sparse([1.0], [5], [3, 4, 1, 1])(proto)
     _externalise(proto.graph.sparse_initializer[0].values, {"location": "../secret.bin"})
@@ -495,6 +504,8 @@ EXTERNAL: dict[str, tuple[Write, str]] = {
         linked(lambda path, outside: path.write_bytes(bytes(48)), "w.bin", "../secret.bin"),
         "says twice",
     ),
+    "sparse-segment": (changed(_sparse_segment), "is a segment"),
+    "segment": (changed(_segment), "is a segment"),
     "external-sparse": (changed(_external_sparse), "holds external data"),
     "external-missing": (external(location="nowhere.bin"), "cannot be read"),
     "external-folder": (external(location="."), "not a plain file"),

@@ -53,6 +53,8 @@ class TensorCheck:
             raise ValueError(f"{where} has the unknown type {tensor.data_type}") from None
         if kind == ir.DataType.UNDEFINED:
             raise ValueError(f"{where} has no type")
+        if tensor.HasField("segment"):
+            raise ValueError(f"{where} is a segment of a larger tensor, which nobody puts together")
         size = -(-elements * bits // 8)
         self._declare(size, where)
         if tensor.data_location == TensorProto.EXTERNAL:
