@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -14,7 +15,7 @@ from onnx_graphs import model, node, norm, random, statistics
 
 import bnfold
 from bnfold import IncomparableError
-from bnfold.verification import onnx_runtime, onnx_weights, opinion
+from bnfold.verification import noise, onnx_runtime, onnx_weights, opinion
 
 Array = np.ndarray
 
@@ -247,6 +248,60 @@ def test_weights_that_are_all_alike_are_no_fault(value: float) -> None:
     norms = {name: np.full(8, 0.7) for name in ("n_gamma", "n_beta", "n_mean", "n_var")}
     proto = network(**alike, **{name: norms.get(name, array) for name, array in statistics(8, "n_").items()})
     assert bnfold.verify(proto, bnfold.fuse(proto)).is_equivalent
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "bfloat16"])
+@pytest.mark.parametrize("block", [7, 1 << 17])
+@pytest.mark.parametrize("size", [1e-30, 1.0, 1e30])
+def test_an_extent_is_what_its_formulas_say(
+    dtype: str, block: int, size: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the blocks, and where the squares leave the type's range."""
+    monkeypatch.setattr(noise, "BLOCK", block)
+    kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
+    size = size if kind.itemsize > 2 or dtype == "bfloat16" else np.sqrt(np.sqrt(np.sqrt(size)))
+    for shape in ((), (5,), (2, 3), (2, 3, 5), (2, 3, 4, 5), (0, 3, 4), (2, 3, 0, 4)):
+        array, other = (np.asarray(size * random(*shape, seed=seed)).astype(kind) for seed in (1, 2))
+        wide = array.astype(np.float64) - other
+        found = noise.measure(array, other)
+        channels = [wide.reshape(1, -1)] if len(shape) < 2 else [wide, *np.moveaxis(wide, 1, 0)]
+        if len(shape) == 3 and wide.size:
+            channels += list(np.moveaxis(wide, 2, 0))
+        if wide.size:
+            assert found.is_finite
+            np.testing.assert_allclose(found.peak, [np.abs(each).max() for each in channels], 1e-6)
+            np.testing.assert_allclose(found.rms, [np.sqrt(np.mean(each**2)) for each in channels], 1e-5)
+            means = [np.mean(each) for each in channels]
+            np.testing.assert_allclose(found.mean[1:], means[1:], 1e-5, 1e-5 * size)
+        else:
+            assert not found.rms.any()
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_what_is_no_number_counts_as_zero_in_an_extent(wrong: float) -> None:
+    array, zeroed = random(2, 3, 40), random(2, 3, 40)
+    array[1, 2, 7], zeroed[1, 2, 7] = wrong, 0.0
+    found, expected = noise.measure(array.astype(np.float32)), noise.measure(zeroed.astype(np.float32))
+    assert not found.is_finite
+    np.testing.assert_allclose(found.rms, expected.rms, 1e-6)
+    huge = np.array([[3e38, 1.0]], np.float32)
+    assert noise.measure(huge, -huge).is_finite
+    assert noise.measure(huge, -huge).peak[0] == pytest.approx(6e38)
+
+
+def test_weights_in_bfloat16_are_run_and_disturbed() -> None:
+    """They are run in float32, from weights of a type that numpy does not know."""
+
+    def scaled(factor: float) -> onnx.ModelProto:
+        weights = (random(8, 5) * factor).astype(ml_dtypes.bfloat16)
+        proto = model([node("Cast", "w", "wide", to=1), node("MatMul", "x wide", "y")], {}, (2, 8), dtype=np.float32)
+        proto.graph.initializer.append(
+            helper.make_tensor("w", TensorProto.BFLOAT16, weights.shape, weights.tobytes(), raw=True)
+        )
+        return proto
+
+    assert bnfold.verify(scaled(1), scaled(1)).is_equivalent
+    assert not bnfold.verify(scaled(1), scaled(1.1)).is_equivalent
 
 
 def halved(proto: onnx.ModelProto) -> onnx.ModelProto:

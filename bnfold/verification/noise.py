@@ -13,8 +13,10 @@ move together count as one. The last term is the rounding of the result itself.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -27,7 +29,10 @@ FACTOR = 8.0
 """How many times its measured noise a value may differ by; docs/verification.md has the rates that it gives."""
 
 BLOCK = 1 << 17
-"""Elements that are compared at a time: what fits a cache in float64."""
+"""Elements that are compared at a time: what fits a cache."""
+
+SCALES = 120
+"""Largest power of two that differences are scaled by: within the range of float32."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,12 +46,14 @@ class Extent:
         peak: largest absolute values.
         mean: means.
         elements: how many each of them is over.
+        is_finite: whether all that was measured were numbers.
     """
 
     rms: Array
     peak: Array
     mean: Array
     elements: Array
+    is_finite: bool = True
 
     @property
     def is_zero(self) -> bool:
@@ -54,15 +61,23 @@ class Extent:
         return not self.peak[0]
 
 
+@dataclass(frozen=True, eq=False)
+class _Sums:
+    """Of each channel of a block: the squares' sum, the sum, and the largest absolute value."""
+
+    squares: Array
+    sums: Array
+    peak: Array
+
+
 def measure(array: npt.NDArray[Any], subtract: npt.NDArray[Any] | None = None) -> Extent:
     """The extent of ``array - subtract``; positions where either is not finite count as zero."""
     if array.ndim < 2 or array.size == 0:
-        wide = _difference(array.reshape(1, 1, -1), None if subtract is None else subtract.reshape(1, 1, -1))
-        rms, mean = (np.sqrt(np.mean(wide * wide)), np.mean(wide)) if wide.size else (0.0, 0.0)
-        return Extent(np.array([rms]), np.array([np.abs(wide).max(initial=0.0)]), np.array([mean]), np.array([np.inf]))
-    extents = [_along(array, subtract, 1)]
+        whole = _along(array.reshape(1, 1, -1), None if subtract is None else subtract.reshape(1, 1, -1))
+        return replace(whole, elements=np.array([np.inf]))
+    extents = [_along(array, subtract)]
     if array.ndim == 3:
-        extents.append(_along(array, subtract, 2))
+        extents.append(_along(array.swapaxes(1, 2), None if subtract is None else subtract.swapaxes(1, 2)))
     whole_rms = np.sqrt(np.mean(extents[0].rms ** 2))
     whole_peak = extents[0].peak.max(initial=0.0)
     return Extent(
@@ -70,38 +85,71 @@ def measure(array: npt.NDArray[Any], subtract: npt.NDArray[Any] | None = None) -
         np.concatenate([[whole_peak], *(each.peak for each in extents)]),
         np.concatenate([[0.0], *(each.mean for each in extents)]),
         np.concatenate([[np.inf], *(each.elements for each in extents)]),
+        extents[0].is_finite,
     )
 
 
-def _along(array: npt.NDArray[Any], subtract: npt.NDArray[Any] | None, axis: int) -> Extent:
-    """The extent of each channel, in blocks: as many samples, or as many channels of one, as fit at a time."""
-    if axis == 2:
-        array = array.swapaxes(1, 2)
-        subtract = None if subtract is None else subtract.swapaxes(1, 2)
-    batch, channels = array.shape[:2]
+def _along(array: npt.NDArray[Any], subtract: npt.NDArray[Any] | None) -> Extent:
+    """The extent of each channel."""
+    batch, channels, size = *array.shape[:2], prod(array.shape[2:])
+    array = array.reshape(batch, channels, size)
+    subtract = None if subtract is None else subtract.reshape(batch, channels, size)
     squares, sums, peak = np.zeros(channels), np.zeros(channels), np.zeros(channels)
-    size = array[0, 0].size
-    samples, step = max(1, BLOCK // max(1, channels * size)), max(1, BLOCK // max(1, size))
-    for first in range(0, batch, samples):
-        for start in range(0, channels, step):
-            part, own = np.s_[first : first + samples, start : start + step], np.s_[start : start + step]
-            wide = _difference(array[part], None if subtract is None else subtract[part])
-            wide = wide.reshape(*wide.shape[:2], size)
-            squares[own] += np.einsum("bcx,bcx->c", wide, wide)
-            sums[own] += np.einsum("bcx->c", wide)
-            np.maximum(peak[own], np.abs(wide).max(axis=(0, 2), initial=0.0), out=peak[own])
-    count = batch * size
-    return Extent(np.sqrt(squares / count), peak, sums / count, np.full(channels, float(count)))
+    is_finite = True
+    for part in _parts(batch, channels, size):
+        block, is_block_finite = _block(array[part], None if subtract is None else subtract[part])
+        own = part[1]
+        squares[own] += block.squares
+        sums[own] += block.sums
+        np.maximum(peak[own], block.peak, out=peak[own])
+        is_finite &= is_block_finite
+    count = max(1, batch * size)
+    return Extent(np.sqrt(squares / count), peak, sums / count, np.full(channels, float(count)), is_finite)
 
 
-def _difference(array: npt.NDArray[Any], subtract: npt.NDArray[Any] | None) -> Array:
-    """In float64, zero where it is not a finite number."""
+def _parts(*shape: int) -> Iterator[tuple[slice, ...]]:
+    """Blocks of an array: as much of the last axes as fits, and as many steps of the one before them."""
+    steps, room = [], BLOCK
+    for size in reversed(shape):
+        steps.append(min(max(1, room), max(1, size)))
+        room //= max(1, size)
+    ranges = [range(0, size, step) for size, step in zip(shape, reversed(steps), strict=True)]
+    for starts in product(*ranges):
+        yield tuple(slice(start, start + each.step) for start, each in zip(starts, ranges, strict=True))
+
+
+def _block(array: npt.NDArray[Any], subtract: npt.NDArray[Any] | None) -> tuple[_Sums, bool]:
+    """The sums of one block, and whether every element is a number; in float32 where that has the range."""
+    kind = np.result_type(array, np.float32, *([] if subtract is None else [subtract]))
+    sums = _sums(_difference(array, subtract, kind))
+    if sums is not None:
+        return sums, True
+    wide = _difference(array, subtract, np.dtype(np.float64))
+    is_finite = bool(np.isfinite(wide).all())
+    sums = _sums(np.nan_to_num(wide, copy=False, nan=0.0, posinf=0.0, neginf=0.0))
+    assert sums is not None
+    return sums, is_finite
+
+
+def _sums(wide: npt.NDArray[Any]) -> _Sums | None:
+    """The sums of an array, which is used up; None where one of its elements is no number.
+
+    It is scaled by a power of two first, so that neither the squares nor their sums leave its type's range.
+    """
+    peak = np.abs(wide).max(axis=2, initial=0.0).max(axis=0, initial=0.0).astype(np.float64)
+    largest = peak.max(initial=0.0)
+    if not np.isfinite(largest):
+        return None
+    scale = 2.0 ** -float(np.clip(np.frexp(largest)[1], -SCALES, SCALES))
+    wide *= wide.dtype.type(scale)
+    squares = np.einsum("bcx,bcx->c", wide, wide).astype(np.float64) / scale / scale
+    return _Sums(squares, np.einsum("bcx->c", wide).astype(np.float64) / scale, peak)
+
+
+def _difference(array: npt.NDArray[Any], subtract: npt.NDArray[Any] | None, kind: np.dtype[Any]) -> npt.NDArray[Any]:
+    """A fresh array of the given type."""
     with np.errstate(invalid="ignore", over="ignore"):
-        wide: Array = array.astype(np.float64)
-        if subtract is not None:
-            wide -= subtract
-        is_finite = np.isfinite(wide.sum())  # of finite numbers alone, unless they are beyond all measure
-    return wide if is_finite else np.nan_to_num(wide, nan=0.0, posinf=0.0, neginf=0.0)
+        return array.astype(kind) if subtract is None else np.subtract(array, subtract, dtype=kind)
 
 
 def combine(draws: Sequence[Extent]) -> Extent:
@@ -111,6 +159,7 @@ def combine(draws: Sequence[Extent]) -> Extent:
         np.max([each.peak for each in draws], axis=0),
         np.sqrt(np.mean([each.mean**2 for each in draws], axis=0)),
         np.sum([each.elements for each in draws], axis=0),
+        all(each.is_finite for each in draws),
     )
 
 

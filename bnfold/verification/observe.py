@@ -95,7 +95,13 @@ def observe_move(expected: AnyArray, disturbed: AnyArray) -> Move:
         return Move(None, Counts(0, expected.size, nan_created=expected.size), expected.size)
     if not is_float(expected):
         return Move(None, Counts(0, expected.size), int((expected != disturbed).sum()))
-    return Move(measure(disturbed, expected), count_nonfinite(expected, disturbed))
+    extent = measure(disturbed, expected)
+    return Move(extent, _count(expected, disturbed, extent))
+
+
+def _count(expected: AnyArray, actual: AnyArray, difference: Extent) -> Counts:
+    """What came and went: nothing, where every difference is a number."""
+    return Counts(0, expected.size) if difference.is_finite else count_nonfinite(expected, actual)
 
 
 def observe(expected: AnyArray, actual: AnyArray, moves: Sequence[Move], *, is_output: bool) -> Observation:
@@ -109,8 +115,8 @@ def observe(expected: AnyArray, actual: AnyArray, moves: Sequence[Move], *, is_o
     """
     if not is_float(expected):
         return _observe_discrete(expected, actual, moves)
-    counts = count_nonfinite(expected, actual)
     difference, signal = measure(actual, expected), measure(expected)
+    counts = _count(expected, actual, difference)
     extents = [each.extent for each in moves if each.extent is not None]
     noise = (
         combine(extents) if extents else replace(signal, rms=np.zeros_like(signal.rms), peak=np.zeros_like(signal.peak))
@@ -158,8 +164,8 @@ def observe_within(expected: AnyArray, actual: AnyArray, atol: float, rtol: floa
     """Compare two arrays with a fixed tolerance, ``|difference| <= atol + rtol * |reference|`` for each element."""
     if not is_float(expected):
         return _observe_discrete(expected, actual, ())
-    counts = count_nonfinite(expected, actual)
     difference, signal = measure(actual, expected), measure(expected)
+    counts = _count(expected, actual, difference)
     wide, other = expected.astype(np.float64), actual.astype(np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
         ratios = np.abs(other - wide) / (atol + rtol * np.abs(wide))

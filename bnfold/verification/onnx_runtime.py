@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 
 from bnfold.errors import IncomparableError, MissingExtraError
 from bnfold.lines import one_line
@@ -68,9 +69,7 @@ class OnnxSession:
     Args:
         model: a file, or the bytes of one.
         label: what messages call the model.
-        fetch: the outputs to return.
         folder: of the external data, where `model` is bytes.
-        overrides: other contents for initializers.
         provider: where it runs.
         is_optimised: at the runtime's default level of optimisation, or with none.
         is_strict: without what `STRICT` names.
@@ -83,10 +82,8 @@ class OnnxSession:
         self,
         model: Path | bytes,
         label: str,
-        fetch: Sequence[str],
         *,
         folder: Path | None = None,
-        overrides: Mapping[str, npt.NDArray[Any]] | None = None,
         provider: str = "cpu",
         is_optimised: bool = False,
         is_strict: bool = True,
@@ -104,9 +101,6 @@ class OnnxSession:
             options.add_session_config_entry(
                 "session.model_external_initializers_file_folder_path", str(folder.resolve())
             )
-        self._overrides = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in (overrides or {}).values()]
-        for name, value in zip(overrides or {}, self._overrides, strict=True):  # which the session does not own
-            options.add_initializer(name, value)
         settings = STRICT[provider].options if is_strict and provider in STRICT else {}
         providers = [(PROVIDERS[provider], settings)]
         try:
@@ -114,25 +108,37 @@ class OnnxSession:
         except Exception as error:  # onnxruntime's exception types share no base class but Exception
             raise IncomparableError(f"{label}: onnxruntime cannot load it ({one_line(str(error), 300)})") from error
         self._session.disable_fallback()
-        self._label, self._fetch, self._provider = label, list(fetch), PROVIDERS[provider]
+        self._label, self._provider = label, PROVIDERS[provider]
 
     def nodes_elsewhere(self) -> int:
         """How many nodes the provider handed back to the CPU."""
         assigned = self._session.get_provider_graph_assignment_info()
         return sum(len(each.get_nodes()) for each in assigned if each.ep_name != self._provider)
 
-    def __call__(self, feeds: Feeds) -> list[npt.NDArray[Any]]:
-        """One inference.
+    def __call__(self, feeds: Feeds, fetch: Sequence[str]) -> list[npt.NDArray[Any]]:
+        """One inference, for the outputs named in `fetch`.
 
         Raises:
             IncomparableError: the runtime cannot do it.
         """
         try:
-            return [np.asarray(array) for array in self._session.run(self._fetch, feeds)]
+            return [
+                np.asarray(array)
+                for array in self._session.run(
+                    list(fetch), {name: _handed_over(array) for name, array in feeds.items()}
+                )
+            ]
         except Exception as error:  # they share no base class either when a session runs
             raise IncomparableError(
                 f"{self._label}: onnxruntime cannot run it ({one_line(str(error), 300)})"
             ) from error
+
+
+def _handed_over(array: npt.NDArray[Any]) -> Any:
+    """As the runtime takes it: bfloat16, which numpy does not know, has to be called by its name."""
+    if array.dtype.name != "bfloat16":
+        return array
+    return _module().OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(np.uint16), onnx.TensorProto.BFLOAT16)
 
 
 def _module() -> Any:

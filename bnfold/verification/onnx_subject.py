@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,15 @@ from bnfold.inference import infer_shapes
 from bnfold.verification import exact
 from bnfold.verification.inputs import Declared, Feeds
 from bnfold.verification.onnx_runtime import STRICT, OnnxSession
-from bnfold.verification.onnx_weights import FLOATS, WIDE_STEPS, Disturbance, read, weights, with_initializers
+from bnfold.verification.onnx_weights import (
+    FLOATS,
+    WIDE_STEPS,
+    Disturbance,
+    read,
+    weights,
+    with_initializers,
+    with_weights_as_inputs,
+)
 from bnfold.verification.subject import Run
 
 JUMPS = frozenset(
@@ -33,6 +41,9 @@ NARROW = {"float16": onnx.TensorProto.FLOAT16, "bfloat16": onnx.TensorProto.BFLO
 
 LARGE = 4096
 """Elements above which an initializer cannot be a shape, and is not given to shape inference."""
+
+SESSIONS = 4
+"""How many sessions are kept for the next call that wants the same values."""
 
 FETCHED = FLOATS - {onnx.TensorProto.BFLOAT16}  # which ONNX Runtime cannot hand to numpy
 
@@ -56,7 +67,7 @@ class OnnxSubject:
         self._path = path
         self._folder = folder if path is None else path.parent
         self.label = label
-        self._serialized: tuple[tuple[int, tuple[str, ...]], bytes] | None = None
+        self._sessions: dict[tuple[str, ...], OnnxSession] = {}
         self._declared_outputs = [each.name for each in proto.graph.output]
 
     @cached_property
@@ -198,52 +209,51 @@ class OnnxSubject:
 
     def start(self, fetch: Sequence[str], disturbance: Disturbance | None = None) -> Run:
         """Optimisation off, so that the runtime adds nothing of its own."""
-        overrides: dict[str, npt.NDArray[Any]] = {}
-        proto = self._proto
+        session = self._session(tuple(name for name in fetch if name not in self._declared_outputs))
+        given = self._weights
         if disturbance is not None:
-            proto = self._disturbable
-            tensors = {each.name: each for each in proto.graph.initializer}
-            folder = self._folder or Path()
-            for index, name in enumerate(weights(proto.graph)):
-                overrides[name] = disturbance(read(tensors[name], folder), index)
-        more = [name for name in fetch if name not in self._declared_outputs]
-        file = self._path if proto is self._proto and not more else None
-        model = self._serialize(proto, more) if file is None else file
-        return OnnxSession(model, self.label, fetch, folder=self._folder, overrides=overrides)
+            given = {name: disturbance(array, index) for index, (name, array) in enumerate(given.items())}
+        return lambda feeds: session({**given, **feeds}, fetch)
+
+    def _session(self, more_outputs: tuple[str, ...]) -> OnnxSession:
+        """A session that gives the outputs and some inner values; the last few are kept."""
+        found = self._sessions.pop(more_outputs, None)
+        if found is None:
+            model = with_weights_as_inputs(self._disturbable, more_outputs).SerializeToString()
+            found = OnnxSession(model, self.label, folder=self._folder)
+        self._sessions[more_outputs] = found
+        if len(self._sessions) > SESSIONS:
+            del self._sessions[next(iter(self._sessions))]
+        return found
 
     def start_as_deployed(self, provider: str) -> tuple[Run, str | None]:
         """All optimisations on, as is the default."""
-        model = self._path if self._path is not None else self._serialize(self._proto)
-        session = OnnxSession(model, self.label, self.outputs, provider=provider, is_optimised=True)
+        session = self._start_deployed(provider)
         count = session.nodes_elsewhere()
-        return session, f"{provider} hands {count} nodes of {self.label} back to the CPU" if count else None
+        finding = f"{provider} hands {count} nodes of {self.label} back to the CPU" if count else None
+        return partial(session, fetch=self.outputs), finding
 
     def start_with_defaults(self, provider: str) -> tuple[Run, str] | None:
         """With TF32, where the provider has it."""
         if provider not in STRICT:
             return None
-        model = self._path if self._path is not None else self._serialize(self._proto)
-        run = OnnxSession(model, self.label, self.outputs, provider=provider, is_optimised=True, is_strict=False)
-        return run, STRICT[provider].what
+        return partial(self._start_deployed(provider, is_strict=False), fetch=self.outputs), STRICT[provider].what
+
+    def _start_deployed(self, provider: str, *, is_strict: bool = True) -> OnnxSession:
+        model = self._path if self._path is not None else self._proto.SerializeToString()
+        return OnnxSession(
+            model, self.label, folder=self._folder, provider=provider, is_optimised=True, is_strict=is_strict
+        )
 
     @cached_property
     def _disturbable(self) -> onnx.ModelProto:
         return with_initializers(self._proto)
 
-    def _serialize(self, proto: onnx.ModelProto, more_outputs: Sequence[str] = ()) -> bytes:
-        """The model with further outputs; the last one is kept, since several sessions start from it."""
-        key = id(proto), tuple(more_outputs)
-        if self._serialized is not None and self._serialized[0] == key:
-            return self._serialized[1]
-        outputs = proto.graph.output
-        before = len(outputs)
-        outputs.extend(onnx.ValueInfoProto(name=name) for name in more_outputs)
-        try:
-            serialized: bytes = proto.SerializeToString()
-        finally:
-            del outputs[before:]
-        self._serialized = key, serialized
-        return serialized
+    @cached_property
+    def _weights(self) -> dict[str, npt.NDArray[Any]]:
+        """What disturbances move, by name."""
+        tensors = {each.name: each for each in self._disturbable.graph.initializer}
+        return {name: read(tensors[name], self._folder or Path()) for name in weights(self._disturbable.graph)}
 
     def widened(self) -> tuple[OnnxSubject, int] | None:
         """With float32 in place of float16 and bfloat16, and what disturbs it, in its units."""

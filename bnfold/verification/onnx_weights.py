@@ -30,6 +30,9 @@ OPERANDS: dict[str, frozenset[int]] = {
 WIDE_STEPS = {"float16": 3 << 10, "bfloat16": 3 << 13}
 """Three eighths of a unit in the last place, in units of float32: with the moves of channels, what rounding may do."""
 
+BLOCK = 1 << 16
+"""Weights that are moved at a time: what fits a cache."""
+
 FLOATS = frozenset(
     {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16}
 )
@@ -54,20 +57,28 @@ class Disturbance:
         """A moved copy of the `index`-th weight; zeros, subnormal numbers and those near the type's limits stay."""
         generator = np.random.default_rng([self.seed, index])
         moved = np.array(array, order="C")
-        bits = moved.reshape(-1).view(ORDERED[array.dtype.itemsize])
         kind = np.int8 if self.steps < 50 else np.int32  # three halves of it are added
-        drawn = generator.integers(0, 2 * self.steps, moved.shape, kind)
-        moves = drawn - np.where(drawn < self.steps, self.steps, self.steps - 1).astype(kind)  # never zero
+        moves: npt.NDArray[Any] = generator.integers(0, 2 * self.steps, moved.shape, kind) - kind(self.steps)
+        moves += (moves >= 0).astype(kind)  # never zero
+        together: npt.NDArray[Any] = np.zeros(1, kind)
         for axis in range(-1, min(2, moved.ndim)):
             shape = [size if index == axis else 1 for index, size in enumerate(moved.shape)]
-            moves += self.steps // 2 * (2 * generator.integers(0, 2, shape, kind) - 1)
-        mantissa = MANTISSA[array.dtype.name]
-        exponents = (bits >> mantissa) & ((1 << (array.dtype.itemsize * 8 - 1 - mantissa)) - 1)
-        is_safe = (exponents > 1) & (
-            exponents < exponents.dtype.type((1 << (array.dtype.itemsize * 8 - 1 - mantissa)) - 3)
-        )
-        bits += np.where(is_safe, moves.reshape(-1), 0).astype(bits.dtype)
+            together = together + self.steps // 2 * (2 * generator.integers(0, 2, shape, kind) - 1)
+        moves += together
+        _move(moved.reshape(-1), moves.reshape(-1))
         return moved
+
+
+def _move(array: npt.NDArray[Any], moves: npt.NDArray[Any]) -> None:
+    """Add units in the last place to each element that is a normal number, away from the limits of its type."""
+    bits, mantissa = array.view(ORDERED[array.dtype.itemsize]), MANTISSA[array.dtype.name]
+    exponent = ((1 << (array.dtype.itemsize * 8 - 1 - mantissa)) - 1) << mantissa
+    lowest, highest = (2 << mantissa), exponent - (2 << mantissa)
+    for start in range(0, array.size, BLOCK):
+        part, steps = bits[start : start + BLOCK], moves[start : start + BLOCK]
+        found = part & part.dtype.type(exponent)
+        steps *= (found >= lowest) & (found < highest)
+        part += steps.astype(part.dtype)
 
 
 def with_initializers(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -90,6 +101,30 @@ def with_initializers(proto: onnx.ModelProto) -> onnx.ModelProto:
         changed.graph.initializer.add().CopyFrom(tensor)
         changed.graph.initializer[-1].name = name
     return changed
+
+
+def with_weights_as_inputs(proto: onnx.ModelProto, more_outputs: Sequence[str]) -> onnx.ModelProto:
+    """The model with its weights as inputs instead of initializers, and with further outputs.
+
+    One session of it runs with any weights, and holds no copy of them.
+    """
+    bare = onnx.ModelProto(ir_version=proto.ir_version)
+    bare.opset_import.extend(proto.opset_import)
+    bare.functions.extend(proto.functions)
+    graph, given = bare.graph, set(weights(proto.graph))
+    graph.name = proto.graph.name
+    graph.node.extend(proto.graph.node)
+    graph.input.extend(each for each in proto.graph.input if each.name not in given)
+    for tensor in proto.graph.initializer:
+        if tensor.name in given:
+            graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+        else:
+            graph.initializer.append(tensor)
+    graph.sparse_initializer.extend(proto.graph.sparse_initializer)
+    graph.value_info.extend(proto.graph.value_info)
+    graph.output.extend(proto.graph.output)
+    graph.output.extend(onnx.ValueInfoProto(name=name) for name in more_outputs)
+    return bare
 
 
 def _constant(node: onnx.NodeProto, shapes: Mapping[str, onnx.TensorProto]) -> onnx.TensorProto | None:
