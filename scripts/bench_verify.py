@@ -25,6 +25,7 @@ from compare_peers import ARCHITECTURES, LIGHT, filled
 from page import write_section
 
 import bnfold
+from bnfold.allocation import keep_freed_memory
 from bnfold.equivalence import verify_files
 from bnfold.verification.compare import CompareOptions
 
@@ -71,6 +72,7 @@ def main() -> None:
     parser.add_argument("--docs", type=Path, help="write the section between its markers in this page")
     options = parser.parse_args()
     load = os.getloadavg()[0]
+    keep_freed_memory()  # as the command line does
     with tempfile.TemporaryDirectory() as folder:
         rows = [row(name, options.rounds, Path(folder)) for name in ARCHITECTURES]
     text = "\n".join(

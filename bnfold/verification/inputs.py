@@ -86,11 +86,13 @@ class Sample:
     Attributes:
         label: "normal", "zeros", ..., or the file.
         is_probe: whether it is a drawn extreme, where a model may overflow by itself.
+        is_inside: whether inner values are looked at on it, and not the outputs alone.
     """
 
     label: str
     feeds: Feeds = field(repr=False)
     is_probe: bool = False
+    is_inside: bool = True
 
     @property
     def shapes(self) -> dict[str, list[int]]:
@@ -154,7 +156,12 @@ def find_samples(
         return samples, notes
     shapes = [base, other] if options.effort is Effort.THOROUGH and other != base else [base]
     samples += [
-        Sample(label, _draw(declared, sizes, pattern, generator), is_probe=True)
+        Sample(
+            label,
+            _draw(declared, sizes, pattern, generator),
+            is_probe=True,
+            is_inside=label in INSIDE or options.effort is Effort.THOROUGH,
+        )
         for (label, pattern), sizes in product(PATTERNS.items(), shapes)
     ]
     return samples, notes
@@ -269,6 +276,10 @@ PATTERNS: dict[str, Pattern] = {
     "channels": _channels,
     "large": _large,
 }
+
+
+INSIDE = ("impulses", "large")
+"""The patterns on which inner values are looked at in any case: what saturates or lies at a border is seen there."""
 
 
 def _draw(declared: Sequence[Declared], sizes: Sizes, pattern: Pattern, generator: np.random.Generator) -> Feeds:

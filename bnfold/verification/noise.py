@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from math import prod
+from math import frexp, isfinite, prod
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ from bnfold.verification.metrics import spacing
 FACTOR = 8.0
 """How many times its measured noise a value may differ by; docs/verification.md has the rates that it gives."""
 
-BLOCK = 1 << 17
+BLOCK = 1 << 18
 """Elements that are compared at a time: what fits a cache."""
 
 SCALES = 120
@@ -136,11 +136,13 @@ def _sums(wide: npt.NDArray[Any]) -> _Sums | None:
 
     It is scaled by a power of two first, so that neither the squares nor their sums leave its type's range.
     """
-    peak = np.abs(wide).max(axis=2, initial=0.0).max(axis=0, initial=0.0).astype(np.float64)
-    largest = peak.max(initial=0.0)
-    if not np.isfinite(largest):
+    starts = np.arange(0, wide.size, wide.shape[2])
+    peaks = np.maximum.reduceat(np.abs(wide).reshape(-1), starts)  # for short rows twice as fast as a plain maximum
+    peak = peaks.reshape(wide.shape[:2]).max(axis=0).astype(np.float64)
+    largest = float(peak.max())
+    if not isfinite(largest):
         return None
-    scale = 2.0 ** -float(np.clip(np.frexp(largest)[1], -SCALES, SCALES))
+    scale = 2.0 ** -max(-SCALES, min(frexp(largest)[1], SCALES))
     wide *= wide.dtype.type(scale)
     squares = np.einsum("bcx,bcx->c", wide, wide).astype(np.float64) / scale / scale
     return _Sums(squares, np.einsum("bcx->c", wide).astype(np.float64) / scale, peak)

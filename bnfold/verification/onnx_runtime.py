@@ -136,7 +136,7 @@ class OnnxSession:
 
 def _handed_over(array: npt.NDArray[Any]) -> Any:
     """As the runtime takes it: bfloat16, which numpy does not know, has to be called by its name."""
-    if array.dtype.name != "bfloat16":
+    if array.dtype.kind != "V":
         return array
     return _module().OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(np.uint16), onnx.TensorProto.BFLOAT16)
 

@@ -68,6 +68,7 @@ class OnnxSubject:
         self._folder = folder if path is None else path.parent
         self.label = label
         self._sessions: dict[tuple[str, ...], OnnxSession] = {}
+        self._disturbed: dict[Disturbance, dict[str, npt.NDArray[Any]]] = {}
         self._declared_outputs = [each.name for each in proto.graph.output]
 
     @cached_property
@@ -210,10 +211,16 @@ class OnnxSubject:
     def start(self, fetch: Sequence[str], disturbance: Disturbance | None = None) -> Run:
         """Optimisation off, so that the runtime adds nothing of its own."""
         session = self._session(tuple(name for name in fetch if name not in self._declared_outputs))
-        given = self._weights
-        if disturbance is not None:
-            given = {name: disturbance(array, index) for index, (name, array) in enumerate(given.items())}
+        given = self._weights if disturbance is None else self._disturb(disturbance)
         return lambda feeds: session({**given, **feeds}, fetch)
+
+    def _disturb(self, disturbance: Disturbance) -> dict[str, npt.NDArray[Any]]:
+        """The weights, disturbed; kept, since the runs of one draw are asked for again with other values."""
+        if disturbance not in self._disturbed:
+            self._disturbed[disturbance] = {
+                name: disturbance(array, index) for index, (name, array) in enumerate(self._weights.items())
+            }
+        return self._disturbed[disturbance]
 
     def _session(self, more_outputs: tuple[str, ...]) -> OnnxSession:
         """A session that gives the outputs and some inner values; the last few are kept."""
