@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import shutil
@@ -16,6 +17,7 @@ import pytest
 from onnx import helper, numpy_helper
 from onnx_graphs import model, node, norm, random, statistics
 
+from bnfold import blocks
 from bnfold.api import fuse_file
 from bnfold.errors import InvalidModelError, OutputExistsError
 from bnfold.frontends import onnx as frontend
@@ -141,6 +143,35 @@ def test_a_large_model_gets_external_data(tmp_path: Path, monkeypatch: pytest.Mo
     fuse(tmp_path / "m.onnx", tmp_path / "large.onnx")
     assert len(data_names(tmp_path)) == 1
     assert weights(tmp_path / "small.onnx") == weights(tmp_path / "large.onnx")
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="nothing is flushed in between on this system")
+@pytest.mark.parametrize("failing", ["first", "last"])
+def test_what_cannot_be_flushed_is_an_error_and_no_output(
+    failing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system tells it once, to whoever asks first: in the middle of the file, or before its end is flushed."""
+    monkeypatch.setattr(saving, "FLUSHED", 3000)
+    monkeypatch.setattr(blocks, "ELEMENTS", 100)
+    flushes: list[int] = []
+    flush, wrong = os.fdatasync, 0
+
+    def fail(descriptor: int) -> None:
+        flushes.append(descriptor)
+        if len(flushes) == wrong:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fdatasync", fail)
+    source, output = write(tmp_path / "m.onnx", channels=64), tmp_path / "out.onnx"
+    fuse(source, output)
+    assert len(flushes) > 2
+    expected, listing = weights(output), names(tmp_path)
+    wrong = 1 if failing == "first" else len(flushes)
+    flushes.clear()
+    with pytest.raises(InvalidModelError, match="cannot be written"):
+        fuse(source, output)
+    assert (weights(output), names(tmp_path)) == (expected, listing)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write anywhere")

@@ -11,6 +11,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -33,6 +34,9 @@ THRESHOLD = 1024
 """Bytes above which a tensor is external where the model had no external data before, and is written in pieces."""
 
 HASH_DIGITS = 12
+
+FLUSHED = 1 << 25
+"""Bytes that are put on the disk at a time while more is written."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +175,11 @@ def _write(path: Path, run: Run) -> str:
     digest = hashlib.sha256()
     pending: deque[Future[tuple[bytes, bytes]]] = deque()
     _, parts = run
-    with path.open("wb", buffering=0) as file, ThreadPoolExecutor(WORKERS) as pool:
+    with (
+        path.open("wb", buffering=0) as file,
+        ThreadPoolExecutor(WORKERS) as pool,
+        closing(_Flusher(file.fileno())) as flusher,
+    ):
 
         def write_next() -> None:
             content, own = pending.popleft().result()
@@ -179,6 +187,7 @@ def _write(path: Path, run: Run) -> str:
             left = memoryview(content)
             while left:
                 left = left[file.write(left) :]
+            flusher.note(len(content))
 
         for size, make in parts:
             pending.append(pool.submit(_make, size, make))
@@ -186,8 +195,56 @@ def _write(path: Path, run: Run) -> str:
                 write_next()
         while pending:
             write_next()
+        flusher.wait()  # a failure is told once, to whoever flushed
         os.fsync(file.fileno())
     return digest.hexdigest()[:HASH_DIGITS]
+
+
+class _Flusher:
+    """Puts a file on the disk behind its writer, and gives back the memory in which the system kept it.
+
+    Otherwise a file of gigabytes takes gigabytes of fresh memory from the system, which is slow, and pushes out what
+    other processes have there; and all of it is flushed in the end, while nothing else is to do.
+
+    Args:
+        descriptor: of the file, which is written from its beginning to its end.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._thread = ThreadPoolExecutor(1)
+        self._flushed = self._written = 0
+        self._pending: Future[None] | None = None
+
+    def note(self, count: int) -> None:
+        """Some more bytes are written.
+
+        Raises:
+            OSError: earlier ones cannot be flushed.
+        """
+        self._written += count
+        if self._written - self._flushed < FLUSHED or not hasattr(os, "posix_fadvise"):
+            return
+        self.wait()
+        self._pending = self._thread.submit(self._flush, self._flushed, self._written)
+        self._flushed = self._written
+
+    def _flush(self, start: int, stop: int) -> None:
+        os.fdatasync(self._descriptor)
+        os.posix_fadvise(self._descriptor, start, stop - start, os.POSIX_FADV_DONTNEED)
+
+    def wait(self) -> None:
+        """Until what was begun is on the disk.
+
+        Raises:
+            OSError: it cannot be.
+        """
+        if self._pending is not None:
+            self._pending.result()
+
+    def close(self) -> None:
+        """End, whatever became of it."""
+        self._thread.shutdown()
 
 
 def _make(size: int, make: Callable[[], bytes]) -> tuple[bytes, bytes]:
