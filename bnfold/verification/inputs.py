@@ -278,8 +278,8 @@ PATTERNS: dict[str, Pattern] = {
 }
 
 
-INSIDE = ("impulses", "large")
-"""The patterns on which inner values are looked at in any case: what saturates or lies at a border is seen there."""
+INSIDE = ("ones", "impulses", "large")
+"""The patterns on which inner values are looked at too: what adds up, lies at a border or saturates shows there."""
 
 
 def _draw(declared: Sequence[Declared], sizes: Sizes, pattern: Pattern, generator: np.random.Generator) -> Feeds:
