@@ -81,6 +81,7 @@ class Draft(Generic[N, V]):
         self._ops: dict[N, Op] = {}
         self._root: dict[V, V] = {}
         self._uses: dict[V, list[tuple[N | None, int]]] = {}
+        self._measured: set[V] = set()
 
     def op(self, node: N) -> Op:
         """The node's description, with what it has absorbed."""
@@ -110,12 +111,17 @@ class Draft(Generic[N, V]):
             self._uses[value] = list(self.graph.uses(value))
         return self._uses[value]
 
+    def is_measured(self, value: V) -> bool:
+        """Whether something will read the value's shape alone."""
+        return value in self._measured or self.graph.is_measured(value)
+
     def bypass(self, node: N, *, keep_output_name: bool, index: int = 0) -> None:
         """Let the readers of a node's output read one of its inputs."""
         kept, gone = self.inputs(node)[index], self.graph.outputs(node)[0]
         for value in self.inputs(node):
             self._uses[value] = [use for use in self.uses(value) if use[0] != node]
         self._uses[kept] = self.uses(kept) + self.uses(gone)
+        self._measured.update([kept] if self.is_measured(gone) else [])
         self._root[gone] = kept
         self.edits.append(Bypass(node, keep_output_name, index))
 
@@ -143,6 +149,7 @@ class Draft(Generic[N, V]):
         if made != wanted:
             self._root[wanted] = made
             self._uses[made] = readers
+            self._measured.update([made] if self.is_measured(wanted) else [])
         self.absorbed[host] = absorbed
         self.absorbers.setdefault(host, []).append(join.by)
         self.joins[join.by] = join

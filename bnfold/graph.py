@@ -54,6 +54,10 @@ class Graph(Protocol[N, V]):
         """
         ...
 
+    def is_measured(self, value: V) -> bool:
+        """Whether something reads the value's shape alone: no use, but the shape has to stay."""
+        ...
+
     def round(self, node: N, absorbed: Linear | Affine) -> Rounding:
         """What storing the solved parameters in their types would do; reads one kernel, changes nothing.
 

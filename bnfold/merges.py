@@ -202,11 +202,14 @@ class Merges(Generic[N, V]):
         return None
 
     def _maker(self, value: V, reader: N) -> N | None:
-        """The node that makes a value which `reader` alone reads, as data, once."""
+        """The node that makes a value which `reader` alone reads, as data, once.
+
+        Not even its shape may be read: with the merge, the value is gone, or has the channels of all.
+        """
         draft = self._draft
         uses = draft.uses(value)
         maker = draft.graph.producer(value)
-        if maker is None or len(uses) != 1 or uses[0][0] != reader or uses[0][1] < 0:
+        if maker is None or len(uses) != 1 or uses[0][0] != reader or uses[0][1] < 0 or draft.is_measured(value):
             return None
         return maker if draft.graph.scope(maker) == draft.graph.scope(reader) else None
 

@@ -848,6 +848,24 @@ def test_no_bias_is_made_of_parameters_that_stay_or_are_fewer(case: str) -> None
     assert not merges(outcomes)
 
 
+MEASURED: dict[str, list[onnx.NodeProto]] = {
+    "the first of a stack": [conv("x v", "c"), conv("x v2", "d"), node("Concat", "c d", "y", axis=1)],
+    "the second of a stack": [conv("x v", "d"), conv("x v2", "c"), node("Concat", "d c", "y", axis=1)],
+    "one behind a BatchNorm": [
+        conv("x v", "n"), norm("n", "c", "p_"), conv("x v2", "d"), node("Concat", "c d", "y", axis=1)
+    ],
+    "the inner one of a chain": [conv("x w", "c", **SAME), conv("c thin", "y")],
+    "an addend": [conv("x w", "d", **SAME), conv("x v", "c"), node("Add", "d c", "y")],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", MEASURED)
+def test_a_value_whose_shape_is_read_keeps_its_shape(case: str) -> None:
+    proto = build([*MEASURED[case], node("Shape", "c", "k"), node("Cast", "k", "z", to=11)], outputs="y z")
+    _, outcomes = fuse(proto)
+    assert not merges(outcomes)
+
+
 def test_a_merged_kernel_is_never_in_memory_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, "ELEMENTS", 1 << 15)
     channels = 640

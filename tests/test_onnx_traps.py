@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import ml_dtypes
 import numpy as np
 import onnx
 import onnx_ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from onnx_graphs import evaluate, fuse, model, node, norm, operators, random, statistics
+from onnx.reference import ReferenceEvaluator
+from onnx_graphs import BatchNormalization, evaluate, fuse, model, node, norm, operators, random, statistics
 
 import bnfold
 from bnfold import Fold, Reason, Refusal
@@ -243,6 +246,87 @@ def test_a_scale_that_rounds_to_the_same_size_is_still_a_change() -> None:
     (found,) = bnfold.plan(proto)
     assert isinstance(found, Refusal)
     assert found.reason is Reason.AXIS_MISMATCH
+
+
+@pytest.mark.parametrize("policy", ["not_larger", "not_smaller"])
+def test_an_aspect_ratio_that_is_kept_moves_an_axis_that_keeps_its_size(policy: str) -> None:
+    """Channels are scaled by 0.99, and 40 of them rounded up to 40."""
+    nodes = [
+        node("Conv", "x w", "a"),
+        node("Resize", "a _ _ sizes", "r", mode="nearest", keep_aspect_ratio_policy=policy, axes=[1, 2]),
+        norm("r", "y"),
+    ]
+    constants = {"w": random(40, 3, 1, 1), "sizes": np.array([40, 99]), **statistics(40)}
+    _, (outcome,) = fuse(model(nodes, constants, (1, 3, 100, 2), opset=19, ir_version=9))
+    assert isinstance(outcome, Refusal)
+
+
+def test_a_shape_far_behind_one_that_a_caller_may_replace() -> None:
+    nodes = [
+        node("Reshape", "x s", "u"),
+        node("Conv", "u w", "a"),
+        node("Reshape", "a t", "b"),
+        norm("b", "y"),
+    ]
+    constants = {
+        "s": np.array([1, 4, 8, 8]), "t": np.array([1, 4, 64]), "w": random(4, 4, 1, 1), **statistics(4)
+    }  # fmt: skip
+    proto = model(nodes, constants, (256,), overridable=["s"])
+    del proto.graph.output[0].type.tensor_type.shape.dim[:]
+    proto.graph.output[0].type.tensor_type.shape.dim.extend(onnx.TensorShapeProto.Dimension() for _ in range(3))
+    del proto.graph.value_info[:]
+    fused = bnfold.fuse(proto)
+    feeds = {"x": random(256), "s": np.array([2, 4, 8, 4])}
+    expected, actual = (
+        ReferenceEvaluator(each, new_ops=[BatchNormalization]).run(None, feeds)[0] for each in (proto, fused)
+    )
+    np.testing.assert_allclose(actual, expected, 1e-10)
+
+
+@pytest.mark.parametrize("left_out", ["most", "going"])
+def test_a_loop_without_a_count_or_a_condition_is_valid(left_out: str) -> None:
+    """Both inputs are optional, though there have to be two."""
+    end = helper.make_tensor_value_info
+    body = helper.make_graph(
+        [node("Conv", "a w", "c"), norm("c", "b"), node("Identity", "go", "on")],
+        "body",
+        [end("i", TensorProto.INT64, []), end("go", TensorProto.BOOL, []), end("a", TensorProto.DOUBLE, [1, 4, 5, 5])],
+        [end("on", TensorProto.BOOL, []), end("b", TensorProto.DOUBLE, [1, 4, 5, 5])],
+    )
+    inputs = ["" if each == left_out else each for each in ("most", "going")]
+    constants = {"most": np.array(3), "going": np.array(True), "w": random(4, 4, 1, 1), **statistics(4)}
+    proto = model([node("Relu", "x", "y")], constants, (1, 4, 5, 5))
+    proto.graph.node[0].CopyFrom(helper.make_node("Loop", [*inputs, "x"], ["y"], name="loop", body=body))
+    onnx.checker.check_model(proto)
+    (outcome,) = bnfold.plan(proto)
+    assert isinstance(outcome, Fold)
+
+
+def test_a_rank_that_only_the_removed_value_has() -> None:
+    nodes = [node("Reshape", "x s", "u"), norm("u", "a"), node("MatMul", "a w", "y")]
+    proto = model(nodes, {"w": random(5, 6), **statistics(5)}, (3, 5))
+    del proto.graph.value_info[:]
+    proto.graph.input.append(helper.make_tensor_value_info("s", TensorProto.INT64, ["K"]))
+    proto.graph.value_info.append(helper.make_tensor_value_info("a", TensorProto.DOUBLE, ["N", 5]))
+    (outcome,) = bnfold.fuse(proto, return_outcomes=True)[1]
+    assert isinstance(outcome, Fold)
+
+
+@pytest.mark.parametrize("opset", [1, 6])
+def test_padding_before_opset_7(opset: int) -> None:
+    extra: dict[str, Any] = {"is_test": 1, "consumed_inputs": [0, 0, 0, 1, 1]} if opset == 1 else {"is_test": 1}
+    nodes = [norm("x", "a", **extra), node("Conv", "a w", "y", pads=[1] * 4, kernel_shape=[3, 3])]
+    proto = model(nodes, {"w": random(3, 4, 3, 3), **statistics(4)}, (1, 4, 8, 8), opset=opset, ir_version=3)
+    onnx.checker.check_model(bnfold.fuse(proto))
+
+
+def test_a_bias_beside_a_product_from_the_left_before_opset_7() -> None:
+    """It has to say along which axis it lies."""
+    nodes = [node("MatMul", "w x", "p"), node("Add", "p c", "q", broadcast=1), norm("q", "y", is_test=1)]
+    constants = {"w": random(5, 4), "c": np.array([1.5]), **statistics(5)}
+    fused = bnfold.fuse(model(nodes, constants, (2, 4, 5), opset=6, ir_version=3))
+    (add,) = [each for each in fused.graph.node if each.op_type == "Add"]
+    assert {each.name: each.i for each in add.attribute} == {"broadcast": 1, "axis": 1}
 
 
 def test_idempotence() -> None:

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx_graphs import model, node, norm, random, statistics
 
 import bnfold
-from bnfold import IncomparableError
+from bnfold import IncomparableError, InvalidModelError
 from bnfold.verification import noise, onnx_runtime, onnx_weights, opinion
 
 Array = np.ndarray
@@ -302,6 +302,44 @@ def test_weights_in_bfloat16_are_run_and_disturbed() -> None:
 
     assert bnfold.verify(scaled(1), scaled(1)).is_equivalent
     assert not bnfold.verify(scaled(1), scaled(1.1)).is_equivalent
+
+
+def test_an_input_may_be_a_single_number() -> None:
+    proto = model([node("Mul", "x k", "y")], {"k": random(3)}, ())
+    assert bnfold.verify(proto, proto).is_equivalent
+
+
+@pytest.mark.parametrize("size", [1e200, 1e-160])
+def test_what_is_beyond_squares_is_no_pass(size: float) -> None:
+    """A sum of squares would be infinite, or nothing."""
+
+    def scaled(factor: float) -> onnx.ModelProto:
+        return model([node("MatMul", "x w", "y")], {"w": random(8, 5) * size * factor}, (4, 8))
+
+    assert bnfold.verify(scaled(1), scaled(1)).is_equivalent
+    assert not bnfold.verify(scaled(1), scaled(1.3)).is_equivalent
+
+
+def test_a_shape_that_a_body_casts_is_no_weight() -> None:
+    """Moved by a unit, 4.0 would be cast to 3."""
+    end = helper.make_tensor_value_info("r", TensorProto.FLOAT, ["A", "B"])
+    nodes = [node("Cast", "sizes", "cast", to=TensorProto.INT64), node("Reshape", "x cast", "r")]
+    body = helper.make_graph(nodes, "body", [], [end])
+    constants = {"sizes": np.array([4, 6]), "w": random(6, 3)}
+    made = {name: each.astype(np.float32) for name, each in constants.items()}
+    proto = model([node("MatMul", "x w", "y")], made, (1, 4, 6), dtype=np.float32)
+    proto.graph.input.append(helper.make_tensor_value_info("yes", TensorProto.BOOL, [1]))
+    proto.graph.node[0].input[0] = "z"
+    proto.graph.node.insert(0, helper.make_node("If", ["yes"], ["z"], then_branch=body, else_branch=body))
+    assert onnx_weights.weights(proto.graph) == ["w"]
+
+
+def test_external_data_of_a_model_in_memory_that_is_not_there(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    onnx.save(network(), path, save_as_external_data=True, location="m.data", size_threshold=0)
+    proto = onnx.load(path, load_external_data=False)
+    with pytest.raises(InvalidModelError, match="external data of 'w'"):
+        bnfold.verify(proto, proto)
 
 
 def halved(proto: onnx.ModelProto) -> onnx.ModelProto:

@@ -302,7 +302,7 @@ def _draw_one(declared: Declared, sizes: Sizes, pattern: Pattern, generator: np.
         return generator.integers(0, 2, shape).astype(np.bool_)
     if kind.kind in "OSU":
         return np.full(shape, "a", dtype=object)
-    return pattern(shape, generator).astype(kind)
+    return np.asarray(pattern(shape, generator)).astype(kind)
 
 
 def _real(declared: Sequence[Declared], options: InputOptions) -> list[Sample] | None:

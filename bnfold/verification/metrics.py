@@ -67,6 +67,7 @@ def count_nonfinite(reference: npt.NDArray[Any], candidate: npt.NDArray[Any]) ->
     )
 
 
+@np.errstate(invalid="ignore")
 def signal_to_noise(rms_signal: float, rms_difference: float) -> float:
     """In decibels: ``20 log10(signal / difference)``; infinite where nothing differs."""
     if not rms_difference:

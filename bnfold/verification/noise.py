@@ -70,6 +70,7 @@ class _Sums:
     peak: Array
 
 
+@np.errstate(over="ignore", invalid="ignore")  # float64 whose squares are beyond it
 def measure(array: npt.NDArray[Any], subtract: npt.NDArray[Any] | None = None) -> Extent:
     """The extent of ``array - subtract``; positions where either is not finite count as zero."""
     if array.ndim < 2 or array.size == 0:
@@ -154,6 +155,7 @@ def _difference(array: npt.NDArray[Any], subtract: npt.NDArray[Any] | None, kind
         return array.astype(kind) if subtract is None else np.subtract(array, subtract, dtype=kind)
 
 
+@np.errstate(over="ignore", invalid="ignore")  # float64 whose squares are beyond it
 def combine(draws: Sequence[Extent]) -> Extent:
     """The noise that several draws show: root mean squares over them, and the largest of their peaks."""
     return Extent(
@@ -182,6 +184,7 @@ class Judgement:
     test: str
 
 
+@np.errstate(over="ignore", invalid="ignore")  # float64 whose squares are beyond it
 def judge(difference: Extent, noise: Extent, signal: Extent, dtype: np.dtype[Any]) -> Judgement:
     """Whether a difference is no larger than the noise explains.
 
@@ -202,7 +205,8 @@ def judge(difference: Extent, noise: Extent, signal: Extent, dtype: np.dtype[Any
         level = moved[0] / size[0] if size[0] else 0.0
         variance = moved**2 + shares * moved[0] ** 2 + (level * size) ** 2 + (unit * size + smallest) ** 2
         allowed = FACTOR * np.sqrt(variance)
-        ratios = actual / allowed
+        ratios = np.divide(actual, allowed, out=np.where(actual > 0, np.inf, 0.0), where=allowed > 0)
+        ratios = np.nan_to_num(ratios, nan=np.inf, posinf=np.inf)
         index = int(np.argmax(ratios))
         if name == "peak":
             budget = relative(allowed[0], size[0])

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
+from bnfold.errors import InvalidModelError
 from bnfold.verification.metrics import MANTISSA, ORDERED
 
 ANY, FIRST = frozenset(range(64)), frozenset({0})
@@ -149,10 +150,11 @@ def weights(graph: onnx.GraphProto) -> list[str]:
             readers.setdefault(name, []).append((node, index))
     fixed = {each.name for each in graph.initializer}
     is_noise: dict[str, bool] = {}
-    for node in graph.node:
+    nodes = list(_nodes(graph))
+    for node in nodes:
         if node.input and fixed.issuperset(node.input):
             fixed.update(node.output)
-    for name in [*(name for node in reversed(graph.node) for name in node.output), *fixed]:
+    for name in [*(name for node in reversed(nodes) for name in node.output), *fixed]:
         is_noise.setdefault(name, name not in fixed or _is_noise(readers.get(name, []), fixed, is_noise))
     return [
         each.name
@@ -166,7 +168,9 @@ def weights(graph: onnx.GraphProto) -> list[str]:
 def _is_noise(readers: Sequence[tuple[onnx.NodeProto, int]], fixed: Container[str], known: Mapping[str, bool]) -> bool:
     """Whether all that read a constant only round differently where it moves a little."""
     return all(
-        index in OPERANDS.get(node.op_type, ()) and all(known[name] for name in node.output if name in fixed)
+        node.domain in ("", "ai.onnx")
+        and index in OPERANDS.get(node.op_type, ())
+        and all(known[name] for name in node.output if name in fixed)
         for node, index in readers
     )
 
@@ -186,11 +190,18 @@ def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
 
 
 def read(tensor: onnx.TensorProto, folder: Path) -> npt.NDArray[Any]:
-    """The values of an initializer, read from its file where they are external."""
+    """The values of an initializer, read from its file where they are external.
+
+    Raises:
+        InvalidModelError: they are not there.
+    """
     if tensor.data_location != onnx.TensorProto.EXTERNAL:
         return numpy_helper.to_array(tensor)
     where = {entry.key: entry.value for entry in tensor.external_data}
     dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
     path, offset = folder / where["location"], int(where.get("offset", 0))
     count = int(np.prod(tensor.dims, dtype=object))
-    return np.fromfile(path, dtype, count, offset=offset).reshape(tuple(tensor.dims))
+    try:
+        return np.fromfile(path, dtype, count, offset=offset).reshape(tuple(tensor.dims))
+    except (OSError, ValueError) as error:
+        raise InvalidModelError(f"the external data of {tensor.name!r} cannot be read from {path}: {error}") from error

@@ -248,7 +248,7 @@ def _operator(node: onnx.NodeProto, opset: int, where: str) -> None:
         if find_schema(node.op_type, onnx.defs.onnx_opset_version()) is not None:
             raise ValueError(f"{where}: opset {opset} has no {node.op_type}")
         return
-    if len(node.input) < schema.inputs or not all(node.input[: schema.inputs]):
+    if len(node.input) < schema.inputs or not all(node.input[index] for index in schema.required):
         raise ValueError(f"{where} lacks an input")
     if len(node.output) < schema.outputs or not all(node.output[: schema.outputs]):
         raise ValueError(f"{where} lacks an output")

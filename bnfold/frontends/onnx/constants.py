@@ -16,6 +16,7 @@ from bnfold.errors import UnreadableTensorError
 from bnfold.frontends.onnx.bounds import Budget
 from bnfold.frontends.onnx.pieces import array_rows, read, tensor_rows
 from bnfold.frontends.onnx.scopes import Scopes
+from bnfold.frontends.onnx.shapes import OVERRIDABLE
 from bnfold.frontends.onnx.slots import slots
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ class Constants:
         shapes: dict[ir.Value, tuple[int | str | None, ...]],
         types: dict[ir.Value, ir.DataType],
     ) -> None:
-        self._overridable = model.ir_version >= 4
+        self._overridable = model.ir_version >= OVERRIDABLE
         self._scopes = scopes
         self._shapes = shapes
         self._types = types

@@ -199,7 +199,10 @@ class Editor:
         assert data is not None
         name = self.fresh(f"{node.name or node.outputs[0].name}_pad")
         if version < 11:
-            attributes = [ir.AttrInt64s("pads", pads.tolist()), ir.AttrFloat32("value", fill)]
+            attributes = [
+                ir.AttrInt64s("pads" if version > 1 else "paddings", pads.tolist()),
+                ir.AttrFloat32("value", fill),
+            ]
             pad = ir.Node("", "Pad", [data], attributes, name=name)
         else:
             sizes = self._initializer(node, ir.tensor(pads), f"{name}_pads")

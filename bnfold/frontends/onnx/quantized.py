@@ -59,6 +59,10 @@ def find(value: ir.Value | None, facts: Facts) -> Quantized | None:
         return None
     if not all(each is None or facts.constants.holds(each) for each in node.inputs):
         return None
+    if any(attribute.is_ref() for attribute in node.attributes.values()):
+        raise Unreadable(
+            Reason.NOT_CONSTANT, "an attribute of its quantised weight is given by the caller of a function"
+        )
     if node.attributes.get_int("block_size", 0):
         raise Unreadable(Reason.NOT_CONSTANT, "its weight is quantised in blocks")
     integers, scales, *rest = [facts.constants.get(each) for each in node.inputs if each is not None]

@@ -202,6 +202,8 @@ def _resize(reader: Reader) -> Average:
     before, after = _shapes(reader)
     if len(before) != len(after):
         raise Unreadable(Reason.INVALID_PARAMETERS, "its sizes do not fit its input")
+    if reader.attribute("keep_aspect_ratio_policy", "stretch") != "stretch":  # a size may round back to what it was
+        return Average(frozenset(reader.axis(axis) for axis in reader.attribute("axes", range(len(before)))))
     pairs = zip(before, after, strict=True)  # the sizes are given: where they stay, the scale is one
     return Average(frozenset(axis for axis, sizes in enumerate(pairs) if None in sizes or sizes[0] != sizes[1]))
 

@@ -15,12 +15,14 @@ class Schema:
 
     Attributes:
         inputs, outputs: how many, at least.
+        required: which inputs must be there, by index.
         most_inputs, most_outputs: how many, at most.
         attributes: the types of those that there are, as in `onnx.AttributeProto.AttributeType`.
     """
 
     inputs: int
     outputs: int
+    required: frozenset[int]
     most_inputs: int
     most_outputs: int
     attributes: Mapping[str, int]
@@ -34,4 +36,7 @@ def find_schema(operator: str, opset: int) -> Schema | None:
     except onnx.defs.SchemaError:
         return None
     kinds = {name: int(attribute.type.value) for name, attribute in found.attributes.items()}  # type: ignore[attr-defined]  # an enum of C++ that the stubs do not know
-    return Schema(found.min_input, found.min_output, found.max_input, found.max_output, kinds)
+    optional = onnx.defs.OpSchema.FormalParameterOption.Optional
+    formal = enumerate(found.inputs[: found.min_input])
+    required = frozenset(index for index, each in formal if each.option != optional)
+    return Schema(found.min_input, found.min_output, required, found.max_input, found.max_output, kinds)

@@ -20,6 +20,10 @@ DIM_LIMIT = 1 << 40
 """A dimension that no array has; a larger or a negative one is not known rather than believed."""
 
 
+OVERRIDABLE = 4
+"""The IR version from which on an initializer that is a graph input too is a default, which a caller may replace."""
+
+
 def infer(model: ir.Model) -> tuple[dict[ir.Value, Shape], dict[ir.Value, ir.DataType]]:
     """What is declared, stored, and known to onnx's shape inference; where that fails, the others remain."""
     shapes: dict[ir.Value, Shape] = {}
@@ -46,6 +50,11 @@ def _infer(model: ir.Model) -> onnx.ModelProto | None:
     large = [slot for slot in slots(model) if _is_large(slot.tensor)]
     with lending(large, [placeholder(slot.tensor) for slot in large]):  # so that nobody copies them
         proto = ir.serde.serialize_model(model)
+    if model.ir_version >= OVERRIDABLE:
+        inputs = {each.name for each in proto.graph.input}
+        kept = [each for each in proto.graph.initializer if each.name not in inputs]
+        del proto.graph.initializer[:]
+        proto.graph.initializer.extend(kept)
     return infer_shapes(proto)
 
 

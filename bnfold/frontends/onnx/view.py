@@ -140,7 +140,7 @@ class OnnxGraph:
     def uses(self, value: ir.Value) -> Sequence[tuple[ir.Node | None, int]]:
         found: list[tuple[ir.Node | None, int]] = []
         for reader, index in value.uses():
-            if reader.op_type in READS_ONLY_THE_SHAPE and reader.domain == "":
+            if _reads_only_the_shape(reader):
                 continue
             node = self._product.get(reader, reader)
             indices = list(self._data_indices(node))
@@ -148,6 +148,9 @@ class OnnxGraph:
         if value.is_graph_output():
             found.append((None, -1))
         return found
+
+    def is_measured(self, value: ir.Value) -> bool:
+        return any(_reads_only_the_shape(reader) for reader, _ in value.uses())
 
     def warnings(self) -> list[Caution]:
         """What looks wrong with the statistics of BatchNorms that can be read; part of no protocol."""
@@ -243,11 +246,12 @@ class OnnxGraph:
             return
         if stored.weights.layout is Layout.OUT_IN and version >= 7:
             bias = bias.reshape(-1, 1)
+        attributes = [] if version >= 7 else [ir.AttrInt64("broadcast", 1), ir.AttrInt64("axis", linear.axis_out or 0)]
         add = self._bias_add.get(node)
         if add is not None:
             self._editor.set_parameter(add, 1 - add.inputs.index(node.outputs[0]), ir.tensor(bias))
+            add.attributes.update({each.name: each for each in attributes})
             return
-        attributes = [] if version >= 7 else [ir.AttrInt64("broadcast", 1), ir.AttrInt64("axis", linear.axis_out or 0)]
         product, total = node.outputs[0], self._editor.insert_add(node, ir.tensor(bias), attributes)
         if product in self._facts.shapes:  # what reads the sum may be written after this
             self._facts.shapes[total] = self._facts.shapes[product]
@@ -256,13 +260,23 @@ class OnnxGraph:
 
     def bypass(self, node: ir.Node, *, keep_output_name: bool, index: int = 0) -> None:
         kept = self._data_indices(node)[index]
+        value = node.inputs[kept]
+        if value is not None and len(self._data_indices(node)) == 1:
+            self._know_rank(value, self.outputs(node)[0])
         self._editor.bypass(node, kept, self._parameter_indices(node), keep_output_name=keep_output_name)
 
     def join(self, host: ir.Node, source: ir.Node, root: ir.Node) -> None:
         data = source.inputs[self._data_indices(source)[0]]
         assert data is not None
+        if (read := host.inputs[self._data_indices(host)[0]]) is not None:
+            self._know_rank(data, read)
         self._editor.read(host, self._data_indices(host)[0], data)
         self._editor.replace(self.outputs(root)[0], self.outputs(host)[0])
+
+    def _know_rank(self, value: ir.Value, like: ir.Value) -> None:
+        """Take note that a value has as many axes as another that is known."""
+        if value not in self._facts.shapes and like in self._facts.shapes:
+            self._facts.shapes[value] = (None,) * len(self._facts.shapes[like])
 
     def remove(self, node: ir.Node) -> None:
         add = self._bias_add.get(node)
@@ -275,6 +289,10 @@ class OnnxGraph:
 
     def renew(self, value: ir.Value) -> None:
         self._editor.rename(value, f"{value.name}_folded")
+
+
+def _reads_only_the_shape(node: ir.Node) -> bool:
+    return node.op_type in READS_ONLY_THE_SHAPE and node.domain == ""
 
 
 def _is_batchnorm(node: ir.Node) -> bool:

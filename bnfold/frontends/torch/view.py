@@ -286,6 +286,14 @@ class TorchGraph:
         call = self._calls[user]
         return call.op in ("reshape_as", "expand_as") and call.get("input") is not carrier
 
+    def is_measured(self, value: Value) -> bool:
+        return any(
+            self._calls[user].op == "shape" or user in self._scalars or self._reads_shape_of_other(user, carrier)
+            for carrier in self._carriers(value)
+            for user in carrier.users
+            if user in self._calls
+        )
+
     def warnings(self) -> list[Caution]:
         """What looks wrong with the statistics of BatchNorms that can be read; part of no protocol."""
         found: list[Caution] = []
