@@ -89,6 +89,15 @@ TRAPS: dict[str, Callable[[Any, Tensor], Any]] = {
     "a residual whose skip is read": lambda s, x: (lambda y: s.n(s.b(y)) + y)(s.n(s.a(x))),
     "split, one half used": lambda s, x: s.n(torch.cat([s.a(x).chunk(2, 1)[0]] * 2, 1)),
     "split, halves swapped": lambda s, x: s.n(torch.cat([s.a(x).chunk(2, 1)[1], s.a(x).chunk(2, 1)[0]], 1)),
+    "split, the last half by a negative index": lambda s, x: (lambda p: s.n(torch.cat([p[0], p[-1]], 1)))(
+        s.a(x).chunk(2, 1)
+    ),
+    "split, one half by a negative index": lambda s, x: s.b(
+        torch.cat([s.n(s.a(x)).split([2, 2], 1)[-2], s.m(s.b(x)).split(2, 1)[-1]], 1)
+    ),
+    "split of unknown sizes, by a negative index": lambda s, x: s.b(
+        torch.cat([s.n(s.a(x)).split([x.shape[1] - 2, 2], 1)[-1]] * 2, 1)
+    ),
     "one convolution, two scales": lambda s, x: s.n(s.a(x)) - s.m(s.a(x) * 2),
     "one BatchNorm, two places": lambda s, x: s.n(s.a(torch.sin(s.n(s.b(x))))),
     "the value and the norm leave": lambda s, x: (lambda y: (y, s.n(y)))(s.a(x)),

@@ -92,9 +92,23 @@ class TorchGraph:
         return node not in self._facts.constants.nodes and node not in self._scalars and self._source(node) is None
 
     def _source(self, node: fx.Node) -> Part | None:
-        """What a node picks from one that has several outputs."""
+        """What a node picks from one that has several outputs; None where it is not known which."""
         part = part_of(node)
-        return part if part is not None and part.node in self._calls and self._is_multiple(part.node) else None
+        if part is None or part.node not in self._calls or not self._is_multiple(part.node):
+            return None
+        if part.index >= 0:
+            return part
+        index = part.index + len(self._sizes(part.node))
+        return Part(part.node, index) if index >= 0 else None
+
+    def _sizes(self, node: fx.Node) -> Sequence[int]:
+        """The sizes of all outputs of a chunk or split; none where they are not known."""
+        if self._calls[node].op not in read_carry.CUTS:
+            return ()
+        try:
+            return read_carry.split_sizes(self._reader(node))[1]
+        except Unreadable:
+            return ()
 
     def _is_multiple(self, node: fx.Node) -> bool:
         return self._calls[node].op in MULTIPLE
@@ -241,11 +255,10 @@ class TorchGraph:
             return [node]
         if self._calls[node].op not in read_carry.CUTS:
             return [Part(node, 0)]
-        try:
-            return [Part(node, index) for index in range(len(read_carry.split_sizes(self._reader(node))[1]))]
-        except Unreadable:
-            picked = {part.index for user in node.users if (part := self._source(user))}
-            return [Part(node, index) for index in sorted(picked)]
+        if sizes := self._sizes(node):
+            return [Part(node, index) for index in range(len(sizes))]
+        picked = {part.index for user in node.users if (part := self._source(user))}
+        return [Part(node, index) for index in sorted(picked)]
 
     def producer(self, value: Value) -> fx.Node | None:
         node = value.node if isinstance(value, Part) else value
@@ -255,9 +268,7 @@ class TorchGraph:
         """The nodes that stand for a value."""
         if not isinstance(value, Part):
             return [value]
-        size = len(self.outputs(value.node))
-        picks = [(user, part) for user in value.node.users if (part := self._source(user))]
-        return [user for user, part in picks if part.index % max(size, 1) == value.index]
+        return [user for user in value.node.users if self._source(user) == value]
 
     def uses(self, value: Value) -> Sequence[tuple[fx.Node | None, int]]:
         carriers = self._carriers(value)
