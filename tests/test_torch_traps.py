@@ -112,6 +112,24 @@ TRAPS: dict[str, Callable[[Any, Tensor], Any]] = {
     "a view of the norm is scaled": lambda s, x: (lambda y: (y[:, :1].mul_(0), y)[1])(s.n(s.a(x))),
     "copy into a slice": lambda s, x: (lambda y: (y[:, :2].copy_(y[:, 2:]), s.n(y))[1])(s.a(x).clone()),
     "out= of a function": lambda s, x: (lambda y: (torch.sin(x, out=y), s.n(y))[1])(s.a(x)),
+    "out= of a function, into what was read": lambda s, x: (lambda y: s.a(y) + (torch.mul(y, 2, out=y), s.b(y))[1])(
+        x * x
+    ),
+    "out= of a function, into statistics": lambda s, x: (
+        torch.mul(s.gain.detach().reshape(4), 2, out=s.n.running_mean),
+        s.n(s.a(x)),
+    )[1],
+    "a function in place on what was read": lambda s, x: (lambda y: s.a(y) + (F.selu(y, inplace=True), s.b(y))[1])(
+        x * x
+    ),
+    "a function in place by position": lambda s, x: (lambda y: s.a(y) + (F.celu(y, 0.5, True), s.b(y))[1])(
+        torch.sin(x)
+    ),
+    "a threshold in place by position": lambda s, x: (lambda y: s.a(y) + (F.threshold(y, 0.5, 9, True), s.b(y))[1])(
+        x * x
+    ),
+    "a cast to a tensor class": lambda s, x: s.b(s.n(torch.sin(x)).type("torch.HalfTensor").double()),
+    "a cast to a computed type": lambda s, x: s.b(s.n(torch.sin(x)).to(device="cpu", dtype=x.half().dtype).double()),
     "added to in place": lambda s, x: s.n(s.a(x).add_(s.b(x))),
     "a chain in place": lambda s, x: s.n(s.a(x).mul_(2).add_(1).sub_(s.shift.detach())),
     "index_put": lambda s, x: s.n(s.a(x).index_put((torch.tensor([0]),), torch.zeros((), dtype=x.dtype))),
