@@ -130,6 +130,12 @@ TRAPS: dict[str, Callable[[Any, Tensor], Any]] = {
     ),
     "a cast to a tensor class": lambda s, x: s.b(s.n(torch.sin(x)).type("torch.HalfTensor").double()),
     "a cast to a computed type": lambda s, x: s.b(s.n(torch.sin(x)).to(device="cpu", dtype=x.half().dtype).double()),
+    "into a constant that is computed": lambda s, x: (
+        lambda k: (k[1:2].fill_(3), s.b(x) * (k * 3).view(1, -1, 1, 1))[1]
+    )(torch.ones(4, dtype=x.dtype)),
+    "into a computed bias": lambda s, x: (lambda b: (b.clamp_(min=0), s.n(F.conv2d(x, s.a.weight, b.exp())))[1])(
+        s.a.bias * 1.0
+    ),
     "added to in place": lambda s, x: s.n(s.a(x).add_(s.b(x))),
     "a chain in place": lambda s, x: s.n(s.a(x).mul_(2).add_(1).sub_(s.shift.detach())),
     "index_put": lambda s, x: s.n(s.a(x).index_put((torch.tensor([0]),), torch.zeros((), dtype=x.dtype))),
@@ -196,6 +202,15 @@ def test_trap(name: str) -> None:
         for form, make in FORMS.items():
             print(form)
             assert_same(expected, leaves(make(model)(IMAGE.clone())), 1e-11)
+
+
+def test_statistics_that_change_under_another_name() -> None:
+    model = trained(Code(lambda s, x: (s.tied.add_(x.mean() + 1), s.n(s.a(x)))[1]))
+    model.register_buffer("tied", model.n.running_mean)
+    with torch.no_grad():
+        expected = leaves(copy.deepcopy(model)(IMAGE.clone()))
+        for form in ("graph", "graph with an example"):
+            assert_same(expected, leaves(FORMS[form](copy.deepcopy(model))(IMAGE.clone())), 1e-11)
 
 
 @pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec.*:FutureWarning")  # torch's own

@@ -64,7 +64,7 @@ class TorchGraph:
         constants = Constants(graph, self._calls.__getitem__, store.tensor)
         self._tangled = tangled(self._calls, constants.nodes)
         store.exclude(self._tangled)
-        constants = Constants(graph, self._calls.__getitem__, store.tensor)
+        constants = Constants(graph, self._calls.__getitem__, store.tensor, self._tangled)
         self._facts = self._know(constants, values or {})
         self._scalars = _scalars(graph, self._calls)
         self._names: dict[fx.Node, str] = _distinct({node: self._label(node) for node in self._calls})
