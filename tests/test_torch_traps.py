@@ -136,6 +136,12 @@ TRAPS: dict[str, Callable[[Any, Tensor], Any]] = {
     "into a computed bias": lambda s, x: (lambda b: (b.clamp_(min=0), s.n(F.conv2d(x, s.a.weight, b.exp())))[1])(
         s.a.bias * 1.0
     ),
+    "a cast to a computed type behind a convolution": lambda s, x: s.b(
+        s.n(s.a(x).relu()).to("cpu", x.half().dtype).double()
+    ),
+    "a cast to another's type behind a convolution": lambda s, x: s.b(s.n(s.a(x).relu()).type_as(x.half()).double()),
+    "a cast to what another is": lambda s, x: s.b(s.n(s.a(x).relu()).to(x.half()).double()),
+    "a cast to another's device": lambda s, x: s.b(s.n(s.a(x).relu()).to(x.device).to(x.device, non_blocking=True)),
     "added to in place": lambda s, x: s.n(s.a(x).add_(s.b(x))),
     "a chain in place": lambda s, x: s.n(s.a(x).mul_(2).add_(1).sub_(s.shift.detach())),
     "index_put": lambda s, x: s.n(s.a(x).index_put((torch.tensor([0]),), torch.zeros((), dtype=x.dtype))),
