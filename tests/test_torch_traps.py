@@ -142,6 +142,15 @@ TRAPS: dict[str, Callable[[Any, Tensor], Any]] = {
     "a cast to another's type behind a convolution": lambda s, x: s.b(s.n(s.a(x).relu()).type_as(x.half()).double()),
     "a cast to what another is": lambda s, x: s.b(s.n(s.a(x).relu()).to(x.half()).double()),
     "a cast to another's device": lambda s, x: s.b(s.n(s.a(x).relu()).to(x.device).to(x.device, non_blocking=True)),
+    "into a view with axes moved": lambda s, x: (lambda y: s.a(y) + (y.movedim(0, 1).mul_(2), s.b(y))[1])(x * x),
+    "into one of many views": lambda s, x: (lambda y: s.a(y) + (y.unbind(0)[0].mul_(2), s.b(y))[1])(x * x),
+    "into one of several views": lambda s, x: (lambda y: s.a(y) + (y.tensor_split(2, 1)[1].mul_(2), s.b(y))[1])(x * x),
+    "into a diagonal": lambda s, x: (lambda y: s.a(y) + (y.diagonal(0, 2, 3).mul_(2), s.b(y))[1])(x * x),
+    "into windows": lambda s, x: (lambda y: s.a(y) + (y.unfold(2, 2, 2).mul_(2), s.b(y))[1])(x * x),
+    "into what may be a view": lambda s, x: (lambda y: s.a(y) + (torch.atleast_2d(y).mul_(2), s.b(y))[1])(x * x),
+    "into a sum over nothing": lambda s, x: (lambda y: s.a(y) + (torch.einsum("abcd->abdc", y).mul_(2), s.b(y))[1])(
+        x * x
+    ),
     "added to in place": lambda s, x: s.n(s.a(x).add_(s.b(x))),
     "a chain in place": lambda s, x: s.n(s.a(x).mul_(2).add_(1).sub_(s.shift.detach())),
     "index_put": lambda s, x: s.n(s.a(x).index_put((torch.tensor([0]),), torch.zeros((), dtype=x.dtype))),
