@@ -190,6 +190,15 @@ TRAPS: dict[str, Callable[[Any, Tensor], Any]] = {
     )(torch.sin(x)),
     "a branch that leaves as well": lambda s, x: (lambda y: (lambda z: (z, s.a(y) + z))(s.b(y)))(torch.sin(x)),
     "branches added in place": lambda s, x: (lambda y: s.a(y).add_(s.b(y)).add_(y))(torch.sin(x)),
+    "a branch into a sum with what is read": lambda s, x: (
+        lambda y: (lambda p: ((p + s.b(y)).add_(s.a(y)) * 3, p))(y.relu())
+    )(torch.sin(x)),
+    "a branch into a sum in place, of what is read": lambda s, x: (
+        lambda y: (lambda p: (s.b(y).add_(p).add_(s.a(y)) * 3, p))(y.relu())
+    )(torch.sin(x)),
+    "a branch into a sum of sums": lambda s, x: (
+        lambda y: (lambda p: ((p + s.b(y) + s.c(y)).add_(s.a(y)) * 3, p))(y.relu())
+    )(torch.sin(x)),
     "branches, one module": lambda s, x: (lambda y: s.a(y) + s.a(y) + s.n(s.a(y)))(torch.sin(x)),
     "a row of convolutions": lambda s, x: s.a(s.n(s.b(s.m(s.b(x))))),
     "beside each other": lambda s, x: torch.cat([s.n(s.a(x)), s.m(s.a(x)), s.a(x)], 1),

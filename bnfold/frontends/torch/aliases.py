@@ -90,6 +90,28 @@ def tangled(calls: Mapping[fx.Node, Call], constant: Collection[fx.Node]) -> set
     return found
 
 
+def exposed(calls: Mapping[fx.Node, Call], constant: Collection[fx.Node]) -> set[fx.Node]:
+    """Sums that something writes into, and that hence must not become one of their operands, which others may read."""
+    sources = {node: list(_sources(node, call, constant)) for node, call in calls.items()}
+    shared = {
+        node: [each for each in node.all_input_nodes if each not in constant] if calls[node].op in ARITHMETIC else found
+        for node, found in sources.items()
+    }
+    found: set[fx.Node] = set()
+    seen: set[fx.Node] = set()
+    stack = [each for node, call in calls.items() if call.is_inplace for each in _written(node, call)]
+    while stack:
+        node = stack.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        stack.extend(shared.get(node, ()))
+        is_sum = node in calls and calls[node].op in ARITHMETIC and len(shared[node]) > 1
+        if is_sum and not all(_is_alone(each, shared, calls) for each in shared[node]):
+            found.add(node)
+    return found
+
+
 def _written(node: fx.Node, call: Call) -> list[fx.Node]:
     target = call.arguments.get("input")
     return [target] if call.op != UNKNOWN and isinstance(target, fx.Node) else node.all_input_nodes

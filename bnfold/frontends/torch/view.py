@@ -17,7 +17,7 @@ from torch.fx.node import map_arg
 
 from bnfold.affine import Affine, Array
 from bnfold.frontends.torch import read_affine, read_carry, read_linear, shapes
-from bnfold.frontends.torch.aliases import tangled
+from bnfold.frontends.torch.aliases import exposed, tangled
 from bnfold.frontends.torch.calls import MULTIPLE, UNKNOWN, Call, Handle, Slot, is_parametrized, spell
 from bnfold.frontends.torch.constants import Constants
 from bnfold.frontends.torch.reader import Facts, Part, Reader, Unreadable, Value, opaque, part_of
@@ -25,7 +25,7 @@ from bnfold.frontends.torch.store import Store, take_name
 from bnfold.frontends.torch.tensors import DTYPES, AnyArray
 from bnfold.health import Caution, examine
 from bnfold.linear import Linear, Rounding, measure_parameters, measure_rounding, round_once
-from bnfold.ops import ChannelAffine, Op
+from bnfold.ops import ChannelAffine, Op, Sum
 from bnfold.outcome import Reason
 from bnfold.terms import Parameters
 
@@ -63,6 +63,7 @@ class TorchGraph:
         self._calls = {node: spell(node, root) for node in graph.nodes if node.op in CALLS}
         constants = Constants(graph, self._calls.__getitem__, store.tensor)
         self._tangled = tangled(self._calls, constants.nodes)
+        self._exposed = exposed(self._calls, constants.nodes)
         store.exclude(self._tangled)
         constants = Constants(graph, self._calls.__getitem__, store.tensor, self._tangled)
         self._facts = self._know(constants, values or {})
@@ -170,7 +171,8 @@ class TorchGraph:
             is_shared = any(self._is_shared(read_linear.operand(reader, each)) for each in parameters)
             return replace(linear[0], is_shared=is_shared)
         if (read := read_carry.READERS.get(op)) is not None:
-            return read(reader)
+            found = read(reader)
+            return _unevenly(found) if isinstance(found, Sum) and node in self._exposed else found
         if reader.call.module is not None and _holds_batchnorms(reader.call.module):
             kind = type(reader.call.module).__name__
             detail = f"{kind} is called as a whole, so its BatchNorms are not seen: trace into it"
@@ -420,6 +422,11 @@ class TorchGraph:
     def renew(self, value: Value) -> None:
         for carrier in self._carriers(value):
             self._store.rename(carrier, f"{carrier.name}_folded")
+
+
+def _unevenly(total: Sum) -> Sum:
+    """A sum that carries affines, but out of which nothing is merged in part, since its batch size is not known."""
+    return replace(total, shapes=tuple((None, *shape[1:]) if shape else shape for shape in total.shapes))
 
 
 def occurrences(node: fx.Node) -> list[fx.Node]:
