@@ -89,6 +89,15 @@ TRAPS: dict[str, Callable[[Any, Tensor], Any]] = {
     "a residual whose skip is read": lambda s, x: (lambda y: s.n(s.b(y)) + y)(s.n(s.a(x))),
     "split, one half used": lambda s, x: s.n(torch.cat([s.a(x).chunk(2, 1)[0]] * 2, 1)),
     "split, halves swapped": lambda s, x: s.n(torch.cat([s.a(x).chunk(2, 1)[1], s.a(x).chunk(2, 1)[0]], 1)),
+    "split, the last half by a negative index": lambda s, x: (lambda p: s.n(torch.cat([p[0], p[-1]], 1)))(
+        s.a(x).chunk(2, 1)
+    ),
+    "split, one half by a negative index": lambda s, x: s.b(
+        torch.cat([s.n(s.a(x)).split([2, 2], 1)[-2], s.m(s.b(x)).split(2, 1)[-1]], 1)
+    ),
+    "split of unknown sizes, by a negative index": lambda s, x: s.b(
+        torch.cat([s.n(s.a(x)).split([x.shape[1] - 2, 2], 1)[-1]] * 2, 1)
+    ),
     "one convolution, two scales": lambda s, x: s.n(s.a(x)) - s.m(s.a(x) * 2),
     "one BatchNorm, two places": lambda s, x: s.n(s.a(torch.sin(s.n(s.b(x))))),
     "the value and the norm leave": lambda s, x: (lambda y: (y, s.n(y)))(s.a(x)),
@@ -103,6 +112,45 @@ TRAPS: dict[str, Callable[[Any, Tensor], Any]] = {
     "a view of the norm is scaled": lambda s, x: (lambda y: (y[:, :1].mul_(0), y)[1])(s.n(s.a(x))),
     "copy into a slice": lambda s, x: (lambda y: (y[:, :2].copy_(y[:, 2:]), s.n(y))[1])(s.a(x).clone()),
     "out= of a function": lambda s, x: (lambda y: (torch.sin(x, out=y), s.n(y))[1])(s.a(x)),
+    "out= of a function, into what was read": lambda s, x: (lambda y: s.a(y) + (torch.mul(y, 2, out=y), s.b(y))[1])(
+        x * x
+    ),
+    "out= of a function, into statistics": lambda s, x: (
+        torch.mul(s.gain.detach().reshape(4), 2, out=s.n.running_mean),
+        s.n(s.a(x)),
+    )[1],
+    "a function in place on what was read": lambda s, x: (lambda y: s.a(y) + (F.selu(y, inplace=True), s.b(y))[1])(
+        x * x
+    ),
+    "a function in place by position": lambda s, x: (lambda y: s.a(y) + (F.celu(y, 0.5, True), s.b(y))[1])(
+        torch.sin(x)
+    ),
+    "a threshold in place by position": lambda s, x: (lambda y: s.a(y) + (F.threshold(y, 0.5, 9, True), s.b(y))[1])(
+        x * x
+    ),
+    "a cast to a tensor class": lambda s, x: s.b(s.n(torch.sin(x)).type("torch.HalfTensor").double()),
+    "a cast to a computed type": lambda s, x: s.b(s.n(torch.sin(x)).to(device="cpu", dtype=x.half().dtype).double()),
+    "into a constant that is computed": lambda s, x: (
+        lambda k: (k[1:2].fill_(3), s.b(x) * (k * 3).view(1, -1, 1, 1))[1]
+    )(torch.ones(4, dtype=x.dtype)),
+    "into a computed bias": lambda s, x: (lambda b: (b.clamp_(min=0), s.n(F.conv2d(x, s.a.weight, b.exp())))[1])(
+        s.a.bias * 1.0
+    ),
+    "a cast to a computed type behind a convolution": lambda s, x: s.b(
+        s.n(s.a(x).relu()).to("cpu", x.half().dtype).double()
+    ),
+    "a cast to another's type behind a convolution": lambda s, x: s.b(s.n(s.a(x).relu()).type_as(x.half()).double()),
+    "a cast to what another is": lambda s, x: s.b(s.n(s.a(x).relu()).to(x.half()).double()),
+    "a cast to another's device": lambda s, x: s.b(s.n(s.a(x).relu()).to(x.device).to(x.device, non_blocking=True)),
+    "into a view with axes moved": lambda s, x: (lambda y: s.a(y) + (y.movedim(0, 1).mul_(2), s.b(y))[1])(x * x),
+    "into one of many views": lambda s, x: (lambda y: s.a(y) + (y.unbind(0)[0].mul_(2), s.b(y))[1])(x * x),
+    "into one of several views": lambda s, x: (lambda y: s.a(y) + (y.tensor_split(2, 1)[1].mul_(2), s.b(y))[1])(x * x),
+    "into a diagonal": lambda s, x: (lambda y: s.a(y) + (y.diagonal(0, 2, 3).mul_(2), s.b(y))[1])(x * x),
+    "into windows": lambda s, x: (lambda y: s.a(y) + (y.unfold(2, 2, 2).mul_(2), s.b(y))[1])(x * x),
+    "into what may be a view": lambda s, x: (lambda y: s.a(y) + (torch.atleast_2d(y).mul_(2), s.b(y))[1])(x * x),
+    "into a sum over nothing": lambda s, x: (lambda y: s.a(y) + (torch.einsum("abcd->abdc", y).mul_(2), s.b(y))[1])(
+        x * x
+    ),
     "added to in place": lambda s, x: s.n(s.a(x).add_(s.b(x))),
     "a chain in place": lambda s, x: s.n(s.a(x).mul_(2).add_(1).sub_(s.shift.detach())),
     "index_put": lambda s, x: s.n(s.a(x).index_put((torch.tensor([0]),), torch.zeros((), dtype=x.dtype))),
@@ -142,6 +190,15 @@ TRAPS: dict[str, Callable[[Any, Tensor], Any]] = {
     )(torch.sin(x)),
     "a branch that leaves as well": lambda s, x: (lambda y: (lambda z: (z, s.a(y) + z))(s.b(y)))(torch.sin(x)),
     "branches added in place": lambda s, x: (lambda y: s.a(y).add_(s.b(y)).add_(y))(torch.sin(x)),
+    "a branch into a sum with what is read": lambda s, x: (
+        lambda y: (lambda p: ((p + s.b(y)).add_(s.a(y)) * 3, p))(y.relu())
+    )(torch.sin(x)),
+    "a branch into a sum in place, of what is read": lambda s, x: (
+        lambda y: (lambda p: (s.b(y).add_(p).add_(s.a(y)) * 3, p))(y.relu())
+    )(torch.sin(x)),
+    "a branch into a sum of sums": lambda s, x: (
+        lambda y: (lambda p: ((p + s.b(y) + s.c(y)).add_(s.a(y)) * 3, p))(y.relu())
+    )(torch.sin(x)),
     "branches, one module": lambda s, x: (lambda y: s.a(y) + s.a(y) + s.n(s.a(y)))(torch.sin(x)),
     "a row of convolutions": lambda s, x: s.a(s.n(s.b(s.m(s.b(x))))),
     "beside each other": lambda s, x: torch.cat([s.n(s.a(x)), s.m(s.a(x)), s.a(x)], 1),
@@ -169,6 +226,15 @@ def test_trap(name: str) -> None:
         for form, make in FORMS.items():
             print(form)
             assert_same(expected, leaves(make(model)(IMAGE.clone())), 1e-11)
+
+
+def test_statistics_that_change_under_another_name() -> None:
+    model = trained(Code(lambda s, x: (s.tied.add_(x.mean() + 1), s.n(s.a(x)))[1]))
+    model.register_buffer("tied", model.n.running_mean)
+    with torch.no_grad():
+        expected = leaves(copy.deepcopy(model)(IMAGE.clone()))
+        for form in ("graph", "graph with an example"):
+            assert_same(expected, leaves(FORMS[form](copy.deepcopy(model))(IMAGE.clone())), 1e-11)
 
 
 @pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec.*:FutureWarning")  # torch's own

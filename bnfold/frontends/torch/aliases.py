@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 
+import torch
 from torch import fx
 
 from bnfold.frontends.torch.calls import UNKNOWN, Call
@@ -48,6 +49,21 @@ VIEWS = BATCHNORMS | {
 """Operators whose output may share memory with their input."""
 
 
+UNANNOTATED = frozenset(
+    f"aten::{name}"
+    for name in (
+        "atleast_1d",
+        "atleast_2d",
+        "atleast_3d",
+        "broadcast_tensors",
+        "cartesian_prod",
+        "chain_matmul",
+        "meshgrid",
+        "sum_to_size",
+    )
+)
+"""Operators that may return a view, or what they read, which their schemas do not tell."""
+
 REPEATED = frozenset({"expand", "expand_as", "broadcast_to"})
 """Views in which several elements are one: nothing can be written into them."""
 
@@ -74,6 +90,28 @@ def tangled(calls: Mapping[fx.Node, Call], constant: Collection[fx.Node]) -> set
     return found
 
 
+def exposed(calls: Mapping[fx.Node, Call], constant: Collection[fx.Node]) -> set[fx.Node]:
+    """Sums that something writes into, and that hence must not become one of their operands, which others may read."""
+    sources = {node: list(_sources(node, call, constant)) for node, call in calls.items()}
+    shared = {
+        node: [each for each in node.all_input_nodes if each not in constant] if calls[node].op in ARITHMETIC else found
+        for node, found in sources.items()
+    }
+    found: set[fx.Node] = set()
+    seen: set[fx.Node] = set()
+    stack = [each for node, call in calls.items() if call.is_inplace for each in _written(node, call)]
+    while stack:
+        node = stack.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        stack.extend(shared.get(node, ()))
+        is_sum = node in calls and calls[node].op in ARITHMETIC and len(shared[node]) > 1
+        if is_sum and not all(_is_alone(each, shared, calls) for each in shared[node]):
+            found.add(node)
+    return found
+
+
 def _written(node: fx.Node, call: Call) -> list[fx.Node]:
     target = call.arguments.get("input")
     return [target] if call.op != UNKNOWN and isinstance(target, fx.Node) else node.all_input_nodes
@@ -88,10 +126,20 @@ def _sources(node: fx.Node, call: Call, constant: Collection[fx.Node]) -> Iterat
         source = call.arguments.get("input")
         if isinstance(source, fx.Node):
             yield source
+    elif _may_share(node) or (call.op == "einsum" and len(node.all_input_nodes) == 1):  # a transpose
+        yield from node.all_input_nodes
     elif call.op in ARITHMETIC:
         computed = [each for each in node.all_input_nodes if each not in constant]
         if len(computed) == 1:
             yield computed[0]
+
+
+def _may_share(node: fx.Node) -> bool:
+    """Whether an aten operator returns a view by its schema, or is one of those that do without saying so."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    schema = node.target._schema
+    return schema.name in UNANNOTATED or any(each.alias_info is not None for each in schema.returns)
 
 
 def _is_alone(node: fx.Node, sources: Mapping[fx.Node, list[fx.Node]], calls: Mapping[fx.Node, Call]) -> bool:

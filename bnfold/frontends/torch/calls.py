@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
 import re
 from collections.abc import Callable, Mapping
@@ -259,7 +260,7 @@ def spell(node: fx.Node, root: nn.Module | None) -> Call:
     name = str(_FUNCTION_NAMES.get(target) or getattr(target, "__name__", ""))
     found = _FUNCTIONS.get(target) if callable(target) else None
     is_foreign = found is None and getattr(target, "__module__", None) not in _HARMLESS
-    is_inplace = _ends_inplace(name) or target is operator.setitem or is_foreign
+    is_inplace = _ends_inplace(name) or target is operator.setitem or is_foreign or _is_told_to_write(node)
     return replace(_bind(node, found, is_inplace=is_inplace), dims=_dims(name))
 
 
@@ -276,6 +277,17 @@ def _dims(name: str) -> int | None:
 
 def _ends_inplace(name: str) -> bool:
     return (name.endswith("_") and not name.endswith("__")) or (name.startswith("__i") and name.endswith("__"))
+
+
+def _is_told_to_write(node: fx.Node) -> bool:
+    """Whether a function is given something to write into, or told to write into its input."""
+    if "out" in node.kwargs or node.kwargs.get("inplace", False):
+        return True
+    try:
+        names = list(inspect.signature(node.target).parameters)  # type: ignore[arg-type]
+    except (TypeError, ValueError):  # one of torch's in C, none of which has such a flag
+        return False
+    return "inplace" in names[: len(node.args)] and bool(node.args[names.index("inplace")])
 
 
 def _aten(node: fx.Node, target: torch._ops.OpOverload) -> Call:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import torch
@@ -81,7 +81,7 @@ class Constants:
         graph: whose nodes are asked about.
         call: describes a node.
         stored: the tensor that a node or a place holds; None where it holds none, or one that changes.
-        evaluate: calls a node's function with given arguments.
+        changing: nodes that are no constants, since something may be written into what they make.
     """
 
     def __init__(
@@ -89,13 +89,14 @@ class Constants:
         graph: fx.Graph,
         call: Callable[[fx.Node], Call],
         stored: Callable[[Handle], torch.Tensor | None],
+        changing: Collection[fx.Node] = frozenset(),
     ) -> None:
         self._call = call
         self._stored = stored
         self.nodes: set[fx.Node] = set()
         self._memo: dict[fx.Node, Any] = {}
         for node in graph.nodes:
-            if self._is_constant(node):
+            if node not in changing and self._is_constant(node):
                 self.nodes.add(node)
 
     def _is_constant(self, node: fx.Node) -> bool:

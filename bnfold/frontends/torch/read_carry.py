@@ -326,10 +326,13 @@ def _to(reader: Reader) -> Identity:
     given = reader.dtype()
     listed = [*reader.call.arguments.get("to", ()), *reader.call.arguments.values()]
     wanted = next((each for each in listed if isinstance(each, torch.dtype)), None)
-    if reader.call.op == "type_as" or any(isinstance(each, fx.Node) for each in listed[:1]):
+    others = [value for name, value in reader.call.arguments.items() if name != "input"]
+    if any(isinstance(each, fx.Node) for each in (*others, *reader.call.arguments.get("to", ()))):
         wanted = reader.dtype(reader.node)
         if wanted is None:
             raise Unreadable(Reason.NOT_LINEAR, "the type it casts to is not known")
+    if any(isinstance(each, type) or (isinstance(each, str) and each.startswith("torch.")) for each in listed):
+        raise Unreadable(Reason.NOT_LINEAR, "the type it casts to is the name of a tensor's")
     if wanted is None or given == wanted:
         return Identity()
     if given in BITS and wanted in BITS and BITS[wanted] > BITS[given]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import NoneType
 from typing import Any
 
 import sympy
@@ -55,7 +56,7 @@ SAME_RANK = SAME_SHAPE | {
     "pixel_unshuffle",
     "transpose",
 }
-SAME_TYPE = SAME_RANK | {
+SAME_TYPE = (SAME_RANK - {"cast", "to", "type_as"}) | {
     "cat",
     "chunk",
     "expand",
@@ -69,7 +70,7 @@ SAME_TYPE = SAME_RANK | {
     "squeeze",
     "unflatten",
     "unsqueeze",
-} - {"cast", "to", "type_as"}
+}
 
 
 def recorded(graph: fx.Graph) -> dict[fx.Node, Any]:
@@ -219,6 +220,10 @@ class Inference:
             found: torch.dtype = call.get("dtype")
             return found
         known = self.dtypes.get(source) if isinstance(source, fx.Node) else None
+        if call.op == "type_as":
+            return self.dtypes.get(call.arguments["other"])
+        if call.op == "to":
+            return _cast(call, known)
         if call.op in ("add", "sub", "mul", "div"):
             other = call.get("other")
             second = self.dtypes.get(other) if isinstance(other, fx.Node) else known
@@ -310,6 +315,19 @@ def _asks_for_rank(node: fx.Node) -> bool:
     if node.op == "call_method":
         return node.target in ("dim", "ndimension")
     return node.target is getattr and node.args[1:] == ("ndim",)
+
+
+def _cast(call: Call, known: torch.dtype | None) -> torch.dtype | None:
+    """The type that a cast makes of a known one; None where it is computed, or named as a tensor's."""
+    given = [value for name, value in call.arguments.items() if name not in ("input", "to")]
+    given.extend(call.arguments.get("to", ()))
+    for each in given:
+        if isinstance(each, torch.dtype):
+            return each
+    is_device = [isinstance(each, fx.Node) and each.target is getattr and each.args[1] == "device" for each in given]
+    plain = [isinstance(each, bool | torch.device | torch.memory_format | NoneType) for each in given]
+    named = [isinstance(each, str) and not each.startswith("torch.") for each in given]
+    return known if all(map(any, zip(is_device, plain, named, strict=True))) else None
 
 
 def _flattened(before: Shape, call: Call) -> Shape | None:

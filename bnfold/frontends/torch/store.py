@@ -156,7 +156,7 @@ class ModuleStore:
     def __init__(self, root: nn.Module, graph: fx.Graph) -> None:
         self._root = root
         self._graph = graph
-        self._changing: set[tuple[int, str]] = set()
+        self._changing: dict[int, torch.Tensor] = {}  # by memory; held so that nothing else gets it
 
     def _owner(self, handle: object) -> tuple[nn.Module, str] | None:
         if isinstance(handle, Slot):
@@ -171,10 +171,8 @@ class ModuleStore:
 
     def tensor(self, handle: object) -> torch.Tensor | None:
         owner = self._owner(handle)
-        if owner is None or (id(owner[0]), owner[1]) in self._changing:
-            return None
-        found = getattr(*owner, None)
-        return found if isinstance(found, torch.Tensor) else None
+        found = getattr(*owner, None) if owner is not None else None
+        return found if isinstance(found, torch.Tensor) and _memory(found) not in self._changing else None
 
     def place_of_source(self, handle: object) -> str | None:
         if isinstance(handle, Slot):
@@ -189,9 +187,9 @@ class ModuleStore:
 
     def exclude(self, nodes: Collection[fx.Node]) -> None:
         for node in nodes:
-            owner = self._owner(node)
-            if owner is not None:
-                self._changing.add((id(owner[0]), owner[1]))
+            found = self.tensor(node)
+            if found is not None:
+                self._changing[_memory(found)] = found
 
     def nested_batchnorms(self, graph: fx.Graph) -> Iterator[tuple[fx.Node, str]]:
         return nested(graph, self._root)
@@ -317,6 +315,14 @@ class ModuleStore:
 
     def rename(self, node: fx.Node, wish: str) -> None:
         node._rename(wish)
+
+
+def _memory(tensor: torch.Tensor) -> int:
+    """What tensors that share memory have in common, whatever they are called."""
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except (NotImplementedError, RuntimeError):  # sparse and the like
+        return id(tensor)
 
 
 def _has(root: nn.Module, path: str) -> bool:

@@ -17,7 +17,7 @@ from torch.fx.node import map_arg
 
 from bnfold.affine import Affine, Array
 from bnfold.frontends.torch import read_affine, read_carry, read_linear, shapes
-from bnfold.frontends.torch.aliases import tangled
+from bnfold.frontends.torch.aliases import exposed, tangled
 from bnfold.frontends.torch.calls import MULTIPLE, UNKNOWN, Call, Handle, Slot, is_parametrized, spell
 from bnfold.frontends.torch.constants import Constants
 from bnfold.frontends.torch.reader import Facts, Part, Reader, Unreadable, Value, opaque, part_of
@@ -25,7 +25,7 @@ from bnfold.frontends.torch.store import Store, take_name
 from bnfold.frontends.torch.tensors import DTYPES, AnyArray
 from bnfold.health import Caution, examine
 from bnfold.linear import Linear, Rounding, measure_parameters, measure_rounding, round_once
-from bnfold.ops import ChannelAffine, Op
+from bnfold.ops import ChannelAffine, Op, Sum
 from bnfold.outcome import Reason
 from bnfold.terms import Parameters
 
@@ -63,8 +63,9 @@ class TorchGraph:
         self._calls = {node: spell(node, root) for node in graph.nodes if node.op in CALLS}
         constants = Constants(graph, self._calls.__getitem__, store.tensor)
         self._tangled = tangled(self._calls, constants.nodes)
+        self._exposed = exposed(self._calls, constants.nodes)
         store.exclude(self._tangled)
-        constants = Constants(graph, self._calls.__getitem__, store.tensor)
+        constants = Constants(graph, self._calls.__getitem__, store.tensor, self._tangled)
         self._facts = self._know(constants, values or {})
         self._scalars = _scalars(graph, self._calls)
         self._names: dict[fx.Node, str] = _distinct({node: self._label(node) for node in self._calls})
@@ -92,9 +93,23 @@ class TorchGraph:
         return node not in self._facts.constants.nodes and node not in self._scalars and self._source(node) is None
 
     def _source(self, node: fx.Node) -> Part | None:
-        """What a node picks from one that has several outputs."""
+        """What a node picks from one that has several outputs; None where it is not known which."""
         part = part_of(node)
-        return part if part is not None and part.node in self._calls and self._is_multiple(part.node) else None
+        if part is None or part.node not in self._calls or not self._is_multiple(part.node):
+            return None
+        if part.index >= 0:
+            return part
+        index = part.index + len(self._sizes(part.node))
+        return Part(part.node, index) if index >= 0 else None
+
+    def _sizes(self, node: fx.Node) -> Sequence[int]:
+        """The sizes of all outputs of a chunk or split; none where they are not known."""
+        if self._calls[node].op not in read_carry.CUTS:
+            return ()
+        try:
+            return read_carry.split_sizes(self._reader(node))[1]
+        except Unreadable:
+            return ()
 
     def _is_multiple(self, node: fx.Node) -> bool:
         return self._calls[node].op in MULTIPLE
@@ -156,7 +171,8 @@ class TorchGraph:
             is_shared = any(self._is_shared(read_linear.operand(reader, each)) for each in parameters)
             return replace(linear[0], is_shared=is_shared)
         if (read := read_carry.READERS.get(op)) is not None:
-            return read(reader)
+            found = read(reader)
+            return _unevenly(found) if isinstance(found, Sum) and node in self._exposed else found
         if reader.call.module is not None and _holds_batchnorms(reader.call.module):
             kind = type(reader.call.module).__name__
             detail = f"{kind} is called as a whole, so its BatchNorms are not seen: trace into it"
@@ -241,11 +257,10 @@ class TorchGraph:
             return [node]
         if self._calls[node].op not in read_carry.CUTS:
             return [Part(node, 0)]
-        try:
-            return [Part(node, index) for index in range(len(read_carry.split_sizes(self._reader(node))[1]))]
-        except Unreadable:
-            picked = {part.index for user in node.users if (part := self._source(user))}
-            return [Part(node, index) for index in sorted(picked)]
+        if sizes := self._sizes(node):
+            return [Part(node, index) for index in range(len(sizes))]
+        picked = {part.index for user in node.users if (part := self._source(user))}
+        return [Part(node, index) for index in sorted(picked)]
 
     def producer(self, value: Value) -> fx.Node | None:
         node = value.node if isinstance(value, Part) else value
@@ -255,9 +270,7 @@ class TorchGraph:
         """The nodes that stand for a value."""
         if not isinstance(value, Part):
             return [value]
-        size = len(self.outputs(value.node))
-        picks = [(user, part) for user in value.node.users if (part := self._source(user))]
-        return [user for user, part in picks if part.index % max(size, 1) == value.index]
+        return [user for user in value.node.users if self._source(user) == value]
 
     def uses(self, value: Value) -> Sequence[tuple[fx.Node | None, int]]:
         carriers = self._carriers(value)
@@ -417,6 +430,11 @@ class TorchGraph:
     def renew(self, value: Value) -> None:
         for carrier in self._carriers(value):
             self._store.rename(carrier, f"{carrier.name}_folded")
+
+
+def _unevenly(total: Sum) -> Sum:
+    """A sum that carries affines, but out of which nothing is merged in part, since its batch size is not known."""
+    return replace(total, shapes=tuple((None, *shape[1:]) if shape else shape for shape in total.shapes))
 
 
 def occurrences(node: fx.Node) -> list[fx.Node]:
