@@ -1036,3 +1036,35 @@ def test_an_export_leaves_the_plain_tensors_of_the_argument_alone() -> None:
     model = pair(count_up)
     bnfold.fuse(model, example_inputs=IMAGE)
     assert model.count == 0
+
+
+class Doubled(nn.Conv2d):
+    """A convolution whose weight is a property."""
+
+    def __init__(self, *sizes: int) -> None:
+        super().__init__(*sizes)
+        self.raw = self._parameters.pop("weight")
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        return self.raw * 2
+
+
+MADE: dict[str, Callable[[], nn.Module]] = {
+    "in the forward": lambda: pair(lambda m, x: m.norm(F.conv2d(x, torch.ones(6, 4, 1, 1, dtype=x.dtype)))),
+    "in the forward, of a type": lambda: pair(lambda m, x: m.norm(F.conv2d(x, torch.ones(6, 4, 1, 1).double()))),
+    "a plain tensor": lambda: pair(lambda m, x: m.norm(F.conv2d(x, m.plain)), plain=drawn(6, 4, 1, 1)),
+    "a property": lambda: pair(lambda m, x: m.norm(m.conv(x)), conv=Doubled(4, 6, 3)),
+    "not registered": lambda: pair(lambda m, x: m.norm(m.inner[0](x)), inner=[nn.Conv2d(4, 6, 1).double()]),
+}
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_a_weight_that_is_no_parameter_stays(name: str) -> None:
+    _, outcomes = fuse(MADE[name](), IMAGE, example_inputs=IMAGE)
+    assert isinstance(sole(outcomes), Refusal)
+
+
+@pytest.mark.parametrize("name", ["in the forward", "in the forward, of a type"])
+def test_a_program_with_a_weight_made_in_the_forward_folds(name: str) -> None:
+    assert_folds(torch.export.export(MADE[name](), (IMAGE,)), IMAGE)
