@@ -950,3 +950,121 @@ def test_an_export_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
 def test_example_inputs_that_do_not_fit_are_an_error(given: object) -> None:
     with pytest.raises(UnsupportedModelError, match=r"example_inputs do not fit Net\.forward"):
         bnfold.fuse(net(), example_inputs=given)
+
+
+# What a trace does not show
+
+
+class Pair(nn.Module):
+    """A convolution and a BatchNorm, called by a function, and what else an example needs."""
+
+    def __init__(self, call: Callable[..., Any], **held: Any) -> None:
+        super().__init__()
+        self.call = call
+        self.conv, self.norm = nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6)
+        self.extra = nn.Parameter(torch.ones(6, 4, 3, 3))
+        self.count = torch.zeros(1)
+        self.register_buffer("state", torch.zeros(1))
+        for name, value in held.items():
+            setattr(self, name, value)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.call(self, x)
+
+
+def pair(call: Callable[..., Any], **held: Any) -> Any:
+    return trained(Pair(call, **held))
+
+
+def count_up(m: Any, x: Tensor) -> Tensor:
+    m.count += 1
+    return m.norm(m.conv(x))
+
+
+def halve(m: Any, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        for each in m.conv.parameters():
+            each.mul_(0.5)
+    return m.norm(m.conv(x))
+
+
+def assign_buffer(m: Any, x: Tensor) -> Tensor:
+    m.state = m.state + 1
+    return m.norm(m.conv(x))
+
+
+def assign_data(m: Any, x: Tensor) -> Tensor:
+    m.conv.weight.data = m.extra * 2
+    return m.norm(m.conv(x))
+
+
+OUTSIDE: dict[str, Callable[[Any, Tensor], Any]] = {
+    "a counter": count_up,
+    "a write into parameters": halve,
+    "an assigned buffer": assign_buffer,
+    "assigned data": assign_data,
+    "parameters()": lambda m, x: (m.norm(m.conv(x)), sum(each.pow(2).sum() for each in m.parameters())),
+    "named_parameters()": lambda m, x: m.norm(m.conv(x)) * dict(m.named_parameters())["conv.weight"].mean(),
+    "_parameters": lambda m, x: m.norm(m.conv(x)) * m.conv._parameters["weight"].mean(),
+    "state_dict()": lambda m, x: m.norm(m.conv(x)) * m.state_dict()["conv.weight"].mean(),
+    "a vector": lambda m, x: m.norm(m.conv(x)) * nn.utils.parameters_to_vector(m.conv.parameters()).mean(),
+    "numbers": lambda m, x: m.norm(m.conv(x)) * next(m.conv.parameters()).flatten().tolist()[0],
+}
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_tensors_reached_past_the_trace_are_an_error_and_the_argument_stays(name: str) -> None:
+    model = pair(OUTSIDE[name])
+    held = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(UnsupportedModelError, match=r"cannot be traced .*: pass example_inputs"):
+        bnfold.fuse(model)
+    assert all(torch.equal(tensor, held[name]) for name, tensor in model.state_dict().items())
+    assert model.count == 0
+
+
+def test_what_tells_nothing_of_the_content_of_parameters_folds() -> None:
+    assert_folds(pair(lambda m, x: m.norm(m.conv(x.to(next(m.parameters()).dtype)))), IMAGE)
+
+
+@pytest.mark.parametrize("name", ["parameters()", "_parameters", "state_dict()"])
+def test_parameters_read_elsewhere_stay_where_the_model_is_exported(name: str) -> None:
+    _, outcomes = fuse(pair(OUTSIDE[name]), IMAGE, example_inputs=IMAGE)
+    assert isinstance(sole(outcomes), Refusal)
+
+
+def test_an_export_leaves_the_plain_tensors_of_the_argument_alone() -> None:
+    model = pair(count_up)
+    bnfold.fuse(model, example_inputs=IMAGE)
+    assert model.count == 0
+
+
+class Doubled(nn.Conv2d):
+    """A convolution whose weight is a property."""
+
+    def __init__(self, *sizes: int) -> None:
+        super().__init__(*sizes)
+        self.raw = self._parameters.pop("weight")
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        return self.raw * 2
+
+
+MADE: dict[str, Callable[[], nn.Module]] = {
+    "in the forward": lambda: pair(lambda m, x: m.norm(F.conv2d(x, torch.ones(6, 4, 1, 1, dtype=x.dtype)))),
+    "in the forward, of a type": lambda: pair(lambda m, x: m.norm(F.conv2d(x, torch.ones(6, 4, 1, 1).double()))),
+    "a plain tensor": lambda: pair(lambda m, x: m.norm(F.conv2d(x, m.plain)), plain=drawn(6, 4, 1, 1)),
+    "a property": lambda: pair(lambda m, x: m.norm(m.conv(x)), conv=Doubled(4, 6, 3)),
+    "not registered": lambda: pair(lambda m, x: m.norm(m.inner[0](x)), inner=[nn.Conv2d(4, 6, 1).double()]),
+}
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_a_weight_that_is_no_parameter_stays(name: str) -> None:
+    _, outcomes = fuse(MADE[name](), IMAGE, example_inputs=IMAGE)
+    assert isinstance(sole(outcomes), Refusal)
+
+
+@pytest.mark.parametrize("name", ["in the forward", "in the forward, of a type"])
+def test_a_program_with_a_weight_made_in_the_forward_folds(name: str) -> None:
+    assert_folds(torch.export.export(MADE[name](), (IMAGE,)), IMAGE)

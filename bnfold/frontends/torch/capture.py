@@ -15,6 +15,7 @@ import sympy
 import torch
 from torch import fx, nn
 from torch.nn.modules import module as nn_module
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree
 
 from bnfold.errors import UnsupportedModelError
@@ -27,6 +28,29 @@ from bnfold.lines import one_line
 class UntraceableError(UnsupportedModelError):
     """A forward that cannot be traced: its code was fed with proxies and raised something."""
 
+
+LOOKS = {
+    *(
+        getattr(torch.Tensor, name).__get__
+        for name in (
+            *("device", "dtype", "grad_fn", "is_cpu", "is_cuda", "is_leaf", "is_meta", "is_mps", "is_nested"),
+            *("is_quantized", "is_sparse", "is_xpu", "itemsize", "layout", "nbytes", "ndim"),
+            *("requires_grad", "shape"),
+        )
+    ),
+    *(
+        getattr(torch.Tensor, name)
+        for name in (
+            *("__hash__", "__len__", "dim", "element_size", "get_device", "is_complex", "is_contiguous"),
+            *("is_floating_point", "ndimension", "nelement", "numel", "size", "stride"),
+        )
+    ),
+    torch.is_complex,
+    torch.is_floating_point,
+    torch.is_tensor,
+    torch.numel,
+}
+"""What tells nothing of the content of a tensor."""
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
@@ -75,6 +99,11 @@ class _TensorProxy(fx.Proxy):
     def __getattr__(self, name: str) -> Any:
         return False if name in ("_is_param", "_is_buffer") else super().__getattr__(name)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if hasattr(torch.Tensor, name):  # .data, .grad, ...: no graph can show it
+            raise AttributeError(f"it assigns the attribute {name} of a tensor")
+        super().__setattr__(name, value)
+
 
 def _writing(function: Any) -> Any:
     """``x += y``, recorded as what it is: fx itself would record ``x + y``, which does not write into x."""
@@ -87,6 +116,39 @@ def _writing(function: Any) -> Any:
 
 for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul", "iand", "ior", "ixor"):
     setattr(_TensorProxy, f"__{_name}__", _writing(getattr(operator, _name)))
+
+
+class _Watch(TorchFunctionMode):
+    """Refuses what is computed at once from a module's tensors, or written into them, while its code is traced.
+
+    Such tensors are not proxies where the code reaches them past the module's attributes, as by ``parameters()``; the
+    trace would hold the result as a constant.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self._held = _held(module)
+        self.refusal: str | None = None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func not in LOOKS:
+            leaves = _pytree.tree_leaves((args, kwargs))
+            if any(id(each) in self._held for each in leaves) and not any(_is_proxy(each) for each in leaves):
+                what = getattr(func, "__name__", str(func))
+                self.refusal = f"it reads or changes the module's tensors outside of the trace, with {what}"
+                raise RuntimeError(self.refusal)
+        return func(*args, **kwargs)
+
+
+def _is_proxy(value: Any) -> bool:
+    return issubclass(type(value), fx.Proxy)
+
+
+def _held(module: nn.Module) -> dict[int, torch.Tensor]:
+    """The tensors of a module, wherever its attributes hold them, by their identity."""
+    leaves = [leaf for each in module.modules() for leaf in _pytree.tree_leaves(dict(vars(each)))]
+    return {id(leaf): leaf for leaf in leaves if isinstance(leaf, torch.Tensor)}
 
 
 class _Tracer(fx.Tracer):
@@ -174,10 +236,40 @@ def _trace_leaf() -> Trace:
 def _quietly(tracer: fx.Tracer, module: nn.Module, fixed: Mapping[str, Any]) -> fx.Graph:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        watch = _Watch(module)
         try:
-            return tracer.trace(module, dict(fixed))
+            with _restored(module), watch:
+                graph = tracer.trace(module, dict(fixed))
+        except UntraceableError:
+            raise
         except Exception as error:  # a forward is any Python, and what it does with a proxy may raise anything
-            raise UntraceableError(line(error)) from error
+            raise UntraceableError(watch.refusal or line(error)) from error
+        if watch.refusal is not None:  # the code caught it
+            raise UntraceableError(watch.refusal)
+        return graph
+
+
+@contextmanager
+def _restored(module: nn.Module) -> Iterator[None]:
+    """Gives the modules back the parameters and buffers that they had.
+
+    Raises:
+        UntraceableError: the code inside put others in their place.
+    """
+    held = [(path, each, dict(each._parameters), dict(each._buffers)) for path, each in module.named_modules()]
+    changed: list[str] = []
+    try:
+        yield
+    finally:
+        for path, each, *before in held:
+            for now, old in zip((each._parameters, each._buffers), before, strict=True):
+                names = [name for name in {**now, **old} if now.get(name) is not old.get(name) or name not in old]
+                changed.extend(f"{path}.{name}".removeprefix(".") for name in names)
+                if names:
+                    now.clear()
+                    now.update(old)
+    if changed:
+        raise UntraceableError(f"it assigns {', '.join(sorted(changed))}")
 
 
 def _outline(graph: fx.Graph) -> list[tuple[str, str]]:

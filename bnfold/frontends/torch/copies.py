@@ -16,23 +16,28 @@ from bnfold.lines import one_line
 M = TypeVar("M", bound=nn.Module)
 
 
-def _shared(module: nn.Module) -> dict[int, Any]:
-    """A memo that lets `deepcopy` keep every tensor of a module as it is."""
+def _shared(module: nn.Module, *, is_twin: bool = False) -> dict[int, Any]:
+    """A memo that lets `deepcopy` keep every tensor of a module as it is; for a twin, those that are registered."""
     memo: dict[int, Any] = {}
     for each in module.modules():
-        held = [*each._parameters.values(), *each._buffers.values(), *vars(each).values()]
+        plain = () if is_twin else vars(each).values()
+        held = [*each._parameters.values(), *each._buffers.values(), *plain]
         memo.update((id(tensor), tensor) for tensor in held if isinstance(tensor, torch.Tensor))
     return memo
 
 
-def copy_module(module: M) -> M:
+def copy_module(module: M, *, is_twin: bool = False) -> M:
     """A module of the same class and structure, whose tensors are those of the original.
+
+    Args:
+        module: what is copied.
+        is_twin: the copy's code will run: it gets plain tensor attributes of its own, which the code may write into.
 
     Raises:
         UnsupportedModelError: something in it cannot be copied.
     """
     try:
-        return copy.deepcopy(module, _shared(module))
+        return copy.deepcopy(module, _shared(module, is_twin=is_twin))
     except Exception as error:  # a module's own __deepcopy__ or __reduce__ may raise anything
         text = one_line(str(error), 200)
         raise UnsupportedModelError(f"{type(module).__name__} cannot be copied ({text}): pass inplace=True") from error

@@ -119,13 +119,18 @@ class OwnedGraph(TorchGraph):
         return [str(path) for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
 
     def _stop_owner(self, path: str, names: list[str]) -> Stop | None:
-        owner = self._module.get_submodule(path)
+        try:
+            owner = self._module.get_submodule(path)
+        except AttributeError:  # held by a plain attribute
+            return _forward_code("its parameters belong to no submodule")
         if is_parametrized(owner):
             return Stop(Reason.PARAMETRIZED, "its weight is computed from other parameters")
         if (hook := hook_of(owner)) is not None and path:
             return Stop(Reason.HOOK, f"the hook {hook} is registered on {path}")
         for name in names:
-            tensor = getattr(owner, name)
+            tensor = owner._parameters.get(name, owner._buffers.get(name))
+            if tensor is None:
+                return _forward_code(f"its {name} is no parameter or buffer")
             if len(self._homes[id(tensor)]) > 1:
                 return Stop(Reason.SECOND_USE, f"its {name} is tied: {', '.join(self._homes[id(tensor)])}")
             if self._readings[id(tensor)] > 1:

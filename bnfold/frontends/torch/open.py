@@ -122,10 +122,7 @@ def _open_graph_module(module: fx.GraphModule, inputs: Inputs | None) -> Opened:
 
 def _open_module(module: nn.Module, inputs: Inputs | None) -> Opened:
     """What is read is a twin, since running the code under a trace leaves its marks in the attributes of a module."""
-    try:
-        twin = copy_module(module)
-    except UnsupportedModelError:
-        twin = module
+    twin = _twin(module)
     try:
         traced = capture.trace(twin, inputs)
     except capture.UntraceableError as error:
@@ -134,7 +131,7 @@ def _open_module(module: nn.Module, inputs: Inputs | None) -> Opened:
             raise UnsupportedModelError(
                 f"the forward of {kind} cannot be traced ({error}): pass example_inputs, or an ExportedProgram"
             ) from error
-        return _open_exported(module, twin, inputs)
+        return _open_exported(module, _twin(module), inputs)
 
     fixed = fixed_batchnorms(
         twin, _targets(traced.graph), lambda: _targets(capture.trace(twin, inputs, is_outline=True).graph)
@@ -147,6 +144,13 @@ def _open_module(module: nn.Module, inputs: Inputs | None) -> Opened:
         return TorchGraph(traced.graph, twin, store, traced.values, traced.observed, traced.recast)
 
     return Opened(graph, module, graph.finish, free)
+
+
+def _twin(module: nn.Module) -> nn.Module:
+    try:
+        return copy_module(module, is_twin=True)
+    except UnsupportedModelError:
+        return module
 
 
 def _open_exported(module: nn.Module, twin: nn.Module, inputs: Inputs) -> Opened:

@@ -103,7 +103,9 @@ class ProgramStore:
             if held is not None:
                 return held
         place = self.place_of_source(pattern)
-        assert place is not None
+        if place is None:  # computed from nothing that is stored, as by torch.ones
+            value = pattern.meta["val"]
+            return torch.empty(0, dtype=value.dtype, device=value.device)
         found = self.program.state_dict.get(place, self.program.constants.get(place))
         assert isinstance(found, torch.Tensor)
         return found
