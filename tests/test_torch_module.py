@@ -1068,3 +1068,50 @@ def test_a_weight_that_is_no_parameter_stays(name: str) -> None:
 @pytest.mark.parametrize("name", ["in the forward", "in the forward, of a type"])
 def test_a_program_with_a_weight_made_in_the_forward_folds(name: str) -> None:
     assert_folds(torch.export.export(MADE[name](), (IMAGE,)), IMAGE)
+
+
+def through_list(m: Any, x: Tensor) -> Tensor:
+    if x.shape[0] > 1:
+        x = x * 1.0
+    for each in m.layers:
+        x = each(x)
+    return x
+
+
+def look(m: Any, x: Tensor) -> Tensor:
+    return m.norm(m.conv(x)) * (0.5 if isinstance(m.norm, nn.BatchNorm2d) else 1.0)
+
+
+def look_for_bias(m: Any, x: Tensor) -> Tensor:
+    return m.norm(m.conv(x)) * (2.0 if m.conv.bias is not None else 1.0)
+
+
+def with_references() -> Any:
+    model = pair(lambda m, x: m.norm(F.conv2d(x, m.held[0], m.held[1])))
+    model.held = [model.conv.weight, model.conv.bias]
+    return model
+
+
+LOOKING: dict[str, Callable[[], Any]] = {
+    "a number by a type": lambda: pair(look),
+    "a number by a bias": lambda: pair(look_for_bias, conv=nn.Conv2d(4, 6, 3, bias=False)),
+    "a list of parameters": with_references,
+}
+
+
+@pytest.mark.parametrize("name", LOOKING)
+def test_forward_code_that_looks_at_a_module_or_holds_old_parameters_stays(name: str) -> None:
+    _, outcomes = fuse(LOOKING[name](), IMAGE)
+    assert isinstance(sole(outcomes), Refusal)
+
+
+def test_an_output_that_tells_the_type_of_a_module_stays() -> None:
+    model = pair(lambda m, x: (m.norm(m.conv(x)), isinstance(m.norm, nn.BatchNorm2d)))
+    assert bnfold.fuse(model)(IMAGE)[1] is True
+
+
+def test_a_batchnorm_in_a_plain_list_stays_where_the_model_is_exported() -> None:
+    model = pair(through_list)
+    model.layers = [model.conv, model.norm]
+    _, outcomes = fuse(model, IMAGE, example_inputs=IMAGE)
+    assert isinstance(sole(outcomes), Refusal)

@@ -6,7 +6,7 @@ import inspect
 import logging
 import operator
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,13 +14,14 @@ from typing import Any
 import sympy
 import torch
 from torch import fx, nn
+from torch.export.graph_signature import InputKind
 from torch.nn.modules import module as nn_module
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree
 
 from bnfold.errors import UnsupportedModelError
 from bnfold.frontends.torch import shapes
-from bnfold.frontends.torch.calls import is_known_forward, is_parametrized, is_plain_module
+from bnfold.frontends.torch.calls import is_known_forward, is_parametrized, is_plain_module, spell
 from bnfold.frontends.torch.view import VALUE_HOOKS, hook_of
 from bnfold.lines import one_line
 
@@ -51,6 +52,8 @@ LOOKS = {
     torch.numel,
 }
 """What tells nothing of the content of a tensor."""
+
+LINEAR = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear")
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
@@ -426,6 +429,86 @@ def _every_size(value: Any) -> Any:
 def line(error: Exception | None) -> str:
     """The type of an error, and what it says on one line."""
     return f"{type(error).__name__}: {one_line(str(error), 200)}"
+
+
+def stack(node: fx.Node) -> list[str]:
+    """The paths of the modules in whose forward a node was made, innermost last."""
+    return [str(path) for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
+
+
+def portray(graph: fx.Graph, root: nn.Module) -> list[str]:
+    """All that a trace says: what is called with what, literal arguments, and what is given back."""
+    places = {
+        node: f"constant {_content(getattr(root, str(node.target)))}"
+        for node in graph.nodes
+        if node.op == "get_attr" and str(node.target).startswith("_tensor_constant")
+    }
+    return _portray(graph, places, {})
+
+
+def portray_program(program: torch.export.ExportedProgram, gone: Collection[str] = ()) -> list[str]:
+    """All that an exported program says, but for BatchNorms at some paths, and for biases of linear modules."""
+    graph = program.graph_module.graph
+    places: dict[fx.Node, str] = {}
+    for index, (node, spec) in enumerate(
+        zip(graph.find_nodes(op="placeholder"), program.graph_signature.input_specs, strict=True)
+    ):
+        held = program.constants.get(spec.target) if spec.target is not None else None
+        is_constant = spec.kind is InputKind.CONSTANT_TENSOR and isinstance(held, torch.Tensor)
+        places[node] = f"constant {_content(held)}" if is_constant else spec.target or f"input {index}"
+    inputs = [node for node in places if places[node].startswith("input ")]
+    places.update((node, f"input {index}") for index, node in enumerate(inputs))
+    bypassed: dict[fx.Node, fx.Node | None] = {}
+    for node in graph.nodes:
+        if node.op != "call_function":
+            continue
+        call = spell(node, None)
+        if call.op == "batch_norm" and stack(node)[-1:] and stack(node)[-1] in gone:
+            bypassed[node] = call.arguments["input"]
+        elif isinstance(bias := call.get("bias"), fx.Node) and call.op in LINEAR:
+            path = places.get(bias, "").removesuffix(".bias")
+            if bias in places and stack(node)[-1:] == [path] and len(bias.users) == 1:
+                bypassed[bias] = None
+    return [*_portray(graph, places, bypassed), str(program.call_spec.out_spec)]
+
+
+def _portray(graph: fx.Graph, places: Mapping[fx.Node, str], bypassed: Mapping[fx.Node, fx.Node | None]) -> list[str]:
+    names: dict[fx.Node, str] = {}
+
+    def name(node: fx.Node) -> Any:
+        found: fx.Node | None = node
+        while found is not None and found in bypassed:
+            found = bypassed[found]
+        return None if found is None else _Name(names[found])
+
+    lines: list[str] = []
+    for node in graph.nodes:
+        if node in bypassed:
+            continue
+        if node.op in ("placeholder", "get_attr"):
+            names[node] = places.get(node, str(node.target))
+            continue
+        names[node] = f"value {len(lines)}"
+        args = list(fx.node.map_arg(node.args, name))
+        while args and args[-1] is None and node.op != "output":
+            args.pop()
+        lines.append(f"{node.op} {node.target} {args!r} {fx.node.map_arg(node.kwargs, name)!r}")
+    return lines
+
+
+class _Name(str):
+    """What stands for a node, which is no literal text."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f"<{self}>"
+
+
+def _content(tensor: Any) -> str:
+    with torch.no_grad():
+        held = tensor.detach().cpu().contiguous().reshape(-1)
+        return f"{tuple(tensor.shape)} {tensor.dtype} {hash(held.view(torch.uint8).numpy().tobytes())}"
 
 
 def insist_on_readable(module: nn.Module) -> None:

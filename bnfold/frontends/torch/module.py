@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -90,6 +90,8 @@ class OwnedGraph(TorchGraph):
         weights = read[1]
         kernel = read_linear.operand(reader, weights.kernel)
         place = self._place(kernel)
+        if place is not None and place[0] in self._fixed:
+            return _forward_code("the forward code reaches its parameters in another way, too")
         if place is None:
             if "parametrizations." in (self._store.place_of_source(kernel) or ""):
                 return Stop(Reason.PARAMETRIZED, "its weight is computed from other parameters")
@@ -167,6 +169,8 @@ class OwnedGraph(TorchGraph):
         detail = "it is in the forward code, not in a module of its own"
         if not path or self._stack(node)[-1:] != [path]:
             return _forward_code(detail)
+        if path in self._fixed:
+            return _forward_code("the forward code looks at the module")
         owner = self._module.get_submodule(path)
         tensors = [id(each) for each in (*owner.parameters(recurse=False), *owner.buffers(recurse=False))]
         read = [self._readings[each] for each in tensors if self._readings[each]]
@@ -309,13 +313,17 @@ def _homes(module: nn.Module) -> dict[int, list[str]]:
     return found
 
 
-def fixed_batchnorms(module: nn.Module, outline: list[str], again: Callable[[], list[str]]) -> frozenset[str]:
+def fixed_batchnorms(
+    module: nn.Module, called: Collection[str], survives: Callable[[list[str]], bool]
+) -> frozenset[str]:
     """Paths of BatchNorm modules whose absence changes what the forward code does, because it looks at them.
+
+    Where fresh parameters alone change it, since the code also reaches the old ones in another way, that is every path.
 
     Args:
         module: the model; it is as it was afterwards.
-        outline: what its capture calls, in order.
-        again: what its capture calls now.
+        called: paths of modules whose forward runs.
+        survives: whether a capture, now, shows the same as the first one, but for the BatchNorms at given paths.
     """
     paths = [
         path
@@ -323,28 +331,44 @@ def fixed_batchnorms(module: nn.Module, outline: list[str], again: Callable[[], 
         if path and is_plain_module(each) and isinstance(each, nn.modules.batchnorm._NormBase)
     ]
 
-    def survives(chosen: list[str]) -> bool:
-        with _without(module, chosen):
-            try:
-                return again() == outline
-            except UnsupportedModelError:  # the trace or the export, with a module taken out
-                return False
+    def stands(chosen: list[str]) -> bool:
+        try:
+            with _replaced(module, chosen, called):
+                return survives(chosen)
+        except UnsupportedModelError:  # the trace or the export, with a module taken out
+            return False
 
-    if not paths or survives(paths):
+    if stands(paths):
         return frozenset()
-    return frozenset(path for path in paths if not survives([path]))
+    everything = frozenset(path for path, _ in module.named_modules(remove_duplicate=False))
+    if not stands([]):
+        return everything
+    free = [path for path in paths if stands([path])]
+    return frozenset(paths) - frozenset(free) if stands(free) else everything
 
 
 @contextmanager
-def _without(module: nn.Module, paths: list[str]) -> Iterator[None]:
-    """A module with `nn.Identity` for some BatchNorms and a bias wherever one could be, for a while."""
+def _replaced(module: nn.Module, paths: list[str], called: Collection[str]) -> Iterator[None]:
+    """A module as a fold leaves it, for a while.
+
+    It has `nn.Identity` for some BatchNorms, a bias wherever one could be added, and fresh parameters and buffers.
+    """
     swapped = [(module.get_submodule(path), nn.Identity()) for path in paths]
+    held = [
+        (each, name, tensor)
+        for each in module.modules()
+        for name, tensor in (*each._parameters.items(), *each._buffers.items())
+        if tensor is not None
+    ]
+    fresh = {id(tensor): _afresh(tensor) for _, _, tensor in held}
     biased: list[nn.Module] = []
     try:
         for old, new in swapped:
             replace_module(module, old, new.train(old.training))
-        for each in module.modules():
-            if is_plain_module(each) and "bias" in each._parameters and each.bias is None:
+        for each, name, tensor in held:
+            setattr(each, name, fresh[id(tensor)])
+        for path, each in module.named_modules():
+            if path in called and is_plain_module(each) and "bias" in each._parameters and each.bias is None:
                 size = getattr(each, "out_channels", getattr(each, "out_features", None))
                 if isinstance(size, int) and isinstance(each.weight, torch.Tensor):
                     each.bias = nn.Parameter(each.weight.new_zeros(size))
@@ -353,8 +377,16 @@ def _without(module: nn.Module, paths: list[str]) -> Iterator[None]:
     finally:
         for each in biased:
             each.register_parameter("bias", None)
+        for each, name, tensor in held:
+            setattr(each, name, tensor)
         for old, new in swapped:
             replace_module(module, new, old)
+
+
+def _afresh(tensor: torch.Tensor) -> torch.Tensor:
+    """Another tensor object with the same memory."""
+    other = tensor.detach()
+    return nn.Parameter(other, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else other
 
 
 def _numbers(node: fx.Node) -> list[int | float]:

@@ -13,7 +13,6 @@ from torch.export import ExportedProgram
 
 from bnfold.errors import UnsupportedModelError
 from bnfold.frontends.torch import capture, shapes
-from bnfold.frontends.torch.calls import spell
 from bnfold.frontends.torch.capture import Inputs
 from bnfold.frontends.torch.copies import copy_module, copy_program
 from bnfold.frontends.torch.module import OwnedGraph, fixed_batchnorms
@@ -133,9 +132,13 @@ def _open_module(module: nn.Module, inputs: Inputs | None) -> Opened:
             ) from error
         return _open_exported(module, _twin(module), inputs)
 
-    fixed = fixed_batchnorms(
-        twin, _targets(traced.graph), lambda: _targets(capture.trace(twin, inputs, is_outline=True).graph)
-    )
+    portrait = capture.portray(traced.graph, twin)
+    called = {str(node.target) for node in traced.graph.nodes if node.op == "call_module"}
+
+    def survives(_: list[str]) -> bool:
+        return capture.portray(capture.trace(twin, inputs, is_outline=True).graph, twin) == portrait
+
+    fixed = fixed_batchnorms(twin, called, survives)
     store = ModuleStore(twin, traced.graph)
     graph = OwnedGraph(traced.graph, twin, store, traced.values, traced.observed, traced.recast, module, fixed)
 
@@ -157,10 +160,11 @@ def _open_exported(module: nn.Module, twin: nn.Module, inputs: Inputs) -> Opened
     program = capture.export(twin, inputs)
     nodes = program.graph_module.graph
 
-    def again() -> list[str]:
-        return _without_batchnorms(capture.export(twin, inputs).graph_module.graph)
+    def survives(paths: list[str]) -> bool:
+        return capture.portray_program(capture.export(twin, inputs)) == capture.portray_program(program, paths)
 
-    fixed = fixed_batchnorms(twin, _without_batchnorms(nodes), again)
+    called = {path for node in nodes.nodes for path in capture.stack(node)[-1:]}
+    fixed = fixed_batchnorms(twin, called, survives)
     observed = capture.borders_of_hooked(twin, nodes)
     known = shapes.recorded(nodes)
     graph = OwnedGraph(nodes, program.graph_module, ProgramStore(program), known, observed, frozenset(), module, fixed)
@@ -169,12 +173,3 @@ def _open_exported(module: nn.Module, twin: nn.Module, inputs: Inputs) -> Opened
         return TorchGraph(nodes, program.graph_module, ProgramStore(program), known, observed)
 
     return Opened(graph, module, graph.finish, free)
-
-
-def _targets(graph: fx.Graph) -> list[str]:
-    return [str(node.target) for node in graph.nodes if node.op not in ("placeholder", "output", "get_attr")]
-
-
-def _without_batchnorms(graph: fx.Graph) -> list[str]:
-    calls = [node for node in graph.nodes if node.op == "call_function"]
-    return [str(node.target) for node in calls if spell(node, None).op not in ("batch_norm", "instance_norm")]
