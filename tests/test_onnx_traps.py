@@ -329,6 +329,15 @@ def test_a_bias_beside_a_product_from_the_left_before_opset_7() -> None:
     assert {each.name: each.i for each in add.attribute} == {"broadcast": 1, "axis": 1}
 
 
+def test_a_computed_parameter_that_is_read_twice_goes_once() -> None:
+    nodes = [node("Mul", "k k", "square"), node("Conv", "x w", "c")]
+    nodes.append(node("BatchNormalization", "c square square mean var", "y"))
+    constants = {"w": random(3, 4, 1, 1), "k": random(3), **{name: statistics(3)[name] for name in ("mean", "var")}}
+    fused, (outcome,) = fuse(model(nodes, constants, (2, 4, 3, 3)))
+    assert isinstance(outcome, Fold)
+    assert operators(fused) == ["Conv"]
+
+
 def test_idempotence() -> None:
     fused, _ = fuse(model([node("Conv", "x w", "c"), norm("c", "y")], CONV, (2, 4, 3, 3)))
     again, found = fuse(fused)

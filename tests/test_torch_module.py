@@ -730,7 +730,7 @@ def test_dictionaries_go_in_and_out() -> None:
 
 
 def test_code_that_depends_on_none_needs_an_example() -> None:
-    with pytest.raises(UnsupportedModelError, match=r"whether scale is None.*example_inputs"):
+    with pytest.raises(UnsupportedModelError, match=r"depends on what scale is.*example_inputs"):
         bnfold.fuse(trained(Structures()))
 
 
@@ -1115,3 +1115,22 @@ def test_a_batchnorm_in_a_plain_list_stays_where_the_model_is_exported() -> None
     model.layers = [model.conv, model.norm]
     _, outcomes = fuse(model, IMAGE, example_inputs=IMAGE)
     assert isinstance(sole(outcomes), Refusal)
+
+
+@pytest.mark.parametrize("default", [None, False, "a"])
+def test_a_flag_that_chooses_the_way_needs_an_example(default: Any) -> None:
+    """Folded for its default, the module would be wrong for every other value."""
+
+    class Chooser(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.bn = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+        def forward(self, x: Tensor, flag: Any = default) -> Tensor:
+            y: Tensor = self.conv(x)
+            return y if flag in (True, "b") else self.bn(y)
+
+    model = Chooser().eval()
+    with pytest.raises(UnsupportedModelError, match="flag"):
+        bnfold.fuse(model)
+    assert bnfold.plan(model, example_inputs=(torch.zeros(1, 3, 8, 8),))

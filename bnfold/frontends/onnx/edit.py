@@ -88,7 +88,7 @@ class Editor:
             elif not any(output.uses() or output.is_graph_output() for output in node.outputs):
                 graph = node.graph
                 assert graph is not None
-                stack.extend(each for each in node.inputs if each is not None)
+                stack.extend(dict.fromkeys(each for each in node.inputs if each is not None))  # one reader, once
                 graph.remove(node, safe=True)
 
     def _drop_initializer(self, value: ir.Value) -> None:
@@ -130,7 +130,7 @@ class Editor:
 
     def remove(self, node: ir.Node, parameters: Sequence[int]) -> None:
         """Take out a node whose output nothing reads, with those of its inputs `parameters` that only it read."""
-        released = [value for index in parameters if (value := node.inputs[index]) is not None]
+        released = dict.fromkeys(value for index in parameters if (value := node.inputs[index]) is not None)
         graph = node.graph
         assert graph is not None
         graph.remove(node, safe=True)

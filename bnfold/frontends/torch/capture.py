@@ -205,8 +205,8 @@ def _is_norm(module: nn.Module) -> bool:
 def trace(module: nn.Module, inputs: Inputs | None = None, *, is_outline: bool = False) -> Trace:
     """A symbolic trace of a module; without example values, where only its outline is asked for.
 
-    Optional arguments take their defaults, or what the example inputs give. Where the code depends on whether an
-    argument is None, and there is no example to tell, the trace fails.
+    Optional arguments take their defaults, or what the example inputs give. Where the code depends on a None, a
+    truth value or a string, and there is no example to tell, the trace fails.
 
     Raises:
         UntraceableError: the module's code does not run on proxies.
@@ -217,15 +217,15 @@ def trace(module: nn.Module, inputs: Inputs | None = None, *, is_outline: bool =
     fixed = _fixed_arguments(module, inputs)
     tracer = _Tracer()
     graph = _quietly(tracer, module, fixed)
-    if inputs is None and None in fixed.values():
-        given = {name: value for name, value in fixed.items() if value is not None}
+    flags = [name for name, value in fixed.items() if value is None or isinstance(value, bool | str)]
+    if inputs is None and flags:
+        given = {name: value for name, value in fixed.items() if name not in flags}
         try:
             other = _quietly(_Tracer(), module, given)
         except UntraceableError:
             other = None
         if other is None or _outline(other) != _outline(graph):
-            names = ", ".join(name for name, value in fixed.items() if value is None)
-            raise UntraceableError(f"its code depends on whether {names} is None")
+            raise UntraceableError(f"its code depends on what {', '.join(flags)} is")
     values = propagate(module, graph, inputs) if inputs is not None and not is_outline else None
     return Trace(graph, tracer.observed, frozenset(tracer.recast), values)
 
