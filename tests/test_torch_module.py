@@ -1134,3 +1134,44 @@ def test_a_flag_that_chooses_the_way_needs_an_example(default: Any) -> None:
     with pytest.raises(UnsupportedModelError, match="flag"):
         bnfold.fuse(model)
     assert bnfold.plan(model, example_inputs=(torch.zeros(1, 3, 8, 8),))
+
+
+class Scale(nn.Module):
+    """Per channel, with an attribute that other code may ask for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor, self.is_bounded = nn.Parameter(drawn(4, seed=3)), True
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.factor.view(1, -1, 1, 1)
+
+
+LOOKS_AT_SCALE: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "its attribute": lambda s, x: F.relu(s.scale(s.conv(x))) if s.scale.is_bounded else x,
+    "its type": lambda s, x: F.relu(s.scale(s.conv(x))) if isinstance(s.scale, Scale) else x,
+    "a list that holds it too": lambda s, x: s.held[0](s.conv(x)),
+}
+
+
+@pytest.mark.parametrize("case", ["nothing", *LOOKS_AT_SCALE])
+def test_a_module_of_ones_own_is_replaced_where_nothing_looks_at_it(case: str) -> None:
+    """It would be a graph without its attributes, of another type, and in its place alone."""
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.scale = nn.Conv2d(4, 4, 3), Scale()
+            self.held = [self.scale]
+
+        def forward(self, x: Tensor) -> Tensor:
+            if case in LOOKS_AT_SCALE:
+                return LOOKS_AT_SCALE[case](self, x)
+            y: Tensor = self.scale(self.conv(x))
+            return y
+
+    model = trained(Model())
+    fused, outcomes = bnfold.fuse(model, example_inputs=(IMAGE,), return_outcomes=True)
+    assert bool(outcomes) == (case == "nothing")
+    with torch.no_grad():
+        assert_same(model(IMAGE), fused(IMAGE))

@@ -14,7 +14,7 @@ from torch.utils import _pytree
 from bnfold.affine import Affine
 from bnfold.errors import UnsupportedModelError
 from bnfold.frontends.torch import capture, read_affine, read_linear
-from bnfold.frontends.torch.calls import Slot, is_parametrized, is_plain_module, spell
+from bnfold.frontends.torch.calls import Slot, is_known_forward, is_parametrized, is_plain_module, spell
 from bnfold.frontends.torch.reader import Value
 from bnfold.frontends.torch.store import ModuleStore, Store, put, put_all
 from bnfold.frontends.torch.tensors import AnyArray, like
@@ -39,6 +39,7 @@ class OwnedGraph(TorchGraph):
     Args:
         module: what is changed; its qualified names are those of the store.
         fixed: paths of BatchNorms that cannot be replaced, because the forward code looks at them.
+        is_replaceable: whether a module with a forward of its own can be, or other code looks at it.
     """
 
     def __init__(
@@ -51,8 +52,10 @@ class OwnedGraph(TorchGraph):
         recast: frozenset[fx.Node],
         module: nn.Module,
         fixed: frozenset[str],
+        is_replaceable: Callable[[str], bool],
     ) -> None:
         super().__init__(graph, root, store, values, observed, recast)
+        self._is_replaceable = is_replaceable
         self._module = module
         self._fixed = fixed
         assert self._readings is not None  # counted before anything changes
@@ -178,7 +181,9 @@ class OwnedGraph(TorchGraph):
             return _forward_code(detail)
         if (hook := hook_of(owner)) is not None:
             return Stop(Reason.HOOK, f"the hook {hook} is registered on {path}")
-        return None if self._twin(node, path) is not None else _forward_code(detail)
+        if self._twin(node, path) is None:
+            return _forward_code(detail)
+        return None if self._is_replaceable(path) else _forward_code("other code looks at the module")
 
     def _twin(self, node: fx.Node, path: str) -> fx.Node | None:
         """The node that does the same in the graph of the module at `path` alone."""
@@ -311,6 +316,64 @@ def _homes(module: nn.Module) -> dict[int, list[str]]:
             if tensor is not None:
                 found.setdefault(id(tensor), []).append(f"{path}.{name}".removeprefix("."))
     return found
+
+
+class _StandIn(nn.Module):
+    """The forward of a module, with its tensors and submodules, and nothing else of it."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.run = module.forward
+        held = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training")
+        vars(self).update({name: vars(module)[name] for name in held})
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.run(*args, **kwargs)
+
+
+class Replaceable:
+    """Which modules with a forward of their own another module can replace, since nothing but their calls is used.
+
+    Args:
+        module: the model; it is as it was after each question.
+        survives: whether a capture, now, shows the same as the first one, but for the BatchNorms at given paths.
+    """
+
+    def __init__(self, module: nn.Module, survives: Callable[[list[str]], bool]) -> None:
+        self._module = module
+        self._survives = survives
+        self._known: dict[str, bool] = {}
+
+    def __call__(self, path: str) -> bool:
+        if not self._known:  # most often all of them, which one capture tells
+            owners = {each for each in self._module.modules() if not is_known_forward(each) and not _is_empty(each)}
+            paths = [found for found, each in self._module.named_modules() if found and each in owners]
+            self._known = dict.fromkeys(paths, True) if self._stand(paths) else {"": False}
+        if path not in self._known:
+            self._known[path] = self._stand([path])
+        return self._known[path]
+
+    def _stand(self, paths: list[str]) -> bool:
+        swapped = {id(owner): _StandIn(owner) for owner in map(self._module.get_submodule, paths)}
+        places = [
+            (parent, name, child)
+            for parent in [*self._module.modules()]
+            for name, child in parent._modules.items()
+            if id(child) in swapped
+        ]
+        try:
+            for parent, name, child in places:
+                parent._modules[name] = swapped[id(child)]
+            return self._survives([])
+        except UnsupportedModelError:  # the trace or the export, without the module's attributes
+            return False
+        finally:
+            for parent, name, child in places:
+                parent._modules[name] = child
+
+
+def _is_empty(module: nn.Module) -> bool:
+    return not module._parameters and not module._buffers
 
 
 def fixed_batchnorms(

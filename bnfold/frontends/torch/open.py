@@ -15,7 +15,7 @@ from bnfold.errors import UnsupportedModelError
 from bnfold.frontends.torch import capture, shapes
 from bnfold.frontends.torch.capture import Inputs
 from bnfold.frontends.torch.copies import copy_module, copy_program
-from bnfold.frontends.torch.module import OwnedGraph, fixed_batchnorms
+from bnfold.frontends.torch.module import OwnedGraph, Replaceable, fixed_batchnorms
 from bnfold.frontends.torch.program import ProgramStore
 from bnfold.frontends.torch.store import ModuleStore
 from bnfold.frontends.torch.view import TorchGraph
@@ -140,7 +140,17 @@ def _open_module(module: nn.Module, inputs: Inputs | None) -> Opened:
 
     fixed = fixed_batchnorms(twin, called, survives)
     store = ModuleStore(twin, traced.graph)
-    graph = OwnedGraph(traced.graph, twin, store, traced.values, traced.observed, traced.recast, module, fixed)
+    graph = OwnedGraph(
+        traced.graph,
+        twin,
+        store,
+        traced.values,
+        traced.observed,
+        traced.recast,
+        module,
+        fixed,
+        Replaceable(twin, survives),
+    )
 
     def free() -> TorchGraph:
         store = ModuleStore(twin, traced.graph)
@@ -167,7 +177,17 @@ def _open_exported(module: nn.Module, twin: nn.Module, inputs: Inputs) -> Opened
     fixed = fixed_batchnorms(twin, called, survives)
     observed = capture.borders_of_hooked(twin, nodes)
     known = shapes.recorded(nodes)
-    graph = OwnedGraph(nodes, program.graph_module, ProgramStore(program), known, observed, frozenset(), module, fixed)
+    graph = OwnedGraph(
+        nodes,
+        program.graph_module,
+        ProgramStore(program),
+        known,
+        observed,
+        frozenset(),
+        module,
+        fixed,
+        Replaceable(twin, survives),
+    )
 
     def free() -> TorchGraph:
         return TorchGraph(nodes, program.graph_module, ProgramStore(program), known, observed)
