@@ -1117,7 +1117,7 @@ def test_a_batchnorm_in_a_plain_list_stays_where_the_model_is_exported() -> None
     assert isinstance(sole(outcomes), Refusal)
 
 
-@pytest.mark.parametrize("default", [None, False, "a"])
+@pytest.mark.parametrize("default", [None, False, "a", 0, 1.5])
 def test_a_flag_that_chooses_the_way_needs_an_example(default: Any) -> None:
     """Folded for its default, the module would be wrong for every other value."""
 
@@ -1128,7 +1128,7 @@ def test_a_flag_that_chooses_the_way_needs_an_example(default: Any) -> None:
 
         def forward(self, x: Tensor, flag: Any = default) -> Tensor:
             y: Tensor = self.conv(x)
-            return y if flag in (True, "b") else self.bn(y)
+            return y if flag in (2, True, "b") else self.bn(y)
 
     model = Chooser().eval()
     with pytest.raises(UnsupportedModelError, match="flag"):

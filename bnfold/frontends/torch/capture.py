@@ -205,8 +205,8 @@ def _is_norm(module: nn.Module) -> bool:
 def trace(module: nn.Module, inputs: Inputs | None = None, *, is_outline: bool = False) -> Trace:
     """A symbolic trace of a module; without example values, where only its outline is asked for.
 
-    Optional arguments take their defaults, or what the example inputs give. Where the code depends on a None, a
-    truth value or a string, and there is no example to tell, the trace fails.
+    With example inputs, optional arguments are what these give, or their defaults. Without, they may be anything:
+    where the code does something else for them than for their defaults, the trace fails.
 
     Raises:
         UntraceableError: the module's code does not run on proxies.
@@ -217,15 +217,15 @@ def trace(module: nn.Module, inputs: Inputs | None = None, *, is_outline: bool =
     fixed = _fixed_arguments(module, inputs)
     tracer = _Tracer()
     graph = _quietly(tracer, module, fixed)
-    flags = [name for name, value in fixed.items() if value is None or isinstance(value, bool | str)]
-    if inputs is None and flags:
-        given = {name: value for name, value in fixed.items() if name not in flags}
+    if inputs is None and fixed:  # nothing may follow from a default: what is read is the trace without them
+        tracer = _Tracer()
         try:
-            other = _quietly(_Tracer(), module, given)
+            free = _quietly(tracer, module, {})
         except UntraceableError:
-            other = None
-        if other is None or _outline(other) != _outline(graph):
-            raise UntraceableError(f"its code depends on what {', '.join(flags)} is")
+            free = None
+        if free is None or _outline(free) != _outline(graph):
+            raise UntraceableError(f"its code depends on what {', '.join(fixed)} is")
+        graph = free
     values = propagate(module, graph, inputs) if inputs is not None and not is_outline else None
     return Trace(graph, tracer.observed, frozenset(tracer.recast), values)
 
