@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,31 @@ def _vector(values: npt.ArrayLike) -> Array:
 
 
 @dataclass(frozen=True, eq=False)
+class Statistics:
+    """How large the data is that an affine reads, channel by channel.
+
+    Attributes:
+        mean: float64 vector, one entry per channel.
+        square: squared deviation from it; of a BatchNorm, its running variance plus epsilon.
+        is_measured: whether a BatchNorm tells it; else it is assumed, from the constants of a normalisation.
+    """
+
+    mean: Array
+    square: Array
+    is_measured: bool = True
+
+    def each(self, select: Callable[[Array], Array]) -> Statistics:
+        """The same with both vectors changed."""
+        return Statistics(select(self.mean), select(self.square), self.is_measured)
+
+    def in_front_of(self, affine: Affine) -> Statistics:
+        """Of the ``x`` for which these are the statistics of ``affine(x)``; zero where that is a constant."""
+        scale = np.where(affine.scale == 0, np.inf, affine.scale)
+        with np.errstate(over="ignore", invalid="ignore"):
+            return Statistics((self.mean - affine.shift) / scale, self.square / scale / scale, self.is_measured)
+
+
+@dataclass(frozen=True, eq=False)
 class Affine:
     """The map ``y[..., c, ...] = scale[c] * x[..., c, ...] + shift[c]`` along one axis.
 
@@ -23,11 +48,13 @@ class Affine:
         scale: float64 vector, one entry per channel.
         shift: float64 vector of the same length.
         axis: the channel axis, counted from the front.
+        statistics: of the data that it reads, where rounding is to be judged by them. They do not change the map.
     """
 
     scale: Array
     shift: Array
     axis: int
+    statistics: Statistics | None = None
 
     def __post_init__(self) -> None:
         if self.scale.shape != self.shift.shape or self.scale.ndim != 1:
@@ -51,16 +78,30 @@ class Affine:
         eps: float,
         axis: int = 1,
     ) -> Affine:
-        """``scale = gamma / sqrt(var + eps)``, ``shift = beta - mean * scale``.
+        """``scale = gamma / sqrt(var + eps)``, ``shift = beta - mean * scale``; its statistics are mean and var + eps.
 
         Source: Ioffe and Szegedy, "Batch Normalization", 2015, algorithm 2.
         """
-        scale = _vector(gamma) / np.sqrt(_vector(var) + eps)
-        return cls.of(scale, _vector(beta) - _vector(mean) * scale, axis)
+        square = _vector(var) + eps
+        scale = _vector(gamma) / np.sqrt(square)
+        affine = cls.of(scale, _vector(beta) - _vector(mean) * scale, axis)
+        return affine.with_statistics(Statistics(_vector(mean), square))
 
     def batchnorm_parameters(self, mean: npt.ArrayLike, var: npt.ArrayLike, eps: float) -> tuple[Array, Array]:
         """The gamma and beta that make a BatchNorm with these statistics equal to self."""
         return self.scale * np.sqrt(_vector(var) + eps), self.shift + _vector(mean) * self.scale
+
+    @property
+    def sizes(self) -> tuple[Array, Array]:
+        """Mean squares of ``scale * x`` and of ``scale * x + shift`` for data as the statistics describe it."""
+        assert self.statistics is not None
+        spread = self.scale**2 * self.statistics.square
+        product = self.scale * self.statistics.mean
+        return product**2 + spread, (product + self.shift) ** 2 + spread
+
+    def with_statistics(self, statistics: Statistics | None) -> Affine:
+        """The same map of data with these statistics."""
+        return Affine(self.scale, self.shift, self.axis, statistics)
 
     @classmethod
     def identity(cls, size: int, axis: int) -> Affine:
@@ -99,20 +140,48 @@ class Affine:
         """The composition ``self(inner(x))``."""
         if (self.axis, self.size) != (inner.axis, inner.size):
             raise ValueError("only affines of one axis and size compose")
-        return Affine(self.scale * inner.scale, self.scale * inner.shift + self.shift, self.axis)
+        scale, shift = self.scale * inner.scale, self.scale * inner.shift + self.shift
+        return Affine(scale, shift, self.axis, self._statistics_after(inner))
+
+    def _statistics_after(self, inner: Affine) -> Statistics | None:
+        """Those of the inner map where they are measured; else those of this one tell what the inner one reads."""
+        if self.statistics is None or (inner.statistics is not None and inner.statistics.is_measured):
+            return inner.statistics
+        return self.statistics.in_front_of(inner)
+
+    def each(self, select: Callable[[Array], Array]) -> Affine:
+        """The same with every vector changed in the same way."""
+        statistics = None if self.statistics is None else self.statistics.each(select)
+        return Affine(select(self.scale), select(self.shift), self.axis, statistics)
+
+    def negated(self) -> Affine:
+        """The map of ``-x`` to ``-y``."""
+        statistics = self.statistics
+        if statistics is not None:
+            statistics = replace(statistics, mean=-statistics.mean)
+        return Affine(self.scale, -self.shift, self.axis, statistics)
+
+    def plus(self, other: Affine) -> Affine:
+        """The map of ``x + x'`` to ``y + y'``, where the other one has the same scale."""
+        known = [each.statistics for each in (self, other) if each.statistics is not None]
+        statistics = known[0] if known else None
+        if len(known) == 2:
+            mean, square = known[0].mean + known[1].mean, known[0].square + known[1].square
+            statistics = Statistics(mean, square, known[0].is_measured and known[1].is_measured)
+        return Affine(self.scale, self.shift + other.shift, self.axis, statistics)
 
     def along(self, axis: int) -> Affine:
         """The same vectors on another axis."""
-        return Affine(self.scale, self.shift, axis)
+        return Affine(self.scale, self.shift, axis, self.statistics)
 
     def with_shift(self, shift: Array) -> Affine:
         """The same scale with another shift."""
-        return Affine(self.scale, shift, self.axis)
+        return Affine(self.scale, shift, self.axis, self.statistics)
 
     def take(self, index: npt.ArrayLike) -> Affine:
         """The channels that `index` names, in its order."""
         positions = np.asarray(index, dtype=np.intp)
-        return Affine(self.scale[positions], self.shift[positions], self.axis)
+        return self.each(lambda vector: vector[positions])
 
     def repeat(self, times: int) -> Affine:
         """Each channel `times` times in a row: ``c0 c0 c1 c1``."""
@@ -132,11 +201,25 @@ class Affine:
     @staticmethod
     def join(parts: Sequence[Affine]) -> Affine:
         """The inverse of `split`."""
+        statistics = None
+        if any(part.statistics for part in parts):
+            known = [part.statistics or part.assumed for part in parts]
+            statistics = Statistics(
+                np.concatenate([each.mean for each in known]),
+                np.concatenate([each.square for each in known]),
+                any(part.statistics.is_measured for part in parts if part.statistics),
+            )
         return Affine(
             np.concatenate([part.scale for part in parts]),
             np.concatenate([part.shift for part in parts]),
             parts[0].axis,
+            statistics,
         )
+
+    @property
+    def assumed(self) -> Statistics:
+        """Statistics under which the map makes data of mean 0 and deviation 1, as a normalisation does."""
+        return Statistics(np.zeros(self.size), np.ones(self.size), is_measured=False).in_front_of(self)
 
     def spread(self, index: npt.ArrayLike, size: int) -> Affine | None:
         """The affine `u` of `size` channels with ``u.take(index)`` equal to self, identity elsewhere.
@@ -144,9 +227,9 @@ class Affine:
         None where one channel of `u` would have to be two different maps.
         """
         positions = np.asarray(index, dtype=np.intp)
-        scale, shift = np.ones(size), np.zeros(size)
-        scale[positions], shift[positions] = self.scale, self.shift
-        candidate = Affine(scale, shift, self.axis)
+        chosen = np.full(size, -1)
+        chosen[positions] = np.arange(self.size)
+        candidate = Affine.join([self, Affine.identity(1, self.axis)]).take(chosen)
         return candidate if candidate.take(positions).equals(self) else None
 
     def __call__(self, x: Array) -> Array:

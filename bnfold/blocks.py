@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bnfold.affine import Affine, Array
-from bnfold.linear import Layout, Linear, Rounding, measure_rounding, round_once
+from bnfold.linear import Layout, Linear
+from bnfold.rounding import Growth, KernelPeaks, Rounding, measure_growth
 
 ELEMENTS = 1 << 18
 """Elements of a block: enough for numpy to be busy while Python moves on, and few enough for a cache."""
@@ -115,30 +116,24 @@ class Kernel:
         return replace(linear, before=None).solve_bias(lambda: np.zeros(0), constant)
 
     def measure(self, linear: Linear, bias: Array | None, dtype: np.dtype[np.generic], unit: float) -> Rounding:
-        """What storing the solved kernel and `bias` in `dtype` would do; see `measure_rounding` for `unit`.
-
-        A bias is judged against the largest weight too: one that is tiny beside the weights loses nothing that counts.
-        """
-        errors, peaks = np.zeros(linear.out_channels), np.zeros(linear.out_channels)
+        """What storing the solved kernel and `bias` in `dtype` would do; see `KernelPeaks.judge`."""
+        peaks = KernelPeaks.zeros(linear.out_channels, linear.in_channels)
         blocks = list(self.blocks())
-        for block, (error, peak) in zip(
-            blocks, _in_parallel(lambda block: block.measure(linear, dtype), blocks), strict=True
-        ):
-            np.maximum(errors[block.outputs], error, out=errors[block.outputs])
-            np.maximum(peaks[block.outputs], peak, out=peaks[block.outputs])
-        infinite = ~(np.isfinite(errors) & np.isfinite(peaks))
-        if infinite.any():
-            return Rounding(float("inf"), overflow=int(np.argmax(infinite)))
-        lost = errors > unit * peaks
-        relative = np.divide(errors, peaks, out=np.zeros_like(errors), where=peaks > 0)
-        kernel = Rounding(float(relative.max(initial=0.0)), loss=int(np.argmax(lost)) if lost.any() else None)
-        if bias is None:
-            return kernel
-        floor = max(float(peaks.max(initial=0.0)), float(np.abs(bias).max(initial=0.0)))
-        beside = measure_rounding(bias, round_once(bias, dtype), unit, floor)
-        return Rounding(
-            max(kernel.error, beside.error), beside.overflow, kernel.loss if kernel.loss is not None else beside.loss
-        )
+        measured = _in_parallel(lambda block: KernelPeaks.of(block.solve_canonical(linear), dtype), blocks)
+        for block, part in zip(blocks, measured, strict=True):
+            peaks.add(part, block.outputs, block.inputs(linear))
+        return peaks.judge(bias, dtype, unit)
+
+    def measure_growth(self, linear: Linear, bias: Array | None) -> Growth:
+        """How much more the operator rounds by what it absorbed on its input side; `bias` is that of before."""
+        products, results, shifts = (np.zeros(linear.out_channels) for _ in range(3))
+        for block in self.blocks():
+            for total, addend in zip(
+                (products, results, shifts), block.part(linear).sizes(block.canonical()), strict=True
+            ):
+                total[block.outputs] += addend
+        before = np.zeros(linear.out_channels) if bias is None else bias.astype(np.float64).reshape(-1)
+        return measure_growth(products, results, before + shifts, before)
 
 
 @dataclass(frozen=True)
@@ -171,10 +166,13 @@ class Block:
             total = shape[1] * self.kernel.groups if layout is Layout.CONV_TRANSPOSE else shape[-1]
         return self._channels(total, are_rows=not self.kernel.is_input_major)
 
+    def inputs(self, linear: Linear) -> slice:
+        """Its input channels, over all groups."""
+        return self._channels(linear.in_channels, are_rows=self.kernel.is_input_major)
+
     def part(self, linear: Linear) -> Linear:
         """The operator that has this block alone as its kernel."""
-        inputs = self._channels(linear.in_channels, are_rows=self.kernel.is_input_major)
-        outputs = self.outputs
+        inputs, outputs = self.inputs(linear), self.outputs
         return replace(
             linear,
             groups=len(self._groups),
@@ -196,26 +194,13 @@ class Block:
 
     def solve(self, linear: Linear) -> Array:
         """Its weights with everything that `linear`, the whole operator, absorbed: ``[rows, -1]`` in stored order."""
-        solved = self.part(linear).solve_kernel(self.canonical())
+        solved = self.solve_canonical(linear)
         solved = solved.swapaxes(1, 2) if self.kernel.is_input_major else solved
         return solved.reshape(self.stop - self.start, -1)
 
-    def measure(self, linear: Linear, dtype: np.dtype[np.generic]) -> tuple[Array, Array]:
-        """The largest rounding error and the largest size of a weight, for each of its output channels."""
-        exact = self.solve(linear)
-        with np.errstate(invalid="ignore"):
-            error: Array = np.abs(exact - round_once(exact, dtype).astype(np.float64))
-        return self._by_output(error, np.maximum), np.maximum(
-            self._by_output(exact, np.maximum), -self._by_output(exact, np.minimum)
-        )
-
-    def _by_output(self, weights: Array, reduce: np.ufunc) -> Array:
-        """A reduction of ``[rows, -1]`` over all but the output channels."""
-        if not self.kernel.is_input_major:
-            return np.asarray(reduce.reduce(weights, axis=1))
-        groups, outputs = len(self._groups), self.outputs
-        boxes = weights.reshape(groups, len(weights) // groups, (outputs.stop - outputs.start) // groups, -1)
-        return np.asarray(reduce.reduce(boxes, axis=(1, 3)).reshape(-1))
+    def solve_canonical(self, linear: Linear) -> Array:
+        """The same in canonical layout."""
+        return self.part(linear).solve_kernel(self.canonical())
 
 
 def _in_parallel(function: Callable[[Block], T], blocks: Sequence[Block]) -> Iterator[T]:
@@ -235,4 +220,4 @@ def row_count(shape: tuple[int, ...], layout: Layout) -> int:
 
 
 def _slice(affine: Affine | None, channels: slice) -> Affine | None:
-    return None if affine is None else Affine(affine.scale[channels], affine.shift[channels], affine.axis)
+    return None if affine is None else affine.each(lambda vector: vector[channels])

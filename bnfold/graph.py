@@ -6,8 +6,9 @@ from collections.abc import Hashable, Iterable, Sequence
 from typing import Protocol, TypeVar
 
 from bnfold.affine import Affine
-from bnfold.linear import Linear, Rounding
+from bnfold.linear import Linear
 from bnfold.ops import Op
+from bnfold.rounding import Rounding
 
 N = TypeVar("N", bound=Hashable)
 V = TypeVar("V", bound=Hashable)

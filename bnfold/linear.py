@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bnfold.affine import Affine, Array
+from bnfold.rounding import Growth, measure_growth
 
 
 class Layout(StrEnum):
@@ -177,6 +178,11 @@ class Linear:
             return True
         return any(factor.makes_bias for term in self.terms for factor in term.factors)
 
+    @property
+    def may_cancel(self) -> bool:
+        """Whether it absorbed a shift on its input side, of data whose size is known."""
+        return self.before is not None and self.before.has_shift and self.before.statistics is not None
+
     def solve_kernel(self, kernel: npt.NDArray[np.generic]) -> Array:
         """The kernel with everything pending absorbed, in float64 and canonical layout."""
         groups, out, fan_in, *window = kernel.shape
@@ -192,6 +198,32 @@ class Linear:
             for factor in factors:  # a product widens on the way, faster than a copy that is then multiplied
                 kernel = np.multiply(kernel, factor, dtype=np.float64)
         return np.asarray(kernel, np.float64)
+
+    def sizes(self, kernel: npt.NDArray[np.generic]) -> tuple[Array, Array, Array]:
+        """What the products of each output channel add up to, for data as the statistics of `before` describe it.
+
+        Args:
+            kernel: the original, in canonical layout; a block of it gives the addends of its input channels.
+
+        Returns:
+            The sum of the squares of all ``K * scale * x``, of all ``K * before(x)``, and of ``K * shift`` itself.
+        """
+        assert self.before is not None
+        groups, out, fan_in = kernel.shape[:3]
+        wide = kernel.astype(np.float64).reshape(groups, out, fan_in, -1)
+        squares, sums = np.square(wide).sum(axis=3), wide.sum(axis=3)
+        products, results = self.before.sizes
+        addends = (squares, products), (squares, results), (sums, self.before.shift)
+        first, second, third = (
+            np.matmul(taps, inputs.reshape(groups, fan_in, 1)).reshape(-1) for taps, inputs in addends
+        )
+        return first, second, third
+
+    def growth(self, kernel: npt.NDArray[np.generic], bias: npt.NDArray[np.generic] | None) -> Growth:
+        """How much more it rounds by what it absorbed on its input side, given original kernel (canonical) and bias."""
+        products, results, shifts = self.sizes(kernel)
+        before = np.zeros(self.out_channels) if bias is None else bias.astype(np.float64).reshape(-1)
+        return measure_growth(products, results, before + shifts, before)
 
     def solve_bias(
         self, load: Callable[[], npt.NDArray[np.generic]], bias: npt.NDArray[np.generic] | None
@@ -253,75 +285,3 @@ class Term:
     def channels(self) -> int:
         """How many output channels it has."""
         return self.factors[-1].linear.out_channels
-
-
-def round_once(exact: Array, dtype: np.dtype[np.generic]) -> npt.NDArray[np.generic]:
-    """`exact` (float64) as the nearest values of `dtype`, ties to even.
-
-    numpy rounds to bfloat16 by way of float32, which is two roundings; rounding to odd first makes the second one exact
-    (Boldo and Melquiond, "Emulation of FMA and correctly rounded sums", 2008).
-    """
-    with np.errstate(over="ignore", under="ignore"):
-        if dtype.name != "bfloat16":
-            return exact.astype(dtype)
-        near = np.array(exact, dtype=np.float32, order="C")
-        bits = near.view(np.int32)
-        wide = near.astype(np.float64)
-        inexact = (wide != exact) & ~np.isnan(exact)
-        bits -= (inexact & (np.abs(wide) > np.abs(exact))).astype(np.int32)
-        bits |= inexact.astype(np.int32)
-        return near.astype(dtype)
-
-
-@dataclass(frozen=True)
-class Rounding:
-    """What one rounding of a solved weight to its stored type did.
-
-    Attributes:
-        error: largest absolute rounding error over the largest absolute value of its channel.
-        overflow: first channel with a value that is not finite, or became so; None if there is none.
-        loss: first channel that lost more than the type's rounding explains; None if there is none.
-    """
-
-    error: float
-    overflow: int | None = None
-    loss: int | None = None
-
-
-def measure_rounding(exact: Array, rounded: npt.NDArray[np.generic], unit: float, floor: float = 0.0) -> Rounding:
-    """What became of `exact` when it was stored as `rounded`, channel by channel along axis 0.
-
-    Args:
-        exact: float64, channels on axis 0.
-        rounded: the stored values, of the same shape.
-        unit: the type's spacing at 1 (``2**-10`` for float16); a normal value errs by at most half of it.
-        floor: errors are judged against a value of this size where the channel's own largest is smaller.
-    """
-    channels = len(exact)
-    if exact.size == 0:
-        return Rounding(0.0)
-    flat, stored = exact.reshape(channels, -1), rounded.astype(np.float64).reshape(channels, -1)
-    infinite = ~(np.isfinite(flat) & np.isfinite(stored)).all(axis=1)
-    if infinite.any():
-        return Rounding(float("inf"), overflow=int(np.argmax(infinite)))
-    errors = np.abs(flat - stored).max(axis=1)
-    peaks = np.maximum(np.maximum(flat.max(axis=1), -flat.min(axis=1)), floor)
-    lost = errors > unit * peaks
-    relative = np.divide(errors, peaks, out=np.zeros(channels), where=peaks > 0)
-    return Rounding(float(relative.max()), loss=int(np.argmax(lost)) if lost.any() else None)
-
-
-def measure_parameters(kernel: Array, bias: Array | None, dtype: np.dtype[np.generic], unit: float) -> Rounding:
-    """What storing a solved kernel (canonical) and bias in `dtype` would do.
-
-    A bias is judged against the largest weight too: one that is tiny beside the weights loses nothing that counts.
-    """
-    groups, out = kernel.shape[:2]
-    flat = kernel.reshape(groups * out, -1)
-    found = measure_rounding(flat, round_once(flat, dtype), unit)
-    if bias is None or found.overflow is not None:
-        return found
-    peak = float(np.abs(bias).max(initial=0.0))
-    beside = measure_rounding(bias, round_once(bias, dtype), unit, max(peak, float(np.abs(flat).max(initial=0.0))))
-    loss = found.loss if found.loss is not None else beside.loss
-    return Rounding(max(found.error, beside.error), beside.overflow, loss)

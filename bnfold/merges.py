@@ -246,7 +246,7 @@ class Merges(Generic[N, V]):
             if isinstance(op, Sum) and not leaf.stages:
                 return node
             if isinstance(op, ChannelAffine) and node not in self._barred and self._selected(node):
-                leaf.front.append(op.affine)
+                leaf.front.append(self._draft.affine(node))
             elif isinstance(op, Linear) and self._fits(leaf, op.window):
                 leaf.stages.append(_Stage(node, op, leaf.front))
                 leaf.front = []
@@ -395,7 +395,7 @@ def _fit(step: Step, size: int, axis: int) -> Affine | None:
     if (step.size, step.axis) == (size, axis):
         return step
     if step.size and np.all(step.scale == step.scale[0]) and np.all(step.shift == step.shift[0]):
-        return Affine.of(np.full(size, step.scale[0]), step.shift[0], axis)
+        return step.take(np.zeros(size, np.intp)).along(axis)
     return None
 
 

@@ -20,10 +20,17 @@ from bnfold.linear import Linear
 from bnfold.merges import Merges
 from bnfold.ops import ChannelAffine, Opaque
 from bnfold.outcome import Fold, Merge, Outcome, Reason, Refusal, Stop
+from bnfold.rounding import Rounding
 from bnfold.rules import pull, push, variants
 
 STEP_LIMIT = 256
 """Operators that one walk may visit."""
+
+GROWTH_LIMIT = 4.0
+"""How much larger an operator's rounding errors may become by a fold; `docs/design/0011-cancellation.md` measures it.
+
+Natural images in [0, 1], with their usual mean and deviation, give 3.
+"""
 
 TRY_LIMIT = 32
 """Ways to share shifts among the operands of sums that one walk may try."""
@@ -305,9 +312,7 @@ def _push_walk(draft: Draft[N, V], candidate: N) -> Walk[N, V] | _Blocked[N]:
             arrivals[reader][index] = affine
         return None
 
-    start = draft.op(candidate)
-    assert isinstance(start, ChannelAffine)
-    if failure := arrive(candidate, draft.graph.outputs(candidate)[0], start.affine):
+    if failure := arrive(candidate, draft.graph.outputs(candidate)[0], draft.affine(candidate)):
         return failure
     if not queue:
         return _Blocked(Stop(Reason.NOT_LINEAR, "nothing reads its output"), candidate)
@@ -350,14 +355,32 @@ def _survey(
         absorbers = draft.absorbers[node]
         culprit = next((each for each in reversed(absorbers) if each in draft.joins), absorbers[-1])
         name = draft.graph.name(node)
-        if result.overflow is not None:
-            detail = f"channel {result.overflow} of its weight or bias would not be finite in its type"
-            failed[culprit] = Stop(Reason.OVERFLOW, detail), name
-        elif result.loss is not None:
-            detail = f"channel {result.loss} of its weight would lose more than its type's rounding explains"
-            failed[culprit] = Stop(Reason.PRECISION_LOSS, detail), name
+        if stop := _stop_rounding(result):
+            failed[culprit] = stop, name
     progress(len(changing), len(changing))
     return rounding, failed
+
+
+def _stop_rounding(rounding: Rounding) -> Stop | None:
+    """What keeps parameters from being stored as they would round."""
+    if rounding.overflow is not None:
+        detail = f"channel {rounding.overflow} of its weight or bias would not be finite in its type"
+        return Stop(Reason.OVERFLOW, detail)
+    if rounding.is_fill_lost:
+        return Stop(Reason.OVERFLOW, "its padding would need a value that its type does not have")
+    if rounding.loss is not None:
+        detail = f"channel {rounding.loss} of its weight would lose more than its type's rounding explains"
+        return Stop(Reason.PRECISION_LOSS, detail)
+    if rounding.input_loss is not None:
+        detail = f"input channel {rounding.input_loss} of its weight would lose more than its type's rounding explains"
+        return Stop(Reason.PRECISION_LOSS, detail)
+    if rounding.growth.factor > GROWTH_LIMIT:
+        detail = (
+            f"its output, above all channel {rounding.growth.channel}, would have {rounding.growth.factor:.3g} times "
+            "the rounding error, since the data is far from zero beside its deviation"
+        )
+        return Stop(Reason.CANCELLATION, detail)
+    return None
 
 
 def _outcomes(

@@ -10,7 +10,8 @@ channels here, ``[out, in/group, *window]``: a block of rows needs no others.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from math import gcd, prod
 from typing import Any
 
@@ -19,6 +20,7 @@ import numpy.typing as npt
 
 from bnfold.affine import Array
 from bnfold.linear import Factor, Linear, Term
+from bnfold.rounding import Growth
 
 EVERY_ROW = slice(None)
 
@@ -167,6 +169,35 @@ def bias(linear: Linear, load: Load) -> Array | None:
     return total
 
 
+def growths(linear: Linear, load: Load, own: Callable[[], Growth]) -> Iterator[Growth]:
+    """How much more a linear operator, and each that it is made of, rounds by what it absorbed on its input side.
+
+    Args:
+        linear: the operator.
+        load: the parameters of the nodes that its terms name.
+        own: measures the operator itself.
+    """
+    if linear.may_cancel:
+        yield own()
+    for term in linear.terms:
+        for factor in term.factors:
+            yield from growths(_in_front(factor), load, partial(_factor_growth, factor, load))
+
+
+def _in_front(factor: Factor) -> Linear:
+    """A factor's operator; what stands behind an identity stands in front of it as well."""
+    linear = factor.linear
+    if factor.node is not None or linear.after is None or linear.window is None or not linear.window.is_point:
+        return linear
+    return replace(linear, before=linear.after.after(linear.before) if linear.before else linear.after, after=None)
+
+
+def _factor_growth(factor: Factor, load: Load) -> Growth:
+    kernel = _stored_rows(factor, load, EVERY_ROW)
+    linear = _in_front(factor)
+    return linear.growth(kernel.reshape(linear.groups, -1, *kernel.shape[1:]), _stored_bias(factor, load))
+
+
 def _term_constant(term: Term, load: Load) -> Array | None:
     """What a term adds to each output channel."""
     total: Array | None = None
@@ -189,14 +220,16 @@ def _carry(rows: Array, constant: Array, linear: Linear) -> Array:
 
 def _factor_constant(factor: Factor, load: Load) -> Array | None:
     linear = factor.linear
-    stored: npt.NDArray[np.generic] | None = None
-    if linear.terms:
-        stored = bias(linear, load)
-    elif factor.node is not None:
-        stored = load(factor.node).bias
 
     def canonical() -> Array:
         rows = _stored_rows(factor, load, EVERY_ROW)
         return rows.reshape(linear.groups, -1, *rows.shape[1:])
 
-    return linear.solve_bias(canonical, stored)
+    return linear.solve_bias(canonical, _stored_bias(factor, load))
+
+
+def _stored_bias(factor: Factor, load: Load) -> npt.NDArray[np.generic] | None:
+    """One factor's bias before what it absorbed."""
+    if factor.linear.terms:
+        return bias(factor.linear, load)
+    return None if factor.node is None else load(factor.node).bias

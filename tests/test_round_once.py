@@ -14,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from bnfold.affine import Array
-from bnfold.linear import measure_parameters, measure_rounding, round_once
+from bnfold.rounding import measure_parameters, measure_rounding, round_once
 
 
 @dataclass(frozen=True)

@@ -73,13 +73,13 @@ def _(op: Sum, *affines: Affine | None) -> Carried:
     for affine, shape, sign in zip(affines, shapes, op.signs, strict=True):
         if affine is None:
             continue
-        part = Affine(affine.scale, sign * affine.shift, affine.axis + rank - len(shape))
+        part = (affine if sign > 0 else affine.negated()).along(affine.axis + rank - len(shape))
         if total is None:
             total = part
         elif (total.axis, total.size) != (part.axis, part.size) or not np.array_equal(total.scale, part.scale):
             return CONFLICT
         else:
-            total = total.with_shift(total.shift + part.shift)
+            total = total.plus(part)
     assert total is not None
     if total.axis >= rank:
         return SHAPES

@@ -18,7 +18,8 @@ import onnx_ir as ir
 
 from bnfold.blocks import Block, Kernel, Rows
 from bnfold.errors import UnreadableTensorError
-from bnfold.linear import Linear, round_once
+from bnfold.linear import Linear
+from bnfold.rounding import round_once
 
 AnyArray = npt.NDArray[Any]
 

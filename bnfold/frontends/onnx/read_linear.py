@@ -18,6 +18,7 @@ from bnfold.frontends.onnx.quantized import Quantized
 from bnfold.frontends.onnx.reader import FLOATS, Reader, Unreadable, known_sizes
 from bnfold.linear import Border, Layout, Linear, Window
 from bnfold.outcome import Reason
+from bnfold.rounding import Rounding
 from bnfold.terms import Load, Parameters
 
 
@@ -307,8 +308,19 @@ class Stored:
 
     def solve_bias(self, linear: Linear, load: Load) -> Array | None:
         """With everything that `linear` absorbed and is made of; None where none is needed."""
-        bias = terms.bias(linear, load) if linear.terms else self.bias
-        return self.source(linear, load).solve_bias(linear, bias)
+        return self.source(linear, load).solve_bias(linear, self._bias(linear, load))
+
+    def _bias(self, linear: Linear, load: Load) -> Array | None:
+        """The bias that `linear` starts from."""
+        return terms.bias(linear, load) if linear.terms else self.bias
+
+    def measure(self, linear: Linear, load: Load, dtype: np.dtype[np.generic], unit: float) -> Rounding:
+        """What storing everything that `linear` absorbed and is made of in `dtype` would do."""
+        source = self.source(linear, load)
+        found = source.measure(linear, self.solve_bias(linear, load), dtype, unit).with_fill(linear.fill, dtype, unit)
+        for growth in terms.growths(linear, load, lambda: source.measure_growth(linear, self._bias(linear, load))):
+            found = found.with_growth(growth)
+        return found
 
     def native_bias(self, bias: Array) -> Array:
         """A bias as the operator stores it; recurrent layers keep the half that belongs to the recurrence."""

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from bnfold import terms
-from bnfold.affine import Affine, Array
+from bnfold.affine import Affine
 from bnfold.frontends.onnx import read_affine, read_carry, read_linear, shapes
 from bnfold.frontends.onnx.constants import AnyArray, Constants
 from bnfold.frontends.onnx.edit import Editor
@@ -19,9 +19,10 @@ from bnfold.frontends.onnx.read_linear import Stored
 from bnfold.frontends.onnx.reader import Facts, Reader, Unreadable, opaque
 from bnfold.frontends.onnx.scopes import Scopes, label
 from bnfold.health import Caution, examine
-from bnfold.linear import Layout, Linear, Rounding, measure_parameters, measure_rounding, round_once
+from bnfold.linear import Layout, Linear
 from bnfold.ops import ChannelAffine, Op, Opaque
 from bnfold.outcome import Reason
+from bnfold.rounding import BatchNorm, Rounding, measure_parameters, round_once, solve_batchnorm
 from bnfold.terms import Load, Parameters
 
 READS_ONLY_THE_SHAPE = frozenset({"Shape", "Size"})
@@ -168,22 +169,19 @@ class OnnxGraph:
             if stored.weights.quantized is not None and absorbed.after is not None:
                 scales = stored.weights.quantized.rescaled(absorbed.after.scale).reshape(1, -1, 1)
                 return measure_parameters(scales, stored.solve_bias(absorbed, load), dtype, _unit(dtype))
-            bias = stored.solve_bias(absorbed, load)
-            return stored.source(absorbed, load).measure(absorbed, bias, dtype, _unit(dtype))
-        found: list[Rounding] = []
-        for index, exact in self._batchnorm_parameters(node, absorbed).items():
-            dtype = self._dtype(node.inputs[index])
-            found.append(measure_rounding(exact, round_once(exact, dtype), _unit(dtype)))
-        overflow = [each.overflow for each in found if each.overflow is not None]
-        return Rounding(max(each.error for each in found), overflow[0] if overflow else None)
+            return stored.measure(absorbed, load, dtype, _unit(dtype))
+        return self._solve_batchnorm(node, absorbed).rounding
 
     def write(self, node: ir.Node, absorbed: Linear | Affine) -> None:
         if isinstance(absorbed, Linear):
             self._write_linear(node, absorbed)
             return
-        for index, exact in self._batchnorm_parameters(node, absorbed).items():
-            array = round_once(exact, self._dtype(node.inputs[index]))
-            self._editor.set_parameter(node, index, ir.tensor(array))
+        solved, held = self._solve_batchnorm(node, absorbed), read_affine.batchnorm_constants(self._reader(node))
+        self._editor.set_parameter(node, 1, ir.tensor(solved.gamma))
+        self._editor.set_parameter(node, 2, ir.tensor(solved.beta))
+        for index, array in ((3, solved.mean), (4, solved.var)):
+            if not np.array_equal(array, held[index - 1]):
+                self._editor.set_parameter(node, index, ir.tensor(array))
 
     def _stored(self, node: ir.Node) -> Stored:
         return read_linear.stored(self._reader(node), self._bias_add.get(node))
@@ -203,11 +201,10 @@ class OnnxGraph:
         known = self._facts.types.get(value)
         return known.numpy() if known is not None else self._facts.constants.get(value).dtype
 
-    def _batchnorm_parameters(self, node: ir.Node, affine: Affine) -> dict[int, Array]:
-        """The new gamma and beta, by their index among the node's inputs."""
+    def _solve_batchnorm(self, node: ir.Node, affine: Affine) -> BatchNorm:
         _, _, mean, var, epsilon = read_affine.batchnorm_constants(self._reader(node))
-        gamma, beta = affine.batchnorm_parameters(mean, var, epsilon)
-        return {1: gamma, 2: beta}
+        dtype = self._dtype(node.inputs[1])
+        return solve_batchnorm(affine, mean, var, epsilon, dtype, _unit(dtype))
 
     def _write_linear(self, node: ir.Node, linear: Linear) -> None:
         stored, load = self._stored(node), self._loader(linear)

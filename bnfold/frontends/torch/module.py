@@ -17,11 +17,12 @@ from bnfold.frontends.torch import capture, read_affine, read_linear
 from bnfold.frontends.torch.calls import Slot, is_known_forward, is_parametrized, is_plain_module, spell
 from bnfold.frontends.torch.reader import Value
 from bnfold.frontends.torch.store import ModuleStore, Store, put, put_all
-from bnfold.frontends.torch.tensors import AnyArray, like
+from bnfold.frontends.torch.tensors import like
 from bnfold.frontends.torch.view import CALLS, TorchGraph, hook_of, occurrences
-from bnfold.linear import Linear, round_once
+from bnfold.linear import Linear
 from bnfold.ops import Average, ChannelAffine, Op, Opaque
 from bnfold.outcome import Reason, Stop
+from bnfold.rounding import round_once
 
 TWICE = Stop(Reason.SECOND_USE, "it is called, or its parameters are read, more than once")
 
@@ -237,12 +238,9 @@ class OwnedGraph(TorchGraph):
     def write(self, node: fx.Node, absorbed: Linear | Affine) -> None:
         reader = self._reader(node)
         if isinstance(absorbed, Affine):
-            dtype = self._batchnorm_type(reader)
-            solved = self._batchnorm_parameters(reader, absorbed)
             place = self._place(reader.call.get("running_mean"))
             assert place is not None
-            rounded: dict[str, AnyArray] = {name: round_once(exact, dtype) for name, exact in solved.items()}
-            put_all(self._module.get_submodule(place[0]), rounded)
+            put_all(self._module.get_submodule(place[0]), self._batchnorm_arrays(reader, absorbed))
             return
         stored = read_linear.stored(reader)
         dtype = stored.native_kernel.dtype

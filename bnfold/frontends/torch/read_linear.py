@@ -15,6 +15,7 @@ from bnfold.frontends.torch.reader import Reader, Unreadable
 from bnfold.frontends.torch.tensors import AnyArray, to_numpy
 from bnfold.linear import Border, Layout, Linear, Window
 from bnfold.outcome import Reason
+from bnfold.rounding import Rounding, measure_parameters
 from bnfold.terms import Load, Parameters
 
 
@@ -267,13 +268,29 @@ class Stored:
 
     def solve_kernel(self, linear: Linear, load: Load) -> Array:
         """With everything that `linear` absorbed and is made of, in canonical layout."""
-        return linear.solve_kernel(terms.kernel(linear, load) if linear.terms else self.kernel())
+        return linear.solve_kernel(self._kernel(linear, load))
 
     def solve_bias(self, linear: Linear, load: Load) -> Array | None:
         """With everything that `linear` absorbed and is made of; None where none is needed."""
-        if linear.terms:
-            return linear.solve_bias(lambda: terms.kernel(linear, load), terms.bias(linear, load))
-        return linear.solve_bias(self.kernel, self.bias)
+        return linear.solve_bias(lambda: self._kernel(linear, load), self._bias(linear, load))
+
+    def _kernel(self, linear: Linear, load: Load) -> AnyArray:
+        """The kernel that `linear` starts from, in canonical layout."""
+        return terms.kernel(linear, load) if linear.terms else self.kernel()
+
+    def _bias(self, linear: Linear, load: Load) -> Array | None:
+        """The bias that `linear` starts from."""
+        return terms.bias(linear, load) if linear.terms else self.bias
+
+    def measure(self, linear: Linear, load: Load, dtype: np.dtype[np.generic], unit: float) -> Rounding:
+        """What storing everything that `linear` absorbed and is made of in `dtype` would do."""
+        found = measure_parameters(self.solve_kernel(linear, load), self.solve_bias(linear, load), dtype, unit)
+        found = found.with_fill(linear.fill, dtype, unit)
+        for growth in terms.growths(
+            linear, load, lambda: linear.growth(self._kernel(linear, load), self._bias(linear, load))
+        ):
+            found = found.with_growth(growth)
+        return found
 
     def native(self, kernel: Array, linear: Linear) -> Array:
         """A canonical kernel in the layout that the operator stores."""

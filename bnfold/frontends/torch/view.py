@@ -15,7 +15,7 @@ import torch
 from torch import fx, nn
 from torch.fx.node import map_arg
 
-from bnfold.affine import Affine, Array
+from bnfold.affine import Affine
 from bnfold.frontends.torch import read_affine, read_carry, read_linear, shapes
 from bnfold.frontends.torch.aliases import exposed, tangled
 from bnfold.frontends.torch.calls import MULTIPLE, UNKNOWN, Call, Handle, Slot, is_parametrized, spell
@@ -24,9 +24,10 @@ from bnfold.frontends.torch.reader import Facts, Part, Reader, Unreadable, Value
 from bnfold.frontends.torch.store import Store, take_name
 from bnfold.frontends.torch.tensors import DTYPES, AnyArray
 from bnfold.health import Caution, examine
-from bnfold.linear import Linear, Rounding, measure_parameters, measure_rounding, round_once
+from bnfold.linear import Linear
 from bnfold.ops import ChannelAffine, Op, Sum
 from bnfold.outcome import Reason
+from bnfold.rounding import BatchNorm, Rounding, round_once, solve_batchnorm
 from bnfold.terms import Parameters
 
 CALLS = ("call_function", "call_method", "call_module")
@@ -321,13 +322,8 @@ class TorchGraph:
         if isinstance(absorbed, Linear):
             stored = read_linear.stored(reader)
             dtype = stored.native_kernel.dtype
-            kernel, bias = stored.solve_kernel(absorbed, self._load), stored.solve_bias(absorbed, self._load)
-            return measure_parameters(kernel, bias, dtype, _unit(dtype))
-        dtype = self._batchnorm_type(reader)
-        exact = self._batchnorm_parameters(reader, absorbed).values()
-        found = [measure_rounding(each, round_once(each, dtype), _unit(dtype)) for each in exact]
-        overflow = [each.overflow for each in found if each.overflow is not None]
-        return Rounding(max(each.error for each in found), overflow[0] if overflow else None)
+            return stored.measure(absorbed, self._load, dtype, _unit(dtype))
+        return self._solve_batchnorm(reader, absorbed).rounding
 
     def _load(self, node: Hashable) -> Parameters:
         """The parameters of a node that is part of a merged operator."""
@@ -338,18 +334,26 @@ class TorchGraph:
         name = "weight" if reader.call.get("weight") is not None else "running_mean"
         return DTYPES[reader.tensor(name, name).dtype]
 
-    def _batchnorm_parameters(self, reader: Reader, affine: Affine) -> dict[str, Array]:
-        """The new gamma and beta, by argument."""
+    def _solve_batchnorm(self, reader: Reader, affine: Affine) -> BatchNorm:
         _, _, mean, var, epsilon = read_affine.batchnorm_constants(reader)
-        gamma, beta = affine.batchnorm_parameters(mean, var, epsilon)
-        return {"weight": gamma, "bias": beta}
+        dtype = self._batchnorm_type(reader)
+        return solve_batchnorm(affine, mean, var, epsilon, dtype, _unit(dtype))
+
+    def _batchnorm_arrays(self, reader: Reader, affine: Affine) -> dict[str, AnyArray]:
+        """The parameters of a BatchNorm that absorbed an affine, by argument; statistics only where they change."""
+        solved = self._solve_batchnorm(reader, affine)
+        _, _, mean, var, _ = read_affine.batchnorm_constants(reader)
+        arrays: dict[str, AnyArray] = {"weight": solved.gamma, "bias": solved.beta}
+        if not np.array_equal(solved.mean, mean):
+            arrays["running_mean"] = solved.mean
+        if not np.array_equal(solved.var, var):
+            arrays["running_var"] = solved.var
+        return arrays
 
     def write(self, node: fx.Node, absorbed: Linear | Affine) -> None:
         reader = self._reader(node)
         if isinstance(absorbed, Affine):
-            dtype = self._batchnorm_type(reader)
-            solved = self._batchnorm_parameters(reader, absorbed)
-            self._set(node, {name: round_once(exact, dtype) for name, exact in solved.items()}, "running_mean")
+            self._set(node, self._batchnorm_arrays(reader, absorbed), "running_mean")
             return
         stored = read_linear.stored(reader)
         dtype = stored.native_kernel.dtype
