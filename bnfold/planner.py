@@ -352,13 +352,19 @@ def _survey(
         progress(done, len(changing))
         result = draft.graph.round(node, absorbed)
         rounding[node] = result.error
-        absorbers = draft.absorbers[node]
-        culprit = next((each for each in reversed(absorbers) if each in draft.joins), absorbers[-1])
-        name = draft.graph.name(node)
         if stop := _stop_rounding(result):
-            failed[culprit] = stop, name
+            failed[_culprit(draft, node, stop)] = stop, draft.graph.name(node)
     progress(len(changing), len(changing))
     return rounding, failed
+
+
+def _culprit(draft: Draft[N, V], node: N, stop: Stop) -> N:
+    """What `node` goes without: its latest merge, else the latest candidate; for a cancellation, one with a shift."""
+    latest = draft.absorbers[node][::-1]
+    merge = next((candidate for candidate in latest if candidate in draft.joins), None)
+    if merge is not None or stop.reason is not Reason.CANCELLATION:
+        return latest[0] if merge is None else merge
+    return next((candidate for candidate in latest if draft.affine(candidate).has_shift), latest[0])
 
 
 def _stop_rounding(rounding: Rounding) -> Stop | None:

@@ -9,8 +9,11 @@ import numpy.typing as npt
 
 from bnfold.affine import Affine, Array
 
-DATA_RANGE = 2.0**16
-"""How much larger one input channel's data may be than another's: the largest float16."""
+FLOAT64_UNIT = 2.0**-52
+"""The spacing of float64 at 1, in which everything is computed."""
+
+DATA_RANGE = 2.0**20
+"""How much larger one input channel's data may be than another's: from a sixteenth to the largest float16."""
 
 
 def round_once(exact: Array, dtype: np.dtype[np.generic]) -> npt.NDArray[np.generic]:
@@ -181,7 +184,7 @@ def measure_growth(products: Array, results: Array, constant: Array, bias: Array
         bias: the old bias.
     """
     before = results + bias**2
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         after = products + constant**2
         channels = np.sqrt(np.divide(after, before, out=np.ones_like(after), where=after > before))
         total = np.sqrt(after.sum() / before.sum()) if after.sum() > before.sum() else 1.0
@@ -239,4 +242,5 @@ def solve_batchnorm(
         size = np.abs(affine.scale) * deviation + np.abs(affine.scale * known.mean + affine.shift)
         moved = stored.shift - affine.shift + (stored.scale - affine.scale) * known.mean
         error = np.abs(stored.scale - affine.scale) * deviation + np.abs(moved)
+        size += 8 * FLOAT64_UNIT / unit * (np.abs(affine.scale * known.mean) + np.abs(affine.shift))
     return BatchNorm(stored_gamma, stored_beta, mean, var, _judge(error, size, size, unit))
