@@ -22,22 +22,27 @@ class Statistics:
     Attributes:
         mean: float64 vector, one entry per channel.
         square: squared deviation from it; of a BatchNorm, its running variance plus epsilon.
-        is_measured: whether a BatchNorm tells it; else it is assumed, from the constants of a normalisation.
+        measured: 1 for a channel of which a BatchNorm tells it, 0 where it is assumed.
     """
 
     mean: Array
     square: Array
-    is_measured: bool = True
+    measured: Array
 
     def each(self, select: Callable[[Array], Array]) -> Statistics:
-        """The same with both vectors changed."""
-        return Statistics(select(self.mean), select(self.square), self.is_measured)
+        """The same with every vector changed in the same way."""
+        return Statistics(select(self.mean), select(self.square), select(self.measured))
+
+    def or_else(self, other: Statistics) -> Statistics:
+        """These where they are measured, else the other ones."""
+        pairs = (self.mean, other.mean), (self.square, other.square), (self.measured, other.measured)
+        return Statistics(*(np.where(self.measured > 0, mine, theirs) for mine, theirs in pairs))
 
     def in_front_of(self, affine: Affine) -> Statistics:
         """Of the ``x`` for which these are the statistics of ``affine(x)``; zero where that is a constant."""
         scale = np.where(affine.scale == 0, np.inf, affine.scale)
         with np.errstate(over="ignore", invalid="ignore"):
-            return Statistics((self.mean - affine.shift) / scale, self.square / scale / scale, self.is_measured)
+            return replace(self, mean=(self.mean - affine.shift) / scale, square=self.square / scale / scale)
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +90,7 @@ class Affine:
         square = _vector(var) + eps
         scale = _vector(gamma) / np.sqrt(square)
         affine = cls.of(scale, _vector(beta) - _vector(mean) * scale, axis)
-        return affine.with_statistics(Statistics(_vector(mean), square))
+        return affine.with_statistics(Statistics(_vector(mean), square, np.ones(affine.size)))
 
     def batchnorm_parameters(self, mean: npt.ArrayLike, var: npt.ArrayLike, eps: float) -> tuple[Array, Array]:
         """The gamma and beta that make a BatchNorm with these statistics equal to self."""
@@ -145,9 +150,10 @@ class Affine:
 
     def _statistics_after(self, inner: Affine) -> Statistics | None:
         """Those of the inner map where they are measured; else those of this one tell what the inner one reads."""
-        if self.statistics is None or (inner.statistics is not None and inner.statistics.is_measured):
+        if self.statistics is None:
             return inner.statistics
-        return self.statistics.in_front_of(inner)
+        behind = self.statistics.in_front_of(inner)
+        return behind if inner.statistics is None else inner.statistics.or_else(behind)
 
     def each(self, select: Callable[[Array], Array]) -> Affine:
         """The same with every vector changed in the same way."""
@@ -167,7 +173,7 @@ class Affine:
         statistics = known[0] if known else None
         if len(known) == 2:
             mean, square = known[0].mean + known[1].mean, known[0].square + known[1].square
-            statistics = Statistics(mean, square, known[0].is_measured and known[1].is_measured)
+            statistics = Statistics(mean, square, np.minimum(known[0].measured, known[1].measured))
         return Affine(self.scale, self.shift + other.shift, self.axis, statistics)
 
     def along(self, axis: int) -> Affine:
@@ -207,7 +213,7 @@ class Affine:
             statistics = Statistics(
                 np.concatenate([each.mean for each in known]),
                 np.concatenate([each.square for each in known]),
-                any(part.statistics.is_measured for part in parts if part.statistics),
+                np.concatenate([each.measured for each in known]),
             )
         return Affine(
             np.concatenate([part.scale for part in parts]),
@@ -219,7 +225,7 @@ class Affine:
     @property
     def assumed(self) -> Statistics:
         """Statistics under which the map makes data of mean 0 and deviation 1, as a normalisation does."""
-        return Statistics(np.zeros(self.size), np.ones(self.size), is_measured=False).in_front_of(self)
+        return Statistics(np.zeros(self.size), np.ones(self.size), np.zeros(self.size)).in_front_of(self)
 
     def spread(self, index: npt.ArrayLike, size: int) -> Affine | None:
         """The affine `u` of `size` channels with ``u.take(index)`` equal to self, identity elsewhere.

@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Generic
 
-import numpy as np
-
 from bnfold.affine import Affine
 from bnfold.graph import Graph, N, V
 from bnfold.linear import Linear
-from bnfold.ops import Average, ChannelAffine, Op, Opaque, Sum
+from bnfold.ops import ChannelAffine, Op
 
 
 @dataclass(frozen=True)
@@ -47,9 +45,6 @@ class Join(Generic[N]):
     gone: tuple[N, ...]
     by: N
 
-
-STEP_LIMIT = 256
-"""Values that are looked at for whether one is exact."""
 
 Edit = Bypass[N] | Renew[V] | Join[N]
 
@@ -98,33 +93,10 @@ class Draft(Generic[N, V]):
         return replace(op, affine=absorbed) if absorbed and isinstance(op, ChannelAffine) else op
 
     def affine(self, node: N) -> Affine:
-        """A per-channel affine, with what is known of the data that it reads where that is exact.
-
-        Where the data is rounded at its own size already, what reads it may as well: its statistics do not matter.
-        """
+        """A per-channel affine, with what is known or assumed of the data that it reads."""
         op = self.op(node)
         assert isinstance(op, ChannelAffine)
-        if self._is_rounded(self.inputs(node)[0]):
-            return op.affine.with_statistics(None)
         return op.affine if op.is_batchnorm else op.affine.with_statistics(op.affine.assumed)
-
-    def _is_rounded(self, value: V) -> bool:
-        """Whether a value was computed, and so has rounding errors as large as its size makes them.
-
-        What moves elements, or scales them by powers of two, keeps what is exact, like the data that a model is fed.
-        """
-        stack, seen = [value], {value}
-        while stack and len(seen) <= STEP_LIMIT:
-            maker = self.graph.producer(stack.pop())
-            op = None if maker is None else self.op(maker)
-            if maker is None or isinstance(op, Opaque):
-                return False
-            if isinstance(op, Linear | Sum | Average) or (isinstance(op, ChannelAffine) and not _is_exact(op.affine)):
-                continue
-            fresh = [each for each in self.inputs(maker) if each not in seen]
-            seen.update(fresh)
-            stack.extend(fresh)
-        return not stack
 
     def root(self, value: V) -> V:
         """The value that stands for `value` now that nodes are bypassed."""
@@ -194,8 +166,3 @@ class Draft(Generic[N, V]):
         while node in self.merged:
             node = self.merged[node]
         return node
-
-
-def _is_exact(affine: Affine) -> bool:
-    """Whether a map rounds nothing where it does not make a value larger: it scales by powers of two."""
-    return bool(np.all(np.abs(np.frexp(affine.scale)[0]) == 0.5))

@@ -178,16 +178,6 @@ def test_the_refusal_says_how_much_would_be_lost() -> None:
     assert refusal.advice is not None
 
 
-def test_data_that_a_convolution_rounds_already_is_no_reason() -> None:
-    """Its errors are as large as the data, so those of the next operator may be as well."""
-    x = random(2, 4, 6, 6)
-    front = [node("Conv", "x v u", "a")]
-    case = normed(1000.0, 1.0, ["downstream"], front, x)
-    constants = {**case.arrays(), "u": np.full(4, 1000.0, FLOAT32)}
-    proto = model([*case.nodes, node("Relu", "a", "z")], constants, x.shape, dtype=FLOAT32, outputs="y z")
-    assert folded(bnfold.plan(proto)) == ["downstream"]
-
-
 def test_an_identity_branch_of_data_far_from_zero_stays() -> None:
     """A merge would add the BatchNorm's scale to the kernel: the same sum of large numbers."""
     parameters = {"gamma": np.ones(4), "beta": np.zeros(4), "mean": np.full(4, 1000.0), "var": np.ones(4)}

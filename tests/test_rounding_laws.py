@@ -21,7 +21,7 @@ TYPES = [np.dtype(each) for each in (np.float16, ml_dtypes.bfloat16, np.float32,
 
 def drawn(random: np.random.Generator, size: int) -> Affine:
     """An affine with statistics."""
-    known = Statistics(random.normal(size=size) * 10, random.uniform(0.1, 3, size))
+    known = Statistics(random.normal(size=size) * 10, random.uniform(0.1, 3, size), np.ones(size))
     return Affine(random.normal(size=size), random.normal(size=size), 1, known)
 
 
@@ -56,15 +56,15 @@ def test_sizes_are_mean_squares_of_drawn_data(seed: int, size: int) -> None:
 def test_what_a_batchnorm_measured_in_front_counts_more_than_what_is_behind(seed: int) -> None:
     random = np.random.default_rng(seed)
     outer, inner = drawn(random, 4), drawn(random, 4)
-    assert outer.after(inner).statistics is inner.statistics
-    assert outer.after(inner.with_statistics(None)).statistics is not None
-    assumed = inner.with_statistics(inner.assumed)
     assert outer.statistics is not None
-    close(
-        outer.after(assumed).statistics,
-        outer.statistics.in_front_of(inner).mean,
-        outer.statistics.in_front_of(inner).square,
-    )
+    assert inner.statistics is not None
+    front = outer.statistics.in_front_of(inner)
+    close(outer.after(inner).statistics, inner.statistics.mean, inner.statistics.square)
+    close(outer.after(inner.with_statistics(None)).statistics, front.mean, front.square)
+    close(outer.after(inner.with_statistics(inner.assumed)).statistics, front.mean, front.square)
+    half = Affine.join([inner.take([0, 1]), inner.take([2, 3]).with_statistics(None)])
+    mixed = np.where([True, True, False, False], inner.statistics.mean, front.mean)
+    close(outer.after(half).statistics, mixed, np.where([1, 1, 0, 0], inner.statistics.square, front.square))
 
 
 @given(SEEDS)
