@@ -149,11 +149,18 @@ class Affine:
         return Affine(scale, shift, self.axis, self._statistics_after(inner))
 
     def _statistics_after(self, inner: Affine) -> Statistics | None:
-        """Those of the inner map where they are measured; else those of this one tell what the inner one reads."""
+        """Those of the inner map where they are measured; else those of this one tell what the inner one reads.
+
+        Of assumed ones, the deviation is that of the scale next to the shift: in ``((x - a) / b) * c`` it is b.
+        """
         if self.statistics is None:
             return inner.statistics
         behind = self.statistics.in_front_of(inner)
-        return behind if inner.statistics is None else inner.statistics.or_else(behind)
+        if inner.statistics is None:
+            return behind
+        is_nearer = (np.abs(inner.scale) != 1) & (np.abs(self.shift) < 1) & (self.statistics.measured == 0)
+        behind = replace(behind, square=np.where(is_nearer, inner.statistics.square, behind.square))
+        return inner.statistics.or_else(behind)
 
     def each(self, select: Callable[[Array], Array]) -> Affine:
         """The same with every vector changed in the same way."""

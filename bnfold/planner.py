@@ -13,14 +13,16 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import Generic
 
+import numpy as np
+
 from bnfold.affine import Affine
 from bnfold.draft import Bypass, Draft, Edit, Move, Walk
 from bnfold.graph import Graph, N, V
 from bnfold.linear import Linear
 from bnfold.merges import Merges
-from bnfold.ops import ChannelAffine, Opaque
+from bnfold.ops import Average, ChannelAffine, Opaque, Sum
 from bnfold.outcome import Fold, Merge, Outcome, Reason, Refusal, Stop
-from bnfold.rounding import Rounding
+from bnfold.rounding import Growth, Rounding, measure_growth
 from bnfold.rules import pull, push, variants
 
 STEP_LIMIT = 256
@@ -328,6 +330,8 @@ def _push_walk(draft: Draft[N, V], candidate: N) -> Walk[N, V] | _Blocked[N]:
             walk.sinks[node] = absorbed
             continue
         inputs = draft.inputs(node)
+        if isinstance(op, Average | Sum) and (stop := _stop_growth(_growth(arrivals[node].values()))):
+            return _Blocked(stop, node)
         pushed = push(op, *(arrivals[node].get(index) for index in range(len(inputs))))
         if isinstance(pushed, Stop):
             return _Blocked(pushed, node)
@@ -338,6 +342,15 @@ def _push_walk(draft: Draft[N, V], candidate: N) -> Walk[N, V] | _Blocked[N]:
                 if failure := arrive(node, value, affine):
                     return failure
     return walk
+
+
+def _growth(affines: Iterable[Affine]) -> Growth:
+    """How much more an operator that adds up data rounds where maps go behind it."""
+    sizes = [affine.sizes for affine in affines if affine.has_shift and affine.statistics is not None]
+    if not sizes:
+        return Growth(1.0, 0)
+    products, results = (np.concatenate(each) for each in zip(*sizes, strict=True))
+    return measure_growth(products, results, np.zeros_like(products), np.zeros_like(results))
 
 
 def _survey(
@@ -380,13 +393,18 @@ def _stop_rounding(rounding: Rounding) -> Stop | None:
     if rounding.input_loss is not None:
         detail = f"input channel {rounding.input_loss} of its weight would lose more than its type's rounding explains"
         return Stop(Reason.PRECISION_LOSS, detail)
-    if rounding.growth.factor > GROWTH_LIMIT:
-        detail = (
-            f"its output, above all channel {rounding.growth.channel}, would have {rounding.growth.factor:.3g} times "
-            "the rounding error, since the data is far from zero beside its deviation"
-        )
-        return Stop(Reason.CANCELLATION, detail)
-    return None
+    return _stop_growth(rounding.growth)
+
+
+def _stop_growth(growth: Growth) -> Stop | None:
+    """What keeps an operator from rounding so much more."""
+    if growth.factor <= GROWTH_LIMIT:
+        return None
+    detail = (
+        f"its output, above all channel {growth.channel}, would have {growth.factor:.3g} times the rounding error, "
+        "since the data is far from zero beside its deviation"
+    )
+    return Stop(Reason.CANCELLATION, detail)
 
 
 def _outcomes(

@@ -149,7 +149,8 @@ class KernelPeaks:
 
         An input channel of which no weight keeps its digits (subnormal ones beside normal ones) counts as much as
         others where its data is as much larger. A bias is judged against the largest weight too: one that is tiny
-        beside the weights loses nothing that counts.
+        beside the weights loses nothing that counts. It may have half the size that its type allows: what it is added
+        to is as large.
         """
         kernel = _judge(self.output_errors, self.output_peaks, self.output_peaks, unit)
         if kernel.overflow is not None:
@@ -162,7 +163,9 @@ class KernelPeaks:
         floor = max(peak, float(np.abs(bias).max(initial=0.0)))
         beside = measure_rounding(bias, round_once(bias, dtype), unit, floor)
         loss = kernel.loss if kernel.loss is not None else beside.loss
-        return replace(kernel, error=max(kernel.error, beside.error), overflow=beside.overflow, loss=loss)
+        crowded = ~np.isfinite(round_once(2 * bias, dtype).astype(np.float64))
+        overflow = int(np.argmax(crowded)) if crowded.any() else None
+        return replace(kernel, error=max(kernel.error, beside.error), overflow=overflow, loss=loss)
 
 
 def measure_parameters(kernel: Array, bias: Array | None, dtype: np.dtype[np.generic], unit: float) -> Rounding:
@@ -241,6 +244,11 @@ def solve_batchnorm(
         deviation = np.sqrt(known.square)
         size = np.abs(affine.scale) * deviation + np.abs(affine.scale * known.mean + affine.shift)
         moved = stored.shift - affine.shift + (stored.scale - affine.scale) * known.mean
-        error = np.abs(stored.scale - affine.scale) * deviation + np.abs(moved)
+        slope = np.abs(stored.scale - affine.scale)
+        error = slope * deviation + np.abs(moved)
         size += 8 * FLOAT64_UNIT / unit * (np.abs(affine.scale * known.mean) + np.abs(affine.shift))
-    return BatchNorm(stored_gamma, stored_beta, mean, var, _judge(error, size, size, unit))
+    rounding = _judge(error, size, size, unit)
+    lost = slope > unit * np.abs(affine.scale)  # a subnormal gamma, though a large beta may hide it
+    if rounding.overflow is None and rounding.loss is None and lost.any():
+        rounding = replace(rounding, loss=int(np.argmax(lost)))
+    return BatchNorm(stored_gamma, stored_beta, mean, var, rounding)

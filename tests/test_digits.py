@@ -119,6 +119,20 @@ CASES = {
     "behind a power of two": normed(
         2000.0, 2.0, ["downstream", "cancellation"], [node("Mul", "x two", "a")], FAR
     ),
+    "a mean of data far from zero": Case(
+        [node("Sub", "x m", "a"), node("Div", "a s", "b"), node("GlobalAveragePool", "b", "c"),
+         node("Conv", "c w", "y")],
+        {"m": 1000.0, "s": 5.0, "w": random(3, 4, 1, 1)},
+        5.0 * FAR - 4000.0,
+        ["downstream"],  # the division: the mean of what is centred has its digits
+    ),
+    "a sum of data far from zero": Case(
+        [norm("x", "a"), node("Add", "a a", "b"), node("Conv", "b w", "y")],
+        {"gamma": np.ones(4), "beta": np.zeros(4), "mean": np.full(4, 1000.0), "var": np.ones(4),
+         "w": random(3, 4, 1, 1)},
+        FAR,
+        ["graph-input"],  # and downstream the sum, which would round more
+    ),
     "columns that become subnormal": Case(
         [node("Mul", "x k", "a"), node("MatMul", "a w", "y")],
         {"k": COLUMN, "w": random(4, 8)},
@@ -135,6 +149,13 @@ CASES = {
         },
         random(2, 4, 6, 6),
         ["precision-loss", "precision-loss"],
+        FLOAT16,
+    ),
+    "a subnormal gamma beside a large beta": Case(
+        [norm("x", "a"), node("Mul", "a k", "b"), node("Sub", "b k", "y")],
+        {"gamma": np.full(4, 8.7e-5), "beta": np.ones(4), "mean": np.zeros(4), "var": np.ones(4), "k": 1e-3},
+        random(2, 4, 6, 6) * 1e3,
+        ["graph-input"],
         FLOAT16,
     ),
     "padding that its type does not have": Case(

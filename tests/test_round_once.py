@@ -234,8 +234,15 @@ def test_a_value_that_was_never_finite_is_an_overflow(bad: float) -> None:
 
 def test_the_largest_value_is_no_overflow() -> None:
     kernel = np.full((1, 2, 2), 65504.0)
-    found = measure_parameters(kernel, -kernel[0, 0], FLOAT16.dtype, FLOAT16.unit)
+    found = measure_parameters(kernel, None, FLOAT16.dtype, FLOAT16.unit)
     assert (found.error, found.overflow, found.loss) == (0.0, None, None)
+
+
+def test_a_bias_leaves_room_for_the_product_that_it_is_added_to() -> None:
+    """A product is about as large as a bias that it cancels, and is a value of its own where the bias is an Add."""
+    for bias, overflow in ((32752.0, None), (32776.0, 1)):
+        found = measure_parameters(np.ones((1, 2, 2)), np.array([1.0, -bias]), FLOAT16.dtype, FLOAT16.unit)
+        assert found.overflow == overflow
 
 
 @pytest.mark.parametrize("channel", range(6))

@@ -67,6 +67,20 @@ def test_what_a_batchnorm_measured_in_front_counts_more_than_what_is_behind(seed
     close(outer.after(half).statistics, mixed, np.where([1, 1, 0, 0], inner.statistics.square, front.square))
 
 
+def test_the_scale_next_to_the_shift_tells_the_deviation() -> None:
+    """Data of 100 +- 5 in ``((x - 100) / 5) * 1e-3 + 1e-4``, and of 100 / 255 with a factor in front."""
+    maps = [(1e-3, 0.0), (0.2, 0.0), (1.0, -100.0)]
+    known = [each.with_statistics(each.assumed) for each in (Affine.of(scale, shift) for scale, shift in maps)]
+    total = Affine.of(1.0, 1e-4)
+    total = total.with_statistics(total.assumed)
+    for inner in known:
+        total = total.after(inner)
+    close(total.statistics, [100 - 0.5], [25.0])
+    factor = Affine.of(255.0, 0.0)
+    normal = known[1].after(known[2])
+    close(normal.after(factor.with_statistics(factor.assumed)).statistics, [100 / 255], [(5 / 255) ** 2])
+
+
 @given(SEEDS)
 def test_statistics_follow_their_channels(seed: int) -> None:
     random = np.random.default_rng(seed)
