@@ -101,53 +101,51 @@ def judge(case: Case, result: onnx.ModelProto, seed: int) -> Verdict:
         return Verdict(None, None)
     if not (finite[2] and finite[4]):
         return Verdict(None, None, "not finite")
-    if wrong := differs(case.model, result, feeds, reference):
+    bounds = [node_evaluator.evaluate(model, feeds, node_evaluator.BOUND) for model in (case.model, result)]
+    exact = node_evaluator.evaluate(result, feeds, node_evaluator.EXACT)
+    if wrong := differs(case, reference, exact, bounds):
         return Verdict(None, None, wrong)
     if not case.is_described:
         return Verdict(None, None)
     return Verdict(
         # onnxruntime keeps float32 between nodes of float16
-        worst_channel(case, reference, [ours, theirs] if dtype == np.float32 else [ours]),
-        worst_channel(case, reference, [theirs]),
+        worst_channel(case, reference, bounds[0], [ours, theirs] if dtype == np.float32 else [ours]),
+        worst_channel(case, reference, bounds[0], [theirs]),
     )
 
 
-def differs(original: onnx.ModelProto, result: onnx.ModelProto, feeds: dict[str, Array], reference: list[Array]) -> str:
+def differs(case: Case, reference: list[Array], exact: list[Array], bounds: list[list[Array]]) -> str:
     """What is wrong with the result in exact arithmetic, beyond the rounding of its weights; empty for nothing."""
-    limit = np.finfo(feeds["x"].dtype)
-    exact = node_evaluator.evaluate(result, feeds, node_evaluator.EXACT)
-    bounds = [
-        np.maximum(*pair)
-        for pair in zip(
-            *(node_evaluator.evaluate(each, feeds, node_evaluator.BOUND) for each in (original, result)), strict=True
-        )
-    ]
-    steps = 4 * len(original.graph.node)
-    for name, was, now, bound in zip(original.graph.output, reference, exact, bounds, strict=True):
+    steps = 4 * len(case.model.graph.node)
+    for name, was, now, *sizes in zip(case.model.graph.output, reference, exact, *bounds, strict=True):
         if was.shape != now.shape:
             return f"{name.name} has the shape {now.shape}, not {was.shape}"
-        off = np.abs(now - was) / (bound * float(limit.eps) * steps + float(limit.smallest_subnormal))
-        if not off.max() <= 1:
-            return f"{name.name} is off by {off.max():.1e} of what rounding explains"
+        explained = np.maximum(*sizes) * float(case.limit.eps) * steps + float(case.limit.smallest_subnormal)
+        off = (np.abs(now - was) / explained).max()
+        if not off <= 1:
+            return f"{name.name} is off by {off:.1e} of what rounding explains"
     return ""
 
 
-def worst_channel(case: Case, reference: list[Array], runs: list[list[list[Array]]]) -> Channel:
-    """The channel with the largest excess; of several ways to run a model the most accurate one counts."""
+def worst_channel(case: Case, reference: list[Array], bounds: list[Array], runs: list[list[list[Array]]]) -> Channel:
+    """The channel with the largest excess; of several ways to run a model the most accurate one counts.
+
+    Where the original's magnitudes cancel to nothing, as for a constant input, it may have no error at all by luck:
+    the square of one rounding of these magnitudes is allowed always.
+    """
+    eps = float(case.limit.eps)
     channels = []
-    for index, (exact, axis) in enumerate(zip(reference, case.axes, strict=True)):
-        limit = np.finfo(runs[0][0][index].dtype)
+    for index, (exact, bound, axis) in enumerate(zip(reference, bounds, case.axes, strict=True)):
         size = rms(exact, axis)
         original, result = (
             np.min([rms(run[which][index].astype(np.float64) - exact, axis) for run in runs], axis=0)
             for which in range(2)
         )
-        allowed = FACTOR * original + float(limit.eps) * size + float(limit.smallest_subnormal)
+        luck = eps**2 * rms(bound, axis)
+        allowed = FACTOR * original + eps * size + luck + float(case.limit.smallest_subnormal)
         name = case.model.graph.output[index].name
-        channels += [
-            Channel(name, k, *map(float, row))
-            for k, row in enumerate(zip(size, original, result, allowed, strict=True))
-        ]
+        rows = zip(size, original, result, allowed, strict=True)
+        channels += [Channel(name, k, *map(float, row)) for k, row in enumerate(rows)]
     return max(channels, key=lambda channel: channel.excess)
 
 
@@ -155,31 +153,32 @@ def worst_channel(case: Case, reference: list[Array], runs: list[list[list[Array
 
 
 def cause(case: Case, outcomes: tuple[bnfold.Outcome, ...], seed: int) -> str:
-    """The kind of fold that alone makes the result wrong; of all folds where no single one does."""
+    """The kinds of the fewest folds, found by leaving out one after another, that still make the result wrong."""
+    left_out: list[str] = []
+
+    def is_wrong(names: list[str], *, merge: bool) -> bool:
+        return judge(case, bnfold.fuse(case.model, skip=names, merge=merge), seed).is_violation
+
+    merge = not is_wrong([], merge=False)
+    for each in outcomes:
+        if isinstance(each, bnfold.Fold) and is_wrong([*left_out, each.batchnorm], merge=merge):
+            left_out.append(each.batchnorm)
+    _, kept = bnfold.fuse(case.model, skip=left_out, merge=merge, return_outcomes=True)
     ops = {node.name: node.op_type for node in case.model.graph.node}
+    return "; ".join(sorted({kind(each, ops) for each in kept if not isinstance(each, bnfold.Refusal)}))
 
-    def kind(name: str) -> str:
-        return "+".join(sorted({ops.get(part, part) for part in name.split("+")}))
 
-    found = []
-    for outcome in outcomes:
-        if isinstance(outcome, bnfold.Fold):
-            alone = bnfold.fuse(case.model, only=[outcome.batchnorm], merge=False)
-            if (verdict := judge(case, alone, seed)).is_violation:
-                into = " and ".join(sorted({kind(name) for name in outcome.into}))
-                through = f" through {' '.join(kind(name) for name in outcome.through)}" if outcome.through else ""
-                excess = verdict.worst.excess if verdict.worst else np.inf
-                found.append((excess, f"{kind(outcome.batchnorm)} {outcome.direction} into {into}{through}"))
-    if found:
-        return max(found)[1]
-    unmerged = bnfold.fuse(case.model, merge=False)
-    if not judge(case, unmerged, seed).is_violation:
-        return "a merge: " + "; ".join(
-            f"{'+'.join(map(kind, each.branches))} into {kind(each.into)}"
-            for each in outcomes
-            if isinstance(each, bnfold.Merge)
-        )
-    return "several folds together"
+ARITHMETIC = dict.fromkeys(("Add", "Sub", "Mul", "Div"), "arithmetic")
+
+
+def kind(outcome: bnfold.Fold | bnfold.Merge, ops: dict[str, str]) -> str:
+    def known(*names: str) -> str:
+        found = {ops.get(part, part) for name in names for part in name.split("+")}
+        return "+".join(sorted({ARITHMETIC.get(op, op) for op in found}))
+
+    if isinstance(outcome, bnfold.Merge):
+        return f"merge of {known(*outcome.branches)} into {known(outcome.into)}"
+    return f"{known(outcome.batchnorm)} {outcome.direction} into {known(*outcome.into)}"
 
 
 # ------------------------------------------------------------------------------------------------------------ a search
@@ -239,7 +238,8 @@ def line(case: Case, verdict: Verdict) -> str:
     if verdict.wrong:
         return f"{verdict.wrong}; {case.note}"
     channel, deployed = verdict.worst, verdict.deployed
-    assert channel and deployed
+    assert channel
+    assert deployed
     return (
         f"error {channel.original:.1e} -> {channel.result:.1e} of {channel.size:.1e} (x{channel.ratio:.1f}; by "
         f"onnxruntime x{deployed.ratio:.1f}); {case.note}"

@@ -44,6 +44,12 @@ class Case:
     is_described: bool
     note: str
 
+    @property
+    def limit(self) -> np.finfo[Any]:
+        """The limits of the model's type."""
+        kind = self.model.graph.output[0].type.tensor_type.elem_type
+        return np.finfo(helper.tensor_dtype_to_np_dtype(kind))
+
 
 @dataclass
 class Builder:
@@ -116,6 +122,18 @@ class Builder:
         self.axes[node.output[0]] = self.axes[inputs[0]]
         return str(node.output[0])
 
+    def attempt(self, stage: Callable[[Builder, str], str], name: str) -> str | None:
+        """What a stage makes of a value; the graph as it was where that is of no use."""
+        count, read = len(self.nodes), set(self.read)
+        try:
+            return stage(self, name)
+        except UnusableError:
+            for node in self.nodes[count:]:
+                del self.values[node.output[0]], self.axes[node.output[0]]
+            del self.nodes[count:]
+            self.read = read
+            return None
+
     def shaped(self, name: str, vector: Array) -> Array:
         """A vector of one number a channel, so that it broadcasts along a value's channel axis."""
         value, axis = self.values[name], self.axes[name]
@@ -147,10 +165,8 @@ class Source:
 
     def draw(self, random: np.random.Generator, shape: tuple[int, ...], axis: int, dtype: Any) -> Array:
         view = [-1 if k == axis else 1 for k in range(len(shape))]
-        if self.kind == "normal":
-            drawn = random.standard_normal(shape)
-        else:
-            drawn = random.uniform(-(3**0.5), 3**0.5, shape)
+        is_normal = self.kind == "normal"
+        drawn = random.standard_normal(shape) if is_normal else random.uniform(-(3**0.5), 3**0.5, shape)
         array = self.mean.reshape(view) + self.dev.reshape(view) * drawn
         return (np.round(array) if self.kind == "integer" else array).astype(dtype)
 
@@ -442,16 +458,19 @@ def branches(b: Builder, x: str) -> str:
     if b.chance(0.7):
         first = batchnorm(b, first)
     for _ in range(8):
-        try:
-            second = linear(b, x) if b.chance(0.8) else x
-            if b.chance(0.7):
-                second = batchnorm(b, second)
-        except UnusableError:
-            continue
-        if b.values[second].shape == b.values[first].shape:
-            op = b.pick(["Add", "Add", "Sum", "Concat"])
-            return b.add(op, [first, second], **({"axis": b.axes[first]} if op == "Concat" else {}))
+        if y := b.attempt(lambda b, name: second_branch(b, name, first), x):
+            return y
     return first
+
+
+def second_branch(b: Builder, x: str, first: str) -> str:
+    second = linear(b, x) if b.chance(0.8) else x
+    if b.chance(0.7):
+        second = batchnorm(b, second)
+    if b.values[second].shape != b.values[first].shape:
+        raise UnusableError
+    op = b.pick(["Add", "Add", "Sum", "Concat"])
+    return b.add(op, [first, second], **({"axis": b.axes[first]} if op == "Concat" else {}))
 
 
 def flatten(b: Builder, x: str) -> str:
@@ -494,10 +513,7 @@ def front(b: Builder, x: str) -> str:
 def grow(b: Builder, x: str) -> None:
     """A front, then a few stages, each on the newest value or, now and then, on an older one."""
     weight = np.asarray([each for each, _ in STAGES], float)
-    try:
-        front(b, x)
-    except UnusableError:
-        pass
+    b.attempt(front, x)
     wanted = len(b.nodes) + int(b.random.integers(2, 7))
     for _ in range(40):
         if len(b.nodes) >= wanted:
@@ -505,10 +521,7 @@ def grow(b: Builder, x: str) -> None:
         names = list(b.values)
         name = names[-1] if b.chance(0.85) else b.pick(names)
         stage = STAGES[b.random.choice(len(STAGES), p=weight / weight.sum())][1]
-        try:
-            stage(b, name)
-        except UnusableError:
-            continue
+        b.attempt(stage, name)
 
 
 SHAPES: dict[str, Callable[[Builder], tuple[tuple[int, ...], int]]] = {
