@@ -2,6 +2,7 @@
 
     python scripts/benchmarks/rounding.py random [--first N] [--count N] [--list N]
     python scripts/benchmarks/rounding.py replay SEED...
+    python scripts/benchmarks/rounding.py traps
     python scripts/benchmarks/rounding.py sweep [--seeds N]
     python scripts/benchmarks/rounding.py table [--seeds N]
 
@@ -26,6 +27,7 @@ from rounding_graphs import Case, random_case
 from rounding_judge import Verdict, judge
 from rounding_normalisations import table
 from rounding_sweep import sweep
+from rounding_traps import traps
 
 import bnfold
 
@@ -179,9 +181,13 @@ def main() -> None:
     again.add_argument("seeds", type=int, nargs="+")
     swept = commands.add_parser("sweep", help="the error of a fold as its normalisation's mean grows")
     swept.add_argument("--seeds", type=int, default=20)
+    commands.add_parser("traps", help="graphs that are known to lose digits")
     real = commands.add_parser("table", help="normalisations from real life")
     real.add_argument("--seeds", type=int, default=5)
     options = parser.parse_args()
+    if options.command == "traps":
+        print(*traps(), sep="\n")
+        return
     if options.command in ("sweep", "table"):
         rows = sweep if options.command == "sweep" else table
         print(*rows(options.seeds), sep="\n")
