@@ -78,6 +78,7 @@ class Tally:
     ratios: list[float] = field(default_factory=list)
     deployed: list[float] = field(default_factory=list)
     violations: list[tuple[float, int, str, str]] = field(default_factory=list)
+    stored: list[tuple[float, int, str, str]] = field(default_factory=list)
 
 
 def count(tally: Tally, outcomes: tuple[bnfold.Outcome, ...]) -> None:
@@ -112,7 +113,8 @@ def search(seeds: range) -> Tally:
             tally.deployed.append(verdict.deployed.excess)
         if verdict.is_violation:
             excess = verdict.worst.excess if verdict.worst else np.inf
-            tally.violations.append((excess, seed, cause(case, outcomes, seed), line(case, verdict)))
+            listed = tally.stored if verdict.is_like_storing else tally.violations
+            listed.append((excess, seed, cause(case, outcomes, seed), line(case, verdict)))
     return tally
 
 
@@ -131,7 +133,11 @@ def line(case: Case, verdict: Verdict) -> str:
 def report(tally: Tally, listed: int, seconds: float) -> Iterator[str]:
     yield (
         f"{tally.judged} graphs ({tally.undescribed} changed ones whose statistics say nothing about the data), "
-        f"{tally.unusable} unusable, {len(tally.violations)} violations, {seconds:.0f} s"
+        f"{tally.unusable} unusable, {seconds:.0f} s"
+    )
+    yield (
+        f"beyond twice the original's error and one rounding: {len(tally.violations)}, and {len(tally.stored)} that "
+        "are as accurate as the original with its kernels rounded once more"
     )
     yield "folded: " + ", ".join(f"{number} {what}" for what, number in tally.folded.most_common())
     yield "refused: " + ", ".join(f"{number} {reason}" for reason, number in tally.refused.most_common())
@@ -141,14 +147,20 @@ def report(tally: Tally, listed: int, seconds: float) -> Iterator[str]:
             yield f"error over allowed error, {name}: " + ", ".join(
                 f"{share} {value:.2g}" for share, value in zip(("p50", "p90", "p99", "p99.9", "max"), at, strict=True)
             )
-    yield ""
+    yield from grouped("violations", tally.violations, listed)
+    yield from grouped("as accurate as the original with its kernels rounded once more", tally.stored, listed)
+
+
+def grouped(title: str, violations: list[tuple[float, int, str, str]], listed: int) -> Iterator[str]:
+    """Violations by cause, the most frequent cause and the largest excess first."""
+    yield f"\n{title}"
     groups: dict[str, list[tuple[float, int, str, str]]] = {}
-    for violation in sorted(tally.violations, reverse=True):
+    for violation in sorted(violations, reverse=True):
         groups.setdefault(violation[2], []).append(violation)
-    for name, violations in sorted(groups.items(), key=lambda item: -len(item[1])):
-        excesses = [each[0] for each in violations]
-        yield f"{len(violations)} x {name} (excess {min(excesses):.2g} to {max(excesses):.2g})"
-        for excess, seed, _, text in violations[:listed]:
+    for name, members in sorted(groups.items(), key=lambda item: -len(item[1])):
+        excesses = [each[0] for each in members]
+        yield f"{len(members)} x {name} (excess {min(excesses):.2g} to {max(excesses):.2g})"
+        for excess, seed, _, text in members[:listed]:
             yield f"    seed {seed}: {excess:.2g}; {text}"
 
 
