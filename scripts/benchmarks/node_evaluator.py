@@ -57,16 +57,35 @@ def constants(model: onnx.ModelProto) -> dict[str, Array]:
     return arrays
 
 
-def evaluate(model: onnx.ModelProto, feeds: dict[str, Array], arithmetic: Arithmetic) -> list[Array]:
-    """The outputs of a model."""
+def evaluate(
+    model: onnx.ModelProto,
+    feeds: dict[str, Array],
+    arithmetic: Arithmetic,
+    then: Callable[[str, Array], Array] = lambda name, value: value,
+) -> list[Array]:
+    """The outputs of a model; `then` may change each node's result."""
     values = {name: _stored(array, arithmetic) for name, array in (constants(model) | feeds).items()}
     with np.errstate(all="ignore"):
         for node in model.graph.node:
             if node.op_type != "Constant":
                 inputs = [values[name] if name else None for name in node.input]
                 attributes = {each.name: helper.get_attribute_value(each) for each in node.attribute}
-                values[node.output[0]] = apply(node.op_type, inputs, attributes, arithmetic)
+                name = node.output[0]
+                values[name] = then(name, apply(node.op_type, inputs, attributes, arithmetic))
     return [values[each.name] for each in model.graph.output]
+
+
+def inexact(model: onnx.ModelProto, feeds: dict[str, Array], dtype: Any) -> dict[str, Array]:
+    """Where each node's result, of inputs as they are, is not a number of `dtype`."""
+    found: dict[str, Array] = {}
+
+    def note(name: str, value: Array) -> Array:
+        rounded = value.astype(dtype).astype(np.float64)
+        found[name] = rounded != value
+        return rounded
+
+    evaluate(model, feeds, EXACT, note)
+    return found
 
 
 def apply(op: str, inputs: list[Array | None], attributes: dict[str, Any], arithmetic: Arithmetic) -> Array:
