@@ -6,6 +6,7 @@ The fold is done here, in float64 and rounded once, whatever bnfold would say to
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -31,60 +32,96 @@ def model(
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
-def errors(op: str, form: str, dtype: Any, fan_in: int, ratio: float, seed: int) -> tuple[Array, Array, Array]:
-    """For each output channel: size, error of the original and of the result; ``scale * deviation`` is 1 and beta 0."""
-    random = np.random.default_rng([15, seed])
-    dev = 2.0 ** random.uniform(-1, 1, fan_in)
-    mean = random.choice([-1.0, 1.0], fan_in) * ratio * dev
-    w = random.standard_normal((OUT, fan_in)) / np.sqrt(fan_in)
-    bias = random.standard_normal(OUT)
-    tail = (2, 2) if op == "Conv" else ()
-    column = (-1, *[1] * len(tail))
-    drawn = random.standard_normal((BATCH, fan_in, *tail))
-    x = (mean.reshape(column) + dev.reshape(column) * drawn).astype(dtype)
-    kernel, last = w.reshape(OUT, fan_in, *[1] * len(tail)), {"transB": 1} if op == "Gemm" else {}
-    stored = {"mean": mean, "dev": dev, "w": kernel, "b": bias}
-    if form == "BatchNormalization":
-        stored |= {"gamma": np.ones(fan_in), "beta": np.zeros(fan_in), "var": dev**2}
-        nodes = [helper.make_node(form, ["x", "gamma", "beta", "mean", "var"], ["n"], epsilon=0.0)]
-    else:
-        stored |= {"mean": mean.reshape(column), "dev": dev.reshape(column)}
-        nodes = [helper.make_node("Sub", ["x", "mean"], ["c"]), helper.make_node("Div", ["c", "dev"], ["n"])]
-    nodes.append(helper.make_node(op, ["n", "w", "b"], ["y"], **last))
-    used = {name for node in nodes for name in node.input}
-    original = model(nodes, {name: array for name, array in stored.items() if name in used}, x.shape, dtype)
-    exact = {name: array.astype(dtype).astype(np.float64).reshape(-1) for name, array in stored.items() if name != "w"}
-    scale = 1 / (np.sqrt(exact["var"]) if "var" in exact else exact["dev"])
-    wide = w.astype(dtype).astype(np.float64)
-    folded = {"w": (wide * scale).reshape(kernel.shape), "b": exact["b"] - wide @ (scale * exact["mean"])}
-    result = model([helper.make_node(op, ["x", "w", "b"], ["y"], **last)], folded, x.shape, dtype)
-    (reference,) = evaluate(original, {"x": x}, EXACT)
+FORMS = ("BatchNormalization", "Sub, Div", "Div, Sub", "upstream")
+"""What is folded: a normalisation in front, which rounds the difference, or the quotient first; a BatchNorm behind."""
 
-    def error(each: onnx.ModelProto) -> Array:
-        runs = [evaluate(each, {"x": x}, nodewise(dtype))]
-        if dtype == np.float32:
-            runs.append(run_onnxruntime(each, {"x": x}))
-        return np.min([rms(run[0].astype(np.float64) - reference, 1) for run in runs], axis=0)
 
-    return rms(reference, 1), error(original), error(result)
+@dataclass(frozen=True)
+class Setting:
+    """One experiment: `ratio` is that of mean to deviation; of the data, or of what a BatchNorm behind reads."""
+
+    form: str
+    op: str
+    dtype: Any
+    fan_in: int
+    is_one_sign: bool
+
+    def errors(self, ratio: float, seed: int) -> tuple[Array, Array, Array]:
+        """Of each output channel: its size, the original's error and the result's."""
+        random = np.random.default_rng([15, seed])
+        dev = 2.0 ** random.uniform(-1, 1, self.fan_in)
+        signs = 1.0 if self.is_one_sign else random.choice([-1.0, 1.0], self.fan_in)
+        mean = signs * ratio * dev * (self.form != "upstream")
+        w = random.standard_normal((OUT, self.fan_in)) / np.sqrt(self.fan_in)
+        w = np.abs(w) if self.is_one_sign else w
+        bias = random.standard_normal(OUT)
+        if self.form == "upstream":
+            w, dev = w / dev, dev
+            bias = random.choice([-1.0, 1.0], OUT) * ratio
+        tail = (2, 2) if self.op == "Conv" else ()
+        column = (-1, *[1] * len(tail))
+        drawn = random.standard_normal((BATCH, self.fan_in, *tail))
+        x = (mean.reshape(column) + dev.reshape(column) * drawn).astype(self.dtype)
+        kernel = w.reshape(OUT, self.fan_in, *[1] * len(tail))
+        stored = {"w": kernel, "b": bias}
+        last = {"transB": 1} if self.op == "Gemm" else {}
+        linear = helper.make_node(self.op, ["x" if self.form == "upstream" else "n", "w", "b"], ["l"], **last)
+        wide = w.astype(self.dtype).astype(np.float64)
+        if self.form in ("upstream", "BatchNormalization"):
+            count = OUT if self.form == "upstream" else self.fan_in
+            centre, square = (bias, np.ones(OUT)) if self.form == "upstream" else (mean, dev**2)
+            stored |= {"gamma": np.ones(count), "beta": np.zeros(count), "mean": centre, "var": square}
+            names = ["gamma", "beta", "mean", "var"]
+            ends = ("l", "y") if self.form == "upstream" else ("x", "n")
+            nodes = [helper.make_node("BatchNormalization", [ends[0], *names], [ends[1]], epsilon=0.0)]
+        elif self.form == "Sub, Div":
+            stored |= {"mean": mean.reshape(column), "dev": dev.reshape(column)}
+            nodes = [helper.make_node("Sub", ["x", "mean"], ["c"]), helper.make_node("Div", ["c", "dev"], ["n"])]
+        else:
+            stored |= {"mean": (mean / dev).reshape(column), "dev": dev.reshape(column)}
+            nodes = [helper.make_node("Div", ["x", "dev"], ["c"]), helper.make_node("Sub", ["c", "mean"], ["n"])]
+        nodes = [linear, *nodes] if self.form == "upstream" else [*nodes, linear]
+        nodes[-1].output[0] = "y"
+        original = model(nodes, stored, x.shape, self.dtype)
+        exact = {name: array.astype(self.dtype).astype(np.float64).reshape(-1) for name, array in stored.items()}
+        scale = 1 / (np.sqrt(exact["var"]) if "var" in exact else exact["dev"])
+        shift = -exact["mean"] * (1.0 if self.form == "Div, Sub" else scale)
+        if self.form == "upstream":
+            folded = {"w": wide * scale[:, None], "b": scale * exact["b"] + shift}
+        else:
+            folded = {"w": wide * scale, "b": exact["b"] + wide @ shift}
+        folded["w"] = folded["w"].reshape(kernel.shape)
+        result = model([helper.make_node(self.op, ["x", "w", "b"], ["y"], **last)], folded, x.shape, self.dtype)
+        (reference,) = evaluate(original, {"x": x}, EXACT)
+
+        def error(each: onnx.ModelProto) -> Array:
+            runs = [evaluate(each, {"x": x}, nodewise(self.dtype))]
+            if self.dtype == np.float32:
+                runs.append(run_onnxruntime(each, {"x": x}))
+            return np.asarray(np.min([rms(run[0].astype(np.float64) - reference, 1) for run in runs], axis=0))
+
+        return rms(reference, 1), error(original), error(result)
+
+    def cell(self, ratio: float, seeds: int) -> str:
+        """The result's error over the original's, and the share of output channels beyond what is allowed."""
+        if self.dtype == np.float16 and ratio > 1024:
+            return ""
+        rows = [self.errors(ratio, seed) for seed in range(seeds)]
+        size, before, after = (np.concatenate(each) for each in zip(*rows, strict=True))
+        over = np.mean(after > 2 * before + np.finfo(self.dtype).eps * size)
+        return f"{np.sqrt(np.mean(after**2) / np.mean(before**2)):.2g} ({100 * over:.0f} %)"
 
 
 def sweep(seeds: int) -> Iterator[str]:
-    """A table: the result's error over the original's, and the share of output channels beyond what is allowed."""
-    yield "| original | type | fan-in | " + " | ".join(f"{ratio}" for ratio in RATIOS) + " |"
-    yield "|---|---|---:|" + "---:|" * len(RATIOS)
-    for dtype in (np.float32, np.float16):
-        for form in ("BatchNormalization", "Sub, Div"):
-            for op in ("Gemm", "Conv"):
-                for fan_in in (4, 64, 512):
-                    cells = []
-                    for ratio in RATIOS:
-                        if dtype == np.float16 and ratio > 1024:
-                            cells.append("")
-                            continue
-                        rows = [errors(op, form, dtype, fan_in, ratio, seed) for seed in range(seeds)]
-                        size, before, after = (np.concatenate(each) for each in zip(*rows, strict=True))
-                        over = np.mean(after > 2 * before + np.finfo(dtype).eps * size)
-                        typical = np.sqrt(np.mean(after**2) / np.mean(before**2))
-                        cells.append(f"{typical:.2g} ({100 * over:.0f} %)")
-                    yield f"| {form}, {op} | {np.dtype(dtype).name} | {fan_in} | " + " | ".join(cells) + " |"
+    """A table: a fold's error over the original's as the mean grows, and the share of output channels beyond that."""
+    yield "| folded | into | signs | type | fan-in | " + " | ".join(f"{ratio}" for ratio in RATIOS) + " |"
+    yield "|---|---|---|---|---:|" + "---:|" * len(RATIOS)
+    for form in FORMS:
+        for is_one_sign in (False, True):
+            for dtype in (np.float32, np.float16):
+                for op in ("Gemm", "Conv"):
+                    for fan_in in (4, 64, 512):
+                        setting = Setting(form, op, dtype, fan_in, is_one_sign)
+                        cells = " | ".join(setting.cell(ratio, seeds) for ratio in RATIOS)
+                        signs = "one" if is_one_sign else "both"
+                        yield f"| {form} | {op} | {signs} | {np.dtype(dtype).name} | {fan_in} | {cells} |"
