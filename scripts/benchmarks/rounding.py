@@ -3,8 +3,8 @@
     python scripts/benchmarks/rounding.py random [--first N] [--count N] [--list N]
     python scripts/benchmarks/rounding.py replay SEED...
     python scripts/benchmarks/rounding.py traps
-    python scripts/benchmarks/rounding.py sweep [--seeds N]
-    python scripts/benchmarks/rounding.py table [--seeds N]
+    python scripts/benchmarks/rounding.py sweep [--seeds N] [--docs PAGE]
+    python scripts/benchmarks/rounding.py table [--seeds N] [--docs PAGE]
 
 The reference is the original in float64 on the weights as they are stored. Original and result are run in their own
 type, by onnxruntime without optimisation and by an evaluator that subtracts a BatchNorm's mean first and rounds every
@@ -15,10 +15,12 @@ plus one rounding of the output.
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import node_evaluator
 import numpy as np
@@ -30,6 +32,9 @@ from rounding_sweep import sweep
 from rounding_traps import traps
 
 import bnfold
+
+sys.path.append(str(Path(__file__).parents[1]))
+from page import write_section
 
 # -------------------------------------------------------------------------------------------------------------- causes
 
@@ -196,13 +201,18 @@ def main() -> None:
     commands.add_parser("traps", help="graphs that are known to lose digits")
     real = commands.add_parser("table", help="normalisations from real life")
     real.add_argument("--seeds", type=int, default=5)
+    for each in (swept, real):
+        each.add_argument("--docs", type=Path, help="write the table between its markers in this page")
     options = parser.parse_args()
     if options.command == "traps":
         print(*traps(), sep="\n")
         return
     if options.command in ("sweep", "table"):
         rows = sweep if options.command == "sweep" else table
-        print(*rows(options.seeds), sep="\n")
+        text = "\n".join(rows(options.seeds))
+        print(text)
+        if options.docs:
+            write_section(options.docs, f"rounding-{options.command}", text)
         return
     if options.command == "random":
         start = time.perf_counter()
