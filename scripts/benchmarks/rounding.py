@@ -8,8 +8,8 @@
 
 The reference is the original in float64 on the weights as they are stored. Original and result are run in their own
 type, by onnxruntime without optimisation and by an evaluator that subtracts a BatchNorm's mean first and rounds every
-node's result. For each output channel, the root mean square of the result's error may be at most twice the original's
-plus one rounding of the output.
+node's result. The root mean square of the result's error may be at most twice the original's plus one rounding of the
+output: of an output as a whole, where each channel counts by its own size; of a single channel it may be twice that.
 """
 
 from __future__ import annotations

@@ -16,6 +16,9 @@ onnxruntime.set_default_logger_severity(4)
 FACTOR = 2.0
 """How much larger than the original's the result's error may be, beside one rounding."""
 
+CHANNEL = 2.0
+"""How much more of that a single channel may have: the rounding of its few weights is drawn once, not averaged."""
+
 
 STORED = 8
 """Times that the original's kernels are rounded at random."""
@@ -31,7 +34,7 @@ def run_onnxruntime(model: onnx.ModelProto, feeds: dict[str, Array]) -> list[Arr
 
 @dataclass(frozen=True)
 class Channel:
-    """One output channel: root mean squares of the reference and of both models' errors."""
+    """One output channel, or an output as a whole (-1): root mean squares of the reference and of both errors."""
 
     output: str
     index: int
@@ -183,6 +186,9 @@ def worst_channel(
             original = np.maximum(original, beside[index])
         allowed = FACTOR * original + eps * size + luck + float(case.limit.smallest_subnormal)
         name = case.model.graph.output[index].name
-        rows = zip(size, original, result, allowed, strict=True)
+        rows = zip(size, original, result, CHANNEL * allowed, strict=True)
         channels += [Channel(name, k, *map(float, row)) for k, row in enumerate(rows)]
+        shares = np.where(size > 0, size, 1.0)  # each channel counts by its own size
+        whole = (float(np.sqrt(np.mean((each / shares) ** 2))) for each in (size, original, result, allowed))
+        channels.append(Channel(name, -1, *whole))
     return max(channels, key=lambda channel: channel.excess)
