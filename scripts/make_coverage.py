@@ -11,8 +11,7 @@ import numpy as np
 
 from bnfold.affine import Affine
 from bnfold.frontends.onnx import read_carry, read_linear
-from bnfold.frontends.torch import read_carry as torch_carry
-from bnfold.frontends.torch import read_linear as torch_linear
+from bnfold.frontends.torch.operators import OPERATORS
 from bnfold.linear import Border, Factor, Linear, Window
 from bnfold.ops import (
     Average,
@@ -134,14 +133,12 @@ def merges() -> Iterator[str]:
         yield f"| {what} | {answer} |"
 
 
-FLAVOURS = ("upsample_", "_upsample_")
-"""Beginnings of names of torch that are one operator in many kinds, all of them of the kind `interpolate`."""
+TORCH = sorted(OPERATORS, key=lambda row: row.name)
 
 
 def names(op: Op, readers: Mapping[str, Callable[..., object]]) -> str:
     """The operators that are read as this kind."""
-    found = [name for name, read in readers.items() if get_type_hints(read)["return"] is type(op)]
-    return ", ".join(name for name in found if not name.startswith(FLAVOURS))
+    return ", ".join(name for name, read in readers.items() if get_type_hints(read)["return"] is type(op))
 
 
 def answer(rule: Callable[..., object], op: Op, arguments: Callable[[Affine], list[Affine | None]]) -> str:
@@ -187,7 +184,7 @@ def rows() -> Iterator[str]:
         cells = (
             type(op).__name__ + (f" {what}" if what else ""),
             names(op, read_carry.READERS),
-            names(op, torch_carry.READERS),
+            names(op, {row.name: row.carry for row in TORCH if row.carry}),
             answer(pull, op, outputs(op)),
             answer(push, op, inputs(op)),
         )
@@ -215,7 +212,7 @@ def document() -> str:
             "|---|---|---|---|---|",
             *rows(),
             "",
-            f"In PyTorch, {', '.join(torch_linear.READERS)} absorb, in every",
+            f"In PyTorch, {', '.join(row.name for row in TORCH if row.linear)} absorb, in every",
             "spelling: modules, functions, methods, operators of Python, aten.",
             "",
             "A sum hands the whole scale to every operand, and the shift to one of them or to all in equal parts.",

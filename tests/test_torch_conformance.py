@@ -111,6 +111,10 @@ TOYS: dict[str, Toy] = {
     "relu": Toy(lambda: Row(conv(), nn.ReLU(), norm()), IMAGE, ("nonlinear",)),
     "sigmoid": Toy(lambda: Row(conv(), torch.sigmoid, norm()), IMAGE, ("not-linear",)),
     "transpose": Toy(lambda: Row(nn.Linear(4, 6), lambda x: x.transpose(1, 2), nn.BatchNorm1d(6)), (2, 5, 4), (UP,)),
+    "adjoint": Toy(lambda: Row(nn.Linear(4, 6), lambda x: x.adjoint(), nn.BatchNorm1d(6)), (2, 5, 4), (UP,)),
+    "transposes as attributes": Toy(
+        lambda: Row(nn.Linear(4, 6), lambda x: x.mT.mH.mT, nn.BatchNorm1d(6)), (2, 5, 4), (UP,)
+    ),
     "permute to channels last": Toy(
         lambda: Row(F.silu, norm(4), lambda x: x.permute(0, 2, 3, 1), nn.Linear(4, 3)), IMAGE, (DOWN,)
     ),

@@ -269,6 +269,30 @@ def test_a_module_call_as_a_whole_is_not_seen_through() -> None:
     assert "trace into it" in refusal.detail
 
 
+class Kept(nn.Module):
+    """A Sequential between a BatchNorm and the convolution behind it."""
+
+    def __init__(self, *inside: nn.Module) -> None:
+        super().__init__()
+        self.norm, self.conv, self.row = nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1), nn.Sequential(*inside)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = F.silu(x)
+        y = self.norm(h)
+        z = self.row(h).mul_(2)
+        return self.conv(y), z
+
+
+@pytest.mark.parametrize("inside", [nn.Identity(), nn.Flatten(), nn.ReLU(inplace=True)], ids=lambda each: repr(each))
+def test_a_module_called_as_a_whole_may_give_back_what_it_reads(inside: nn.Module) -> None:
+    class Whole(fx.Tracer):
+        def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+            return True
+
+    model = trained(Kept(inside))
+    fuse(fx.GraphModule(model, Whole().trace(model)), IMAGE, example_inputs=IMAGE)
+
+
 # Parametrisations: materialised where the graph computes the weight
 
 

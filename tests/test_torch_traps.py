@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -105,6 +106,9 @@ TRAPS: dict[str, Callable[[Any, Tensor], Any]] = {
     "a convolution, then a matrix product": lambda s, x: (s.a(x).reshape(2, 4, 64).transpose(1, 2) @ s.square).relu(),
     "a matrix product along the axis of a convolution": lambda s, x: s.e(s.square @ s.e(x.reshape(2, 4, 64))),
     # writing in place
+    "into a transpose": lambda s, x: (lambda h: (s.b(F.relu(s.n(h).adjoint(), inplace=True)), h * 2))(F.silu(x)),
+    "into a transpose as an attribute": lambda s, x: (lambda h: (s.b(F.relu_(s.n(h).mT)), h * 2))(F.silu(x)),
+    "a power in place": lambda s, x: (lambda h: (lambda y: (operator.ipow(h, 2), s.b(y))[::-1])(s.n(h)))(F.silu(x)),
     "into an expanded value": lambda s, x: (s.n(s.a(x))[:, :1].expand(-1, 4, -1, -1) * 1.0).mul_(s.gain.detach()),
     "relu in place on the norm": lambda s, x: F.relu(s.n(s.a(x)), inplace=True),
     "relu in place on what the norm reads": lambda s, x: (lambda y: F.relu_(y) + s.n(y))(s.a(x)),

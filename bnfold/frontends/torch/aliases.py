@@ -3,66 +3,16 @@
 A graph shows who reads a value, not who sees it change: after ``a = x.view(-1); a.relu_()`` every later reader of `x`
 sees another content. An operator that writes into a tensor is harmless where each tensor on the way from the one that
 was made afresh has one reader, so that nothing can tell the writing from a fresh result. A BatchNorm on the way counts
-as a view, since without it what follows writes into its input.
+as a view, since without it what follows writes into its input. So does every operator that is not declared fresh.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 
-import torch
 from torch import fx
 
-from bnfold.frontends.torch.calls import UNKNOWN, Call
-from bnfold.frontends.torch.read_affine import ARITHMETIC, BATCHNORMS
-
-VIEWS = BATCHNORMS | {
-    "cast",
-    "channel_shuffle",
-    "chunk",
-    "dropout",
-    "expand",
-    "expand_as",
-    "flatten",
-    "identity",
-    "index",
-    "narrow",
-    "permute",
-    "pixel_shuffle",
-    "pixel_unshuffle",
-    "reshape",
-    "reshape_as",
-    "select",
-    "slice",
-    "slice_all",
-    "split",
-    "split_with_sizes",
-    "squeeze",
-    "t",
-    "to",
-    "transpose",
-    "type_as",
-    "unflatten",
-    "unsqueeze",
-    UNKNOWN,
-}
-"""Operators whose output may share memory with their input."""
-
-
-UNANNOTATED = frozenset(
-    f"aten::{name}"
-    for name in (
-        "atleast_1d",
-        "atleast_2d",
-        "atleast_3d",
-        "broadcast_tensors",
-        "cartesian_prod",
-        "chain_matmul",
-        "meshgrid",
-        "sum_to_size",
-    )
-)
-"""Operators that may return a view, or what they read, which their schemas do not tell."""
+from bnfold.frontends.torch.calls import UNKNOWN, Call, Memory
 
 REPEATED = frozenset({"expand", "expand_as", "broadcast_to"})
 """Views in which several elements are one: nothing can be written into them."""
@@ -94,7 +44,9 @@ def exposed(calls: Mapping[fx.Node, Call], constant: Collection[fx.Node]) -> set
     """Sums that something writes into, and that hence must not become one of their operands, which others may read."""
     sources = {node: list(_sources(node, call, constant)) for node, call in calls.items()}
     shared = {
-        node: [each for each in node.all_input_nodes if each not in constant] if calls[node].op in ARITHMETIC else found
+        node: [each for each in node.all_input_nodes if each not in constant]
+        if calls[node].operator.is_arithmetic
+        else found
         for node, found in sources.items()
     }
     found: set[fx.Node] = set()
@@ -106,7 +58,7 @@ def exposed(calls: Mapping[fx.Node, Call], constant: Collection[fx.Node]) -> set
             continue
         seen.add(node)
         stack.extend(shared.get(node, ()))
-        is_sum = node in calls and calls[node].op in ARITHMETIC and len(shared[node]) > 1
+        is_sum = node in calls and calls[node].operator.is_arithmetic and len(shared[node]) > 1
         if is_sum and not all(_is_alone(each, shared, calls) for each in shared[node]):
             found.add(node)
     return found
@@ -118,28 +70,18 @@ def _written(node: fx.Node, call: Call) -> list[fx.Node]:
 
 
 def _sources(node: fx.Node, call: Call, constant: Collection[fx.Node]) -> Iterator[fx.Node]:
+    """The inputs whose memory the result may have, now or once an affine of a single value is folded away."""
+    source = call.arguments.get("input")
     if call.is_inplace:
         yield from _written(node, call)
-    elif call.op == UNKNOWN:
-        yield from node.all_input_nodes
-    elif call.op in VIEWS:
-        source = call.arguments.get("input")
-        if isinstance(source, fx.Node):
-            yield source
-    elif _may_share(node) or (call.op == "einsum" and len(node.all_input_nodes) == 1):  # a transpose
-        yield from node.all_input_nodes
-    elif call.op in ARITHMETIC:
+    elif call.operator.is_batchnorm or call.operator.is_arithmetic:
         computed = [each for each in node.all_input_nodes if each not in constant]
         if len(computed) == 1:
             yield computed[0]
-
-
-def _may_share(node: fx.Node) -> bool:
-    """Whether an aten operator returns a view by its schema, or is one of those that do without saying so."""
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return False
-    schema = node.target._schema
-    return schema.name in UNANNOTATED or any(each.alias_info is not None for each in schema.returns)
+    elif call.operator.memory is Memory.ANY and not (call.op == "einsum" and len(node.all_input_nodes) > 1):
+        yield from node.all_input_nodes
+    elif call.operator.memory is Memory.INPUT and isinstance(source, fx.Node):
+        yield source
 
 
 def _is_alone(node: fx.Node, sources: Mapping[fx.Node, list[fx.Node]], calls: Mapping[fx.Node, Call]) -> bool:

@@ -21,7 +21,7 @@ from torch.utils import _pytree
 
 from bnfold.errors import UnsupportedModelError
 from bnfold.frontends.torch import shapes
-from bnfold.frontends.torch.calls import is_known_forward, is_parametrized, is_plain_module, spell
+from bnfold.frontends.torch.spelling import is_known_forward, is_parametrized, is_plain_module, spell
 from bnfold.frontends.torch.view import VALUE_HOOKS, hook_of
 from bnfold.lines import one_line
 

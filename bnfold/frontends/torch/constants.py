@@ -15,64 +15,6 @@ from bnfold.frontends.torch.calls import Call, Handle, Slot
 ELEMENT_LIMIT = 1 << 28
 """Elements that a computed constant may have."""
 
-FOLDABLE = frozenset(
-    [
-        "_weight_norm",
-        "_weight_norm_interface",
-        "abs",
-        "add",
-        "arange",
-        "batch_norm",
-        "cat",
-        "clamp",
-        "clamp_min",
-        "div",
-        "dot",
-        "exp",
-        "expand",
-        "expand_as",
-        "flatten",
-        "full",
-        "identity",
-        "index",
-        "index_select",
-        "mean",
-        "mm",
-        "mul",
-        "mv",
-        "neg",
-        "norm",
-        "ones",
-        "permute",
-        "pow",
-        "reciprocal",
-        "repeat",
-        "reshape",
-        "reshape_as",
-        "rsqrt",
-        "rsub",
-        "scalar_tensor",
-        "select",
-        "slice",
-        "slice_all",
-        "sqrt",
-        "squeeze",
-        "stack",
-        "std",
-        "sub",
-        "sum",
-        "t",
-        "to",
-        "cast",
-        "transpose",
-        "unsqueeze",
-        "var",
-        "var_mean",
-        "zeros",
-    ]
-)
-"""Deterministic operators worth evaluating."""
-
 
 class Constants:
     """Which nodes are constant, and what they hold.
@@ -105,7 +47,11 @@ class Constants:
         if node.op not in ("call_function", "call_method"):
             return False
         call = self._call(node)
-        if call.op not in FOLDABLE or call.is_inplace or any(each not in self.nodes for each in node.all_input_nodes):
+        if (
+            not call.operator.is_evaluated
+            or call.is_inplace
+            or any(each not in self.nodes for each in node.all_input_nodes)
+        ):
             return False
         return call.op != "batch_norm" or (bool(call.get("training")) and call.get("running_mean") is None)
 

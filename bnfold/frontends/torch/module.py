@@ -14,8 +14,9 @@ from torch.utils import _pytree
 from bnfold.affine import Affine
 from bnfold.errors import UnsupportedModelError
 from bnfold.frontends.torch import capture, read_affine, read_linear
-from bnfold.frontends.torch.calls import Slot, is_known_forward, is_parametrized, is_plain_module, spell
+from bnfold.frontends.torch.calls import Slot
 from bnfold.frontends.torch.reader import Value
+from bnfold.frontends.torch.spelling import is_known_forward, is_parametrized, is_plain_module, spell
 from bnfold.frontends.torch.store import ModuleStore, Store, put, put_all
 from bnfold.frontends.torch.tensors import like
 from bnfold.frontends.torch.view import CALLS, TorchGraph, hook_of, occurrences
@@ -230,7 +231,7 @@ class OwnedGraph(TorchGraph):
             except capture.UntraceableError:
                 return None
             calls = [spell(node, owner) for node in traced.graph.nodes if node.op in CALLS]
-            if not any(call.op in read_linear.READERS for call in calls):
+            if not any(call.operator.linear for call in calls):
                 shell = fx.GraphModule(owner, traced.graph, type(owner).__name__)
                 self._shells[path] = TorchGraph(shell.graph, shell, ModuleStore(shell, shell.graph))
         return self._shells[path]

@@ -13,19 +13,6 @@ from bnfold.frontends.torch.tensors import DTYPES, AnyArray, to_numpy
 from bnfold.ops import ChannelAffine, Shape
 from bnfold.outcome import Reason
 
-BATCHNORMS = frozenset(
-    [
-        "_batch_norm_no_update",
-        "_native_batch_norm_legit",
-        "_native_batch_norm_legit_no_training",
-        "batch_norm",
-        "cudnn_batch_norm",
-        "instance_norm",
-        "native_batch_norm",
-    ]
-)
-ARITHMETIC = frozenset({"add", "div", "mul", "neg", "rsub", "sub"})
-
 STATISTICS = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "variance"}
 
 
@@ -33,7 +20,7 @@ def is_batchnorm(reader: Reader) -> bool:
     """Whether the operator normalises with statistics of training: an InstanceNorm without such does not."""
     call = reader.call
     if call.op != "instance_norm":
-        return call.op in BATCHNORMS
+        return call.operator.is_batchnorm
     return not call.get("use_input_stats", True) and call.get("running_mean") is not None
 
 

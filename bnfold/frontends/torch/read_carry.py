@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ import torch
 from torch import fx
 
 from bnfold.frontends.torch import read_linear
-from bnfold.frontends.torch.reader import Reader, Unreadable, part_of
+from bnfold.frontends.torch.reader import Reader, Unreadable
 from bnfold.frontends.torch.tensors import BITS, DTYPES
 from bnfold.linear import Window
 from bnfold.ops import (
@@ -41,7 +40,7 @@ def _known(reader: Reader, node: object = None) -> Shape:
     return shape
 
 
-def _reshape(reader: Reader) -> Reshape:
+def reshape(reader: Reader) -> Reshape:
     before, after = reader.shape(), reader.shape(reader.node)
     if before is None or after is None:
         raise Unreadable(Reason.UNKNOWN_SHAPE, "the shapes it reshapes between are not known")
@@ -50,7 +49,7 @@ def _reshape(reader: Reader) -> Reshape:
     return Reshape(before, after)
 
 
-def _concat(reader: Reader) -> Concat:
+def concat(reader: Reader) -> Concat:
     tensors = reader.call.get("tensors")
     if not isinstance(tensors, list | tuple) or not all(isinstance(each, fx.Node) for each in tensors):
         raise Unreadable(Reason.NOT_LINEAR, "what it joins is no list of computed values")
@@ -82,7 +81,7 @@ def split_sizes(reader: Reader) -> tuple[int, tuple[int, ...]]:
     return axis, tuple(min(step, size - start) for start in range(0, size, step))
 
 
-def _split(reader: Reader) -> Split:
+def split(reader: Reader) -> Split:
     return Split(*split_sizes(reader))
 
 
@@ -96,7 +95,7 @@ def _take(reader: Reader, cuts: dict[int, slice]) -> Take:
     return Take(-1, np.zeros(0, np.intp), 0, frozenset(cuts))
 
 
-def _slice(reader: Reader) -> Take:
+def slice_axis(reader: Reader) -> Take:
     axis = reader.axis(reader.get("dim", 0))
     ends = reader.call.get("start"), reader.call.get("end"), reader.call.get("step", 1)
     if not all(each is None or isinstance(each, int) for each in ends):
@@ -104,7 +103,7 @@ def _slice(reader: Reader) -> Take:
     return _take(reader, {axis: slice(*ends)})
 
 
-def _narrow(reader: Reader) -> Take:
+def narrow(reader: Reader) -> Take:
     axis = reader.axis(reader.get("dim"))
     start, length = reader.call.get("start"), reader.call.get("length")
     if not isinstance(start, int) or not isinstance(length, int) or start < 0:
@@ -112,7 +111,7 @@ def _narrow(reader: Reader) -> Take:
     return _take(reader, {axis: slice(start, start + length)})
 
 
-def _getitem(reader: Reader) -> Op:
+def getitem(reader: Reader) -> Op:
     """``x[a:b, ..., c:d]``."""
     index = reader.call.get("index")
     parts = list(index) if isinstance(index, tuple) else [index]
@@ -144,11 +143,11 @@ def _gather(reader: Reader, axis: int, index: Any) -> Take:
     return Take(axis, np.where(array < 0, array + size, array).astype(np.intp), size)
 
 
-def _index_select(reader: Reader) -> Take:
+def index_select(reader: Reader) -> Take:
     return _gather(reader, reader.axis(reader.get("dim")), reader.call.get("index"))
 
 
-def _index(reader: Reader) -> Take:
+def index(reader: Reader) -> Take:
     indices = reader.call.get("indices", ())
     given = [axis for axis, each in enumerate(indices) if each is not None]
     if len(given) != 1:
@@ -156,26 +155,34 @@ def _index(reader: Reader) -> Take:
     return _gather(reader, given[0], indices[given[0]])
 
 
-def _channel_shuffle(reader: Reader) -> Take:
+def channel_shuffle(reader: Reader) -> Take:
     groups, size = reader.get("groups"), _known(reader)[1]
     if not isinstance(size, int) or not isinstance(groups, int) or groups < 1 or size % groups:
         raise Unreadable(Reason.UNKNOWN_SHAPE, "the number of its channels is not known")
     return Take(1, np.arange(size).reshape(groups, -1).T.reshape(-1), size)
 
 
-def _permute(reader: Reader) -> Transpose:
+def permute(reader: Reader) -> Transpose:
     return Transpose(tuple(reader.axis(axis) for axis in reader.get("dims", ())))
 
 
-def _transpose(reader: Reader) -> Transpose:
+def transpose(reader: Reader) -> Transpose:
     order = list(range(reader.rank()))
     first, second = reader.axis(reader.get("dim0")), reader.axis(reader.get("dim1"))
     order[first], order[second] = second, first
     return Transpose(tuple(order))
 
 
-def _t(reader: Reader) -> Transpose:
+def reverse_axes(reader: Reader) -> Transpose:
     return Transpose(tuple(reversed(range(reader.rank()))))
+
+
+def last_axes_swapped(reader: Reader) -> Transpose:
+    if (dtype := reader.dtype()) is not None and dtype.is_complex:
+        raise Unreadable(Reason.NOT_LINEAR, "it may conjugate complex values")
+    order = list(range(reader.rank()))
+    order[-2:] = order[:-3:-1]
+    return Transpose(tuple(order))
 
 
 def _packed(reader: Reader, node: object, factor: str) -> tuple[int, int]:
@@ -186,12 +193,12 @@ def _packed(reader: Reader, node: object, factor: str) -> tuple[int, int]:
     return size, shape[1]
 
 
-def _pixel_shuffle(reader: Reader) -> PixelShuffle:
+def pixel_shuffle(reader: Reader) -> PixelShuffle:
     factor, channels = _packed(reader, None, "upscale_factor")
     return PixelShuffle(factor, channels // factor**2, channel_first=True)
 
 
-def _pixel_unshuffle(reader: Reader) -> PixelUnshuffle:
+def pixel_unshuffle(reader: Reader) -> PixelUnshuffle:
     factor, channels = _packed(reader, None, "downscale_factor")
     return PixelUnshuffle(factor, channels, channel_first=True)
 
@@ -218,7 +225,7 @@ def _pool_window(reader: Reader) -> Window | None:
     return read_linear.window(reader, taps, reader.call.get("stride") or taps)
 
 
-def _avg_pool(reader: Reader) -> Average:
+def avg_pool(reader: Reader) -> Average:
     counts_zeros = reader.get("count_include_pad", True) and _is_nonzero(reader.get("padding", 0))
     plain = not (counts_zeros or reader.get("ceil_mode", False) or reader.call.get("divisor_override") is not None)
     fixed = counts_zeros or not _is_nonzero(reader.get("padding", 0))
@@ -227,11 +234,11 @@ def _avg_pool(reader: Reader) -> Average:
     return Average(_window_axes(reader), sums_to_one=bool(plain), window=window)
 
 
-def _adaptive_avg_pool(reader: Reader) -> Average:
+def adaptive_avg_pool(reader: Reader) -> Average:
     return Average(_window_axes(reader))
 
 
-def _max_pool(reader: Reader) -> Maximum:
+def max_pool(reader: Reader) -> Maximum:
     if reader.get("return_indices", False):
         raise Unreadable(Reason.NOT_LINEAR, "a further output of it is read")
     if reader.call.op.endswith("_with_indices"):
@@ -250,19 +257,19 @@ def _reduced(reader: Reader) -> tuple[frozenset[int], frozenset[int]]:
     return axes, frozenset() if reader.get("keepdim", False) else axes
 
 
-def _mean(reader: Reader) -> Average:
+def mean(reader: Reader) -> Average:
     axes, dropped = _reduced(reader)
     return Average(axes, dropped=dropped)
 
 
-def _sum_over(reader: Reader) -> Average:
+def sum_over(reader: Reader) -> Average:
     axes, dropped = _reduced(reader)
     if reader.dtype() not in DTYPES:
         raise Unreadable(Reason.NOT_LINEAR, "it does not add floating-point values")
     return Average(axes, sums_to_one=not axes, dropped=dropped)
 
 
-def _amax(reader: Reader) -> Maximum:
+def amax(reader: Reader) -> Maximum:
     return Maximum(*_reduced(reader))
 
 
@@ -270,11 +277,11 @@ ALL_SPACE = frozenset(range(2, 8))
 """The axes behind batch and channels, however many there are."""
 
 
-def _interpolate(reader: Reader) -> Average:
+def interpolate(reader: Reader) -> Average:
     return Average(ALL_SPACE)
 
 
-def _pad(reader: Reader) -> Pad:
+def pad(reader: Reader) -> Pad:
     pads = reader.get("pad", ())
     if not all(isinstance(each, int) for each in pads):
         raise Unreadable(Reason.UNKNOWN_SHAPE, "its padding is computed")
@@ -285,21 +292,21 @@ def _pad(reader: Reader) -> Pad:
     return Pad(axes, float(reader.get("value", 0.0)))
 
 
-def _expand(reader: Reader) -> Broadcast:
+def expand(reader: Reader) -> Broadcast:
     before, after = _known(reader), _known(reader, reader.node)
     added = len(after) - len(before)
     same = [dim is not None and dim == after[axis + added] for axis, dim in enumerate(before)]
     return Broadcast(frozenset(axis for axis, kept in enumerate(same) if not kept), added)
 
 
-def _repeat(reader: Reader) -> Broadcast:
+def repeat(reader: Reader) -> Broadcast:
     repeats, rank = list(reader.get("repeats", reader.get("dims", ()))), reader.rank()
     repeats = [1] * (rank - len(repeats)) + repeats
     added = len(repeats) - rank
     return Broadcast(frozenset(axis for axis, times in enumerate(repeats[added:]) if times != 1), added)
 
 
-def _sum(reader: Reader) -> Sum:
+def add(reader: Reader) -> Sum:
     nodes = [reader.data("input"), reader.data("other")]
     dtypes = {reader.dtype(node) for node in nodes}
     if not dtypes <= set(DTYPES):
@@ -312,17 +319,17 @@ def _sum(reader: Reader) -> Sum:
     return Sum(signs, tuple(reader.shape(node) for node in nodes), (1.0, 0.0))
 
 
-def _identity(reader: Reader) -> Identity:
+def identity(reader: Reader) -> Identity:
     return Identity()
 
 
-def _dropout(reader: Reader) -> Identity:
+def dropout(reader: Reader) -> Identity:
     if reader.call.get("training", reader.call.get("train", True)):
         raise Unreadable(Reason.TRAINING_MODE, "a Dropout is in training mode")
     return Identity()
 
 
-def _to(reader: Reader) -> Identity:
+def cast(reader: Reader) -> Identity:
     given = reader.dtype()
     listed = [*reader.call.arguments.get("to", ()), *reader.call.arguments.values()]
     wanted = next((each for each in listed if isinstance(each, torch.dtype)), None)
@@ -340,71 +347,5 @@ def _to(reader: Reader) -> Identity:
     raise Unreadable(Reason.NOT_LINEAR, "the cast can change values")
 
 
-def _rectifier(reader: Reader) -> Rectifier:
+def rectifier(reader: Reader) -> Rectifier:
     return Rectifier()
-
-
-READERS: dict[str, Callable[[Reader], Op]] = {
-    "adaptive_avg_pool": _adaptive_avg_pool,
-    "adaptive_max_pool": _max_pool,
-    "adaptive_max_pool_with_indices": _max_pool,
-    "add": _sum,
-    "amax": _amax,
-    "avg_pool": _avg_pool,
-    "cast": _to,
-    "cat": _concat,
-    "channel_shuffle": _channel_shuffle,
-    "chunk": _split,
-    "dropout": _dropout,
-    "expand": _expand,
-    "expand_as": _expand,
-    "flatten": _reshape,
-    "identity": _identity,
-    "index": _index,
-    "index_select": _index_select,
-    "interpolate": _interpolate,
-    "leaky_relu": _rectifier,
-    "max_pool": _max_pool,
-    "max_pool_with_indices": _max_pool,
-    "mean": _mean,
-    "narrow": _narrow,
-    "pad": _pad,
-    "pad_copies": _pad,
-    "permute": _permute,
-    "pixel_shuffle": _pixel_shuffle,
-    "pixel_unshuffle": _pixel_unshuffle,
-    "prelu": _rectifier,
-    "relu": _rectifier,
-    "repeat": _repeat,
-    "reshape": _reshape,
-    "reshape_as": _reshape,
-    "slice": _slice,
-    "slice_all": _getitem,
-    "split": _split,
-    "split_with_sizes": _split,
-    "squeeze": _reshape,
-    "sub": _sum,
-    "sum": _sum_over,
-    "t": _t,
-    "tile": _repeat,
-    "to": _to,
-    "transpose": _transpose,
-    "type_as": _to,
-    "unflatten": _reshape,
-    "unsqueeze": _reshape,
-    **{
-        f"{prefix}upsample_{kind}{suffix}": _interpolate
-        for prefix in ("", "_")
-        for kind in ("nearest1d", "nearest2d", "nearest3d", "nearest_exact1d", "nearest_exact2d", "nearest_exact3d",
-                     "linear1d", "bilinear2d", "trilinear3d", "bicubic2d")
-        for suffix in ("", "_aa")
-    },
-}  # fmt: skip
-
-ONE_INPUT = frozenset(READERS) - {"add", "sub", "cat"}
-"""Operators whose only data is their `input`."""
-
-CUTS = frozenset({"chunk", "split", "split_with_sizes"})
-"""Operators all of whose outputs are data."""
-
-__all__ = ["CUTS", "ONE_INPUT", "READERS", "part_of", "split_sizes"]

@@ -47,11 +47,11 @@ def read_linear(reader: Reader) -> tuple[Linear, Weights] | None:
     Raises:
         Unreadable: it is a linear operator, but not one whose weights can change.
     """
-    read = READERS.get(reader.call.op)
+    read: Callable[[Reader], tuple[Linear, Weights]] | None = reader.call.operator.linear
     return None if read is None else read(reader)
 
 
-def _conv(reader: Reader) -> tuple[Linear, Weights]:
+def conv(reader: Reader) -> tuple[Linear, Weights]:
     op = reader.call.op
     transposed = bool(reader.get("transposed", False)) if op == "convolution" else "transpose" in op
     kernel = reader.tensor("weight", "weight")
@@ -131,7 +131,7 @@ def _check_bias(reader: Reader, name: str, *shapes: tuple[int, ...]) -> None:
             raise Unreadable(Reason.NOT_LINEAR, f"its bias of shape {shape} is not one number per output channel")
 
 
-def _linear(reader: Reader) -> tuple[Linear, Weights]:
+def linear(reader: Reader) -> tuple[Linear, Weights]:
     shape = tuple(reader.tensor("weight", "weight").shape)
     if len(shape) != 2:
         raise Unreadable(Reason.INVALID_PARAMETERS, f"its weight has shape {shape}")
@@ -182,19 +182,19 @@ def _is_followed_by_a_bias(reader: Reader) -> bool:
     return add.call.op == "add" and (add.holds("other") or add.holds("input"))
 
 
-def _mm(reader: Reader) -> tuple[Linear, Weights]:
+def matmul(reader: Reader) -> tuple[Linear, Weights]:
     return _product(reader, "input", "other" if reader.call.op == "matmul" else "mat2", None)
 
 
-def _addmm(reader: Reader) -> tuple[Linear, Weights]:
+def addmm(reader: Reader) -> tuple[Linear, Weights]:
     return _product(reader, "mat1", "mat2", "input")
 
 
-def _baddbmm(reader: Reader) -> tuple[Linear, Weights]:
+def baddbmm(reader: Reader) -> tuple[Linear, Weights]:
     return _product(reader, "batch1", "batch2", "input")
 
 
-def _einsum(reader: Reader) -> tuple[Linear, Weights]:
+def einsum(reader: Reader) -> tuple[Linear, Weights]:
     """``"...i..., io -> ...o..."`` with distinct letters: a matrix product along any axis."""
     equation = str(reader.get("equation", "")).replace(" ", "")
     operands = list(reader.call.get("operands", reader.call.get("tensors", ())))
@@ -227,24 +227,6 @@ def _einsum(reader: Reader) -> tuple[Linear, Weights]:
     )
     behind = len(result) - 1 - result.index(made[0])
     return linear, Weights(f"operands.{1 - held[0]}", f"operands.{held[0]}", None, layout, behind=behind)
-
-
-READERS: dict[str, Callable[[Reader], tuple[Linear, Weights]]] = {
-    "addmm": _addmm,
-    "baddbmm": _baddbmm,
-    "bmm": _mm,
-    "conv1d": _conv,
-    "conv2d": _conv,
-    "conv3d": _conv,
-    "conv_transpose1d": _conv,
-    "conv_transpose2d": _conv,
-    "conv_transpose3d": _conv,
-    "convolution": _conv,
-    "einsum": _einsum,
-    "linear": _linear,
-    "matmul": _mm,
-    "mm": _mm,
-}
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from bnfold.frontends.torch.calls import MULTIPLE, Call, Handle, Slot
+from bnfold.frontends.torch.calls import Call
 from bnfold.frontends.torch.constants import Constants
 from bnfold.frontends.torch.tensors import AnyArray, is_plain, to_numpy
 from bnfold.ops import Opaque, Shape
@@ -146,6 +146,3 @@ def part_of(node: fx.Node) -> Part | None:
 def opaque(reason: Reason, detail: str, *, is_batchnorm: bool = False) -> Opaque:
     """An operator that stops every affine, with its reason."""
     return Opaque(Stop(reason, detail), is_batchnorm)
-
-
-__all__ = ["MULTIPLE", "Facts", "Handle", "Part", "Reader", "Slot", "Unreadable", "Value", "opaque", "part_of"]

@@ -16,61 +16,10 @@ from typing import Any
 import sympy
 import torch
 from torch import fx
+from torch.utils import _pytree
 
-from bnfold.frontends.torch.calls import Call, Slot
+from bnfold.frontends.torch.calls import Call, Keeps, Slot
 from bnfold.ops import Dim, Shape
-
-SAME_SHAPE = frozenset(
-    [
-        "_native_batch_norm_legit_no_training",
-        "batch_norm",
-        "cast",
-        "dropout",
-        "identity",
-        "instance_norm",
-        "leaky_relu",
-        "neg",
-        "prelu",
-        "relu",
-        "to",
-        "type_as",
-        "channel_shuffle",
-    ]
-)
-SAME_RANK = SAME_SHAPE | {
-    "adaptive_avg_pool",
-    "adaptive_max_pool",
-    "avg_pool",
-    "conv1d",
-    "conv2d",
-    "conv3d",
-    "conv_transpose1d",
-    "conv_transpose2d",
-    "conv_transpose3d",
-    "flip",
-    "interpolate",
-    "linear",
-    "max_pool",
-    "pad",
-    "pixel_shuffle",
-    "pixel_unshuffle",
-    "transpose",
-}
-SAME_TYPE = (SAME_RANK - {"cast", "to", "type_as"}) | {
-    "cat",
-    "chunk",
-    "expand",
-    "flatten",
-    "mean",
-    "permute",
-    "reshape",
-    "slice",
-    "slice_all",
-    "split",
-    "squeeze",
-    "unflatten",
-    "unsqueeze",
-}
 
 
 def recorded(graph: fx.Graph) -> dict[fx.Node, Any]:
@@ -156,7 +105,7 @@ class Inference:
                     self.ranks[node] = call.get("rank")
                 if call.op == "permute" and call.get("dims"):
                     self.ranks[node] = len(call.get("dims"))
-                if call.op in SAME_RANK or call.op == "permute":
+                if Keeps.RANK in call.operator.keeps or call.op == "permute":
                     self._equate(node, source)
                 elif call.op in ("add", "sub", "mul", "div"):
                     self._equate_sum(node, call)
@@ -228,14 +177,15 @@ class Inference:
             other = call.get("other")
             second = self.dtypes.get(other) if isinstance(other, fx.Node) else known
             return known if known == second and known is not None and known.is_floating_point else None
-        return known if call.op in SAME_TYPE or call.op == "getitem" else None
+        is_told = any(isinstance(each, torch.dtype) for each in _pytree.tree_leaves([*call.arguments.values()]))
+        return known if Keeps.TYPE in call.operator.keeps and not is_told else None
 
     def _held(self, handle: object) -> torch.Tensor | None:
         return self._stored(handle) if isinstance(handle, fx.Node | Slot) else None
 
     def _shape(self, node: fx.Node, call: Call, source: object) -> Shape | None:
         before = self.shapes.get(source) if isinstance(source, fx.Node) else None
-        if call.op in SAME_SHAPE:
+        if Keeps.SHAPE in call.operator.keeps:
             return before
         weight = self._held(call.get("weight"))
         if call.op.startswith("conv") and weight is not None and call.dims is not None:

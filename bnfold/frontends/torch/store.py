@@ -9,8 +9,9 @@ from typing import Any, Protocol
 import torch
 from torch import fx, nn
 
-from bnfold.frontends.torch.calls import Slot, spell
-from bnfold.frontends.torch.read_affine import BATCHNORMS
+from bnfold.frontends.torch.calls import Slot
+from bnfold.frontends.torch.operators import FUNCTIONS, METHODS
+from bnfold.frontends.torch.spelling import spell
 from bnfold.frontends.torch.tensors import AnyArray, like
 
 
@@ -80,12 +81,10 @@ def set_argument(node: fx.Node, name: str, value: fx.Node) -> None:
 
 def positions(node: fx.Node) -> list[str]:
     """The names of a call's positional parameters."""
-    from bnfold.frontends.torch import calls
-
     if isinstance(node.target, torch._ops.OpOverload):
         return ["input" if each.name == "self" else each.name for each in node.target._schema.arguments]
-    table = calls._METHODS if node.op == "call_method" else calls._FUNCTIONS
-    return table[node.target][1].split()  # type: ignore[index]
+    found = METHODS[str(node.target)] if node.op == "call_method" else FUNCTIONS[node.target]
+    return found[1].split()
 
 
 def take_name(node: fx.Node, name: str) -> None:
@@ -145,7 +144,8 @@ def nested(graph: fx.Graph, root: nn.Module, scope: str = "main") -> Iterator[tu
         if isinstance(found, fx.GraphModule):
             inside = f"{scope}/{node.target}"
             for each in found.graph.nodes:
-                if each.op in ("call_function", "call_method", "call_module") and spell(each, found).op in BATCHNORMS:
+                is_call = each.op in ("call_function", "call_method", "call_module")
+                if is_call and spell(each, found).operator.is_batchnorm:
                     yield each, inside
             yield from nested(found.graph, found, inside)
 

@@ -18,9 +18,10 @@ from torch.fx.node import map_arg
 from bnfold.affine import Affine
 from bnfold.frontends.torch import read_affine, read_carry, read_linear, shapes
 from bnfold.frontends.torch.aliases import exposed, tangled
-from bnfold.frontends.torch.calls import MULTIPLE, UNKNOWN, Call, Handle, Slot, is_parametrized, spell
+from bnfold.frontends.torch.calls import UNKNOWN, Call, Handle, Outputs, Slot
 from bnfold.frontends.torch.constants import Constants
 from bnfold.frontends.torch.reader import Facts, Part, Reader, Unreadable, Value, opaque, part_of
+from bnfold.frontends.torch.spelling import is_parametrized, spell
 from bnfold.frontends.torch.store import Store, take_name
 from bnfold.frontends.torch.tensors import DTYPES, AnyArray
 from bnfold.health import Caution, examine
@@ -105,7 +106,7 @@ class TorchGraph:
 
     def _sizes(self, node: fx.Node) -> Sequence[int]:
         """The sizes of all outputs of a chunk or split; none where they are not known."""
-        if self._calls[node].op not in read_carry.CUTS:
+        if self._calls[node].operator.outputs is not Outputs.ALL:
             return ()
         try:
             return read_carry.split_sizes(self._reader(node))[1]
@@ -113,7 +114,7 @@ class TorchGraph:
             return ()
 
     def _is_multiple(self, node: fx.Node) -> bool:
-        return self._calls[node].op in MULTIPLE
+        return self._calls[node].operator.outputs is not Outputs.ONE
 
     def _value(self, node: fx.Node) -> Value:
         return self._source(node) or node
@@ -137,7 +138,7 @@ class TorchGraph:
         if node.op == "call_module":
             return str(node.target)
         for argument in ("running_mean", "weight", "mat2"):
-            if call.op in read_affine.BATCHNORMS or call.op in read_linear.READERS:
+            if call.operator.is_batchnorm or call.operator.linear:
                 place = self._store.place_of_source(call.get(argument))
                 owner = place.rpartition(".")[0] if place else ""
                 if owner:
@@ -151,7 +152,9 @@ class TorchGraph:
         try:
             return self._read(node)
         except Unreadable as error:
-            is_batchnorm = read_affine.is_batchnorm(self._reader(node))
+            module = self._calls[node].module
+            is_inside = module is not None and _holds_batchnorms(module)
+            is_batchnorm = is_inside or read_affine.is_batchnorm(self._reader(node))
             return opaque(error.stop.reason, error.stop.detail, is_batchnorm=is_batchnorm)
 
     def _read(self, node: fx.Node) -> Op:
@@ -164,15 +167,15 @@ class TorchGraph:
         if read_affine.is_batchnorm(reader):
             reader.only_first()
             return read_affine.read_batchnorm(reader)
-        op = reader.call.op
-        if op in read_affine.ARITHMETIC and (affine := read_affine.read_arithmetic(reader)):
+        row = reader.call.operator
+        if row.is_arithmetic and (affine := read_affine.read_arithmetic(reader)):
             return affine
         if (linear := read_linear.read_linear(reader)) is not None:
             parameters = [linear[1].kernel, *([linear[1].bias] if linear[1].bias else [])]
             is_shared = any(self._is_shared(read_linear.operand(reader, each)) for each in parameters)
             return replace(linear[0], is_shared=is_shared)
-        if (read := read_carry.READERS.get(op)) is not None:
-            found = read(reader)
+        if row.carry is not None:
+            found = row.carry(reader)
             return _unevenly(found) if isinstance(found, Sum) and node in self._exposed else found
         if reader.call.module is not None and _holds_batchnorms(reader.call.module):
             kind = type(reader.call.module).__name__
@@ -237,16 +240,16 @@ class TorchGraph:
         reader, call = self._reader(node), self._calls[node]
         if call.op == "cat" and isinstance(call.get("tensors"), list | tuple):
             return [each for each in call.get("tensors") if isinstance(each, fx.Node)]
-        if call.op in read_carry.ONE_INPUT or call.op in read_affine.BATCHNORMS:
+        if call.operator.is_batchnorm or (call.operator.carry and not call.operator.is_arithmetic):
             return [call.arguments["input"]] if isinstance(call.arguments.get("input"), fx.Node) else []
-        if call.op in read_linear.READERS:
+        if call.operator.linear:
             try:
                 read = read_linear.read_linear(reader)
                 assert read is not None
                 return [read_linear.data_node(reader, read[1])]
             except Unreadable:
                 pass
-        if call.op in read_affine.ARITHMETIC and read_affine.read_arithmetic(reader) is not None:
+        if call.operator.is_arithmetic and read_affine.read_arithmetic(reader) is not None:
             return [each for each in occurrences(node) if each not in self._facts.constants.nodes]
         return occurrences(node)
 
@@ -256,7 +259,7 @@ class TorchGraph:
     def outputs(self, node: fx.Node) -> Sequence[Value]:
         if not self._is_multiple(node):
             return [node]
-        if self._calls[node].op not in read_carry.CUTS:
+        if self._calls[node].operator.outputs is not Outputs.ALL:
             return [Part(node, 0)]
         if sizes := self._sizes(node):
             return [Part(node, index) for index in range(len(sizes))]
