@@ -8,7 +8,8 @@ import numpy as np
 import onnx_ir as ir
 
 from bnfold.frontends.onnx import read_linear
-from bnfold.frontends.onnx.reader import FLOATS, Reader, Unreadable, known_sizes
+from bnfold.frontends.onnx.reader import FLOATS, Reader, known_sizes
+from bnfold.frontends.onnx.unreadable import Unreadable
 from bnfold.ops import (
     CHANNEL_LIMIT,
     Average,
@@ -57,6 +58,8 @@ def _concat(reader: Reader) -> Concat:
 
 
 def _split(reader: Reader) -> Split:
+    if reader.version == 1 and "axis" not in reader.node.attributes:
+        raise Unreadable(Reason.INVALID_PARAMETERS, "it does not say along which axis it splits")
     axis = reader.axis(int(reader.attribute("axis", 0)))
     sizes = reader.integers("split", 1, "split") if reader.version != 1 else None
     if sizes is None:
@@ -244,6 +247,9 @@ def _expand(reader: Reader) -> Broadcast:
 
 
 def _tile(reader: Reader) -> Broadcast:
+    if reader.version < 6:
+        axis = reader.axis(int(reader.number(2, "axis")))
+        return Broadcast(frozenset({axis} if reader.number(1, "number of tiles") != 1 else ()))
     repeats = reader.integers("repeats", 1, "repeats") or ()
     return Broadcast(frozenset(axis for axis, times in enumerate(repeats) if times != 1))
 
@@ -278,6 +284,8 @@ def _dropout(reader: Reader) -> Identity:
 
 def _cast(reader: Reader) -> Identity:
     given, wanted = reader.dtype(), reader.attribute("to", 0)
+    if isinstance(wanted, str):  # below opset 6
+        wanted = ir.DataType.__members__.get(wanted)
     if given == wanted:
         return Identity()
     if given in BITS and wanted in BITS and BITS[wanted] > BITS[given]:
