@@ -22,6 +22,7 @@ LEVELS = {
     "lines": 0,
     "lazily": 0,
     "affine": 0,
+    "pooling": 0,
     "linear": 1,
     "terms": 2,
     "health": 1,
@@ -63,6 +64,7 @@ NUMPY_ONLY = PLANNING | {
     "outcome",
     "ops",
     "graph",
+    "pooling",
 }
 
 LIBRARIES = {

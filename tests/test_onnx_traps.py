@@ -495,6 +495,85 @@ def test_a_weight_that_is_data_elsewhere() -> None:
     assert operators(fused) == ["Conv", "Relu"]
 
 
+MISSING: dict[str, tuple[dict[str, Any], int | str, bool]] = {
+    # attributes, the size of the data, whether a window can lie wholly in padding
+    "a gap as long as the data": ({"kernel_shape": [2, 1], "dilations": [3, 1], "pads": [1, 0, 1, 0]}, 2, True),
+    "a gap shorter than the data": ({"kernel_shape": [2, 1], "dilations": [3, 1], "pads": [1, 0, 1, 0]}, 3, False),
+    "a gap, and data of any size": ({"kernel_shape": [2, 1], "dilations": [3, 1], "pads": [1, 0, 1, 0]}, "h", True),
+    "a gap without padding": ({"kernel_shape": [2, 1], "dilations": [3, 1]}, "h", False),
+    "a gap, and data of any size in its middle": (
+        {"kernel_shape": [3, 1], "dilations": [3, 1], "pads": [3, 0, 3, 0]}, "h", False
+    ),
+    "a gap and padding that follows from the size": (
+        {"kernel_shape": [2, 1], "dilations": [3, 1], "auto_pad": "SAME_UPPER"}, "h", True
+    ),
+    "padding that follows from the size": (
+        {"kernel_shape": [3, 1], "strides": [2, 1], "auto_pad": "SAME_UPPER"}, "h", False
+    ),
+    "a last window behind the data": ({"kernel_shape": [1, 1], "strides": [2, 1], "ceil_mode": 1}, 4, True),
+    "a last window at the end of the data": ({"kernel_shape": [1, 1], "strides": [2, 1], "ceil_mode": 1}, 5, False),
+    "a last window, and data of any size": ({"kernel_shape": [2, 1], "strides": [3, 1], "ceil_mode": 1}, "h", True),
+    "an ordinary last window": ({"kernel_shape": [3, 3], "strides": [2, 2], "ceil_mode": 1}, "h", False),
+    "an ordinary window": ({"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1] * 4}, "h", False),
+    "a pyramid's window": ({"kernel_shape": [5, 5], "pads": [2] * 4}, "h", False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MISSING)
+@pytest.mark.parametrize("downstream", [False, True])
+def test_the_largest_of_nothing_is_no_value_of_the_data(name: str, downstream: bool) -> None:
+    """A runtime has the lowest number there, whatever the data is multiplied with."""
+    attributes, size, misses = MISSING[name]
+    before, after = ("p", "y") if downstream else ("c", "p")
+    pool = node("MaxPool", before, after, **attributes)
+    upstream = [node("Conv", "x w", "c"), pool, norm("p", "y")]
+    nodes = [norm("x", "p"), pool, node("Conv", "y w", "z")] if downstream else upstream
+    constants = {"w": CONV["w"], **statistics(4 if downstream else 3, sign=1.0)}
+    proto = model(nodes, constants, (2, 4, size, 9), outputs="z" if downstream else "y")
+    if misses:
+        (found,) = bnfold.plan(proto)
+        assert isinstance(found, Refusal)
+        assert downstream or found.reason is Reason.BORDER
+        assert f"MaxPool_{after}: a window of it can lie wholly in padding" in found.detail
+    else:
+        dims = {"h": 7}
+        fused, (outcome,) = bnfold.fuse(proto, return_outcomes=True)
+        assert isinstance(outcome, Fold)
+        for key, value in evaluate(proto, dims).items():
+            if key in "yz" and key == proto.graph.output[0].name:
+                np.testing.assert_allclose(evaluate(fused, dims)[key], value, 1e-10)
+
+
+@pytest.mark.parametrize(("size", "expected"), [(2, "shift"), (3, "folded")])
+def test_the_mean_of_nothing_takes_no_shift(size: int, expected: str) -> None:
+    """onnxruntime has zero there: it stays zero if the data is scaled, but not if it is shifted."""
+    pool = node("AveragePool", "c", "p", kernel_shape=[2, 1], dilations=[3, 1], pads=[1, 0, 1, 0])
+    nodes, constants = [node("Conv", "x w", "c"), pool, norm("p", "y")], {"w": CONV["w"], **statistics(3)}
+    (found,) = bnfold.plan(model(nodes, constants, (2, 4, size, 3), opset=19, ir_version=9))
+    assert ("folded" if isinstance(found, Fold) else str(found.reason)) == expected
+    constants |= {"beta": np.zeros(3), "mean": np.zeros(3)}
+    (found,) = bnfold.plan(model(nodes, constants, (2, 4, size, 3), opset=19, ir_version=9))
+    assert isinstance(found, Fold)
+
+
+@pytest.mark.parametrize(
+    "reduce",
+    [
+        node("ReduceMax", "c", "p", axes=[2]),
+        node("ReduceMean", "c", "p", axes=[2]),
+        node("GlobalMaxPool", "c", "p"),
+        node("GlobalAveragePool", "c", "p"),
+    ],
+)
+@pytest.mark.parametrize(("size", "expected"), [(0, Refusal), (1, Fold)])
+def test_an_axis_that_is_empty_is_not_reduced_to_a_value_of_the_data(
+    reduce: onnx.NodeProto, size: int, expected: type
+) -> None:
+    nodes = [node("Conv", "x w", "c"), reduce, norm("p", "y")]
+    (found,) = bnfold.plan(model(nodes, {"w": CONV["w"], **statistics(3, sign=1.0)}, (2, 4, size, 3)))
+    assert isinstance(found, expected)
+
+
 SQUARE = {"w": random(3, 4, 1, 1), "k": np.asarray([2.0, 3.0, 5.0])}
 
 
