@@ -22,6 +22,7 @@ LEVELS = {
     "lines": 0,
     "lazily": 0,
     "affine": 0,
+    "pooling": 0,
     "rounding": 1,
     "linear": 2,
     "terms": 3,
@@ -65,6 +66,7 @@ NUMPY_ONLY = PLANNING | {
     "outcome",
     "ops",
     "graph",
+    "pooling",
 }
 
 LIBRARIES = {

@@ -7,8 +7,9 @@ import onnx_ir as ir
 
 from bnfold.affine import Affine, per_channel_axis
 from bnfold.frontends.onnx.constants import AnyArray
-from bnfold.frontends.onnx.read_linear import broadcast_shape
-from bnfold.frontends.onnx.reader import FLOATS, Reader, Unreadable
+from bnfold.frontends.onnx.read_linear import operand_shape
+from bnfold.frontends.onnx.reader import FLOATS, Reader
+from bnfold.frontends.onnx.unreadable import Unreadable
 from bnfold.ops import CHANNEL_LIMIT, ChannelAffine, Shape
 from bnfold.outcome import Reason
 
@@ -75,7 +76,10 @@ def read_arithmetic(reader: Reader) -> ChannelAffine | None:
     if shape is None or reader.dtype(1 - constant_index) not in FLOATS:
         return None
     constant = reader.numbers(constant_index, "operand")
-    axis = per_channel_axis(broadcast_shape(reader, constant.shape, len(shape)), len(shape))
+    aligned = operand_shape(reader, constant_index, constant.shape, len(shape))
+    if aligned is None:
+        return None
+    axis = per_channel_axis(aligned, len(shape))
     axis = _channel_axis(shape) if axis is None else axis
     if (
         axis < 0

@@ -12,18 +12,11 @@ import onnx_ir as ir
 from bnfold.frontends.onnx.constants import AnyArray, Constants
 from bnfold.frontends.onnx.schema import find_schema
 from bnfold.frontends.onnx.scopes import Scopes
+from bnfold.frontends.onnx.unreadable import Unreadable
 from bnfold.ops import Opaque, Shape
 from bnfold.outcome import Reason, Stop
 
 FLOATS = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT, ir.DataType.DOUBLE})
-
-
-class Unreadable(Exception):  # noqa: N818 (not an error: an answer)
-    """An operator that is not of the form its reader describes; it becomes `Opaque`."""
-
-    def __init__(self, reason: Reason, detail: str) -> None:
-        super().__init__(detail)
-        self.stop = Stop(reason, detail)
 
 
 @dataclass(frozen=True)

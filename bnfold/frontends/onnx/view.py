@@ -16,8 +16,9 @@ from bnfold.frontends.onnx.edit import Editor
 from bnfold.frontends.onnx.pieces import SolvedTensor
 from bnfold.frontends.onnx.quantized import insist_on_output_scales
 from bnfold.frontends.onnx.read_linear import Stored
-from bnfold.frontends.onnx.reader import Facts, Reader, Unreadable, opaque
+from bnfold.frontends.onnx.reader import Facts, Reader, opaque
 from bnfold.frontends.onnx.scopes import Scopes, label
+from bnfold.frontends.onnx.unreadable import Unreadable
 from bnfold.health import Caution, examine
 from bnfold.linear import Layout, Linear
 from bnfold.ops import ChannelAffine, Op, Opaque
