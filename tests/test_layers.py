@@ -17,6 +17,7 @@ ROOT = Path(__file__).parent.parent / "bnfold"
 LEVELS = {
     "errors": 0,
     "allocation": 0,
+    "child": 1,
     "inference": 0,
     "limits": 0,
     "lines": 0,

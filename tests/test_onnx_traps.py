@@ -302,16 +302,6 @@ def test_a_loop_without_a_count_or_a_condition_is_valid(left_out: str) -> None:
     assert isinstance(outcome, Fold)
 
 
-def test_a_rank_that_only_the_removed_value_has() -> None:
-    nodes = [node("Reshape", "x s", "u"), norm("u", "a"), node("MatMul", "a w", "y")]
-    proto = model(nodes, {"w": random(5, 6), **statistics(5)}, (3, 5))
-    del proto.graph.value_info[:]
-    proto.graph.input.append(helper.make_tensor_value_info("s", TensorProto.INT64, ["K"]))
-    proto.graph.value_info.append(helper.make_tensor_value_info("a", TensorProto.DOUBLE, ["N", 5]))
-    (outcome,) = bnfold.fuse(proto, return_outcomes=True)[1]
-    assert isinstance(outcome, Fold)
-
-
 @pytest.mark.parametrize("opset", [1, 6])
 def test_padding_before_opset_7(opset: int) -> None:
     extra: dict[str, Any] = {"is_test": 1, "consumed_inputs": [0, 0, 0, 1, 1]} if opset == 1 else {"is_test": 1}

@@ -7,7 +7,7 @@ from typing import Any
 
 from bnfold.api import FileResult
 from bnfold.equivalence import Comparison
-from bnfold.health import Caution
+from bnfold.health import Caution, DeclarationCaution
 from bnfold.outcome import Fold, Merge, Refusal
 from bnfold.verification.verdict import Divergence, ValueVerdict, Verdict
 
@@ -73,12 +73,13 @@ def _outcome(outcome: Fold | Refusal) -> Record:
     }
 
 
-def _warning(warning: Caution) -> Record:
+def _warning(warning: Caution | DeclarationCaution) -> Record:
     return {
-        "batchnorm": warning.batchnorm,
+        "batchnorm": None if isinstance(warning, DeclarationCaution) else warning.batchnorm,
+        "value": warning.value if isinstance(warning, DeclarationCaution) else None,
         "scope": warning.scope,
         "kind": warning.kind,
-        "channels": list(warning.channels),
+        "channels": [] if isinstance(warning, DeclarationCaution) else list(warning.channels),
         "detail": warning.detail,
     }
 

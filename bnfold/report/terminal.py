@@ -24,14 +24,25 @@ def show(record: Record, console: Console, *, verbose: bool = False, quiet: bool
             _print(console, _merge(merge))
         for line in _advice(rows):
             _print(console, line)
-        for warning in record["warnings"]:
-            _print(console, f"warning: {_name(warning)}: {warning['detail']}")
+        for line in _warnings(record["warnings"], verbose=verbose):
+            _print(console, line)
     for line in summary(record):
         _print(console, line)
 
 
 LINES = 6
-"""How many inner values that differ are listed without being asked for all."""
+"""How many inner values that differ, or are declared wrong, are listed without being asked for all."""
+
+
+def _warnings(warnings: list[Record], *, verbose: bool) -> Iterator[str]:
+    """One line each, but few of those about declarations: where one is stale, so are most behind it."""
+    stale = [each for each in warnings if each["kind"] == "stale-declaration"]
+    hidden = [] if verbose else stale[LINES:]
+    for warning in warnings:
+        if warning not in hidden:
+            yield f"warning: {_name(warning)}: {warning['detail']}"
+    if hidden:
+        yield f"warning: and {len(hidden)} stale declarations more (--verbose lists them)"
 
 
 def show_comparison(record: Record, console: Console, *, verbose: bool = False, quiet: bool = False) -> None:
@@ -97,7 +108,8 @@ def _print(console: Console, line: str) -> None:
 
 
 def _name(row: Record) -> str:
-    return str(row["batchnorm"]) if row["scope"] == "main" else f"{row['scope']}/{row['batchnorm']}"
+    name = str(row["batchnorm"] or row["value"])
+    return name if row["scope"] == "main" else f"{row['scope']}/{name}"
 
 
 def _where(row: Record) -> str:

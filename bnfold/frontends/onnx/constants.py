@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +16,6 @@ from bnfold.frontends.onnx.bounds import Budget
 from bnfold.frontends.onnx.modern import MODERN, Attributes, modern
 from bnfold.frontends.onnx.pieces import array_rows, read, tensor_rows
 from bnfold.frontends.onnx.scopes import Scopes
-from bnfold.frontends.onnx.shapes import OVERRIDABLE
 from bnfold.frontends.onnx.slots import slots
 from bnfold.frontends.onnx.unreadable import Unreadable
 from bnfold.outcome import Reason
@@ -69,6 +68,9 @@ FOLDABLE = frozenset(
 )
 """Deterministic operators worth evaluating; not DequantizeLinear, since that would undo the quantisation."""
 
+OVERRIDABLE = 4
+"""The IR version from which on an initializer that is a graph input too is a default, which a caller may replace."""
+
 MEMO_LIMIT = 4096
 """Elements up to which a constant is remembered."""
 
@@ -86,8 +88,8 @@ class Constants:
         self,
         model: ir.Model,
         scopes: Scopes,
-        shapes: dict[ir.Value, tuple[int | str | None, ...]],
-        types: dict[ir.Value, ir.DataType],
+        shapes: Mapping[ir.Value, tuple[int | str | None, ...]],
+        types: Mapping[ir.Value, ir.DataType],
     ) -> None:
         self._overridable = model.ir_version >= OVERRIDABLE
         self._scopes = scopes
@@ -100,6 +102,15 @@ class Constants:
         self._failures: dict[ir.Node, str] = {}
         self._evaluators: dict[tuple[int, bytes], ReferenceEvaluator] = {}
         self._budget = Budget(sum(slot.tensor.size for slot in slots(model)))
+
+    def renew(
+        self,
+        shapes: Mapping[ir.Value, tuple[int | str | None, ...]],
+        types: Mapping[ir.Value, ir.DataType],
+    ) -> None:
+        """Take shapes and types that are known now; what was not constant may be so by them."""
+        self._shapes, self._types = shapes, types
+        self._known = {value: True for value, is_known in self._known.items() if is_known}
 
     def is_overridable(self, value: ir.Value) -> bool:
         """Whether it is an initializer that the caller may replace, being a graph input too."""

@@ -138,13 +138,12 @@ class Editor:
             self.release(value)
 
     def _take_over(self, value: ir.Value, other: ir.Value) -> None:
-        """Let `value` be `other` in name and description."""
+        """Let `value` be `other` in name and description; what it declared itself may be wrong under that name."""
         name = other.name
         other.name = None
         value.name = name
         value.doc_string = other.doc_string or value.doc_string
-        value.type = other.type or value.type
-        value.shape = other.shape or value.shape
+        value.type, value.shape = other.type, other.shape
         value.metadata_props.clear()
         value.metadata_props.update(other.metadata_props)
 

@@ -151,12 +151,17 @@ def cautions(warnings: Sequence[Any] | None) -> Section | None:
         return None
     rows = [
         [
-            name_cell(outcome_name(each)),
+            name_cell(outcome_name(each, "batchnorm" if each.get("batchnorm") else "value")),
             Cell(shown(each.get("kind", MISSING))),
             number_cell(count(len(each.get("channels") or [])), len(each.get("channels") or [])),
             Cell(shown(each.get("detail", ""), 400)),
         ]
         for each in (each if isinstance(each, dict) else {"detail": each} for each in warnings)
     ]
-    columns = (Column("BatchNorm"), Column("kind"), Column("channels", is_number=True), Column("detail", is_wide=True))
+    columns = (
+        Column("BatchNorm or value"),
+        Column("kind"),
+        Column("channels", is_number=True),
+        Column("detail", is_wide=True),
+    )
     return Section("warnings", "Warnings", tables=[Table("Warnings", columns, rows)])
