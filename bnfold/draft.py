@@ -51,11 +51,19 @@ Edit = Bypass[N] | Renew[V] | Join[N]
 
 @dataclass(eq=False)
 class Walk(Generic[N, V]):
-    """One walk from a candidate to what absorbs it."""
+    """One walk from a candidate to what absorbs it.
+
+    Attributes:
+        sinks: what absorbs it, with what that becomes.
+        through: the operators on the way.
+        changed: values that hold something else then.
+        gain: the largest scale that goes in front of a sum or a mean, whose operands may be larger than its result.
+    """
 
     sinks: dict[N, Linear | Affine] = field(default_factory=dict)
     through: list[N] = field(default_factory=list)
     changed: list[V] = field(default_factory=list)
+    gain: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)

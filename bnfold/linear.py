@@ -179,6 +179,19 @@ class Linear:
         return any(factor.makes_bias for term in self.terms for factor in term.factors)
 
     @property
+    def input_sizes(self) -> Array | None:
+        """Root mean squares of the data that it reads, where they are known; as powers of two, the largest 1."""
+        if self.before is None or self.before.statistics is None:
+            return None
+        known = self.before.statistics
+        with np.errstate(over="ignore", invalid="ignore"):
+            sizes = np.sqrt(known.mean**2 + known.square)
+        largest = float(sizes.max(initial=0.0))
+        if not np.isfinite(largest) or not largest:
+            return None
+        return np.where(sizes > 0, np.ldexp(1.0, np.frexp(sizes)[1] - np.frexp(largest)[1]), 0.0)
+
+    @property
     def may_cancel(self) -> bool:
         """Whether it absorbed a shift on its input side, of data whose size is known."""
         return self.before is not None and self.before.has_shift and self.before.statistics is not None

@@ -284,7 +284,8 @@ class Stored:
 
     def measure(self, linear: Linear, load: Load, dtype: np.dtype[np.generic], unit: float) -> Rounding:
         """What storing everything that `linear` absorbed and is made of in `dtype` would do."""
-        found = measure_parameters(self.solve_kernel(linear, load), self.solve_bias(linear, load), dtype, unit)
+        kernel, bias = self.solve_kernel(linear, load), self.solve_bias(linear, load)
+        found = measure_parameters(kernel, bias, dtype, unit, linear.input_sizes)
         found = found.with_fill(linear.fill, dtype, unit)
         for growth in terms.growths(
             linear, load, lambda: linear.growth(self._kernel(linear, load), self._bias(linear, load))
