@@ -18,6 +18,8 @@ from onnx_graphs import model, node, norm, random, statistics
 import bnfold
 from bnfold import Fold, Reason, Refusal, api, cli
 from bnfold.verification import confirm
+from bnfold.verification.compare import CompareOptions
+from bnfold.verification.inputs import InputOptions
 
 FLOAT = np.float32
 
@@ -368,3 +370,19 @@ def test_many_stale_declarations_are_counted(tmp_path: Path) -> None:
     assert len(lines) == 7
     assert lines[-1] == "warning: and 6 stale declarations more (--verbose lists them)"
     assert len(json.loads(CliRunner().invoke(cli.cli, [*arguments, "--json"]).stdout)["warnings"]) == 12
+
+
+def test_a_file_is_run_on_the_inputs_that_the_caller_gives(tmp_path: Path) -> None:
+    """Of the sizes that are drawn, none fits: the sum of what is drawn is no whole number of rows."""
+    proto = computed([-1, 4], ["M", 4])
+    proto.graph.node[1].input[1] = "one"
+    proto.graph.initializer.append(numpy_helper.from_array(np.array(1, FLOAT), "one"))
+    onnx.save(proto, tmp_path / "model.onnx")
+    np.savez(tmp_path / "inputs.npz", x=np.zeros((2, 16), FLOAT))
+    given = CompareOptions(InputOptions(tmp_path / "inputs.npz"))
+    with pytest.raises(bnfold.BnfoldError):
+        api.fuse_file(tmp_path / "model.onnx", tmp_path / "drawn.onnx")
+    result = api.fuse_file(tmp_path / "model.onnx", tmp_path / "given.onnx", comparison=given)
+    assert isinstance(result.outcomes[0], Fold)
+    assert result.verdict is not None
+    assert [each.kind for each in result.warnings] == ["confirmed-declaration"]
