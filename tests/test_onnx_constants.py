@@ -13,9 +13,9 @@ from onnx_graphs import norm, random, statistics
 
 import bnfold
 from bnfold import Fold, Reason, Refusal
-from bnfold.frontends.onnx import shapes
 from bnfold.frontends.onnx.constants import FOLDABLE, Constants
 from bnfold.frontends.onnx.scopes import Scopes
+from bnfold.frontends.onnx.shapes import Inference
 from bnfold.frontends.onnx.unreadable import Unreadable
 
 Array = np.ndarray
@@ -47,7 +47,8 @@ def model(op: str, opset: int, operands: list[Array], outputs: int = 1, **attrib
 def evaluated(proto: onnx.ModelProto) -> list[Array]:
     read = ir.serde.deserialize_model(proto)
     scopes = Scopes(read)
-    constants = Constants(read, scopes, *shapes.infer(read))
+    inference = Inference(read, Constants(read, scopes, {}, {}))
+    constants = Constants(read, scopes, inference.shapes, inference.types)
     assert all(constants.holds(value) for value in read.graph.outputs)
     return [constants.get(value) for value in read.graph.outputs]
 
@@ -203,4 +204,4 @@ def test_text_is_no_constant() -> None:
     proto = model("Identity", 13, [MATRIX])
     proto.graph.node[0].CopyFrom(helper.make_node("Constant", [], ["o0"], value_string="words"))
     read = ir.serde.deserialize_model(proto)
-    assert not Constants(read, Scopes(read), *shapes.infer(read)).holds(read.graph.outputs[0])
+    assert not Constants(read, Scopes(read), {}, {}).holds(read.graph.outputs[0])
