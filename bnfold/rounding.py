@@ -139,13 +139,17 @@ class KernelPeaks:
         groups, outputs, inputs = exact.shape[:3]
         if exact.size == 0:
             return cls.zeros(groups * outputs, groups * inputs)
-        boxes = exact.reshape(groups, outputs, inputs, -1)
         with np.errstate(invalid="ignore"):
-            errors = np.abs(boxes - round_once(boxes, dtype).astype(np.float64)).max(axis=3)
-        peaks = np.maximum(boxes.max(axis=3), -boxes.min(axis=3))
-        if sizes is not None:
-            sizes = sizes.reshape(groups, 1, inputs)
-            errors, peaks = errors * sizes, peaks * sizes
+            error = np.abs(exact - round_once(exact, dtype).astype(np.float64))
+        if sizes is None and not is_narrow(dtype):  # whose subnormal numbers count for nothing beside others
+            behind = tuple(range(2, exact.ndim))
+            peaks = np.maximum(exact.max(axis=behind), -exact.min(axis=behind))
+            nothing = np.zeros(groups * inputs)
+            return cls(error.max(axis=behind).reshape(-1), peaks.reshape(-1), nothing, nothing)
+        boxes, errors = exact.reshape(groups, outputs, inputs, -1), error.reshape(groups, outputs, inputs, -1)
+        sizes = np.ones((groups, 1, inputs)) if sizes is None else sizes.reshape(groups, 1, inputs)
+        errors = errors.max(axis=3) * sizes
+        peaks = np.maximum(boxes.max(axis=3), -boxes.min(axis=3)) * sizes
         return cls(*(values.max(axis=axis).reshape(-1) for axis in (2, 1) for values in (errors, peaks)))
 
     def add(self, block: KernelPeaks, outputs: slice, inputs: slice) -> None:
