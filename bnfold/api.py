@@ -235,6 +235,8 @@ def fuse(
         if inplace:
             model.CopyFrom(fused)
             fused = model
+    elif not isinstance(model, ir.Model):
+        fused = _onnx.detach(graph, str(model))
     return (fused, outcomes) if return_outcomes else fused
 
 
