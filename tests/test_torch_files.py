@@ -19,7 +19,7 @@ from torch import nn
 from torch_models import assert_same, drawn, exported, run, to_onnx_by_export, trained
 
 import bnfold
-from bnfold import InvalidModelError, Limits
+from bnfold import InvalidModelError, Limits, OutputError
 from bnfold.cli import cli
 
 IMAGE = drawn(2, 4, 8, 8)
@@ -73,7 +73,7 @@ def test_a_fused_file_has_nothing_left_to_fold(saved: Path, tmp_path: Path) -> N
 
 
 def test_the_output_has_the_format_of_the_model(saved: Path, tmp_path: Path) -> None:
-    with pytest.raises(InvalidModelError, match="format of its model"):
+    with pytest.raises(OutputError, match="format of its model"):
         bnfold.api.fuse_file(saved, tmp_path / "fused.onnx")  # type: ignore[attr-defined]
     assert list(tmp_path.iterdir()) == []
 

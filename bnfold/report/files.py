@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from bnfold.errors import InvalidModelError
+from bnfold.errors import OutputError
 from bnfold.report import html, junit
 from bnfold.report.record import Record
 
@@ -39,10 +39,10 @@ def write(record: Record, path: Path) -> None:
 
     Raises:
         MissingExtraError: an `.html` report without the `report` extra.
-        InvalidModelError: the file cannot be written.
+        OutputError: the file cannot be written.
     """
     text = RENDERERS.get(path.suffix, _json)(record)
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise InvalidModelError(f"{path}: {error.strerror}") from error
+        raise OutputError(f"{path}: {error.strerror}") from error

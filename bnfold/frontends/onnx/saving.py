@@ -21,7 +21,7 @@ import onnx_ir as ir
 from google.protobuf.message import EncodeError
 
 from bnfold.blocks import WORKERS
-from bnfold.errors import InvalidModelError
+from bnfold.errors import OutputError
 from bnfold.frontends.onnx.loading import ASIDE, EXTERNAL, PROTOBUF_LIMIT
 from bnfold.frontends.onnx.pieces import Piece, pieces
 from bnfold.frontends.onnx.slots import Slot, lending, placeholder, slots
@@ -68,7 +68,7 @@ def save(model: ir.Model, path: Path) -> Written:
     Everything is on the disk when this returns.
 
     Raises:
-        InvalidModelError: it cannot be written, or one of its tensors not be read.
+        OutputError: it cannot be written, or one of its tensors not be read.
     """
     try:
         threshold = _external_threshold(model)
@@ -91,9 +91,9 @@ def save(model: ir.Model, path: Path) -> Written:
             _write_model(model, path)
         return Written(path, data)
     except OSError as error:
-        raise InvalidModelError(f"{path}: cannot be written ({error.strerror})") from error
+        raise OutputError(f"{path}: cannot be written ({error.strerror})") from error
     except (EncodeError, ValueError) as error:
-        raise InvalidModelError(f"{path}: cannot be written ({error})") from error
+        raise OutputError(f"{path}: cannot be written ({error})") from error
 
 
 def _write_model(model: ir.Model, path: Path) -> None:
