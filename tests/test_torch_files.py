@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
+from schemas import insist_on_schema
 from torch import nn
 from torch_models import assert_same, drawn, exported, run, to_onnx_by_export, trained
 
@@ -43,6 +44,7 @@ def test_fuse_writes_a_program_that_torch_loads(saved: Path, tmp_path: Path) -> 
     result = command("fuse", saved, "-o", output, "--json")
     assert result.exit_code == 0, result.output
     record = json.loads(result.stdout)
+    insist_on_schema(record)
     assert record["batchnorms"] == {"found": 2, "folded": 1, "kept": 1}
     assert record["verification"]["equivalent"]
     extra: dict[str, str] = {"labels.txt": ""}
