@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from glob import escape
 from pathlib import Path
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, Literal, Protocol, TypedDict, TypeVar, Unpack, overload
 
 import onnx
 import onnx_ir as ir
@@ -19,6 +19,7 @@ from bnfold.equivalence import compare_models, verify_files
 from bnfold.errors import (
     InvalidModelError,
     NotEquivalentError,
+    OutputError,
     OutputExistsError,
     UnreadableTensorError,
     UnsupportedModelError,
@@ -39,7 +40,16 @@ from bnfold.verification.verdict import Verdict
 Progress = Callable[[str, int, int], None]
 """Called with a stage's name, the steps done and their total."""
 
-M = TypeVar("M", onnx.ModelProto, ir.Model)
+
+class TorchModel(Protocol):
+    """A torch module or program, told by what both have, since importing torch here would need it."""
+
+    @property
+    def state_dict(self) -> Any:
+        """Its parameters and buffers, or a method that gives them."""
+
+
+M = TypeVar("M", bound=onnx.ModelProto | ir.Model | TorchModel)
 
 
 def _silent(stage: str, done: int, total: int) -> None:
@@ -141,46 +151,35 @@ def _loaded(model: Any, limits: Limits) -> Any:
     return model
 
 
+class FuseOptions(TypedDict, total=False):
+    """The further arguments of `fuse`, which describes them."""
+
+    inplace: bool
+    only: Sequence[str]
+    skip: Sequence[str]
+    merge: bool
+    limits: Limits
+    example_inputs: Any
+
+
+@overload
+def fuse(model: M, *, return_outcomes: Literal[False] = ..., **options: Unpack[FuseOptions]) -> M: ...
 @overload
 def fuse(
-    model: M,
-    *,
-    inplace: bool = ...,
-    return_outcomes: Literal[False] = ...,
-    only: Sequence[str] = ...,
-    skip: Sequence[str] = ...,
-    merge: bool = ...,
-    limits: Limits = ...,
-    example_inputs: Any = ...,
-) -> M: ...
-@overload
-def fuse(
-    model: M,
-    *,
-    inplace: bool = ...,
-    return_outcomes: Literal[True],
-    only: Sequence[str] = ...,
-    skip: Sequence[str] = ...,
-    merge: bool = ...,
-    limits: Limits = ...,
-    example_inputs: Any = ...,
+    model: M, *, return_outcomes: Literal[True], **options: Unpack[FuseOptions]
 ) -> tuple[M, tuple[Outcome, ...]]: ...
 @overload
+def fuse(model: str | Path, *, return_outcomes: Literal[False] = ..., **options: Unpack[FuseOptions]) -> Any: ...
+@overload
 def fuse(
-    model: str | Path,
-    *,
-    inplace: bool = ...,
-    return_outcomes: bool = ...,
-    only: Sequence[str] = ...,
-    skip: Sequence[str] = ...,
-    merge: bool = ...,
-    limits: Limits = ...,
-    example_inputs: Any = ...,
-) -> Any: ...
+    model: str | Path, *, return_outcomes: Literal[True], **options: Unpack[FuseOptions]
+) -> tuple[Any, tuple[Outcome, ...]]: ...
+@overload
+def fuse(model: object, *, return_outcomes: bool, **options: Unpack[FuseOptions]) -> Any: ...
 
 
 def fuse(
-    model: onnx.ModelProto | ir.Model | str | Path,
+    model: Any,
     *,
     inplace: bool = False,
     return_outcomes: bool = False,
@@ -398,7 +397,7 @@ def fuse_file(
     start = time.perf_counter()
     _insist_on_writable(output, overwrite=overwrite)
     if (output.suffix == PROGRAM) != (model.suffix == PROGRAM):
-        raise InvalidModelError(f"{output}: an output has the format of its model, {model.suffix or 'ONNX'}")
+        raise OutputError(f"{output}: an output has the format of its model, {model.suffix or 'ONNX'}")
     opened = _open_file(model, limits, comparison.inputs)
     before = opened.size
     with _naming(model):
@@ -470,7 +469,7 @@ def _insist_on_writable(output: Path, *, overwrite: bool) -> None:
         if output.is_dir():
             raise OutputExistsError(f"{output}: is a folder")
     except OSError as error:
-        raise InvalidModelError(f"{output}: cannot be written ({error.strerror})") from error
+        raise OutputError(f"{output}: cannot be written ({error.strerror})") from error
 
 
 def _nodes(model: ir.Model) -> int:

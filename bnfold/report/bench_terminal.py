@@ -10,14 +10,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bnfold.report.record import Record
+from bnfold.report.documents import BenchDocument, BenchEntry
 
 STYLES = {"faster": "green", "slower": "red"}
 
 COLUMNS = ("model", "median", "p90", "ratio", "95 % interval", "session", "peak MB")
 
 
-def show(record: Record, console: Console, *, verbose: bool = False, quiet: bool = False) -> None:
+def show(record: BenchDocument, console: Console, *, verbose: bool = False, quiet: bool = False) -> None:
     """Print the timings, then what may be concluded from them."""
     names = short_names([model["model"] for model in record["models"]])
     if not quiet:
@@ -42,7 +42,7 @@ def short_names(names: list[str]) -> list[str]:
     return [name if stems.count(name) == 1 else f"{name} #{index}" for index, name in enumerate(stems, 1)]
 
 
-def _table(entries: list[Record], names: list[str]) -> Table:
+def _table(entries: list[BenchEntry], names: list[str]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for index, column in enumerate(COLUMNS):
         table.add_column(column, justify="right" if index else "left", no_wrap=bool(index), overflow="fold")
@@ -56,7 +56,7 @@ def _table(entries: list[Record], names: list[str]) -> Table:
             "" if first else f"{entry['ratio_low']:.3f} to {entry['ratio_high']:.3f}",
             _number(entry["session_ms"]),
             _number(entry["peak_bytes"] and entry["peak_bytes"] / 1e6),
-            style=STYLES.get(entry["verdict"], ""),
+            style=STYLES.get(entry["verdict"] or "", ""),
         )
     return table
 
@@ -68,7 +68,7 @@ def _number(value: float | None) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def conclusions(record: Record) -> Iterator[str]:
+def conclusions(record: BenchDocument) -> Iterator[str]:
     """One line for each model beside the baseline, provider and level; for one model alone, its time."""
     names = short_names([model["model"] for model in record["models"]])
     for entry in record["entries"]:
@@ -87,14 +87,14 @@ def conclusions(record: Record) -> Iterator[str]:
         yield f"{where}: {names[entry['index']]}: {entry['verdict']}; {rest}"
 
 
-def _machine(record: Record) -> str:
+def _machine(record: BenchDocument) -> str:
     machine, method = record["fingerprint"], record["method"]
     gpus = "".join(f", {gpu['name']}" for gpu in machine["gpus"])
     threads = f"{method['threads']} thread{'s'[: method['threads'] != 1]}"
     return f"{machine['cpu']}{gpus}, {threads}, load {machine['load_before']} to {machine['load_after']}"
 
 
-def _details(record: Record, names: list[str]) -> Iterator[str]:
+def _details(record: BenchDocument, names: list[str]) -> Iterator[str]:
     for model, name in zip(record["models"], names, strict=True):
         digest = model["sha256"] and model["sha256"][:16]
         yield (

@@ -8,10 +8,21 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bnfold.report.record import Record
+from bnfold.report.documents import (
+    Divergence,
+    FileDocument,
+    Folded,
+    Kept,
+    Merged,
+    Output,
+    Value,
+    Verification,
+    VerifyDocument,
+    Warned,
+)
 
 
-def show(record: Record, console: Console, *, verbose: bool = False, quiet: bool = False) -> None:
+def show(record: FileDocument, console: Console, *, verbose: bool = False, quiet: bool = False) -> None:
     """Print what became of each BatchNorm, and a summary."""
     if not quiet:
         rows = [*record["outcomes"], *(record["affine_outcomes"] if verbose else [])]
@@ -34,7 +45,7 @@ LINES = 6
 """How many inner values that differ, or are declared wrong, are listed without being asked for all."""
 
 
-def _warnings(warnings: list[Record], *, verbose: bool) -> Iterator[str]:
+def _warnings(warnings: list[Warned], *, verbose: bool) -> Iterator[str]:
     """One line each, but few of those about declarations: where one is stale, so are most behind it."""
     stale = [each for each in warnings if each["kind"] == "stale-declaration"]
     hidden = [] if verbose else stale[LINES:]
@@ -45,11 +56,12 @@ def _warnings(warnings: list[Record], *, verbose: bool) -> Iterator[str]:
         yield f"warning: and {len(hidden)} stale declarations more (--verbose lists them)"
 
 
-def show_comparison(record: Record, console: Console, *, verbose: bool = False, quiet: bool = False) -> None:
+def show_comparison(record: VerifyDocument, console: Console, *, verbose: bool = False, quiet: bool = False) -> None:
     """Print the verdict on each output, where the difference starts, and a summary."""
     if not quiet:
         for output in record["outputs"]:
-            _print(console, _verdict_line(output, f"{output['name']} ({_where_run(output)})"))
+            name = f"{output['name']} ({_where_run(output)})"
+            _print(console, _verdict_line(output, name, output["argmax_agreement"]))
         values = record["values"] if verbose else [each for each in record["values"] if each["reason"]]
         for value in values if verbose else values[:LINES]:
             _print(console, _verdict_line(value, value["name"]))
@@ -62,11 +74,11 @@ def show_comparison(record: Record, console: Console, *, verbose: bool = False, 
     _print(console, judgement_line(record))
 
 
-def _where_run(output: Record) -> str:
+def _where_run(output: Output) -> str:
     return output["provider"] if output["level"] == "disabled" else f"{output['provider']}, as deployed"
 
 
-def _verdict_line(verdict: Record, name: str) -> str:
+def _verdict_line(verdict: Value, name: str, agreement: float | None = None) -> str:
     if verdict["reason"]:
         return f"differs  {name}: {verdict['reason']}, on the input {verdict['input']!r}"
     if verdict["error"] == 0:
@@ -74,12 +86,12 @@ def _verdict_line(verdict: Record, name: str) -> str:
     figures = [f"error {verdict['error']:.1e}", f"budget {verdict['budget']:.1e}"]
     if verdict["snr_db"] is not None:
         figures.append(f"{verdict['snr_db']:.0f} dB")
-    if verdict.get("argmax_agreement") is not None:
-        figures.append(f"argmax agrees {verdict['argmax_agreement']:.2%}")
+    if agreement is not None:
+        figures.append(f"argmax agrees {agreement:.2%}")
     return f"same     {name}: {', '.join(figures)}"
 
 
-def _divergence_line(divergence: Record) -> str:
+def _divergence_line(divergence: Divergence) -> str:
     node = f", made by {divergence['node']}" if divergence["node"] else ""
     channel = "" if divergence["channel"] is None else f", channel {divergence['channel']}"
     return (
@@ -88,7 +100,7 @@ def _divergence_line(divergence: Record) -> str:
     )
 
 
-def judgement_line(verification: Record) -> str:
+def judgement_line(verification: Verification) -> str:
     """The answer, and what it rests on."""
     inputs, values = verification["inputs"], len(verification["values"])
     on = f"{inputs} set{'' if inputs == 1 else 's'} of inputs"
@@ -96,7 +108,7 @@ def judgement_line(verification: Record) -> str:
         return f"NOT equivalent, on {on}"
     inside = f", {values} inner value{'' if values == 1 else 's'}" if values else ""
     outputs = [each for each in verification["outputs"] if each["level"] == "disabled"]
-    worst = max(outputs, key=lambda output: output["excess"], default=None)
+    worst = max(outputs, key=lambda output: (output["excess"] is None, output["excess"] or 0), default=None)
     error = f" (largest error {worst['error']:.1e}, budget {worst['budget']:.1e})" if worst else ""
     if worst and worst["error"] == 0:
         error = " (identical)"
@@ -107,31 +119,31 @@ def _print(console: Console, line: str) -> None:
     console.print(Text(line), soft_wrap=True)
 
 
-def _name(row: Record) -> str:
-    name = str(row["batchnorm"] or row["value"])
+def _name(row: Folded | Kept | Warned) -> str:
+    name = str(row.get("batchnorm") or row.get("value"))
     return name if row["scope"] == "main" else f"{row['scope']}/{name}"
 
 
-def _where(row: Record) -> str:
+def _where(row: Folded | Kept) -> str:
     if row["status"] == "kept":
         return f"{row['reason']} at {row['at']}: {row['detail']}"
     through = f" through {', '.join(row['through'])}" if row["through"] else ""
     return f"{row['direction']} into {', '.join(row['into'])}{through}"
 
 
-def _merge(merge: Record) -> str:
+def _merge(merge: Merged) -> str:
     scope = "" if merge["scope"] == "main" else f"{merge['scope']}/"
     through = f" through {', '.join(merge['through'])}" if merge["through"] else ""
     return f"merged  {scope}{merge['into']} takes {', '.join(merge['branches'])}{through}"
 
 
-def _advice(rows: list[Record]) -> Iterator[str]:
+def _advice(rows: list[Folded | Kept]) -> Iterator[str]:
     """Each piece of advice once."""
-    for advice in dict.fromkeys((row["reason"], row["advice"]) for row in rows if row.get("advice")):
-        yield f"{advice[0]}: {advice[1]}"
+    kept = [row for row in rows if row["status"] == "kept"]
+    yield from dict.fromkeys(f"{row['reason']}: {row['advice']}" for row in kept if row["advice"])
 
 
-def _table(rows: list[Record]) -> Table:
+def _table(rows: list[Folded | Kept]) -> Table:
     table = Table(box=None, pad_edge=False)
     table.add_column("BatchNorm", overflow="fold")
     table.add_column("")
@@ -142,7 +154,7 @@ def _table(rows: list[Record]) -> Table:
     return table
 
 
-def summary(record: Record) -> Iterator[str]:
+def summary(record: FileDocument) -> Iterator[str]:
     """What was found and done, in one or two lines."""
     counts, nodes, sizes = record["batchnorms"], record["nodes"], record["bytes"]
     would = "would fold" if record["output"] is None else "folded"

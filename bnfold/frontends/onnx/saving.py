@@ -22,7 +22,7 @@ import onnx_ir as ir
 from google.protobuf.message import EncodeError
 
 from bnfold.blocks import WORKERS
-from bnfold.errors import InvalidModelError
+from bnfold.errors import OutputError
 from bnfold.frontends.onnx.loading import EXTERNAL, PROTOBUF_LIMIT
 from bnfold.frontends.onnx.messages import write
 from bnfold.frontends.onnx.original import Densified, Source, original_of
@@ -72,7 +72,7 @@ def save(model: ir.Model, path: Path) -> Written:
     Everything is on the disk when this returns.
 
     Raises:
-        InvalidModelError: it cannot be written, or one of its tensors not be read.
+        OutputError: it cannot be written, or one of its tensors not be read.
     """
     try:
         same = _same_file(model)
@@ -92,9 +92,9 @@ def save(model: ir.Model, path: Path) -> Written:
             _write_model(model, path)
         return Written(path, data)
     except OSError as error:
-        raise InvalidModelError(f"{path}: cannot be written ({error.strerror})") from error
+        raise OutputError(f"{path}: cannot be written ({error.strerror})") from error
     except (EncodeError, ValueError) as error:
-        raise InvalidModelError(f"{path}: cannot be written ({error})") from error
+        raise OutputError(f"{path}: cannot be written ({error})") from error
 
 
 def _write_model(model: ir.Model, path: Path) -> None:

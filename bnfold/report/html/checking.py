@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from bnfold.report.documents import Record
 from bnfold.report.html import figures
 from bnfold.report.html.parts import Cell, Column, Mood, Section, Table, Terms, name_cell, number_cell, terms
 from bnfold.report.html.text import MISSING, count, percent, plain, plural, scientific, shown
-from bnfold.report.record import Record
 
 LISTED = 200
 """Inner values in the table: the worst."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bnfold.report.documents import Record
 from bnfold.report.html import drawings
 from bnfold.report.html.parts import Cell, Column, Section, Table, name_cell, number_cell
 from bnfold.report.html.text import MISSING, count, plural, scientific, shown
-from bnfold.report.record import Record
 
 DRAWN_OPEN, DRAWN = 40, 400
 """So many BatchNorms have an open picture, and so many one at all, lest the page grow without bound."""

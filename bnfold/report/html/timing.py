@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from bnfold.report.documents import Record
 from bnfold.report.html import figures
 from bnfold.report.html.parts import Cell, Column, Figure, Section, Table, name_cell, number_cell
 from bnfold.report.html.text import MISSING, count, file_names, finite, plain, plural, shown, size
-from bnfold.report.record import Record
 
 
 def latency(entries: Sequence[Record] | None, noise: Any) -> Section | None:
