@@ -70,7 +70,14 @@ def fuse() -> Record:
             }
         ],
         "warnings": [
-            {"batchnorm": "bn1", "scope": "main", "kind": "tiny-variance", "channels": [3, 9], "detail": "below 1e-12"}
+            {
+                "batchnorm": "bn1",
+                "value": None,
+                "scope": "main",
+                "kind": "tiny-variance",
+                "channels": [3, 9],
+                "detail": "below 1e-12",
+            }
         ],
         "nodes": {"before": 120, "after": 98},
         "bytes": {"before": 5_123_456, "after": 5_023_456},

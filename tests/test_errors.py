@@ -16,7 +16,8 @@ import pytest
 
 import bnfold
 from bnfold import errors
-from bnfold.bench import cold, worker
+from bnfold.bench import worker
+from bnfold.child import run_module
 from bnfold.report import files
 
 KINDS = [each for each in vars(errors).values() if isclass(each) and issubclass(each, bnfold.BnfoldError)]
@@ -59,7 +60,7 @@ def test_an_error_of_the_process_of_a_cold_start_is_raised_here(
     monkeypatch.setattr(worker, "start", fail)
     monkeypatch.setattr(subprocess, "run", run_here)
     with pytest.raises(bnfold.BnfoldError, match=r"net\.onnx: is wrong") as raised:
-        cold._run({}, "net.onnx")
+        run_module("bnfold.bench.worker", {}, "net.onnx")
     assert type(raised.value) is kind
 
 

@@ -72,6 +72,6 @@ def test_a_length_is_read_back(number: int) -> None:
 
 def test_what_no_protobuf_can_hold_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(saving, "PROTOBUF_LIMIT", 1000)
-    with pytest.raises(bnfold.InvalidModelError, match="too many for a protobuf"):
+    with pytest.raises(bnfold.OutputError, match="too many for a protobuf"):
         frontend.save(frontend.parse(small()), tmp_path / "out.onnx")
     assert not (tmp_path / "out.onnx").exists()

@@ -5,16 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
+from bnfold.report.columns import Column
 from bnfold.report.documents import BenchDocument, BenchEntry
+from bnfold.report.terminal import print_line, tabulate
 
 STYLES = {"faster": "green", "slower": "red"}
 
-COLUMNS = ("model", "median", "p90", "ratio", "95 % interval", "session", "peak MB")
+
+class Timed(NamedTuple):
+    """A row: an entry, and what to call its model."""
+
+    name: str
+    entry: BenchEntry
 
 
 def show(record: BenchDocument, console: Console, *, verbose: bool = False, quiet: bool = False) -> None:
@@ -22,18 +29,16 @@ def show(record: BenchDocument, console: Console, *, verbose: bool = False, quie
     names = short_names([model["model"] for model in record["models"]])
     if not quiet:
         for (provider, level), entries in groupby(record["entries"], lambda entry: (entry["provider"], entry["level"])):
-            _print(console, " ".join(filter(None, [provider, level and f"at level {level}", "(milliseconds)"])))
-            console.print(_table(list(entries), names), soft_wrap=not console.is_terminal)
-        _print(console, _machine(record))
+            print_line(console, " ".join(filter(None, [provider, level and f"at level {level}", "(milliseconds)"])))
+            rows = [Timed(names[entry["index"]], entry) for entry in entries]
+            table = tabulate(_COLUMNS, rows, lambda row: STYLES.get(row.entry["verdict"] or "", ""))
+            console.print(table, soft_wrap=not console.is_terminal)
+        print_line(console, _machine(record))
     if verbose:
         for line in _details(record, names):
-            _print(console, line)
+            print_line(console, line)
     for line in conclusions(record):
-        _print(console, line)
-
-
-def _print(console: Console, line: str) -> None:
-    console.print(Text(line), soft_wrap=True)
+        print_line(console, line)
 
 
 def short_names(names: list[str]) -> list[str]:
@@ -42,29 +47,31 @@ def short_names(names: list[str]) -> list[str]:
     return [name if stems.count(name) == 1 else f"{name} #{index}" for index, name in enumerate(stems, 1)]
 
 
-def _table(entries: list[BenchEntry], names: list[str]) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for index, column in enumerate(COLUMNS):
-        table.add_column(column, justify="right" if index else "left", no_wrap=bool(index), overflow="fold")
-    for entry in entries:
-        first = entry["verdict"] is None
-        table.add_row(
-            Text(names[entry["index"]]),
-            _number(entry["median_ms"]),
-            _number(entry["p90_ms"]),
-            "" if first else f"{entry['ratio']:.3f}",
-            "" if first else f"{entry['ratio_low']:.3f} to {entry['ratio_high']:.3f}",
-            _number(entry["session_ms"]),
-            _number(entry["peak_bytes"] and entry["peak_bytes"] / 1e6),
-            style=STYLES.get(entry["verdict"] or "", ""),
-        )
-    return table
+_COLUMNS: tuple[Column[Timed, str | Text], ...] = (
+    Column("model", lambda row: row.name),
+    Column("median", lambda row: _number(row.entry["median_ms"]), is_number=True),
+    Column("p90", lambda row: _number(row.entry["p90_ms"]), is_number=True),
+    Column("ratio", lambda row: _beside(row, f"{row.entry['ratio']:.3f}"), is_number=True),
+    Column("95 % interval", lambda row: _beside(row, _interval(row.entry)), is_number=True),
+    Column("session", lambda row: _number(row.entry["session_ms"]), is_number=True),
+    Column("peak MB", lambda row: _number(row.entry["peak_bytes"], per=1e6), is_number=True),
+)
 
 
-def _number(value: float | None) -> str:
+def _beside(row: Timed, compared: str) -> str:
+    """What compares a model with the baseline, except for the baseline itself."""
+    return "" if row.entry["verdict"] is None else compared
+
+
+def _interval(entry: BenchEntry) -> str:
+    return f"{entry['ratio_low']:.3f} to {entry['ratio_high']:.3f}"
+
+
+def _number(value: float | None, per: float = 1) -> str:
     """Three digits, or as many as there are before the point."""
     if value is None:
         return "-"
+    value /= per
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
@@ -79,7 +86,7 @@ def conclusions(record: BenchDocument) -> Iterator[str]:
             if len(record["models"]) == 1:
                 yield f"{where}: {names[0]}: {_number(entry['median_ms'])} ms"
             continue
-        ends = f"{entry['ratio_low']:.3f} to {entry['ratio_high']:.3f}"
+        ends = _interval(entry)
         if entry["verdict"] == "no detectable change":
             rest = f"ratio {ends}; chance alone reaches {entry['noise_low']:.3f} to {entry['noise_high']:.3f}"
         else:

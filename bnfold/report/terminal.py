@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from bnfold.report.columns import Column, Row
 from bnfold.report.documents import (
     Divergence,
     FileDocument,
@@ -27,18 +29,18 @@ def show(record: FileDocument, console: Console, *, verbose: bool = False, quiet
     if not quiet:
         rows = [*record["outcomes"], *(record["affine_outcomes"] if verbose else [])]
         if console.is_terminal and rows:
-            console.print(_table(rows))
+            console.print(tabulate(_COLUMNS, rows))
         else:
             for row in rows:
-                _print(console, "  ".join([row["status"].ljust(6), _name(row), _where(row)]))
+                print_line(console, "  ".join([row["status"].ljust(6), _name(row), _where(row)]))
         for merge in record["merges"]:
-            _print(console, _merge(merge))
+            print_line(console, _merge(merge))
         for line in _advice(rows):
-            _print(console, line)
+            print_line(console, line)
         for line in _warnings(record["warnings"], verbose=verbose):
-            _print(console, line)
+            print_line(console, line)
     for line in summary(record):
-        _print(console, line)
+        print_line(console, line)
 
 
 LINES = 6
@@ -61,17 +63,17 @@ def show_comparison(record: VerifyDocument, console: Console, *, verbose: bool =
     if not quiet:
         for output in record["outputs"]:
             name = f"{output['name']} ({_where_run(output)})"
-            _print(console, _verdict_line(output, name, output["argmax_agreement"]))
+            print_line(console, _verdict_line(output, name, output["argmax_agreement"]))
         values = record["values"] if verbose else [each for each in record["values"] if each["reason"]]
         for value in values if verbose else values[:LINES]:
-            _print(console, _verdict_line(value, value["name"]))
+            print_line(console, _verdict_line(value, value["name"]))
         if not verbose and len(values) > LINES:
-            _print(console, f"         and {len(values) - LINES} inner values more (--verbose lists them)")
+            print_line(console, f"         and {len(values) - LINES} inner values more (--verbose lists them)")
         if record["first_divergence"] is not None:
-            _print(console, _divergence_line(record["first_divergence"]))
+            print_line(console, _divergence_line(record["first_divergence"]))
         for finding in record["findings"]:
-            _print(console, f"note: {finding}")
-    _print(console, judgement_line(record))
+            print_line(console, f"note: {finding}")
+    print_line(console, judgement_line(record))
 
 
 def _where_run(output: Output) -> str:
@@ -115,7 +117,8 @@ def judgement_line(verification: Verification) -> str:
     return f"equivalent on {on}{inside}{error}"
 
 
-def _print(console: Console, line: str) -> None:
+def print_line(console: Console, line: str) -> None:
+    """Print a line as it is, however long, and whatever it has of markup."""
     console.print(Text(line), soft_wrap=True)
 
 
@@ -143,14 +146,26 @@ def _advice(rows: list[Folded | Kept]) -> Iterator[str]:
     yield from dict.fromkeys(f"{row['reason']}: {row['advice']}" for row in kept if row["advice"])
 
 
-def _table(rows: list[Folded | Kept]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    table.add_column("BatchNorm", overflow="fold")
-    table.add_column("")
-    table.add_column("where it goes, or why it stays", overflow="fold")
+_COLUMNS: tuple[Column[Folded | Kept, str | Text], ...] = (
+    Column("BatchNorm", _name),
+    Column("", lambda row: Text(row["status"], style="green" if row["status"] == "folded" else "yellow")),
+    Column("where it goes, or why it stays", _where),
+)
+
+
+def tabulate(
+    columns: Sequence[Column[Row, str | Text]],
+    rows: Iterable[Row],
+    style: Callable[[Row], str] = lambda row: "",
+) -> Table:
+    """A table without lines, each row in a style of its own."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in columns:
+        justify: Literal["left", "right"] = "right" if column.is_number else "left"
+        table.add_column(column.label, justify=justify, no_wrap=column.is_number, overflow="fold")
     for row in rows:
-        folded = row["status"] == "folded"
-        table.add_row(Text(_name(row)), Text(row["status"], style="green" if folded else "yellow"), Text(_where(row)))
+        cells = [column.cell(row) for column in columns]
+        table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in cells), style=style(row))
     return table
 
 
