@@ -18,6 +18,7 @@ from bnfold.frontends.onnx.quantized import insist_on_output_scales
 from bnfold.frontends.onnx.read_linear import Stored
 from bnfold.frontends.onnx.reader import Facts, Reader, Unreadable, opaque
 from bnfold.frontends.onnx.scopes import Scopes, label
+from bnfold.graph import Constant
 from bnfold.health import Caution, examine
 from bnfold.linear import Layout, Linear, Rounding, measure_parameters, measure_rounding, round_once
 from bnfold.ops import ChannelAffine, Op, Opaque
@@ -47,6 +48,7 @@ class OnnxGraph:
         for node in scopes.nodes:
             self._pair(node)
         self._data: dict[ir.Node, Sequence[int]] = {}
+        self._constants: dict[ir.Node | ir.Value, Constant] = {}  # by what makes it, if anything does
         self._editor = Editor(model, scopes)
 
     def _pair(self, node: ir.Node) -> None:
@@ -152,6 +154,48 @@ class OnnxGraph:
     def is_measured(self, value: ir.Value) -> bool:
         return any(_reads_only_the_shape(reader) for reader, _ in value.uses())
 
+    def constants(self, node: ir.Node) -> tuple[Sequence[Constant], Sequence[Constant]]:
+        indices = self._replaced_indices(node)
+        others = [index for index in self._parameter_indices(node) if index not in indices]
+        replaced = [node.inputs[index] for index in indices]
+        if (add := self._bias_add.get(node)) is not None:
+            replaced.append(add.inputs[1 - add.inputs.index(node.outputs[0])])
+        return self._read_constants(replaced), self._read_constants([node.inputs[index] for index in others])
+
+    def _replaced_indices(self, node: ir.Node) -> Sequence[int]:
+        """Which of a node's inputs `write` replaces."""
+        if _is_batchnorm(node):
+            return (1, 2)
+        try:
+            linear = read_linear.read_linear(self._reader(node), self._bias_add.get(node))
+        except Unreadable:
+            return ()
+        if linear is None or linear[0].is_quantized:  # whose integers stay
+            return ()
+        weights = linear[1]
+        if weights.bias is None or weights.bias_index is None:
+            return (weights.kernel,)
+        return weights.kernel, weights.bias_index
+
+    def _read_constants(self, values: Sequence[ir.Value | None]) -> list[Constant]:
+        return [self._constant(value) for value in values if value is not None and self._facts.constants.holds(value)]
+
+    def _constant(self, value: ir.Value) -> Constant:
+        stack = [value]
+        while stack:
+            read = stack[-1]
+            maker = read.producer()
+            sources = [each for each in maker.inputs if each and self._facts.constants.holds(each)] if maker else []
+            if unknown := [each for each in sources if _origin(each) not in self._constants]:
+                stack.extend(unknown)
+                continue
+            stack.pop()
+            outputs = maker.outputs if maker else [read]
+            readings = sum(len(each.uses()) + each.is_graph_output() for each in outputs)
+            made = Constant(readings, tuple(self._constants[_origin(each)] for each in sources))
+            self._constants.setdefault(_origin(read), made)
+        return self._constants[_origin(value)]
+
     def warnings(self) -> list[Caution]:
         """What looks wrong with the statistics of BatchNorms that can be read; part of no protocol."""
         found: list[Caution] = []
@@ -176,6 +220,10 @@ class OnnxGraph:
             found.append(measure_rounding(exact, round_once(exact, dtype), _unit(dtype)))
         overflow = [each.overflow for each in found if each.overflow is not None]
         return Rounding(max(each.error for each in found), overflow[0] if overflow else None)
+
+    def makes_bias(self, node: ir.Node, absorbed: Linear) -> bool:
+        bias = self._stored(node).solve_bias(absorbed, self._loader(absorbed))
+        return bias is not None and bool(bias.any())
 
     def write(self, node: ir.Node, absorbed: Linear | Affine) -> None:
         if isinstance(absorbed, Linear):
@@ -289,6 +337,11 @@ class OnnxGraph:
 
     def renew(self, value: ir.Value) -> None:
         self._editor.rename(value, f"{value.name}_folded")
+
+
+def _origin(value: ir.Value) -> ir.Node | ir.Value:
+    """What a constant is known by: the node that makes it; or itself, if it is stored."""
+    return value.producer() or value
 
 
 def _reads_only_the_shape(node: ir.Node) -> bool:
