@@ -66,25 +66,11 @@ def read_linear(reader: Reader, add: ir.Node | None) -> tuple[Linear, Weights] |
     value = reader.value(weights.kernel)
     found = quantized.find(value, reader.facts)
     if found is None:
-        assert value is not None
-        biases = [weights.bias] if weights.bias is not None and linear.has_bias else []
-        return replace(linear, is_shared=any(map(_is_shared, [value, *biases]))), weights
+        return linear, weights
     quantized.insist_on_output_scales(found, weights.layout, weights.groups, reader.version)
     if weights.kernel_factor != 1:
         raise Unreadable(Reason.NOT_CONSTANT, "its quantised weight has an alpha as well")
     return replace(linear, is_quantized=True), replace(weights, quantized=found)
-
-
-def _is_shared(value: ir.Value) -> bool:
-    """Whether a constant, or one that it is computed from, has a second reader."""
-    stack = [value]
-    while stack:
-        held = stack.pop()
-        if len(held.uses()) > 1 or held.is_graph_output():
-            return True
-        node = held.producer()
-        stack.extend(each for each in (node.inputs if node else ()) if each is not None)
-    return False
 
 
 def _kernel_shape(reader: Reader, index: int) -> tuple[int, ...]:

@@ -22,6 +22,7 @@ from bnfold.frontends.onnx.reader import Facts, Reader, opaque
 from bnfold.frontends.onnx.scopes import Scopes, label
 from bnfold.frontends.onnx.shapes import Inference
 from bnfold.frontends.onnx.unreadable import Unreadable
+from bnfold.graph import Constant
 from bnfold.health import Caution, DeclarationCaution, examine
 from bnfold.inference import Confirm
 from bnfold.linear import Layout, Linear
@@ -70,6 +71,7 @@ class OnnxGraph:
         for node in self._facts.scopes.nodes:
             self._pair(node)
         self._data: dict[ir.Node, Sequence[int]] = {}
+        self._constants: dict[ir.Node | ir.Value, Constant] = {}  # by what makes it, if anything does
 
     def try_out_hints(self) -> bool:
         """Run the model for shapes that are only declared, where some were missed; whether more is known now.
@@ -200,6 +202,48 @@ class OnnxGraph:
     def is_measured(self, value: ir.Value) -> bool:
         return any(_reads_only_the_shape(reader) for reader, _ in value.uses())
 
+    def constants(self, node: ir.Node) -> tuple[Sequence[Constant], Sequence[Constant]]:
+        indices = self._replaced_indices(node)
+        others = [index for index in self._parameter_indices(node) if index not in indices]
+        replaced = [node.inputs[index] for index in indices]
+        if (add := self._bias_add.get(node)) is not None:
+            replaced.append(add.inputs[1 - add.inputs.index(node.outputs[0])])
+        return self._read_constants(replaced), self._read_constants([node.inputs[index] for index in others])
+
+    def _replaced_indices(self, node: ir.Node) -> Sequence[int]:
+        """Which of a node's inputs `write` replaces."""
+        if _is_batchnorm(node):
+            return (1, 2)
+        try:
+            linear = read_linear.read_linear(self._reader(node), self._bias_add.get(node))
+        except Unreadable:
+            return ()
+        if linear is None or linear[0].is_quantized:  # whose integers stay
+            return ()
+        weights = linear[1]
+        if weights.bias is None or weights.bias_index is None:
+            return (weights.kernel,)
+        return weights.kernel, weights.bias_index
+
+    def _read_constants(self, values: Sequence[ir.Value | None]) -> list[Constant]:
+        return [self._constant(value) for value in values if value is not None and self._facts.constants.holds(value)]
+
+    def _constant(self, value: ir.Value) -> Constant:
+        stack = [value]
+        while stack:
+            read = stack[-1]
+            maker = read.producer()
+            sources = [each for each in maker.inputs if each and self._facts.constants.holds(each)] if maker else []
+            if unknown := [each for each in sources if _origin(each) not in self._constants]:
+                stack.extend(unknown)
+                continue
+            stack.pop()
+            outputs = maker.outputs if maker else [read]
+            readings = sum(len(each.uses()) + each.is_graph_output() for each in outputs)
+            made = Constant(readings, tuple(self._constants[_origin(each)] for each in sources))
+            self._constants.setdefault(_origin(read), made)
+        return self._constants[_origin(value)]
+
     def warnings(self) -> list[Caution | DeclarationCaution]:
         """What looks wrong with statistics that can be read, and with declarations; part of no protocol."""
         found: list[Caution | DeclarationCaution] = [*self._hints.warnings()]
@@ -222,6 +266,10 @@ class OnnxGraph:
                 return measure_parameters(scales, stored.solve_bias(absorbed, load), dtype, _unit(dtype))
             return stored.measure(absorbed, load, dtype, _unit(dtype))
         return self._solve_batchnorm(node, absorbed).rounding
+
+    def makes_bias(self, node: ir.Node, absorbed: Linear) -> bool:
+        bias = self._stored(node).solve_bias(absorbed, self._loader(absorbed))
+        return bias is not None and bool(bias.any())
 
     def write(self, node: ir.Node, absorbed: Linear | Affine) -> None:
         if isinstance(absorbed, Linear):
@@ -347,6 +395,11 @@ class OnnxGraph:
         """Let a value with a fresh name declare nothing, unless what the file said of `like` is known to be so."""
         if not self._hints.agrees(like):
             value.shape = value.type = None
+
+
+def _origin(value: ir.Value) -> ir.Node | ir.Value:
+    """What a constant is known by: the node that makes it; or itself, if it is stored."""
+    return value.producer() or value
 
 
 def _reads_only_the_shape(node: ir.Node) -> bool:
