@@ -13,6 +13,7 @@ import pytest
 from decorated_models import MODELS, attributes, convolution, decorate, functions, sparse, types, unknown
 from google.protobuf.message import Message
 from onnx import helper, numpy_helper
+from onnx.backend.test.case.node import collect_testcases
 from onnx_graphs import model, node, norm, random, statistics
 
 import bnfold
@@ -267,6 +268,19 @@ def test_shardings_follow_their_tensors() -> None:
     assert content(configuration).endswith(unknown(0)[-4:])
 
 
+def test_an_attribute_that_gets_the_value_that_it_had_stays() -> None:
+    """Below opset 7 a Gemm whose C is a vector has to say so, and may have said it before."""
+    gemm = node("Gemm", "x w b", "g", broadcast=1, alpha=0.5)
+    gemm.attribute[1].doc_string = "for old runtimes"
+    constants = {
+        "w": random(4, 6, dtype=np.float32),
+        "b": random(6, dtype=np.float32),
+        **statistics(6, dtype=np.float32),
+    }
+    fused = bnfold.fuse(model([gemm, norm("g", "y", is_test=1)], constants, (2, 4), opset=6, dtype=np.float32))
+    assert list(fused.graph.node[0].attribute) == [each for each in gemm.attribute if each.name == "broadcast"]
+
+
 def test_the_type_of_an_output_is_not_added() -> None:
     proto = convolution()
     del proto.graph.output[:]
@@ -339,3 +353,13 @@ def test_a_file_that_changed_after_it_was_read_is_not_copied(tmp_path: Path) -> 
     path.write_bytes(b"something else")
     frontend.save(loaded, tmp_path / "out.onnx")
     assert (tmp_path / "out.onnx").read_bytes() == proto.SerializeToString()
+
+
+@pytest.mark.filterwarnings("ignore")  # onnx computes what the results are to be, with overflows
+def test_each_operator_of_onnx_comes_out_as_it_went_in() -> None:
+    cases = collect_testcases(None)
+    assert len(cases) > 1000
+    for case in cases:
+        fused, outcomes = bnfold.fuse(case.model, return_outcomes=True)
+        is_same = content(fused) == content(case.model)
+        assert is_same != any(isinstance(each, Fold | Merge) for each in outcomes), case.name
