@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bnfold import testing as testing
     from bnfold.api import fuse, plan
     from bnfold.bench.comparison import benchmark
     from bnfold.equivalence import verify
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
         InvalidModelError,
         MissingExtraError,
         NotEquivalentError,
+        OutputError,
         OutputExistsError,
         UnsupportedModelError,
     )
@@ -34,6 +36,7 @@ __all__ = [
     "MissingExtraError",
     "NotEquivalentError",
     "Outcome",
+    "OutputError",
     "OutputExistsError",
     "Reason",
     "Refusal",

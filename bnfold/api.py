@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from glob import escape
 from pathlib import Path
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, Literal, Protocol, TypedDict, TypeVar, Unpack, overload
 
 import onnx
 import onnx_ir as ir
@@ -19,24 +19,37 @@ from bnfold.equivalence import compare_models, verify_files
 from bnfold.errors import (
     InvalidModelError,
     NotEquivalentError,
+    OutputError,
     OutputExistsError,
     UnreadableTensorError,
     UnsupportedModelError,
 )
 from bnfold.fold import fold
 from bnfold.frontends import onnx as _onnx
-from bnfold.health import Caution
+from bnfold.health import Caution, DeclarationCaution
+from bnfold.inference import Confirm
 from bnfold.limits import LIMITS, UNLIMITED, Limits
 from bnfold.optional import is_torch_model, torch_front_end
 from bnfold.outcome import Fold, Outcome, Reason, Refusal
-from bnfold.planner import make_plan
+from bnfold.planner import Plan, make_plan
 from bnfold.verification.compare import CompareOptions
+from bnfold.verification.confirm import confirmer
+from bnfold.verification.inputs import DRAWN, InputOptions
 from bnfold.verification.verdict import Verdict
 
 Progress = Callable[[str, int, int], None]
 """Called with a stage's name, the steps done and their total."""
 
-M = TypeVar("M", onnx.ModelProto, ir.Model)
+
+class TorchModel(Protocol):
+    """A torch module or program, told by what both have, since importing torch here would need it."""
+
+    @property
+    def state_dict(self) -> Any:
+        """Its parameters and buffers, or a method that gives them."""
+
+
+M = TypeVar("M", bound=onnx.ModelProto | ir.Model | TorchModel)
 
 
 def _silent(stage: str, done: int, total: int) -> None:
@@ -63,6 +76,9 @@ PROGRAM = ".pt2"
 
 STANDARD = CompareOptions()
 
+Warnings = tuple[Caution | DeclarationCaution, ...]
+"""What looks wrong, though nothing stops on it."""
+
 
 @dataclass(frozen=True)
 class Size:
@@ -79,7 +95,7 @@ class FileResult:
     Attributes:
         model, output: the files; no output where nothing is written.
         outcomes: one for each BatchNorm, one for each other per-channel affine that folds, and one for each merge.
-        warnings: what looks wrong with running statistics.
+        warnings: what looks wrong with running statistics, or with declared shapes.
         before, after: sizes; `after` is None where nothing is written.
         verdict: of the verification; None where it was not asked for.
         seconds: taken in all.
@@ -88,7 +104,7 @@ class FileResult:
     model: Path
     output: Path | None
     outcomes: tuple[Outcome, ...]
-    warnings: tuple[Caution, ...]
+    warnings: Warnings
     before: Size
     after: Size | None
     verdict: Verdict | None
@@ -111,7 +127,21 @@ def plan(model: Any, *, example_inputs: Any = None, merge: bool = True, limits: 
     if is_torch_model(model):
         opened = torch_front_end().open_model(model, example_inputs)
         return _advised(make_plan(opened.graph, merge=merge).outcomes, opened, merge=merge)
-    return make_plan(_onnx.OnnxGraph(_read(model, limits)), merge=merge).outcomes
+    return _decide(_onnx.OnnxGraph(_read(model, limits), _confirm(model, limits)), merge=merge)[0].outcomes
+
+
+def _confirm(model: Any, limits: Limits, inputs: InputOptions = DRAWN) -> Confirm | None:
+    """A way to run an ONNX model for shapes that are only declared."""
+
+    def read() -> tuple[onnx.ModelProto, Path | None]:
+        if isinstance(model, onnx.ModelProto):
+            return model, None
+        if isinstance(model, ir.Model):
+            folders = {each.parent for each in _onnx.external_files(model)}
+            return _onnx.serialize(model), folders.pop() if len(folders) == 1 else None
+        return _onnx.read_proto(Path(model), limits), Path(model).parent
+
+    return confirmer(read, inputs)
 
 
 def _loaded(model: Any, limits: Limits) -> Any:
@@ -121,46 +151,35 @@ def _loaded(model: Any, limits: Limits) -> Any:
     return model
 
 
+class FuseOptions(TypedDict, total=False):
+    """The further arguments of `fuse`, which describes them."""
+
+    inplace: bool
+    only: Sequence[str]
+    skip: Sequence[str]
+    merge: bool
+    limits: Limits
+    example_inputs: Any
+
+
+@overload
+def fuse(model: M, *, return_outcomes: Literal[False] = ..., **options: Unpack[FuseOptions]) -> M: ...
 @overload
 def fuse(
-    model: M,
-    *,
-    inplace: bool = ...,
-    return_outcomes: Literal[False] = ...,
-    only: Sequence[str] = ...,
-    skip: Sequence[str] = ...,
-    merge: bool = ...,
-    limits: Limits = ...,
-    example_inputs: Any = ...,
-) -> M: ...
-@overload
-def fuse(
-    model: M,
-    *,
-    inplace: bool = ...,
-    return_outcomes: Literal[True],
-    only: Sequence[str] = ...,
-    skip: Sequence[str] = ...,
-    merge: bool = ...,
-    limits: Limits = ...,
-    example_inputs: Any = ...,
+    model: M, *, return_outcomes: Literal[True], **options: Unpack[FuseOptions]
 ) -> tuple[M, tuple[Outcome, ...]]: ...
 @overload
+def fuse(model: str | Path, *, return_outcomes: Literal[False] = ..., **options: Unpack[FuseOptions]) -> Any: ...
+@overload
 def fuse(
-    model: str | Path,
-    *,
-    inplace: bool = ...,
-    return_outcomes: bool = ...,
-    only: Sequence[str] = ...,
-    skip: Sequence[str] = ...,
-    merge: bool = ...,
-    limits: Limits = ...,
-    example_inputs: Any = ...,
-) -> Any: ...
+    model: str | Path, *, return_outcomes: Literal[True], **options: Unpack[FuseOptions]
+) -> tuple[Any, tuple[Outcome, ...]]: ...
+@overload
+def fuse(model: object, *, return_outcomes: bool, **options: Unpack[FuseOptions]) -> Any: ...
 
 
 def fuse(
-    model: onnx.ModelProto | ir.Model | str | Path,
+    model: Any,
     *,
     inplace: bool = False,
     return_outcomes: bool = False,
@@ -207,13 +226,16 @@ def fuse(
     graph = _read(model, limits)
     if isinstance(model, ir.Model) and not inplace:
         graph = model.clone()
-    outcomes, _ = _fuse_graph(_onnx.OnnxGraph(graph), selection, _silent, merge=merge)
+    view = _onnx.OnnxGraph(graph, _confirm(model, limits))
+    outcomes, _ = _fuse_graph(view, selection, _silent, merge=merge)
     fused: onnx.ModelProto | ir.Model = graph
     if isinstance(model, onnx.ModelProto):
         fused = _onnx.serialize(graph)
         if inplace:
             model.CopyFrom(fused)
             fused = model
+    elif not isinstance(model, ir.Model):
+        fused = _onnx.detach(graph, str(model))
     return (fused, outcomes) if return_outcomes else fused
 
 
@@ -257,13 +279,31 @@ def _read(model: onnx.ModelProto | ir.Model | str | Path, limits: Limits) -> ir.
 
 def _fuse_graph(
     graph: Any, selection: Selection, progress: Progress, *, merge: bool
-) -> tuple[tuple[Outcome, ...], tuple[Caution, ...]]:
-    warnings = tuple(graph.warnings())
-    decided = make_plan(
-        graph, selected=selection, merge=merge, progress=lambda done, total: progress("plan", done, total)
-    )
+) -> tuple[tuple[Outcome, ...], Warnings]:
+    decided, warnings = _decide(graph, selection, progress, merge=merge)
     fold(graph, decided)
     return decided.outcomes, warnings
+
+
+def _decide(
+    graph: Any, selection: Selection = EVERYTHING, progress: Progress = _silent, *, merge: bool
+) -> tuple[Plan[Any, Any], Warnings]:
+    """The plan, and what looks wrong; where a BatchNorm stays, shapes that are only declared are tried out first."""
+
+    def attempt() -> Plan[Any, Any]:
+        return make_plan(
+            graph, selected=selection, merge=merge, progress=lambda done, total: progress("plan", done, total)
+        )
+
+    decided = attempt()
+    if not isinstance(graph, _onnx.OnnxGraph):
+        return decided, tuple(graph.warnings())
+    confirmations: list[DeclarationCaution] = []
+    if any(isinstance(each, Refusal) for each in decided.outcomes) and graph.try_out_hints():
+        first, decided = decided, attempt()
+        confirmations = [] if decided.outcomes == first.outcomes else graph.confirmations()
+    decided = replace(decided, outcomes=tuple(map(graph.explain, decided.outcomes)))
+    return decided, (*graph.warnings(), *confirmations)
 
 
 @dataclass(frozen=True, eq=False)
@@ -284,12 +324,12 @@ class _OpenFile:
     count: Callable[[], int]
 
 
-def _open_file(path: Path, limits: Limits) -> _OpenFile:
+def _open_file(path: Path, limits: Limits, inputs: InputOptions = DRAWN) -> _OpenFile:
     if path.suffix != PROGRAM:
         model = _onnx.load(path, limits)
         size = Size(_nodes(model), _onnx.file_bytes(model, path))
         with _naming(path):
-            view = _onnx.OnnxGraph(model)
+            view = _onnx.OnnxGraph(model, _confirm(path, limits, inputs))
         return _OpenFile(view, size, lambda: model, lambda to: _onnx.save(model, to), lambda: _nodes(model))
     front_end = torch_front_end()
     opened = front_end.open_model(front_end.load(path, limits), inplace=True)
@@ -320,8 +360,7 @@ def inspect_file(
     start = time.perf_counter()
     opened = _open_file(model, limits)
     with _naming(model):
-        decided = make_plan(opened.graph, merge=merge, progress=lambda done, total: progress("plan", done, total))
-        warnings = tuple(opened.graph.warnings())
+        decided, warnings = _decide(opened.graph, progress=progress, merge=merge)
     return FileResult(model, None, decided.outcomes, warnings, opened.size, None, None, time.perf_counter() - start)
 
 
@@ -358,8 +397,8 @@ def fuse_file(
     start = time.perf_counter()
     _insist_on_writable(output, overwrite=overwrite)
     if (output.suffix == PROGRAM) != (model.suffix == PROGRAM):
-        raise InvalidModelError(f"{output}: an output has the format of its model, {model.suffix or 'ONNX'}")
-    opened = _open_file(model, limits)
+        raise OutputError(f"{output}: an output has the format of its model, {model.suffix or 'ONNX'}")
+    opened = _open_file(model, limits, comparison.inputs)
     before = opened.size
     with _naming(model):
         outcomes, warnings = _fuse_graph(opened.graph, selection, progress, merge=merge)
@@ -390,7 +429,7 @@ def _guilty(
     escaped = [escape(name) for name in names]
 
     def is_equivalent(count: int) -> bool:
-        opened = _open_file(model, limits)
+        opened = _open_file(model, limits, comparison.inputs)
         _fuse_graph(opened.graph, Selection(tuple(escaped[:count]) or ("",)), _silent, merge=False)
         return compare_models(model, opened.finish(), comparison, UNLIMITED).is_equivalent
 
@@ -430,7 +469,7 @@ def _insist_on_writable(output: Path, *, overwrite: bool) -> None:
         if output.is_dir():
             raise OutputExistsError(f"{output}: is a folder")
     except OSError as error:
-        raise InvalidModelError(f"{output}: cannot be written ({error.strerror})") from error
+        raise OutputError(f"{output}: cannot be written ({error.strerror})") from error
 
 
 def _nodes(model: ir.Model) -> int:

@@ -119,7 +119,13 @@ class Kernel:
         """What storing the solved kernel and `bias` in `dtype` would do; see `KernelPeaks.judge`."""
         peaks = KernelPeaks.zeros(linear.out_channels, linear.in_channels)
         blocks = list(self.blocks())
-        measured = _in_parallel(lambda block: KernelPeaks.of(block.solve_canonical(linear), dtype), blocks)
+        sizes = linear.input_sizes
+
+        def measure_block(block: Block) -> KernelPeaks:
+            own = None if sizes is None else sizes[block.inputs(linear)]
+            return KernelPeaks.of(block.solve_canonical(linear), dtype, own)
+
+        measured = _in_parallel(measure_block, blocks)
         for block, part in zip(blocks, measured, strict=True):
             peaks.add(part, block.outputs, block.inputs(linear))
         return peaks.judge(bias, dtype, unit)

@@ -24,6 +24,7 @@ from bnfold.limits import LIMITS, Limits
 from bnfold.lines import one_line
 
 if TYPE_CHECKING:
+    from bnfold.report.documents import Document
     from bnfold.verification.inputs import InputOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -319,7 +320,7 @@ def _progress(rendering: dict[str, Any]) -> Iterator[Callable[[str, int, int], N
         yield advance
 
 
-def _render(record: dict[str, Any], as_json: bool, report: Path | None, quiet: bool, verbose: bool) -> None:
+def _render(record: Document, as_json: bool, report: Path | None, quiet: bool, verbose: bool) -> None:
     from rich.console import Console
 
     from bnfold.report import bench_terminal, files, terminal
@@ -330,9 +331,10 @@ def _render(record: dict[str, Any], as_json: bool, report: Path | None, quiet: b
         click.echo(files.to_json(record))
     elif record["command"] == "verify":
         terminal.show_comparison(record, Console(), verbose=verbose, quiet=quiet)
+    elif record["command"] == "bench":
+        bench_terminal.show(record, Console(), verbose=verbose, quiet=quiet)
     else:
-        show = bench_terminal.show if record["command"] == "bench" else terminal.show
-        show(record, Console(), verbose=verbose, quiet=quiet)
+        terminal.show(record, Console(), verbose=verbose, quiet=quiet)
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:

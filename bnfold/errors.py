@@ -21,7 +21,11 @@ class IncomparableError(BnfoldError):
     """Two models that cannot be compared: other inputs, other outputs, or inputs that do not fit."""
 
 
-class OutputExistsError(BnfoldError):
+class OutputError(BnfoldError):
+    """A file that cannot be written: an output, or a report."""
+
+
+class OutputExistsError(OutputError):
     """The output would replace a file that is already there."""
 
 
@@ -29,12 +33,12 @@ class NotEquivalentError(BnfoldError):
     """The rewritten model differs from the original: a defect, so nothing was written.
 
     Attributes:
-        result: what was found.
+        result: what was found. The default lets an error be made anew from its message, as unpickling does.
     """
 
     exit_code = 1
 
-    def __init__(self, message: str, result: Any) -> None:
+    def __init__(self, message: str, result: Any = None) -> None:
         super().__init__(message)
         self.result = result
 

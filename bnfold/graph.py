@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from bnfold.affine import Affine
@@ -12,6 +13,20 @@ from bnfold.rounding import Rounding
 
 N = TypeVar("N", bound=Hashable)
 V = TypeVar("V", bound=Hashable)
+
+
+@dataclass(frozen=True, eq=False)
+class Constant:
+    """A constant of a graph, stored or computed from others; one object for all its readers.
+
+    Attributes:
+        readings: how often it is read.
+        sources: what it is computed from, as often as that takes. Once nothing reads the constant, it is removed, and
+            these readings end.
+    """
+
+    readings: int
+    sources: tuple[Constant, ...] = ()
 
 
 class Graph(Protocol[N, V]):
@@ -59,11 +74,19 @@ class Graph(Protocol[N, V]):
         """Whether something reads the value's shape alone: no use, but the shape has to stay."""
         ...
 
+    def constants(self, node: N) -> tuple[Sequence[Constant], Sequence[Constant]]:
+        """The constants that a node reads: those that `write` replaces (kernel, bias; gamma, beta), and the others."""
+        ...
+
     def round(self, node: N, absorbed: Linear | Affine) -> Rounding:
         """What storing the solved parameters in their types would do; reads one kernel, changes nothing.
 
         Where ``absorbed.terms`` is not empty, `bnfold.terms` makes kernel and bias of those of other nodes.
         """
+        ...
+
+    def makes_bias(self, node: N, absorbed: Linear) -> bool:
+        """Whether `write` would store a bias that is not all zeros; reads a kernel where a shift goes through it."""
         ...
 
     def write(self, node: N, absorbed: Linear | Affine) -> None:

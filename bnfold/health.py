@@ -1,4 +1,4 @@
-"""Health of a BatchNorm's statistics: what looks wrong in the training, though the fold is exact."""
+"""What looks wrong with a model, though the folds are exact: statistics of BatchNorms, and declared shapes."""
 
 from __future__ import annotations
 
@@ -40,6 +40,23 @@ class Caution:
             "large-scale": f"the scale is above {LARGE_SCALE:g} in channels {shown}",
         }
         return what[self.kind]
+
+
+@dataclass(frozen=True)
+class DeclarationCaution:
+    """A declared shape or element type that is wrong, or that nothing but a run of the model confirms.
+
+    Attributes:
+        value: the value's name.
+        scope: the graph that holds it.
+        kind: "stale-declaration" or "confirmed-declaration".
+        detail: a sentence for people.
+    """
+
+    value: str
+    scope: str
+    kind: str
+    detail: str
 
 
 def examine(

@@ -2,21 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
 import onnx
 from google.protobuf.message import EncodeError
 
 VECTOR_LIMIT = 1 << 20
 """Elements of a vector of which onnx may ask what it holds: it takes a hundred bytes for each, known or not."""
 
+UNSQUEEZE_TAKES_AXES = 13
+"""The opset from which on Unsqueeze has its axes as an input."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What runs of a model showed of a value.
+
+    Attributes:
+        shapes: one for each run.
+        dtype: its element type, as in `onnx.TensorProto.DataType`.
+    """
+
+    shapes: tuple[tuple[int, ...], ...]
+    dtype: int
+
+
+Confirm = Callable[[Sequence[str]], Mapping[str, Seen] | None]
+"""Runs the original model for values of its main graph, by name; None where it cannot be run."""
+
 
 def infer_shapes(proto: onnx.ModelProto) -> onnx.ModelProto | None:
     """A copy with the shapes and types that follow; None where onnx cannot tell.
 
-    What shape arithmetic says is used unless a vector in the model is too long for it.
+    What shape arithmetic says is used unless a vector in the model is too long for it. For that, a Reshape of a number
+    to a vector becomes the Unsqueeze that it is, in `proto` too: onnx follows the values of a shape through one only.
     """
     bare = _run(proto, data_prop=False)
     if bare is None or _has_long_vector(bare.graph):
         return bare
+    _unsqueeze_numbers(proto, bare.graph)
     return _run(proto, data_prop=True) or bare
 
 
@@ -33,6 +58,47 @@ def _has_long_vector(graph: onnx.GraphProto) -> bool:
         dims = info.type.tensor_type.shape.dim
         if len(dims) == 1 and dims[0].dim_value > VECTOR_LIMIT:
             return True
-    attributes = [attribute for node in graph.node for attribute in node.attribute]
-    bodies = [body for each in attributes for body in ([each.g] if each.HasField("g") else [*each.graphs])]
-    return any(_has_long_vector(body) for body in bodies)
+    return any(_has_long_vector(body) for node in graph.node for body in bodies(node))
+
+
+def bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """The graphs that a node holds."""
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def _unsqueeze_numbers(proto: onnx.ModelProto, inferred: onnx.GraphProto) -> None:
+    """Make each Reshape of a number to a vector of one element, in the main graph, an Unsqueeze."""
+    reshapes = [node for node in proto.graph.node if node.op_type == "Reshape" and node.domain in ("", "ai.onnx")]
+    if not reshapes:
+        return
+    version = max((each.version for each in proto.opset_import if each.domain in ("", "ai.onnx")), default=1)
+    ranks = {
+        info.name: len(info.type.tensor_type.shape.dim)
+        for info in (*inferred.input, *inferred.value_info, *inferred.output)
+        if info.type.tensor_type.HasField("shape")
+    }
+    single = {
+        info.name
+        for info in (*inferred.input, *inferred.value_info, *inferred.output)
+        if [dim.dim_value for dim in info.type.tensor_type.shape.dim] == [1]
+    }
+    taken = {each.name for each in proto.graph.initializer}
+    single |= {each.name for each in proto.graph.initializer if list(each.dims) == [1]}
+    axes = "bnfold_axes"
+    while axes in taken or axes in ranks:
+        axes += "_"
+    for node in reshapes:
+        if len(node.input) != 2 or ranks.get(node.input[0]) != 0 or node.input[1] not in single:
+            continue
+        node.op_type = "Unsqueeze"
+        del node.attribute[:]
+        if version >= UNSQUEEZE_TAKES_AXES:
+            node.input[1] = axes
+        else:
+            del node.input[1]
+            node.attribute.append(onnx.helper.make_attribute("axes", [0]))
+    if version >= UNSQUEEZE_TAKES_AXES:
+        proto.graph.initializer.append(onnx.helper.make_tensor(axes, onnx.TensorProto.INT64, [1], [0]))

@@ -119,7 +119,7 @@ class Linear:
         window: where its taps lie; None where it is not known, or the kernel must stay: it then merges with nothing.
         has_bias: whether a bias other than zero is stored.
         is_shared: whether something else reads the stored kernel or bias too, so that it stays whatever becomes of
-            this operator.
+            this operator; `Draft` finds that out.
         terms: what makes up kernel and bias in place of the stored ones; empty where those do.
     """
 
@@ -155,21 +155,23 @@ class Linear:
         """The padding value `p` with ``before(p) == 0`` in every channel; NaN where there is none.
 
         0 where nothing is padded or shifted. A convolution pads with zeros *after* the absorbed affine, so the
-        unshifted input must be padded with ``p = -shift / scale``.
+        unshifted input must be padded with ``p = -shift / scale``. The first operator of a chain keeps its fill, and
+        ``before(p)`` must be that.
         """
-        if self.border is not Border.PADDED or self.before is None or not self.before.has_shift:
-            return 0.0
+        inner = self.terms[0].factors[0].linear.fill if self.terms else 0.0
+        if self.border is not Border.PADDED or self.before is None or not (self.before.has_shift or inner):
+            return inner
         if not np.all(self.before.scale):
             return float("nan")
-        values = -self.before.shift / self.before.scale
+        values = (inner - self.before.shift) / self.before.scale
         return float(values[0]) if np.all(values == values[0]) else float("nan")
 
     @property
     def is_exact(self) -> bool:
         """Whether what it absorbed on the input side survives its border."""
-        if self.before is None or not self.before.has_shift or self.border is Border.NONE:
+        if self.before is None or self.border is Border.NONE:
             return True
-        return self.border is Border.PADDED and bool(np.isfinite(self.fill))
+        return bool(np.isfinite(self.fill)) if self.border is Border.PADDED else not self.before.has_shift
 
     @property
     def makes_bias(self) -> bool:
@@ -177,6 +179,19 @@ class Linear:
         if any(pending is not None and pending.has_shift for pending in (self.before, self.after)):
             return True
         return any(factor.makes_bias for term in self.terms for factor in term.factors)
+
+    @property
+    def input_sizes(self) -> Array | None:
+        """Root mean squares of the data that it reads, where they are known; as powers of two, the largest 1."""
+        if self.before is None or self.before.statistics is None:
+            return None
+        known = self.before.statistics
+        with np.errstate(over="ignore", invalid="ignore"):
+            sizes = np.sqrt(known.mean**2 + known.square)
+        largest = float(sizes.max(initial=0.0))
+        if not np.isfinite(largest) or not largest:
+            return None
+        return np.where(sizes > 0, np.ldexp(1.0, np.frexp(sizes)[1] - np.frexp(largest)[1]), 0.0)
 
     @property
     def may_cancel(self) -> bool:
@@ -254,16 +269,31 @@ class Factor:
         node: whose stored kernel and bias it has; None for one with neither: an identity or an average.
         weight: where there is no node, what every tap of every channel holds.
         stays: whether the stored kernel or bias stays, for other readers, whatever becomes of the operator.
+        is_unbiased: whether all that it adds to its output is known to be zero, as where a shift meets a kernel of
+            zeros.
     """
 
     linear: Linear
     node: Hashable | None = None
     weight: float = 1.0
     stays: bool = False
+    is_unbiased: bool = False
+
+    def absorb_output(self, affine: Affine) -> Factor:
+        """With a map behind it."""
+        is_unbiased = self.is_unbiased and not affine.has_shift
+        return replace(self, linear=self.linear.absorb_output(affine), is_unbiased=is_unbiased)
+
+    def absorb_input(self, affine: Affine) -> Factor:
+        """With a map in front of it."""
+        is_unbiased = self.is_unbiased and not affine.has_shift
+        return replace(self, linear=self.linear.absorb_input(affine), is_unbiased=is_unbiased)
 
     @property
     def makes_bias(self) -> bool:
         """Whether it adds a constant to its output."""
+        if self.is_unbiased:
+            return False
         return self.linear.makes_bias or (self.node is not None and not self.linear.terms and self.linear.has_bias)
 
 

@@ -150,21 +150,18 @@ class Merges(Generic[N, V]):
         assert isinstance(host, Linear)
         if host.has_bias or host.makes_bias or not found.absorbed.makes_bias:
             return True
-        ops = [self._draft.op(node) for node in found.join.gone]
-        if any(isinstance(op, Linear) and not stays(op) for op in ops):
+        ops = [(node, self._draft.op(node)) for node in found.join.gone]
+        if any(isinstance(op, Linear) and not stays(op) for _, op in ops):
             return True
-        stored = [op.stored for op in ops if isinstance(op, ChannelAffine)]
+        stored = [self._draft.stored(node) for node, op in ops if isinstance(op, ChannelAffine)]
         return None in stored or sum(each or 0 for each in stored) >= found.absorbed.out_channels
 
     def _find_chain(self, last: N) -> _Found[N, V] | None:
         draft = self._draft
-        two = draft.op(last)
-        assert isinstance(two, Linear)
         first = self._maker(draft.inputs(last)[0], last)
-        if first is None or last in self._barred:
+        if first is None or last in self._barred or not isinstance(draft.op(first), Linear):
             return None
-        one = draft.op(first)
-        found = chain(Factor(one, first), Factor(two, last)) if isinstance(one, Linear) else None
+        found = chain(draft.factor(first), draft.factor(last))
         if not isinstance(found, tuple):
             return None
         absorbed, is_last = found
@@ -182,7 +179,7 @@ class Merges(Generic[N, V]):
             return None
         if not isinstance(concat, Concat) or any(op.axis_out != concat.axis for _, op in ops):
             return None
-        found = stack([Factor(op, maker) for maker, op in ops])
+        found = stack([draft.factor(maker) for maker in makers])
         if not isinstance(found, Linear) or len({draft.inputs(maker)[0] for maker in makers}) != 1:
             return None
         host = makers[0]
@@ -340,8 +337,8 @@ class Merges(Generic[N, V]):
         """The host with other leaves merged into it, times a sign."""
         linear = host.stages[0].op
         assert isinstance(linear, Linear)
-        own = _factors(host, linear, sign)
-        branches = [_factors(leaf, linear, sign) for leaf in leaves if leaf is not host]
+        own = _factors(self._draft, host, linear, sign)
+        branches = [_factors(self._draft, leaf, linear, sign) for leaf in leaves if leaf is not host]
         constant = _constant(constants, linear)
         if own is None or constant is None:
             return None
@@ -437,7 +434,7 @@ def _constant(constants: Sequence[tuple[Step, ...]], host: Linear) -> Array | No
     return total
 
 
-def _factors(leaf: _Leaf[N, V], host: Linear, sign: float) -> list[Factor] | None:
+def _factors(draft: Draft[N, V], leaf: _Leaf[N, V], host: Linear, sign: float) -> list[Factor] | None:
     """A branch times a sign as operators in the order of the data, with its affines; None where one does not fit."""
     assert host.axis_out is not None
     assert host.window is not None
@@ -452,7 +449,7 @@ def _factors(leaf: _Leaf[N, V], host: Linear, sign: float) -> list[Factor] | Non
     for index, (node, op, behind) in enumerate(stages, start=1):
         maps = behind + front if index == len(stages) else behind
         has_maps = any(isinstance(step, Affine) for step in maps)
-        factor = _factor(node, op, size, axis, has_maps=has_maps)
+        factor = _factor(draft, node, op, size, axis, has_maps=has_maps)
         if factor.linear.axis_out is None or factor.linear.axis_in is None:
             return None
         after = _compose(behind, factor.linear.out_channels, factor.linear.axis_out)
@@ -464,15 +461,15 @@ def _factors(leaf: _Leaf[N, V], host: Linear, sign: float) -> list[Factor] | Non
     if before is None:
         return None
     if front:
-        linear = factors[-1].linear.absorb_input(before)
-        factors[-1] = replace(factors[-1], linear=linear)
+        factors[-1] = factors[-1].absorb_input(before)
     return factors[::-1]
 
 
-def _factor(node: N | None, op: Linear | Window, size: int, axis: int, *, has_maps: bool) -> Factor:
+def _factor(draft: Draft[N, V], node: N | None, op: Linear | Window, size: int, axis: int, *, has_maps: bool) -> Factor:
     """A stage; one with maps around it would get a kernel of its own without a merge too."""
     if isinstance(op, Linear):
-        return Factor(op, node, stays=stays(op) and not has_maps)
+        assert node is not None
+        return replace(draft.factor(node), stays=stays(op) and not has_maps)
     return Factor(per_channel(op, size, axis), None, 1.0 / max(1, int(np.prod(op.taps))))
 
 
@@ -480,4 +477,4 @@ def _absorb(factor: Factor, after: Affine) -> Factor:
     """With a map behind it, unless that changes nothing."""
     if not after.has_shift and np.all(after.scale == 1):
         return factor
-    return replace(factor, linear=factor.linear.absorb_output(after))
+    return factor.absorb_output(after)

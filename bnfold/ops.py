@@ -31,12 +31,12 @@ class ChannelAffine:
     Attributes:
         affine: the map.
         is_batchnorm: whether it is a BatchNorm, which can also absorb other affines.
-        stored: elements of its parameters that nothing else reads; None where they are one for each channel or more.
+        stored: elements of each of its constants, as `Graph.constants` lists them; None where that is not known.
     """
 
     affine: Affine
     is_batchnorm: bool
-    stored: int | None = None
+    stored: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,11 @@ GROWTH_LIMIT = 4.0
 Natural images in [0, 1], with their usual mean and deviation, give 3.
 """
 
+GAIN_LIMIT = 64.0
+"""How far the operands of a sum or a mean may be scaled up in float16, whose largest number is 65504."""
+
+TOO_LARGE = Stop(Reason.OVERFLOW, "a sum or mean behind it may cancel, and its type may not hold what is added up")
+
 TRY_LIMIT = 32
 """Ways to share shifts among the operands of sums that one walk may try."""
 
@@ -82,7 +87,7 @@ def make_plan(
     barred: dict[N, tuple[Stop, str]] = {}
     while True:
         draft, merges, moves, blocked = _draft(graph, selected, merge, barred)
-        rounding, failed = _survey(draft, progress)
+        rounding, failed = _survey(draft, moves, progress)
         if not failed:
             return Plan(
                 {node: draft.absorbed[node] for node in rounding},
@@ -210,6 +215,8 @@ def _pull_once(
             if isinstance(pulled, Stop):
                 return _Blocked(pulled, node)
             walk.through.append(node)
+            if isinstance(op, Average | Sum) and affines[0] is not None:
+                walk.gain = max(walk.gain, float(np.abs(affines[0].scale).max(initial=0.0)))
             for value, affine in zip(draft.inputs(node), pulled, strict=True):
                 if affine and not _is_identity(affine) and (failure := demand(node, value, affine)):
                     return failure
@@ -354,7 +361,7 @@ def _growth(affines: Iterable[Affine]) -> Growth:
 
 
 def _survey(
-    draft: Draft[N, V], progress: Callable[[int, int], None]
+    draft: Draft[N, V], moves: dict[N, Move[N, V]], progress: Callable[[int, int], None]
 ) -> tuple[dict[N, float], dict[N, tuple[Stop, str]]]:
     """The rounding error of each weight that would change, and the candidates that one would not survive."""
     rounding: dict[N, float] = {}
@@ -367,6 +374,9 @@ def _survey(
         rounding[node] = result.error
         if stop := _stop_rounding(result):
             failed[_culprit(draft, node, stop)] = stop, draft.graph.name(node)
+        elif result.is_narrow:
+            grown = (each for each in draft.absorbers[node] if each in moves and moves[each].walk.gain > GAIN_LIMIT)
+            failed.update((each, (TOO_LARGE, draft.graph.name(node))) for each in grown)
     progress(len(changing), len(changing))
     return rounding, failed
 

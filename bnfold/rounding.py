@@ -58,6 +58,7 @@ class Rounding:
         input_loss: first input channel of which all weights together lost more; None if there is none.
         is_fill_lost: whether the padding value is not finite in its type, or lost more than rounding explains.
         growth: of the operator's own rounding errors, by what it absorbed on its input side.
+        is_narrow: whether the type ends below 1e5, as float16 does: values that are scaled up may not fit.
     """
 
     error: float
@@ -66,6 +67,7 @@ class Rounding:
     input_loss: int | None = None
     is_fill_lost: bool = False
     growth: Growth = Growth(1.0, 0)
+    is_narrow: bool = False
 
     def with_fill(self, fill: float, dtype: np.dtype[np.generic], unit: float) -> Rounding:
         """With what storing a padding value does."""
@@ -126,15 +128,28 @@ class KernelPeaks:
         return cls(*(np.zeros(size) for size in (outputs, outputs, inputs, inputs)))
 
     @classmethod
-    def of(cls, exact: Array, dtype: np.dtype[np.generic]) -> KernelPeaks:
-        """Of a solved kernel, ``[group, out/group, in/group, *window]``."""
+    def of(cls, exact: Array, dtype: np.dtype[np.generic], sizes: Array | None = None) -> KernelPeaks:
+        """Of a solved kernel, ``[group, out/group, in/group, *window]``.
+
+        Args:
+            exact: the kernel.
+            dtype: in which it is stored.
+            sizes: of the data of each input channel, where they are known: an output adds up products with these.
+        """
         groups, outputs, inputs = exact.shape[:3]
         if exact.size == 0:
             return cls.zeros(groups * outputs, groups * inputs)
-        boxes = exact.reshape(groups, outputs, inputs, -1)
         with np.errstate(invalid="ignore"):
-            errors = np.abs(boxes - round_once(boxes, dtype).astype(np.float64)).max(axis=3)
-        peaks = np.maximum(boxes.max(axis=3), -boxes.min(axis=3))
+            error = np.abs(exact - round_once(exact, dtype).astype(np.float64))
+        if sizes is None and not is_narrow(dtype):  # whose subnormal numbers count for nothing beside others
+            behind = tuple(range(2, exact.ndim))
+            peaks = np.maximum(exact.max(axis=behind), -exact.min(axis=behind))
+            nothing = np.zeros(groups * inputs)
+            return cls(error.max(axis=behind).reshape(-1), peaks.reshape(-1), nothing, nothing)
+        boxes, errors = exact.reshape(groups, outputs, inputs, -1), error.reshape(groups, outputs, inputs, -1)
+        sizes = np.ones((groups, 1, inputs)) if sizes is None else sizes.reshape(groups, 1, inputs)
+        errors = errors.max(axis=3) * sizes
+        peaks = np.maximum(boxes.max(axis=3), -boxes.min(axis=3)) * sizes
         return cls(*(values.max(axis=axis).reshape(-1) for axis in (2, 1) for values in (errors, peaks)))
 
     def add(self, block: KernelPeaks, outputs: slice, inputs: slice) -> None:
@@ -153,6 +168,7 @@ class KernelPeaks:
         to is as large.
         """
         kernel = _judge(self.output_errors, self.output_peaks, self.output_peaks, unit)
+        kernel = replace(kernel, is_narrow=is_narrow(dtype))
         if kernel.overflow is not None:
             return kernel
         peak = float(self.output_peaks.max(initial=0.0))
@@ -168,9 +184,16 @@ class KernelPeaks:
         return replace(kernel, error=max(kernel.error, beside.error), overflow=overflow, loss=loss)
 
 
-def measure_parameters(kernel: Array, bias: Array | None, dtype: np.dtype[np.generic], unit: float) -> Rounding:
-    """What storing a solved kernel (canonical) and bias in `dtype` would do; see `KernelPeaks.judge`."""
-    return KernelPeaks.of(kernel, dtype).judge(bias, dtype, unit)
+def measure_parameters(
+    kernel: Array, bias: Array | None, dtype: np.dtype[np.generic], unit: float, sizes: Array | None = None
+) -> Rounding:
+    """What storing a solved kernel (canonical) and bias in `dtype` would do; see `KernelPeaks`."""
+    return KernelPeaks.of(kernel, dtype, sizes).judge(bias, dtype, unit)
+
+
+def is_narrow(dtype: np.dtype[np.generic]) -> bool:
+    """Whether a type ends below 1e5."""
+    return not np.isfinite(float(round_once(np.asarray(1e5), dtype)))
 
 
 def measure_growth(products: Array, results: Array, constant: Array, bias: Array) -> Growth:
@@ -251,4 +274,4 @@ def solve_batchnorm(
     lost = slope > unit * np.abs(affine.scale)  # a subnormal gamma, though a large beta may hide it
     if rounding.overflow is None and rounding.loss is None and lost.any():
         rounding = replace(rounding, loss=int(np.argmax(lost)))
-    return BatchNorm(stored_gamma, stored_beta, mean, var, rounding)
+    return BatchNorm(stored_gamma, stored_beta, mean, var, replace(rounding, is_narrow=is_narrow(dtype)))

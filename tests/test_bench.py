@@ -17,6 +17,7 @@ import onnxruntime
 import pytest
 from onnx_graphs import model, node, norm, random, statistics
 from rich.console import Console
+from schemas import insist_on_schema
 
 import bnfold
 from bnfold import IncomparableError, InvalidModelError, MissingExtraError, UnsupportedModelError
@@ -52,7 +53,9 @@ def report(fused: Path) -> comparison.BenchReport:
 
 @pytest.fixture(scope="module")
 def record(report: comparison.BenchReport) -> dict[str, Any]:
-    return json.loads(json.dumps(record_bench(report), allow_nan=False))
+    made = json.loads(json.dumps(record_bench(report), allow_nan=False))
+    insist_on_schema(made)
+    return made
 
 
 def cli(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

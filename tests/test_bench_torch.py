@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from schemas import insist_on_schema
 
 import bnfold
 from bnfold import IncomparableError, MissingExtraError, UnsupportedModelError
@@ -126,6 +127,8 @@ def test_files_of_both_engines_are_compared(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "bnfold.cli", "bench", str(path), str(path), "--rounds", "32", "--threads", "1"]
     done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    entries = json.loads(done.stdout)["entries"]
+    record = json.loads(done.stdout)
+    insist_on_schema(record)
+    entries = record["entries"]
     assert [entry["level"] for entry in entries] == [None, None]
     assert all(entry["session_ms"] > 0 and entry["peak_bytes"] > 0 and entry["batchnorms"] == 2 for entry in entries)

@@ -158,6 +158,28 @@ CASES = {
         ["graph-input"],
         FLOAT16,
     ),
+    "a sum that cancels and is scaled up": Case(
+        [node("MatMul", "x w", "a"), node("Sub", "a a", "b"), node("Div", "b s", "y")],
+        {"w": random(4, 3) * 100, "s": 1e-3},
+        random(8, 4),
+        [],
+        FLOAT16,
+    ),
+    "a mean that cancels and is scaled up": Case(
+        [node("Conv", "x w", "a"), node("GlobalAveragePool", "a", "b"), node("Div", "b s", "y")],
+        {"w": random(3, 4, 1, 1) * 100, "s": 1e-3},
+        np.concatenate([FAR, -FAR], axis=2) / 100,
+        [],
+        FLOAT16,
+    ),
+    "a row whose large data have subnormal weights": Case(
+        [norm("x", "n"), node("MatMul", "n w", "y")],
+        {"gamma": np.array([1e-3, 1.0]), "beta": np.zeros(2), "mean": np.zeros(2), "var": np.array([36100.0, 0.25]),
+         "w": np.array([[1.0, 1000.0], [1e-3, 1.0]])},
+        random(32, 2) * np.array([190.0, 0.5]),
+        ["precision-loss"],
+        FLOAT16,
+    ),
     "padding that its type does not have": Case(
         [norm("x", "n"), node("Conv", "n w", "y", pads=[1, 1, 1, 1])],
         {"gamma": np.full(2, 1e-5), "beta": np.ones(2), "mean": np.zeros(2), "var": np.ones(2),

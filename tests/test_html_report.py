@@ -19,6 +19,7 @@ import pytest
 from click.testing import CliRunner
 from html_records import RECORDS, rename
 from onnx import numpy_helper
+from schemas import insist_on_schema
 
 from bnfold import MissingExtraError
 from bnfold.api import fuse_file
@@ -367,7 +368,9 @@ def test_every_command_writes_a_page(arguments: str, code: int, expected: list[s
     for sentence in expected:
         assert sentence in page.text
     assert invoke(*arguments.replace("out.onnx", "other.onnx").split(), "--report", "page.json") == code
-    assert Page(html.render(json.loads((folder / "page.json").read_text()))).open == []
+    record = json.loads((folder / "page.json").read_text())
+    insist_on_schema(record)
+    assert Page(html.render(record)).open == []
 
 
 @pytest.mark.parametrize("library", html.LIBRARIES)

@@ -14,7 +14,7 @@ from html_records import RECORDS, bench, fold, fuse, rename, verify
 
 from bnfold.cli import cli
 from bnfold.report import html
-from bnfold.report.record import Record
+from bnfold.report.documents import Record
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

@@ -17,11 +17,13 @@ ROOT = Path(__file__).parent.parent / "bnfold"
 LEVELS = {
     "errors": 0,
     "allocation": 0,
+    "child": 1,
     "inference": 0,
     "limits": 0,
     "lines": 0,
     "lazily": 0,
     "affine": 0,
+    "pooling": 0,
     "rounding": 1,
     "linear": 2,
     "terms": 3,
@@ -65,6 +67,7 @@ NUMPY_ONLY = PLANNING | {
     "outcome",
     "ops",
     "graph",
+    "pooling",
 }
 
 LIBRARIES = {

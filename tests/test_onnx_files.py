@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 from pathlib import Path
 from typing import Any
@@ -97,4 +98,5 @@ def test_a_result_that_differs_is_not_written_and_the_guilty_fold_is_named(
     with pytest.raises(NotEquivalentError, match="the fold of 'BatchNormalization_d' is the first") as raised:
         fuse_file(tmp_path / "m.onnx", tmp_path / "out.onnx")
     assert "'d' differs" in str(raised.value)
+    assert pickle.loads(pickle.dumps(raised.value)).result.outcomes == raised.value.result.outcomes
     assert names(tmp_path) == ["m.onnx"]

@@ -129,7 +129,7 @@ def test_growth_and_peaks_are_those_of_the_whole_in_any_blocks(
     whole = linear.growth(kernel.canonical(), bias)
     assert growth.factor == pytest.approx(whole.factor)
     exact = linear.solve_kernel(kernel.canonical())
-    assert rounding == measure_parameters(exact, bias, np.dtype(np.float16), 2.0**-10)
+    assert rounding == measure_parameters(exact, bias, np.dtype(np.float16), 2.0**-10, linear.input_sizes)
 
 
 @given(SEEDS)

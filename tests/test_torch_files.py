@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
+from schemas import insist_on_schema
 from torch import nn
 from torch_models import assert_same, drawn, exported, run, to_onnx_by_export, trained
 
 import bnfold
-from bnfold import InvalidModelError, Limits
+from bnfold import InvalidModelError, Limits, OutputError
 from bnfold.cli import cli
 
 IMAGE = drawn(2, 4, 8, 8)
@@ -43,6 +44,7 @@ def test_fuse_writes_a_program_that_torch_loads(saved: Path, tmp_path: Path) -> 
     result = command("fuse", saved, "-o", output, "--json")
     assert result.exit_code == 0, result.output
     record = json.loads(result.stdout)
+    insist_on_schema(record)
     assert record["batchnorms"] == {"found": 2, "folded": 1, "kept": 1}
     assert record["verification"]["equivalent"]
     extra: dict[str, str] = {"labels.txt": ""}
@@ -73,7 +75,7 @@ def test_a_fused_file_has_nothing_left_to_fold(saved: Path, tmp_path: Path) -> N
 
 
 def test_the_output_has_the_format_of_the_model(saved: Path, tmp_path: Path) -> None:
-    with pytest.raises(InvalidModelError, match="format of its model"):
+    with pytest.raises(OutputError, match="format of its model"):
         bnfold.api.fuse_file(saved, tmp_path / "fused.onnx")  # type: ignore[attr-defined]
     assert list(tmp_path.iterdir()) == []
 

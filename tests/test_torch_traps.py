@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch_models import assert_same, drawn, exported, traced, trained
 
 import bnfold
+from bnfold import Fold, Outcome, Reason, Refusal
 
 IMAGE = drawn(2, 4, 8, 8)
 
@@ -221,6 +222,14 @@ FORMS: dict[str, Callable[[nn.Module], Any]] = {
     "program": lambda model: bnfold.fuse(exported(model, IMAGE.clone())).module(),
 }
 
+PLANS: dict[str, Callable[[nn.Module], tuple[Outcome, ...]]] = {
+    "module": lambda model: bnfold.plan(model),
+    "module with an example": lambda model: bnfold.plan(model, example_inputs=IMAGE.clone()),
+    "graph": lambda model: bnfold.plan(traced(model)),
+    "graph with an example": lambda model: bnfold.plan(traced(model), example_inputs=IMAGE.clone()),
+    "program": lambda model: bnfold.plan(exported(model, IMAGE.clone())),
+}
+
 
 @pytest.mark.parametrize("name", TRAPS)
 def test_trap(name: str) -> None:
@@ -230,6 +239,45 @@ def test_trap(name: str) -> None:
         for form, make in FORMS.items():
             print(form)
             assert_same(expected, leaves(make(model)(IMAGE.clone())), 1e-11)
+
+
+ANY_SIZE = tuple(form for form in FORMS if form != "program")
+
+MISSING: dict[str, tuple[Callable[[Tensor], Tensor], tuple[str, ...]]] = {
+    # a pool, and the forms in which a window of it can lie wholly in padding: a program's data has 8 positions
+    "a gap longer than some data": (lambda y: F.max_pool2d(y, 2, 1, 1, 3), ANY_SIZE),
+    "a gap as long as the data": (lambda y: F.max_pool2d(y, 2, 1, 1, 8), ANY_SIZE),
+    "a gap longer than the data": (lambda y: F.max_pool2d(y, 2, 1, 1, 9), tuple(FORMS)),
+    "a gap longer than the data, by torch": (lambda y: torch.max_pool2d(y, 2, 1, 1, 9), tuple(FORMS)),
+    "a gap longer than the width": (lambda y: F.max_pool2d(y, (1, 2), 1, (0, 1), (1, 9)), tuple(FORMS)),
+    "a gap without padding": (lambda y: F.max_pool2d(y, 2, 1, 0, 3), ()),
+    "gaps that need longer data": (lambda y: F.max_pool2d(y, 3, 1, 1, 3), ()),
+    "an ordinary window": (lambda y: F.max_pool2d(y, 3, 2, 1), ()),
+    "a pyramid's window": (lambda y: F.max_pool2d(y, 5, 1, 2), ()),
+    "a last window": (lambda y: F.max_pool2d(y, 3, 2, 1, ceil_mode=True), ()),
+    "a last window that could start behind the data": (lambda y: F.max_pool2d(y, 2, 3, 1, ceil_mode=True), ()),
+    "an adaptive window": (lambda y: F.adaptive_max_pool2d(y, 3), ()),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", MISSING)
+def test_the_largest_of_nothing_is_no_value_of_the_data(name: str, form: str) -> None:
+    """It is minus infinity, which a scale of zero makes NaN; and a form without a size stands for data of any."""
+    pool, missing = MISSING[name]
+    model = trained(Code(lambda s, x: s.n(pool(s.a(x)))))
+    with torch.no_grad():
+        model.n.weight.abs_()
+        model.n.weight[1] = 0
+        expected = leaves(copy.deepcopy(model)(IMAGE.clone()))
+        (outcome,) = PLANS[form](model)
+        if form in missing:
+            assert isinstance(outcome, Refusal)
+            assert outcome.reason is Reason.BORDER
+            assert "wholly in padding" in outcome.detail
+        else:
+            assert isinstance(outcome, Fold)
+            assert_same(expected, leaves(FORMS[form](model)(IMAGE.clone())), 1e-11)
 
 
 def test_statistics_that_change_under_another_name() -> None:

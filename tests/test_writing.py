@@ -19,7 +19,7 @@ from onnx_graphs import model, node, norm, random, statistics
 
 from bnfold import blocks
 from bnfold.api import fuse_file
-from bnfold.errors import InvalidModelError, OutputExistsError
+from bnfold.errors import OutputError
 from bnfold.frontends import onnx as frontend
 from bnfold.frontends.onnx import saving
 
@@ -169,7 +169,7 @@ def test_what_cannot_be_flushed_is_an_error_and_no_output(
     expected, listing = weights(output), names(tmp_path)
     wrong = 1 if failing == "first" else len(flushes)
     flushes.clear()
-    with pytest.raises(InvalidModelError, match="cannot be written"):
+    with pytest.raises(OutputError, match="cannot be written"):
         fuse(source, output)
     assert (weights(output), names(tmp_path)) == (expected, listing)
 
@@ -179,20 +179,20 @@ def test_a_folder_that_cannot_be_written_to_is_one_error(tmp_path: Path) -> None
     source = write(tmp_path / "m.onnx")
     folder = tmp_path / "locked"
     folder.mkdir(mode=0o500)
-    with pytest.raises(InvalidModelError, match="Permission denied"):
+    with pytest.raises(OutputError, match="Permission denied"):
         fuse(source, folder / "out.onnx")
 
 
 def test_a_folder_where_nothing_can_be_made_is_one_error(tmp_path: Path) -> None:
     source = write(tmp_path / "m.onnx")
     for folder in (Path("/proc/self"), tmp_path / "missing", source):
-        with pytest.raises(InvalidModelError, match="cannot be written to"):
+        with pytest.raises(OutputError, match="cannot be written to"):
             fuse(source, folder / "out.onnx")
 
 
 def test_a_name_that_is_too_long_is_one_error(tmp_path: Path) -> None:
     source = write(tmp_path / "m.onnx")
-    with pytest.raises((InvalidModelError, OutputExistsError), match="too long"):
+    with pytest.raises(OutputError, match="too long"):
         fuse(source, tmp_path / ("o" * 300))
 
 
@@ -204,7 +204,7 @@ def test_a_full_disk_leaves_everything_as_it_was(tmp_path: Path) -> None:
     try:
         for limit in (0, 1000, 70_000):
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-            with pytest.raises(InvalidModelError, match="too large"):
+            with pytest.raises(OutputError, match="too large"):
                 fuse(source, tmp_path / "out.onnx")
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
             assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
@@ -255,7 +255,7 @@ def test_a_failed_rename_leaves_no_data_behind(tmp_path: Path) -> None:
     (tmp_path / "staged").mkdir()
     written = frontend.save(frontend.load(source), tmp_path / "staged" / "out.onnx")
     before = names(tmp_path)
-    with pytest.raises(InvalidModelError, match="cannot be written"):
+    with pytest.raises(OutputError, match="cannot be written"):
         frontend.publish(written, tmp_path / "out.onnx")
     assert names(tmp_path) == before
 

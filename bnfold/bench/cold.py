@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from bnfold import errors
 from bnfold.bench.models import Subject
 from bnfold.bench.options import Engine, Setting
-from bnfold.errors import IncomparableError
+from bnfold.child import run_module
 from bnfold.verification.inputs import Feeds
+
+WORKER = "bnfold.bench.worker"
 
 
 @dataclass(frozen=True)
@@ -61,7 +58,9 @@ def start_cold(subject: Subject, setting: Setting, feed: Feeds, folder: Path, ti
         "names": list(feed),
     }
     may_hand_back = subject.engine is Engine.ONNXRUNTIME and setting.provider != "cpu"
-    results = [_run(job | {"places": may_hand_back and not number}, subject.name) for number in range(times)]
+    results = [
+        run_module(WORKER, job | {"places": may_hand_back and not number}, subject.name) for number in range(times)
+    ]
     return Cold(
         tuple(result["session_ms"] for result in results),
         tuple(result["first_run_ms"] for result in results),
@@ -82,25 +81,3 @@ def _write(feed: Feeds, file: Path) -> None:
         str(index): array.astype(str) if array.dtype == object else array for index, array in enumerate(feed.values())
     }
     np.savez(file, **arrays)  # type: ignore[arg-type]
-
-
-def _run(job: dict[str, Any], name: str) -> dict[str, Any]:
-    # -P: a file in the working folder that is called like a library must not be imported instead of it.
-    place = str(Path(__file__).parents[2])
-    paths = os.pathsep.join(filter(None, [place, os.environ.get("PYTHONPATH")]))
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", "bnfold.bench.worker"],
-        input=json.dumps(job),
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": paths},
-    )
-    if done.returncode < 0:
-        raise IncomparableError(f"{name}: the runtime crashed on it (signal {-done.returncode})")
-    if done.returncode:
-        raise RuntimeError(f"the process that starts {name} failed:\n{done.stderr}")
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    if "error" in result:
-        raise getattr(errors, result["kind"])(result["error"])
-    return result

@@ -1,9 +1,9 @@
-"""The record of `bench`: the JSON document that pipelines read. Keys are only ever added."""
+"""What `bench` measured, as a document."""
 
 from __future__ import annotations
 
 from statistics import median
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -11,13 +11,13 @@ from bnfold.bench import statistics
 from bnfold.bench.comparison import BenchReport, Entry, Group
 from bnfold.bench.models import Subject
 from bnfold.bench.rounds import ROUNDS_PER_SITTING, Track
-from bnfold.bench.statistics import Ratio
-from bnfold.report.record import SCHEMA, Record
+from bnfold.report import documents
+from bnfold.report.documents import SCHEMA
 
 PERCENTILES = (50, 90, 99)
 
 
-def record_bench(report: BenchReport) -> Record:
+def record_bench(report: BenchReport) -> documents.BenchDocument:
     """The record: one entry for each model, provider and level; times in milliseconds, raw ones included."""
     options = report.options
     return {
@@ -44,13 +44,15 @@ def record_bench(report: BenchReport) -> Record:
             "tf32": options.tf32,
             "compiled": options.compiled,
         },
-        "fingerprint": report.machine | {"load_before": report.load[0], "load_after": report.load[1]},
+        "fingerprint": cast(
+            documents.Fingerprint, report.machine | {"load_before": report.load[0], "load_after": report.load[1]}
+        ),
         "warnings": [],
         "seconds": round(report.seconds, 3),
     }
 
 
-def _model(subject: Subject) -> Record:
+def _model(subject: Subject) -> documents.BenchModel:
     return {
         "model": subject.name,
         "engine": str(subject.engine),
@@ -61,7 +63,7 @@ def _model(subject: Subject) -> Record:
     }
 
 
-def _entry(entry: Entry, number: int, group: Group) -> Record:
+def _entry(entry: Entry, number: int, group: Group) -> documents.BenchEntry:
     runs = entry.track.runs * 1e3
     p50, p90, p99 = (_rounded(np.percentile(runs, each)) for each in PERCENTILES)
     cold = entry.cold
@@ -76,33 +78,43 @@ def _entry(entry: Entry, number: int, group: Group) -> Record:
         "p50_ms": p50,
         "p90_ms": p90,
         "p99_ms": p99,
-        **_ratio("ratio", entry.ratio),
-        "noise_low": round(1 / group.noise.reach, 6),
-        "noise_high": round(group.noise.reach, 6),
-        "session_ms": cold and _rounded(median(cold.session_ms)),
-        **_ratio("session_ratio", entry.session_ratio),
-        "first_run_ms": cold and _rounded(median(cold.first_run_ms)),
-        "peak_bytes": cold and cold.peak_bytes,
-        "memory_before_bytes": cold and cold.memory_before_bytes,
+        "ratio": _rounded(entry.ratio.median),
+        "ratio_low": _rounded(entry.ratio.low),
+        "ratio_high": _rounded(entry.ratio.high),
+        "noise_low": _rounded(1 / group.noise.reach),
+        "noise_high": _rounded(group.noise.reach),
+        "session_ms": _rounded(median(cold.session_ms)) if cold else None,
+        "session_ratio": _rounded(entry.session_ratio.median),
+        "session_ratio_low": _rounded(entry.session_ratio.low),
+        "session_ratio_high": _rounded(entry.session_ratio.high),
+        "first_run_ms": _rounded(median(cold.first_run_ms)) if cold else None,
+        "peak_bytes": cold.peak_bytes if cold else None,
+        "memory_before_bytes": cold.memory_before_bytes if cold else None,
         "file_bytes": entry.subject.file_bytes,
         "nodes": entry.subject.nodes,
         "batchnorms": entry.subject.batchnorms,
         "details": entry.details,
-        "placement": cold and cold.placement and {name: len(nodes) for name, nodes in cold.placement.items()},
+        "placement": _count(cold.placement) if cold else None,
         "handed_back": _handed_back(entry),
         "samples_ms": _samples(entry.track),
         "session_samples_ms": [_rounded(start * 1e3) for start in entry.track.starts],
-        "cold_session_samples_ms": cold and [_rounded(each) for each in cold.session_ms],
-        "cold_first_run_samples_ms": cold and [_rounded(each) for each in cold.first_run_ms],
+        "cold_session_samples_ms": [_rounded(each) for each in cold.session_ms] if cold else None,
+        "cold_first_run_samples_ms": [_rounded(each) for each in cold.first_run_ms] if cold else None,
     }
 
 
-def _noise(group: Group) -> Record:
+def _count(placement: dict[str, list[str]] | None) -> dict[str, int] | None:
+    return None if placement is None else {provider: len(nodes) for provider, nodes in placement.items()}
+
+
+def _noise(group: Group) -> documents.Noise:
     """The baseline beside itself."""
     return {
         "provider": group.setting.provider,
         "level": group.setting.level and str(group.setting.level),
-        **_ratio("ratio", group.noise),
+        "ratio": _rounded(group.noise.median),
+        "ratio_low": _rounded(group.noise.low),
+        "ratio_high": _rounded(group.noise.high),
         "samples_ms": _samples(group.noise_track),
         "session_samples_ms": [_rounded(start * 1e3) for start in group.noise_track.starts],
     }
@@ -114,19 +126,11 @@ def _handed_back(entry: Entry) -> list[str]:
     return [] if entry.setting.provider == "cpu" else placement.get("CPUExecutionProvider", [])
 
 
-def _ratio(name: str, ratio: Ratio) -> dict[str, float]:
-    return {
-        name: round(ratio.median, 6),
-        f"{name}_low": round(ratio.low, 6),
-        f"{name}_high": round(ratio.high, 6),
-    }
-
-
 def _samples(track: Track) -> list[list[list[float]]]:
     """Every inference, by sitting and round."""
     return [[[_rounded(run * 1e3) for run in turn] for turn in sitting] for sitting in track.turns]
 
 
-def _rounded(milliseconds: Any) -> float:
-    """To the nanosecond."""
-    return round(float(milliseconds), 6)
+def _rounded(value: Any) -> float:
+    """To six places: milliseconds to the nanosecond."""
+    return round(float(value), 6)

@@ -5,35 +5,40 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from bnfold.report.record import Record
+from bnfold.report.columns import Column
+from bnfold.report.documents import BenchDocument, BenchEntry
+from bnfold.report.terminal import print_line, tabulate
 
 STYLES = {"faster": "green", "slower": "red"}
 
-COLUMNS = ("model", "median", "p90", "ratio", "95 % interval", "session", "peak MB")
+
+class Timed(NamedTuple):
+    """A row: an entry, and what to call its model."""
+
+    name: str
+    entry: BenchEntry
 
 
-def show(record: Record, console: Console, *, verbose: bool = False, quiet: bool = False) -> None:
+def show(record: BenchDocument, console: Console, *, verbose: bool = False, quiet: bool = False) -> None:
     """Print the timings, then what may be concluded from them."""
     names = short_names([model["model"] for model in record["models"]])
     if not quiet:
         for (provider, level), entries in groupby(record["entries"], lambda entry: (entry["provider"], entry["level"])):
-            _print(console, " ".join(filter(None, [provider, level and f"at level {level}", "(milliseconds)"])))
-            console.print(_table(list(entries), names), soft_wrap=not console.is_terminal)
-        _print(console, _machine(record))
+            print_line(console, " ".join(filter(None, [provider, level and f"at level {level}", "(milliseconds)"])))
+            rows = [Timed(names[entry["index"]], entry) for entry in entries]
+            table = tabulate(_COLUMNS, rows, lambda row: STYLES.get(row.entry["verdict"] or "", ""))
+            console.print(table, soft_wrap=not console.is_terminal)
+        print_line(console, _machine(record))
     if verbose:
         for line in _details(record, names):
-            _print(console, line)
+            print_line(console, line)
     for line in conclusions(record):
-        _print(console, line)
-
-
-def _print(console: Console, line: str) -> None:
-    console.print(Text(line), soft_wrap=True)
+        print_line(console, line)
 
 
 def short_names(names: list[str]) -> list[str]:
@@ -42,33 +47,35 @@ def short_names(names: list[str]) -> list[str]:
     return [name if stems.count(name) == 1 else f"{name} #{index}" for index, name in enumerate(stems, 1)]
 
 
-def _table(entries: list[Record], names: list[str]) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for index, column in enumerate(COLUMNS):
-        table.add_column(column, justify="right" if index else "left", no_wrap=bool(index), overflow="fold")
-    for entry in entries:
-        first = entry["verdict"] is None
-        table.add_row(
-            Text(names[entry["index"]]),
-            _number(entry["median_ms"]),
-            _number(entry["p90_ms"]),
-            "" if first else f"{entry['ratio']:.3f}",
-            "" if first else f"{entry['ratio_low']:.3f} to {entry['ratio_high']:.3f}",
-            _number(entry["session_ms"]),
-            _number(entry["peak_bytes"] and entry["peak_bytes"] / 1e6),
-            style=STYLES.get(entry["verdict"], ""),
-        )
-    return table
+_COLUMNS: tuple[Column[Timed, str | Text], ...] = (
+    Column("model", lambda row: row.name),
+    Column("median", lambda row: _number(row.entry["median_ms"]), is_number=True),
+    Column("p90", lambda row: _number(row.entry["p90_ms"]), is_number=True),
+    Column("ratio", lambda row: _beside(row, f"{row.entry['ratio']:.3f}"), is_number=True),
+    Column("95 % interval", lambda row: _beside(row, _interval(row.entry)), is_number=True),
+    Column("session", lambda row: _number(row.entry["session_ms"]), is_number=True),
+    Column("peak MB", lambda row: _number(row.entry["peak_bytes"], per=1e6), is_number=True),
+)
 
 
-def _number(value: float | None) -> str:
+def _beside(row: Timed, compared: str) -> str:
+    """What compares a model with the baseline, except for the baseline itself."""
+    return "" if row.entry["verdict"] is None else compared
+
+
+def _interval(entry: BenchEntry) -> str:
+    return f"{entry['ratio_low']:.3f} to {entry['ratio_high']:.3f}"
+
+
+def _number(value: float | None, per: float = 1) -> str:
     """Three digits, or as many as there are before the point."""
     if value is None:
         return "-"
+    value /= per
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def conclusions(record: Record) -> Iterator[str]:
+def conclusions(record: BenchDocument) -> Iterator[str]:
     """One line for each model beside the baseline, provider and level; for one model alone, its time."""
     names = short_names([model["model"] for model in record["models"]])
     for entry in record["entries"]:
@@ -79,7 +86,7 @@ def conclusions(record: Record) -> Iterator[str]:
             if len(record["models"]) == 1:
                 yield f"{where}: {names[0]}: {_number(entry['median_ms'])} ms"
             continue
-        ends = f"{entry['ratio_low']:.3f} to {entry['ratio_high']:.3f}"
+        ends = _interval(entry)
         if entry["verdict"] == "no detectable change":
             rest = f"ratio {ends}; chance alone reaches {entry['noise_low']:.3f} to {entry['noise_high']:.3f}"
         else:
@@ -87,14 +94,14 @@ def conclusions(record: Record) -> Iterator[str]:
         yield f"{where}: {names[entry['index']]}: {entry['verdict']}; {rest}"
 
 
-def _machine(record: Record) -> str:
+def _machine(record: BenchDocument) -> str:
     machine, method = record["fingerprint"], record["method"]
     gpus = "".join(f", {gpu['name']}" for gpu in machine["gpus"])
     threads = f"{method['threads']} thread{'s'[: method['threads'] != 1]}"
     return f"{machine['cpu']}{gpus}, {threads}, load {machine['load_before']} to {machine['load_after']}"
 
 
-def _details(record: Record, names: list[str]) -> Iterator[str]:
+def _details(record: BenchDocument, names: list[str]) -> Iterator[str]:
     for model, name in zip(record["models"], names, strict=True):
         digest = model["sha256"] and model["sha256"][:16]
         yield (

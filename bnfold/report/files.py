@@ -6,21 +6,21 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from bnfold.errors import InvalidModelError
+from bnfold.errors import OutputError
 from bnfold.report import html, junit
-from bnfold.report.record import Record
+from bnfold.report.documents import Document
 
 
-def to_json(record: Record) -> str:
+def to_json(record: Document) -> str:
     """The record as one JSON document."""
     return json.dumps(record, indent=2, ensure_ascii=False)
 
 
-def _json(record: Record) -> str:
+def _json(record: Document) -> str:
     return to_json(record) + "\n"
 
 
-RENDERERS: dict[str, Callable[[Record], str]] = {".html": html.render, ".json": _json, ".xml": junit.render}
+RENDERERS: dict[str, Callable[[Document], str]] = {".html": html.render, ".json": _json, ".xml": junit.render}
 """What writes a report, by the ending of its name."""
 
 
@@ -34,15 +34,15 @@ def require(path: Path) -> None:
         html.require()
 
 
-def write(record: Record, path: Path) -> None:
+def write(record: Document, path: Path) -> None:
     """Write a report.
 
     Raises:
         MissingExtraError: an `.html` report without the `report` extra.
-        InvalidModelError: the file cannot be written.
+        OutputError: the file cannot be written.
     """
     text = RENDERERS.get(path.suffix, _json)(record)
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise InvalidModelError(f"{path}: {error.strerror}") from error
+        raise OutputError(f"{path}: {error.strerror}") from error

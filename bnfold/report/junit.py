@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from xml.etree import ElementTree
 
-from bnfold.report.record import Record
+from bnfold.report.documents import BenchEntry, Document, FileDocument, Folded, Kept, Value, Verification
 
 
-def render(record: Record) -> str:
+def render(record: Document) -> str:
     """A `testsuite` document; a BatchNorm that stays is a skipped case, an output that differs a failure."""
     if record["command"] == "bench":
-        cases = [_timing(record, entry) for entry in record["entries"]]
+        cases = [_timing(entry) for entry in record["entries"]]
     elif record["command"] == "verify":
         cases = _verification(record["candidate"], record)
     else:
@@ -29,7 +29,7 @@ def render(record: Record) -> str:
     return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
 
 
-def _timing(record: Record, entry: Record) -> ElementTree.Element:
+def _timing(entry: BenchEntry) -> ElementTree.Element:
     """One inference of one model, in seconds; a slower model is no failure."""
     place = "/".join(filter(None, ["bench", entry["provider"], entry["level"]]))
     case = ElementTree.Element("testcase", classname=place, name=entry["model"], time=f"{entry['median_ms'] / 1e3:.9f}")
@@ -39,7 +39,7 @@ def _timing(record: Record, entry: Record) -> ElementTree.Element:
     return case
 
 
-def _verification(model: str, verification: Record) -> list[ElementTree.Element]:
+def _verification(model: str, verification: Verification) -> list[ElementTree.Element]:
     """Outputs by name, place and level; one that differs only as deployed, where nobody asked, is skipped."""
     cases: list[ElementTree.Element] = []
     for output in verification["outputs"]:
@@ -53,7 +53,7 @@ def _verification(model: str, verification: Record) -> list[ElementTree.Element]
     return cases
 
 
-def _verdict(model: str, name: str, verdict: Record) -> ElementTree.Element:
+def _verdict(model: str, name: str, verdict: Value) -> ElementTree.Element:
     case = ElementTree.Element("testcase", classname=model, name=name)
     if verdict["reason"]:
         message = f"{verdict['name']}: {verdict['reason']} (on the input {verdict['input']!r})"
@@ -61,7 +61,7 @@ def _verdict(model: str, name: str, verdict: Record) -> ElementTree.Element:
     return case
 
 
-def _case(record: Record, outcome: Record) -> ElementTree.Element:
+def _case(record: FileDocument, outcome: Folded | Kept) -> ElementTree.Element:
     case = ElementTree.Element("testcase", classname=f"{record['model']}/{outcome['scope']}", name=outcome["batchnorm"])
     if outcome["status"] == "kept":
         ElementTree.SubElement(case, "skipped", message=f"{outcome['reason']} at {outcome['at']}: {outcome['detail']}")

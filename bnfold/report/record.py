@@ -1,47 +1,44 @@
-"""The record: the JSON document that pipelines read. Keys are only ever added."""
+"""What `fuse`, `inspect` and `verify` found, as documents."""
 
 from __future__ import annotations
 
 from math import isfinite
-from typing import Any
+from typing import Any, Literal
 
 from bnfold.api import FileResult
 from bnfold.equivalence import Comparison
-from bnfold.health import Caution
+from bnfold.health import Caution, DeclarationCaution
 from bnfold.outcome import Fold, Merge, Refusal
+from bnfold.report import documents
+from bnfold.report.documents import SCHEMA
 from bnfold.verification.verdict import Divergence, ValueVerdict, Verdict
 
-Record = dict[str, Any]
 
-SCHEMA = "bnfold/1"
-
-
-def record_file(command: str, result: FileResult) -> Record:
+def record_file(command: Literal["fuse", "inspect"], result: FileResult) -> documents.FileDocument:
     """The record of `fuse` or `inspect`."""
     batchnorms = [each for each in result.outcomes if isinstance(each, Refusal | Fold) and each.is_batchnorm]
     affines = [each for each in result.outcomes if isinstance(each, Fold) and not each.is_batchnorm]
     merges = [each for each in result.outcomes if isinstance(each, Merge)]
     folded = sum(isinstance(each, Fold) for each in batchnorms)
-    record: Record = {
+    return {
         "schema": SCHEMA,
         "command": command,
         "model": str(result.model),
         "output": None if result.output is None else str(result.output),
         "batchnorms": {"found": len(batchnorms), "folded": folded, "kept": len(batchnorms) - folded},
         "affines": {"folded": len(affines)},
-        "outcomes": [_outcome(each) for each in batchnorms],
-        "affine_outcomes": [_outcome(each) for each in affines],
+        "outcomes": [_fold(each) if isinstance(each, Fold) else _refusal(each) for each in batchnorms],
+        "affine_outcomes": [_fold(each) for each in affines],
         "merges": [_merge(each) for each in merges],
         "warnings": [_warning(each) for each in result.warnings],
-        "nodes": {"before": result.before.nodes, "after": result.after and result.after.nodes},
-        "bytes": {"before": result.before.bytes, "after": result.after and result.after.bytes},
+        "nodes": {"before": result.before.nodes, "after": result.after.nodes if result.after else None},
+        "bytes": {"before": result.before.bytes, "after": result.after.bytes if result.after else None},
         "seconds": round(result.seconds, 3),
         "verification": None if result.verdict is None else _verification(result.verdict),
     }
-    return record
 
 
-def _merge(merge: Merge) -> Record:
+def _merge(merge: Merge) -> documents.Merged:
     return {
         "into": merge.into,
         "scope": merge.scope,
@@ -51,39 +48,42 @@ def _merge(merge: Merge) -> Record:
     }
 
 
-def _outcome(outcome: Fold | Refusal) -> Record:
-    if isinstance(outcome, Fold):
-        return {
-            "batchnorm": outcome.batchnorm,
-            "scope": outcome.scope,
-            "status": "folded",
-            "direction": outcome.direction,
-            "into": list(outcome.into),
-            "through": list(outcome.through),
-            "rounding": outcome.rounding,
-        }
+def _fold(fold: Fold) -> documents.Folded:
     return {
-        "batchnorm": outcome.batchnorm,
-        "scope": outcome.scope,
-        "status": "kept",
-        "reason": str(outcome.reason),
-        "detail": outcome.detail,
-        "at": outcome.at,
-        "advice": outcome.advice,
+        "batchnorm": fold.batchnorm,
+        "scope": fold.scope,
+        "status": "folded",
+        "direction": fold.direction,
+        "into": list(fold.into),
+        "through": list(fold.through),
+        "rounding": fold.rounding,
     }
 
 
-def _warning(warning: Caution) -> Record:
+def _refusal(refusal: Refusal) -> documents.Kept:
     return {
-        "batchnorm": warning.batchnorm,
+        "batchnorm": refusal.batchnorm,
+        "scope": refusal.scope,
+        "status": "kept",
+        "reason": str(refusal.reason),
+        "detail": refusal.detail,
+        "at": refusal.at,
+        "advice": refusal.advice,
+    }
+
+
+def _warning(warning: Caution | DeclarationCaution) -> documents.Warned:
+    return {
+        "batchnorm": None if isinstance(warning, DeclarationCaution) else warning.batchnorm,
+        "value": warning.value if isinstance(warning, DeclarationCaution) else None,
         "scope": warning.scope,
         "kind": warning.kind,
-        "channels": list(warning.channels),
+        "channels": [] if isinstance(warning, DeclarationCaution) else list(warning.channels),
         "detail": warning.detail,
     }
 
 
-def record_comparison(result: Comparison) -> Record:
+def record_comparison(result: Comparison) -> documents.VerifyDocument:
     """The record of `verify`."""
     return {
         "schema": SCHEMA,
@@ -95,7 +95,7 @@ def record_comparison(result: Comparison) -> Record:
     }
 
 
-def _verification(verdict: Verdict) -> Record:
+def _verification(verdict: Verdict) -> documents.Verification:
     divergence = verdict.first_divergence
     return {
         "equivalent": verdict.is_equivalent,
@@ -108,7 +108,7 @@ def _verification(verdict: Verdict) -> Record:
     }
 
 
-def _value(verdict: ValueVerdict) -> Record:
+def _value(verdict: ValueVerdict) -> documents.Value:
     judgement, counts = verdict.observation.judgement, verdict.observation.counts
     return {
         "name": verdict.name,
@@ -125,19 +125,19 @@ def _value(verdict: ValueVerdict) -> Record:
     }
 
 
-def _output(verdict: ValueVerdict) -> Record:
+def _output(verdict: ValueVerdict) -> documents.Output:
     agreement = verdict.observation.agreement
     return {
         **_value(verdict),
         "provider": verdict.provider,
         "level": "default" if verdict.is_deployed else "disabled",
         "ulp": verdict.observation.ulp,
-        "argmax_agreement": agreement and agreement.share,
-        "argmax_margin": agreement and _number(agreement.margin),
+        "argmax_agreement": agreement.share if agreement else None,
+        "argmax_margin": _number(agreement.margin) if agreement else None,
     }
 
 
-def _divergence(divergence: Divergence) -> Record:
+def _divergence(divergence: Divergence) -> documents.Divergence:
     return {
         "name": divergence.name,
         "node": divergence.node,

@@ -2,60 +2,85 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bnfold.report.record import Record
+from bnfold.report.columns import Column, Row
+from bnfold.report.documents import (
+    Divergence,
+    FileDocument,
+    Folded,
+    Kept,
+    Merged,
+    Output,
+    Value,
+    Verification,
+    VerifyDocument,
+    Warned,
+)
 
 
-def show(record: Record, console: Console, *, verbose: bool = False, quiet: bool = False) -> None:
+def show(record: FileDocument, console: Console, *, verbose: bool = False, quiet: bool = False) -> None:
     """Print what became of each BatchNorm, and a summary."""
     if not quiet:
         rows = [*record["outcomes"], *(record["affine_outcomes"] if verbose else [])]
         if console.is_terminal and rows:
-            console.print(_table(rows))
+            console.print(tabulate(_COLUMNS, rows))
         else:
             for row in rows:
-                _print(console, "  ".join([row["status"].ljust(6), _name(row), _where(row)]))
+                print_line(console, "  ".join([row["status"].ljust(6), _name(row), _where(row)]))
         for merge in record["merges"]:
-            _print(console, _merge(merge))
+            print_line(console, _merge(merge))
         for line in _advice(rows):
-            _print(console, line)
-        for warning in record["warnings"]:
-            _print(console, f"warning: {_name(warning)}: {warning['detail']}")
+            print_line(console, line)
+        for line in _warnings(record["warnings"], verbose=verbose):
+            print_line(console, line)
     for line in summary(record):
-        _print(console, line)
+        print_line(console, line)
 
 
 LINES = 6
-"""How many inner values that differ are listed without being asked for all."""
+"""How many inner values that differ, or are declared wrong, are listed without being asked for all."""
 
 
-def show_comparison(record: Record, console: Console, *, verbose: bool = False, quiet: bool = False) -> None:
+def _warnings(warnings: list[Warned], *, verbose: bool) -> Iterator[str]:
+    """One line each, but few of those about declarations: where one is stale, so are most behind it."""
+    stale = [each for each in warnings if each["kind"] == "stale-declaration"]
+    hidden = [] if verbose else stale[LINES:]
+    for warning in warnings:
+        if warning not in hidden:
+            yield f"warning: {_name(warning)}: {warning['detail']}"
+    if hidden:
+        yield f"warning: and {len(hidden)} stale declarations more (--verbose lists them)"
+
+
+def show_comparison(record: VerifyDocument, console: Console, *, verbose: bool = False, quiet: bool = False) -> None:
     """Print the verdict on each output, where the difference starts, and a summary."""
     if not quiet:
         for output in record["outputs"]:
-            _print(console, _verdict_line(output, f"{output['name']} ({_where_run(output)})"))
+            name = f"{output['name']} ({_where_run(output)})"
+            print_line(console, _verdict_line(output, name, output["argmax_agreement"]))
         values = record["values"] if verbose else [each for each in record["values"] if each["reason"]]
         for value in values if verbose else values[:LINES]:
-            _print(console, _verdict_line(value, value["name"]))
+            print_line(console, _verdict_line(value, value["name"]))
         if not verbose and len(values) > LINES:
-            _print(console, f"         and {len(values) - LINES} inner values more (--verbose lists them)")
+            print_line(console, f"         and {len(values) - LINES} inner values more (--verbose lists them)")
         if record["first_divergence"] is not None:
-            _print(console, _divergence_line(record["first_divergence"]))
+            print_line(console, _divergence_line(record["first_divergence"]))
         for finding in record["findings"]:
-            _print(console, f"note: {finding}")
-    _print(console, judgement_line(record))
+            print_line(console, f"note: {finding}")
+    print_line(console, judgement_line(record))
 
 
-def _where_run(output: Record) -> str:
+def _where_run(output: Output) -> str:
     return output["provider"] if output["level"] == "disabled" else f"{output['provider']}, as deployed"
 
 
-def _verdict_line(verdict: Record, name: str) -> str:
+def _verdict_line(verdict: Value, name: str, agreement: float | None = None) -> str:
     if verdict["reason"]:
         return f"differs  {name}: {verdict['reason']}, on the input {verdict['input']!r}"
     if verdict["error"] == 0:
@@ -63,12 +88,12 @@ def _verdict_line(verdict: Record, name: str) -> str:
     figures = [f"error {verdict['error']:.1e}", f"budget {verdict['budget']:.1e}"]
     if verdict["snr_db"] is not None:
         figures.append(f"{verdict['snr_db']:.0f} dB")
-    if verdict.get("argmax_agreement") is not None:
-        figures.append(f"argmax agrees {verdict['argmax_agreement']:.2%}")
+    if agreement is not None:
+        figures.append(f"argmax agrees {agreement:.2%}")
     return f"same     {name}: {', '.join(figures)}"
 
 
-def _divergence_line(divergence: Record) -> str:
+def _divergence_line(divergence: Divergence) -> str:
     node = f", made by {divergence['node']}" if divergence["node"] else ""
     channel = "" if divergence["channel"] is None else f", channel {divergence['channel']}"
     return (
@@ -77,7 +102,7 @@ def _divergence_line(divergence: Record) -> str:
     )
 
 
-def judgement_line(verification: Record) -> str:
+def judgement_line(verification: Verification) -> str:
     """The answer, and what it rests on."""
     inputs, values = verification["inputs"], len(verification["values"])
     on = f"{inputs} set{'' if inputs == 1 else 's'} of inputs"
@@ -85,52 +110,66 @@ def judgement_line(verification: Record) -> str:
         return f"NOT equivalent, on {on}"
     inside = f", {values} inner value{'' if values == 1 else 's'}" if values else ""
     outputs = [each for each in verification["outputs"] if each["level"] == "disabled"]
-    worst = max(outputs, key=lambda output: output["excess"], default=None)
+    worst = max(outputs, key=lambda output: (output["excess"] is None, output["excess"] or 0), default=None)
     error = f" (largest error {worst['error']:.1e}, budget {worst['budget']:.1e})" if worst else ""
     if worst and worst["error"] == 0:
         error = " (identical)"
     return f"equivalent on {on}{inside}{error}"
 
 
-def _print(console: Console, line: str) -> None:
+def print_line(console: Console, line: str) -> None:
+    """Print a line as it is, however long, and whatever it has of markup."""
     console.print(Text(line), soft_wrap=True)
 
 
-def _name(row: Record) -> str:
-    return str(row["batchnorm"]) if row["scope"] == "main" else f"{row['scope']}/{row['batchnorm']}"
+def _name(row: Folded | Kept | Warned) -> str:
+    name = str(row.get("batchnorm") or row.get("value"))
+    return name if row["scope"] == "main" else f"{row['scope']}/{name}"
 
 
-def _where(row: Record) -> str:
+def _where(row: Folded | Kept) -> str:
     if row["status"] == "kept":
         return f"{row['reason']} at {row['at']}: {row['detail']}"
     through = f" through {', '.join(row['through'])}" if row["through"] else ""
     return f"{row['direction']} into {', '.join(row['into'])}{through}"
 
 
-def _merge(merge: Record) -> str:
+def _merge(merge: Merged) -> str:
     scope = "" if merge["scope"] == "main" else f"{merge['scope']}/"
     through = f" through {', '.join(merge['through'])}" if merge["through"] else ""
     return f"merged  {scope}{merge['into']} takes {', '.join(merge['branches'])}{through}"
 
 
-def _advice(rows: list[Record]) -> Iterator[str]:
+def _advice(rows: list[Folded | Kept]) -> Iterator[str]:
     """Each piece of advice once."""
-    for advice in dict.fromkeys((row["reason"], row["advice"]) for row in rows if row.get("advice")):
-        yield f"{advice[0]}: {advice[1]}"
+    kept = [row for row in rows if row["status"] == "kept"]
+    yield from dict.fromkeys(f"{row['reason']}: {row['advice']}" for row in kept if row["advice"])
 
 
-def _table(rows: list[Record]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    table.add_column("BatchNorm", overflow="fold")
-    table.add_column("")
-    table.add_column("where it goes, or why it stays", overflow="fold")
+_COLUMNS: tuple[Column[Folded | Kept, str | Text], ...] = (
+    Column("BatchNorm", _name),
+    Column("", lambda row: Text(row["status"], style="green" if row["status"] == "folded" else "yellow")),
+    Column("where it goes, or why it stays", _where),
+)
+
+
+def tabulate(
+    columns: Sequence[Column[Row, str | Text]],
+    rows: Iterable[Row],
+    style: Callable[[Row], str] = lambda row: "",
+) -> Table:
+    """A table without lines, each row in a style of its own."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in columns:
+        justify: Literal["left", "right"] = "right" if column.is_number else "left"
+        table.add_column(column.label, justify=justify, no_wrap=column.is_number, overflow="fold")
     for row in rows:
-        folded = row["status"] == "folded"
-        table.add_row(Text(_name(row)), Text(row["status"], style="green" if folded else "yellow"), Text(_where(row)))
+        cells = [column.cell(row) for column in columns]
+        table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in cells), style=style(row))
     return table
 
 
-def summary(record: Record) -> Iterator[str]:
+def summary(record: FileDocument) -> Iterator[str]:
     """What was found and done, in one or two lines."""
     counts, nodes, sizes = record["batchnorms"], record["nodes"], record["bytes"]
     would = "would fold" if record["output"] is None else "folded"

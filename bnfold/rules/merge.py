@@ -94,15 +94,18 @@ def _place(taps: int, step: int, offset: int, unit: int, count: int) -> range | 
     return found if found[0] >= 0 and found[-1] < count else None
 
 
-def stop_branch(branch: Branch) -> Stop | None:
-    """What keeps operators in a row from being one operator with one window."""
-    for factor in branch.factors:
+def stop_branch(branch: Branch, *, is_filled: bool = False) -> Stop | None:
+    """What keeps operators in a row from being one operator with one window.
+
+    With `is_filled`, the first may have padded with another value than zero.
+    """
+    for index, factor in enumerate(branch.factors):
         linear = factor.linear
         if linear.window is None or linear.is_quantized or None in (linear.axis_in, linear.axis_out):
             return KEPT
         if _size(linear) > ELEMENTS:
             return LARGE
-        if linear.fill != 0 or not linear.is_exact:
+        if (linear.fill and not (is_filled and index == 0)) or not linear.is_exact:
             return EDGE
     if len({len(factor.linear.window.taps) for factor in branch.factors if factor.linear.window}) > 1:
         return GEOMETRY  # a convolution and a matrix product, whose axes behind the channels mean different things
@@ -154,7 +157,7 @@ def merge(host: Factor, branches: Sequence[Branch], constant: Array) -> Linear |
 def chain(first: Factor, last: Factor) -> tuple[Linear, bool] | Stop:
     """``last(first(x))`` as one operator, and whether it stands in the place of `last`, not of `first`."""
     branch = Branch((first, last))
-    if stop := stop_branch(branch):
+    if stop := stop_branch(branch, is_filled=True):
         return stop
     one, two = first.linear, last.linear
     if stays(one) or stays(two):
@@ -178,7 +181,7 @@ def chain(first: Factor, last: Factor) -> tuple[Linear, bool] | Stop:
         is_shared=False,
         terms=(Term(branch.factors, tuple(range(taps) for taps in host.window.taps)),),
     )
-    return (merged, is_last) if _is_cheaper(one, two, merged) else COST
+    return (merged, is_last) if _is_cheaper(first, last, merged) else COST
 
 
 def stack(factors: Sequence[Factor]) -> Linear | Stop:
@@ -220,9 +223,10 @@ def _can_host(linear: Linear, branch: Branch) -> bool:
     return linear.groups == branch.groups and (linear.axis_in, linear.axis_out) == axes
 
 
-def _is_cheaper(one: Linear, two: Linear, merged: Linear) -> bool:
+def _is_cheaper(first: Factor, last: Factor, merged: Linear) -> bool:
     """Whether a product needs no more multiplications, at any size, and no more parameters than its factors."""
-    biases = sum(linear.out_channels for linear in (one, two) if linear.has_bias or linear.makes_bias)
+    one, two = first.linear, last.linear
+    biases = sum(factor.linear.out_channels for factor in (first, last) if factor.makes_bias)
     bias = merged.out_channels if biases else 0
     window = two.window
     assert window is not None

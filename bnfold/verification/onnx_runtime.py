@@ -115,6 +115,15 @@ class OnnxSession:
         assigned = self._session.get_provider_graph_assignment_info()
         return sum(len(each.get_nodes()) for each in assigned if each.ep_name != self._provider)
 
+    def types(self) -> dict[str, int]:
+        """The element type of each output that is a tensor, as in `onnx.TensorProto.DataType`."""
+        found = {each.name: each.type for each in self._session.get_outputs()}
+        return {
+            name: onnx.TensorProto.DataType.Value(kind.removeprefix("tensor(").removesuffix(")").upper())
+            for name, kind in found.items()
+            if kind.startswith("tensor(")
+        }
+
     def __call__(self, feeds: Feeds, fetch: Sequence[str]) -> list[npt.NDArray[Any]]:
         """One inference, for the outputs named in `fetch`.
 

@@ -128,7 +128,7 @@ class OnnxSubject:
         """What depends on the inputs, be it by its shape alone."""
         found = {each.name for each in self.inputs}
         for node in self._proto.graph.node:
-            if not found.isdisjoint(_reads(node)):
+            if not found.isdisjoint(reads(node)):
                 found.update(node.output)
         return frozenset(found)
 
@@ -181,13 +181,13 @@ class OnnxSubject:
         found: set[str] = set()
         fixed = {each.name for each in self._proto.graph.initializer} | {""}  # whatever the inputs and weights are
         for node in self._proto.graph.node:
-            reads = set(_reads(node))
+            read = set(reads(node))
             is_cast = node.op_type == "Cast" and any(
                 each.name == "to" and each.i in INTEGERS for each in node.attribute
             )
-            if node.op_type in ("Shape", "Size", "Constant") or reads <= fixed:
+            if node.op_type in ("Shape", "Size", "Constant") or read <= fixed:
                 fixed.update(node.output)
-            elif node.op_type in JUMPS or is_cast or not found.isdisjoint(reads):
+            elif node.op_type in JUMPS or is_cast or not found.isdisjoint(read):
                 found.update(node.output)
         return frozenset(found)
 
@@ -200,7 +200,7 @@ class OnnxSubject:
         queue, seen = [value], {value}
         while queue:
             maker = self._makers.get(queue.pop())
-            for name in _reads(maker) if maker is not None else ():
+            for name in reads(maker) if maker is not None else ():
                 if name == ancestor:
                     return True
                 if name not in seen:
@@ -276,10 +276,10 @@ class OnnxSubject:
         return exact.evaluate(self._proto, feeds, fetch, seconds, self._folder)
 
 
-def _reads(node: onnx.NodeProto) -> Iterator[str]:
+def reads(node: onnx.NodeProto) -> Iterator[str]:
     """What a node reads, in its bodies too."""
     yield from node.input
     for attribute in node.attribute:
         for body in ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs):
             for inner in body.node:
-                yield from _reads(inner)
+                yield from reads(inner)

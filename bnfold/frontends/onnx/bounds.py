@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from math import prod
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx_ir as ir
+
+from bnfold.errors import UnreadableTensorError
 
 FREE = 1 << 26
 """Elements that any constant may have; more only where its operands are large themselves."""
@@ -34,29 +35,30 @@ class Budget:
     def __init__(self, stored: int) -> None:
         self._left = WORK + 32 * stored
 
-    def spend(self, node: ir.Node, inputs: Sequence[npt.NDArray[Any]]) -> None:
-        """Note the cost of evaluating a node.
+    def spend(self, operator: str, attributes: Mapping[str, Any], inputs: Sequence[npt.NDArray[Any]]) -> None:
+        """Note the cost of evaluating an operator.
 
         Raises:
             ValueError: it would make too much.
+            UnreadableTensorError: with it, all of them would.
         """
-        size = result_size(node, inputs)
+        size = result_size(operator, attributes, inputs)
         if not 0 <= size <= max(FREE, 2 * sum(each.size for each in inputs)):
             raise ValueError(f"it asks for {size} elements")
         self._left -= size
         if self._left < 0:
-            raise ValueError("with it, the constants of the model take too much work")
+            raise UnreadableTensorError("its constants take too much work")
 
 
-def result_size(node: ir.Node, inputs: Sequence[npt.NDArray[Any]]) -> int:
-    """The elements that a constant operator makes at most.
+def result_size(operator: str, attributes: Mapping[str, Any], inputs: Sequence[npt.NDArray[Any]]) -> int:
+    """The elements that a constant operator makes at most, in the form of opset 18 or later.
 
     Raises:
         ValueError: its operands do not say.
     """
-    if node.op_type in REARRANGING or not inputs:
+    if operator in REARRANGING or not inputs:
         return sum(each.size for each in inputs)
-    match node.op_type:
+    match operator:
         case "ConstantOfShape":
             return _product(inputs[0])
         case "Expand":
@@ -66,11 +68,11 @@ def result_size(node: ir.Node, inputs: Sequence[npt.NDArray[Any]]) -> int:
         case "Range":
             return _range_size(*(each.reshape(-1)[0] for each in inputs))
         case "Pad":
-            pads = inputs[1].reshape(-1).tolist() if len(inputs) > 1 else list(node.attributes["pads"].as_ints())
-            ends = [abs(int(pad)) for pad in pads] or [0]
+            ends = [abs(int(pad)) for pad in inputs[1].reshape(-1)] or [0]
             return prod(dim + 2 * max(ends) for dim in inputs[0].shape)
         case "Gather":
-            return inputs[1].size * inputs[0].size
+            axis = attributes.get("axis", 0)
+            return int(inputs[1].size * inputs[0].size // max(1, inputs[0].shape[axis]))
         case _:
             return _broadcast([each.shape for each in inputs])
 

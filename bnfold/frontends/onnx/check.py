@@ -179,11 +179,13 @@ class _Check:
             kind, what = attribute.type, f"attribute {attribute.name!r} of {where}"
             if kind == onnx.AttributeProto.UNDEFINED:
                 raise ValueError(f"{what} has no type")
+            if attribute.ref_attr_name:
+                continue
             if kind == onnx.AttributeProto.GRAPH:
                 bodies.append(attribute.g)
             elif kind == onnx.AttributeProto.GRAPHS:
                 bodies.extend(attribute.graphs)
-            elif kind == onnx.AttributeProto.TENSOR and not attribute.ref_attr_name:
+            elif kind == onnx.AttributeProto.TENSOR:
                 self._tensors.dense(attribute.t, what)
             elif kind == onnx.AttributeProto.TENSORS:
                 for tensor in attribute.tensors:

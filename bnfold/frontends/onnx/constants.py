@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,12 +12,13 @@ import onnx
 import onnx_ir as ir
 
 from bnfold.blocks import Rows
-from bnfold.errors import UnreadableTensorError
 from bnfold.frontends.onnx.bounds import Budget
+from bnfold.frontends.onnx.modern import MODERN, Attributes, modern
 from bnfold.frontends.onnx.pieces import array_rows, read, tensor_rows
 from bnfold.frontends.onnx.scopes import Scopes
-from bnfold.frontends.onnx.shapes import OVERRIDABLE
 from bnfold.frontends.onnx.slots import slots
+from bnfold.frontends.onnx.unreadable import Unreadable
+from bnfold.outcome import Reason
 
 if TYPE_CHECKING:
     from onnx.reference import ReferenceEvaluator
@@ -67,6 +68,9 @@ FOLDABLE = frozenset(
 )
 """Deterministic operators worth evaluating; not DequantizeLinear, since that would undo the quantisation."""
 
+OVERRIDABLE = 4
+"""The IR version from which on an initializer that is a graph input too is a default, which a caller may replace."""
+
 MEMO_LIMIT = 4096
 """Elements up to which a constant is remembered."""
 
@@ -84,8 +88,8 @@ class Constants:
         self,
         model: ir.Model,
         scopes: Scopes,
-        shapes: dict[ir.Value, tuple[int | str | None, ...]],
-        types: dict[ir.Value, ir.DataType],
+        shapes: Mapping[ir.Value, tuple[int | str | None, ...]],
+        types: Mapping[ir.Value, ir.DataType],
     ) -> None:
         self._overridable = model.ir_version >= OVERRIDABLE
         self._scopes = scopes
@@ -94,15 +98,26 @@ class Constants:
         self._known: dict[ir.Value, bool] = {}
         self._memo: dict[ir.Value, AnyArray] = {}
         self._memo_room = MEMO_ROOM
+        self._forms: dict[ir.Value, tuple[ir.DataType, tuple[int, ...]]] = {}
+        self._failures: dict[ir.Node, str] = {}
         self._evaluators: dict[tuple[int, bytes], ReferenceEvaluator] = {}
         self._budget = Budget(sum(slot.tensor.size for slot in slots(model)))
+
+    def renew(
+        self,
+        shapes: Mapping[ir.Value, tuple[int | str | None, ...]],
+        types: Mapping[ir.Value, ir.DataType],
+    ) -> None:
+        """Take shapes and types that are known now; what was not constant may be so by them."""
+        self._shapes, self._types = shapes, types
+        self._known = {value: True for value, is_known in self._known.items() if is_known}
 
     def is_overridable(self, value: ir.Value) -> bool:
         """Whether it is an initializer that the caller may replace, being a graph input too."""
         return self._overridable and value.is_initializer() and value.is_graph_input()
 
     def holds(self, value: ir.Value | None) -> bool:
-        """Whether the value is constant; evaluates nothing."""
+        """Whether the value depends on constants alone; evaluates nothing, so `get` may yet fail."""
         if value is None:
             return False
         stack = [value]
@@ -117,7 +132,7 @@ class Constants:
             elif node.domain != "" or any(attribute.is_ref() for attribute in node.attributes.values()):
                 self._known[top] = False
             elif node.op_type == "Constant":
-                self._known[top] = True
+                self._known[top] = _stored(top) is not None
             elif node.op_type not in FOLDABLE:
                 self._known[top] = False
             elif node.op_type == "Shape" and self._static_shape(node.inputs[0]) is not None:
@@ -136,7 +151,8 @@ class Constants:
         """What a constant value holds, in its own type.
 
         Raises:
-            UnreadableTensorError: the tensor cannot be read, or evaluating it would take unreasonable memory.
+            Unreadable: it cannot be evaluated, or would take unreasonable memory.
+            UnreadableTensorError: a stored tensor cannot be read, or the constants of the model take too much work.
         """
         order = self._order(value)
         waiting = Counter(each for top in order for each in self._needed(top))
@@ -160,6 +176,21 @@ class Constants:
                     results.pop(each, None)
             self._remember(top, results[top])
         return results[value]
+
+    def form(self, value: ir.Value) -> tuple[ir.DataType, tuple[int, ...]]:
+        """The type and shape of a constant value, for which a stored tensor is not read.
+
+        Raises:
+            Unreadable, UnreadableTensorError: as `get`.
+        """
+        if value not in self._forms:
+            tensor = _stored(value)
+            if tensor is None:
+                array = self.get(value)
+                self._forms[value] = ir.DataType.from_numpy(array.dtype), array.shape
+            else:
+                self._forms[value] = tensor.dtype, tuple(tensor.shape.numpy())
+        return self._forms[value]
 
     def _remember(self, value: ir.Value, array: AnyArray) -> None:
         if value not in self._memo and array.size <= MEMO_LIMIT and self._memo_room > 0:
@@ -215,19 +246,21 @@ class Constants:
         return node.op_type == "Shape" and self._static_shape(node.inputs[0]) is not None
 
     def _evaluate(self, node: ir.Node, values: dict[ir.Value, AnyArray]) -> list[AnyArray]:
-        try:
-            return self._evaluate_node(node, values)
-        except (
-            ValueError,
-            TypeError,
-            LookupError,
-            RuntimeError,
-            AttributeError,
-            ArithmeticError,
-            MemoryError,
-        ) as error:
-            message = f"constant node {node.name!r} ({node.op_type}) cannot be evaluated: {error}"
-            raise UnreadableTensorError(message) from error
+        if node not in self._failures:
+            try:
+                return self._evaluate_node(node, values)
+            except (
+                ValueError,
+                TypeError,
+                LookupError,
+                RuntimeError,
+                AttributeError,
+                ArithmeticError,
+                MemoryError,
+            ) as error:
+                self._failures[node] = str(error)
+        message = f"constant node {node.name!r} ({node.op_type}) cannot be evaluated: {self._failures[node]}"
+        raise Unreadable(Reason.NOT_CONSTANT, message)
 
     def _evaluate_node(self, node: ir.Node, values: dict[ir.Value, AnyArray]) -> list[AnyArray]:
         if self._is_shape(node):
@@ -240,26 +273,32 @@ class Constants:
             assert source is not None
             assert like is not None
             return [values[source].astype(self._types[like].numpy())]
-        feeds = {f"x{index}": values[each] for index, each in enumerate(node.inputs) if each is not None}
-        self._budget.spend(node, list(feeds.values()))
+        version = self._scopes.version(node)
+        operands = [None if each is None else values[each] for each in node.inputs]
+        attributes, inputs = modern(node, version, operands)
+        given = {f"x{index}": array for index, array in enumerate(inputs) if array is not None}
+        self._budget.spend(node.op_type, attributes, list(given.values()))
+        proto = _alone(node, attributes, inputs)
         with np.errstate(all="ignore"):
-            return [np.asarray(array) for array in self._evaluator(node).run(None, feeds)]
+            return [np.asarray(array) for array in self._evaluator(proto, max(version, MODERN)).run(None, given)]
 
-    def _evaluator(self, node: ir.Node) -> ReferenceEvaluator:
+    def _evaluator(self, node: onnx.NodeProto, version: int) -> ReferenceEvaluator:
         """Of a node alone; those that differ in names only share one."""
-        proto = ir.serde.serialize_node(node)
-        del proto.input[:], proto.output[:], proto.metadata_props[:]
-        proto.name = proto.doc_string = ""
-        proto.input.extend("" if each is None else f"x{index}" for index, each in enumerate(node.inputs))
-        proto.output.extend(f"y{index}" for index in range(len(node.outputs)))
-        key = self._scopes.version(node), proto.SerializeToString(deterministic=True)
         from onnx.reference import ReferenceEvaluator  # which takes as long to import as a model to read
 
+        key = version, node.SerializeToString(deterministic=True)
         if key not in self._evaluators:
             if len(self._evaluators) >= EVALUATOR_LIMIT:
                 self._evaluators.clear()
-            self._evaluators[key] = ReferenceEvaluator(_model_of(proto, key[0]))
+            self._evaluators[key] = ReferenceEvaluator(_model_of(node, version))
         return self._evaluators[key]
+
+
+def _alone(node: ir.Node, attributes: Attributes, inputs: Sequence[AnyArray | None]) -> onnx.NodeProto:
+    """A node of other attributes and inputs, with names that say nothing of the model it is from."""
+    names = ["" if array is None else f"x{index}" for index, array in enumerate(inputs)]
+    outputs = [f"y{index}" for index in range(len(node.outputs))]
+    return onnx.helper.make_node(node.op_type, names, outputs, **attributes)
 
 
 def _model_of(node: onnx.NodeProto, version: int) -> onnx.ModelProto:
@@ -271,7 +310,7 @@ def _model_of(node: onnx.NodeProto, version: int) -> onnx.ModelProto:
 
 
 def _stored(value: ir.Value) -> ir.TensorProtocol | None:
-    """The tensor of an initializer or a Constant node."""
+    """The tensor of an initializer or a Constant node; None for what is computed, or no tensor of numbers."""
     node = value.producer()
     if node is None:
         return value.const_value
@@ -285,4 +324,4 @@ def _stored(value: ir.Value) -> ir.TensorProtocol | None:
                 return ir.tensor(np.asarray(attribute.value, np.float32))
             case "value_int" | "value_ints", ir.AttributeType.INT | ir.AttributeType.INTS:
                 return ir.tensor(np.asarray(attribute.value, np.int64))
-    raise UnreadableTensorError(f"Constant node {node.name!r} holds no tensor")
+    return None

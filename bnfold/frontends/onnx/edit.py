@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from bnfold.frontends.onnx.original import original_of
 from bnfold.frontends.onnx.scopes import Scopes
 
 
@@ -18,7 +19,9 @@ class Editor:
     def __init__(self, model: ir.Model, scopes: Scopes) -> None:
         self._model = model
         self._scopes = scopes
-        self._names = set(_names(model))
+        original = original_of(model)
+        self._names = {*_names(model), *(original.names() if original is not None else ())}
+        self._read_elsewhere = frozenset(original.names_read_elsewhere() if original is not None else ())
         self._counts: dict[str, int] = {}
         self._readers: dict[ir.Value, int] = {}
 
@@ -92,7 +95,8 @@ class Editor:
                 graph.remove(node, safe=True)
 
     def _drop_initializer(self, value: ir.Value) -> None:
-        if value.uses() or value.is_graph_output() or not value.is_initializer():
+        is_read = value.uses() or value.is_graph_output() or value.name in self._read_elsewhere
+        if is_read or not value.is_initializer():
             return
         graph = value.graph
         assert graph is not None
@@ -138,13 +142,12 @@ class Editor:
             self.release(value)
 
     def _take_over(self, value: ir.Value, other: ir.Value) -> None:
-        """Let `value` be `other` in name and description."""
+        """Let `value` be `other` in name and description; what it declared itself may be wrong under that name."""
         name = other.name
         other.name = None
         value.name = name
         value.doc_string = other.doc_string or value.doc_string
-        value.type = other.type or value.type
-        value.shape = other.shape or value.shape
+        value.type, value.shape = other.type, other.shape
         value.metadata_props.clear()
         value.metadata_props.update(other.metadata_props)
 
@@ -229,7 +232,8 @@ def _halves(values: Sequence[int]) -> tuple[Sequence[int], Sequence[int]]:
 def _names(model: ir.Model) -> list[str]:
     """Every name of a value or a node anywhere in the model."""
     names: list[str] = []
-    for graph in [*model.graphs(), *(function.graph for function in model.functions.values())]:
+    roots = [model.graph, *(function.graph for function in model.functions.values())]
+    for graph in [each for root in roots for each in (root, *root.subgraphs())]:
         names.extend(value.name or "" for value in graph.inputs)
         names.extend(graph.initializers)
         for node in graph:

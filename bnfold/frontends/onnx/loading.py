@@ -5,17 +5,16 @@ from __future__ import annotations
 import os
 import stat
 import warnings
-from math import prod
 from pathlib import Path
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
-from onnx import numpy_helper
 
 from bnfold.errors import InvalidModelError
 from bnfold.frontends.onnx.check import check
+from bnfold.frontends.onnx.original import Original, Source, attach
+from bnfold.frontends.onnx.readable import readable
 from bnfold.frontends.onnx.slots import slots
 from bnfold.limits import LIMITS, Limits
 
@@ -32,7 +31,8 @@ def load(path: Path, limits: Limits = LIMITS) -> ir.Model:
     Raises:
         InvalidModelError: the file is missing, unreadable, not an ONNX model, or asks for more than the limits.
     """
-    return _build(read_proto(path, limits), str(path), path.parent)
+    source = Source.of(path) if path.is_file() else None  # before it is read: it may change meanwhile
+    return _build(read_proto(path, limits), str(path), path.parent, source)
 
 
 def read_proto(path: Path, limits: Limits = LIMITS) -> onnx.ModelProto:
@@ -91,14 +91,16 @@ def parse(proto: onnx.ModelProto, name: str = "model", folder: Path | None = Non
         InvalidModelError: its parts do not fit together, or it asks for more than the limits.
     """
     check(proto, name, folder, limits)
-    return _build(proto, name, folder)
+    return _build(proto, name, folder, None)
 
 
-def _build(proto: onnx.ModelProto, name: str, folder: Path | None) -> ir.Model:
+def _build(proto: onnx.ModelProto, name: str, folder: Path | None, source: Source | None) -> ir.Model:
     """The model of a protobuf that was checked."""
     try:
         with warnings.catch_warnings(action="ignore"):  # onnx's, about keys of external data that nobody reads
-            model = _deserialize(proto)
+            found, left_out = readable(proto)
+            model = ir.serde.deserialize_model(found)
+            attach(model, Original(proto, source, left_out), restore=found is not proto)
         if folder is not None:
             real = os.path.realpath(folder)
             for slot in slots(model):
@@ -130,41 +132,3 @@ def file_bytes(model: ir.Model, path: Path) -> int:
 
 EXTERNAL = "bnfold.external"
 """Where a model notes the bytes of the smallest tensor that was in an external file when it was read."""
-
-ASIDE = "bnfold.aside"
-"""Where a model notes the parts of its protobuf that `onnx_ir` does not hold: a `ModelProto` with them alone."""
-
-
-def _deserialize(proto: onnx.ModelProto) -> ir.Model:
-    if not (proto.graph.sparse_initializer or proto.training_info):
-        return ir.serde.deserialize_model(proto)
-    aside = onnx.ModelProto()
-    aside.training_info.extend(proto.training_info)
-    aside.graph.sparse_initializer.extend(proto.graph.sparse_initializer)
-    dense = onnx.ModelProto()
-    dense.CopyFrom(proto)
-    for each in proto.graph.sparse_initializer:  # a place for the value, which is filled below
-        empty = np.zeros(0, onnx.helper.tensor_dtype_to_np_dtype(each.values.data_type))
-        dense.graph.initializer.append(numpy_helper.from_array(empty, each.values.name))
-    model = ir.serde.deserialize_model(dense)
-    for each in proto.graph.sparse_initializer:
-        value = model.graph.initializers[each.values.name]
-        value.const_value = _dense(each)
-        value.shape = ir.Shape(each.dims)
-    model.meta[ASIDE] = aside
-    return model
-
-
-def _dense(sparse: onnx.SparseTensorProto) -> ir.TensorProtocol:
-    """A sparse initializer as a dense tensor, made when it is read."""
-    shape = tuple(sparse.dims)
-
-    def fill() -> ir.TensorProtocol:
-        values, indices = numpy_helper.to_array(sparse.values), numpy_helper.to_array(sparse.indices)
-        dense = np.zeros(prod(shape), values.dtype)
-        dense[indices if indices.ndim == 1 else np.ravel_multi_index(tuple(indices.T), shape)] = values
-        return ir.tensor(dense.reshape(shape))
-
-    return ir.LazyTensor(
-        fill, dtype=ir.DataType(sparse.values.data_type), shape=ir.Shape(shape), name=sparse.values.name
-    )

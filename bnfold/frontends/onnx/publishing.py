@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from bnfold.errors import InvalidModelError
+from bnfold.errors import OutputError
 from bnfold.frontends.onnx.loading import PROTOBUF_LIMIT
 from bnfold.frontends.onnx.saving import HASH_DIGITS, Written
 
@@ -33,7 +33,7 @@ def staging(path: Path) -> Iterator[Path]:
     """A temporary folder on the file system of `path`, locked while it is in use; stale ones of `path` are removed.
 
     Raises:
-        InvalidModelError: there can be none.
+        OutputError: there can be none.
     """
     lock = None
     try:
@@ -42,7 +42,7 @@ def staging(path: Path) -> Iterator[Path]:
             folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=SUFFIX, dir=path.parent))
             lock = _lock(folder)
     except OSError as error:
-        raise InvalidModelError(f"{path.parent}: cannot be written to ({error.strerror})") from error
+        raise OutputError(f"{path.parent}: cannot be written to ({error.strerror})") from error
     try:
         yield folder
     finally:
@@ -57,7 +57,7 @@ def publish(written: Written, path: Path) -> None:
     A data file that the old model alone referred to goes away.
 
     Raises:
-        InvalidModelError: they cannot be moved; `path` is as it was.
+        OutputError: they cannot be moved; `path` is as it was.
     """
     data = None if written.data is None else path.with_name(written.data.name)
     try:
@@ -77,7 +77,7 @@ def publish(written: Written, path: Path) -> None:
             for each in old - {data}:
                 _remove_unread(each)
     except OSError as error:
-        raise InvalidModelError(f"{path}: cannot be written ({error.strerror})") from error
+        raise OutputError(f"{path}: cannot be written ({error.strerror})") from error
 
 
 def _remove_stale(path: Path) -> None:

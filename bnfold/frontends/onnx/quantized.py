@@ -14,7 +14,8 @@ import onnx_ir as ir
 
 from bnfold.affine import Array
 from bnfold.frontends.onnx.constants import AnyArray
-from bnfold.frontends.onnx.reader import Facts, Unreadable
+from bnfold.frontends.onnx.reader import Facts
+from bnfold.frontends.onnx.unreadable import Unreadable
 from bnfold.linear import Layout
 from bnfold.outcome import Reason
 

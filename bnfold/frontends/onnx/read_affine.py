@@ -7,8 +7,9 @@ import onnx_ir as ir
 
 from bnfold.affine import Affine, per_channel_axis
 from bnfold.frontends.onnx.constants import AnyArray
-from bnfold.frontends.onnx.read_linear import broadcast_shape
-from bnfold.frontends.onnx.reader import FLOATS, Reader, Unreadable
+from bnfold.frontends.onnx.read_linear import operand_shape
+from bnfold.frontends.onnx.reader import FLOATS, Reader
+from bnfold.frontends.onnx.unreadable import Unreadable
 from bnfold.ops import CHANNEL_LIMIT, ChannelAffine, Shape
 from bnfold.outcome import Reason
 
@@ -30,9 +31,7 @@ def read_batchnorm(reader: Reader) -> ChannelAffine:
         affine = Affine.from_batchnorm(gamma, beta, mean, var, epsilon)
     if not affine.is_finite:
         raise Unreadable(Reason.INVALID_PARAMETERS, "its scale or shift is not finite in any precision")
-    values = reader.node.inputs[1:]
-    stored = sum(gamma.size for value in values if value is not None and len(value.uses()) == 1)
-    return ChannelAffine(affine, is_batchnorm=True, stored=stored)
+    return ChannelAffine(affine, is_batchnorm=True, stored=(gamma.size,) * len(STATISTICS))
 
 
 def _insist_on_inference(reader: Reader) -> None:
@@ -75,7 +74,10 @@ def read_arithmetic(reader: Reader) -> ChannelAffine | None:
     if shape is None or reader.dtype(1 - constant_index) not in FLOATS:
         return None
     constant = reader.numbers(constant_index, "operand")
-    axis = per_channel_axis(broadcast_shape(reader, constant.shape, len(shape)), len(shape))
+    aligned = operand_shape(reader, constant_index, constant.shape, len(shape))
+    if aligned is None:
+        return None
+    axis = per_channel_axis(aligned, len(shape))
     axis = _channel_axis(shape) if axis is None else axis
     if (
         axis < 0
@@ -87,10 +89,7 @@ def read_arithmetic(reader: Reader) -> ChannelAffine | None:
     affine = _arithmetic(reader.node.op_type, values, axis, constant_first=constant_index == 0)
     if affine is None or not affine.is_finite:
         return None
-    value = reader.value(constant_index)
-    assert value is not None
-    stored = 0 if len(value.uses()) > 1 else None if constant.size == size else constant.size
-    return ChannelAffine(affine, is_batchnorm=False, stored=stored)
+    return ChannelAffine(affine, is_batchnorm=False, stored=(constant.size,))
 
 
 def _channel_axis(shape: Shape) -> int:
@@ -106,7 +105,7 @@ def _negation(reader: Reader) -> ChannelAffine | None:
     size = shape[axis]
     if not isinstance(size, int) or size > CHANNEL_LIMIT:
         return None
-    return ChannelAffine(Affine.of(-np.ones(size), 0.0, axis), is_batchnorm=False, stored=0)
+    return ChannelAffine(Affine.of(-np.ones(size), 0.0, axis), is_batchnorm=False, stored=())
 
 
 def _arithmetic(op_type: str, constant: AnyArray, axis: int, *, constant_first: bool) -> Affine | None:

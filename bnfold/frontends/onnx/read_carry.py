@@ -8,7 +8,8 @@ import numpy as np
 import onnx_ir as ir
 
 from bnfold.frontends.onnx import read_linear
-from bnfold.frontends.onnx.reader import FLOATS, Reader, Unreadable, known_sizes
+from bnfold.frontends.onnx.reader import FLOATS, Reader, known_sizes
+from bnfold.frontends.onnx.unreadable import Unreadable
 from bnfold.ops import (
     CHANNEL_LIMIT,
     Average,
@@ -29,6 +30,7 @@ from bnfold.ops import (
     Transpose,
 )
 from bnfold.outcome import Reason
+from bnfold.pooling import WHOLLY_PADDING, PoolAxis
 
 BITS = {ir.DataType.FLOAT16: 16, ir.DataType.BFLOAT16: 16, ir.DataType.FLOAT: 32, ir.DataType.DOUBLE: 64}
 
@@ -57,6 +59,8 @@ def _concat(reader: Reader) -> Concat:
 
 
 def _split(reader: Reader) -> Split:
+    if reader.version == 1 and "axis" not in reader.node.attributes:
+        raise Unreadable(Reason.INVALID_PARAMETERS, "it does not say along which axis it splits")
     axis = reader.axis(int(reader.attribute("axis", 0)))
     sizes = reader.integers("split", 1, "split") if reader.version != 1 else None
     if sizes is None:
@@ -144,6 +148,32 @@ def _window_axes(reader: Reader) -> frozenset[int]:
     return frozenset(range(2, 2 + len(reader.attribute("kernel_shape", ()))))
 
 
+def _can_miss(reader: Reader) -> bool:
+    """Whether a window of a pooling can lie wholly in padding.
+
+    SAME padding depends on the size and, where taps are apart, on the runtime; it is shorter than the window, and no
+    window starts behind the data.
+    """
+    taps = tuple(reader.attribute("kernel_shape", ()))
+    count, shape = len(taps), reader.shape()
+    sizes = [None] * count if shape is None else [dim if isinstance(dim, int) else None for dim in shape[2:]]
+    strides, dilations = (tuple(reader.attribute(name, (1,) * count)) for name in ("strides", "dilations"))
+    auto_pad = reader.attribute("auto_pad", "NOTSET")
+    pads = tuple(reader.attribute("pads", (0,) * 2 * count)) if auto_pad == "NOTSET" else (0,) * 2 * count
+    if not len(sizes) == len(strides) == len(dilations) == len(pads) / 2 == count:
+        raise Unreadable(Reason.INVALID_PARAMETERS, "its window does not fit its input")
+    if min(taps + strides + dilations, default=1) < 1:
+        raise Unreadable(Reason.INVALID_PARAMETERS, "its window has no size, stride or dilation")
+    if auto_pad.startswith("SAME"):
+        apart = zip(dilations, sizes, strict=True)
+        return any(dilation > 1 and (size is None or size < dilation) for dilation, size in apart)
+    rounds_up = bool(reader.attribute("ceil_mode", 0))
+    return any(
+        PoolAxis(taps[k], strides[k], dilations[k], pads[k], pads[k + count], rounds_up).can_miss(sizes[k])
+        for k in range(count)
+    )
+
+
 def _average_pool(reader: Reader) -> Average:
     padded = any(reader.attribute("pads", ())) or reader.attribute("auto_pad", "NOTSET").startswith("SAME")
     counts_zeros = bool(reader.attribute("count_include_pad", 0)) and padded
@@ -151,11 +181,25 @@ def _average_pool(reader: Reader) -> Average:
     rounds_up = bool(reader.attribute("ceil_mode", 0))
     is_fixed = (counts_zeros or not padded) and not rounds_up
     window = read_linear.window(reader, taps) if is_fixed else None
-    return Average(_window_axes(reader), not counts_zeros and not rounds_up, window=window)
+    sums_to_one = not counts_zeros and not rounds_up and not _can_miss(reader)
+    return Average(_window_axes(reader), sums_to_one, window=window)
+
+
+def _insist_on_data(reader: Reader, axes: frozenset[int]) -> None:
+    """Of no values at all, the largest and the mean are what the runtime makes up."""
+    shape = reader.shape() or ()
+    if any(axis < len(shape) and shape[axis] == 0 for axis in axes):
+        raise Unreadable(Reason.BORDER, "an axis that it reduces is empty")
+
+
+def _global(reader: Reader) -> frozenset[int]:
+    axes = frozenset(range(2, reader.rank()))
+    _insist_on_data(reader, axes)
+    return axes
 
 
 def _global_average_pool(reader: Reader) -> Average:
-    return Average(frozenset(range(2, reader.rank())))
+    return Average(_global(reader))
 
 
 def _reduced(reader: Reader) -> tuple[frozenset[int], frozenset[int]]:
@@ -164,6 +208,7 @@ def _reduced(reader: Reader) -> tuple[frozenset[int], frozenset[int]]:
     if not given and reader.attribute("noop_with_empty_axes", 0):
         return frozenset(), frozenset()
     axes = frozenset(reader.axis(axis) for axis in given or range(reader.rank()))
+    _insist_on_data(reader, axes)
     return axes, frozenset() if reader.attribute("keepdims", 1) else axes
 
 
@@ -183,11 +228,13 @@ def _reduce_max(reader: Reader) -> Maximum:
 
 def _max_pool(reader: Reader) -> Maximum:
     reader.single_output()
+    if _can_miss(reader):
+        raise Unreadable(Reason.BORDER, WHOLLY_PADDING)
     return Maximum(_window_axes(reader))
 
 
 def _global_max_pool(reader: Reader) -> Maximum:
-    return Maximum(frozenset(range(2, reader.rank())))
+    return Maximum(_global(reader))
 
 
 def _resize(reader: Reader) -> Average:
@@ -244,6 +291,9 @@ def _expand(reader: Reader) -> Broadcast:
 
 
 def _tile(reader: Reader) -> Broadcast:
+    if reader.version < 6:
+        axis = reader.axis(int(reader.number(2, "axis")))
+        return Broadcast(frozenset({axis} if reader.number(1, "number of tiles") != 1 else ()))
     repeats = reader.integers("repeats", 1, "repeats") or ()
     return Broadcast(frozenset(axis for axis, times in enumerate(repeats) if times != 1))
 
@@ -278,6 +328,8 @@ def _dropout(reader: Reader) -> Identity:
 
 def _cast(reader: Reader) -> Identity:
     given, wanted = reader.dtype(), reader.attribute("to", 0)
+    if isinstance(wanted, str):  # below opset 6
+        wanted = ir.DataType.__members__.get(wanted)
     if given == wanted:
         return Identity()
     if given in BITS and wanted in BITS and BITS[wanted] > BITS[given]:

@@ -13,9 +13,11 @@ from bnfold import terms
 from bnfold.affine import Array, per_channel_axis
 from bnfold.blocks import Kernel, Rows, row_count
 from bnfold.frontends.onnx import quantized
+from bnfold.frontends.onnx.modern import align
 from bnfold.frontends.onnx.pieces import AnyArray, array_rows
 from bnfold.frontends.onnx.quantized import Quantized
-from bnfold.frontends.onnx.reader import FLOATS, Reader, Unreadable, known_sizes
+from bnfold.frontends.onnx.reader import FLOATS, Reader
+from bnfold.frontends.onnx.unreadable import Unreadable
 from bnfold.linear import Border, Layout, Linear, Window
 from bnfold.outcome import Reason
 from bnfold.rounding import Rounding
@@ -64,29 +66,15 @@ def read_linear(reader: Reader, add: ir.Node | None) -> tuple[Linear, Weights] |
     value = reader.value(weights.kernel)
     found = quantized.find(value, reader.facts)
     if found is None:
-        assert value is not None
-        biases = [weights.bias] if weights.bias is not None and linear.has_bias else []
-        return replace(linear, is_shared=any(map(_is_shared, [value, *biases]))), weights
+        return linear, weights
     quantized.insist_on_output_scales(found, weights.layout, weights.groups, reader.version)
     if weights.kernel_factor != 1:
         raise Unreadable(Reason.NOT_CONSTANT, "its quantised weight has an alpha as well")
     return replace(linear, is_quantized=True), replace(weights, quantized=found)
 
 
-def _is_shared(value: ir.Value) -> bool:
-    """Whether a constant, or one that it is computed from, has a second reader."""
-    stack = [value]
-    while stack:
-        held = stack.pop()
-        if len(held.uses()) > 1 or held.is_graph_output():
-            return True
-        node = held.producer()
-        stack.extend(each for each in (node.inputs if node else ()) if each is not None)
-    return False
-
-
 def _kernel_shape(reader: Reader, index: int) -> tuple[int, ...]:
-    """The shape of a constant kernel, which is not loaded where its shape is declared."""
+    """The shape of a constant kernel, which is not loaded where it is stored."""
     value = reader.value(index)
     if value is None:
         raise Unreadable(Reason.INVALID_PARAMETERS, "its weight is missing")
@@ -99,12 +87,9 @@ def _kernel_shape(reader: Reader, index: int) -> tuple[int, ...]:
         )
     if not constants.holds(value):
         raise Unreadable(Reason.NOT_CONSTANT, f"its weight {value.name!r} is not constant")
-    dtype = reader.dtype(index) or ir.DataType.from_numpy(constants.get(value).dtype)  # unknown inside of functions
+    dtype, shape = constants.form(value)
     if dtype not in FLOATS:
         raise Unreadable(Reason.NOT_LINEAR, f"its weight {value.name!r} is of type {dtype}")
-    shape = None if value.const_value is None else tuple(value.const_value.shape.numpy())
-    shape = shape or known_sizes(reader.facts.shapes.get(value, (None,)))
-    shape = shape if shape else constants.get(value).shape
     if 0 in shape:
         raise Unreadable(Reason.INVALID_PARAMETERS, f"its weight {value.name!r} is empty")
     return shape
@@ -230,32 +215,42 @@ def matmul_kernel(reader: Reader) -> int:
 def is_bias(reader: Reader, add: ir.Node) -> bool:
     """Whether `add` adds one constant per output channel to the matrix product of `reader`."""
     try:
-        read = _matmul(reader, None)
+        return _is_bias(reader, add)
     except Unreadable:
         return False
-    linear = read[0]
+
+
+def _is_bias(reader: Reader, add: ir.Node) -> bool:
+    linear = _matmul(reader, None)[0]
     assert linear.axis_out is not None
     product = reader.node.outputs[0]
     if add.inputs[0] is add.inputs[1] or product not in add.inputs:
         return False
-    other = add.inputs[1 - add.inputs.index(product)]
-    if not reader.facts.constants.holds(other):
+    index = 1 - add.inputs.index(product)
+    other = add.inputs[index]
+    if not reader.facts.constants.holds(other) or (reader.version < 7 and index == 0):  # and cannot be broadcast later
         return False
     assert other is not None
     rank = reader.rank(1 - matmul_kernel(reader))
     constant = reader.facts.constants.get(other)
-    shape = broadcast_shape(Reader(add, reader.facts), constant.shape, rank)
-    if constant.size not in (1, linear.out_channels):
+    shape = operand_shape(Reader(add, reader.facts), index, constant.shape, rank)
+    if shape is None or constant.size not in (1, linear.out_channels):
         return False
     return constant.dtype.kind not in "OSUc" and per_channel_axis(shape, rank) in (None, linear.axis_out)
 
 
-def broadcast_shape(reader: Reader, shape: tuple[int, ...], rank: int) -> tuple[int, ...]:
-    """A constant operand's shape in numpy's alignment; opsets below 7 place it by the attribute `axis`."""
-    if reader.version >= 7 or "axis" not in reader.node.attributes or not rank:
+def operand_shape(reader: Reader, index: int, shape: tuple[int, ...], rank: int) -> tuple[int, ...] | None:
+    """The shape of the constant operand `index` beside data of `rank` axes, as numpy aligns it; None where none fits.
+
+    Opsets below 7 broadcast the second operand alone, from the attribute `axis` on, and only if `broadcast` says so.
+    """
+    if reader.version >= 7:
         return shape
-    axis = int(reader.attribute("axis", 0)) % rank
-    return shape + (1,) * (rank - axis - len(shape))
+    if index == 0 or not reader.attribute("broadcast", 0):
+        return shape if shape == reader.shape(1 - index) else None
+    if prod(shape) == 1:
+        return shape if len(shape) <= rank else None
+    return align(shape, rank, reader.attribute("axis", None))
 
 
 def _recurrent(reader: Reader) -> tuple[Linear, Weights]:

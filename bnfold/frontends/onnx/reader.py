@@ -10,20 +10,14 @@ import numpy as np
 import onnx_ir as ir
 
 from bnfold.frontends.onnx.constants import AnyArray, Constants
+from bnfold.frontends.onnx.hints import Lookup
 from bnfold.frontends.onnx.schema import find_schema
 from bnfold.frontends.onnx.scopes import Scopes
+from bnfold.frontends.onnx.unreadable import Unreadable
 from bnfold.ops import Opaque, Shape
 from bnfold.outcome import Reason, Stop
 
 FLOATS = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT, ir.DataType.DOUBLE})
-
-
-class Unreadable(Exception):  # noqa: N818 (not an error: an answer)
-    """An operator that is not of the form its reader describes; it becomes `Opaque`."""
-
-    def __init__(self, reason: Reason, detail: str) -> None:
-        super().__init__(detail)
-        self.stop = Stop(reason, detail)
 
 
 @dataclass(frozen=True)
@@ -32,8 +26,8 @@ class Facts:
 
     constants: Constants
     scopes: Scopes
-    shapes: dict[ir.Value, Shape]
-    types: dict[ir.Value, ir.DataType]
+    shapes: Lookup[Shape]
+    types: Lookup[ir.DataType]
 
 
 @dataclass(frozen=True)
@@ -112,15 +106,16 @@ class Reader:
 
     def rank(self, index: int = 0) -> int:
         """The number of axes of an input."""
-        shape = self.shape(index)
+        value = self.value(index)
+        shape = None if value is None else self.facts.shapes.known.get(value) or self.shape(index)
         if shape is None:
             raise Unreadable(Reason.UNKNOWN_SHAPE, "the rank of its input is not known")
         return len(shape)
 
     def axis(self, axis: int, index: int = 0) -> int:
         """An axis, counted from the front."""
-        shape = self.shape(index)
-        if shape is None and axis >= 0:
+        value = self.value(index)
+        if axis >= 0 and (value is None or (value not in self.facts.shapes.known and self.shape(index) is None)):
             return axis
         rank = self.rank(index)
         if not -rank <= axis < rank:

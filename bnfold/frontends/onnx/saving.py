@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,11 +22,14 @@ import onnx_ir as ir
 from google.protobuf.message import EncodeError
 
 from bnfold.blocks import WORKERS
-from bnfold.errors import InvalidModelError
-from bnfold.frontends.onnx.loading import ASIDE, EXTERNAL, PROTOBUF_LIMIT
+from bnfold.errors import OutputError
+from bnfold.frontends.onnx.loading import EXTERNAL, PROTOBUF_LIMIT
+from bnfold.frontends.onnx.messages import write
+from bnfold.frontends.onnx.original import Densified, Source, original_of
+from bnfold.frontends.onnx.patch import patch
 from bnfold.frontends.onnx.pieces import Piece, pieces
-from bnfold.frontends.onnx.slots import Slot, lending, placeholder, slots
-from bnfold.frontends.onnx.wire import Run, serialize_model
+from bnfold.frontends.onnx.slots import Slot, Token, lending, placeholder, slots
+from bnfold.frontends.onnx.wire import Run, splice, varint
 
 SIZE_LIMIT = (1 << 31) - (1 << 24)
 """Bytes of tensors above which a model is written with external data; protobuf ends at 2 GiB."""
@@ -68,20 +72,17 @@ def save(model: ir.Model, path: Path) -> Written:
     Everything is on the disk when this returns.
 
     Raises:
-        InvalidModelError: it cannot be written, or one of its tensors not be read.
+        OutputError: it cannot be written, or one of its tensors not be read.
     """
     try:
-        threshold = _external_threshold(model)
-        if threshold is None:
+        same = _same_file(model)
+        if same is not None:
+            _write(path, (same.size, pieces(same.tensor())))
+            return Written(path, None)
+        chosen = _choose_external(model)
+        if chosen is None:
             _write_model(model, path)
             return Written(path, None)
-        chosen = [
-            slot
-            for slot in slots(model)
-            if slot.tensor.dtype != ir.DataType.STRING
-            and slot.tensor.nbytes > threshold
-            and (slot.is_initializer or isinstance(slot.tensor, ir.ExternalTensor))
-        ]
         offsets, run = _arrange(chosen)
         digest = _write(path.with_name(f"{path.name}.data"), run)
         data = path.with_name(f"{path.name}.{digest}.data")
@@ -91,64 +92,78 @@ def save(model: ir.Model, path: Path) -> Written:
             _write_model(model, path)
         return Written(path, data)
     except OSError as error:
-        raise InvalidModelError(f"{path}: cannot be written ({error.strerror})") from error
+        raise OutputError(f"{path}: cannot be written ({error.strerror})") from error
     except (EncodeError, ValueError) as error:
-        raise InvalidModelError(f"{path}: cannot be written ({error})") from error
+        raise OutputError(f"{path}: cannot be written ({error})") from error
 
 
 def _write_model(model: ir.Model, path: Path) -> None:
-    aside = model.meta.get(ASIDE, onnx.ModelProto())
-    sparse = {each.values.name for each in aside.graph.sparse_initializer}
-    large = {
-        name: Slot(value)
-        for name, value in model.graph.initializers.items()
-        if name not in sparse and _is_large(value.const_value)
-    }
-    with lending(list(large.values()), [placeholder(slot.tensor) for slot in large.values()]):
-        proto = serialize(model)
-    data = {name: (slot.tensor.nbytes, pieces(slot.tensor)) for name, slot in large.items()}
-    run = serialize_model(proto, data)
+    large = [slot for slot in slots(model) if _is_large(slot.tensor)]
+    mark = secrets.token_bytes(16)
+    tokens = [Token(slot.tensor, mark + varint(index)) for index, slot in enumerate(large)]
+    data = {token.content: (token.nbytes, pieces(token.stands_for)) for token in tokens}
+    with lending(large, tokens):
+        content = serialize(model).SerializeToString()
+    run = splice(content, mark, data)
     if run[0] > PROTOBUF_LIMIT:
         raise ValueError(f"its {run[0]} bytes are too many for a protobuf")
     _write(path, run)
 
 
-def _is_large(tensor: ir.TensorProtocol | None) -> bool:
-    """Whether an initializer is worth a piece of its own; one in a file of its own is not in the model."""
-    if tensor is None or isinstance(tensor, ir.ExternalTensor) or tensor.dtype == ir.DataType.STRING:
+def _is_large(tensor: ir.TensorProtocol) -> bool:
+    """Whether a tensor is worth a piece of its own; the bytes of some are not in the model, or not as they are."""
+    if isinstance(tensor, ir.ExternalTensor | Densified) or tensor.dtype == ir.DataType.STRING:
         return False
     has_raw_data = not isinstance(tensor, ir.serde.TensorProtoTensor) or tensor.raw.HasField("raw_data")
     return has_raw_data and tensor.nbytes > THRESHOLD
 
 
 def serialize(model: ir.Model) -> onnx.ModelProto:
-    """The protobuf of a model that `parse` read, with what `onnx_ir` does not hold."""
-    aside = model.meta.get(ASIDE)
-    if aside is None:
+    """The protobuf of a model: of one that `parse` or `load` read, what was edited differs and nothing else."""
+    original = original_of(model)
+    if original is None:
         return ir.serde.serialize_model(model)
-    graph = model.graph
-    sparse = {
-        each.values.name: each for each in aside.graph.sparse_initializer if each.values.name in graph.initializers
-    }
-    values = [graph.initializers.pop(name) for name in sparse]
-    try:
-        proto = ir.serde.serialize_model(model)
-    finally:
-        for value in values:
-            graph.register_initializer(value)
-    proto.graph.sparse_initializer.extend(sparse.values())
-    proto.training_info.extend(aside.training_info)
+    proto = onnx.ModelProto()
+    write(patch(model, original), proto)
     return proto
 
 
-def _external_threshold(model: ir.Model) -> int | None:
-    """The size above which tensors go to the external file; None where all stay inside."""
-    tensors = [slot.tensor for slot in slots(model) if slot.tensor.dtype != ir.DataType.STRING]
-    external = [tensor.nbytes for tensor in tensors if isinstance(tensor, ir.ExternalTensor)]
-    external += [model.meta[EXTERNAL]] if EXTERNAL in model.meta else []
-    if external:
-        return max(0, min(external) - 1)
-    return THRESHOLD if sum(tensor.nbytes for tensor in tensors) > SIZE_LIMIT else None
+def _same_file(model: ir.Model) -> Source | None:
+    """The file that a model was read from, where that is what it is; None if there is anything else to write."""
+    original = original_of(model)
+    if original is None or original.source is None or patch(model, original) is not original.proto:
+        return None
+    if any(isinstance(slot.tensor, ir.ExternalTensor) for slot in slots(model)):
+        return None
+    return original.source if original.source.is_unchanged() else None
+
+
+def _choose_external(model: ir.Model) -> list[Slot] | None:
+    """The tensors that go to the external file; None where there is to be no such file.
+
+    A tensor that was in an external file stays in one, and what was in the model stays there. New initializers go where
+    others of their size are. If the model has become too large for a protobuf, its large initializers go as well.
+    """
+    found = [
+        slot
+        for slot in slots(model)
+        if slot.tensor.dtype != ir.DataType.STRING and not isinstance(slot.tensor, Densified)
+    ]
+    sizes = [slot.tensor.nbytes for slot in found if isinstance(slot.tensor, ir.ExternalTensor)]
+    sizes += [model.meta[EXTERNAL]] if EXTERNAL in model.meta else []
+    inside = sum(slot.tensor.nbytes for slot in found if not isinstance(slot.tensor, ir.ExternalTensor))
+    is_too_large = inside > SIZE_LIMIT
+    if not sizes and not is_too_large:
+        return None
+    threshold = THRESHOLD if is_too_large else max(0, min(sizes) - 1)
+
+    def is_chosen(slot: Slot) -> bool:
+        if isinstance(slot.tensor, ir.ExternalTensor):
+            return True
+        may_move = is_too_large or not isinstance(slot.tensor, ir.serde.TensorProtoTensor)
+        return may_move and slot.is_initializer and slot.tensor.nbytes > threshold
+
+    return [slot for slot in found if is_chosen(slot)]
 
 
 def _arrange(chosen: list[Slot]) -> tuple[list[int], Run]:

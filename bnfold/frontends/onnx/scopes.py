@@ -36,8 +36,8 @@ class Scopes:
             self.nodes.append(node)
             assert isinstance(node.graph, ir.Graph)
             inside = f"{self._names[node.graph]}/{label(node)}"
-            bodies = [self._enter(body, f"{inside}/{name}", version, graph) for name, body in _bodies(node)]
-            stack.extend(reversed(bodies))
+            entered = [self._enter(body, f"{inside}/{name}", version, graph) for name, body in bodies(node)]
+            stack.extend(reversed(entered))
 
     def _enter(self, graph: ir.Graph, scope: str, version: int, root: ir.Graph) -> Iterator[ir.Node]:
         self._names[graph] = scope
@@ -48,7 +48,11 @@ class Scopes:
     def name(self, node: ir.Node) -> str:
         """The graph that holds the node: "main", a function, or a path of nodes and bodies below one of them."""
         assert isinstance(node.graph, ir.Graph)
-        return self._names[node.graph]
+        return self.graph_name(node.graph)
+
+    def graph_name(self, graph: ir.Graph) -> str:
+        """What `name` says of the nodes of a graph."""
+        return self._names[graph]
 
     def version(self, node: ir.Node) -> int:
         """The opset that gives a node of the standard domain its meaning."""
@@ -70,7 +74,8 @@ def label(node: ir.Node) -> str:
     return node.name or f"{node.op_type}:{node.outputs[0].name if node.outputs else ''}"
 
 
-def _bodies(node: ir.Node) -> Iterator[tuple[str, ir.Graph]]:
+def bodies(node: ir.Node) -> Iterator[tuple[str, ir.Graph]]:
+    """The graphs that a node holds, each with what it is called there."""
     for name, attribute in node.attributes.items():
         if attribute.is_ref():
             continue

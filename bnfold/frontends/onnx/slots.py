@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import onnx_ir as ir
 
 
 class Slot:
-    """One initializer, or one tensor of an attribute; `tensor` can be replaced."""
+    """One initializer, or one tensor of an attribute."""
 
     def __init__(self, owner: ir.Value | ir.Node, attribute: str = "", index: int | None = None) -> None:
         self._owner, self._attribute, self._index = owner, attribute, index
@@ -28,19 +29,21 @@ class Slot:
         attribute = self._owner.attributes[self._attribute]
         return attribute.as_tensor() if self._index is None else attribute.as_tensors()[self._index]
 
-    @tensor.setter
-    def tensor(self, tensor: ir.TensorProtocol) -> None:
-        if isinstance(self._owner, ir.Value):
-            self._owner.const_value = tensor
-            return
-        old = self._owner.attributes[self._attribute]
+    def lend(self, tensor: ir.TensorProtocol) -> Callable[[], None]:
+        """Let it hold another tensor; gives what puts back the very object that was there."""
+        owner, name = self._owner, self._attribute
+        if isinstance(owner, ir.Value):
+            held, owner.const_value = owner.const_value, tensor
+            return partial(setattr, owner, "const_value", held)
+        old = owner.attributes[name]
         if self._index is None:
             new = ir.AttrTensor(old.name, tensor, doc_string=old.doc_string)
         else:
             tensors = list(old.as_tensors())
             tensors[self._index] = tensor
             new = ir.AttrTensors(old.name, tensors, doc_string=old.doc_string)
-        self._owner.attributes[self._attribute] = new
+        owner.attributes[name] = new
+        return partial(owner.attributes.__setitem__, name, old)
 
 
 def slots(model: ir.Model) -> Iterator[Slot]:
@@ -61,28 +64,52 @@ def slots(model: ir.Model) -> Iterator[Slot]:
                         yield from (Slot(node, name, index) for index in range(len(attribute.as_tensors())))
 
 
-def placeholder(tensor: ir.TensorProtocol, location: str = "-", offset: int = 0) -> ir.ExternalTensor:
-    """A tensor of the same name, type and shape that holds nothing, as if its data were in a file."""
-    return ir.ExternalTensor(
-        location,
-        offset,
-        tensor.nbytes,
-        tensor.dtype,
-        shape=ir.Shape(tensor.shape.numpy()),
-        name=tensor.name or "",
-        doc_string=tensor.doc_string,
-        metadata_props=dict(tensor.metadata_props),
-    )
+class Placeholder(ir.ExternalTensor):
+    """A tensor of the same name, type and shape as another, which holds nothing, as if its data were in a file."""
+
+    def __init__(self, tensor: ir.TensorProtocol, location: str, offset: int) -> None:
+        super().__init__(
+            location,
+            offset,
+            tensor.nbytes,
+            tensor.dtype,
+            shape=ir.Shape(tensor.shape.numpy()),
+            name=tensor.name or "",
+            doc_string=tensor.doc_string,
+            metadata_props=dict(tensor.metadata_props),
+        )
+        self.stands_for = tensor
+
+
+def placeholder(tensor: ir.TensorProtocol, location: str = "-", offset: int = 0) -> Placeholder:
+    """A placeholder of a tensor whose data is, or will be, in a file."""
+    return Placeholder(tensor, location, offset)
+
+
+class Token(ir.LazyTensor):
+    """A tensor of the same name, type and shape as another, whose bytes are a few that tell where its own belong."""
+
+    def __init__(self, tensor: ir.TensorProtocol, content: bytes) -> None:
+        super().__init__(
+            lambda: tensor,
+            dtype=tensor.dtype,
+            shape=ir.Shape(tensor.shape.numpy()),
+            name=tensor.name,
+            doc_string=tensor.doc_string,
+            metadata_props=dict(tensor.metadata_props),
+        )
+        self.stands_for = tensor
+        self.content = content
+
+    def tobytes(self) -> bytes:
+        """What it is known by."""
+        return self.content
 
 
 @contextmanager
 def lending(held: Sequence[Slot], others: Sequence[ir.TensorProtocol]) -> Iterator[None]:
     """For a while, let slots hold other tensors."""
-    tensors = [slot.tensor for slot in held]
-    try:
+    with ExitStack() as stack:
         for slot, tensor in zip(held, others, strict=True):
-            slot.tensor = tensor
+            stack.callback(slot.lend(tensor))
         yield
-    finally:
-        for slot, tensor in zip(held, tensors, strict=True):
-            slot.tensor = tensor

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import replace
 
 import ml_dtypes
 import numpy as np
@@ -10,18 +11,23 @@ import onnx_ir as ir
 
 from bnfold import terms
 from bnfold.affine import Affine
-from bnfold.frontends.onnx import read_affine, read_carry, read_linear, shapes
+from bnfold.frontends.onnx import read_affine, read_carry, read_linear
 from bnfold.frontends.onnx.constants import AnyArray, Constants
 from bnfold.frontends.onnx.edit import Editor
+from bnfold.frontends.onnx.hints import UNCONFIRMED, Hints
 from bnfold.frontends.onnx.pieces import SolvedTensor
 from bnfold.frontends.onnx.quantized import insist_on_output_scales
 from bnfold.frontends.onnx.read_linear import Stored
-from bnfold.frontends.onnx.reader import Facts, Reader, Unreadable, opaque
+from bnfold.frontends.onnx.reader import Facts, Reader, opaque
 from bnfold.frontends.onnx.scopes import Scopes, label
-from bnfold.health import Caution, examine
+from bnfold.frontends.onnx.shapes import Inference
+from bnfold.frontends.onnx.unreadable import Unreadable
+from bnfold.graph import Constant
+from bnfold.health import Caution, DeclarationCaution, examine
+from bnfold.inference import Confirm
 from bnfold.linear import Layout, Linear
 from bnfold.ops import ChannelAffine, Op, Opaque
-from bnfold.outcome import Reason
+from bnfold.outcome import Outcome, Reason, Refusal, Stop
 from bnfold.rounding import BatchNorm, Rounding, measure_parameters, round_once, solve_batchnorm
 from bnfold.terms import Load, Parameters
 
@@ -30,25 +36,60 @@ READS_ONLY_THE_SHAPE = frozenset({"Shape", "Size"})
 
 ARITHMETIC = frozenset({"Add", "Div", "Mul", "Neg", "Sub"})
 
+JUDGED_BY_TYPE = frozenset({"Add", "Cast", "Neg", "Sub", "Sum"})
+"""Operators that are opaque where a type or shape is not known, and hardly otherwise."""
+
 
 class OnnxGraph:
     """All graphs of an ONNX model as one `bnfold.graph.Graph`: nodes are `ir.Node`, values are `ir.Value`.
 
     A matrix product and the Add that is its bias are one node, the product; its output is the Add's. The body of a
     function is folded once, for all its callers, by what is constant in the body.
+
+    Args:
+        model: changed by the edits.
+        confirm: runs the model as it was for shapes that are only declared; they are not believed without.
     """
 
-    def __init__(self, model: ir.Model) -> None:
+    def __init__(self, model: ir.Model, confirm: Confirm | None = None) -> None:
         self.model = model
-        inferred, types = shapes.infer(model)
         scopes = Scopes(model)
-        self._facts = Facts(Constants(model, scopes, inferred, types), scopes, inferred, types)
+        constants = Constants(model, scopes, {}, {})
+        self._confirm = confirm
+        self._hints = Hints(model, Inference(model, constants), scopes)
+        self._facts = Facts(constants, scopes, self._hints.shapes, self._hints.types)
+        self._missing: set[str] = set()
+        self._learn()
+        self._editor = Editor(model, scopes)
+
+    def _learn(self) -> None:
+        """Find what depends on the shapes and types that are known."""
+        self._facts.constants.renew(self._facts.shapes, self._facts.types)
+        self._missing.clear()
         self._bias_add: dict[ir.Node, ir.Node] = {}
         self._product: dict[ir.Node, ir.Node] = {}
-        for node in scopes.nodes:
+        for node in self._facts.scopes.nodes:
             self._pair(node)
         self._data: dict[ir.Node, Sequence[int]] = {}
-        self._editor = Editor(model, scopes)
+        self._constants: dict[ir.Node | ir.Value, Constant] = {}  # by what makes it, if anything does
+
+    def try_out_hints(self) -> bool:
+        """Run the model for shapes that are only declared, where some were missed; whether more is known now.
+
+        Part of no protocol. What was planned before does not hold any more; nothing may have been changed.
+        """
+        if self._confirm is None or not self._missing or not self._hints.try_out(self._confirm):
+            return False
+        self._learn()
+        return True
+
+    def explain(self, outcome: Outcome) -> Outcome:
+        """A refusal for lack of a shape says where that is declared, though not known; part of no protocol."""
+        if not isinstance(outcome, Refusal) or outcome.reason is not Reason.UNKNOWN_SHAPE:
+            return outcome
+        if outcome.at not in self._missing or UNCONFIRMED in outcome.detail:
+            return outcome
+        return replace(outcome, detail=f"{outcome.detail}; {UNCONFIRMED}")
 
     def _pair(self, node: ir.Node) -> None:
         """Note the Add that is the bias of a matrix product."""
@@ -76,10 +117,18 @@ class OnnxGraph:
         return self._facts.scopes.name(node)
 
     def op(self, node: ir.Node) -> Op:
+        misses = self._hints.misses
         try:
-            return self._read(node)
+            op = self._read(node)
         except Unreadable as error:
-            return Opaque(error.stop, _is_batchnorm(node))
+            op = Opaque(error.stop, _is_batchnorm(node))
+        if self._hints.misses == misses:
+            return op
+        self._missing.add(label(node))
+        is_scaling = node.op_type in ("Mul", "Div") and any(map(self._facts.constants.holds, node.inputs))
+        if isinstance(op, Opaque) and node.domain == "" and (node.op_type in JUDGED_BY_TYPE or is_scaling):
+            return Opaque(Stop(Reason.UNKNOWN_SHAPE, UNCONFIRMED))
+        return op
 
     def _read(self, node: ir.Node) -> Op:
         if node.domain != "":
@@ -153,14 +202,60 @@ class OnnxGraph:
     def is_measured(self, value: ir.Value) -> bool:
         return any(_reads_only_the_shape(reader) for reader, _ in value.uses())
 
-    def warnings(self) -> list[Caution]:
-        """What looks wrong with the statistics of BatchNorms that can be read; part of no protocol."""
-        found: list[Caution] = []
+    def constants(self, node: ir.Node) -> tuple[Sequence[Constant], Sequence[Constant]]:
+        indices = self._replaced_indices(node)
+        others = [index for index in self._parameter_indices(node) if index not in indices]
+        replaced = [node.inputs[index] for index in indices]
+        if (add := self._bias_add.get(node)) is not None:
+            replaced.append(add.inputs[1 - add.inputs.index(node.outputs[0])])
+        return self._read_constants(replaced), self._read_constants([node.inputs[index] for index in others])
+
+    def _replaced_indices(self, node: ir.Node) -> Sequence[int]:
+        """Which of a node's inputs `write` replaces."""
+        if _is_batchnorm(node):
+            return (1, 2)
+        try:
+            linear = read_linear.read_linear(self._reader(node), self._bias_add.get(node))
+        except Unreadable:
+            return ()
+        if linear is None or linear[0].is_quantized:  # whose integers stay
+            return ()
+        weights = linear[1]
+        if weights.bias is None or weights.bias_index is None:
+            return (weights.kernel,)
+        return weights.kernel, weights.bias_index
+
+    def _read_constants(self, values: Sequence[ir.Value | None]) -> list[Constant]:
+        return [self._constant(value) for value in values if value is not None and self._facts.constants.holds(value)]
+
+    def _constant(self, value: ir.Value) -> Constant:
+        stack = [value]
+        while stack:
+            read = stack[-1]
+            maker = read.producer()
+            sources = [each for each in maker.inputs if each and self._facts.constants.holds(each)] if maker else []
+            if unknown := [each for each in sources if _origin(each) not in self._constants]:
+                stack.extend(unknown)
+                continue
+            stack.pop()
+            outputs = maker.outputs if maker else [read]
+            readings = sum(len(each.uses()) + each.is_graph_output() for each in outputs)
+            made = Constant(readings, tuple(self._constants[_origin(each)] for each in sources))
+            self._constants.setdefault(_origin(read), made)
+        return self._constants[_origin(value)]
+
+    def warnings(self) -> list[Caution | DeclarationCaution]:
+        """What looks wrong with statistics that can be read, and with declarations; part of no protocol."""
+        found: list[Caution | DeclarationCaution] = [*self._hints.warnings()]
         for node in self.nodes():
             if _is_batchnorm(node) and isinstance(self.op(node), ChannelAffine):
                 gamma, _, mean, var, epsilon = read_affine.batchnorm_constants(self._reader(node))
                 found.extend(examine(self.name(node), self.scope(node), gamma, mean, var, epsilon))
         return found
+
+    def confirmations(self) -> list[DeclarationCaution]:
+        """The declarations that a run confirmed, in one word; part of no protocol."""
+        return self._hints.confirmations()
 
     def round(self, node: ir.Node, absorbed: Linear | Affine) -> Rounding:
         if isinstance(absorbed, Linear):
@@ -171,6 +266,10 @@ class OnnxGraph:
                 return measure_parameters(scales, stored.solve_bias(absorbed, load), dtype, _unit(dtype))
             return stored.measure(absorbed, load, dtype, _unit(dtype))
         return self._solve_batchnorm(node, absorbed).rounding
+
+    def makes_bias(self, node: ir.Node, absorbed: Linear) -> bool:
+        bias = self._stored(node).solve_bias(absorbed, self._loader(absorbed))
+        return bias is not None and bool(bias.any())
 
     def write(self, node: ir.Node, absorbed: Linear | Affine) -> None:
         if isinstance(absorbed, Linear):
@@ -233,6 +332,9 @@ class OnnxGraph:
         scales = round_once(found.rescaled(linear.after.scale), found.scales.dtype)
         zero_points = np.broadcast_to(found.zero_points, scales.shape).copy()
         self._editor.requantize(node, stored.weights.kernel, found.node, scales, zero_points, axis)
+        fresh = node.inputs[stored.weights.kernel]
+        assert fresh is not None
+        self._declare_known(fresh, found.node.outputs[0])
 
     def _write_bias(self, node: ir.Node, linear: Linear, stored: Stored, bias: AnyArray) -> None:
         version = self._reader(node).version
@@ -250,6 +352,7 @@ class OnnxGraph:
             add.attributes.update({each.name: each for each in attributes})
             return
         product, total = node.outputs[0], self._editor.insert_add(node, ir.tensor(bias), attributes)
+        self._declare_known(product, product)
         if product in self._facts.shapes:  # what reads the sum may be written after this
             self._facts.shapes[total] = self._facts.shapes[product]
         if product in self._facts.types:
@@ -286,6 +389,17 @@ class OnnxGraph:
 
     def renew(self, value: ir.Value) -> None:
         self._editor.rename(value, f"{value.name}_folded")
+        self._declare_known(value, value)
+
+    def _declare_known(self, value: ir.Value, like: ir.Value) -> None:
+        """Let a value with a fresh name declare nothing, unless what the file said of `like` is known to be so."""
+        if not self._hints.agrees(like):
+            value.shape = value.type = None
+
+
+def _origin(value: ir.Value) -> ir.Node | ir.Value:
+    """What a constant is known by: the node that makes it; or itself, if it is stored."""
+    return value.producer() or value
 
 
 def _reads_only_the_shape(node: ir.Node) -> bool:

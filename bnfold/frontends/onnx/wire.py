@@ -1,68 +1,78 @@
-"""A model as the bytes of its protobuf, with the data of its large initializers made when they are asked for.
+"""The bytes of protobuf messages, with the data of large tensors made when it is asked for.
 
 A message is its fields in a row, each with a tag in front, and a message or bytes in it with a length as well
-(https://protobuf.dev/programming-guides/encoding). So what is around a tensor's bytes can be serialized without them.
+(https://protobuf.dev/programming-guides/encoding). So bytes within a serialized message can be replaced by longer ones
+where the lengths around them are too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from itertools import chain
-from operator import gt, lt
 
-import onnx
 from google.protobuf.message import Message
+from google.protobuf.unknown_fields import UnknownFieldSet
 
 from bnfold.frontends.onnx.pieces import Piece
 
-LENGTH_DELIMITED = 2
+VARINT, FIXED64, LENGTH_DELIMITED, GROUP, END_GROUP, FIXED32 = range(6)
+"""How the value of a field is written: the lower three bits of its tag."""
 
 Run = tuple[int, Iterable[Piece]]
 """A number of bytes, and the pieces that they come in."""
 
 
-def serialize_model(proto: onnx.ModelProto, data: Mapping[str, Run]) -> Run:
-    """The bytes that a model has once some initializers get their raw data.
+def splice(content: bytes, mark: bytes, data: Mapping[bytes, Run]) -> Run:
+    """The bytes that a message has once some of its fields get other bytes.
 
     Args:
-        proto: the model; of these initializers it loses what it says about where their data is.
-        data: the raw data of each such initializer, by name.
+        content: the serialized message.
+        mark: how the fields begin that are replaced; nothing else in the message holds it.
+        data: the other bytes, by what the fields hold.
     """
-    assert data.keys() <= {tensor.name for tensor in proto.graph.initializer}
-    initializers = [
-        _field(proto.graph, "initializer", _serialize_tensor(tensor, data.get(tensor.name)))
-        for tensor in proto.graph.initializer
-    ]
-    graph = _joined([_half(proto.graph, "initializer", lt), *initializers, _half(proto.graph, "initializer", gt)])
-    return _joined([_half(proto, "graph", lt), _field(proto, "graph", graph), _half(proto, "graph", gt)])
+    runs: list[Run] = []
+    start = position = 0
+    found = content.find(mark)
+    while found >= 0:
+        field = position
+        tag, position = _read_varint(content, position)
+        kind = tag & 7
+        if kind == VARINT:
+            _, position = _read_varint(content, position)
+        elif kind == LENGTH_DELIMITED:
+            size, position = _read_varint(content, position)
+            if found < position + size:
+                held = content[position : position + size]
+                run = data[held] if held in data else splice(held, mark, data)
+                runs += [_made(content[start:field]), _made(varint(tag) + varint(run[0])), run]
+                start = position + size
+                found = content.find(mark, start)
+            position += size
+        else:
+            position += {FIXED64: 8, FIXED32: 4, GROUP: 0, END_GROUP: 0}[kind]  # what is in a group are fields again
+    return _joined([*runs, _made(content[start:])])
 
 
-def _serialize_tensor(tensor: onnx.TensorProto, data: Run | None) -> Run:
-    if data is None:
-        return _made(tensor.SerializeToString())
-    tensor.ClearField("external_data")
-    tensor.ClearField("data_location")
-    return _joined([_half(tensor, "raw_data", lt), _field(tensor, "raw_data", data), _half(tensor, "raw_data", gt)])
+def unknown_fields(message: Message) -> bytes:
+    """The fields of a message that its type does not have: somebody else's, or of a later version."""
+    return _fields(UnknownFieldSet(message))
 
 
-def _half(message: Message, name: str, is_on_this_side: Callable[[int, int], bool]) -> Run:
-    """The fields of a message with a lower (`lt`) or a higher (`gt`) number than a field."""
-    middle = message.DESCRIPTOR.fields_by_name[name].number
-    half = type(message)()
-    for field, value in message.ListFields():
-        if is_on_this_side(field.number, middle):
-            if field.has_presence and field.message_type is None:
-                setattr(half, field.name, value)
-            else:
-                getattr(half, field.name).MergeFrom(value)
-    return _made(half.SerializeToString())
-
-
-def _field(message: Message, name: str, content: Run) -> Run:
-    """A field that holds bytes or a message."""
-    tag = message.DESCRIPTOR.fields_by_name[name].number << 3 | LENGTH_DELIMITED
-    return _joined([_made(_varint(tag) + _varint(content[0])), content])
+def _fields(fields: UnknownFieldSet) -> bytes:
+    made = bytearray()
+    for field in fields:
+        number, kind, data = field.field_number, field.wire_type, field.data
+        made += varint(number << 3 | kind)
+        if kind == VARINT:
+            made += varint(data)
+        elif kind == LENGTH_DELIMITED:
+            made += varint(len(data)) + data
+        elif kind == GROUP:
+            made += _fields(data) + varint(number << 3 | END_GROUP)
+        else:
+            made += data.to_bytes(8 if kind == FIXED64 else 4, "little")
+    return bytes(made)
 
 
 def _joined(runs: Sequence[Run]) -> Run:
@@ -73,10 +83,21 @@ def _made(content: bytes) -> Run:
     return len(content), [(len(content), partial(bytes, content))]
 
 
-def _varint(number: int) -> bytes:
+def varint(number: int) -> bytes:
     """Seven bits to a byte, the lowest first, each but the last with the top bit set."""
     made = bytearray()
     while number > 0x7F:
         made.append(number & 0x7F | 0x80)
         number >>= 7
     return bytes([*made, number])
+
+
+def _read_varint(content: bytes, position: int) -> tuple[int, int]:
+    """The number that begins somewhere, and where it ends."""
+    number = shift = 0
+    while True:
+        byte = content[position]
+        number |= (byte & 0x7F) << shift
+        shift, position = shift + 7, position + 1
+        if byte < 0x80:
+            return number, position

@@ -7,7 +7,7 @@ import logging
 import operator
 import warnings
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -367,6 +367,71 @@ def _record(module: nn.Module, graph: fx.Graph, mode: Any, fakes: list[Any]) -> 
     except Exception:  # of the module's code, or of an operator
         return None
     return recorder.seen
+
+
+def recompute(root: nn.Module, graph: fx.Graph, recorded: Mapping[fx.Node, Any]) -> dict[fx.Node, Any]:
+    """The example values that graph inputs and parameters lead to; recorded ones may be older than the graph.
+
+    Each operator runs again on fake tensors. A value that cannot be computed is left out, and what is computed from it.
+
+    Args:
+        root: holds the modules and tensors that the graph names.
+        graph: the graph.
+        recorded: the example value of each node that has one. That of a graph input is believed.
+    """
+    from torch._dispatch.python import enable_python_dispatcher
+    from torch._guards import detect_fake_mode
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    mode = detect_fake_mode([value for value in recorded.values() if isinstance(value, torch.Tensor)])
+    mode = mode or FakeTensorMode()
+    allows, mode.allow_non_fake_inputs = mode.allow_non_fake_inputs, True
+    environment = mode.shape_env
+    unguarded = nullcontext() if environment is None else environment.suppress_guards()
+    fresh = nullcontext() if environment is None else environment.ignore_fresh_unbacked_symbols()
+    runner = _Recomputer(root, graph, mode, recorded)
+    try:
+        # without the dispatcher in Python, some operators take the example's sizes for all
+        with enable_python_dispatcher(), mode, unguarded, fresh, torch.no_grad(), _quiet():
+            for node in graph.nodes:
+                if node.op != "output":
+                    runner.visit(node)
+    finally:
+        mode.allow_non_fake_inputs = allows
+    return dict(runner.env)
+
+
+class _Recomputer(fx.Interpreter):
+    """Runs those nodes of a graph whose inputs are known."""
+
+    def __init__(self, root: nn.Module, graph: fx.Graph, mode: Any, recorded: Mapping[fx.Node, Any]) -> None:
+        super().__init__(root, garbage_collect_values=False, graph=graph)
+        self._mode = mode
+        self._recorded = recorded
+
+    def visit(self, node: fx.Node) -> None:
+        """Note what a node makes, where that is known."""
+        if node.op == "placeholder":
+            if node in self._recorded:
+                self.env[node] = self._fake(self._recorded[node])
+            return
+        if any(each not in self.env for each in node.all_input_nodes):
+            return
+        try:
+            self.env[node] = self.run_node(node)
+        except Exception:  # of an operator that does not run on fake tensors, or on what it is given now
+            return
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        found = self.fetch_attr(target)
+        return self._fake(found) if isinstance(found, torch.Tensor) else found
+
+    def _fake(self, value: Any) -> Any:
+        from torch._subclasses.fake_tensor import FakeTensor
+
+        if not isinstance(value, torch.Tensor) or isinstance(value, FakeTensor):
+            return value
+        return self._mode.from_tensor(value, static_shapes=True)
 
 
 @contextmanager

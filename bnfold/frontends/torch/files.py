@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch.export import ExportedProgram
 
-from bnfold.errors import InvalidModelError
+from bnfold.errors import InvalidModelError, OutputError
 from bnfold.frontends.torch.archive import insist_on_harmless
 from bnfold.limits import LIMITS, Limits
 from bnfold.lines import one_line
@@ -55,7 +55,7 @@ def save(program: ExportedProgram, path: Path) -> None:
     """Write a program.
 
     Raises:
-        InvalidModelError: it cannot be written.
+        OutputError: it cannot be written.
     """
     extra = program.graph_module.meta.get(EXTRA)
     try:
@@ -63,7 +63,7 @@ def save(program: ExportedProgram, path: Path) -> None:
             torch.export.save(program, path, extra_files=extra or None)
     except (OSError, RuntimeError) as error:
         text = one_line(str(error), 200)
-        raise InvalidModelError(f"{path}: cannot be written ({text})") from error
+        raise OutputError(f"{path}: cannot be written ({text})") from error
 
 
 @contextmanager

@@ -78,9 +78,13 @@ def open_program(program: ExportedProgram) -> Opened:
     """A view of a program, which the edits change."""
     graph_module = program.graph_module
     observed = _preserved(program)
-    graph = TorchGraph(
-        graph_module.graph, graph_module, ProgramStore(program), shapes.recorded(graph_module.graph), observed
-    )
+    store = ProgramStore(program)
+    recorded = shapes.recorded(graph_module.graph)
+    for node, value in recorded.items():
+        if (held := store.tensor(node)) is not None and (held.shape, held.dtype) != (value.shape, value.dtype):
+            recorded[node] = held
+    known = capture.recompute(graph_module, graph_module.graph, recorded)
+    graph = TorchGraph(graph_module.graph, graph_module, store, known, observed)
 
     def finish() -> None:
         graph_module.graph.lint()
@@ -109,7 +113,7 @@ def _open_graph_module(module: fx.GraphModule, inputs: Inputs | None) -> Opened:
         inputs_are_known = all(node in recorded or node.op != "placeholder" for node in module.graph.nodes) and any(
             isinstance(value, torch.Tensor) for value in recorded.values()
         )
-        values = recorded if inputs_are_known else None
+        values = capture.recompute(module, module.graph, recorded) if inputs_are_known else None
     graph = TorchGraph(module.graph, module, ModuleStore(module, module.graph), values)
 
     def finish() -> None:

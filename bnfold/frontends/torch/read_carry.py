@@ -31,6 +31,7 @@ from bnfold.ops import (
     Transpose,
 )
 from bnfold.outcome import Reason
+from bnfold.pooling import WHOLLY_PADDING, PoolAxis
 
 
 def _known(reader: Reader, node: object = None) -> Shape:
@@ -243,7 +244,26 @@ def max_pool(reader: Reader) -> Maximum:
         raise Unreadable(Reason.NOT_LINEAR, "a further output of it is read")
     if reader.call.op.endswith("_with_indices"):
         reader.only_first()
+    if _is_nonzero(reader.get("padding", 0)) and _can_miss(reader):
+        raise Unreadable(Reason.BORDER, WHOLLY_PADDING)
     return Maximum(_window_axes(reader))
+
+
+def _can_miss(reader: Reader) -> bool:
+    """Whether a window of a padded pooling can lie wholly in padding."""
+    dims = len(_window_axes(reader))
+    kernel = reader.get("kernel_size")
+    given = [kernel, reader.get("stride") or kernel, reader.get("dilation", 1), reader.get("padding", 0)]
+    taps, strides, dilations, pads = (read_linear.each(value, dims) for value in given)
+    if taps is None or strides is None or dilations is None or pads is None:
+        raise Unreadable(Reason.UNKNOWN_SHAPE, "its window is computed")
+    shape = reader.shape()
+    sizes = [None] * dims if shape is None else [dim if isinstance(dim, int) else None for dim in shape[-dims:]]
+    rounds_up = bool(reader.get("ceil_mode", False))
+    return any(
+        PoolAxis(taps[k], strides[k], dilations[k], pads[k], pads[k], rounds_up, is_strict=True).can_miss(sizes[k])
+        for k in range(dims)
+    )
 
 
 def _reduced(reader: Reader) -> tuple[frozenset[int], frozenset[int]]:

@@ -78,7 +78,7 @@ def window(reader: Reader, taps: tuple[int, ...], default_stride: object = 1) ->
     """Where the taps of a convolution or pooling lie; None where anything but zeros is padded, or that is not known."""
     axes = len(taps)
     strides, dilations = (
-        _each(reader.call.get(name) or default, axes) for name, default in (("stride", default_stride), ("dilation", 1))
+        each(reader.call.get(name) or default, axes) for name, default in (("stride", default_stride), ("dilation", 1))
     )
     if strides is None or dilations is None or min(strides + dilations, default=1) < 1:
         return None
@@ -88,7 +88,7 @@ def window(reader: Reader, taps: tuple[int, ...], default_stride: object = 1) ->
         begins = tuple(span // 2 for span in spans)
         ends = tuple(span - begin for span, begin in zip(spans, begins, strict=True))
     else:
-        given = _each(0 if padding == "valid" else padding, axes)
+        given = each(0 if padding == "valid" else padding, axes)
         if given is None or min(given, default=0) < 0:
             return None
         begins = ends = given
@@ -100,7 +100,7 @@ def window(reader: Reader, taps: tuple[int, ...], default_stride: object = 1) ->
     return Window(taps, strides, dilations, begins, ends, outputs)
 
 
-def _each(value: object, axes: int) -> tuple[int, ...] | None:
+def each(value: object, axes: int) -> tuple[int, ...] | None:
     """One number for each axis, of which torch lets callers give one for all."""
     listed = list(value) if isinstance(value, list | tuple) else [value]
     sizes = [each for each in listed if type(each) is int]
@@ -266,7 +266,8 @@ class Stored:
 
     def measure(self, linear: Linear, load: Load, dtype: np.dtype[np.generic], unit: float) -> Rounding:
         """What storing everything that `linear` absorbed and is made of in `dtype` would do."""
-        found = measure_parameters(self.solve_kernel(linear, load), self.solve_bias(linear, load), dtype, unit)
+        kernel, bias = self.solve_kernel(linear, load), self.solve_bias(linear, load)
+        found = measure_parameters(kernel, bias, dtype, unit, linear.input_sizes)
         found = found.with_fill(linear.fill, dtype, unit)
         for growth in terms.growths(
             linear, load, lambda: linear.growth(self._kernel(linear, load), self._bias(linear, load))

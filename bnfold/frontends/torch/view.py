@@ -24,6 +24,7 @@ from bnfold.frontends.torch.reader import Facts, Part, Reader, Unreadable, Value
 from bnfold.frontends.torch.spelling import is_parametrized, spell
 from bnfold.frontends.torch.store import Store, take_name
 from bnfold.frontends.torch.tensors import DTYPES, AnyArray
+from bnfold.graph import Constant
 from bnfold.health import Caution, examine
 from bnfold.linear import Linear
 from bnfold.ops import ChannelAffine, Op, Sum
@@ -75,6 +76,7 @@ class TorchGraph:
         self._inside = dict(store.nested_batchnorms(graph))
         self._names.update({node: node.name for node in self._inside})
         self._data: dict[fx.Node, list[int]] = {}
+        self._constants: dict[int | fx.Node, Constant] = {}
 
     def _know(self, constants: Constants, values: Mapping[fx.Node, Any]) -> Facts:
         if any(isinstance(value, torch.Tensor) for value in values.values()):
@@ -171,9 +173,7 @@ class TorchGraph:
         if row.is_arithmetic and (affine := read_affine.read_arithmetic(reader)):
             return affine
         if (linear := read_linear.read_linear(reader)) is not None:
-            parameters = [linear[1].kernel, *([linear[1].bias] if linear[1].bias else [])]
-            is_shared = any(self._is_shared(read_linear.operand(reader, each)) for each in parameters)
-            return replace(linear[0], is_shared=is_shared)
+            return linear[0]
         if row.carry is not None:
             found = row.carry(reader)
             return _unevenly(found) if isinstance(found, Sum) and node in self._exposed else found
@@ -197,19 +197,54 @@ class TorchGraph:
                 readings[id(tensor)] += sum(occurrences(user).count(node) for user in users)
         return readings
 
-    def _is_shared(self, handle: object) -> bool:
-        """Whether a constant, or one that it is computed from, has a second reader."""
-        stack = [handle]
-        while stack:
-            held = stack.pop()
-            tensor = self._store.tensor(held)
-            if tensor is not None and self._readings[id(tensor)] > 1:
-                return True
-            if isinstance(held, fx.Node):
-                if tensor is None and len(held.users) > 1:
-                    return True
-                stack.extend(held.all_input_nodes)
-        return False
+    def constants(self, node: fx.Node) -> tuple[Sequence[Constant], Sequence[Constant]]:
+        reader = self._reader(node)
+        replaced = [read_linear.operand(reader, name) for name in self._replaced_names(reader)]
+        slots = [each for each in reader.call.arguments.values() if isinstance(each, Slot)]
+        others = [each for each in (*slots, *occurrences(node)) if each not in replaced]
+        return self._read_constants(replaced), self._read_constants(others)
+
+    def _replaced_names(self, reader: Reader) -> Sequence[str]:
+        """The arguments of a node that `write` replaces."""
+        if read_affine.is_batchnorm(reader):
+            return ("weight", "bias")
+        try:
+            linear = read_linear.read_linear(reader)
+        except Unreadable:
+            return ()
+        if linear is None:
+            return ()
+        weights = linear[1]
+        return (weights.kernel, weights.bias) if weights.bias else (weights.kernel,)
+
+    def _read_constants(self, handles: Sequence[object]) -> list[Constant]:
+        held = self._facts.constants.holds
+        return [self._constant(each) for each in handles if isinstance(each, fx.Node | Slot) and held(each)]
+
+    def _constant(self, handle: Handle) -> Constant:
+        for each in [handle] if isinstance(handle, Slot) else self._facts.constants.sources(handle):
+            origin = self._origin(each)
+            if origin not in self._constants:
+                read = occurrences(each) if isinstance(each, fx.Node) else ()
+                sources = tuple(self._constants[self._origin(source)] for source in read)
+                self._constants[origin] = Constant(self._count(each), sources)
+        return self._constants[self._origin(handle)]
+
+    def _origin(self, handle: Handle) -> int | fx.Node:
+        """What a constant is known by: its tensor; or the node, if it computes the constant."""
+        tensor = self._store.tensor(handle)
+        if tensor is not None:
+            return id(tensor)
+        assert isinstance(handle, fx.Node)
+        return handle
+
+    def _count(self, handle: Handle) -> int:
+        """How often a constant is read."""
+        tensor = self._store.tensor(handle)
+        if tensor is not None:
+            return self._readings[id(tensor)]
+        assert isinstance(handle, fx.Node)
+        return sum(occurrences(user).count(handle) for user in handle.users)
 
     def _insist_on_no_hooks(self, call: Call) -> None:
         if call.module is not None and is_parametrized(call.module):
@@ -352,6 +387,10 @@ class TorchGraph:
         if not np.array_equal(solved.var, var):
             arrays["running_var"] = solved.var
         return arrays
+
+    def makes_bias(self, node: fx.Node, absorbed: Linear) -> bool:
+        bias = read_linear.stored(self._reader(node)).solve_bias(absorbed, self._load)
+        return bias is not None and bool(bias.any())
 
     def write(self, node: fx.Node, absorbed: Linear | Affine) -> None:
         reader = self._reader(node)

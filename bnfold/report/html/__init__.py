@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 from bnfold.errors import MissingExtraError
-from bnfold.report.record import Record
+from bnfold.report.documents import Record
 
 LIBRARIES = ("jinja2", "matplotlib")
 

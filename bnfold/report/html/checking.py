@@ -4,12 +4,24 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+from bnfold.report.documents import Record
 from bnfold.report.html import figures
-from bnfold.report.html.parts import Cell, Column, Mood, Section, Table, Terms, name_cell, number_cell, terms
+from bnfold.report.html.parts import (
+    Cell,
+    Column,
+    Mood,
+    Section,
+    Table,
+    Terms,
+    name_cell,
+    number_of,
+    tabulate,
+    terms,
+    text_of,
+)
 from bnfold.report.html.text import MISSING, count, percent, plain, plural, scientific, shown
-from bnfold.report.record import Record
 
 LISTED = 200
 """Inner values in the table: the worst."""
@@ -43,7 +55,8 @@ def verification_section(verification: Record) -> Section:
         tables.append(_verdict_table(caption, listed, verification, is_collapsed=True))
     samples = [each for each in verification.get("samples") or [] if isinstance(each, dict)]
     if samples:
-        tables.append(_sample_table(samples))
+        rows = (Numbered(number, sample) for number, sample in enumerate(samples, 1))
+        tables.append(tabulate("Inputs", _SAMPLE, rows, is_collapsed=True))
     divergence = verification.get("first_divergence")
     is_identical = all(not each.error and each.passes for each in drawn)
     return Section(
@@ -88,42 +101,36 @@ def _divergence(divergence: Record) -> Terms:
     )
 
 
-_OPTIONAL = {
-    "provider": Column("ran on", is_short=True),
-    "excess": Column("of budget", is_number=True),
-    "reason": Column("why", is_wide=True),
-    "snr_db": Column("SNR, dB", is_number=True),
-    "ulp": Column("ULP", is_number=True),
-    "argmax_agreement": Column("argmax", is_number=True),
-    "input": Column("worst input", is_short=True),
-}
-"""What a record may say of a value besides its name, verdict, error and budget, in the order of the columns."""
-
-
 def _verdict_table(caption: str, rows: Sequence[Record], verification: Record, *, is_collapsed: bool = False) -> Table:
-    told = [name for name in _OPTIONAL if any(row.get(name) is not None for row in rows)]
-    before = [name for name in told if name == "provider"]
-    after = [name for name in told if name != "provider"]
-    columns = [
-        Column("value"),
-        *(_OPTIONAL[name] for name in before),
-        Column("verdict"),
-        Column("error", is_number=True),
-        Column("budget", is_number=True),
-        *(_OPTIONAL[name] for name in after),
+    """What is known of values; a column that no row has anything to say in is left out."""
+    columns: dict[str, Column[Record]] = {
+        "name": Column("value", lambda row: name_cell(row.get("name", ""))),
+        "provider": Column("ran on", _place, is_short=True),
+        "equivalent": Column("verdict", lambda row: _verdict(row, verification)),
+        "error": Column("error", number_of("error", scientific), is_number=True),
+        "budget": Column("budget", number_of("budget", scientific), is_number=True),
+        "excess": Column("of budget", number_of("excess", percent), is_number=True),
+        "reason": Column("why", text_of("reason", 300), is_wide=True),
+        "snr_db": Column("SNR, dB", number_of("snr_db", _figure), is_number=True),
+        "ulp": Column("ULP", number_of("ulp", count), is_number=True),
+        "argmax_agreement": Column("argmax", number_of("argmax_agreement", _figure), is_number=True),
+        "input": Column("worst input", text_of("input", 40), is_short=True),
+    }
+    told = [
+        column
+        for key, column in columns.items()
+        if key in ("name", "equivalent", "error", "budget") or any(row.get(key) is not None for row in rows)
     ]
-    cells = [
-        [
-            name_cell(row.get("name", "")),
-            *(_told(name, row) for name in before),
-            _verdict(row, verification),
-            number_cell(scientific(row.get("error")), row.get("error")),
-            number_cell(scientific(row.get("budget")), row.get("budget")),
-            *(_told(name, row) for name in after),
-        ]
-        for row in rows
-    ]
-    return Table(caption, columns, cells, is_collapsed)
+    return tabulate(caption, told, rows, is_collapsed=is_collapsed)
+
+
+def _figure(value: Any) -> str:
+    return plain(value, 4)
+
+
+def _place(row: Record) -> Cell:
+    provider = shown(row.get("provider") or MISSING, 40)
+    return Cell(f"{provider}, as deployed" if row.get("level") == "default" else provider)
 
 
 def _verdict(row: Record, verification: Record) -> Cell:
@@ -133,22 +140,19 @@ def _verdict(row: Record, verification: Record) -> Cell:
     return Cell("differs", mood=mood)
 
 
-def _told(name: str, row: Record) -> Cell:
-    value = row.get(name)
-    if name == "provider":
-        place = shown(MISSING if value is None else value, 40)
-        return Cell(f"{place}, as deployed" if row.get("level") == "default" else place)
-    if name in ("input", "reason"):
-        return Cell(shown(MISSING if value is None else value, 40 if name == "input" else 300))
-    written = {"excess": percent, "ulp": count}.get(name)
-    return number_cell(written(value) if written else plain(value, 4), value)
+class Numbered(NamedTuple):
+    """A row: a set of inputs, and its number."""
+
+    number: int
+    sample: Record
 
 
-def _sample_table(samples: Sequence[Record]) -> Table:
-    rows = []
-    for index, each in enumerate(samples):
-        shapes = each.get("shapes") if isinstance(each.get("shapes"), dict) else {}
-        written = (f"{shown(name, 60)} {shape}" for name, shape in (shapes or {}).items())
-        rows.append([Cell(f"{index + 1}"), Cell(shown(each.get("label", MISSING), 120)), Cell(", ".join(written))])
-    columns = (Column("set"), Column("kind"), Column("shapes", is_wide=True))
-    return Table("Inputs", columns, rows, is_collapsed=True)
+_SAMPLE: tuple[Column[Numbered], ...] = (
+    Column("set", lambda row: Cell(str(row.number))),
+    Column("kind", lambda row: text_of("label", 120)(row.sample)),
+    Column("shapes", lambda row: Cell(_shapes(row.sample.get("shapes"))), is_wide=True),
+)
+
+
+def _shapes(shapes: Any) -> str:
+    return ", ".join(f"{shown(name, 60)} {shape}" for name, shape in shapes.items()) if isinstance(shapes, dict) else ""

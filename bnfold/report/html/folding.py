@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
+from bnfold.report.documents import Record
 from bnfold.report.html import drawings
-from bnfold.report.html.parts import Cell, Column, Section, Table, name_cell, number_cell
+from bnfold.report.html.parts import Cell, Column, Section, name_cell, number_cell, number_of, tabulate, text_of
 from bnfold.report.html.text import MISSING, count, plural, scientific, shown
-from bnfold.report.record import Record
 
 DRAWN_OPEN, DRAWN = 40, 400
 """So many BatchNorms have an open picture, and so many one at all, lest the page grow without bound."""
@@ -24,14 +24,7 @@ def batchnorms(outcomes: Sequence[Record] | None) -> Section | None:
     """What became of each BatchNorm, with a picture."""
     if outcomes is None:
         return None
-    columns = (
-        Column("BatchNorm"),
-        Column("outcome"),
-        Column("the graph around it", is_sortable=False),
-        Column("where, or why not", is_wide=True),
-        Column("rounding", is_number=True),
-    )
-    rows = [_outcome_row(each, f"p{index}", index < DRAWN) for index, each in enumerate(outcomes)]
+    rows = [Numbered(number, each) for number, each in enumerate(outcomes)]
     sentences = [
         "A BatchNorm in evaluation mode is a scale and a shift for each channel. Operators absorb it into their "
         "weights; others on the way carry it. Rounding is the largest relative error of the weights written. A picture "
@@ -39,21 +32,37 @@ def batchnorms(outcomes: Sequence[Record] | None) -> Section | None:
     ]
     if len(outcomes) > DRAWN:
         sentences.append(f"The first {DRAWN} are drawn.")
-    table = Table("What became of each BatchNorm", columns, rows, hides_figures=len(rows) > DRAWN_OPEN)
+    table = tabulate("What became of each BatchNorm", _OUTCOME, rows, hides_figures=len(rows) > DRAWN_OPEN)
     return Section(
         "batchnorms", "BatchNorms", sentences if rows else ["The model has none."], tables=[table] if rows else []
     )
 
 
-def _outcome_row(outcome: Record, key: str, is_drawn: bool) -> list[Cell]:
-    is_folded = outcome.get("status") == "folded"
-    return [
-        name_cell(outcome_name(outcome)),
-        Cell(shown(outcome.get("status", MISSING)), mood="good" if is_folded else "unsure"),
-        Cell("", figure=drawings.picture(outcome, key)) if is_drawn else Cell(MISSING),
-        Cell(_where(outcome)),
-        number_cell(scientific(outcome.get("rounding")), outcome.get("rounding")),
-    ]
+class Numbered(NamedTuple):
+    """A row: an outcome, and its number."""
+
+    number: int
+    outcome: Record
+
+
+def _status(outcome: Record) -> Cell:
+    status = outcome.get("status", MISSING)
+    return Cell(shown(status), mood="good" if status == "folded" else "unsure")
+
+
+def _picture(row: Numbered) -> Cell:
+    if row.number >= DRAWN:
+        return Cell(MISSING)
+    return Cell("", figure=drawings.picture(row.outcome, f"p{row.number}"))
+
+
+_OUTCOME: tuple[Column[Numbered], ...] = (
+    Column("BatchNorm", lambda row: name_cell(outcome_name(row.outcome))),
+    Column("outcome", lambda row: _status(row.outcome)),
+    Column("the graph around it", _picture, is_sortable=False),
+    Column("where, or why not", lambda row: Cell(_where(row.outcome)), is_wide=True),
+    Column("rounding", lambda row: number_of("rounding", scientific)(row.outcome), is_number=True),
+)
 
 
 def _where(outcome: Record) -> str:
@@ -78,85 +87,95 @@ def stayed(outcomes: Sequence[Record] | None) -> Section | None:
     reasons: dict[str, list[Record]] = {}
     for each in kept:
         reasons.setdefault(str(each.get("reason", "")), []).append(each)
-    rows = []
-    for reason, group in sorted(reasons.items(), key=lambda item: -len(item[1])):
-        details = list(dict.fromkeys(shown(each.get("detail", ""), 200) for each in group))
-        more = f"; and {plural(len(details) - 2, 'further detail')}" if len(details) > 2 else ""
-        advice = group[0].get("advice")
-        rows.append(
-            [
-                Cell(shown(reason)),
-                number_cell(count(len(group)), len(group)),
-                Cell("; ".join(details[:2]) + more),
-                Cell(shown(advice, 300) if advice else "no change that bnfold knows of"),
-            ]
-        )
-    columns = (
-        Column("reason"),
-        Column("BatchNorms", is_number=True),
-        Column("what stops it", is_wide=True),
-        Column("what would help", is_wide=True),
-    )
+    rows = [Stopped(reason, group) for reason, group in sorted(reasons.items(), key=lambda item: -len(item[1]))]
     sentences = ["What stays is computed as before, so the results stay right."]
-    return Section("stayed", "What stayed, and why", sentences, tables=[Table("Reasons", columns, rows)])
+    return Section("stayed", "What stayed, and why", sentences, tables=[tabulate("Reasons", _REASON, rows)])
+
+
+class Stopped(NamedTuple):
+    """A row: a reason, and the outcomes that have it."""
+
+    reason: str
+    outcomes: list[Record]
+
+
+_REASON: tuple[Column[Stopped], ...] = (
+    Column("reason", lambda row: Cell(shown(row.reason))),
+    Column("BatchNorms", lambda row: _count(row.outcomes), is_number=True),
+    Column("what stops it", lambda row: Cell(_details(row.outcomes)), is_wide=True),
+    Column("what would help", lambda row: Cell(_advice(row.outcomes)), is_wide=True),
+)
+
+
+def _count(things: Sequence[Any]) -> Cell:
+    return number_cell(count(len(things)), len(things))
+
+
+def _details(outcomes: Sequence[Record]) -> str:
+    details = list(dict.fromkeys(shown(each.get("detail", ""), 200) for each in outcomes))
+    more = f"; and {plural(len(details) - 2, 'further detail')}" if len(details) > 2 else ""
+    return "; ".join(details[:2]) + more
+
+
+def _advice(outcomes: Sequence[Record]) -> str:
+    advice = outcomes[0].get("advice")
+    return shown(advice, 300) if advice else "no change that bnfold knows of"
 
 
 def affines(outcomes: Sequence[Record] | None) -> Section | None:
     """What folded and is no BatchNorm."""
     if not outcomes:
         return None
-    rows = [
-        [
-            name_cell(outcome_name(each)),
-            Cell(shown(each.get("direction", MISSING))),
-            Cell(_listed(each.get("into") or []) or MISSING),
-            Cell(_listed(each.get("through") or []) or MISSING),
-        ]
-        for each in outcomes
-    ]
-    columns = (Column("operator"), Column("direction"), Column("absorbed by"), Column("carried through"))
-    table = Table(plural(len(rows), "per-channel affine"), columns, rows, is_collapsed=True)
+    table = tabulate(plural(len(outcomes), "per-channel affine"), _AFFINE, outcomes, is_collapsed=True)
     sentences = ["Scales and shifts that are no BatchNorm, and folded in their own right or together with one."]
     return Section("affines", "Other per-channel affines", sentences, tables=[table])
+
+
+def _names_of(key: str) -> Callable[[Record], Cell]:
+    return lambda record: Cell(_listed(record.get(key) or []) or MISSING)
+
+
+_AFFINE: tuple[Column[Record], ...] = (
+    Column("operator", lambda outcome: name_cell(outcome_name(outcome))),
+    Column("direction", text_of("direction")),
+    Column("absorbed by", _names_of("into")),
+    Column("carried through", _names_of("through")),
+)
 
 
 def merges(merged: Sequence[Record] | None) -> Section | None:
     """Linear operators that became one."""
     if not merged:
         return None
-    rows = [
-        [
-            name_cell(outcome_name(each, "into")),
-            Cell(_listed(each.get("branches") or []) or MISSING),
-            Cell(_listed(each.get("through") or []) or MISSING),
-            number_cell(scientific(each.get("rounding")), each.get("rounding")),
-        ]
-        for each in merged
-    ]
-    columns = (
-        Column("operator"),
-        Column("takes the place of", is_wide=True),
-        Column("and of the additions"),
-        Column("rounding", is_number=True),
-    )
     sentences = [
         "Parallel branches that are added up, and linear operators in a row, are one operator where that is cheaper."
     ]
-    return Section("merges", "Merged operators", sentences, tables=[Table("Merges", columns, rows)])
+    return Section("merges", "Merged operators", sentences, tables=[tabulate("Merges", _MERGE, merged)])
+
+
+_MERGE: tuple[Column[Record], ...] = (
+    Column("operator", lambda merge: name_cell(outcome_name(merge, "into"))),
+    Column("takes the place of", _names_of("branches"), is_wide=True),
+    Column("and of the additions", _names_of("through")),
+    Column("rounding", number_of("rounding", scientific), is_number=True),
+)
 
 
 def cautions(warnings: Sequence[Any] | None) -> Section | None:
     """What looks wrong, though nothing stops on it."""
     if not warnings:
         return None
-    rows = [
-        [
-            name_cell(outcome_name(each)),
-            Cell(shown(each.get("kind", MISSING))),
-            number_cell(count(len(each.get("channels") or [])), len(each.get("channels") or [])),
-            Cell(shown(each.get("detail", ""), 400)),
-        ]
-        for each in (each if isinstance(each, dict) else {"detail": each} for each in warnings)
-    ]
-    columns = (Column("BatchNorm"), Column("kind"), Column("channels", is_number=True), Column("detail", is_wide=True))
-    return Section("warnings", "Warnings", tables=[Table("Warnings", columns, rows)])
+    rows = [each if isinstance(each, dict) else {"detail": each} for each in warnings]
+    return Section("warnings", "Warnings", tables=[tabulate("Warnings", _CAUTION, rows)])
+
+
+def _subject(warning: Record) -> str:
+    return outcome_name(warning, "batchnorm" if warning.get("batchnorm") else "value")
+
+
+_CAUTION: tuple[Column[Record], ...] = (
+    Column("BatchNorm or value", lambda warning: name_cell(_subject(warning))),
+    Column("kind", text_of("kind")),
+    Column("channels", lambda warning: _count(warning.get("channels") or []), is_number=True),
+    Column("detail", lambda warning: Cell(shown(warning.get("detail", ""), 400)), is_wide=True),
+)

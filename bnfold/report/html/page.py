@@ -10,10 +10,10 @@ from importlib.resources import files
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from bnfold.report.documents import Record
 from bnfold.report.html.sections import sections
 from bnfold.report.html.summary import summarize
 from bnfold.report.html.text import breakable, file_names, shown
-from bnfold.report.record import Record
 
 TEMPLATES = "templates"
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from markupsafe import Markup
 
+from bnfold.report.columns import Column as PlainColumn
+from bnfold.report.columns import Row
+from bnfold.report.documents import Record
 from bnfold.report.html.text import MISSING, number, shown, size
 
 Mood = Literal["good", "bad", "unsure", "plain"]
@@ -42,11 +45,9 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Column:
-    """A table's column; numbers are set right-aligned, a column of sentences wide, and short texts on one line."""
+class Column(PlainColumn[Row, Cell]):
+    """A table's column; one of sentences is set wide, and short texts on one line."""
 
-    label: str
-    is_number: bool = False
     is_sortable: bool = True
     is_wide: bool = False
     is_short: bool = False
@@ -62,10 +63,23 @@ class Table:
     """
 
     caption: str
-    columns: Sequence[Column]
+    columns: Sequence[Column[Any]]
     rows: Sequence[Sequence[Cell]]
     is_collapsed: bool = False
     hides_figures: bool = False
+
+
+def tabulate(
+    caption: str,
+    columns: Sequence[Column[Row]],
+    rows: Iterable[Row],
+    *,
+    is_collapsed: bool = False,
+    hides_figures: bool = False,
+) -> Table:
+    """What columns say of rows."""
+    cells = [[column.cell(row) for column in columns] for row in rows]
+    return Table(caption, columns, cells, is_collapsed, hides_figures)
 
 
 @dataclass(frozen=True)
@@ -116,6 +130,16 @@ def name_cell(name: object, limit: int = 72) -> Cell:
 def number_cell(text: str, value: Any, mood: Mood | None = None) -> Cell:
     """A number as people read it, which sorts by what it is."""
     return Cell(text, value=number(value), mood=mood)
+
+
+def text_of(key: str, limit: int = 160) -> Callable[[Record], Cell]:
+    """What a record says under a key, as text."""
+    return lambda record: Cell(shown(record.get(key) or MISSING, limit))
+
+
+def number_of(key: str, written: Callable[[Any], str]) -> Callable[[Record], Cell]:
+    """What a record says under a key, as a number that is written so."""
+    return lambda record: number_cell(written(record.get(key)), record.get(key))
 
 
 def terms(title: str, value: Any) -> Terms:

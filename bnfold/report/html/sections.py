@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from bnfold.report.documents import Record
 from bnfold.report.html import checking, folding, timing
 from bnfold.report.html.parts import Section, Terms, terms
-from bnfold.report.record import Record
 
 
 def sections(record: Record) -> Iterator[Section]:

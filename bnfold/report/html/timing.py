@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
+from bnfold.report.documents import Record
 from bnfold.report.html import figures
-from bnfold.report.html.parts import Cell, Column, Figure, Section, Table, name_cell, number_cell
+from bnfold.report.html.parts import (
+    Cell,
+    Column,
+    Figure,
+    Section,
+    Table,
+    name_cell,
+    number_cell,
+    number_of,
+    tabulate,
+    text_of,
+)
 from bnfold.report.html.text import MISSING, count, file_names, finite, plain, plural, shown, size
-from bnfold.report.record import Record
 
 
 def latency(entries: Sequence[Record] | None, noise: Any) -> Section | None:
@@ -22,8 +33,7 @@ def latency(entries: Sequence[Record] | None, noise: Any) -> Section | None:
         "The first model is the baseline. The models took turns, so each ratio compares runs under the same load.",
         *_handed_back(model_names(entries), entries),
     ]
-    rows = [_steady_row(*row) for row in _with_baselines(entries)]
-    tables = [Table("Steady state", _STEADY_COLUMNS, rows), *_noise(noise)]
+    tables = [tabulate("Steady state", _STEADY, _with_baselines(entries)), *_noise(noise)]
     return Section("latency", "Latency", sentences, figures=list(_drawn(groups)), tables=tables)
 
 
@@ -35,15 +45,22 @@ def start(entries: Sequence[Record] | None) -> Section | None:
         "Session creation, first run and memory are those of cold starts, each in a process of its own. The ratio of "
         "sessions is of those made in turns in one process."
     ]
-    rows = [_start_row(*row) for row in _with_baselines(entries)]
-    return Section("start", "Start and memory", sentences, tables=[Table("Cold starts", _START_COLUMNS, rows)])
+    table = tabulate("Cold starts", _START, _with_baselines(entries))
+    return Section("start", "Start and memory", sentences, tables=[table])
 
 
-def _with_baselines(entries: Sequence[Record]) -> Iterator[tuple[str, Record, bool]]:
-    """The name of each entry's model, the entry, and whether it is the first of its setting."""
+class Timed(NamedTuple):
+    """A row: what to call a model, its entry, and whether it is the first of its setting."""
+
+    name: str
+    entry: Record
+    is_baseline: bool
+
+
+def _with_baselines(entries: Sequence[Record]) -> Iterator[Timed]:
     begun: set[str] = set()
     for name, each in zip(model_names(entries), entries, strict=True):
-        yield name, each, setting(each) not in begun
+        yield Timed(name, each, setting(each) not in begun)
         begun.add(setting(each))
 
 
@@ -101,15 +118,14 @@ def _noise(noise: Any) -> Iterator[Table]:
     """The baseline beside itself, wherever it was measured."""
     rows = [each for each in (noise if isinstance(noise, list) else [noise]) if isinstance(each, dict) and each]
     if rows:
-        columns = (Column("provider"), Column("level"), Column("ratio, 95 % interval", is_number=True))
-        cells = [
-            [
-                *(Cell(shown(each.get(key) or MISSING, 40)) for key in ("provider", "level")),
-                number_cell(_interval(each), each.get("ratio")),
-            ]
-            for each in rows
-        ]
-        yield Table("Noise floor: the baseline beside itself", columns, cells)
+        yield tabulate("Noise floor: the baseline beside itself", _NOISE, rows)
+
+
+_NOISE: tuple[Column[Record], ...] = (
+    Column("provider", text_of("provider", 40)),
+    Column("level", text_of("level", 40)),
+    Column("ratio, 95 % interval", lambda noise: number_cell(_interval(noise), noise.get("ratio")), is_number=True),
+)
 
 
 def _interval(entry: Record) -> str:
@@ -117,57 +133,46 @@ def _interval(entry: Record) -> str:
     return f"{ratio.middle:.3f} ({ratio.low:.3f} to {ratio.high:.3f})" if ratio else plain(entry.get("ratio"))
 
 
-_STEADY_COLUMNS = (
-    Column("model"),
-    Column("ran on", is_short=True),
-    Column("verdict"),
-    Column("ratio, 95 % interval", is_number=True),
-    Column("median, ms", is_number=True),
-    Column("p90, ms", is_number=True),
-    Column("p99, ms", is_number=True),
+def _figure(key: str, written: Callable[[Any], str]) -> Callable[[Timed], Cell]:
+    return lambda row: number_of(key, written)(row.entry)
+
+
+def _verdict(row: Timed) -> Cell:
+    if row.is_baseline:
+        return Cell("baseline")
+    ratio = figures.read_ratio(row.entry, "")
+    return Cell(shown(row.entry.get("verdict") or MISSING), mood=ratio.mood if ratio else None)
+
+
+def _beside(row: Timed, key: str, written: Callable[[Record], str]) -> Cell:
+    """A ratio to the baseline, which has none itself."""
+    return Cell(MISSING) if row.is_baseline else number_cell(written(row.entry), row.entry.get(key))
+
+
+_STEADY: tuple[Column[Timed], ...] = (
+    Column("model", lambda row: name_cell(row.name)),
+    Column("ran on", lambda row: _place(row.entry), is_short=True),
+    Column("verdict", _verdict),
+    Column("ratio, 95 % interval", lambda row: _beside(row, "ratio", _interval), is_number=True),
+    Column("median, ms", _figure("median_ms", plain), is_number=True),
+    Column("p90, ms", _figure("p90_ms", plain), is_number=True),
+    Column("p99, ms", _figure("p99_ms", plain), is_number=True),
 )
-
-
-def _steady_row(name: str, entry: Record, is_baseline: bool) -> list[Cell]:
-    ratio = figures.read_ratio(entry, "")
-    verdict = "baseline" if is_baseline else entry.get("verdict")
-    mood = ratio.mood if ratio and not is_baseline else None
-    times = [entry.get(f"{name}_ms") for name in ("median", "p90", "p99")]
-    return [
-        name_cell(name),
-        _place(entry),
-        Cell(shown(verdict) if verdict else MISSING, mood=mood),
-        number_cell(MISSING if is_baseline else _interval(entry), None if is_baseline else entry.get("ratio")),
-        *(number_cell(plain(time), time) for time in times),
-    ]
 
 
 def _place(entry: Record) -> Cell:
     return Cell(", ".join(shown(each, 40) for each in (entry.get("provider"), entry.get("level")) if each) or MISSING)
 
 
-_START_COLUMNS = (
-    Column("model"),
-    Column("ran on", is_short=True),
-    Column("session, ms", is_number=True),
-    Column("its ratio, 95 % interval", is_number=True),
-    Column("first run, ms", is_number=True),
-    Column("peak memory", is_number=True),
-    Column("before the model", is_number=True),
+_START: tuple[Column[Timed], ...] = (
+    Column("model", lambda row: name_cell(row.name)),
+    Column("ran on", lambda row: _place(row.entry), is_short=True),
+    Column("session, ms", _figure("session_ms", plain), is_number=True),
+    Column("its ratio, 95 % interval", lambda row: _beside(row, "session_ratio", _session_interval), is_number=True),
+    Column("first run, ms", _figure("first_run_ms", plain), is_number=True),
+    Column("peak memory", _figure("peak_bytes", size), is_number=True),
+    Column("before the model", _figure("memory_before_bytes", size), is_number=True),
 )
-
-
-def _start_row(name: str, entry: Record, is_baseline: bool) -> list[Cell]:
-    ratio = None if is_baseline else entry.get("session_ratio")
-    sizes = (entry.get("peak_bytes"), entry.get("memory_before_bytes"))
-    return [
-        name_cell(name),
-        _place(entry),
-        number_cell(plain(entry.get("session_ms")), entry.get("session_ms")),
-        number_cell(MISSING if ratio is None else _session_interval(entry), ratio),
-        number_cell(plain(entry.get("first_run_ms")), entry.get("first_run_ms")),
-        *(number_cell(size(each), each) for each in sizes),
-    ]
 
 
 def _session_interval(entry: Record) -> str:
@@ -180,23 +185,14 @@ def models(described: Any) -> Section | None:
     listed = [each for each in described if isinstance(each, dict)] if isinstance(described, list) else []
     if not listed:
         return None
-    columns = (
-        Column("model"),
-        Column("engine"),
-        Column("file", is_number=True),
-        Column("nodes", is_number=True),
-        Column("BatchNorms", is_number=True),
-        Column("SHA-256", is_wide=True),
-    )
-    rows = [
-        [
-            name_cell(each.get("model", MISSING)),
-            Cell(shown(each.get("engine") or MISSING, 40)),
-            number_cell(size(each.get("file_bytes")), each.get("file_bytes")),
-            number_cell(count(each.get("nodes")), each.get("nodes")),
-            number_cell(count(each.get("batchnorms")), each.get("batchnorms")),
-            Cell(shown(each.get("sha256") or MISSING, 80)),
-        ]
-        for each in listed
-    ]
-    return Section("models", "Models", tables=[Table("Sizes and identity", columns, rows)])
+    return Section("models", "Models", tables=[tabulate("Sizes and identity", _MODEL, listed)])
+
+
+_MODEL: tuple[Column[Record], ...] = (
+    Column("model", lambda model: name_cell(model.get("model", MISSING))),
+    Column("engine", text_of("engine", 40)),
+    Column("file", number_of("file_bytes", size), is_number=True),
+    Column("nodes", number_of("nodes", count), is_number=True),
+    Column("BatchNorms", number_of("batchnorms", count), is_number=True),
+    Column("SHA-256", text_of("sha256", 80), is_wide=True),
+)

@@ -1,0 +1,207 @@
+"""What a model was read from: its protobuf, and which part of it each node and each constant of the `ir.Model` was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx import numpy_helper
+
+from bnfold.errors import UnsupportedModelError
+
+META = "bnfold.original"
+"""Where a model keeps its original."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file as it was when it was read."""
+
+    path: Path
+    size: int
+    modified: int
+
+    @classmethod
+    def of(cls, path: Path) -> Source:
+        """The file as it is now."""
+        found = path.stat()
+        return cls(path, found.st_size, found.st_mtime_ns)
+
+    def is_unchanged(self) -> bool:
+        """Whether it still is what it was."""
+        return self.path.is_file() and Source.of(self.path) == self
+
+    def tensor(self) -> ir.ExternalTensor:
+        """Its bytes, as a tensor in a file."""
+        shape, folder = ir.Shape([self.size]), self.path.parent
+        return ir.ExternalTensor(
+            self.path.name, 0, self.size, ir.DataType.UINT8, shape=shape, name=self.path.name, base_dir=folder
+        )
+
+
+class Densified(ir.LazyTensor):
+    """A sparse tensor as a dense one, made whenever it is read."""
+
+    def __init__(self, sparse: onnx.SparseTensorProto) -> None:
+        kind, shape = ir.DataType(sparse.values.data_type), ir.Shape(sparse.dims)
+        super().__init__(self._fill, dtype=kind, shape=shape, name=sparse.values.name)
+        self._sparse = sparse
+
+    def _fill(self) -> ir.TensorProtocol:
+        values, indices = numpy_helper.to_array(self._sparse.values), numpy_helper.to_array(self._sparse.indices)
+        shape = tuple(self._sparse.dims)
+        dense = np.zeros(prod(shape), values.dtype)
+        dense[indices if indices.ndim == 1 else np.ravel_multi_index(tuple(indices.T), shape)] = values
+        return ir.tensor(dense.reshape(shape))
+
+
+@dataclass(frozen=True, eq=False)
+class NodeRecord:
+    """A node as it was read."""
+
+    proto: onnx.NodeProto
+    attributes: dict[str, ir.Attr]
+
+
+@dataclass(frozen=True, eq=False)
+class ConstantRecord:
+    """An initializer as it was read."""
+
+    proto: onnx.TensorProto | onnx.SparseTensorProto
+    tensor: ir.TensorProtocol
+
+
+@dataclass(frozen=True, eq=False)
+class Original:
+    """The protobuf of a model that may have been edited since.
+
+    Attributes:
+        proto: the message; nothing changes it.
+        source: the file that holds it, if one does.
+        left_out: what the model does not hold of it.
+        nodes, constants: those that were in it, of all graphs and functions.
+    """
+
+    proto: onnx.ModelProto
+    source: Source | None
+    left_out: tuple[str, ...]
+    nodes: dict[ir.Node, NodeRecord] = field(default_factory=dict)
+    constants: dict[ir.Value, ConstantRecord] = field(default_factory=dict)
+
+    def names(self) -> Iterator[str]:
+        """Names that parts of it mention which the model does not hold, so that nothing else may get them."""
+        for graph in graphs(self.proto):
+            for info in graph.value_info:
+                yield info.name
+                if "::" in info.name:  # how exporters name the values of functions before IR version 10
+                    yield info.name.rpartition("/")[2]
+            if isinstance(graph, onnx.GraphProto):
+                yield from (each.tensor_name for each in graph.quantization_annotation)
+        yield from self.names_read_elsewhere()
+
+    def names_read_elsewhere(self) -> Iterator[str]:
+        """Names of values that are read by something else than nodes: annotations, and information about training."""
+        for graph in graphs(self.proto):
+            if isinstance(graph, onnx.GraphProto):
+                for annotation in graph.quantization_annotation:
+                    yield from (each.value for each in annotation.quant_parameter_tensor_names)
+        for training in self.proto.training_info:
+            for entry in (*training.initialization_binding, *training.update_binding):
+                yield from (entry.key, entry.value)
+            for graph in (training.initialization, training.algorithm):
+                for node in graph.node:
+                    yield from node.input
+                    yield from node.output
+
+
+def original_of(model: ir.Model) -> Original | None:
+    """What a model was read from; None where somebody else made it."""
+    found = model.meta.get(META)
+    assert found is None or isinstance(found, Original)
+    return found
+
+
+def attach(model: ir.Model, original: Original, *, restore: bool) -> None:
+    """Let a model keep its original, and note what was what.
+
+    Args:
+        model: as it was read.
+        original: whose tables are empty.
+        restore: whether the model was read from a copy without the bytes of tensors, which it gets back.
+    """
+    proto = original.proto
+    functions = (function.graph for function in model.functions.values())
+    stack = [(model.graph, proto.graph), *zip(functions, proto.functions, strict=True)]
+    while stack:
+        graph, described = stack.pop()
+        if isinstance(described, onnx.GraphProto):
+            _note_constants(graph, described, original, restore=restore)
+        for node, each in zip(graph, described.node, strict=True):
+            for attribute in each.attribute:
+                if restore:
+                    _restore(node, attribute)
+                if attribute.name in node.attributes and not attribute.ref_attr_name:
+                    found = node.attributes[attribute.name]
+                    if attribute.type == onnx.AttributeProto.GRAPH:
+                        stack.append((found.as_graph(), attribute.g))
+                    elif attribute.type == onnx.AttributeProto.GRAPHS:
+                        stack.extend(zip(found.as_graphs(), attribute.graphs, strict=True))
+            original.nodes[node] = NodeRecord(each, dict(node.attributes))
+    model.meta[META] = original
+
+
+def _note_constants(graph: ir.Graph, described: onnx.GraphProto, original: Original, *, restore: bool) -> None:
+    for dense in described.initializer:
+        value = graph.initializers[dense.name]
+        if restore:
+            value.const_value = ir.serde.deserialize_tensor(dense)
+        assert value.const_value is not None
+        original.constants[value] = ConstantRecord(dense, value.const_value)
+    for sparse in described.sparse_initializer:
+        value = graph.initializers[sparse.values.name]
+        value.const_value = Densified(sparse)
+        value.shape = ir.Shape(sparse.dims)
+        original.constants[value] = ConstantRecord(sparse, value.const_value)
+
+
+def _restore(node: ir.Node, attribute: onnx.AttributeProto) -> None:
+    """Give a node back what was left out of an attribute."""
+    name, kind = attribute.name, attribute.type
+    if attribute.ref_attr_name:
+        return
+    if kind in (onnx.AttributeProto.TENSOR, onnx.AttributeProto.TENSORS):
+        node.attributes[name] = ir.serde.deserialize_attribute(attribute)
+    elif name == "sparse_value" and node.op_type == "Constant" and node.domain == "":
+        node.attributes["value"] = ir.AttrTensor("value", Densified(attribute.sparse_tensor))
+
+
+def detach(model: ir.Model, name: str) -> ir.Model:
+    """The model without its original, for others, who may change it in any way.
+
+    Raises:
+        UnsupportedModelError: there is something that only the original holds.
+    """
+    original = original_of(model)
+    if original is not None and original.left_out:
+        raise UnsupportedModelError(
+            f"{name}: onnx_ir.Model cannot hold {original.left_out[0]}; give an onnx.ModelProto instead of the path"
+        )
+    model.meta.pop(META, None)
+    return model
+
+
+def graphs(proto: onnx.ModelProto) -> Iterator[onnx.GraphProto | onnx.FunctionProto]:
+    """All graphs of a model, those of bodies and functions too."""
+    stack: list[onnx.GraphProto | onnx.FunctionProto] = [proto.graph, *proto.functions]
+    while stack:
+        graph = stack.pop()
+        yield graph
+        for node in graph.node:
+            for attribute in node.attribute:
+                stack.extend([attribute.g] if attribute.HasField("g") else [])
+                stack.extend(attribute.graphs)

@@ -1,0 +1,298 @@
+"""The JSON documents that pipelines read, as types. Keys are only ever added.
+
+`schema/` beside this module has them as JSON schemas, which `scripts/make_schemas.py` writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, Literal, TypedDict
+
+SCHEMA: Final = "bnfold/1"
+
+Record = Mapping[str, Any]
+"""A document of any command as a renderer meets it that takes old ones from files: keys may be missing."""
+
+
+class Folded(TypedDict):
+    """A BatchNorm, or another per-channel affine, that folds."""
+
+    batchnorm: str
+    scope: str
+    status: Literal["folded"]
+    direction: str
+    into: list[str]
+    through: list[str]
+    rounding: float | None
+
+
+class Kept(TypedDict):
+    """A BatchNorm that stays, with the reason."""
+
+    batchnorm: str
+    scope: str
+    status: Literal["kept"]
+    reason: str
+    detail: str
+    at: str
+    advice: str | None
+
+
+class Merged(TypedDict):
+    """Linear operators that become one."""
+
+    into: str
+    scope: str
+    branches: list[str]
+    through: list[str]
+    rounding: float | None
+
+
+class Warned(TypedDict):
+    """Something wrong with the statistics of a BatchNorm, or with what the file says of a value; it blocks no fold."""
+
+    batchnorm: str | None
+    value: str | None
+    scope: str
+    kind: str
+    channels: list[int]
+    detail: str
+
+
+class BatchNorms(TypedDict):
+    """How many BatchNorms there are, fold and stay."""
+
+    found: int
+    folded: int
+    kept: int
+
+
+class Affines(TypedDict):
+    """How many other per-channel affines fold."""
+
+    folded: int
+
+
+class Change(TypedDict):
+    """A size before and after; null where nothing is written."""
+
+    before: int
+    after: int | None
+
+
+class Created(TypedDict):
+    """Elements that are not finite in the candidate alone, and in the reference alone."""
+
+    created: int
+    lost: int
+
+
+class Value(TypedDict):
+    """An inner value, at the worst of all inputs."""
+
+    name: str
+    equivalent: bool
+    reason: str | None
+    error: float | None
+    budget: float | None
+    excess: float | None
+    test: str
+    input: str
+    snr_db: float | None
+    nan: Created
+    inf: Created
+
+
+class Output(Value):
+    """An output, at one place and optimisation level."""
+
+    provider: str
+    level: Literal["default", "disabled"]
+    ulp: int | None
+    argmax_agreement: float | None
+    argmax_margin: float | None
+
+
+class Sample(TypedDict):
+    """One set of inputs."""
+
+    label: str
+    shapes: dict[str, list[int]]
+
+
+class Divergence(TypedDict):
+    """The earliest value that differs, at its worst element."""
+
+    name: str
+    node: str
+    channel: int | None
+    position: list[int]
+    expected: Any
+    actual: Any
+    error: float | None
+    budget: float | None
+    input: str
+    reason: str
+
+
+class Verification(TypedDict):
+    """Whether two models are equivalent, and what shows it."""
+
+    equivalent: bool
+    inputs: int
+    samples: list[Sample]
+    outputs: list[Output]
+    values: list[Value]
+    first_divergence: Divergence | None
+    findings: list[str]
+
+
+class FileDocument(TypedDict):
+    """What `fuse` did to a file, or what `inspect` says that it would do."""
+
+    schema: Literal["bnfold/1"]
+    command: Literal["fuse", "inspect"]
+    model: str
+    output: str | None
+    batchnorms: BatchNorms
+    affines: Affines
+    outcomes: list[Folded | Kept]
+    affine_outcomes: list[Folded]
+    merges: list[Merged]
+    warnings: list[Warned]
+    nodes: Change
+    bytes: Change
+    seconds: float
+    verification: Verification | None
+
+
+class VerifyDocument(Verification):
+    """What `verify` found."""
+
+    schema: Literal["bnfold/1"]
+    command: Literal["verify"]
+    reference: str
+    candidate: str
+    seconds: float
+
+
+class BenchModel(TypedDict):
+    """A model that was timed; null where a module in memory does not say."""
+
+    model: str
+    engine: str
+    sha256: str | None
+    file_bytes: int | None
+    nodes: int | None
+    batchnorms: int | None
+
+
+class BenchEntry(TypedDict):
+    """One model under one provider and level; ratios are to the first model."""
+
+    model: str
+    index: int
+    provider: str
+    level: str | None
+    engine: str
+    verdict: str | None
+    median_ms: float
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+    noise_low: float
+    noise_high: float
+    session_ms: float | None
+    session_ratio: float
+    session_ratio_low: float
+    session_ratio_high: float
+    first_run_ms: float | None
+    peak_bytes: int | None
+    memory_before_bytes: int | None
+    file_bytes: int | None
+    nodes: int | None
+    batchnorms: int | None
+    details: dict[str, Any]
+    placement: dict[str, int] | None
+    handed_back: list[str]
+    samples_ms: list[list[list[float]]]
+    session_samples_ms: list[float]
+    cold_session_samples_ms: list[float] | None
+    cold_first_run_samples_ms: list[float] | None
+
+
+class Noise(TypedDict):
+    """The baseline beside itself, under one provider and level."""
+
+    provider: str
+    level: str | None
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+    samples_ms: list[list[list[float]]]
+    session_samples_ms: list[float]
+
+
+class Method(TypedDict):
+    """How the timings were made and judged."""
+
+    threads: int
+    warmup: int
+    rounds: int
+    rounds_per_sitting: int
+    starts: int
+    seed: int
+    confidence: float
+    looks: list[float]
+    precision: float
+    resamples: int
+    tf32: bool
+    compiled: bool
+
+
+class Fingerprint(TypedDict):
+    """The machine, the libraries, and what may disturb a timing."""
+
+    cpu: str
+    cores: int | None
+    cores_available: int
+    memory_bytes: int | None
+    governor: str | None
+    gpus: list[dict[str, str]]
+    platform: str
+    machine: str
+    python: str
+    libraries: dict[str, str]
+    environment: dict[str, str]
+    load_before: float | None
+    load_after: float | None
+
+
+class BenchDocument(TypedDict):
+    """What `bench` measured."""
+
+    schema: Literal["bnfold/1"]
+    command: Literal["bench"]
+    baseline: str
+    models: list[BenchModel]
+    entries: list[BenchEntry]
+    noise: list[Noise]
+    inputs: list[dict[str, str]]
+    method: Method
+    fingerprint: Fingerprint
+    warnings: list[str]
+    seconds: float
+
+
+Document = FileDocument | VerifyDocument | BenchDocument
+
+COMMANDS: dict[str, Any] = {
+    "fuse": FileDocument,
+    "inspect": FileDocument,
+    "verify": VerifyDocument,
+    "bench": BenchDocument,
+}
+"""The type of each command's document."""
