@@ -1,0 +1,181 @@
+"""One description of a call, however fx spells it: aten, function, method, operator or module."""
+
+from __future__ import annotations
+
+import inspect
+import operator
+import re
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 (its name everywhere)
+from torch import fx, nn
+
+from bnfold.frontends.torch.operators.calls import Call, Memory, Operator
+from bnfold.frontends.torch.operators.table import ATEN, ATTRIBUTES, CASTS, FUNCTIONS, METHODS, MODULES, NOBODY_KNOWS
+
+
+def spell(node: fx.Node, root: nn.Module | None) -> Call:
+    """The description of a node's call.
+
+    Args:
+        node: a node of op `call_function`, `call_method` or `call_module`.
+        root: where called modules are.
+    """
+    target = node.target
+    if node.op == "call_module" and root is not None:
+        module = root.get_submodule(str(target))
+        return replace(_module(node, module), dims=_dims(type(module).__name__))
+    if node.op == "call_method":
+        return _bind(node, METHODS.get(str(target)), is_inplace=_ends_inplace(str(target)))
+    if isinstance(target, torch._ops.OpOverload):
+        return replace(_aten(node, target), dims=_dims(target._schema.name))
+    if target is getattr and len(node.args) > 1 and node.args[1] in ATTRIBUTES:
+        return Call(ATTRIBUTES[str(node.args[1])], {"input": node.args[0]})
+    name = str(_DISPATCHED.get(target) or getattr(target, "__name__", ""))
+    found = FUNCTIONS.get(target) if callable(target) else None
+    is_foreign = found is None and getattr(target, "__module__", None) not in _HARMLESS
+    is_inplace = _ends_inplace(name) or target in _WRITERS or is_foreign or _is_told_to_write(node)
+    return replace(_bind(node, found, is_inplace=is_inplace), dims=_dims(name))
+
+
+_DISPATCHED = {value: name for name, value in vars(F).items() if getattr(value, "__name__", "") == "fn"}
+"""The names of functions that choose by a flag, and call themselves `fn`."""
+
+_WRITERS = frozenset(
+    getattr(operator, name)
+    for name in ("setitem", "delitem", "iadd", "iand", "iconcat", "ifloordiv", "ilshift", "imatmul", "imod", "imul",
+                 "ior", "ipow", "irshift", "isub", "itruediv", "ixor")
+)  # fmt: skip
+"""Operators of Python that write into their first operand."""
+
+_HARMLESS = frozenset({None, "_operator", "builtins", "math", "torch", "torch.functional", "torch.nn.functional",
+                       "torch._C._nn", "torch._C._special", "torch._C._linalg", "torch._C", "torch._VF",
+                       "torch._assert", "torch.special", "torch.linalg", "torch.fx._symbolic_trace"})  # fmt: skip
+"""Modules of functions that write into no argument, unless their name ends in an underscore."""
+
+
+def _dims(name: str) -> int | None:
+    found = re.search(r"([123])d(?![a-zA-Z0-9])", name.replace("_with_indices", ""))
+    return int(found[1]) if found else None
+
+
+def _ends_inplace(name: str) -> bool:
+    return (name.endswith("_") and not name.endswith("__")) or (name.startswith("__i") and name.endswith("__"))
+
+
+def _is_told_to_write(node: fx.Node) -> bool:
+    """Whether a function is given something to write into, or told to write into its input."""
+    if "out" in node.kwargs or node.kwargs.get("inplace", False):
+        return True
+    try:
+        names = list(inspect.signature(node.target).parameters)  # type: ignore[arg-type]
+    except (TypeError, ValueError):  # one of torch's in C, none of which has such a flag
+        return False
+    return "inplace" in names[: len(node.args)] and bool(node.args[names.index("inplace")])
+
+
+def _aten(node: fx.Node, target: torch._ops.OpOverload) -> Call:
+    schema = target._schema
+    namespace, _, name = schema.name.partition("::")
+    arguments: dict[str, Any] = {}
+    for index, each in enumerate(schema.arguments):
+        key = "input" if each.name == "self" else each.name
+        if index < len(node.args) and not each.kwarg_only:
+            arguments[key] = node.args[index]
+        elif each.name in node.kwargs:
+            arguments[key] = node.kwargs[each.name]
+        elif each.has_default_value():
+            arguments[key] = each.default_value
+    writes = any(each.alias_info is not None and each.alias_info.is_write for each in schema.arguments)
+    if namespace != "aten" or "out" in node.kwargs:
+        return Call(NOBODY_KNOWS, arguments, is_inplace=writes)
+    if name == "split" and target is torch.ops.aten.split.sizes:
+        arguments["split_size"] = arguments.get("split_size", ())
+    base = name.removesuffix("_") if writes else name
+    row = ATEN.get(base) or Operator(base)
+    if row.name in ("norm", "var"):
+        arguments = {"input": arguments.get("input")}
+    if name == "constant_pad_nd":
+        arguments["mode"] = "constant"
+    if name == "native_batch_norm" or name == "_native_batch_norm_legit":
+        writes = bool(arguments.get("training"))
+    return Call(row, arguments, is_inplace=writes)
+
+
+def _bind(node: fx.Node, found: tuple[Operator, str] | None, *, is_inplace: bool) -> Call:
+    if found is None or "out" in node.kwargs:
+        return Call(NOBODY_KNOWS, {"args": node.args, **node.kwargs}, is_inplace=is_inplace)
+    row, parameters = found
+    arguments: dict[str, Any] = dict(node.kwargs)
+    for name, value in zip(parameters.split(), node.args, strict=False):
+        if name.startswith("*"):
+            rest = node.args[parameters.split().index(name) :]
+            single = len(rest) == 1 and isinstance(rest[0], list | tuple)
+            arguments[name[1:]] = tuple(rest[0]) if single else tuple(rest)  # type: ignore[arg-type]
+        else:
+            arguments[name] = value
+    for alias, name in (
+        ("self", "input"),
+        ("tensor", "input"),
+        ("split_size_or_sections", "split_size"),
+        ("axis", "dim"),
+        ("x", "input"),
+        ("size", "shape"),
+    ):
+        if alias in arguments and name in parameters.replace("*", "").split() and name not in arguments:
+            arguments[name] = arguments.pop(alias)
+    if row.name == "cast":
+        arguments["dtype"] = CASTS[str(node.target)]
+    return Call(row, arguments, is_inplace=is_inplace or bool(arguments.get("inplace")))
+
+
+_PARTS = ("_conv_forward", "_output_padding", "_check_input_dim", "_apply_instance_norm", "_get_no_batch_dim")
+"""Methods that the forwards above call, and that a subclass may have changed as well."""
+
+
+def is_known_forward(module: nn.Module) -> bool:
+    """Whether the forward of the module is one of torch.nn's that are described here."""
+    return type(module).forward in MODULES and "forward" not in vars(module)
+
+
+def is_plain_module(module: nn.Module) -> bool:
+    """Whether calling the module is what its torch.nn class does: no forward of its own, on class or instance."""
+    return _is_as_described(module) and not is_parametrized(module)
+
+
+def _is_as_described(module: nn.Module) -> bool:
+    kind = type(module)
+    parts = [getattr(kind, name) for name in _PARTS if hasattr(kind, name)]
+    is_inherited = all(getattr(part, "__module__", "").startswith("torch.nn.modules") for part in parts)
+    return is_inherited and is_known_forward(module) and kind.__call__ is nn.Module.__call__
+
+
+def is_parametrized(module: nn.Module) -> bool:
+    """Whether a weight of the module is computed from other parameters (weight_norm, spectral_norm, ...)."""
+    if "parametrizations" in module._modules:
+        return True
+    return any(type(hook).__module__.startswith("torch.nn.utils.") for hook in module._forward_pre_hooks.values())
+
+
+def _is_from_torch(module: nn.Module) -> bool:
+    return type(module).forward.__module__.startswith("torch.nn.modules") and "forward" not in vars(module)
+
+
+def _module(node: fx.Node, module: nn.Module) -> Call:
+    is_inplace = bool(getattr(module, "inplace", False))
+    described = MODULES.get(type(module).forward) if _is_as_described(module) else None
+    if described is None or is_parametrized(module):
+        inside = [each for path, each in module.named_modules() if "parametrizations" not in path.split(".")]
+        known = all(map(_is_from_torch, inside))
+        is_inplace = any(getattr(each, "inplace", False) for each in inside)
+        row = Operator("nonlinear", memory=described[0].memory if described else Memory.ANY) if known else NOBODY_KNOWS
+        return Call(row, {"args": node.args, **node.kwargs}, module, is_inplace or not known)
+    row, describe = described
+    arguments = describe(module, str(node.target))
+    given = dict(zip(("input", "output_size"), node.args, strict=False))
+    given.update(node.kwargs)
+    if "output_size" in given and row.name.startswith("conv_transpose"):
+        arguments["output_padding"] = given["output_size"]
+    return Call(row, {**arguments, "input": given.get("input", given.get("x"))}, module, is_inplace)
