@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from bnfold import testing as testing
     from bnfold.api import fuse, plan
     from bnfold.bench.comparison import benchmark
-    from bnfold.equivalence import verify
     from bnfold.errors import (
         BnfoldError,
         IncomparableError,
@@ -23,8 +22,9 @@ if TYPE_CHECKING:
         OutputExistsError,
         UnsupportedModelError,
     )
-    from bnfold.limits import Limits
-    from bnfold.outcome import Fold, Merge, Outcome, Reason, Refusal
+    from bnfold.frontends.limits import Limits
+    from bnfold.graph.outcome import Fold, Merge, Outcome, Reason, Refusal
+    from bnfold.verification.equivalence import verify
 
 __all__ = [
     "BnfoldError",
@@ -51,13 +51,13 @@ _MODULES = {
     "benchmark": "bench.comparison",
     "fuse": "api",
     "plan": "api",
-    "verify": "equivalence",
-    "Fold": "outcome",
-    "Limits": "limits",
-    "Merge": "outcome",
-    "Outcome": "outcome",
-    "Reason": "outcome",
-    "Refusal": "outcome",
+    "verify": "verification.equivalence",
+    "Fold": "graph.outcome",
+    "Limits": "frontends.limits",
+    "Merge": "graph.outcome",
+    "Outcome": "graph.outcome",
+    "Reason": "graph.outcome",
+    "Refusal": "graph.outcome",
 }
 
 

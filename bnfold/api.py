@@ -15,7 +15,6 @@ from typing import Any, Literal, Protocol, TypedDict, TypeVar, Unpack, overload
 import onnx
 import onnx_ir as ir
 
-from bnfold.equivalence import compare_models, verify_files
 from bnfold.errors import (
     InvalidModelError,
     NotEquivalentError,
@@ -24,17 +23,19 @@ from bnfold.errors import (
     UnreadableTensorError,
     UnsupportedModelError,
 )
-from bnfold.fold import fold
 from bnfold.frontends import onnx as _onnx
-from bnfold.health import Caution, DeclarationCaution
-from bnfold.inference import Confirm
-from bnfold.limits import LIMITS, UNLIMITED, Limits
-from bnfold.optional import is_torch_model, torch_front_end
-from bnfold.outcome import Fold, Outcome, Reason, Refusal
-from bnfold.planner import Plan, make_plan
+from bnfold.frontends.door import is_torch_model, torch_front_end
+from bnfold.frontends.limits import LIMITS, UNLIMITED, Limits
+from bnfold.frontends.onnx.shape_inference import Confirm
+from bnfold.graph.cautions import Caution, DeclarationCaution
+from bnfold.graph.outcome import Fold, Outcome, Reason, Refusal
+from bnfold.planning.fold import fold
+from bnfold.planning.plan import Plan
+from bnfold.planning.planner import make_plan
+from bnfold.runtimes.inputs import DRAWN, InputOptions
 from bnfold.verification.compare import CompareOptions
 from bnfold.verification.confirm import confirmer
-from bnfold.verification.inputs import DRAWN, InputOptions
+from bnfold.verification.equivalence import compare_models, verify_files
 from bnfold.verification.verdict import Verdict
 
 Progress = Callable[[str, int, int], None]

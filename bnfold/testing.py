@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bnfold.equivalence import verify
+from bnfold.verification.equivalence import verify
 from bnfold.verification.verdict import ValueVerdict, Verdict
 
 

@@ -17,8 +17,8 @@ import pytest
 import bnfold
 from bnfold import errors
 from bnfold.bench import worker
-from bnfold.child import run_module
 from bnfold.report import files
+from bnfold.runtimes.child import run_module
 
 KINDS = [each for each in vars(errors).values() if isclass(each) and issubclass(each, bnfold.BnfoldError)]
 

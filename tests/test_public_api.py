@@ -27,7 +27,9 @@ def test_unknown_names_are_attribute_errors() -> None:
         _ = bnfold.nonsense  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("first", ["bnfold.api", "bnfold.cli", "bnfold.planner"])
+@pytest.mark.parametrize(
+    "first", ["bnfold.api", "bnfold.cli", "bnfold.planning.plan", "bnfold.verification.equivalence"]
+)
 def test_no_module_hides_a_public_name(first: str) -> None:
     names = "[name for name in bnfold.__all__ if type(getattr(bnfold, name)) is types.ModuleType]"
     code = f"import {first}, bnfold, types; print({names})"

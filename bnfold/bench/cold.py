@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from bnfold.bench.models import Subject
-from bnfold.bench.options import Engine, Setting
-from bnfold.child import run_module
-from bnfold.verification.inputs import Feeds
+from bnfold.runtimes.child import run_module
+from bnfold.runtimes.inputs import Feeds
+from bnfold.runtimes.setting import Engine, Setting
 
 WORKER = "bnfold.bench.worker"
 

@@ -16,12 +16,13 @@ import numpy as np
 from bnfold.bench.cold import Cold, start_cold
 from bnfold.bench.fingerprint import fingerprint, load_average
 from bnfold.bench.models import Subject, find_subjects
-from bnfold.bench.options import BenchOptions, Engine, Level, Setting
+from bnfold.bench.options import BenchOptions
 from bnfold.bench.rounds import ROUNDS_PER_SITTING, Track, take_turns
-from bnfold.bench.session import Session, open_session, require
 from bnfold.bench.statistics import FEWEST_SITTINGS, Ratio, Verdict, decide, is_narrow, looks, paired_ratio
 from bnfold.errors import IncomparableError, UnsupportedModelError
-from bnfold.verification.inputs import Declared, Feeds, InputOptions, find
+from bnfold.runtimes.inputs import Declared, Feeds, InputOptions, find
+from bnfold.runtimes.setting import Engine, Level, Setting
+from bnfold.runtimes.timed_session import Session, open_session, require
 
 Progress = Callable[[str, int, int], None]
 """Called with a stage's name, the steps done and their total."""
@@ -208,7 +209,7 @@ def _settings(subjects: Sequence[Subject], options: BenchOptions) -> Iterator[Se
 def _engines_configured(subjects: Sequence[Subject], options: BenchOptions) -> AbstractContextManager[None]:
     if all(subject.engine is not Engine.TORCH for subject in subjects):
         return nullcontext()
-    from bnfold.bench.torch_session import configured
+    from bnfold.runtimes.timed_torch_session import configured
 
     return configured(Setting("cpu", None, options.threads, options.compiled, options.tf32))
 

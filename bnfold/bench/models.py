@@ -11,10 +11,10 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
-from bnfold.bench.options import Engine
 from bnfold.errors import IncomparableError, InvalidModelError, UnsupportedModelError
 from bnfold.frontends import onnx as _onnx
-from bnfold.verification.inputs import Declared, Feeds
+from bnfold.runtimes.inputs import Declared, Feeds
+from bnfold.runtimes.setting import Engine
 
 
 @dataclass(frozen=True)
@@ -121,11 +121,11 @@ def digest(files: Sequence[Path]) -> str:
 
 def _torch_subject(model: Any, stem: Path, name: str) -> Subject:
     """A `.pt2` file, an exported program (written to one, for the processes that start it), or a module."""
-    from bnfold.bench import torch_session
+    from bnfold.runtimes import timed_torch_session
 
-    program = torch_session.load(model) if isinstance(model, Path) else model
-    file = model if isinstance(model, Path) else torch_session.write(program, stem.with_suffix(".pt2"))
-    described = torch_session.describe(program)
+    program = timed_torch_session.load(model) if isinstance(model, Path) else model
+    file = model if isinstance(model, Path) else timed_torch_session.write(program, stem.with_suffix(".pt2"))
+    described = timed_torch_session.describe(program)
     return Subject(
         name,
         Engine.TORCH,

@@ -4,25 +4,9 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from enum import StrEnum
 
-from bnfold.verification.inputs import InputOptions
-
-
-class Level(StrEnum):
-    """How far ONNX Runtime optimises a graph when a session starts."""
-
-    DISABLED = "disabled"
-    BASIC = "basic"
-    EXTENDED = "extended"
-    ALL = "all"
-
-
-class Engine(StrEnum):
-    """What runs a model."""
-
-    ONNXRUNTIME = "onnxruntime"
-    TORCH = "torch"
+from bnfold.runtimes.inputs import InputOptions
+from bnfold.runtimes.setting import Level
 
 
 def available_cores() -> int:
@@ -57,20 +41,3 @@ class BenchOptions:
     compiled: bool = False
     tf32: bool = False
     inputs: InputOptions = field(default_factory=InputOptions)
-
-
-@dataclass(frozen=True)
-class Setting:
-    """Under what a group of sessions runs: all that is equal among the models that are compared.
-
-    Attributes:
-        provider: short name of the execution provider; for PyTorch, of the device.
-        level: graph optimisation of ONNX Runtime; None where no model uses it.
-        threads, compiled, tf32: see `BenchOptions`.
-    """
-
-    provider: str
-    level: Level | None
-    threads: int
-    compiled: bool = False
-    tf32: bool = False

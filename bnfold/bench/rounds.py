@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from bnfold.bench.session import Session
 from bnfold.bench.statistics import Array
+from bnfold.runtimes.timed_session import Session
 
 ROUNDS_PER_SITTING = 4
 """Rounds that one set of sessions lives for."""

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from bnfold.bench.options import Engine, Level, Setting
-from bnfold.bench.session import open_session, require
 from bnfold.errors import BnfoldError
-from bnfold.verification.inputs import Feeds
+from bnfold.runtimes.inputs import Feeds
+from bnfold.runtimes.setting import Engine, Level, Setting
+from bnfold.runtimes.timed_session import open_session, require
 
 
 def start(job: dict[str, Any]) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def _memory(field: str) -> int | None:
 
 def _placement(path: Path, setting: Setting, feed: Feeds) -> dict[str, list[str]]:
     """The nodes that ran on each provider, by the runtime's own profile."""
-    from bnfold.bench.onnx_session import OnnxSession
+    from bnfold.runtimes.timed_onnx_session import OnnxSession
 
     with tempfile.TemporaryDirectory() as folder:
         session = OnnxSession(path, setting, [feed], profile=Path(folder) / "profile")

@@ -1,6 +1,6 @@
 """The JSON documents that pipelines read, as types. Keys are only ever added.
 
-`schema/` beside this module has them as JSON schemas, which `scripts/make_schemas.py` writes.
+`schema/` beside this module has them as JSON schemas, which `scripts/tools/make_schemas.py` writes.
 """
 
 from __future__ import annotations

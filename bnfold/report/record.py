@@ -6,11 +6,11 @@ from math import isfinite
 from typing import Any, Literal
 
 from bnfold.api import FileResult
-from bnfold.equivalence import Comparison
-from bnfold.health import Caution, DeclarationCaution
-from bnfold.outcome import Fold, Merge, Refusal
+from bnfold.graph.cautions import Caution, DeclarationCaution
+from bnfold.graph.outcome import Fold, Merge, Refusal
 from bnfold.report import documents
 from bnfold.report.documents import SCHEMA
+from bnfold.verification.equivalence import Comparison
 from bnfold.verification.verdict import Divergence, ValueVerdict, Verdict
 
 

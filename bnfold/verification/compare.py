@@ -15,17 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bnfold.errors import IncomparableError
+from bnfold.runtimes.inputs import DRAWN, Declared, Effort, Feeds, InputOptions, Sample, find_samples, merge_declared
 from bnfold.verification import opinion
-from bnfold.verification.inputs import (
-    DRAWN,
-    Declared,
-    Effort,
-    Feeds,
-    InputOptions,
-    Sample,
-    find_samples,
-    merge_declared,
-)
 from bnfold.verification.observe import Move, Observation, is_float, is_narrow, observe, observe_move, observe_within
 from bnfold.verification.onnx_weights import Disturbance
 from bnfold.verification.subject import Run, Subject

@@ -19,11 +19,11 @@ import numpy as np
 import onnx
 from google.protobuf.message import EncodeError
 
-from bnfold.child import run_module
 from bnfold.errors import BnfoldError, IncomparableError
-from bnfold.inference import Confirm, Seen, bodies
-from bnfold.verification.inputs import Effort, Feeds, InputOptions, find_samples
-from bnfold.verification.onnx_runtime import OnnxSession
+from bnfold.frontends.onnx.shape_inference import Confirm, Seen, bodies
+from bnfold.runtimes.child import run_module
+from bnfold.runtimes.inputs import Effort, Feeds, InputOptions, find_samples
+from bnfold.runtimes.onnx_runtime import OnnxSession
 from bnfold.verification.onnx_subject import OnnxSubject, reads
 
 RUNS = 2

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bnfold.affine import Array
+from bnfold.algebra.affine import Array
 from bnfold.verification.metrics import spacing
 
 FACTOR = 8.0

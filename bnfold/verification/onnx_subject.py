@@ -13,19 +13,12 @@ import onnx
 from onnx import helper
 
 from bnfold.errors import IncomparableError
-from bnfold.inference import infer_shapes
-from bnfold.verification import exact
-from bnfold.verification.inputs import Declared, Feeds
-from bnfold.verification.onnx_runtime import STRICT, OnnxSession
-from bnfold.verification.onnx_weights import (
-    FLOATS,
-    WIDE_STEPS,
-    Disturbance,
-    read,
-    weights,
-    with_initializers,
-    with_weights_as_inputs,
-)
+from bnfold.frontends.onnx.shape_inference import infer_shapes
+from bnfold.runtimes import reference
+from bnfold.runtimes.inputs import Declared, Feeds
+from bnfold.runtimes.onnx_runtime import STRICT, OnnxSession
+from bnfold.runtimes.tensors import FLOATS, read
+from bnfold.verification.onnx_weights import WIDE_STEPS, Disturbance, weights, with_initializers, with_weights_as_inputs
 from bnfold.verification.subject import Run
 
 JUMPS = frozenset(
@@ -268,12 +261,12 @@ class OnnxSubject:
         steps = [step for name, step in WIDE_STEPS.items() if NARROW[name] in held]
         if not steps:
             return None
-        proto = exact.widen(self._proto, self._folder, tuple(NARROW.values()), onnx.TensorProto.FLOAT)
+        proto = reference.widen(self._proto, self._folder, tuple(NARROW.values()), onnx.TensorProto.FLOAT)
         return OnnxSubject(proto, self.label, folder=self._folder), max(steps)
 
     def evaluate_exactly(self, feeds: Feeds, fetch: Sequence[str], seconds: float) -> list[npt.NDArray[Any]] | None:
         """By the reference evaluator of ONNX, on a copy of the model in float64."""
-        return exact.evaluate(self._proto, feeds, fetch, seconds, self._folder)
+        return reference.evaluate(self._proto, feeds, fetch, seconds, self._folder)
 
 
 def reads(node: onnx.NodeProto) -> Iterator[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
-from bnfold.errors import InvalidModelError
+from bnfold.runtimes.tensors import FLOATS
 from bnfold.verification.metrics import MANTISSA, ORDERED
 
 ANY, FIRST = frozenset(range(64)), frozenset({0})
@@ -33,10 +32,6 @@ WIDE_STEPS = {"float16": 3 << 10, "bfloat16": 3 << 13}
 
 BLOCK = 1 << 16
 """Weights that are moved at a time: what fits a cache."""
-
-FLOATS = frozenset(
-    {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16}
-)
 
 
 @dataclass(frozen=True)
@@ -187,21 +182,3 @@ def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
         for attribute in node.attribute:
             for body in ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs):
                 yield from _nodes(body)
-
-
-def read(tensor: onnx.TensorProto, folder: Path) -> npt.NDArray[Any]:
-    """The values of an initializer, read from its file where they are external.
-
-    Raises:
-        InvalidModelError: they are not there.
-    """
-    if tensor.data_location != onnx.TensorProto.EXTERNAL:
-        return numpy_helper.to_array(tensor)
-    where = {entry.key: entry.value for entry in tensor.external_data}
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    path, offset = folder / where["location"], int(where.get("offset", 0))
-    count = int(np.prod(tensor.dims, dtype=object))
-    try:
-        return np.fromfile(path, dtype, count, offset=offset).reshape(tuple(tensor.dims))
-    except (OSError, ValueError) as error:
-        raise InvalidModelError(f"the external data of {tensor.name!r} cannot be read from {path}: {error}") from error

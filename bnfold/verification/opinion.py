@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from bnfold.verification.inputs import Sample
+from bnfold.runtimes.inputs import Sample
 from bnfold.verification.noise import judge, measure
 from bnfold.verification.observe import Observation, is_float
 from bnfold.verification.subject import Run, Subject

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy.typing as npt
 
-from bnfold.verification.inputs import Declared, Feeds
+from bnfold.runtimes.inputs import Declared, Feeds
 from bnfold.verification.onnx_weights import Disturbance
 
 Run = Callable[[Feeds], list[npt.NDArray[Any]]]

@@ -20,9 +20,8 @@ from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 from torch.func import functional_call
 from torch.utils import _pytree
 
-from bnfold.errors import IncomparableError
-from bnfold.lines import one_line
-from bnfold.verification.inputs import Declared, Feeds
+from bnfold.errors import IncomparableError, one_line
+from bnfold.runtimes.inputs import Declared, Feeds
 from bnfold.verification.observe import is_narrow
 from bnfold.verification.onnx_weights import WIDE_STEPS, Disturbance
 from bnfold.verification.subject import Run

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from bnfold.verification.inputs import Sample
+from bnfold.runtimes.inputs import Sample
 from bnfold.verification.observe import Observation, Place
 
 

@@ -15,26 +15,23 @@ output: of an output as a whole, where each channel counts by its own size; of a
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import node_evaluator
 import numpy as np
 import onnx
-from rounding_graphs import Case, random_case
-from rounding_judge import Verdict, judge
-from rounding_normalisations import table
-from rounding_sweep import sweep
-from rounding_traps import traps
 
 import bnfold
-
-sys.path.append(str(Path(__file__).parents[1]))
-from page import write_section
+from scripts.benchmarks import node_evaluator
+from scripts.benchmarks.page import write_section
+from scripts.benchmarks.rounding_graphs import Case, random_case
+from scripts.benchmarks.rounding_judge import Verdict, judge
+from scripts.benchmarks.rounding_normalisations import table
+from scripts.benchmarks.rounding_sweep import sweep
+from scripts.benchmarks.rounding_traps import traps
 
 # -------------------------------------------------------------------------------------------------------------- causes
 

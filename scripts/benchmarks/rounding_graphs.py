@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 import onnx
-from node_evaluator import EXACT, apply
 from onnx import helper, numpy_helper
+
+from scripts.benchmarks.node_evaluator import EXACT, apply
 
 Array = np.ndarray
 Draw = Callable[[int], Array]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import node_evaluator
 import numpy as np
 import onnx
 import onnxruntime
-from rounding_graphs import Case
+
+from scripts.benchmarks import node_evaluator
+from scripts.benchmarks.rounding_graphs import Case
 
 Array = np.ndarray
 onnxruntime.set_default_logger_severity(4)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from rounding_graphs import REAL, Builder, Case, Source, finish
-from rounding_judge import Channel, judge
 
 import bnfold
+from scripts.benchmarks.rounding_graphs import REAL, Builder, Case, Source, finish
+from scripts.benchmarks.rounding_judge import Channel, judge
 
 Array = np.ndarray
 

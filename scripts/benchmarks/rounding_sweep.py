@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 import onnx
-from node_evaluator import EXACT, evaluate, nodewise
 from onnx import helper, numpy_helper
-from rounding_judge import rms, run_onnxruntime
+
+from scripts.benchmarks.node_evaluator import EXACT, evaluate, nodewise
+from scripts.benchmarks.rounding_judge import rms, run_onnxruntime
 
 Array = np.ndarray
 

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-from rounding_graphs import BATCH, REAL, Builder, Case, Source, finish
-from rounding_judge import judge
 
 import bnfold
+from scripts.benchmarks.rounding_graphs import BATCH, REAL, Builder, Case, Source, finish
+from scripts.benchmarks.rounding_judge import judge
 
 Array = np.ndarray
 Build = Callable[[Builder], None]

@@ -20,15 +20,14 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE.parent), str(HERE.parent.parent)]
 
 import atheris  # noqa: E402
 
 with atheris.instrument_imports(include=["bnfold"], enable_loader_override=False):
     import bnfold
     from bnfold.frontends import onnx as frontend
-    from bnfold.frontends.onnx import bounds
-    from bnfold.limits import Limits
+    from bnfold.frontends.limits import Limits
+    from bnfold.frontends.onnx.operators import bounds
 
 import onnx  # noqa: E402
 from google.protobuf.descriptor import FieldDescriptor  # noqa: E402
@@ -158,7 +157,7 @@ def _value(field: FieldDescriptor, old: object, generator: random.Random, names:
 
 def seed_corpus(folder: Path) -> None:
     """Write the seeds: hostile files, and what the converters and the conformance tests make."""
-    import hostile
+    from tests.toys import hostile
 
     folder.mkdir(parents=True, exist_ok=True)
     for name, (write, _) in hostile.CASES.items():
@@ -174,8 +173,9 @@ def seed_corpus(folder: Path) -> None:
 
 def good_models() -> dict[str, onnx.ModelProto]:
     """The models that the tests make, small ones of every kind of operator."""
-    import onnx_graphs
     import pytest
+
+    from tests.toys import onnx_graphs
 
     made: dict[bytes, onnx.ModelProto] = {}
     seen: Counter[str] = Counter()
@@ -191,7 +191,7 @@ def good_models() -> dict[str, onnx.ModelProto]:
 
     onnx_graphs.model = recording
     tests = [f"test_onnx_{name}.py" for name in ("conformance", "traps", "quantized", "recurrent")]
-    pytest.main(["-q", "-p", "no:cacheprovider", *(str(HERE.parent / name) for name in tests)])
+    pytest.main(["-q", "-p", "no:cacheprovider", *(str(HERE.parent / "frontends" / "onnx" / name) for name in tests)])
     onnx_graphs.model = model
     return {str(index): proto for index, proto in enumerate(made.values()) if proto.ByteSize() < 1 << 14}
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from bnfold.frontends.onnx.original import original_of
+from bnfold.frontends.onnx.files.original import original_of
 from bnfold.frontends.onnx.scopes import Scopes
 
 

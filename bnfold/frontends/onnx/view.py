@@ -9,27 +9,27 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from bnfold import terms
-from bnfold.affine import Affine
-from bnfold.frontends.onnx import read_affine, read_carry, read_linear
-from bnfold.frontends.onnx.constants import AnyArray, Constants
+from bnfold.algebra import terms
+from bnfold.algebra.affine import Affine
+from bnfold.algebra.linear import Layout, Linear
+from bnfold.algebra.rounding import BatchNorm, Rounding, measure_parameters, round_once, solve_batchnorm
+from bnfold.algebra.terms import Load, Parameters
 from bnfold.frontends.onnx.edit import Editor
-from bnfold.frontends.onnx.hints import UNCONFIRMED, Hints
-from bnfold.frontends.onnx.pieces import SolvedTensor
-from bnfold.frontends.onnx.quantized import insist_on_output_scales
-from bnfold.frontends.onnx.read_linear import Stored
-from bnfold.frontends.onnx.reader import Facts, Reader, opaque
+from bnfold.frontends.onnx.files.pieces import SolvedTensor
+from bnfold.frontends.onnx.operators import read_affine, read_carry, read_linear
+from bnfold.frontends.onnx.operators.constants import AnyArray, Constants
+from bnfold.frontends.onnx.operators.hints import UNCONFIRMED, Hints
+from bnfold.frontends.onnx.operators.quantized import insist_on_output_scales
+from bnfold.frontends.onnx.operators.read_linear import Stored
+from bnfold.frontends.onnx.operators.reader import Facts, Reader, opaque
+from bnfold.frontends.onnx.operators.shapes import Inference
+from bnfold.frontends.onnx.operators.unreadable import Unreadable
 from bnfold.frontends.onnx.scopes import Scopes, label
-from bnfold.frontends.onnx.shapes import Inference
-from bnfold.frontends.onnx.unreadable import Unreadable
-from bnfold.graph import Constant
-from bnfold.health import Caution, DeclarationCaution, examine
-from bnfold.inference import Confirm
-from bnfold.linear import Layout, Linear
-from bnfold.ops import ChannelAffine, Op, Opaque
-from bnfold.outcome import Outcome, Reason, Refusal, Stop
-from bnfold.rounding import BatchNorm, Rounding, measure_parameters, round_once, solve_batchnorm
-from bnfold.terms import Load, Parameters
+from bnfold.frontends.onnx.shape_inference import Confirm
+from bnfold.graph.cautions import Caution, DeclarationCaution, examine
+from bnfold.graph.ops import ChannelAffine, Op, Opaque
+from bnfold.graph.outcome import Outcome, Reason, Refusal, Stop
+from bnfold.graph.protocol import Constant
 
 READS_ONLY_THE_SHAPE = frozenset({"Shape", "Size"})
 """Operators that see nothing of a value's content: a per-channel affine changes nothing for them."""
@@ -41,7 +41,7 @@ JUDGED_BY_TYPE = frozenset({"Add", "Cast", "Neg", "Sub", "Sum"})
 
 
 class OnnxGraph:
-    """All graphs of an ONNX model as one `bnfold.graph.Graph`: nodes are `ir.Node`, values are `ir.Value`.
+    """All graphs of an ONNX model as one `bnfold.graph.protocol.Graph`: nodes are `ir.Node`, values are `ir.Value`.
 
     A matrix product and the Add that is its bias are one node, the product; its output is the Add's. The body of a
     function is folded once, for all its callers, by what is constant in the body.

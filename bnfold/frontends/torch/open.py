@@ -12,12 +12,13 @@ from torch import fx, nn
 from torch.export import ExportedProgram
 
 from bnfold.errors import UnsupportedModelError
-from bnfold.frontends.torch import capture, shapes
-from bnfold.frontends.torch.capture import Inputs
-from bnfold.frontends.torch.copies import copy_module, copy_program
-from bnfold.frontends.torch.module import OwnedGraph, Replaceable, fixed_batchnorms
-from bnfold.frontends.torch.program import ProgramStore
-from bnfold.frontends.torch.store import ModuleStore
+from bnfold.frontends.torch.capture import tracing
+from bnfold.frontends.torch.capture.copies import copy_module, copy_program
+from bnfold.frontends.torch.capture.tracing import Inputs
+from bnfold.frontends.torch.change.module import OwnedGraph, Replaceable, fixed_batchnorms
+from bnfold.frontends.torch.change.program import ProgramStore
+from bnfold.frontends.torch.change.store import ModuleStore
+from bnfold.frontends.torch.operators import shapes
 from bnfold.frontends.torch.view import TorchGraph
 
 
@@ -64,7 +65,7 @@ def open_model(model: Any, example_inputs: Any = None, *, inplace: bool = False)
     if isinstance(model, ExportedProgram):
         return open_program(model if inplace else copy_program(model))
     assert isinstance(model, nn.Module)
-    capture.insist_on_readable(model)
+    tracing.insist_on_readable(model)
     copied = model if inplace else copy_module(model)
     if isinstance(copied, nn.DataParallel | nn.parallel.DistributedDataParallel):
         inner = _open_module(copied.module, inputs)
@@ -83,7 +84,7 @@ def open_program(program: ExportedProgram) -> Opened:
     for node, value in recorded.items():
         if (held := store.tensor(node)) is not None and (held.shape, held.dtype) != (value.shape, value.dtype):
             recorded[node] = held
-    known = capture.recompute(graph_module, graph_module.graph, recorded)
+    known = tracing.recompute(graph_module, graph_module.graph, recorded)
     graph = TorchGraph(graph_module.graph, graph_module, store, known, observed)
 
     def finish() -> None:
@@ -107,13 +108,13 @@ def _preserved(program: ExportedProgram) -> dict[fx.Node, str]:
 
 
 def _open_graph_module(module: fx.GraphModule, inputs: Inputs | None) -> Opened:
-    values = capture.propagate(module, module.graph, inputs) if inputs is not None else None
+    values = tracing.propagate(module, module.graph, inputs) if inputs is not None else None
     if values is None:
         recorded = shapes.recorded(module.graph)
         inputs_are_known = all(node in recorded or node.op != "placeholder" for node in module.graph.nodes) and any(
             isinstance(value, torch.Tensor) for value in recorded.values()
         )
-        values = capture.recompute(module, module.graph, recorded) if inputs_are_known else None
+        values = tracing.recompute(module, module.graph, recorded) if inputs_are_known else None
     graph = TorchGraph(module.graph, module, ModuleStore(module, module.graph), values)
 
     def finish() -> None:
@@ -127,8 +128,8 @@ def _open_module(module: nn.Module, inputs: Inputs | None) -> Opened:
     """What is read is a twin, since running the code under a trace leaves its marks in the attributes of a module."""
     twin = _twin(module)
     try:
-        traced = capture.trace(twin, inputs)
-    except capture.UntraceableError as error:
+        traced = tracing.trace(twin, inputs)
+    except tracing.UntraceableError as error:
         if inputs is None:
             kind = type(module).__name__
             raise UnsupportedModelError(
@@ -136,11 +137,11 @@ def _open_module(module: nn.Module, inputs: Inputs | None) -> Opened:
             ) from error
         return _open_exported(module, _twin(module), inputs)
 
-    portrait = capture.portray(traced.graph, twin)
+    portrait = tracing.portray(traced.graph, twin)
     called = {str(node.target) for node in traced.graph.nodes if node.op == "call_module"}
 
     def survives(_: list[str]) -> bool:
-        return capture.portray(capture.trace(twin, inputs, is_outline=True).graph, twin) == portrait
+        return tracing.portray(tracing.trace(twin, inputs, is_outline=True).graph, twin) == portrait
 
     fixed = fixed_batchnorms(twin, called, survives)
     store = ModuleStore(twin, traced.graph)
@@ -171,15 +172,15 @@ def _twin(module: nn.Module) -> nn.Module:
 
 
 def _open_exported(module: nn.Module, twin: nn.Module, inputs: Inputs) -> Opened:
-    program = capture.export(twin, inputs)
+    program = tracing.export(twin, inputs)
     nodes = program.graph_module.graph
 
     def survives(paths: list[str]) -> bool:
-        return capture.portray_program(capture.export(twin, inputs)) == capture.portray_program(program, paths)
+        return tracing.portray_program(tracing.export(twin, inputs)) == tracing.portray_program(program, paths)
 
-    called = {path for node in nodes.nodes for path in capture.stack(node)[-1:]}
+    called = {path for node in nodes.nodes for path in tracing.stack(node)[-1:]}
     fixed = fixed_batchnorms(twin, called, survives)
-    observed = capture.borders_of_hooked(twin, nodes)
+    observed = tracing.borders_of_hooked(twin, nodes)
     known = shapes.recorded(nodes)
     graph = OwnedGraph(
         nodes,

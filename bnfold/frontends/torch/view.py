@@ -15,21 +15,21 @@ import torch
 from torch import fx, nn
 from torch.fx.node import map_arg
 
-from bnfold.affine import Affine
-from bnfold.frontends.torch import read_affine, read_carry, read_linear, shapes
-from bnfold.frontends.torch.aliases import exposed, tangled
-from bnfold.frontends.torch.calls import MULTIPLE, UNKNOWN, Call, Handle, Slot, is_parametrized, spell
-from bnfold.frontends.torch.constants import Constants
-from bnfold.frontends.torch.reader import Facts, Part, Reader, Unreadable, Value, opaque, part_of
-from bnfold.frontends.torch.store import Store, take_name
+from bnfold.algebra.affine import Affine
+from bnfold.algebra.linear import Linear
+from bnfold.algebra.rounding import BatchNorm, Rounding, round_once, solve_batchnorm
+from bnfold.algebra.terms import Parameters
+from bnfold.frontends.torch.change.store import Store, take_name
+from bnfold.frontends.torch.operators import read_affine, read_carry, read_linear, shapes
+from bnfold.frontends.torch.operators.aliases import exposed, tangled
+from bnfold.frontends.torch.operators.calls import MULTIPLE, UNKNOWN, Call, Handle, Slot, is_parametrized, spell
+from bnfold.frontends.torch.operators.constants import Constants
+from bnfold.frontends.torch.operators.reader import Facts, Part, Reader, Unreadable, Value, opaque, part_of
 from bnfold.frontends.torch.tensors import DTYPES, AnyArray
-from bnfold.graph import Constant
-from bnfold.health import Caution, examine
-from bnfold.linear import Linear
-from bnfold.ops import ChannelAffine, Op, Sum
-from bnfold.outcome import Reason
-from bnfold.rounding import BatchNorm, Rounding, round_once, solve_batchnorm
-from bnfold.terms import Parameters
+from bnfold.graph.cautions import Caution, examine
+from bnfold.graph.ops import ChannelAffine, Op, Sum
+from bnfold.graph.outcome import Reason
+from bnfold.graph.protocol import Constant
 
 CALLS = ("call_function", "call_method", "call_module")
 
@@ -37,7 +37,7 @@ CHANGED = "the tensor may be changed in place while something else reads it"
 
 
 class TorchGraph:
-    """An fx graph, whoever made it, as a `bnfold.graph.Graph`: nodes are `fx.Node`, values are nodes or parts of them.
+    """An fx graph, whoever made it, as a `protocol.Graph`: nodes are `fx.Node`, values are nodes or parts of them.
 
     Args:
         graph: what is read, and changed by the edits.

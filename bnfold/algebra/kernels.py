@@ -1,0 +1,229 @@
+"""Kernels in blocks: what makes solving a weight take a few megabytes, however large it is.
+
+A block is a run of rows of the kernel as it is stored, so it is contiguous in a file. It is a box of the canonical
+layout as well, ``[groups, out, in]``, and so a small linear operator of its own (`Block.part`), which solves its share:
+
+    K'[o, i] = out.scale[o] * K[o, i] * in.scale[i]          for the (o, i) of the box
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from bnfold.algebra.affine import Affine, Array
+from bnfold.algebra.linear import Layout, Linear
+from bnfold.algebra.rounding import Growth, KernelPeaks, Rounding, measure_growth
+
+ELEMENTS = 1 << 18
+"""Elements of a block: enough for numpy to be busy while Python moves on, and few enough for a cache."""
+
+WORKERS = max(1, min(3, (os.cpu_count() or 1) - 1))
+"""Threads that solve blocks; numpy and the system calls let each other run."""
+
+INPUT_MAJOR = (Layout.CONV_TRANSPOSE, Layout.IN_OUT)
+"""Layouts whose rows are input channels; those of the others are output channels."""
+
+T = TypeVar("T")
+
+Rows = Callable[[int, int], npt.NDArray[np.generic]]
+"""Reads rows ``start`` to ``stop`` of a stored kernel; of any shape, in stored order."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """How a kernel is stored, and a way to read it in part.
+
+    Attributes:
+        shape: as it is stored.
+        layout, groups: what its axes are.
+        open: makes it ready for reading; gives a way to read some of its rows.
+        factor: multiplies every weight.
+    """
+
+    shape: tuple[int, ...]
+    layout: Layout
+    groups: int
+    open: Callable[[], Rows]
+    factor: float = 1.0
+
+    @property
+    def rows(self) -> int:
+        """How many rows it has; a row holds all weights of one input or output channel."""
+        return row_count(self.shape, self.layout)
+
+    def blocks(self) -> Iterator[Block]:
+        """The kernel in order, each block within one group or of whole groups."""
+        size = prod(self.shape)
+        if not size:
+            return
+        read = self.open()
+        per_group = self.rows // self.groups
+        step = max(1, ELEMENTS * self.rows // size)
+        if step >= per_group:
+            step -= step % per_group
+            for start in range(0, self.rows, step):
+                yield Block(self, read, start, min(start + step, self.rows))
+            return
+        for group in range(self.groups):
+            end = (group + 1) * per_group
+            for start in range(group * per_group, end, step):
+                yield Block(self, read, start, min(start + step, end))
+
+    def canonical(self) -> npt.NDArray[np.generic]:
+        """All weights as ``[groups, out/group, in/group, *window]``."""
+        stored: npt.NDArray[Any] = self.open()(0, self.rows).reshape(self.shape)
+        kernel = self.layout.canonical(stored, self.groups)
+        return kernel if self.factor == 1 else kernel.astype(np.float64) * self.factor
+
+    @property
+    def is_input_major(self) -> bool:
+        """Whether a row holds the weights of an input channel."""
+        return self.layout in INPUT_MAJOR
+
+    def take(self, rows: slice) -> npt.NDArray[np.generic]:
+        """Weights of some output channels, which must be its rows, as ``[rows, in/group, *window]``."""
+        start, stop, _ = rows.indices(self.rows)
+        taken: npt.NDArray[Any] = self.open()(start, stop)
+        taken = taken.reshape(stop - start, *self.shape[1 if self.layout is Layout.CONV else -1 :])
+        return taken if self.factor == 1 else taken.astype(np.float64) * self.factor
+
+    def solve(self, linear: Linear) -> Array:
+        """The whole kernel with everything that `linear` absorbed, in float64, as it is stored."""
+        solved = np.empty(self.shape)
+        rows = solved.reshape(self.rows, -1)
+        for block in self.blocks():
+            rows[block.start : block.stop] = block.solve(linear)
+        return solved
+
+    def solve_bias(self, linear: Linear, bias: Array | None) -> Array | None:
+        """The bias with everything that `linear` absorbed; reads the kernel only where a shift passes through it."""
+        if linear.before is None or not linear.before.has_shift:
+            return linear.solve_bias(lambda: np.zeros(0), bias)
+        constant = np.zeros(linear.out_channels) if bias is None else bias.astype(np.float64).reshape(-1).copy()
+        for block in self.blocks():
+            part = replace(block.part(linear), after=None)
+            passed = part.solve_bias(block.canonical, None)
+            assert passed is not None
+            constant[block.outputs] += passed
+        return replace(linear, before=None).solve_bias(lambda: np.zeros(0), constant)
+
+    def measure(self, linear: Linear, bias: Array | None, dtype: np.dtype[np.generic], unit: float) -> Rounding:
+        """What storing the solved kernel and `bias` in `dtype` would do; see `KernelPeaks.judge`."""
+        peaks = KernelPeaks.zeros(linear.out_channels, linear.in_channels)
+        blocks = list(self.blocks())
+        sizes = linear.input_sizes
+
+        def measure_block(block: Block) -> KernelPeaks:
+            own = None if sizes is None else sizes[block.inputs(linear)]
+            return KernelPeaks.of(block.solve_canonical(linear), dtype, own)
+
+        measured = _in_parallel(measure_block, blocks)
+        for block, part in zip(blocks, measured, strict=True):
+            peaks.add(part, block.outputs, block.inputs(linear))
+        return peaks.judge(bias, dtype, unit)
+
+    def measure_growth(self, linear: Linear, bias: Array | None) -> Growth:
+        """How much more the operator rounds by what it absorbed on its input side; `bias` is that of before."""
+        products, results, shifts = (np.zeros(linear.out_channels) for _ in range(3))
+        for block in self.blocks():
+            for total, addend in zip(
+                (products, results, shifts), block.part(linear).sizes(block.canonical()), strict=True
+            ):
+                total[block.outputs] += addend
+        before = np.zeros(linear.out_channels) if bias is None else bias.astype(np.float64).reshape(-1)
+        return measure_growth(products, results, before + shifts, before)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows `start` to `stop` of a kernel: whole groups, or a part of one."""
+
+    kernel: Kernel
+    read: Rows
+    start: int
+    stop: int
+
+    @property
+    def _groups(self) -> range:
+        per_group = self.kernel.rows // self.kernel.groups
+        return range(self.start // per_group, -(-self.stop // per_group))
+
+    def _channels(self, total: int, *, are_rows: bool) -> slice:
+        """The channels that the block has of one side, of `total` over all groups."""
+        if are_rows:
+            return slice(self.start, self.stop)
+        per_group = total // self.kernel.groups
+        return slice(self._groups.start * per_group, self._groups.stop * per_group)
+
+    @property
+    def outputs(self) -> slice:
+        """Its output channels, over all groups."""
+        shape, layout = self.kernel.shape, self.kernel.layout
+        total = self.kernel.rows
+        if self.kernel.is_input_major:
+            total = shape[1] * self.kernel.groups if layout is Layout.CONV_TRANSPOSE else shape[-1]
+        return self._channels(total, are_rows=not self.kernel.is_input_major)
+
+    def inputs(self, linear: Linear) -> slice:
+        """Its input channels, over all groups."""
+        return self._channels(linear.in_channels, are_rows=self.kernel.is_input_major)
+
+    def part(self, linear: Linear) -> Linear:
+        """The operator that has this block alone as its kernel."""
+        inputs, outputs = self.inputs(linear), self.outputs
+        return replace(
+            linear,
+            groups=len(self._groups),
+            in_channels=inputs.stop - inputs.start,
+            out_channels=outputs.stop - outputs.start,
+            before=_slice(linear.before, inputs),
+            after=_slice(linear.after, outputs),
+        )
+
+    def canonical(self) -> npt.NDArray[np.generic]:
+        """The original weights as ``[groups, out/group, in/group, *window]``."""
+        layout, shape, groups = self.kernel.layout, self.kernel.shape, len(self._groups)
+        window = shape[2:] if layout in (Layout.CONV, Layout.CONV_TRANSPOSE) else ()
+        fan = shape[1] if window else shape[-1]
+        kernel = self.read(self.start, self.stop)
+        kernel = kernel.reshape(groups, (self.stop - self.start) // groups, fan, *window)
+        kernel = kernel.swapaxes(1, 2) if self.kernel.is_input_major else kernel
+        return kernel if self.kernel.factor == 1 else kernel.astype(np.float64) * self.kernel.factor
+
+    def solve(self, linear: Linear) -> Array:
+        """Its weights with everything that `linear`, the whole operator, absorbed: ``[rows, -1]`` in stored order."""
+        solved = self.solve_canonical(linear)
+        solved = solved.swapaxes(1, 2) if self.kernel.is_input_major else solved
+        return solved.reshape(self.stop - self.start, -1)
+
+    def solve_canonical(self, linear: Linear) -> Array:
+        """The same in canonical layout."""
+        return self.part(linear).solve_kernel(self.canonical())
+
+
+def _in_parallel(function: Callable[[Block], T], blocks: Sequence[Block]) -> Iterator[T]:
+    """What a function makes of each block, in order; a few blocks are not worth the start of a thread."""
+    if len(blocks) <= WORKERS:
+        yield from map(function, blocks)
+        return
+    with ThreadPoolExecutor(WORKERS) as pool:
+        yield from pool.map(function, blocks)
+
+
+def row_count(shape: tuple[int, ...], layout: Layout) -> int:
+    """The rows of a stored kernel; one row holds all weights of an input or of an output channel."""
+    if layout is Layout.STACKED:
+        return shape[0] * shape[1]
+    return shape[0] if layout in (Layout.CONV, Layout.CONV_TRANSPOSE) else shape[-2]
+
+
+def _slice(affine: Affine | None, channels: slice) -> Affine | None:
+    return None if affine is None else affine.each(lambda vector: vector[channels])

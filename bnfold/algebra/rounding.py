@@ -1,0 +1,277 @@
+"""What storing solved parameters in their type does: one rounding of each, measured by what it changes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from bnfold.algebra.affine import Affine, Array
+
+FLOAT64_UNIT = 2.0**-52
+"""The spacing of float64 at 1, in which everything is computed."""
+
+DATA_RANGE = 2.0**20
+"""How much larger one input channel's data may be than another's: from a sixteenth to the largest float16."""
+
+
+def round_once(exact: Array, dtype: np.dtype[np.generic]) -> npt.NDArray[np.generic]:
+    """`exact` (float64) as the nearest values of `dtype`, ties to even.
+
+    numpy rounds to bfloat16 by way of float32, which is two roundings; rounding to odd first makes the second one exact
+    (Boldo and Melquiond, "Emulation of FMA and correctly rounded sums", 2008).
+    """
+    with np.errstate(over="ignore", under="ignore"):
+        if dtype.name != "bfloat16":
+            return exact.astype(dtype)
+        near = np.array(exact, dtype=np.float32, order="C")
+        bits = near.view(np.int32)
+        wide = near.astype(np.float64)
+        inexact = (wide != exact) & ~np.isnan(exact)
+        bits -= (inexact & (np.abs(wide) > np.abs(exact))).astype(np.int32)
+        bits |= inexact.astype(np.int32)
+        return near.astype(dtype)
+
+
+@dataclass(frozen=True)
+class Growth:
+    """How much more an operator rounds once it has absorbed an affine on its input side.
+
+    Attributes:
+        factor: of all output channels together, or a quarter of that of one channel, where this is more.
+        channel: the output channel whose errors grow most.
+    """
+
+    factor: float
+    channel: int
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """What one rounding of solved parameters to their stored type did.
+
+    Attributes:
+        error: largest absolute rounding error over the largest absolute value of its output channel.
+        overflow: first output channel with a value that is not finite, or became so; None if there is none.
+        loss: first output channel that lost more than the type's rounding explains; None if there is none.
+        input_loss: first input channel of which all weights together lost more; None if there is none.
+        is_fill_lost: whether the padding value is not finite in its type, or lost more than rounding explains.
+        growth: of the operator's own rounding errors, by what it absorbed on its input side.
+        is_narrow: whether the type ends below 1e5, as float16 does: values that are scaled up may not fit.
+    """
+
+    error: float
+    overflow: int | None = None
+    loss: int | None = None
+    input_loss: int | None = None
+    is_fill_lost: bool = False
+    growth: Growth = Growth(1.0, 0)
+    is_narrow: bool = False
+
+    def with_fill(self, fill: float, dtype: np.dtype[np.generic], unit: float) -> Rounding:
+        """With what storing a padding value does."""
+        stored = float(round_once(np.asarray(fill), dtype))
+        return replace(self, is_fill_lost=not abs(stored - fill) <= unit * abs(fill))
+
+    def with_growth(self, growth: Growth) -> Rounding:
+        """With another growth, where that is larger."""
+        return replace(self, growth=max(self.growth, growth, key=lambda each: each.factor))
+
+
+def measure_rounding(exact: Array, rounded: npt.NDArray[np.generic], unit: float, floor: float = 0.0) -> Rounding:
+    """What became of `exact` when it was stored as `rounded`, channel by channel along axis 0.
+
+    Args:
+        exact: float64, channels on axis 0.
+        rounded: the stored values, of the same shape.
+        unit: the type's spacing at 1 (``2**-10`` for float16); a normal value errs by at most half of it.
+        floor: errors are judged against a value of this size where the channel's own largest is smaller.
+    """
+    channels = len(exact)
+    if exact.size == 0:
+        return Rounding(0.0)
+    flat, stored = exact.reshape(channels, -1), rounded.astype(np.float64).reshape(channels, -1)
+    with np.errstate(invalid="ignore"):
+        errors = np.abs(flat - stored).max(axis=1)
+    peaks = np.maximum(flat.max(axis=1), -flat.min(axis=1))
+    return _judge(errors, peaks, np.maximum(peaks, floor), unit)
+
+
+def _judge(errors: Array, peaks: Array, sizes: Array, unit: float) -> Rounding:
+    """The rounding of output channels with these largest errors and values, judged against `sizes`."""
+    infinite = ~(np.isfinite(errors) & np.isfinite(peaks))
+    if infinite.any():
+        return Rounding(float("inf"), overflow=int(np.argmax(infinite)))
+    lost = errors > unit * sizes
+    relative = np.divide(errors, sizes, out=np.zeros_like(errors), where=sizes > 0)
+    return Rounding(float(relative.max(initial=0.0)), loss=int(np.argmax(lost)) if lost.any() else None)
+
+
+@dataclass(frozen=True, eq=False)
+class KernelPeaks:
+    """Largest rounding error and largest absolute value of a kernel's weights in each channel.
+
+    Attributes:
+        output_errors, output_peaks: one entry for each output channel.
+        input_errors, input_peaks: one entry for each input channel.
+    """
+
+    output_errors: Array
+    output_peaks: Array
+    input_errors: Array
+    input_peaks: Array
+
+    @classmethod
+    def zeros(cls, outputs: int, inputs: int) -> KernelPeaks:
+        """Of a kernel of which nothing is measured yet."""
+        return cls(*(np.zeros(size) for size in (outputs, outputs, inputs, inputs)))
+
+    @classmethod
+    def of(cls, exact: Array, dtype: np.dtype[np.generic], sizes: Array | None = None) -> KernelPeaks:
+        """Of a solved kernel, ``[group, out/group, in/group, *window]``.
+
+        Args:
+            exact: the kernel.
+            dtype: in which it is stored.
+            sizes: of the data of each input channel, where they are known: an output adds up products with these.
+        """
+        groups, outputs, inputs = exact.shape[:3]
+        if exact.size == 0:
+            return cls.zeros(groups * outputs, groups * inputs)
+        with np.errstate(invalid="ignore"):
+            error = np.abs(exact - round_once(exact, dtype).astype(np.float64))
+        if sizes is None and not is_narrow(dtype):  # whose subnormal numbers count for nothing beside others
+            behind = tuple(range(2, exact.ndim))
+            peaks = np.maximum(exact.max(axis=behind), -exact.min(axis=behind))
+            nothing = np.zeros(groups * inputs)
+            return cls(error.max(axis=behind).reshape(-1), peaks.reshape(-1), nothing, nothing)
+        boxes, errors = exact.reshape(groups, outputs, inputs, -1), error.reshape(groups, outputs, inputs, -1)
+        sizes = np.ones((groups, 1, inputs)) if sizes is None else sizes.reshape(groups, 1, inputs)
+        errors = errors.max(axis=3) * sizes
+        peaks = np.maximum(boxes.max(axis=3), -boxes.min(axis=3)) * sizes
+        return cls(*(values.max(axis=axis).reshape(-1) for axis in (2, 1) for values in (errors, peaks)))
+
+    def add(self, block: KernelPeaks, outputs: slice, inputs: slice) -> None:
+        """Take note of a part of the kernel, which has these channels."""
+        for mine, other in ((self.output_errors, block.output_errors), (self.output_peaks, block.output_peaks)):
+            np.maximum(mine[outputs], other, out=mine[outputs])
+        for mine, other in ((self.input_errors, block.input_errors), (self.input_peaks, block.input_peaks)):
+            np.maximum(mine[inputs], other, out=mine[inputs])
+
+    def judge(self, bias: Array | None, dtype: np.dtype[np.generic], unit: float) -> Rounding:
+        """What storing the kernel, and a bias beside it, in `dtype` does; see `measure_rounding` for `unit`.
+
+        An input channel of which no weight keeps its digits (subnormal ones beside normal ones) counts as much as
+        others where its data is as much larger. A bias is judged against the largest weight too: one that is tiny
+        beside the weights loses nothing that counts. It may have half the size that its type allows: what it is added
+        to is as large.
+        """
+        kernel = _judge(self.output_errors, self.output_peaks, self.output_peaks, unit)
+        kernel = replace(kernel, is_narrow=is_narrow(dtype))
+        if kernel.overflow is not None:
+            return kernel
+        peak = float(self.output_peaks.max(initial=0.0))
+        lost = (self.input_errors > unit * self.input_peaks) & (self.input_errors * DATA_RANGE > unit * peak)
+        kernel = replace(kernel, input_loss=int(np.argmax(lost)) if lost.any() else None)
+        if bias is None:
+            return kernel
+        floor = max(peak, float(np.abs(bias).max(initial=0.0)))
+        beside = measure_rounding(bias, round_once(bias, dtype), unit, floor)
+        loss = kernel.loss if kernel.loss is not None else beside.loss
+        crowded = ~np.isfinite(round_once(2 * bias, dtype).astype(np.float64))
+        overflow = int(np.argmax(crowded)) if crowded.any() else None
+        return replace(kernel, error=max(kernel.error, beside.error), overflow=overflow, loss=loss)
+
+
+def measure_parameters(
+    kernel: Array, bias: Array | None, dtype: np.dtype[np.generic], unit: float, sizes: Array | None = None
+) -> Rounding:
+    """What storing a solved kernel (canonical) and bias in `dtype` would do; see `KernelPeaks`."""
+    return KernelPeaks.of(kernel, dtype, sizes).judge(bias, dtype, unit)
+
+
+def is_narrow(dtype: np.dtype[np.generic]) -> bool:
+    """Whether a type ends below 1e5."""
+    return not np.isfinite(float(round_once(np.asarray(1e5), dtype)))
+
+
+def measure_growth(products: Array, results: Array, constant: Array, bias: Array) -> Growth:
+    """The growth of rounding errors, for data as the statistics describe it.
+
+    An output is a sum, whose addends are each rounded by a share of their size, at random; the errors add up as squares
+    do. The operator added ``K * before(x)`` and a bias; now it adds ``K * scale * x`` and ``constant``. Where the data
+    is far from zero beside its deviation, these are large and cancel each other.
+
+    Args:
+        products: sum of the squares of the new products, for each output channel.
+        results: sum of the squares of the old ones.
+        constant: the new bias.
+        bias: the old bias.
+    """
+    before = results + bias**2
+    with np.errstate(all="ignore"):
+        after = products + constant**2
+        channels = np.sqrt(np.divide(after, before, out=np.ones_like(after), where=after > before))
+        total = np.sqrt(after.sum() / before.sum()) if after.sum() > before.sum() else 1.0
+    return Growth(max(float(total), float(channels.max(initial=1.0)) / 4), int(np.argmax(channels)))
+
+
+@dataclass(frozen=True, eq=False)
+class BatchNorm:
+    """Stored parameters of a BatchNorm that absorbed an affine: its map, with the statistics of what it reads now.
+
+    gamma and beta are solved for the statistics as they are stored, so that each parameter is rounded once and none
+    has to make up for another. beta is then the output at the running mean, and not the small difference of large
+    numbers that it becomes where the data moves and the running mean does not.
+    """
+
+    gamma: npt.NDArray[np.generic]
+    beta: npt.NDArray[np.generic]
+    mean: npt.NDArray[np.generic]
+    var: npt.NDArray[np.generic]
+    rounding: Rounding
+
+
+def solve_batchnorm(
+    affine: Affine,
+    mean: npt.NDArray[np.generic],
+    var: npt.NDArray[np.generic],
+    eps: float,
+    dtype: np.dtype[np.generic],
+    unit: float,
+) -> BatchNorm:
+    """The parameters with which a BatchNorm is `affine`.
+
+    Args:
+        affine: the map, with statistics.
+        mean: the running mean until now; it stays where the statistics are still its own.
+        var: the running variance until now.
+        eps: its epsilon, which stays.
+        dtype: of gamma and beta.
+        unit: the spacing of `dtype` at 1.
+    """
+    known = affine.statistics
+    assert known is not None
+    if not (
+        np.array_equal(known.mean, mean.astype(np.float64))
+        and np.array_equal(known.square, var.astype(np.float64) + eps)
+    ):
+        mean = round_once(known.mean, mean.dtype)
+        var = round_once(np.maximum(known.square - eps, 0.0), var.dtype)
+        var = np.where(np.isfinite(var), var, np.ones_like(var))  # any will do: gamma is solved for it
+    with np.errstate(all="ignore"):
+        gamma, beta = affine.batchnorm_parameters(mean, var, eps)
+        stored_gamma, stored_beta = round_once(gamma, dtype), round_once(beta, dtype)
+        stored = Affine.from_batchnorm(stored_gamma, stored_beta, mean, var, eps, affine.axis)
+        deviation = np.sqrt(known.square)
+        size = np.abs(affine.scale) * deviation + np.abs(affine.scale * known.mean + affine.shift)
+        moved = stored.shift - affine.shift + (stored.scale - affine.scale) * known.mean
+        slope = np.abs(stored.scale - affine.scale)
+        error = slope * deviation + np.abs(moved)
+        size += 8 * FLOAT64_UNIT / unit * (np.abs(affine.scale * known.mean) + np.abs(affine.shift))
+    rounding = _judge(error, size, size, unit)
+    lost = slope > unit * np.abs(affine.scale)  # a subnormal gamma, though a large beta may hide it
+    if rounding.overflow is None and rounding.loss is None and lost.any():
+        rounding = replace(rounding, loss=int(np.argmax(lost)))
+    return BatchNorm(stored_gamma, stored_beta, mean, var, replace(rounding, is_narrow=is_narrow(dtype)))

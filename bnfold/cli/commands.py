@@ -1,0 +1,358 @@
+"""The command line: parses, calls, renders, exits.
+
+What needs onnx or onnxruntime is imported by the command that needs it, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+import click
+
+from bnfold.cli.lazily import lazily
+from bnfold.errors import BnfoldError, NotEquivalentError, one_line
+from bnfold.frontends.limits import LIMITS, Limits
+
+if TYPE_CHECKING:
+    from bnfold.report.documents import Document
+    from bnfold.runtimes.inputs import InputOptions
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _options(*options: Callable[[F], F]) -> Callable[[F], F]:
+    return lambda function: functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), function)
+
+
+def _dims(context: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> dict[str, int]:
+    sizes: dict[str, int] = {}
+    for each in given:
+        name, _, size = each.rpartition("=")
+        if not name or not size.isdecimal() or int(size) < 1:
+            raise click.BadParameter(f"{each!r} is not NAME=N with N of at least 1")
+        sizes[name] = int(size)
+    return sizes
+
+
+def _report(context: click.Context, parameter: click.Parameter, path: Path | None) -> Path | None:
+    if path is not None:
+        if path.suffix not in (".html", ".json", ".xml"):
+            raise click.BadParameter(f"{path}: a report ends in .html, .json or .xml (JUnit)")
+        from bnfold.report import files
+
+        files.require(path)
+    return path
+
+
+PATH = click.Path(path_type=Path)
+
+OUTPUT_OPTIONS = _options(
+    click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output, nothing else there."),
+    click.option("--report", type=PATH, callback=_report, help="Also write a report: .html, .json, or .xml (JUnit)."),
+    click.option("-q", "--quiet", is_flag=True, help="The summary only."),
+    click.option("-v", "--verbose", is_flag=True, help="More: other affines that fold, inner values, how it ran."),
+)
+
+LIMIT_OPTIONS = _options(
+    click.option(
+        "--max-nodes", type=click.IntRange(1), default=LIMITS.nodes, show_default=True, help="Most nodes of a model."
+    ),
+    click.option(
+        "--max-depth", type=click.IntRange(1), default=LIMITS.depth, show_default=True, help="Most graphs in graphs."
+    ),
+    click.option(
+        "--max-bytes", type=click.IntRange(1), default=LIMITS.bytes, show_default=True, help="Most bytes of tensors."
+    ),
+)
+
+MERGE_OPTION = click.option(
+    "--merge/--no-merge",
+    default=True,
+    help="Let parallel linear branches, and linear operators in a row, become one.  [default: merge]",
+)
+
+INPUT_OPTIONS = _options(
+    click.option("--inputs", "inputs_path", type=PATH, help="Real inputs: .npz, folder of .npy, or test_data_set_*."),
+    click.option(
+        "--dim",
+        "dims",
+        multiple=True,
+        callback=_dims,
+        metavar="NAME=N",
+        help="Size of a dynamic dimension; repeatable.",
+    ),
+    click.option("--samples", type=click.IntRange(1), default=2, show_default=True, help="How many random inputs."),
+    click.option("--seed", type=int, default=0, show_default=True, help="Of the drawn inputs."),
+)
+
+EFFORT_OPTIONS = _options(
+    click.option("--fast", "effort", flag_value="fast", help="Fewer drawn inputs, fewer measurements of noise."),
+    click.option("--thorough", "effort", flag_value="thorough", help="More of both, and every inner value."),
+)
+
+
+EXIT_CODES = """\b
+Exit codes:
+  0  done, or equivalent
+  1  not equivalent (nothing is written), or --fail-on-foldable found one
+  2  wrong use of the command line
+  3  a file is missing, unreadable, invalid or unsafe, or two models cannot be compared
+"""
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]}, epilog=EXIT_CODES)
+@click.version_option(version("bnfold"), prog_name="bnfold")
+def cli() -> None:
+    """Fold BatchNorm into weights, exactly, with a reason for every one that stays.
+
+    A MODEL is an .onnx file, or a .pt2 file (what torch.export.save writes).
+    """
+
+
+@cli.command(short_help="Fold, verify and write a model.")
+@click.argument("model", type=PATH)
+@click.option(
+    "-o", "--output", type=PATH, required=True, help="Where to write the folded model, in the format of MODEL."
+)
+@click.option("--no-verify", is_flag=True, help="Do not compare the result with MODEL.")
+@click.option("--only", multiple=True, metavar="GLOB", help="Fold only BatchNorms with such names; repeatable.")
+@click.option("--skip", multiple=True, metavar="GLOB", help="Keep BatchNorms with such names; repeatable.")
+@MERGE_OPTION
+@click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
+@INPUT_OPTIONS
+@EFFORT_OPTIONS
+@LIMIT_OPTIONS
+@OUTPUT_OPTIONS
+def fuse(
+    model: Path,
+    output: Path,
+    no_verify: bool,
+    only: tuple[str, ...],
+    skip: tuple[str, ...],
+    merge: bool,
+    overwrite: bool,
+    max_nodes: int,
+    max_depth: int,
+    max_bytes: int,
+    **others: Any,
+) -> None:
+    """Fold every BatchNorm of MODEL that can fold exactly, verify the result, and write it."""
+    from bnfold import api
+    from bnfold.cli.allocation import keep_freed_memory
+    from bnfold.report.record import record_file
+    from bnfold.verification.compare import CompareOptions
+
+    keep_freed_memory()
+    inputs, rendering = _inputs(others)
+    with _progress(rendering) as progress:
+        try:
+            result = api.fuse_file(
+                model,
+                output,
+                selection=api.Selection(only, skip),
+                merge=merge,
+                verify=not no_verify,
+                comparison=CompareOptions(inputs),
+                overwrite=overwrite,
+                limits=Limits(max_nodes, max_depth, max_bytes),
+                progress=progress,
+            )
+        except NotEquivalentError as error:
+            _render(record_file("fuse", error.result), **{**rendering, "quiet": True})
+            raise
+    _render(record_file("fuse", result), **rendering)
+
+
+def _inputs(options: dict[str, Any]) -> tuple[InputOptions, dict[str, Any]]:
+    """What the options of `INPUT_OPTIONS` and `EFFORT_OPTIONS` ask for, and the options that are left."""
+    from bnfold.runtimes.inputs import Effort, InputOptions
+
+    names = ("inputs_path", "dims", "samples", "seed", "effort")
+    path, dims, samples, seed, effort = (options[name] for name in names)
+    left = {name: value for name, value in options.items() if name not in names}
+    return InputOptions(path, dims, samples, seed, Effort(effort or "standard")), left
+
+
+@cli.command(short_help="Decide whether two models are the same.")
+@click.argument("reference", type=PATH)
+@click.argument("candidate", type=PATH)
+@click.option(
+    "--provider",
+    "providers",
+    multiple=True,
+    metavar="NAME",
+    help="Where CANDIDATE must agree too, as deployed: cpu, cuda ...; repeatable.",
+)
+@click.option("--atol", type=click.FloatRange(0), help="Fixed absolute tolerance for outputs, in place of the budget.")
+@click.option("--rtol", type=click.FloatRange(0), help="Fixed relative tolerance for outputs, in place of the budget.")
+@click.option("--outputs-only", is_flag=True, help="Do not compare inner values that carry the same name.")
+@INPUT_OPTIONS
+@EFFORT_OPTIONS
+@LIMIT_OPTIONS
+@OUTPUT_OPTIONS
+def verify(
+    reference: Path,
+    candidate: Path,
+    providers: tuple[str, ...],
+    atol: float | None,
+    rtol: float | None,
+    outputs_only: bool,
+    max_nodes: int,
+    max_depth: int,
+    max_bytes: int,
+    **others: Any,
+) -> None:
+    """Decide whether CANDIDATE is the same model as REFERENCE, apart from rounding; exit 1 if it is not."""
+    from bnfold.report.record import record_comparison
+    from bnfold.verification.compare import CompareOptions, Tolerance
+    from bnfold.verification.equivalence import verify_files
+
+    inputs, rendering = _inputs(others)
+    tolerance = None if atol is None and rtol is None else Tolerance(atol or 0.0, rtol or 0.0)
+    options = CompareOptions(inputs, providers, tolerance, outputs_only)
+    with _progress(rendering) as progress:
+        result = verify_files(reference, candidate, options, progress, Limits(max_nodes, max_depth, max_bytes))
+    _render(record_comparison(result), **rendering)
+    if not result.verdict.is_equivalent:
+        sys.exit(1)
+
+
+@cli.command(short_help="Say where each BatchNorm would go, or why it stays.")
+@click.argument("model", type=PATH)
+@click.option("--fail-on-foldable", is_flag=True, help="Exit 1 if a BatchNorm that could fold is still there.")
+@MERGE_OPTION
+@LIMIT_OPTIONS
+@OUTPUT_OPTIONS
+def inspect(
+    model: Path,
+    fail_on_foldable: bool,
+    merge: bool,
+    max_nodes: int,
+    max_depth: int,
+    max_bytes: int,
+    **rendering: Any,
+) -> None:
+    """Say of every BatchNorm of MODEL where it would go, or why it stays; writes nothing."""
+    from bnfold import api
+    from bnfold.report.record import record_file
+
+    with _progress(rendering) as progress:
+        limits = Limits(max_nodes, max_depth, max_bytes)
+        record = record_file("inspect", api.inspect_file(model, merge=merge, limits=limits, progress=progress))
+    _render(record, **rendering)
+    if fail_on_foldable and record["batchnorms"]["folded"]:
+        sys.exit(1)
+
+
+@cli.command(short_help="Time models beside the first of them.")
+@click.argument("models", type=PATH, nargs=-1, required=True, metavar="MODEL [MODEL ...]")
+@click.option(
+    "--level",
+    "levels",
+    multiple=True,
+    type=click.Choice(["disabled", "basic", "extended", "all"]),
+    help="Graph optimisation of ONNX Runtime; repeatable.  [default: each of them]",
+)
+@click.option(
+    "--provider",
+    "providers",
+    multiple=True,
+    default=["cpu"],
+    show_default=True,
+    metavar="NAME",
+    help="Where to run: cpu, cuda ...; repeatable.",
+)
+@click.option("--threads", type=click.IntRange(1), help="Within an operator.  [default: all available cores]")
+@click.option("--warmup", type=click.IntRange(0), default=3, show_default=True, help="Untimed runs of each session.")
+@click.option("--rounds", type=click.IntRange(32), default=240, show_default=True, help="Most turns of each model.")
+@click.option("--compile", "compiled", is_flag=True, help="PyTorch models through torch.compile.")
+@click.option("--tf32", is_flag=True, help="GPUs may round float32 to TensorFloat-32.")
+@INPUT_OPTIONS
+@OUTPUT_OPTIONS
+def bench(
+    models: tuple[Path, ...],
+    inputs_path: Path | None,
+    dims: dict[str, int],
+    samples: int,
+    seed: int,
+    **given: Any,
+) -> None:
+    """Time MODELs in turns, and say which are faster or slower than the first, if that can be known."""
+    from bnfold.bench.comparison import benchmark
+    from bnfold.report.bench_record import record_bench
+    from bnfold.runtimes.inputs import InputOptions
+
+    rendering = {name: given.pop(name) for name in ("as_json", "report", "quiet", "verbose")}
+    given["levels"] = given["levels"] or ("disabled", "basic", "extended", "all")
+    with _progress(rendering) as progress:
+        result = benchmark(models, inputs=InputOptions(inputs_path, dims, samples, seed), progress=progress, **given)
+    _render(record_bench(result), **rendering)
+
+
+@contextmanager
+def _progress(rendering: dict[str, Any]) -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar on standard error, where that is a terminal."""
+    if rendering["quiet"] or not sys.stderr.isatty():
+        yield lambda stage, done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True) as bar:
+        tasks: dict[str, Any] = {}
+
+        def advance(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(stage)
+            bar.update(tasks[stage], completed=done, total=total)
+
+        yield advance
+
+
+def _render(record: Document, as_json: bool, report: Path | None, quiet: bool, verbose: bool) -> None:
+    from rich.console import Console
+
+    from bnfold.report import bench_terminal, files, terminal
+
+    if report is not None:
+        files.write(record, report)
+    if as_json:
+        click.echo(files.to_json(record))
+    elif record["command"] == "verify":
+        terminal.show_comparison(record, Console(), verbose=verbose, quiet=quiet)
+    elif record["command"] == "bench":
+        bench_terminal.show(record, Console(), verbose=verbose, quiet=quiet)
+    else:
+        terminal.show(record, Console(), verbose=verbose, quiet=quiet)
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    """End like an error does, so that temporary files are removed on the way; the shell's code for a signal."""
+    signal.signal(number, signal.SIG_IGN)
+    sys.exit(128 + number)
+
+
+def main() -> None:
+    """Run the command line; an error that a user can act on is one line and its exit code."""
+    signal.signal(signal.SIGTERM, _terminate)
+    logging.getLogger("onnx_ir").addHandler(logging.NullHandler())  # what matters of it is an error of ours
+    try:
+        with lazily("sympy", "onnx_ir._symbolic_shapes"):  # take longer than a fold, to calculate with unknown sizes
+            cli(prog_name="bnfold")
+    except BnfoldError as error:
+        click.echo(f"bnfold: {one_line(str(error))}", err=True)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

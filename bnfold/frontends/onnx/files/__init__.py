@@ -1,0 +1,1 @@
+"""ONNX files: checked, loaded, and written whole or not at all."""

@@ -1,0 +1,134 @@
+"""ONNX files, read without loading the weights of external data; nothing is believed before it is checked."""
+
+from __future__ import annotations
+
+import os
+import stat
+import warnings
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+from google.protobuf.message import DecodeError
+
+from bnfold.errors import InvalidModelError
+from bnfold.frontends.limits import LIMITS, Limits
+from bnfold.frontends.onnx.files.check import check
+from bnfold.frontends.onnx.files.original import Original, Source, attach
+from bnfold.frontends.onnx.files.readable import readable
+from bnfold.frontends.onnx.files.slots import slots
+
+PROTOBUF_LIMIT = (1 << 31) - 1
+"""Bytes that a protobuf may have."""
+
+ZIP = b"PK\x03\x04"
+"""How a zip archive begins."""
+
+
+def load(path: Path, limits: Limits = LIMITS) -> ir.Model:
+    """Read an ONNX file; tensors in external files stay there until they are used.
+
+    Raises:
+        InvalidModelError: the file is missing, unreadable, not an ONNX model, or asks for more than the limits.
+    """
+    source = Source.of(path) if path.is_file() else None  # before it is read: it may change meanwhile
+    return _build(read_proto(path, limits), str(path), path.parent, source)
+
+
+def read_proto(path: Path, limits: Limits = LIMITS) -> onnx.ModelProto:
+    """The protobuf of an ONNX file, as `load` would take it.
+
+    Raises:
+        InvalidModelError: as `load`.
+    """
+    proto = onnx.ModelProto()
+    try:
+        content = _read(path)
+        proto.ParseFromString(content)
+    except OSError as error:
+        raise InvalidModelError(f"{path}: {error.strerror}") from error
+    except DecodeError as error:
+        raise InvalidModelError(f"{path}: not an ONNX model ({_what_else(content, error)})") from error
+    del content
+    check(proto, str(path), path.parent, limits)
+    return proto
+
+
+def _what_else(content: bytes, error: DecodeError) -> str:
+    """Why bytes are no protobuf of a model."""
+    if "MaxDepth" in str(error):
+        return "it is nested too deep for protobuf"
+    if content.startswith(ZIP):
+        return "it is a zip archive, as torch writes; a program that torch.export.save wrote has to end in .pt2"
+    return str(error)
+
+
+def _read(path: Path) -> bytes:
+    """The bytes of a plain file; anything else might never end."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        raise InvalidModelError(f"{path}: no such file") from None
+    if stat.S_ISDIR(found.st_mode):
+        raise InvalidModelError(f"{path}: is a folder, not an ONNX file")
+    if not stat.S_ISREG(found.st_mode):
+        raise InvalidModelError(f"{path}: is not a plain file")
+    if found.st_size > PROTOBUF_LIMIT:
+        raise InvalidModelError(f"{path}: not an ONNX model ({found.st_size} bytes are too many for a protobuf)")
+    return path.read_bytes()
+
+
+def parse(proto: onnx.ModelProto, name: str = "model", folder: Path | None = None, limits: Limits = LIMITS) -> ir.Model:
+    """A model from its protobuf.
+
+    Args:
+        proto: the message; not changed.
+        name: what to call it in an error.
+        folder: where external data is found.
+        limits: how much it may ask for.
+
+    Raises:
+        InvalidModelError: its parts do not fit together, or it asks for more than the limits.
+    """
+    check(proto, name, folder, limits)
+    return _build(proto, name, folder, None)
+
+
+def _build(proto: onnx.ModelProto, name: str, folder: Path | None, source: Source | None) -> ir.Model:
+    """The model of a protobuf that was checked."""
+    try:
+        with warnings.catch_warnings(action="ignore"):  # onnx's, about keys of external data that nobody reads
+            found, left_out = readable(proto)
+            model = ir.serde.deserialize_model(found)
+            attach(model, Original(proto, source, left_out), restore=found is not proto)
+        if folder is not None:
+            real = os.path.realpath(folder)
+            for slot in slots(model):
+                if isinstance(slot.tensor, ir.ExternalTensor):
+                    slot.tensor.base_dir = real
+                    smallest = min(slot.tensor.nbytes, model.meta.get(EXTERNAL, slot.tensor.nbytes))
+                    model.meta[EXTERNAL] = smallest
+    except (ValueError, TypeError, KeyError, RuntimeError, AttributeError, OSError) as error:
+        raise InvalidModelError(f"{name}: not a valid ONNX model ({error})") from error
+    return model
+
+
+def external_files(model: ir.Model) -> list[Path]:
+    """The files of a model's external data."""
+    return sorted({Path(slot.tensor.path) for slot in slots(model) if isinstance(slot.tensor, ir.ExternalTensor)})
+
+
+def file_bytes(model: ir.Model, path: Path) -> int:
+    """The bytes of a model that was read from `path`, with its external data.
+
+    Raises:
+        InvalidModelError: one of the files is missing.
+    """
+    try:
+        return sum(each.stat().st_size for each in (path, *external_files(model)))
+    except OSError as error:
+        raise InvalidModelError(f"{path}: its external data {error.filename} cannot be read") from error
+
+
+EXTERNAL = "bnfold.external"
+"""Where a model notes the bytes of the smallest tensor that was in an external file when it was read."""

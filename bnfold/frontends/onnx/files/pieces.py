@@ -1,0 +1,118 @@
+"""Tensors in pieces: read, solved and copied a megabyte at a time, so that none is ever in memory as a whole.
+
+External data is read with plain reads, not by mapping it: a page that was looked at would stay resident, and a file
+that shrinks meanwhile would end the process.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from bnfold.algebra.kernels import Block, Kernel, Rows
+from bnfold.algebra.linear import Linear
+from bnfold.algebra.rounding import round_once
+from bnfold.errors import UnreadableTensorError
+
+AnyArray = npt.NDArray[Any]
+
+PIECE = 1 << 22
+"""Bytes that are copied at a time."""
+
+Piece = tuple[int, Callable[[], bytes]]
+"""A number of bytes, and what makes them."""
+
+
+def read(tensor: ir.TensorProtocol, name: str | None) -> AnyArray:
+    """A whole tensor.
+
+    Raises:
+        UnreadableTensorError: it cannot be read.
+    """
+    try:
+        return tensor.numpy()
+    except (ValueError, TypeError, OSError, RuntimeError, OverflowError) as error:
+        raise UnreadableTensorError(f"tensor {name!r} cannot be read: {error}") from error
+
+
+def read_bytes(tensor: ir.ExternalTensor, start: int, count: int) -> bytes:
+    """Some bytes of a tensor in a file.
+
+    Raises:
+        UnreadableTensorError: the file ends before.
+    """
+    try:
+        with Path(tensor.path).open("rb", buffering=0) as file:
+            found = os.pread(file.fileno(), count, (tensor.offset or 0) + start)
+    except OSError as error:
+        raise UnreadableTensorError(
+            f"tensor {tensor.name!r} cannot be read: {tensor.path}: {error.strerror}"
+        ) from error
+    if len(found) < count:
+        raise UnreadableTensorError(f"tensor {tensor.name!r} cannot be read: {tensor.path} ends too early")
+    return found
+
+
+def array_rows(array: AnyArray, rows: int) -> Rows:
+    """Reads rows of an array, seen as that many."""
+    flat = array.reshape(rows, -1)
+    return lambda start, stop: flat[start:stop]
+
+
+def tensor_rows(tensor: ir.TensorProtocol, name: str | None, rows: int) -> Rows:
+    """Reads rows of a tensor; those of an external one from its file, each time."""
+    if not isinstance(tensor, ir.ExternalTensor) or tensor.dtype.bitwidth < 8:
+        return array_rows(read(tensor, name), rows)
+    dtype = tensor.dtype.numpy().newbyteorder("<")
+    size = tensor.nbytes // rows
+
+    def read_rows(start: int, stop: int) -> AnyArray:
+        return np.frombuffer(read_bytes(tensor, start * size, (stop - start) * size), dtype).reshape(stop - start, -1)
+
+    return read_rows
+
+
+class SolvedTensor(ir.LazyTensor):
+    """A kernel with everything that its operator absorbed, computed whenever it is read and rounded once."""
+
+    def __init__(self, kernel: Kernel, linear: Linear, dtype: np.dtype[np.generic]) -> None:
+        super().__init__(self._solve, ir.DataType.from_numpy(dtype), ir.Shape(kernel.shape))
+        self._kernel, self._linear, self._stored = kernel, linear, dtype
+
+    def _make(self, block: Block) -> bytes:
+        return self._round(block).tobytes()
+
+    def _round(self, block: Block) -> AnyArray:
+        return round_once(block.solve(self._linear), self._stored)
+
+    def _solve(self) -> ir.TensorProtocol:
+        solved = np.empty(self._kernel.shape, self._stored)
+        rows = solved.reshape(self._kernel.rows, -1)
+        for block in self._kernel.blocks():
+            rows[block.start : block.stop] = self._round(block)
+        return ir.tensor(solved)
+
+    def pieces(self) -> Iterator[Piece]:
+        """The bytes of the tensor, in order."""
+        row = self.nbytes // self._kernel.rows if self._kernel.rows else 0
+        for block in self._kernel.blocks():
+            yield (block.stop - block.start) * row, partial(self._make, block)
+
+
+def pieces(tensor: ir.TensorProtocol) -> Iterator[Piece]:
+    """The bytes of a tensor in order, made when they are asked for."""
+    if isinstance(tensor, SolvedTensor):
+        yield from tensor.pieces()
+    elif isinstance(tensor, ir.ExternalTensor):
+        for start in range(0, tensor.nbytes, PIECE):
+            count = min(PIECE, tensor.nbytes - start)
+            yield count, partial(read_bytes, tensor, start, count)
+    else:
+        yield tensor.nbytes, tensor.tobytes

@@ -1,0 +1,103 @@
+"""The bytes of protobuf messages, with the data of large tensors made when it is asked for.
+
+A message is its fields in a row, each with a tag in front, and a message or bytes in it with a length as well
+(https://protobuf.dev/programming-guides/encoding). So bytes within a serialized message can be replaced by longer ones
+where the lengths around them are too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from itertools import chain
+
+from google.protobuf.message import Message
+from google.protobuf.unknown_fields import UnknownFieldSet
+
+from bnfold.frontends.onnx.files.pieces import Piece
+
+VARINT, FIXED64, LENGTH_DELIMITED, GROUP, END_GROUP, FIXED32 = range(6)
+"""How the value of a field is written: the lower three bits of its tag."""
+
+Run = tuple[int, Iterable[Piece]]
+"""A number of bytes, and the pieces that they come in."""
+
+
+def splice(content: bytes, mark: bytes, data: Mapping[bytes, Run]) -> Run:
+    """The bytes that a message has once some of its fields get other bytes.
+
+    Args:
+        content: the serialized message.
+        mark: how the fields begin that are replaced; nothing else in the message holds it.
+        data: the other bytes, by what the fields hold.
+    """
+    runs: list[Run] = []
+    start = position = 0
+    found = content.find(mark)
+    while found >= 0:
+        field = position
+        tag, position = _read_varint(content, position)
+        kind = tag & 7
+        if kind == VARINT:
+            _, position = _read_varint(content, position)
+        elif kind == LENGTH_DELIMITED:
+            size, position = _read_varint(content, position)
+            if found < position + size:
+                held = content[position : position + size]
+                run = data[held] if held in data else splice(held, mark, data)
+                runs += [_made(content[start:field]), _made(varint(tag) + varint(run[0])), run]
+                start = position + size
+                found = content.find(mark, start)
+            position += size
+        else:
+            position += {FIXED64: 8, FIXED32: 4, GROUP: 0, END_GROUP: 0}[kind]  # what is in a group are fields again
+    return _joined([*runs, _made(content[start:])])
+
+
+def unknown_fields(message: Message) -> bytes:
+    """The fields of a message that its type does not have: somebody else's, or of a later version."""
+    return _fields(UnknownFieldSet(message))
+
+
+def _fields(fields: UnknownFieldSet) -> bytes:
+    made = bytearray()
+    for field in fields:
+        number, kind, data = field.field_number, field.wire_type, field.data
+        made += varint(number << 3 | kind)
+        if kind == VARINT:
+            made += varint(data)
+        elif kind == LENGTH_DELIMITED:
+            made += varint(len(data)) + data
+        elif kind == GROUP:
+            made += _fields(data) + varint(number << 3 | END_GROUP)
+        else:
+            made += data.to_bytes(8 if kind == FIXED64 else 4, "little")
+    return bytes(made)
+
+
+def _joined(runs: Sequence[Run]) -> Run:
+    return sum(size for size, _ in runs), chain.from_iterable(pieces for _, pieces in runs)
+
+
+def _made(content: bytes) -> Run:
+    return len(content), [(len(content), partial(bytes, content))]
+
+
+def varint(number: int) -> bytes:
+    """Seven bits to a byte, the lowest first, each but the last with the top bit set."""
+    made = bytearray()
+    while number > 0x7F:
+        made.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes([*made, number])
+
+
+def _read_varint(content: bytes, position: int) -> tuple[int, int]:
+    """The number that begins somewhere, and where it ends."""
+    number = shift = 0
+    while True:
+        byte = content[position]
+        number |= (byte & 0x7F) << shift
+        shift, position = shift + 7, position + 1
+        if byte < 0x80:
+            return number, position

@@ -1,0 +1,327 @@
+"""Values of an ONNX graph that do not depend on its inputs, evaluated on demand."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx_ir as ir
+
+from bnfold.algebra.kernels import Rows
+from bnfold.frontends.onnx.files.pieces import array_rows, read, tensor_rows
+from bnfold.frontends.onnx.files.slots import slots
+from bnfold.frontends.onnx.operators.bounds import Budget
+from bnfold.frontends.onnx.operators.modern import MODERN, Attributes, modern
+from bnfold.frontends.onnx.operators.unreadable import Unreadable
+from bnfold.frontends.onnx.scopes import Scopes
+from bnfold.graph.outcome import Reason
+
+if TYPE_CHECKING:
+    from onnx.reference import ReferenceEvaluator
+
+AnyArray = npt.NDArray[Any]
+
+FOLDABLE = frozenset(
+    [
+        "Abs",
+        "Add",
+        "Cast",
+        "CastLike",
+        "Ceil",
+        "Clip",
+        "Concat",
+        "ConstantOfShape",
+        "Div",
+        "Equal",
+        "Exp",
+        "Expand",
+        "Flatten",
+        "Floor",
+        "Gather",
+        "Identity",
+        "Max",
+        "Min",
+        "Mul",
+        "Neg",
+        "Pad",
+        "Pow",
+        "Range",
+        "Reciprocal",
+        "ReduceProd",
+        "ReduceSum",
+        "Reshape",
+        "Shape",
+        "Slice",
+        "Split",
+        "Sqrt",
+        "Squeeze",
+        "Sub",
+        "Tile",
+        "Transpose",
+        "Unsqueeze",
+        "Where",
+    ]
+)
+"""Deterministic operators worth evaluating; not DequantizeLinear, since that would undo the quantisation."""
+
+OVERRIDABLE = 4
+"""The IR version from which on an initializer that is a graph input too is a default, which a caller may replace."""
+
+MEMO_LIMIT = 4096
+"""Elements up to which a constant is remembered."""
+
+MEMO_ROOM = 1 << 24
+"""Elements of all constants that are remembered."""
+
+EVALUATOR_LIMIT = 1024
+"""Evaluators of single nodes that are kept."""
+
+
+class Constants:
+    """Which values are constant, and what they hold."""
+
+    def __init__(
+        self,
+        model: ir.Model,
+        scopes: Scopes,
+        shapes: Mapping[ir.Value, tuple[int | str | None, ...]],
+        types: Mapping[ir.Value, ir.DataType],
+    ) -> None:
+        self._overridable = model.ir_version >= OVERRIDABLE
+        self._scopes = scopes
+        self._shapes = shapes
+        self._types = types
+        self._known: dict[ir.Value, bool] = {}
+        self._memo: dict[ir.Value, AnyArray] = {}
+        self._memo_room = MEMO_ROOM
+        self._forms: dict[ir.Value, tuple[ir.DataType, tuple[int, ...]]] = {}
+        self._failures: dict[ir.Node, str] = {}
+        self._evaluators: dict[tuple[int, bytes], ReferenceEvaluator] = {}
+        self._budget = Budget(sum(slot.tensor.size for slot in slots(model)))
+
+    def renew(
+        self,
+        shapes: Mapping[ir.Value, tuple[int | str | None, ...]],
+        types: Mapping[ir.Value, ir.DataType],
+    ) -> None:
+        """Take shapes and types that are known now; what was not constant may be so by them."""
+        self._shapes, self._types = shapes, types
+        self._known = {value: True for value, is_known in self._known.items() if is_known}
+
+    def is_overridable(self, value: ir.Value) -> bool:
+        """Whether it is an initializer that the caller may replace, being a graph input too."""
+        return self._overridable and value.is_initializer() and value.is_graph_input()
+
+    def holds(self, value: ir.Value | None) -> bool:
+        """Whether the value depends on constants alone; evaluates nothing, so `get` may yet fail."""
+        if value is None:
+            return False
+        stack = [value]
+        while stack:
+            top = stack[-1]
+            if top in self._known:
+                stack.pop()
+                continue
+            node = top.producer()
+            if node is None:
+                self._known[top] = top.const_value is not None and not self.is_overridable(top)
+            elif node.domain != "" or any(attribute.is_ref() for attribute in node.attributes.values()):
+                self._known[top] = False
+            elif node.op_type == "Constant":
+                self._known[top] = _stored(top) is not None
+            elif node.op_type not in FOLDABLE:
+                self._known[top] = False
+            elif node.op_type == "Shape" and self._static_shape(node.inputs[0]) is not None:
+                self._known[top] = True
+            else:
+                inputs = self._operands(node)
+                unknown = [each for each in inputs if each not in self._known]
+                if unknown:
+                    stack.extend(unknown)
+                    continue
+                self._known[top] = all(self._known[each] for each in inputs)
+            stack.pop()
+        return self._known[value]
+
+    def get(self, value: ir.Value) -> AnyArray:
+        """What a constant value holds, in its own type.
+
+        Raises:
+            Unreadable: it cannot be evaluated, or would take unreasonable memory.
+            UnreadableTensorError: a stored tensor cannot be read, or the constants of the model take too much work.
+        """
+        order = self._order(value)
+        waiting = Counter(each for top in order for each in self._needed(top))
+        results: dict[ir.Value, AnyArray] = {}
+        for top in order:
+            if top in self._memo:
+                results[top] = self._memo[top]
+            elif (tensor := _stored(top)) is not None:
+                results[top] = read(tensor, top.name)
+            elif top not in results:  # else its node was evaluated for another output
+                node = top.producer()
+                assert node is not None
+                made = self._evaluate(node, results)
+                results.update(
+                    (each, array) for each, array in zip(node.outputs, made, strict=False) if each in waiting
+                )
+                results[top] = made[top.index() or 0]
+            for each in self._needed(top):
+                waiting[each] -= 1
+                if not waiting[each]:
+                    results.pop(each, None)
+            self._remember(top, results[top])
+        return results[value]
+
+    def form(self, value: ir.Value) -> tuple[ir.DataType, tuple[int, ...]]:
+        """The type and shape of a constant value, for which a stored tensor is not read.
+
+        Raises:
+            Unreadable, UnreadableTensorError: as `get`.
+        """
+        if value not in self._forms:
+            tensor = _stored(value)
+            if tensor is None:
+                array = self.get(value)
+                self._forms[value] = ir.DataType.from_numpy(array.dtype), array.shape
+            else:
+                self._forms[value] = tensor.dtype, tuple(tensor.shape.numpy())
+        return self._forms[value]
+
+    def _remember(self, value: ir.Value, array: AnyArray) -> None:
+        if value not in self._memo and array.size <= MEMO_LIMIT and self._memo_room > 0:
+            self._memo[value] = array
+            self._memo_room -= array.size
+
+    def _needed(self, value: ir.Value) -> list[ir.Value]:
+        """What must be known before a constant value can be computed."""
+        node = value.producer()
+        if value in self._memo or node is None or node.op_type == "Constant" or self._is_shape(node):
+            return []
+        return self._operands(node)
+
+    def _order(self, value: ir.Value) -> list[ir.Value]:
+        """What a constant is computed from, each value after those that it needs, and `value` last."""
+        order: dict[ir.Value, None] = {}
+        stack = [value]
+        while stack:
+            missing = [each for each in self._needed(stack[-1]) if each not in order]
+            if missing:
+                stack.extend(missing)
+            else:
+                order[stack.pop()] = None
+        return list(order)
+
+    def capture(self, value: ir.Value, rows: int) -> Callable[[], Rows]:
+        """A way to read what `value` holds later on, row by row, whatever happens to the graph.
+
+        A stored tensor stays where it is; a computed one is computed now.
+        """
+        tensor = _stored(value)
+        if tensor is not None:
+            return lambda: tensor_rows(tensor, value.name, rows)
+        array = self.get(value)
+        return lambda: array_rows(array, rows)
+
+    def _static_shape(self, value: ir.Value | None) -> tuple[int, ...] | None:
+        dims = self._shapes.get(value) if value is not None else None
+        if dims is None:
+            return None
+        sizes = tuple(dim for dim in dims if isinstance(dim, int))
+        return sizes if len(sizes) == len(dims) else None
+
+    def _operands(self, node: ir.Node) -> list[ir.Value]:
+        """The inputs that decide the result; CastLike reads only the type of its second."""
+        inputs = [each for each in node.inputs if each is not None]
+        return inputs[:1] if self._is_cast_like(node) else inputs
+
+    def _is_cast_like(self, node: ir.Node) -> bool:
+        return node.op_type == "CastLike" and node.inputs[1] in self._types
+
+    def _is_shape(self, node: ir.Node) -> bool:
+        return node.op_type == "Shape" and self._static_shape(node.inputs[0]) is not None
+
+    def _evaluate(self, node: ir.Node, values: dict[ir.Value, AnyArray]) -> list[AnyArray]:
+        if node not in self._failures:
+            try:
+                return self._evaluate_node(node, values)
+            except (
+                ValueError,
+                TypeError,
+                LookupError,
+                RuntimeError,
+                AttributeError,
+                ArithmeticError,
+                MemoryError,
+            ) as error:
+                self._failures[node] = str(error)
+        message = f"constant node {node.name!r} ({node.op_type}) cannot be evaluated: {self._failures[node]}"
+        raise Unreadable(Reason.NOT_CONSTANT, message)
+
+    def _evaluate_node(self, node: ir.Node, values: dict[ir.Value, AnyArray]) -> list[AnyArray]:
+        if self._is_shape(node):
+            dims = self._static_shape(node.inputs[0])
+            start = node.attributes.get_int("start", 0)
+            end = node.attributes.get_int("end", None)
+            return [np.asarray(dims, np.int64)[start:end]]
+        if self._is_cast_like(node):
+            source, like = node.inputs
+            assert source is not None
+            assert like is not None
+            return [values[source].astype(self._types[like].numpy())]
+        version = self._scopes.version(node)
+        operands = [None if each is None else values[each] for each in node.inputs]
+        attributes, inputs = modern(node, version, operands)
+        given = {f"x{index}": array for index, array in enumerate(inputs) if array is not None}
+        self._budget.spend(node.op_type, attributes, list(given.values()))
+        proto = _alone(node, attributes, inputs)
+        with np.errstate(all="ignore"):
+            return [np.asarray(array) for array in self._evaluator(proto, max(version, MODERN)).run(None, given)]
+
+    def _evaluator(self, node: onnx.NodeProto, version: int) -> ReferenceEvaluator:
+        """Of a node alone; those that differ in names only share one."""
+        from onnx.reference import ReferenceEvaluator  # which takes as long to import as a model to read
+
+        key = version, node.SerializeToString(deterministic=True)
+        if key not in self._evaluators:
+            if len(self._evaluators) >= EVALUATOR_LIMIT:
+                self._evaluators.clear()
+            self._evaluators[key] = ReferenceEvaluator(_model_of(node, version))
+        return self._evaluators[key]
+
+
+def _alone(node: ir.Node, attributes: Attributes, inputs: Sequence[AnyArray | None]) -> onnx.NodeProto:
+    """A node of other attributes and inputs, with names that say nothing of the model it is from."""
+    names = ["" if array is None else f"x{index}" for index, array in enumerate(inputs)]
+    outputs = [f"y{index}" for index in range(len(node.outputs))]
+    return onnx.helper.make_node(node.op_type, names, outputs, **attributes)
+
+
+def _model_of(node: onnx.NodeProto, version: int) -> onnx.ModelProto:
+    def infos(names: Iterable[str]) -> list[onnx.ValueInfoProto]:
+        return [onnx.ValueInfoProto(name=name) for name in names if name]
+
+    graph = onnx.helper.make_graph([node], "constant", infos(node.input), infos(node.output))
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", version)])
+
+
+def _stored(value: ir.Value) -> ir.TensorProtocol | None:
+    """The tensor of an initializer or a Constant node; None for what is computed, or no tensor of numbers."""
+    node = value.producer()
+    if node is None:
+        return value.const_value
+    if node.op_type != "Constant":
+        return None
+    for name, attribute in node.attributes.items():
+        match name, attribute.type:
+            case "value", ir.AttributeType.TENSOR:
+                return attribute.as_tensor()
+            case "value_float" | "value_floats", ir.AttributeType.FLOAT | ir.AttributeType.FLOATS:
+                return ir.tensor(np.asarray(attribute.value, np.float32))
+            case "value_int" | "value_ints", ir.AttributeType.INT | ir.AttributeType.INTS:
+                return ir.tensor(np.asarray(attribute.value, np.int64))
+    return None

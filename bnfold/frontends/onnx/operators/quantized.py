@@ -1,0 +1,99 @@
+"""Quantised weights: a constant DequantizeLinear absorbs a positive per-channel scale in its own scales.
+
+    (q - zero_point) * scale[c] * s[c]  =  (q - zero_point) * (scale[c] * s[c])
+
+The quantised integers stay as they are, so this is exact up to the one rounding of the scales.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from bnfold.algebra.affine import Array
+from bnfold.algebra.linear import Layout
+from bnfold.frontends.onnx.operators.constants import AnyArray
+from bnfold.frontends.onnx.operators.reader import Facts
+from bnfold.frontends.onnx.operators.unreadable import Unreadable
+from bnfold.graph.outcome import Reason
+
+
+@dataclass(frozen=True, eq=False)
+class Quantized:
+    """A constant DequantizeLinear.
+
+    Attributes:
+        node: the DequantizeLinear.
+        integers, scales, zero_points: its inputs; scales and zero points are vectors, of one entry if per tensor.
+        axis: along which scales differ, for more than one.
+    """
+
+    node: ir.Node
+    integers: AnyArray
+    scales: AnyArray
+    zero_points: AnyArray
+    axis: int
+
+    def dequantize(self) -> AnyArray:
+        """The values, in the type of the scales."""
+        shape = [1] * self.integers.ndim
+        if self.scales.size > 1:
+            shape[self.axis] = self.scales.size
+        wide = self.integers.astype(np.float64) - self.zero_points.astype(np.float64).reshape(shape)
+        return (wide * self.scales.astype(np.float64).reshape(shape)).astype(self.scales.dtype)
+
+    def rescaled(self, factor: Array) -> Array:
+        """The scales, one for each output channel, times `factor`; float64."""
+        return np.broadcast_to(self.scales.astype(np.float64), factor.shape) * factor
+
+
+def find(value: ir.Value | None, facts: Facts) -> Quantized | None:
+    """What a value is dequantised from, where that is constant; None otherwise.
+
+    Raises:
+        Unreadable: it is quantised in blocks.
+    """
+    node = None if value is None else value.producer()
+    if node is None or node.op_type != "DequantizeLinear" or node.domain != "":
+        return None
+    if not all(each is None or facts.constants.holds(each) for each in node.inputs):
+        return None
+    if any(attribute.is_ref() for attribute in node.attributes.values()):
+        raise Unreadable(
+            Reason.NOT_CONSTANT, "an attribute of its quantised weight is given by the caller of a function"
+        )
+    if node.attributes.get_int("block_size", 0):
+        raise Unreadable(Reason.NOT_CONSTANT, "its weight is quantised in blocks")
+    integers, scales, *rest = [facts.constants.get(each) for each in node.inputs if each is not None]
+    if integers.dtype.kind in "OSUc" or scales.dtype.kind in "OSUc":
+        raise Unreadable(Reason.INVALID_PARAMETERS, "its quantised weight holds no numbers")
+    zero_points = rest[0].reshape(-1) if rest else np.zeros(scales.size, integers.dtype)
+    axis = node.attributes.get_int("axis", 1)
+    axis %= max(1, integers.ndim)
+    channels = integers.shape[axis] if integers.ndim else 1
+    if scales.size not in (1, channels) or zero_points.size != scales.size:
+        raise Unreadable(Reason.INVALID_PARAMETERS, "the scales of its quantised weight do not fit it")
+    return Quantized(node, integers, scales.reshape(-1), zero_points, axis)
+
+
+def insist_on_output_scales(quantized: Quantized, layout: Layout, groups: int, version: int) -> int:
+    """The axis of the stored kernel along which the output channels lie, where each can have a scale of its own.
+
+    Raises:
+        Unreadable: the scales differ along another axis, or the opset has one scale for the whole tensor.
+    """
+    if layout is Layout.STACKED:
+        raise Unreadable(Reason.NOT_CONSTANT, "its stacked weight is quantised")
+    rank = quantized.integers.ndim
+    axis = {Layout.CONV: 0, Layout.CONV_TRANSPOSE: 1, Layout.IN_OUT: rank - 1, Layout.OUT_IN: rank - 2}[layout]
+    if quantized.scales.size > 1 and quantized.axis != axis:
+        raise Unreadable(Reason.AXIS_MISMATCH, "its weight is quantised along another axis than its output channels")
+    if layout is Layout.CONV_TRANSPOSE and groups > 1:
+        raise Unreadable(Reason.AXIS_MISMATCH, "its groups share the scales of its quantised weight")
+    if version < 13:
+        raise Unreadable(
+            Reason.NOT_CONSTANT, "its weight is quantised, before opset 13 with one scale for all channels"
+        )
+    return axis

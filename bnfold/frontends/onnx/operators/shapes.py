@@ -1,0 +1,348 @@
+"""Shapes and element types of every value, as they follow from graph inputs, constants and operators.
+
+What a file declares of an inner value, or of an output, is left out: it may be older than the graph
+(`bnfold.frontends.onnx.operators.hints` has what becomes of it). The declaration of a graph input is a contract, which
+a runtime enforces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import onnx
+import onnx_ir as ir
+
+from bnfold.errors import UnreadableTensorError
+from bnfold.frontends.onnx.files.slots import lending, placeholder, slots
+from bnfold.frontends.onnx.operators.constants import OVERRIDABLE, Constants
+from bnfold.frontends.onnx.shape_inference import bodies, infer_shapes
+from bnfold.graph.ops import Dim, Shape
+
+DATA_LIMIT = 1000
+"""Bytes of a tensor whose values may decide a shape; larger ones are left out."""
+
+KINDS = frozenset(ir.DataType) - {ir.DataType.UNDEFINED}
+
+DIM_LIMIT = 1 << 40
+"""A dimension that no array has; a larger or a negative one is not known rather than believed."""
+
+SHAPE_OPERANDS: dict[str, tuple[int, ...]] = {
+    **dict.fromkeys(("Expand", "Reshape", "Split", "Squeeze", "Tile", "Unsqueeze"), (1,)),
+    **dict.fromkeys((f"Reduce{kind}" for kind in ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min")), (1,)),
+    **dict.fromkeys((f"Reduce{kind}" for kind in ("Prod", "Sum", "SumSquare")), (1,)),
+    "ConstantOfShape": (0,),
+    "Pad": (1, 3),
+    "Resize": (2, 3),
+    "Slice": (1, 2, 3, 4),
+    "Upsample": (1,),
+}
+"""Inputs whose values decide the shape of the output. onnx reads them where they are stored, not where they follow."""
+
+OPAQUE = "bnfold.opaque"
+"""A domain that has no operators."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What is known of one value; None for what is not."""
+
+    shape: Shape | None = None
+    dtype: ir.DataType | None = None
+
+
+class Inference:
+    """What follows for the values of a model.
+
+    Args:
+        model: not changed.
+        constants: its constants, as far as no shape is needed for them.
+
+    Attributes:
+        shapes, types: of values of all graphs and functions; what is not known is left out.
+        symbols: the dynamic sizes that graph inputs declare; any other symbol is a size that nothing tells.
+    """
+
+    def __init__(self, model: ir.Model, constants: Constants) -> None:
+        self.shapes: dict[ir.Value, Shape] = {}
+        self.types: dict[ir.Value, ir.DataType] = {}
+        self._note_stored(model)
+        self._proto = _serialize(model)
+        self._values = _prepare(model.graph, self._proto.graph, constants)
+        self._functions = _functions(model, self._proto, constants)
+        self.symbols = {dim.dim_param for each in self._proto.graph.input for dim in each.type.tensor_type.shape.dim}
+        self._infer()
+
+    def _note_stored(self, model: ir.Model) -> None:
+        """Graph inputs and tensors are what they say."""
+        inputs = set(model.graph.inputs)
+        for value in chain.from_iterable(map(graph_values, graphs(model))):
+            tensor = value.const_value
+            is_default = value in inputs and model.ir_version >= OVERRIDABLE
+            if tensor is not None and not is_default:
+                self._note(value, Kind(read_shape(tensor.shape), tensor.dtype))
+            elif value in inputs:
+                self._note(value, Kind(None if value.shape is None else read_shape(value.shape), value.dtype))
+
+    def _note(self, value: ir.Value, kind: Kind) -> None:
+        if kind.shape is not None:
+            self.shapes[value] = kind.shape
+        if kind.dtype is not None:
+            self.types[value] = kind.dtype
+
+    def add(self, found: Mapping[str, Kind]) -> None:
+        """Infer anew, with what is found out about values of the main graph."""
+        known = {name: value for name, value in self._values[0].items() if name in found}
+        outputs = {each.name: each for each in self._proto.graph.output}
+        for name, value in known.items():
+            kind = found[name]
+            info = outputs[name] if name in outputs else self._proto.graph.value_info.add(name=name)
+            _describe(info, Kind(kind.shape, kind.dtype or self.types.get(value)))
+        self._infer()
+        for name, value in known.items():
+            self._note(value, found[name])
+
+    def _infer(self) -> None:
+        inferred = infer_shapes(self._proto)
+        if inferred is not None:
+            self._match(self._values, inferred.graph)
+        self._infer_functions()
+
+    def _match(self, values: Sequence[Mapping[str, ir.Value]], proto: onnx.GraphProto) -> None:
+        for named, graph in zip(values, _graphs(proto), strict=True):
+            for info in (*graph.input, *graph.value_info, *graph.output):
+                value = named.get(info.name)
+                if value is None or value.const_value is not None or not info.type.HasField("tensor_type"):
+                    continue
+                kind = info.type.tensor_type
+                shape = tuple(_proto_dim(dim) for dim in kind.shape.dim) if kind.HasField("shape") else None
+                self._note(value, Kind(shape, ir.DataType(kind.elem_type) if kind.elem_type in KINDS else None))
+
+    def _infer_functions(self) -> None:
+        """A function is inferred once, for what all its callers have in common."""
+        left = dict(self._functions)
+        while left:
+            called = {callee for each in left.values() for callee in each.callees}
+            ready = [key for key in left if key not in called]
+            if not ready:
+                return  # functions that call each other are no valid model
+            for function in [left.pop(key) for key in ready]:
+                inferred = infer_shapes(function.model([self._common(operands) for operands in function.operands]))
+                if inferred is not None:
+                    self._match(function.values, inferred.graph)
+
+    def _common(self, operands: Sequence[ir.Value | None]) -> Kind:
+        """What holds of all values that callers give for one input."""
+        kinds = [Kind() if value is None else Kind(self.shapes.get(value), self.types.get(value)) for value in operands]
+        shapes, dtypes = [kind.shape for kind in kinds], {kind.dtype for kind in kinds}
+        known = [shape for shape in shapes if shape is not None]
+        shape: Shape | None = None
+        if len(known) == len(shapes) and len({len(each) for each in known}) == 1:
+            shape = tuple(dims[0] if len(set(dims)) == 1 else None for dims in zip(*known, strict=True))
+        return Kind(shape, dtypes.pop() if len(dtypes) == 1 else None)
+
+
+Key = tuple[str, str, str]
+"""What a node calls: domain, name and overload."""
+
+
+class _Function:
+    """The body of a function as the graph of a model of its own.
+
+    Attributes:
+        values: those of its graphs, by name.
+        callees: what its nodes call.
+        operands: for each of its inputs, what its callers give.
+    """
+
+    def __init__(self, function: ir.Function, proto: onnx.FunctionProto, constants: Constants) -> None:
+        self._proto = onnx.ModelProto(ir_version=onnx.IR_VERSION)
+        self._proto.opset_import.extend((*proto.opset_import, onnx.helper.make_opsetid(OPAQUE, 1)))
+        graph = self._proto.graph
+        graph.name = proto.name
+        graph.node.extend(proto.node)
+        graph.input.extend(onnx.ValueInfoProto(name=name) for name in proto.input)
+        graph.output.extend(onnx.ValueInfoProto(name=name) for name in proto.output)
+        self.values = _prepare(function.graph, graph, constants)
+        self.callees = {node.op_identifier() for node in function.all_nodes()}
+        self.operands: list[list[ir.Value | None]] = [[] for _ in function.inputs]
+
+    def lend(self, functions: Iterable[onnx.FunctionProto]) -> None:
+        """Take what it calls."""
+        self._proto.functions.extend(each for each in functions if _key(each) in self.callees)
+
+    def note_call(self, node: ir.Node) -> None:
+        """One more node calls it."""
+        for index, operands in enumerate(self.operands):
+            operands.append(node.inputs[index] if index < len(node.inputs) else None)
+
+    def model(self, inputs: Sequence[Kind]) -> onnx.ModelProto:
+        """The body, for inputs of which this is known."""
+        for info, kind in zip(self._proto.graph.input, inputs, strict=True):
+            _describe(info, kind)
+        return self._proto
+
+
+def _functions(model: ir.Model, proto: onnx.ModelProto, constants: Constants) -> dict[Key, _Function]:
+    """The functions of a model, with what their callers give them."""
+    protos = {_key(each): each for each in proto.functions}
+    found = {key: _Function(each, protos[key], constants) for key, each in model.functions.items()}
+    if not found:
+        return {}
+    for function in found.values():
+        function.lend(proto.functions)
+    for node in chain.from_iterable(graphs(model)):
+        if (key := node.op_identifier()) in found:
+            found[key].note_call(node)
+    return found
+
+
+def _key(function: onnx.FunctionProto) -> Key:
+    return function.domain, function.name, function.overload
+
+
+def _serialize(model: ir.Model) -> onnx.ModelProto:
+    """The protobuf without large tensors, and without what it declares but for graph inputs."""
+    large = [slot for slot in slots(model) if _is_large(slot.tensor)]
+    with lending(large, [placeholder(slot.tensor) for slot in large]):  # so that nobody copies them
+        proto = ir.serde.serialize_model(model)
+    if model.ir_version >= OVERRIDABLE:
+        inputs = {each.name for each in proto.graph.input}
+        kept = [each for each in proto.graph.initializer if each.name not in inputs]
+        del proto.graph.initializer[:]
+        proto.graph.initializer.extend(kept)
+    for graph in _graphs(proto.graph):
+        _forget(graph, keeps_inputs=graph is proto.graph)
+    for function in proto.functions:
+        del function.value_info[:]
+    return proto
+
+
+def _forget(graph: onnx.GraphProto, *, keeps_inputs: bool) -> None:
+    """Drop what a graph declares."""
+    del graph.value_info[:]
+    for info in (*graph.output, *(() if keeps_inputs else graph.input)):
+        info.ClearField("type")
+
+
+def _is_large(tensor: ir.TensorProtocol) -> bool:
+    is_elsewhere = isinstance(tensor, ir.ExternalTensor)
+    return is_elsewhere or (tensor.dtype != ir.DataType.STRING and tensor.nbytes > DATA_LIMIT)
+
+
+def _prepare(graph: ir.Graph, proto: onnx.GraphProto, constants: Constants) -> list[dict[str, ir.Value]]:
+    """Store constants where onnx reads them; gives the values of a graph and its bodies by name."""
+    values: list[dict[str, ir.Value]] = []
+    for inner, described in _pairs(graph, proto):
+        values.append({value.name: value for value in graph_values(inner) if value.name})
+        _store_operands(inner, described, constants)
+    return values
+
+
+def _store_operands(graph: ir.Graph, proto: onnx.GraphProto, constants: Constants) -> None:
+    """Make initializers of those constants that decide a shape and are computed, or come from another graph.
+
+    A node with an attribute that the caller of a function sets becomes one of which nothing is known.
+    """
+    stored: dict[ir.Value, str] = {}
+    for node, described in zip(graph, proto.node, strict=True):
+        if any(attribute.ref_attr_name for attribute in described.attribute):
+            described.domain = OPAQUE
+            continue
+        indices = SHAPE_OPERANDS.get(node.op_type, ()) if node.domain == "" else ()
+        for index in indices:
+            value = node.inputs[index] if index < len(node.inputs) else None
+            if value is None or _is_stored_in(graph, value) or not constants.holds(value):
+                continue
+            if value not in stored:
+                try:
+                    array = constants.get(value)
+                except UnreadableTensorError:
+                    continue
+                if array.nbytes > DATA_LIMIT or array.dtype.kind not in "fiu":
+                    continue
+                stored[value] = f"bnfold_constant_{len(stored)}_{value.name}"
+                proto.initializer.append(onnx.numpy_helper.from_array(array, stored[value]))
+            described.input[index] = stored[value]
+
+
+def _is_stored_in(graph: ir.Graph, value: ir.Value) -> bool:
+    node = value.producer()
+    if node is None:
+        return value.is_initializer() and value.graph is graph
+    return node.op_type == "Constant" and node.graph is graph
+
+
+def _describe(info: onnx.ValueInfoProto, kind: Kind) -> None:
+    """Declare what is known."""
+    info.ClearField("type")
+    if kind.dtype is None:
+        return
+    tensor = info.type.tensor_type
+    tensor.elem_type = int(kind.dtype)
+    if kind.shape is None:
+        return
+    tensor.shape.SetInParent()
+    for dim in kind.shape:
+        described = tensor.shape.dim.add()
+        if isinstance(dim, int):
+            described.dim_value = dim
+        elif dim is not None:
+            described.dim_param = dim
+
+
+def _pairs(graph: ir.Graph, proto: onnx.GraphProto) -> Iterator[tuple[ir.Graph, onnx.GraphProto]]:
+    """A graph and its bodies, each with its protobuf, in the order of `_graphs`."""
+    stack = [(graph, proto)]
+    while stack:
+        graph, proto = stack.pop()
+        yield graph, proto
+        for node, described in zip(graph, proto.node, strict=True):
+            for attribute in described.attribute:
+                if attribute.HasField("g"):
+                    stack.append((node.attributes[attribute.name].as_graph(), attribute.g))
+                elif attribute.graphs:
+                    inner = node.attributes[attribute.name].as_graphs()
+                    stack.extend(zip(inner, attribute.graphs, strict=True))
+
+
+def _graphs(proto: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """A graph and its bodies."""
+    stack = [proto]
+    while stack:
+        proto = stack.pop()
+        yield proto
+        stack.extend(body for node in proto.node for body in bodies(node))
+
+
+def _proto_dim(dim: onnx.TensorShapeProto.Dimension) -> Dim:
+    if dim.HasField("dim_value"):
+        return dim.dim_value if 0 <= dim.dim_value < DIM_LIMIT else None
+    return dim.dim_param or None
+
+
+def read_shape(shape: ir.ShapeProtocol) -> Shape:
+    """A shape that is declared or stored."""
+    return tuple(_dim(dim) for dim in shape)
+
+
+def _dim(dim: int | ir.SymbolicDimProtocol) -> Dim:
+    if isinstance(dim, int):
+        return dim if 0 <= dim < DIM_LIMIT else None
+    return dim.value
+
+
+def graphs(model: ir.Model) -> Iterator[ir.Graph]:
+    """Every graph of a model, those of functions last."""
+    for root in (model.graph, *(function.graph for function in model.functions.values())):
+        yield root
+        yield from root.subgraphs()
+
+
+def graph_values(graph: ir.Graph) -> Iterator[ir.Value]:
+    """Every value that a graph itself holds."""
+    yield from graph.inputs
+    yield from graph.initializers.values()
+    for node in graph:
+        yield from node.outputs

@@ -1,0 +1,1 @@
+"""Saved programs, `.pt2` files."""

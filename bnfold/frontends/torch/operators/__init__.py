@@ -1,0 +1,1 @@
+"""What the operators of a torch graph are, and what is known of their values."""

@@ -1,0 +1,199 @@
+"""Tensors of a graph that do not depend on its inputs, evaluated with torch itself on demand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from typing import Any
+
+import torch
+from torch import fx
+from torch.fx.node import map_arg
+
+from bnfold.errors import InvalidModelError
+from bnfold.frontends.torch.operators.calls import Call, Handle, Slot
+
+ELEMENT_LIMIT = 1 << 28
+"""Elements that a computed constant may have."""
+
+FOLDABLE = frozenset(
+    [
+        "_weight_norm",
+        "_weight_norm_interface",
+        "abs",
+        "add",
+        "arange",
+        "batch_norm",
+        "cat",
+        "clamp",
+        "clamp_min",
+        "div",
+        "dot",
+        "exp",
+        "expand",
+        "expand_as",
+        "flatten",
+        "full",
+        "identity",
+        "index",
+        "index_select",
+        "mean",
+        "mm",
+        "mul",
+        "mv",
+        "neg",
+        "norm",
+        "ones",
+        "permute",
+        "pow",
+        "reciprocal",
+        "repeat",
+        "reshape",
+        "reshape_as",
+        "rsqrt",
+        "rsub",
+        "scalar_tensor",
+        "select",
+        "slice",
+        "slice_all",
+        "sqrt",
+        "squeeze",
+        "stack",
+        "std",
+        "sub",
+        "sum",
+        "t",
+        "to",
+        "cast",
+        "transpose",
+        "unsqueeze",
+        "var",
+        "var_mean",
+        "zeros",
+    ]
+)
+"""Deterministic operators worth evaluating."""
+
+
+class Constants:
+    """Which nodes are constant, and what they hold.
+
+    Args:
+        graph: whose nodes are asked about.
+        call: describes a node.
+        stored: the tensor that a node or a place holds; None where it holds none, or one that changes.
+        changing: nodes that are no constants, since something may be written into what they make.
+    """
+
+    def __init__(
+        self,
+        graph: fx.Graph,
+        call: Callable[[fx.Node], Call],
+        stored: Callable[[Handle], torch.Tensor | None],
+        changing: Collection[fx.Node] = frozenset(),
+    ) -> None:
+        self._call = call
+        self._stored = stored
+        self.nodes: set[fx.Node] = set()
+        self._memo: dict[fx.Node, Any] = {}
+        for node in graph.nodes:
+            if node not in changing and self._is_constant(node):
+                self.nodes.add(node)
+
+    def _is_constant(self, node: fx.Node) -> bool:
+        if node.op in ("get_attr", "placeholder"):
+            return self._stored(node) is not None
+        if node.op not in ("call_function", "call_method"):
+            return False
+        call = self._call(node)
+        if call.op not in FOLDABLE or call.is_inplace or any(each not in self.nodes for each in node.all_input_nodes):
+            return False
+        return call.op != "batch_norm" or (bool(call.get("training")) and call.get("running_mean") is None)
+
+    def holds(self, handle: object) -> bool:
+        """Whether a handle stands for a constant tensor; evaluates nothing."""
+        if isinstance(handle, Slot):
+            return self._stored(handle) is not None
+        return isinstance(handle, fx.Node) and handle in self.nodes
+
+    def get(self, handle: Handle) -> torch.Tensor:
+        """What a constant holds, in its own type.
+
+        Raises:
+            InvalidModelError: it cannot be evaluated, or would take unreasonable memory.
+        """
+        stored = self._stored(handle)
+        if stored is not None:
+            return stored
+        assert isinstance(handle, fx.Node)
+        found = self._evaluate(handle)
+        if not isinstance(found, torch.Tensor):
+            raise InvalidModelError(f"constant node {handle.name!r} is not a tensor")
+        return found
+
+    def _evaluate(self, node: fx.Node) -> Any:
+        for each in self.sources(node):
+            if each not in self._memo and each.op not in ("get_attr", "placeholder"):
+                self._memo[each] = self._run(each)
+        return self._memo[node]
+
+    def _run(self, node: fx.Node) -> Any:
+        with torch.no_grad():
+            try:
+                size = _elements(_call(node, lambda each: _meta(self._value(each))))
+                if size > ELEMENT_LIMIT:
+                    raise InvalidModelError(f"constant node {node.name!r} asks for {size} elements")
+                return _call(node, lambda each: _detached(self._value(each)))
+            # what torch's operators raise on arguments of other types, ranks and sizes than they take
+            except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, NotImplementedError) as error:
+                raise InvalidModelError(f"constant node {node.name!r} cannot be evaluated: {error}") from error
+
+    def _value(self, node: fx.Node) -> Any:
+        stored = self._stored(node)
+        return self._memo[node] if stored is None else stored
+
+    def sources(self, node: fx.Node) -> list[fx.Node]:
+        """The node and all that it is computed from, each after what it reads."""
+        order: list[fx.Node] = []
+        seen: set[fx.Node] = set()
+        stack: list[tuple[fx.Node, Iterator[fx.Node]]] = [(node, iter(node.all_input_nodes))]
+        seen.add(node)
+        while stack:
+            top, rest = stack[-1]
+            for each in rest:
+                if each not in seen:
+                    seen.add(each)
+                    stack.append((each, iter(each.all_input_nodes)))
+                    break
+            else:
+                order.append(top)
+                stack.pop()
+        return order
+
+
+def _call(node: fx.Node, value: Callable[[fx.Node], Any]) -> Any:
+    arguments, keywords = map_arg(node.args, value), map_arg(node.kwargs, value)
+    if node.op == "call_method":
+        receiver, *rest = arguments
+        return getattr(receiver, str(node.target))(*rest, **keywords)
+    assert callable(node.target)
+    return node.target(*arguments, **keywords)
+
+
+def _map(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    if isinstance(value, torch.Tensor):
+        return change(value)
+    return tuple(_map(each, change) for each in value) if isinstance(value, tuple | list) else value
+
+
+def _meta(value: Any) -> Any:
+    return _map(value, lambda tensor: tensor.detach().to("meta"))
+
+
+def _detached(value: Any) -> Any:
+    return _map(value, lambda tensor: tensor.detach())
+
+
+def _elements(value: Any) -> int:
+    if isinstance(value, torch.Tensor):
+        return value.numel()
+    return sum(_elements(each) for each in value) if isinstance(value, tuple | list) else 0

@@ -1,0 +1,151 @@
+"""What the readers of torch operators ask of a node."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from bnfold.frontends.torch.operators.calls import MULTIPLE, Call, Handle, Slot
+from bnfold.frontends.torch.operators.constants import Constants
+from bnfold.frontends.torch.tensors import AnyArray, is_plain, to_numpy
+from bnfold.graph.ops import Opaque, Shape
+from bnfold.graph.outcome import Reason, Stop
+
+
+@dataclass(frozen=True)
+class Part:
+    """One output of a node that has several."""
+
+    node: fx.Node
+    index: int
+
+
+Value = fx.Node | Part
+
+
+class Unreadable(Exception):  # noqa: N818 (not an error: an answer)
+    """An operator that is not of the form its reader describes; it becomes `Opaque`."""
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(detail)
+        self.stop = Stop(reason, detail)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a graph besides its structure."""
+
+    calls: Mapping[fx.Node, Call]
+    constants: Constants
+    shapes: dict[fx.Node, Shape]
+    ranks: dict[fx.Node, int]
+    dtypes: dict[fx.Node, torch.dtype]
+
+    def copy(self, node: fx.Node, to: fx.Node) -> None:
+        """Take note that `to` has the shape and type of `node`."""
+        if node in self.shapes:
+            self.shapes[to] = self.shapes[node]
+        if node in self.ranks:
+            self.ranks[to] = self.ranks[node]
+        if node in self.dtypes:
+            self.dtypes[to] = self.dtypes[node]
+
+
+@dataclass(frozen=True)
+class Reader:
+    """One node, with its arguments, constants and shapes."""
+
+    node: fx.Node
+    facts: Facts
+
+    @property
+    def call(self) -> Call:
+        """What the node does."""
+        return self.facts.calls[self.node]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """An argument that is a plain Python value."""
+        found = self.call.get(name, default)
+        if isinstance(found, fx.Node):
+            raise Unreadable(Reason.UNKNOWN_SHAPE, f"its argument {name} is computed")
+        return found
+
+    def data(self, name: str = "input") -> fx.Node:
+        """An argument that is a computed value."""
+        found = self.call.get(name)
+        if not isinstance(found, fx.Node):
+            raise Unreadable(Reason.NOT_LINEAR, f"its argument {name} is no computed value")
+        return found
+
+    def holds(self, name: str) -> bool:
+        """Whether an argument is a constant tensor."""
+        return self.facts.constants.holds(self.call.get(name))
+
+    def tensor(self, name: str, what: str) -> torch.Tensor:
+        """A constant argument."""
+        found = self.call.get(name)
+        if found is None:
+            raise Unreadable(Reason.INVALID_PARAMETERS, f"its {what} is missing")
+        if not self.holds(name):
+            raise Unreadable(Reason.NOT_CONSTANT, f"its {what} is not constant")
+        tensor = self.facts.constants.get(found)
+        if not is_plain(tensor) and tensor.device.type != "meta":
+            kind = type(tensor).__name__ if tensor.dtype.is_floating_point else str(tensor.dtype)
+            raise Unreadable(Reason.NOT_CONSTANT, f"its {what} is a {kind}, not a plain floating-point tensor")
+        return tensor
+
+    def constant(self, name: str, what: str) -> AnyArray:
+        """A constant argument, as an array of its own type."""
+        return to_numpy(self.tensor(name, what))
+
+    def shape(self, node: object = None) -> Shape | None:
+        """The shape of a value (of the input, if none is given), as far as it is known."""
+        value = self.call.get("input") if node is None else node
+        return self.facts.shapes.get(value) if isinstance(value, fx.Node) else None
+
+    def rank(self, node: object = None) -> int:
+        """The number of axes of a value."""
+        value = self.call.get("input") if node is None else node
+        shape = self.shape(value)
+        if shape is not None:
+            return len(shape)
+        rank = self.facts.ranks.get(value) if isinstance(value, fx.Node) else None
+        if rank is None:
+            raise Unreadable(Reason.UNKNOWN_SHAPE, "the rank of its input is not known")
+        return rank
+
+    def axis(self, axis: Any, node: object = None) -> int:
+        """An axis, counted from the front."""
+        if not isinstance(axis, int):
+            raise Unreadable(Reason.UNKNOWN_SHAPE, "its axis is computed")
+        return axis if axis >= 0 else axis + self.rank(node)
+
+    def dtype(self, node: object = None) -> torch.dtype | None:
+        """The element type of a value."""
+        value = self.call.get("input") if node is None else node
+        return self.facts.dtypes.get(value) if isinstance(value, fx.Node) else None
+
+    def only_first(self) -> None:
+        """Insist that nothing but the first of several outputs is read."""
+        if any(part_of(user) not in (None, Part(self.node, 0)) for user in self.node.users if user.users):
+            raise Unreadable(Reason.NOT_LINEAR, "a further output of it is read")
+
+
+def part_of(node: fx.Node) -> Part | None:
+    """The output that a node picks from one with several."""
+    if node.op != "call_function" or getattr(node.target, "__name__", "") != "getitem" or len(node.args) != 2:
+        return None
+    source, index = node.args
+    return Part(source, index) if isinstance(source, fx.Node) and isinstance(index, int) else None
+
+
+def opaque(reason: Reason, detail: str, *, is_batchnorm: bool = False) -> Opaque:
+    """An operator that stops every affine, with its reason."""
+    return Opaque(Stop(reason, detail), is_batchnorm)
+
+
+__all__ = ["MULTIPLE", "Facts", "Handle", "Part", "Reader", "Slot", "Unreadable", "Value", "opaque", "part_of"]

@@ -1,0 +1,84 @@
+"""What looks wrong with a model, though the folds are exact: statistics of BatchNorms, and declared shapes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from bnfold.algebra.affine import Affine
+
+LARGE_SCALE = 1e3
+SMALL_GAMMA = 1e-6
+
+
+@dataclass(frozen=True)
+class Caution:
+    """Something that its author should look at; it never blocks a fold.
+
+    Attributes:
+        batchnorm: the node's name.
+        scope: the graph that holds it.
+        kind: "untrained", "small-variance", "small-gamma" or "large-scale".
+        channels: those that it is about.
+    """
+
+    batchnorm: str
+    scope: str
+    kind: str
+    channels: tuple[int, ...]
+
+    @property
+    def detail(self) -> str:
+        """A sentence for people."""
+        shown = ", ".join(map(str, self.channels[:8])) + (", ..." if len(self.channels) > 8 else "")
+        what = {
+            "untrained": "its running statistics are mean 0 and variance 1 everywhere, as before any training",
+            "small-variance": f"the variance is below epsilon in channels {shown}",
+            "small-gamma": f"gamma is nearly zero in channels {shown}",
+            "large-scale": f"the scale is above {LARGE_SCALE:g} in channels {shown}",
+        }
+        return what[self.kind]
+
+
+@dataclass(frozen=True)
+class DeclarationCaution:
+    """A declared shape or element type that is wrong, or that nothing but a run of the model confirms.
+
+    Attributes:
+        value: the value's name.
+        scope: the graph that holds it.
+        kind: "stale-declaration" or "confirmed-declaration".
+        detail: a sentence for people.
+    """
+
+    value: str
+    scope: str
+    kind: str
+    detail: str
+
+
+def examine(
+    batchnorm: str,
+    scope: str,
+    gamma: npt.NDArray[np.generic],
+    mean: npt.NDArray[np.generic],
+    var: npt.NDArray[np.generic],
+    eps: float,
+) -> list[Caution]:
+    """The warnings that the parameters of one BatchNorm (vectors, one entry per channel) give rise to."""
+    scale, _, wide = (np.asarray(each, np.float64) for each in (gamma, mean, var))
+    affine = Affine.from_batchnorm(gamma, np.zeros(len(scale)), mean, var, eps)
+    if wide.size and not np.any(mean) and np.all(wide == 1):
+        return [Caution(batchnorm, scope, "untrained", tuple(range(len(scale))))]
+    found = {
+        "small-variance": wide < eps,
+        "small-gamma": np.abs(scale) < SMALL_GAMMA,
+        "large-scale": np.abs(affine.scale) > LARGE_SCALE,
+    }
+    return [
+        Caution(batchnorm, scope, kind, tuple(int(channel) for channel in np.flatnonzero(channels)))
+        for kind, channels in found.items()
+        if channels.any()
+    ]

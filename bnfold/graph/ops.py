@@ -1,0 +1,211 @@
+"""The neutral vocabulary: what an operator does to channels, in either front end.
+
+Each class says only what the rules need. Axes count from the front. Whatever is not here is `Opaque`, and
+nothing is carried through it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from bnfold.algebra.affine import Affine
+from bnfold.algebra.linear import Linear, Window
+from bnfold.graph.outcome import Stop
+
+Dim = int | str | None
+"""A size, a symbol for an unknown size, or nothing known."""
+
+Shape = tuple[Dim, ...]
+
+CHANNEL_LIMIT = 1 << 22
+"""Channels of an affine that declared sizes alone call for; more is no model, and would take the memory for it."""
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelAffine:
+    """A per-channel affine with constant parameters: BatchNorm in eval mode, or Mul, Add, Sub, Div by a constant.
+
+    Attributes:
+        affine: the map.
+        is_batchnorm: whether it is a BatchNorm, which can also absorb other affines.
+        stored: elements of each of its constants, as `Graph.constants` lists them; None where that is not known.
+    """
+
+    affine: Affine
+    is_batchnorm: bool
+    stored: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Opaque:
+    """Anything else. With `is_batchnorm`, a BatchNorm that must stay whatever surrounds it."""
+
+    stop: Stop
+    is_batchnorm: bool = False
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Hands its input on unchanged: Identity, inference Dropout, a Cast that only widens.
+
+    Attributes:
+        is_widening: the output has a wider type, so what fits behind it may not fit in front of it.
+    """
+
+    is_widening: bool = False
+
+
+@dataclass(frozen=True)
+class Concat:
+    """Joins its inputs along `axis`; `sizes` are theirs on it (None: not known)."""
+
+    axis: int
+    sizes: tuple[int | None, ...]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Cuts its input along `axis` into outputs of `sizes`."""
+
+    axis: int
+    sizes: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Take:
+    """Keeps the positions `index` of the `size` along `axis`, and positions not known along the axes `others`."""
+
+    axis: int
+    index: npt.NDArray[np.intp]
+    size: int
+    others: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class Transpose:
+    """Output axis ``k`` is input axis ``order[k]``."""
+
+    order: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Reshape:
+    """The same elements, in row-major order, under another shape.
+
+    Attributes:
+        before, after: the shapes.
+        choice: where several axes fit a uniform affine, how many better ones to pass over.
+    """
+
+    before: Shape
+    after: Shape
+    choice: int = 0
+
+
+@dataclass(frozen=True)
+class PixelShuffle:
+    """Moves channels into space (DepthToSpace). ``[N, factor^2 * C, H, W] -> [N, C, factor H, factor W]``.
+
+    Attributes:
+        factor: side of a block.
+        channels: C.
+        channel_first: CRD order (PyTorch's pixel_shuffle): each C is split; else DCR: C runs fastest.
+    """
+
+    factor: int
+    channels: int
+    channel_first: bool
+
+
+@dataclass(frozen=True)
+class PixelUnshuffle:
+    """The inverse of `PixelShuffle` (SpaceToDepth)."""
+
+    factor: int
+    channels: int
+    channel_first: bool
+
+
+@dataclass(frozen=True)
+class Average:
+    """Weighted means over `axes` (pooling, resizing, ReduceMean), each channel for itself.
+
+    Attributes:
+        axes: axes that are mixed.
+        sums_to_one: whether each output's weights sum to one; False where padding zeros are counted.
+        dropped: axes that vanish from the output (ReduceMean without keepdims).
+        window: where every output is the sum of all its taps over their number, zeros outside of the data included.
+    """
+
+    axes: frozenset[int]
+    sums_to_one: bool = True
+    dropped: frozenset[int] = frozenset()
+    window: Window | None = None
+
+
+@dataclass(frozen=True)
+class Maximum:
+    """The largest value over `axes` (max pooling, ReduceMax), each channel for itself."""
+
+    axes: frozenset[int]
+    dropped: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class Pad:
+    """Extends `axes`, with copies of the data (`value` None: reflect, edge, wrap) or with a constant."""
+
+    axes: frozenset[int]
+    value: float | None
+
+
+@dataclass(frozen=True)
+class Broadcast:
+    """Repeats data along `axes`; the output has `added` further axes in front (Expand, Tile)."""
+
+    axes: frozenset[int]
+    added: int = 0
+
+
+@dataclass(frozen=True)
+class Sum:
+    """``sum_k signs[k] * x_k`` with numpy broadcasting.
+
+    Attributes:
+        signs: +1 or -1 for each input.
+        shapes: of each input; None where not known.
+        shares: how much of a pulled shift each input takes; they sum to one.
+    """
+
+    signs: tuple[int, ...]
+    shapes: tuple[Shape | None, ...]
+    shares: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Rectifier:
+    """A function with ``f(s x) = s f(x)`` for ``s >= 0``: Relu, LeakyRelu, PRelu."""
+
+
+Op = (
+    Linear
+    | ChannelAffine
+    | Opaque
+    | Identity
+    | Concat
+    | Split
+    | Take
+    | Transpose
+    | Reshape
+    | PixelShuffle
+    | PixelUnshuffle
+    | Average
+    | Maximum
+    | Pad
+    | Broadcast
+    | Sum
+    | Rectifier
+)

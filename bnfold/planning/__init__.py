@@ -1,0 +1,1 @@
+"""Decides what folds where, which linear operators merge, and applies what was decided."""

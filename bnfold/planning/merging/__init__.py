@@ -1,0 +1,1 @@
+"""Parallel linear branches, and linear operators in a row, that become one."""

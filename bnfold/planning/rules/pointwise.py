@@ -1,0 +1,96 @@
+"""Operators that work on each position for itself: identity, sums of computed values, rectifiers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from bnfold.algebra.affine import Affine
+from bnfold.graph.ops import Dim, Identity, Rectifier, Shape, Sum
+from bnfold.graph.outcome import Reason, Stop
+from bnfold.planning.rules.registry import CONFLICT, Carried, pull, push, variants
+
+SHIFTED = Stop(Reason.NONLINEAR, "it carries a positive scale, but no shift")
+REVERSED = Stop(Reason.NONLINEAR, "it carries a positive scale, but not a negative one")
+SHAPES = Stop(Reason.UNKNOWN_SHAPE, "the shapes of its operands are not known")
+NARROW = Stop(Reason.OVERFLOW, "what fits the wider type behind the cast may overflow the narrower one in front of it")
+BROADCAST = Stop(Reason.MIXED_CHANNELS, "an operand is broadcast along the channel axis")
+
+
+@pull.register
+def _(op: Identity, affine: Affine) -> Carried:
+    return NARROW if op.is_widening else (affine,)
+
+
+@push.register
+def _(op: Identity, affine: Affine) -> Carried:
+    return (affine,)
+
+
+@pull.register
+@push.register
+def _(op: Rectifier, affine: Affine) -> Carried:
+    if affine.has_shift:
+        return SHIFTED
+    return (affine,) if affine.is_increasing else REVERSED
+
+
+@variants.register
+def _(op: Sum) -> tuple[object, ...]:
+    """The shift to one operand, whichever can take it, or in equal parts (for one value read twice)."""
+    count = len(op.signs)
+    unit = np.eye(count)
+    shares = [*unit, np.full(count, 1 / count)]
+    return tuple(replace(op, shares=tuple(float(part) for part in share)) for share in shares)
+
+
+@pull.register
+def _(op: Sum, affine: Affine) -> Carried:
+    if any(shape is None for shape in op.shapes):
+        return SHAPES
+    shapes = [shape for shape in op.shapes if shape is not None]
+    rank = max(len(shape) for shape in shapes)
+    if affine.axis >= rank:
+        return SHAPES
+    pulled: list[Affine] = []
+    for shape, sign, share in zip(shapes, op.signs, op.shares, strict=True):
+        axis = affine.axis - (rank - len(shape))
+        size = _size(shape, axis)
+        if axis < 0 or size != affine.size:
+            return SHAPES if not isinstance(size, int) else BROADCAST
+        pulled.append(Affine(affine.scale, sign * share * affine.shift, axis))
+    return tuple(pulled)
+
+
+@push.register
+def _(op: Sum, *affines: Affine | None) -> Carried:
+    if any(shape is None for shape in op.shapes):
+        return SHAPES
+    shapes = [shape for shape in op.shapes if shape is not None]
+    rank = max(len(shape) for shape in shapes)
+    total: Affine | None = None
+    for affine, shape, sign in zip(affines, shapes, op.signs, strict=True):
+        if affine is None:
+            continue
+        part = (affine if sign > 0 else affine.negated()).along(affine.axis + rank - len(shape))
+        if total is None:
+            total = part
+        elif (total.axis, total.size) != (part.axis, part.size) or not np.array_equal(total.scale, part.scale):
+            return CONFLICT
+        else:
+            total = total.plus(part)
+    assert total is not None
+    if total.axis >= rank:
+        return SHAPES
+    if None in affines and not np.all(total.scale == 1):
+        return CONFLICT
+    for shape in shapes:
+        if (size := _size(shape, total.axis - (rank - len(shape)))) not in (1, total.size):
+            return SHAPES if not isinstance(size, int) else BROADCAST
+    return (total,)
+
+
+def _size(shape: Shape, axis: int) -> Dim:
+    """The size along `axis`, with numpy's leading ones."""
+    return shape[axis] if axis >= 0 else 1

@@ -1,0 +1,41 @@
+"""The two tables of rules, keyed by the type of the operator."""
+
+from __future__ import annotations
+
+from functools import singledispatch
+
+from bnfold.algebra.affine import Affine
+from bnfold.graph.ops import Opaque
+from bnfold.graph.outcome import Reason, Stop
+
+Carried = tuple[Affine | None, ...] | Stop
+"""One affine for each value on the other side (None: it stays as it is), or what stops it."""
+
+NO_RULE = Stop(Reason.NOT_LINEAR, "it neither absorbs nor carries a per-channel affine")
+AXIS = Stop(Reason.AXIS_MISMATCH, "it mixes values along the channel axis")
+MIXED = Stop(Reason.MIXED_CHANNELS, "it merges channels that need different affines")
+CONFLICT = Stop(Reason.CONFLICT, "its readers need it to change in different ways")
+
+
+@singledispatch
+def pull(op: object, *affines: Affine | None) -> Carried:
+    """Carry affines from an operator's outputs to its inputs."""
+    return NO_RULE
+
+
+@singledispatch
+def push(op: object, *affines: Affine | None) -> Carried:
+    """Carry affines from an operator's inputs to its outputs."""
+    return NO_RULE
+
+
+@singledispatch
+def variants(op: object) -> tuple[object, ...]:
+    """The equivalent descriptions of one operator that pull differently, best first."""
+    return (op,)
+
+
+@pull.register
+@push.register
+def _(op: Opaque, *affines: Affine | None) -> Carried:
+    return op.stop

@@ -1,0 +1,266 @@
+"""Operators that move elements without changing one: each element keeps its channel, so the affine follows it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from fractions import Fraction
+from math import prod
+
+import numpy as np
+import numpy.typing as npt
+
+from bnfold.algebra.affine import Affine
+from bnfold.graph.ops import (
+    CHANNEL_LIMIT,
+    Concat,
+    Dim,
+    PixelShuffle,
+    PixelUnshuffle,
+    Reshape,
+    Shape,
+    Split,
+    Take,
+    Transpose,
+)
+from bnfold.graph.outcome import Reason, Stop
+from bnfold.planning.rules.registry import AXIS, CONFLICT, MIXED, Carried, pull, push, variants
+
+SIZES = Stop(Reason.UNKNOWN_SHAPE, "the sizes along the channel axis are not known")
+SHAPES = Stop(Reason.UNKNOWN_SHAPE, "the shapes it reshapes between are not known")
+
+
+@pull.register
+def _(op: Concat, affine: Affine) -> Carried:
+    if affine.axis != op.axis:
+        return (affine,) * len(op.sizes)
+    sizes = _complete(op.sizes, affine.size)
+    return affine.split(sizes) if sizes else SIZES
+
+
+@push.register
+def _(op: Concat, *affines: Affine | None) -> Carried:
+    given = [affine for affine in affines if affine]
+    if given[0].axis != op.axis:
+        same = len(given) == len(affines) and all(given[0].equals(other) for other in given)
+        return (given[0],) if same else CONFLICT
+    parts: list[Affine] = []
+    for affine, size in zip(affines, op.sizes, strict=True):
+        if size not in (None, affine.size) if affine else size is None or size > CHANNEL_LIMIT:
+            return SIZES
+        parts.append(affine or Affine.identity(size or 0, op.axis))
+    return (Affine.join(parts),)
+
+
+def _complete(sizes: tuple[int | None, ...], total: int) -> tuple[int, ...] | None:
+    """Sizes with the one that is not known filled in from their total; None where they cannot be right."""
+    known = [size for size in sizes if size is not None]
+    rest = total - sum(known)
+    if len(known) < len(sizes) - 1 or rest < 0 or (len(known) == len(sizes) and rest):
+        return None
+    return tuple(rest if size is None else size for size in sizes)
+
+
+@pull.register
+def _(op: Split, *affines: Affine | None) -> Carried:
+    given = [affine for affine in affines if affine]
+    if given[0].axis != op.axis:
+        same = len(given) == len(affines) and all(given[0].equals(other) for other in given)
+        return (given[0],) if same else CONFLICT
+    if any(a.size != size if a else size > CHANNEL_LIMIT for a, size in zip(affines, op.sizes, strict=True)):
+        return SIZES
+    parts = [a or Affine.identity(size, op.axis) for a, size in zip(affines, op.sizes, strict=True)]
+    return (Affine.join(parts),)
+
+
+@push.register
+def _(op: Split, affine: Affine) -> Carried:
+    if affine.axis != op.axis:
+        return (affine,) * len(op.sizes)
+    return affine.split(op.sizes) if sum(op.sizes) == affine.size else SIZES
+
+
+@pull.register
+def _(op: Take, affine: Affine) -> Carried:
+    if affine.axis in op.others or (affine.axis == op.axis and affine.size != len(op.index)):
+        return SIZES
+    return _found(affine.spread(op.index, op.size)) if affine.axis == op.axis else (affine,)
+
+
+@push.register
+def _(op: Take, affine: Affine) -> Carried:
+    if affine.axis in op.others or (affine.axis == op.axis and affine.size != op.size):
+        return SIZES
+    return (affine.take(op.index),) if affine.axis == op.axis else (affine,)
+
+
+def _found(affine: Affine | None) -> Carried:
+    return (affine,) if affine else MIXED
+
+
+@pull.register
+def _(op: Transpose, affine: Affine) -> Carried:
+    return (affine.along(op.order[affine.axis]),) if affine.axis < len(op.order) else SHAPES
+
+
+@push.register
+def _(op: Transpose, affine: Affine) -> Carried:
+    return (affine.along(op.order.index(affine.axis)),) if affine.axis < len(op.order) else SHAPES
+
+
+@pull.register
+def _(op: PixelShuffle, affine: Affine) -> Carried:
+    return _onto_blocks(affine, op.factor, op.channels, op.channel_first)
+
+
+@push.register
+def _(op: PixelShuffle, affine: Affine) -> Carried:
+    return _off_blocks(affine, op.factor, op.channels, op.channel_first)
+
+
+@pull.register
+def _(op: PixelUnshuffle, affine: Affine) -> Carried:
+    return _off_blocks(affine, op.factor, op.channels, op.channel_first)
+
+
+@push.register
+def _(op: PixelUnshuffle, affine: Affine) -> Carried:
+    return _onto_blocks(affine, op.factor, op.channels, op.channel_first)
+
+
+def _block_channels(factor: int, channels: int, channel_first: bool) -> npt.NDArray[np.intp]:
+    """For each of the ``factor^2 * channels`` packed channels, the channel that it is a part of."""
+    packed = np.arange(factor**2 * channels)
+    return packed // factor**2 if channel_first else packed % channels
+
+
+def _onto_blocks(affine: Affine, factor: int, channels: int, channel_first: bool) -> Carried:
+    if affine.axis == 0:
+        return (affine,)
+    if affine.axis != 1:
+        return AXIS
+    if affine.size != channels or factor**2 * channels > CHANNEL_LIMIT:
+        return SIZES
+    return (affine.take(_block_channels(factor, channels, channel_first)),)
+
+
+def _off_blocks(affine: Affine, factor: int, channels: int, channel_first: bool) -> Carried:
+    if affine.axis == 0:
+        return (affine,)
+    if affine.axis != 1:
+        return AXIS
+    if affine.size != factor**2 * channels:
+        return SIZES
+    return _found(affine.spread(_block_channels(factor, channels, channel_first), channels))
+
+
+@pull.register
+def _(op: Reshape, affine: Affine) -> Carried:
+    return _transport(affine, op.after, op.before, op.choice)
+
+
+@variants.register
+def _(op: Reshape) -> tuple[object, ...]:
+    """A uniform affine fits several axes, of which the operators in front may absorb on one alone."""
+    return tuple(replace(op, choice=choice) for choice in range(len(op.before)))
+
+
+@push.register
+def _(op: Reshape, affine: Affine) -> Carried:
+    return _transport(affine, op.before, op.after, op.choice)
+
+
+Monomial = tuple[Fraction, tuple[str, ...]]
+"""A product of sizes: a number and sorted symbols."""
+
+Sizes = tuple[Monomial | None, ...]
+
+
+def _monomial(dim: Dim) -> Monomial | None:
+    if dim is None:
+        return None
+    return (Fraction(1), (dim,)) if isinstance(dim, str) else (Fraction(dim), ())
+
+
+def _product(sizes: Sizes) -> Monomial | None:
+    known = [size for size in sizes if size is not None]
+    if len(known) < len(sizes):
+        return None
+    return prod((size[0] for size in known), start=Fraction(1)), tuple(sorted(s for size in known for s in size[1]))
+
+
+def _quotient(upper: Monomial | None, lower: Monomial | None) -> Monomial | None:
+    """The quotient where it is a number and symbols again."""
+    if upper is None or lower is None or not lower[0]:
+        return None
+    symbols = list(upper[1])
+    for symbol in lower[1]:
+        if symbol not in symbols:
+            return None
+        symbols.remove(symbol)
+    return upper[0] / lower[0], tuple(symbols)
+
+
+def _fill_in(sizes: Sizes, other: Sizes) -> Sizes:
+    """`sizes` with the only unknown one computed from the number of elements of `other`."""
+    if sizes.count(None) != 1:
+        return sizes
+    missing = _quotient(_product(other), _product(tuple(size for size in sizes if size is not None)))
+    if missing is not None and not missing[1] and missing[0].denominator > 1:
+        return sizes  # the shapes contradict each other
+    return tuple(missing if size is None else size for size in sizes)
+
+
+def _transport(affine: Affine, before: Shape, after: Shape, choice: int) -> Carried:
+    """Follow the channels of the shape `before` to an axis of `after`, by the strides of both in row-major order.
+
+    With stride ``s`` an element at flat position ``f`` has channel ``(f // s) % size``. Two cases are exact:
+    (A) a target axis that determines the channel: its affine repeats the channels; (B) a target axis that the channel
+    determines: its affine exists where all channels that share an index agree.
+    """
+    if affine.axis >= len(before) or (isinstance(before[affine.axis], int) and before[affine.axis] != affine.size):
+        return SHAPES
+    given = tuple(_monomial(dim) for dim in before), tuple(_monomial(dim) for dim in after)
+    source, target = _fill_in(*given), _fill_in(*given[::-1])
+    stride = _product(source[affine.axis + 1 :])
+    known = stride is not None
+    found: list[Affine] = []
+    for axis, size in enumerate(target):
+        step = _product(target[axis + 1 :])
+        ratio = _quotient(stride, step)
+        inverse = _quotient(step, stride)
+        known = known and step is not None and size is not None
+        if size is None or not size[0]:
+            continue
+        if size[1]:
+            known = known and (ratio is None or ratio[0].denominator > 1)
+            continue
+        for quotient, follow in ((ratio, _repeated), (inverse, _merged)):
+            if quotient is not None and not quotient[1] and quotient[0].denominator == 1 and affine.size:
+                carried = follow(affine, int(quotient[0]), int(size[0]))
+                found.extend([carried.along(axis)] if carried else [])
+    if not found:
+        return MIXED if known else SHAPES
+
+    def preference(carried: Affine) -> tuple[bool, bool, bool, int, int]:
+        """Several axes fit a single channel or a uniform affine: the one that stays, else the longest."""
+        axis = carried.axis
+        stays = carried.size == affine.size and _product(target[axis + 1 :]) == stride
+        front = axis == affine.axis and source[:axis] == target[:axis]
+        back = len(target) - axis == len(source) - affine.axis
+        return stays, stays and front, stays and back, carried.size, -axis
+
+    return (sorted(found, key=preference, reverse=True)[choice],) if choice < len(found) else MIXED
+
+
+def _repeated(affine: Affine, ratio: int, size: int) -> Affine | None:
+    """Case A: an index ``i`` of the target axis has channel ``(i // ratio) % channels``."""
+    if not ratio or size > CHANNEL_LIMIT or size % (ratio * affine.size):
+        return None
+    return affine.take(np.arange(size) // ratio % affine.size)
+
+
+def _merged(affine: Affine, ratio: int, size: int) -> Affine | None:
+    """Case B: channel ``c`` lies at index ``(c // ratio) % size`` of the target axis."""
+    if not ratio or affine.size % (ratio * size):
+        return None
+    return affine.spread(np.arange(affine.size) // ratio % size, size)

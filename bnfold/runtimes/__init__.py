@@ -1,0 +1,1 @@
+"""Models that run: inputs, sessions of ONNX Runtime and of PyTorch, the reference evaluator."""

@@ -1,0 +1,51 @@
+"""Python modules run in a process of their own, where a crash stays."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from bnfold import errors
+from bnfold.errors import IncomparableError
+
+
+def run_module(module: str, job: dict[str, Any], name: str, seconds: float | None = None) -> dict[str, Any]:
+    """Run a module that reads a JSON document from standard input, and gives the one that it writes.
+
+    Args:
+        module: what is run.
+        job: the document that it reads.
+        name: what messages call the model.
+        seconds: after which it is ended.
+
+    Raises:
+        IncomparableError: the runtime crashed on the model, or takes too long.
+        BnfoldError: the error that the module gives back: its class as `kind`, its text as `error`.
+    """
+    # -P: a file in the working folder that is called like a library must not be imported instead of it.
+    place = str(Path(__file__).parents[2])
+    paths = os.pathsep.join(filter(None, [place, os.environ.get("PYTHONPATH")]))
+    try:
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", module],
+            input=json.dumps(job),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=seconds,
+            env={**os.environ, "PYTHONPATH": paths},
+        )
+    except subprocess.TimeoutExpired as error:
+        raise IncomparableError(f"{name}: the runtime takes more than {seconds:g} seconds for it") from error
+    if done.returncode < 0:
+        raise IncomparableError(f"{name}: the runtime crashed on it (signal {-done.returncode})")
+    if done.returncode:
+        raise RuntimeError(f"the process that runs {name} failed:\n{done.stderr}")
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    if "error" in result:
+        raise getattr(errors, result["kind"])(result["error"])
+    return result

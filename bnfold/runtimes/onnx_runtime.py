@@ -1,0 +1,159 @@
+"""Sessions of ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from bnfold.errors import IncomparableError, MissingExtraError, one_line
+from bnfold.runtimes.inputs import Feeds
+
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+    "coreml": "CoreMLExecutionProvider",
+    "directml": "DmlExecutionProvider",
+    "rocm": "ROCMExecutionProvider",
+    "migraphx": "MIGraphXExecutionProvider",
+    "xnnpack": "XnnpackExecutionProvider",
+}
+"""The names of execution providers on the command line."""
+
+
+@dataclass(frozen=True)
+class Strictness:
+    """What a provider does by default that is no rounding of float32.
+
+    Attributes:
+        what: its name.
+        options: provider options that turn it off, for a verdict.
+    """
+
+    what: str
+    options: dict[str, str]
+
+
+STRICT = {"cuda": Strictness("TF32", {"use_tf32": "0"})}
+"""TF32 keeps ten bits of a number."""
+
+
+def check_provider(provider: str) -> None:
+    """Insist that a provider is installed.
+
+    Raises:
+        IncomparableError: it is not, or nobody knows it.
+        MissingExtraError: there is no onnxruntime at all.
+    """
+    available = _module().get_available_providers()
+    if provider not in PROVIDERS:
+        raise IncomparableError(f"provider {provider!r}: unknown (there are: {', '.join(PROVIDERS)})")
+    if PROVIDERS[provider] not in available:
+        installed = [name for name, full in PROVIDERS.items() if full in available]
+        raise IncomparableError(
+            f"provider {provider!r}: the installed onnxruntime does not have it (it has: {', '.join(installed)})"
+        )
+
+
+class OnnxSession:
+    """A session that is ready to run.
+
+    Args:
+        model: a file, or the bytes of one.
+        label: what messages call the model.
+        folder: of the external data, where `model` is bytes.
+        provider: where it runs.
+        is_optimised: at the runtime's default level of optimisation, or with none.
+        is_strict: without what `STRICT` names.
+
+    Raises:
+        IncomparableError: the provider is not installed, or the runtime does not take the model.
+    """
+
+    def __init__(
+        self,
+        model: Path | bytes,
+        label: str,
+        *,
+        folder: Path | None = None,
+        provider: str = "cpu",
+        is_optimised: bool = False,
+        is_strict: bool = True,
+    ) -> None:
+        onnxruntime = _module()
+        check_provider(provider)
+        options = onnxruntime.SessionOptions()
+        if not is_optimised:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.log_severity_level = 4
+        options.enable_cpu_mem_arena = False
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # several sessions are alive at once
+        if folder is not None and isinstance(model, bytes):
+            options.add_session_config_entry(
+                "session.model_external_initializers_file_folder_path", str(folder.resolve())
+            )
+        settings = STRICT[provider].options if is_strict and provider in STRICT else {}
+        providers = [(PROVIDERS[provider], settings)]
+        try:
+            self._session = onnxruntime.InferenceSession(model, options, providers=providers)
+        except Exception as error:  # onnxruntime's exception types share no base class but Exception
+            raise IncomparableError(f"{label}: onnxruntime cannot load it ({one_line(str(error), 300)})") from error
+        self._session.disable_fallback()
+        self._label, self._provider = label, PROVIDERS[provider]
+
+    def nodes_elsewhere(self) -> int:
+        """How many nodes the provider handed back to the CPU."""
+        assigned = self._session.get_provider_graph_assignment_info()
+        return sum(len(each.get_nodes()) for each in assigned if each.ep_name != self._provider)
+
+    def types(self) -> dict[str, int]:
+        """The element type of each output that is a tensor, as in `onnx.TensorProto.DataType`."""
+        found = {each.name: each.type for each in self._session.get_outputs()}
+        return {
+            name: onnx.TensorProto.DataType.Value(kind.removeprefix("tensor(").removesuffix(")").upper())
+            for name, kind in found.items()
+            if kind.startswith("tensor(")
+        }
+
+    def __call__(self, feeds: Feeds, fetch: Sequence[str]) -> list[npt.NDArray[Any]]:
+        """One inference, for the outputs named in `fetch`.
+
+        Raises:
+            IncomparableError: the runtime cannot do it.
+        """
+        try:
+            return [
+                np.asarray(array)
+                for array in self._session.run(
+                    list(fetch), {name: _handed_over(array) for name, array in feeds.items()}
+                )
+            ]
+        except Exception as error:  # they share no base class either when a session runs
+            raise IncomparableError(
+                f"{self._label}: onnxruntime cannot run it ({one_line(str(error), 300)})"
+            ) from error
+
+
+def _handed_over(array: npt.NDArray[Any]) -> Any:
+    """As the runtime takes it: bfloat16, which numpy does not know, has to be called by its name."""
+    if array.dtype.kind != "V":
+        return array
+    return _module().OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(np.uint16), onnx.TensorProto.BFLOAT16)
+
+
+def _module() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingExtraError(
+            "onnxruntime is not installed: pip install 'bnfold[cpu]', or use --no-verify"
+        ) from error
+    return onnxruntime

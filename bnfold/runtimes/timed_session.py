@@ -1,0 +1,64 @@
+"""A model that is ready to run, whatever runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from bnfold.runtimes.inputs import Feeds
+from bnfold.runtimes.setting import Engine, Setting
+
+
+class Session(Protocol):
+    """A model in memory with its inputs on the device."""
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """How it runs, for the record: providers, their options, the clock."""
+        ...
+
+    def time(self, index: int) -> float:
+        """Seconds of one inference on the inputs of that index, until its outputs are ready on the device.
+
+        Raises:
+            IncomparableError: the runtime cannot run it.
+        """
+        ...
+
+
+def open_session(engine: Engine, source: Any, setting: Setting, feeds: Sequence[Feeds]) -> Session:
+    """Create a session.
+
+    Args:
+        engine: what runs it.
+        source: a path; for PyTorch also a module or an exported program.
+        setting: provider, level, threads.
+        feeds: inputs, each to be run by its index; they are on the device before anything is timed.
+
+    Raises:
+        MissingExtraError: the runtime or the provider is not installed.
+        IncomparableError: the runtime cannot load the model.
+    """
+    if engine is Engine.ONNXRUNTIME:
+        from bnfold.runtimes.timed_onnx_session import OnnxSession
+
+        return OnnxSession(source, setting, feeds)
+    from bnfold.runtimes.timed_torch_session import TorchSession
+
+    return TorchSession(source, setting, feeds)
+
+
+def require(engine: Engine, provider: str) -> None:
+    """Make sure that an engine is installed with a provider.
+
+    Raises:
+        MissingExtraError: it is not.
+    """
+    if engine is Engine.ONNXRUNTIME:
+        from bnfold.runtimes.timed_onnx_session import provider_names
+
+        provider_names(provider)
+    else:
+        from bnfold.runtimes.timed_torch_session import find_device
+
+        find_device(provider)

@@ -1,0 +1,173 @@
+"""The public `verify`, and its form for files."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx_ir as ir
+
+from bnfold.errors import IncomparableError, UnsupportedModelError
+from bnfold.frontends import onnx as _onnx
+from bnfold.frontends.door import is_torch_model, torch_front_end
+from bnfold.frontends.limits import LIMITS, Limits
+from bnfold.runtimes.inputs import Effort, InputOptions
+from bnfold.verification.compare import CompareOptions, Tolerance, compare
+from bnfold.verification.onnx_subject import OnnxSubject
+from bnfold.verification.subject import Subject
+from bnfold.verification.verdict import Verdict
+
+Inputs = str | Path | Mapping[str, npt.ArrayLike] | Sequence[Mapping[str, npt.ArrayLike]]
+"""Real inputs: a path as for ``--inputs``, or one array (or several sets of one array) for each input."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two files that were compared.
+
+    Attributes:
+        reference, candidate: the files.
+        verdict: what was found.
+        seconds: taken in all.
+    """
+
+    reference: Path
+    candidate: Path
+    verdict: Verdict
+    seconds: float
+
+
+def verify(
+    reference: Any,
+    candidate: Any,
+    inputs: Inputs | None = None,
+    *,
+    dims: Mapping[str, int] | None = None,
+    samples: int = 2,
+    seed: int = 0,
+    effort: Effort | str = Effort.STANDARD,
+    providers: Sequence[str] = (),
+    atol: float | None = None,
+    rtol: float | None = None,
+    outputs_only: bool = False,
+    limits: Limits = LIMITS,
+) -> Verdict:
+    """Whether two models are equivalent, apart from rounding.
+
+    Args:
+        reference: the model that is right by definition: an `onnx.ModelProto`, an `onnx_ir.Model`, a
+            `torch.export.ExportedProgram`, a `torch.nn.Module`, or the path of an `.onnx` or `.pt2` file.
+        candidate: the other one, of any of these kinds.
+        inputs: real inputs; None to draw them from the declared shapes and types. Two modules declare none, so they
+            need inputs, by the names of the forward's parameters.
+        dims: sizes of dynamic dimensions, by symbol.
+        samples: how many random inputs are drawn.
+        seed: of all that is drawn.
+        effort: "fast", "standard" or "thorough": how many inputs, and how many measurements of noise.
+        providers: ONNX Runtime execution providers ("cpu", "cuda", ...) on which the candidate must agree too, as
+            deployed. With none, it is run on the CPU as deployed, and a difference there is a finding.
+        atol: absolute tolerance for outputs in place of the measured budget.
+        rtol: relative tolerance for outputs in place of the measured budget.
+        outputs_only: do not compare inner values that carry the same name.
+        limits: how much each model may ask for.
+
+    Returns:
+        The verdict; `Verdict.is_equivalent` is the answer.
+
+    Raises:
+        IncomparableError: the models have other inputs or outputs, or one cannot be run.
+        BnfoldError: a model or an input cannot be read.
+    """
+    found = InputOptions(dims=dims, samples=samples, seed=seed, effort=Effort(effort))
+    if isinstance(inputs, str | Path):
+        found = InputOptions(Path(inputs), effort=Effort(effort), seed=seed)
+    elif inputs is not None:
+        sets = [inputs] if isinstance(inputs, Mapping) else inputs
+        given = tuple({name: np.asarray(array) for name, array in each.items()} for each in sets)
+        found = InputOptions(given=given, effort=Effort(effort), seed=seed)
+    tolerance = None if atol is None and rtol is None else Tolerance(atol or 0.0, rtol or 0.0)
+    options = CompareOptions(found, tuple(providers), tolerance, outputs_only)
+    return compare_models(reference, candidate, options, limits)
+
+
+def compare_models(reference: Any, candidate: Any, options: CompareOptions, limits: Limits = LIMITS) -> Verdict:
+    """`verify`, with its options put together."""
+    return compare(*_subjects(reference, candidate, options, limits), options)
+
+
+def verify_files(
+    reference: Path,
+    candidate: Path,
+    options: CompareOptions,
+    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    limits: Limits = LIMITS,
+) -> Comparison:
+    """`verify` for two files, neither of which may ask for more than `limits`.
+
+    Raises:
+        BnfoldError: as `verify`.
+    """
+    start = time.perf_counter()
+    verdict = compare(
+        _subject(reference, str(reference), limits),
+        _subject(candidate, str(candidate), limits),
+        options,
+        lambda done, total: progress("verify", done, total),
+    )
+    return Comparison(reference, candidate, verdict, time.perf_counter() - start)
+
+
+def _open(path: Path, limits: Limits) -> Subject:
+    return OnnxSubject(_onnx.read_proto(path, limits), str(path), path)
+
+
+def _subjects(reference: Any, candidate: Any, options: CompareOptions, limits: Limits) -> tuple[Subject, Subject]:
+    """Both models; a torch module is told by the other one, or by the inputs, what it takes."""
+    models, labels = (reference, candidate), ("the reference", "the candidate")
+    found: list[Subject | None] = [
+        None if _is_module(model) else _subject(model, label, limits)
+        for model, label in zip(models, labels, strict=True)
+    ]
+    for index, subject in enumerate(found):
+        if subject is None:
+            found[index] = _module_subject(models[index], labels[index], found[1 - index], options)
+    first, second = found
+    assert first is not None
+    assert second is not None
+    return first, second
+
+
+def _is_module(model: object) -> bool:
+    return is_torch_model(model) and not torch_front_end().is_program(model)
+
+
+def _module_subject(module: Any, label: str, other: Subject | None, options: CompareOptions) -> Subject:
+    from bnfold.verification.torch_subject import TorchSubject
+
+    if options.inputs.given:
+        return TorchSubject.of_module(module, label, options.inputs.given[0], 0)
+    if other is None:
+        raise IncomparableError(f"{label}: a torch module does not say what it takes; give inputs, by name")
+    return TorchSubject.of_module(module, label, other.inputs, len(other.outputs))
+
+
+def _subject(model: Any, label: str, limits: Limits) -> Subject:
+    if isinstance(model, str | Path) and Path(model).suffix == ".pt2":
+        model, label = torch_front_end().load(Path(model), limits), str(model)
+    if is_torch_model(model):
+        from bnfold.verification.torch_subject import TorchSubject
+
+        return TorchSubject.of_program(model, label)
+    if isinstance(model, str | Path):
+        return _open(Path(model), limits)
+    if isinstance(model, onnx.ModelProto):
+        return OnnxSubject(model, label)
+    if isinstance(model, ir.Model):
+        return OnnxSubject(_onnx.serialize(model), label)
+    raise UnsupportedModelError(f"bnfold cannot run a {type(model).__module__}.{type(model).__qualname__}")

@@ -1,0 +1,337 @@
+"""Measures the tool itself and prints Markdown tables: size, start-up, peers, and growth with the number of nodes.
+
+    python scripts/benchmarks/bench_tool.py [--folder FOLDER] [--only large|start|peers|nodes] [--rounds N]
+        [--docs PAGE]
+
+Every row is a ratio of two things that were measured alternately in one run, whole processes each; times are the
+median of the rounds, memory is the largest resident set of the process. The peers are used where they are installed
+(`pip install onnxsim onnxslim onnxoptimizer`). Needs 9 GB on the disk for the large models. With `--docs`, the tables
+replace those of the last run on a page, between the two marks that name this script.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import io
+import os
+import platform
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from importlib.metadata import version
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+TENSOR = 1 << 28
+"""Bytes of a large kernel."""
+
+PAUSE = 5.0
+"""Seconds before each run with large files."""
+
+MARKS = "<!-- tool: start -->", "<!-- tool: end -->"
+MIB = 1 << 20
+PYTHON = sys.executable
+BNFOLD = [PYTHON, "-m", "bnfold"]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one process."""
+
+    seconds: float
+    peak: int
+
+
+def measure(*command: str | Path) -> Cost:
+    """Run a command and say what it took.
+
+    Raises:
+        RuntimeError: it failed.
+    """
+    start = time.perf_counter()
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen([str(each) for each in command], stdout=output, stderr=output)
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - start
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            output.seek(0)
+            raise RuntimeError(f"{command}: {output.read().decode(errors='replace')[-2000:]}")
+    return Cost(seconds, usage.ru_maxrss * 1024)
+
+
+def alternate(rounds: int, *, pause: float = 0.0, **runs: Callable[[], Cost]) -> dict[str, Cost]:
+    """The median cost of each, in rounds of random order, so that what else the machine does hits all alike.
+
+    With a pause before each, none waits for what the one before left unwritten, and none profits from memory that it
+    freed: a virtual machine hands that back within seconds, and getting it again takes longer than to fill it.
+    """
+    found: dict[str, list[Cost]] = {name: [] for name in runs}
+    generator = random.Random(0)
+    for _ in range(rounds):
+        for name, run in generator.sample(sorted(runs.items()), len(runs)):
+            if pause:
+                os.sync()
+                time.sleep(pause)
+            found[name].append(run())
+    return {
+        name: Cost(median(each.seconds for each in costs), max(each.peak for each in costs))
+        for name, costs in found.items()
+    }
+
+
+def batchnorm(data: str, out: str, channels: int) -> tuple[onnx.NodeProto, list[TensorProto]]:
+    """A BatchNormalization with its parameters."""
+    generator = np.random.default_rng(channels)
+    vectors = {name: generator.random(channels).astype(np.float32) + 0.5 for name in ("gamma", "beta", "mean", "var")}
+    names = [f"{out}_{name}" for name in vectors]
+    made = helper.make_node("BatchNormalization", [data, *names], [out], name=f"norm_{out}")
+    return made, [numpy_helper.from_array(array, name) for name, array in zip(names, vectors.values(), strict=True)]
+
+
+def model(nodes: list[onnx.NodeProto], tensors: list[TensorProto], channels: int, out: str) -> onnx.ModelProto:
+    """A model from `x` to `out`."""
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", channels, "H", "W"]) for name in ("x", out)]
+    graph = helper.make_graph(nodes, "graph", ends[:1], ends[1:], tensors)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def large(folder: Path, count: int) -> Path:
+    """`count` convolutions of `TENSOR` bytes with a BatchNorm each, in external data."""
+    path, channels = folder / f"large{count}.onnx", int((TENSOR / 4) ** 0.5)
+    data, nodes, tensors = path.with_name(f"{path.name}.data"), [], []
+    generator = np.random.default_rng(0)
+    with data.open("wb") as file:
+        for index in range(count):
+            weight = TensorProto(name=f"w{index}", data_type=TensorProto.FLOAT, dims=[channels, channels, 1, 1])
+            weight.data_location = TensorProto.EXTERNAL
+            for key, value in (("location", data.name), ("offset", file.tell()), ("length", TENSOR)):
+                weight.external_data.add(key=key, value=str(value))
+            for _ in range(16):
+                file.write(generator.standard_normal(TENSOR // 64, dtype=np.float32).tobytes())
+            norm, parameters = batchnorm(f"c{index}", f"n{index}", channels)
+            before = f"v{index}" if index else "x"
+            nodes += [
+                helper.make_node("Conv", [before, weight.name], [f"c{index}"], name=f"conv{index}"),
+                norm,
+                helper.make_node("Relu", [f"n{index}"], [f"v{index + 1}"], name=f"relu{index}"),
+            ]
+            tensors += [weight, *parameters]
+    path.write_bytes(model(nodes, tensors, channels, f"v{count}").SerializeToString())
+    return path
+
+
+def made(make: Callable[..., Path], *arguments: object) -> Path:
+    """What `make` gives, in a process of its own: a child's peak is never below what its parent held when it began."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(make, *arguments).result()
+
+
+def fuse(source: Path, *options: str) -> Callable[[], Cost]:
+    output = source.with_name("out.onnx")
+
+    def run() -> Cost:
+        try:
+            return measure(*BNFOLD, "fuse", source, "-o", output, "--no-verify", "--overwrite", "-q", *options)
+        finally:
+            for each in source.parent.glob("out.onnx*"):
+                each.unlink()
+
+    return run
+
+
+def copy(source: Path, *, is_flushed: bool) -> Callable[[], Cost]:
+    target = source.with_name("copy")
+    flushed = ["sh", "-c", 'cp "$1" "$2" && sync "$2"', "sh"]
+
+    def run() -> Cost:
+        try:
+            return measure(*(flushed if is_flushed else ["cp"]), f"{source}.data", target)
+        finally:
+            target.unlink()
+
+    return run
+
+
+def compare_large(folder: Path, rounds: int) -> None:
+    print("\n### Ten and five convolutions of 268 MB, external data\n")
+    ten, five = made(large, folder, 10), made(large, folder, 5)
+    copies = {"cp": copy(ten, is_flushed=False), "flushed": copy(ten, is_flushed=True)}
+    found = alternate(rounds, pause=PAUSE, **copies, ten=fuse(ten), five=fuse(five))
+    print("| | seconds | peak MB |\n|---|---:|---:|")
+    for name, what in (
+        ("cp", "`cp` of the data of ten"),
+        ("flushed", "`cp` and `sync` of it, which `bnfold fuse` does as well"),
+        ("ten", "`bnfold fuse`, ten"),
+        ("five", "`bnfold fuse`, five"),
+    ):
+        print(f"| {what} | {found[name].seconds:.2f} | {found[name].peak / MIB:.0f} |")
+    bound = 2.5 * TENSOR + 200 * MIB
+    print(f"\n- time over `cp`: {found['ten'].seconds / found['cp'].seconds:.2f} (wanted: at most 2)")
+    print(f"- time over `cp` and `sync`: {found['ten'].seconds / found['flushed'].seconds:.2f}")
+    print(f"- peak over 2.5 tensors and 200 MiB: {found['ten'].peak / bound:.2f} (at most 1)")
+    print(f"- peak of ten over peak of five: {found['ten'].peak / found['five'].peak:.2f} (0.9 to 1.1)")
+    for each in folder.glob("large*"):
+        each.unlink()
+
+
+def compare_start(rounds: int) -> None:
+    print("\n### Start-up\n")
+    found = alternate(
+        max(rounds, 9),
+        base=lambda: measure(PYTHON, "-c", "import click, rich"),
+        help=lambda: measure(*BNFOLD, "--help"),
+        package=lambda: measure(PYTHON, "-c", "import bnfold"),
+    )
+    print("| | seconds | over `import click, rich` |\n|---|---:|---:|")
+    for name, what in (("base", "import click, rich"), ("help", "bnfold --help"), ("package", "import bnfold")):
+        print(f"| `{what}` | {found[name].seconds:.3f} | {found[name].seconds / found['base'].seconds:.2f} |")
+
+
+def convolutional(folder: Path) -> Path:
+    """A residual-like network of about 100 MB in one file."""
+    nodes, tensors = [], []
+    before, channels = "x", 512
+    generator = np.random.default_rng(0)
+    for index in range(11):
+        weight = generator.standard_normal((channels, channels, 3, 3), dtype=np.float32) / 48
+        norm, parameters = batchnorm(f"c{index}", f"n{index}", channels)
+        nodes += [
+            helper.make_node("Conv", [before, f"w{index}"], [f"c{index}"], name=f"conv{index}", pads=[1, 1, 1, 1]),
+            norm,
+            helper.make_node("Relu", [f"n{index}"], [f"v{index}"], name=f"relu{index}"),
+        ]
+        tensors += [numpy_helper.from_array(weight, f"w{index}"), *parameters]
+        before = f"v{index}"
+    path = folder / "convolutional.onnx"
+    path.write_bytes(model(nodes, tensors, channels, before).SerializeToString())
+    return path
+
+
+PEERS = {
+    "onnxsim": "import onnx, onnxsim; m, ok = onnxsim.simplify(onnx.load({0!r})); assert ok; onnx.save(m, {1!r})",
+    "onnxslim": "import onnxslim; onnxslim.slim({0!r}, {1!r})",
+    "onnxoptimizer": (
+        "import onnx, onnxoptimizer; onnx.save(onnxoptimizer.optimize(onnx.load({0!r}), ['fuse_bn_into_conv']), {1!r})"
+    ),
+}
+
+
+def compare_peers(folder: Path, rounds: int) -> None:
+    source = made(convolutional, folder)
+    print(f"\n### A convolutional model of {source.stat().st_size / 1e6:.0f} MB in one file\n")
+    runs = {"bnfold": fuse(source)}
+    for name, code in PEERS.items():
+        if importlib.util.find_spec(name) is None:
+            print(f"({name} is not installed)\n")
+            continue
+        script = code.format(str(source), str(folder / "peer.onnx"))
+        runs[name] = lambda script=script: measure(PYTHON, "-c", script)
+    found = alternate(rounds, **runs)
+    print("| | seconds | bnfold over it | peak MB | bnfold over it |\n|---|---:|---:|---:|---:|")
+    ours = found["bnfold"]
+    for name, cost in found.items():
+        ratios = f"{ours.seconds / cost.seconds:.2f} | {cost.peak / MIB:.0f} | {ours.peak / cost.peak:.2f}"
+        print(f"| {name} | {cost.seconds:.2f} | {ratios} |")
+
+
+def chain(folder: Path, count: int) -> Path:
+    """Convolution, BatchNorm, Relu, again and again; about `count` nodes."""
+    nodes, tensors, before = [], [], "x"
+    for index in range(count // 3):
+        weight = np.full((4, 4, 1, 1), 0.25, np.float32)
+        norm, parameters = batchnorm(f"c{index}", f"n{index}", 4)
+        nodes += [
+            helper.make_node("Conv", [before, f"w{index}"], [f"c{index}"], name=f"conv{index}"),
+            norm,
+            helper.make_node("Relu", [f"n{index}"], [f"v{index}"], name=f"relu{index}"),
+        ]
+        tensors += [numpy_helper.from_array(weight, f"w{index}"), *parameters]
+        before = f"v{index}"
+    path = folder / f"chain{count}.onnx"
+    path.write_bytes(model(nodes, tensors, 4, before).SerializeToString())
+    return path
+
+
+def compare_nodes(folder: Path) -> None:
+    print("\n### Growth with the number of nodes: `bnfold inspect`, a chain of Conv, BatchNormalization, Relu\n")
+    print("| nodes | seconds | microseconds per node, without start-up | peak MB |\n|---:|---:|---:|---:|")
+    idle = measure(*BNFOLD, "inspect", made(chain, folder, 3), "-q")
+    for count in (1_000, 10_000, 100_000):
+        cost = measure(*BNFOLD, "inspect", made(chain, folder, count), "-q")
+        each = (cost.seconds - idle.seconds) / count * 1e6
+        print(f"| {count:,} | {cost.seconds:.2f} | {each:.0f} | {cost.peak / MIB:.0f} |")
+
+
+def describe() -> None:
+    """What the numbers were taken on."""
+    names = ["bnfold", "onnx", "onnx-ir", "numpy", *PEERS]
+    known = [name for name in names if importlib.util.find_spec(name.replace("-", "_")) is not None]
+    versions = ", ".join(f"{name} {version(name)}" for name in known)
+    print(f"{os.cpu_count()} CPUs, {platform.system()} {platform.machine()}, Python {platform.python_version()};")
+    print(f"{versions}.")
+    print(f"Load of the machine at the start: {os.getloadavg()[0]:.1f}.")
+
+
+def write(page: Path, tables: str) -> None:
+    """Put the tables on a page, in the place of the last ones."""
+    begin, end = MARKS
+    old = page.read_text() if page.exists() else f"# Performance\n\n{begin}\n{end}\n"
+    if begin not in old:
+        old += f"\n{begin}\n{end}\n"
+    head, rest = old.split(begin)
+    page.write_text(f"{head}{begin}\n{tables.strip()}\n{end}{rest.split(end)[1]}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, help="where the models are made; a temporary folder by default")
+    parser.add_argument("--only", choices=["large", "start", "peers", "nodes"])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--docs", type=Path, metavar="PAGE", help="a Markdown page for the tables")
+    options = parser.parse_args()
+    tables = io.StringIO()
+    with redirect_stdout(tables):
+        run(options)
+    print(tables.getvalue())
+    if options.docs is not None:
+        write(options.docs, tables.getvalue())
+
+
+def run(options: argparse.Namespace) -> None:
+    """The measurements that were asked for."""
+    print(
+        "## The tool itself\n\n`python scripts/benchmarks/bench_tool.py --docs docs/performance.md` wrote this "
+        "section. ",
+        end="",
+    )
+    describe()
+    folder = Path(tempfile.mkdtemp(dir=options.folder, prefix="bench-"))
+    try:
+        if options.only in (None, "start"):
+            compare_start(options.rounds)
+        if options.only in (None, "peers"):
+            compare_peers(folder, options.rounds)
+        if options.only in (None, "nodes"):
+            compare_nodes(folder)
+        if options.only in (None, "large"):
+            compare_large(folder, options.rounds)
+    finally:
+        shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""A bad file is one line and exit code 3, no traceback, no crash, nothing written or changed; an odd one works."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import sys
+from pathlib import Path
+
+import onnx
+import pytest
+
+import bnfold
+from bnfold import cli
+from tests.toys import hostile
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of a command line."""
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["bnfold", *map(str, arguments)])
+        try:
+            with pytest.raises(SystemExit) as ended:
+                cli.main()
+        finally:
+            signal.signal(signal.SIGTERM, handler)
+    code = ended.value.code
+    assert code is None or isinstance(code, int)
+    return code or 0, *capsys.readouterr()
+
+
+def state(folder: Path) -> dict[str, bytes | None]:
+    """What a folder holds; of a file as long as a disk only that it is there."""
+    return {
+        path.name: path.read_bytes() if path.is_file() and path.stat().st_size < 1 << 24 else None
+        for path in folder.iterdir()
+    }
+
+
+def test_there_are_many_cases() -> None:
+    assert len(hostile.CASES) >= 60
+
+
+@pytest.mark.parametrize("case", hostile.CASES)
+def test_a_bad_file_is_one_line(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    write, expected = hostile.CASES[case]
+    path = write(folder)
+    before = state(folder)
+    good = hostile.save(hostile.good(), tmp_path)
+    out = folder / "out.onnx"
+    for command in (["fuse", path, "-o", out], ["fuse", path, "-o", out, "--no-verify"], ["inspect", path]):
+        assert re.search(expected, error_of(run(capsys, *command), path))
+    for command in (["verify", path, good], ["verify", good, path], ["verify", path, path]):
+        error = error_of(run(capsys, *command), path)
+        assert case in hostile.LABORIOUS or re.search(expected, error)  # the runtime has its own words for those
+    assert state(folder) == before
+
+
+def error_of(result: tuple[int, str, str], path: Path) -> str:
+    """The one line of a command that failed because of a file."""
+    code, out, error = result
+    assert (code, out) == (3, "")
+    assert error.count("\n") == 1
+    assert len(error) < 700
+    assert "Traceback" not in error
+    assert error.rstrip("\n").isprintable()
+    assert error.startswith(f"bnfold: {path}: ")
+    return error
+
+
+@pytest.mark.parametrize("case", hostile.EXPANDING)
+def test_a_constant_that_cannot_be_made_is_not_known(
+    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nobody misses it but the runtime, where one runs the model."""
+    write, expected = hostile.EXPANDING[case]
+    path, out = write(tmp_path), tmp_path / "out.onnx"
+    (tmp_path / "other").mkdir()
+    good = hostile.save(hostile.good(), tmp_path / "other")
+    for command in (["fuse", path, "-o", out], ["verify", path, good], ["verify", good, path], ["verify", path, path]):
+        error_of(run(capsys, *command), path)
+        assert not out.exists()
+    code, printed, error = run(capsys, "fuse", path, "-o", out, "--no-verify", "--json")
+    assert (code, error) == (0, "")
+    (outcome,) = json.loads(printed)["outcomes"]
+    assert outcome["reason"] == "not-constant"
+    assert re.search(expected, outcome["detail"])
+
+
+@pytest.mark.parametrize("case", hostile.FIT)
+def test_an_odd_file_is_folded_as_far_as_it_goes(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write, expected = hostile.FIT[case]
+    path = write(tmp_path)
+    code, out, error = run(capsys, "fuse", path, "-o", tmp_path / "out.onnx", "--no-verify", "--json")
+    assert (code, error) == (0, "")
+    record = json.loads(out)
+    assert record["outcomes"][0].get("reason") == expected
+    operators = [each.op_type for each in onnx.load(tmp_path / "out.onnx").graph.node]
+    assert operators.count("BatchNormalization") == record["batchnorms"]["kept"]
+    assert len(record["outcomes"]) == sum(record["batchnorms"][each] for each in ("folded", "kept"))
+
+
+def test_what_the_runtime_does_not_know_is_verified_by_nobody(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = hostile.FIT["unknown-operator"][0](tmp_path)
+    code, out, error = run(capsys, "fuse", path, "-o", tmp_path / "out.onnx")
+    assert (code, out) == (3, "")
+    assert re.fullmatch(rf"bnfold: {path}: onnxruntime cannot load it .*com.example.*\n", error)
+    assert not (tmp_path / "out.onnx").exists()
+
+
+def test_any_truncation_is_an_error_or_a_model(tmp_path: Path) -> None:
+    whole = hostile.good().SerializeToString()
+    loaded = 0
+    for size in range(len(whole)):
+        (tmp_path / "m.onnx").write_bytes(whole[:size])
+        try:
+            loaded += len(bnfold.plan(tmp_path / "m.onnx"))
+        except bnfold.BnfoldError:
+            continue
+    assert loaded <= 1  # a message without its last field can be whole
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--max-nodes", "1"], "more than 1 nodes"),
+        (["--max-bytes", "60"], "declare more than 60 bytes"),
+        (["--max-depth", "2"], "nested more than 2 deep"),
+    ],
+)
+def test_limits_are_options(
+    options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    proto = hostile.good()
+    if "--max-depth" in options:
+        hostile.nest(proto, 3)
+    path = hostile.save(proto, tmp_path)
+    code, _, error = run(capsys, "inspect", path, *options)
+    assert code == 3
+    assert message in error
+    assert run(capsys, "inspect", path)[0] == 0
