@@ -19,6 +19,7 @@ from rich.console import Console
 
 import bnfold
 from bnfold import IncomparableError, InvalidModelError, MissingExtraError, UnsupportedModelError
+from bnfold.api import fuse_file
 from bnfold.bench import comparison, worker
 from bnfold.bench.cold import start_cold
 from bnfold.bench.fingerprint import fingerprint
@@ -43,7 +44,7 @@ QUICK = {"rounds": comparison.FEWEST_ROUNDS, "threads": 1}
 @pytest.fixture(scope="module")
 def fused(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("bench") / "fused.onnx"
-    bnfold.api.fuse_file(DIGITS, path, verify=False)  # type: ignore[attr-defined]
+    fuse_file(DIGITS, path, verify=False)
     return path
 
 
