@@ -274,7 +274,7 @@ def test_batchnorms_in_functions_are_counted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("thing", [3, None, onnx.TensorProto(), {"a": 1}])
 def test_what_is_no_model_is_refused(thing: object) -> None:
-    with pytest.raises(UnsupportedModelError, match="cannot run"):
+    with pytest.raises(UnsupportedModelError, match="cannot read"):
         bnfold.benchmark([DIGITS, thing])
 
 
