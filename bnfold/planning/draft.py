@@ -25,6 +25,7 @@ class Draft(Generic[N, V]):
         steps: what moves and what merges, in order.
         blocked: why a candidate stayed, the last time that it tried a direction.
         absorbed: operators with everything pending on them.
+        gone: nodes that leave the graph.
     """
 
     def __init__(
@@ -40,13 +41,13 @@ class Draft(Generic[N, V]):
         self.steps: list[Step[N, V]] = []
         self.blocked: dict[tuple[N, Direction], Blocked[N]] = {}
         self.absorbed: dict[N, Linear | Affine] = {}
-        self._gone: set[N] = set()
+        self.gone: set[N] = set()
         self._ops: dict[N, Op] = {}
         self._root: dict[V, V] = {}
         self._uses: dict[V, list[tuple[N | None, int]]] = {}
         self._measured: set[V] = set()
         self._readings: dict[Constant, int] = {}
-        self._unbiased: dict[N, tuple[Linear, bool]] = {}
+        self._unbiased: dict[Linear, bool] = {}
         self.candidates = frozenset(
             node
             for node in self.position
@@ -56,10 +57,6 @@ class Draft(Generic[N, V]):
     def is_selected(self, node: N) -> bool:
         """Whether a node may fold, as far as the caller is concerned."""
         return self.selected(self.graph.name(node))
-
-    def is_gone(self, node: N) -> bool:
-        """Whether a node leaves the graph."""
-        return node in self._gone
 
     def in_order(self, nodes: Iterable[N]) -> tuple[N, ...]:
         """Nodes in the order of the data."""
@@ -73,7 +70,7 @@ class Draft(Generic[N, V]):
                 self._bypass(addition.node, addition.index)
         else:
             self._absorb(step.sinks)
-            self._bypass(step.candidate, 0)
+            self._bypass(step.node, 0)
         self.steps.append(step)
 
     def absorbers(self, node: N) -> list[Step[N, V]]:
@@ -113,10 +110,9 @@ class Draft(Generic[N, V]):
         absorbed = self.absorbed.get(node)
         if not isinstance(absorbed, Linear):
             return False
-        known = self._unbiased.get(node)
-        if known is None or known[0] is not absorbed:
-            known = self._unbiased[node] = absorbed, not self.graph.makes_bias(node, absorbed)
-        return known[1]
+        if absorbed not in self._unbiased:
+            self._unbiased[absorbed] = not self.graph.makes_bias(node, absorbed)
+        return self._unbiased[absorbed]
 
     def stored(self, node: N) -> int | None:
         """Elements of a per-channel affine's constants that nothing else will read; None for one a channel or more."""
@@ -156,7 +152,7 @@ class Draft(Generic[N, V]):
 
     def _remove(self, node: N) -> None:
         """End all that a node reads."""
-        self._gone.add(node)
+        self.gone.add(node)
         for value in self.inputs(node):
             self._uses[value] = [use for use in self.uses(value) if use[0] != node]
         replaced, others = self.graph.constants(node)

@@ -14,7 +14,7 @@ def fold(graph: Graph[N, V], plan: Plan[N, V]) -> None:
     """
     for step in plan.steps:
         if isinstance(step, Move):
-            graph.bypass(step.candidate, keep_output_name=step.direction == "upstream")
+            graph.bypass(step.node, keep_output_name=step.direction == "upstream")
         else:
             graph.join(step.host, step.source, step.root)
         for value in step.changed:

@@ -21,9 +21,7 @@ def outcomes(draft: Draft[N, V], rounding: Mapping[N, float]) -> Iterable[Outcom
             node = hosts[node]
         return node
 
-    moves = {
-        move.candidate: move for step in draft.steps for move in (step.moves if isinstance(step, Join) else (step,))
-    }
+    moves = {move.node: move for step in draft.steps for move in (step.moves if isinstance(step, Join) else (step,))}
     for node in draft.position:
         op = draft.op(node)
         if node in moves:
@@ -32,7 +30,7 @@ def outcomes(draft: Draft[N, V], rounding: Mapping[N, float]) -> Iterable[Outcom
         elif isinstance(op, ChannelAffine | Opaque) and op.is_batchnorm:
             yield _refusal(draft, node, op)
     name = draft.graph.name
-    for join in sorted(joins, key=lambda join: draft.position[join.key]):
+    for join in sorted(joins, key=lambda join: draft.position[join.node]):
         host = final(join.host)
         yield Merge(name(host), draft.graph.scope(host), join.branches, tuple(map(name, join.sums)), rounding.get(host))
 
@@ -42,8 +40,8 @@ def _fold(
 ) -> Fold:
     name = draft.graph.name
     return Fold(
-        name(move.candidate),
-        draft.graph.scope(move.candidate),
+        name(move.node),
+        draft.graph.scope(move.node),
         move.direction,
         tuple(map(name, draft.in_order(sinks))),
         tuple(map(name, draft.in_order(move.through))),

@@ -19,7 +19,7 @@ class Move(Generic[N, V]):
     """A per-channel affine that goes into other operators, and leaves the graph.
 
     Attributes:
-        candidate: the node that goes.
+        node: the per-channel affine.
         direction: whether it goes against the data or with it.
         sinks: the operators that absorb it, with what each becomes.
         through: the operators on the way.
@@ -27,17 +27,12 @@ class Move(Generic[N, V]):
         gain: the largest scale that goes in front of a sum or a mean, whose operands may be larger than its result.
     """
 
-    candidate: N
+    node: N
     direction: Direction
     sinks: Mapping[N, Linear | Affine]
     through: tuple[N, ...]
     changed: tuple[V, ...] = ()
     gain: float = 0.0
-
-    @property
-    def key(self) -> N:
-        """The node to bar where the step must not be taken."""
-        return self.candidate
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,8 +49,8 @@ class Join(Generic[N, V]):
     """Linear operators that become one of them.
 
     Attributes:
-        key: the node that identifies the merge: the root of a sum, an addition that vanishes from a larger one, the
-            Concat of a stack, the last operator of a chain.
+        node: what identifies the merge: the root of a sum, an addition that vanishes from a larger one, the Concat of a
+            stack, the last operator of a chain.
         host: the operator that stands for all; it reads what `source` read, and its output becomes that of `root`.
         source: the host, or what stands in front of it.
         root: the host, or what stands behind it.
@@ -68,7 +63,7 @@ class Join(Generic[N, V]):
         changed: values that stay, but hold something else.
     """
 
-    key: N
+    node: N
     host: N
     source: N
     root: N

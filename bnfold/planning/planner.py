@@ -49,6 +49,6 @@ def make_plan(
 def _settle(draft: Draft[N, V], passes: Sequence[Pass]) -> Draft[N, V]:
     """Run all passes, one after the other, until a round of them finds nothing."""
     while True:
-        found = [run(draft) for run in passes]
+        found = [each.run(draft) for each in passes]
         if not any(found):
             return draft

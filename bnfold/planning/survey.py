@@ -26,19 +26,19 @@ TOO_LARGE = Stop(Reason.OVERFLOW, "a sum or mean behind it may cancel, and its t
 
 
 def survey(draft: Draft[N, V], progress: Callable[[int, int], None]) -> tuple[dict[N, float], dict[N, Blocked[N]]]:
-    """The rounding error of each weight that would change, and the steps that one would not survive, by their keys."""
+    """The rounding error of each weight that would change, and the steps that one would not survive, by their nodes."""
     rounding: dict[N, float] = {}
     failed: dict[N, Blocked[N]] = {}
-    changing = {node: absorbed for node, absorbed in draft.absorbed.items() if not draft.is_gone(node)}
+    changing = {node: absorbed for node, absorbed in draft.absorbed.items() if node not in draft.gone}
     for done, (node, absorbed) in enumerate(changing.items()):
         progress(done, len(changing))
         result = draft.graph.round(node, absorbed)
         rounding[node] = result.error
         if stop := _stop_rounding(result):
-            failed[_culprit(draft, node, stop).key] = Blocked(stop, node)
+            failed[_culprit(draft, node, stop).node] = Blocked(stop, node)
         elif result.is_narrow:
             steps = [step for step in reversed(draft.absorbers(node)) if isinstance(step, Move)]
-            failed.update((step.key, Blocked(TOO_LARGE, node)) for step in steps if step.gain > GAIN_LIMIT)
+            failed.update((step.node, Blocked(TOO_LARGE, node)) for step in steps if step.gain > GAIN_LIMIT)
     progress(len(changing), len(changing))
     return rounding, failed
 
@@ -49,7 +49,7 @@ def _culprit(draft: Draft[N, V], node: N, stop: Stop) -> Step[N, V]:
     merge = next((step for step in steps if isinstance(step, Join)), None)
     if merge is not None or stop.reason is not Reason.CANCELLATION:
         return merge or steps[0]
-    return next((step for step in steps if draft.affine(step.key).has_shift), steps[0])
+    return next((step for step in steps if draft.affine(step.node).has_shift), steps[0])
 
 
 def _stop_rounding(rounding: Rounding) -> Stop | None:

@@ -7,7 +7,8 @@ decides whether they are one operator.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from math import prod
 
 from bnfold.algebra.linear import Linear
@@ -103,23 +104,13 @@ def _hosts(tree: Tree[N, V]) -> list[Leaf[N, V]]:
 
 
 def _whole(draft: Draft[N, V], tree: Tree[N, V], host: Leaf[N, V], absorbed: Linear) -> Join[N, V]:
-    kept = host.stages[0].node
     others = [leaf for leaf in tree.leaves if leaf is not host]
-    between: list[Move[N, V]] = [
-        Move(node, "upstream", {kept: absorbed}, sums) for node, sums in tree.between if _is_affine(draft, node)
-    ]
-    gone = {*tree.sums, *(node for node, _ in tree.between), *(node for leaf in tree.leaves for node in leaf.nodes)}
-    return Join(
-        tree.root,
-        kept,
-        host.reader,
-        tree.root,
-        draft.in_order(gone - {kept}),
-        absorbed,
-        _names(draft, others),
-        draft.in_order(tree.sums),
-        (*between, *_moves(draft, others, host, absorbed)),
+    gone = {*tree.sums, *(node for node, _ in tree.between)}
+    join = _join(draft, host, others, absorbed, gone, tree.sums)
+    inner: Iterator[Move[N, V]] = (
+        Move(node, "upstream", join.sinks, sums) for node, sums in tree.between if _is_affine(draft, node)
     )
+    return replace(join, root=tree.root, moves=(*inner, *join.moves))
 
 
 def _part(
@@ -128,23 +119,27 @@ def _part(
     cut = _cut(draft, tree, chosen, host)
     assert cut is not None
     bypassed, dead, changed = cut
-    key = bypassed[0].node if bypassed else dead[0]
-    if key in draft.barred:
-        return None
+    sums = [*(addition.node for addition in bypassed), *dead]
+    join = _join(draft, host, chosen, absorbed, dead, sums)
+    values = tuple(draft.graph.outputs(node)[0] for node in [join.host, *changed])
+    return None if join.node in draft.barred else replace(join, bypassed=tuple(bypassed), changed=values)
+
+
+def _join(
+    draft: Draft[N, V],
+    host: Leaf[N, V],
+    others: list[Leaf[N, V]],
+    absorbed: Linear,
+    between: Iterable[N],
+    sums: Sequence[N],
+) -> Join[N, V]:
+    """The merge of operands into the host's operator, with additions and what else goes between them."""
     kept = host.stages[0].node
-    gone = {*dead, *(node for leaf in [*chosen, host] for node in leaf.nodes)}
+    gone = {*between, *(node for leaf in [*others, host] for node in leaf.nodes)} - {kept}
+    branches = tuple(name for leaf in others for name in _names(draft, leaf))
+    moves = tuple(_moves(draft, others, host, absorbed))
     return Join(
-        key,
-        kept,
-        host.reader,
-        host.nodes[0],
-        draft.in_order(gone - {kept}),
-        absorbed,
-        _names(draft, chosen),
-        draft.in_order({*dead, *(addition.node for addition in bypassed)}),
-        tuple(_moves(draft, chosen, host, absorbed)),
-        tuple(bypassed),
-        tuple(draft.graph.outputs(node)[0] for node in [kept, *changed]),
+        sums[0], kept, host.reader, host.nodes[0], draft.in_order(gone), absorbed, branches, draft.in_order(sums), moves
     )
 
 
@@ -197,13 +192,10 @@ def _is_affine(draft: Draft[N, V], node: N) -> bool:
     return isinstance(draft.op(node), ChannelAffine)
 
 
-def _names(draft: Draft[N, V], leaves: Iterable[Leaf[N, V]]) -> tuple[str, ...]:
-    """The operators that branches consist of, each branch in the order of the data."""
-    names: list[str] = []
-    for leaf in leaves:
-        named = [stage.node for stage in leaf.stages] or [node for node in leaf.nodes if _is_affine(draft, node)]
-        names.extend(map(draft.graph.name, reversed(named)) if named else ["identity"])
-    return tuple(names)
+def _names(draft: Draft[N, V], leaf: Leaf[N, V]) -> list[str]:
+    """The operators that a branch consists of, in the order of the data."""
+    nodes = [stage.node for stage in leaf.stages] or [node for node in leaf.nodes if _is_affine(draft, node)]
+    return [draft.graph.name(node) for node in reversed(nodes)] or ["identity"]
 
 
 def _sign(leaf: Leaf[N, V]) -> float:

@@ -106,12 +106,8 @@ def _follow(draft: Draft[N, V], leaf: Leaf[N, V]) -> N | None:
             return node
         if node in draft.candidates:
             leaf.front.append(draft.affine(node))
-        elif isinstance(op, Linear) and _fits(leaf, op.window):
-            leaf.stages.append(Stage(node, op, leaf.front))
-            leaf.front = []
-        elif isinstance(op, Average) and _fits(leaf, op.window):
-            assert op.window is not None
-            leaf.stages.append(Stage(node, op.window, leaf.front))
+        elif isinstance(op, Linear | Average) and op.window is not None and _fits(leaf, op.window):
+            leaf.stages.append(Stage(node, op if isinstance(op, Linear) else op.window, leaf.front))
             leaf.front = []
         elif not isinstance(op, Identity) or op.is_widening:
             return None
@@ -132,7 +128,7 @@ def only_maker(draft: Draft[N, V], value: V, reader: N) -> N | None:
     return maker if draft.graph.scope(maker) == draft.graph.scope(reader) else None
 
 
-def _fits(leaf: Leaf[N, V], window: Window | None) -> bool:
+def _fits(leaf: Leaf[N, V], window: Window) -> bool:
     """Whether a further stage leaves the branch one window."""
     windows = [stage.op if isinstance(stage.op, Window) else stage.op.window for stage in leaf.stages]
-    return window is not None and (window.is_point or all(each and each.is_point for each in windows))
+    return window.is_point or all(each and each.is_point for each in windows)
