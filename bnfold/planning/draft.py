@@ -73,10 +73,6 @@ class Draft(Generic[N, V]):
             self._bypass(step.node, 0)
         self.steps.append(step)
 
-    def absorbers(self, node: N) -> list[Step[N, V]]:
-        """The steps that change what an operator becomes, the latest first."""
-        return [step for step in reversed(self.steps) if node in step.sinks]
-
     def op(self, node: N) -> Op:
         """The node's description, with what it has absorbed."""
         if node not in self._ops:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -27,6 +27,10 @@ TOO_LARGE = Stop(Reason.OVERFLOW, "a sum or mean behind it may cancel, and its t
 
 def survey(draft: Draft[N, V], progress: Callable[[int, int], None]) -> tuple[dict[N, float], dict[N, Blocked[N]]]:
     """The rounding error of each weight that would change, and the steps that one would not survive, by their nodes."""
+    absorbed_by: dict[N, list[Step[N, V]]] = {}
+    for step in draft.steps:
+        for node in step.sinks:
+            absorbed_by.setdefault(node, []).append(step)
     rounding: dict[N, float] = {}
     failed: dict[N, Blocked[N]] = {}
     changing = {node: absorbed for node, absorbed in draft.absorbed.items() if node not in draft.gone}
@@ -35,21 +39,21 @@ def survey(draft: Draft[N, V], progress: Callable[[int, int], None]) -> tuple[di
         result = draft.graph.round(node, absorbed)
         rounding[node] = result.error
         if stop := _stop_rounding(result):
-            failed[_culprit(draft, node, stop).node] = Blocked(stop, node)
+            failed[_culprit(draft, absorbed_by[node], stop).node] = Blocked(stop, node)
         elif result.is_narrow:
-            steps = [step for step in reversed(draft.absorbers(node)) if isinstance(step, Move)]
-            failed.update((step.node, Blocked(TOO_LARGE, node)) for step in steps if step.gain > GAIN_LIMIT)
+            moves = (step for step in absorbed_by[node] if isinstance(step, Move))
+            failed.update((move.node, Blocked(TOO_LARGE, node)) for move in moves if move.gain > GAIN_LIMIT)
     progress(len(changing), len(changing))
     return rounding, failed
 
 
-def _culprit(draft: Draft[N, V], node: N, stop: Stop) -> Step[N, V]:
-    """What `node` goes without: its latest merge, else the latest move; for a cancellation, one with a shift."""
-    steps = draft.absorbers(node)
-    merge = next((step for step in steps if isinstance(step, Join)), None)
+def _culprit(draft: Draft[N, V], steps: Sequence[Step[N, V]], stop: Stop) -> Step[N, V]:
+    """The step to go without: the latest merge, else the latest move; for a cancellation, one with a shift."""
+    latest = steps[::-1]
+    merge = next((step for step in latest if isinstance(step, Join)), None)
     if merge is not None or stop.reason is not Reason.CANCELLATION:
-        return merge or steps[0]
-    return next((step for step in steps if draft.affine(step.node).has_shift), steps[0])
+        return merge or latest[0]
+    return next((step for step in latest if draft.affine(step.node).has_shift), latest[0])
 
 
 def _stop_rounding(rounding: Rounding) -> Stop | None:
