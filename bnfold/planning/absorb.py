@@ -25,7 +25,7 @@ def absorb_output(op: Linear | ChannelAffine, affine: Affine | None, *, is_batch
         return Stop(Reason.MIXED_CHANNELS, f"it makes {op.out_channels} channels, not {affine.size}")
     if op.is_quantized and not (affine.scale > 0).all():
         return Stop(Reason.NEGATIVE_SCALE, "its quantised weight takes positive scales only")
-    return _worthwhile(op, op.absorb_output(affine), is_batchnorm=is_batchnorm)
+    return _checked(op, op.absorb_output(affine), is_batchnorm=is_batchnorm)
 
 
 def absorb_input(op: Linear | ChannelAffine, affine: Affine, *, is_batchnorm: bool) -> Linear | Affine | Stop:
@@ -41,7 +41,7 @@ def absorb_input(op: Linear | ChannelAffine, affine: Affine, *, is_batchnorm: bo
     absorbed = op.absorb_input(affine)
     if not absorbed.is_exact:
         return Stop(Reason.BORDER, "its outputs near the border do not see the shift through every tap")
-    return _worthwhile(op, absorbed, is_batchnorm=is_batchnorm)
+    return _checked(op, absorbed, is_batchnorm=is_batchnorm)
 
 
 def _stop_batchnorm(op: ChannelAffine, affine: Affine) -> Stop | None:
@@ -57,7 +57,8 @@ def _finite(affine: Affine) -> Affine | Stop:
     return affine if affine.is_finite else NOT_FINITE
 
 
-def _worthwhile(op: Linear, absorbed: Linear, *, is_batchnorm: bool) -> Linear | Stop:
+def _checked(op: Linear, absorbed: Linear, *, is_batchnorm: bool) -> Linear | Stop:
+    """The operator, where that is worth it and what is pending on it is finite."""
     if stop := stop_fold(op, absorbed, is_batchnorm=is_batchnorm):
         return stop
     pending = [affine for affine in (absorbed.before, absorbed.after) if affine is not None]
