@@ -6,8 +6,9 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from glob import escape
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypedDict, TypeVar, Unpack, overload
@@ -15,27 +16,20 @@ from typing import Any, Literal, Protocol, TypedDict, TypeVar, Unpack, overload
 import onnx
 import onnx_ir as ir
 
-from bnfold.errors import (
-    InvalidModelError,
-    NotEquivalentError,
-    OutputError,
-    OutputExistsError,
-    UnreadableTensorError,
-    UnsupportedModelError,
-)
-from bnfold.frontends import onnx as _onnx
-from bnfold.frontends.door import is_torch_model, torch_front_end
+from bnfold.errors import InvalidModelError, NotEquivalentError, OutputError, OutputExistsError, UnreadableTensorError
+from bnfold.frontends.door import find_entry, open_model
 from bnfold.frontends.limits import LIMITS, UNLIMITED, Limits
-from bnfold.frontends.onnx.shape_inference import Confirm
-from bnfold.graph.cautions import Caution, DeclarationCaution
-from bnfold.graph.outcome import Fold, Outcome, Reason, Refusal
+from bnfold.frontends.onnx.files.publishing import publish, staging
+from bnfold.frontends.protocol import Cautions, OpenModel, OpenOptions, Size
+from bnfold.graph.outcome import Fold, Outcome, Refusal
+from bnfold.graph.protocol import Graph
 from bnfold.planning.fold import fold
 from bnfold.planning.plan import Plan
 from bnfold.planning.planner import make_plan
 from bnfold.runtimes.inputs import DRAWN, InputOptions
 from bnfold.verification.compare import CompareOptions
 from bnfold.verification.confirm import confirmer
-from bnfold.verification.equivalence import compare_models, verify_files
+from bnfold.verification.equivalence import verify_files
 from bnfold.verification.verdict import Verdict
 
 Progress = Callable[[str, int, int], None]
@@ -72,21 +66,7 @@ class Selection:
 
 EVERYTHING = Selection()
 
-PROGRAM = ".pt2"
-"""How the file of a saved `torch.export` program ends."""
-
 STANDARD = CompareOptions()
-
-Warnings = tuple[Caution | DeclarationCaution, ...]
-"""What looks wrong, though nothing stops on it."""
-
-
-@dataclass(frozen=True)
-class Size:
-    """How large a model is."""
-
-    nodes: int
-    bytes: int
 
 
 @dataclass(frozen=True)
@@ -105,7 +85,7 @@ class FileResult:
     model: Path
     output: Path | None
     outcomes: tuple[Outcome, ...]
-    warnings: Warnings
+    warnings: Cautions
     before: Size
     after: Size | None
     verdict: Verdict | None
@@ -124,32 +104,14 @@ def plan(model: Any, *, example_inputs: Any = None, merge: bool = True, limits: 
     Raises:
         BnfoldError: the model cannot be read.
     """
-    model = _loaded(model, limits)
-    if is_torch_model(model):
-        opened = torch_front_end().open_model(model, example_inputs)
-        return _advised(make_plan(opened.graph, merge=merge).outcomes, opened, merge=merge)
-    return _decide(_onnx.OnnxGraph(_read(model, limits), _confirm(model, limits)), merge=merge)[0].outcomes
+    opened = open_model(model, _options(limits, example_inputs=example_inputs))
+    decided, _ = _decide(opened, merge=merge)
+    return _explain(opened, decided, merge=merge)
 
 
-def _confirm(model: Any, limits: Limits, inputs: InputOptions = DRAWN) -> Confirm | None:
-    """A way to run an ONNX model for shapes that are only declared."""
-
-    def read() -> tuple[onnx.ModelProto, Path | None]:
-        if isinstance(model, onnx.ModelProto):
-            return model, None
-        if isinstance(model, ir.Model):
-            folders = {each.parent for each in _onnx.external_files(model)}
-            return _onnx.serialize(model), folders.pop() if len(folders) == 1 else None
-        return _onnx.read_proto(Path(model), limits), Path(model).parent
-
-    return confirmer(read, inputs)
-
-
-def _loaded(model: Any, limits: Limits) -> Any:
-    """The program of a `.pt2` file; anything else as it is."""
-    if isinstance(model, str | Path) and Path(model).suffix == PROGRAM:
-        return torch_front_end().load(Path(model), limits)
-    return model
+def _options(limits: Limits, inputs: InputOptions = DRAWN, **further: Any) -> OpenOptions:
+    """How a model is opened; one whose shapes are only declared is run on `inputs` to confirm them."""
+    return OpenOptions(limits=limits, observe=partial(confirmer, inputs=inputs), **further)
 
 
 class FuseOptions(TypedDict, total=False):
@@ -216,138 +178,35 @@ def fuse(
         BnfoldError: the model cannot be read.
     """
     selection = Selection(tuple(only), tuple(skip))
-    found = _loaded(model, limits)
-    if is_torch_model(found):
-        opened = torch_front_end().open_model(found, example_inputs, inplace=inplace or found is not model)
-        outcomes, _ = _fuse_graph(opened.graph, selection, _silent, merge=merge)
-        if return_outcomes:
-            outcomes = _advised(outcomes, opened, merge=merge)
-        opened.finish()
-        return (opened.model, outcomes) if return_outcomes else opened.model
-    graph = _read(model, limits)
-    if isinstance(model, ir.Model) and not inplace:
-        graph = model.clone()
-    view = _onnx.OnnxGraph(graph, _confirm(model, limits))
-    outcomes, _ = _fuse_graph(view, selection, _silent, merge=merge)
-    fused: onnx.ModelProto | ir.Model = graph
-    if isinstance(model, onnx.ModelProto):
-        fused = _onnx.serialize(graph)
-        if inplace:
-            model.CopyFrom(fused)
-            fused = model
-    elif not isinstance(model, ir.Model):
-        fused = _onnx.detach(graph, str(model))
+    opened = open_model(model, _options(limits, inplace=inplace, example_inputs=example_inputs))
+    decided, _ = _decide(opened, selection, merge=merge)
+    outcomes = _explain(opened, decided, merge=merge) if return_outcomes else ()
+    fold(opened.graph, decided)
+    fused = opened.finish()
     return (fused, outcomes) if return_outcomes else fused
 
 
-def _advised(outcomes: tuple[Outcome, ...], opened: Any, *, merge: bool) -> tuple[Outcome, ...]:
-    """The outcomes, with those refusals marked that hold only because a torch module keeps its forward code."""
-    kept = {each.batchnorm for each in outcomes if isinstance(each, Refusal) and each.reason not in ADVISED}
-    if opened.free is None or not kept:
-        return outcomes
-    folds = {
-        each.batchnorm: each
-        for each in make_plan(opened.free(), merge=merge).outcomes
-        if isinstance(each, Fold) and each.batchnorm in kept
-    }
-    return tuple(
-        _for_lack_of_code(each, folds[each.batchnorm])
-        if isinstance(each, Refusal) and each.batchnorm in folds
-        else each
-        for each in outcomes
-    )
-
-
-ADVISED = frozenset({Reason.FORWARD_CODE, Reason.HOOK, Reason.PARAMETRIZED, Reason.SKIPPED})
-"""Reasons that say what to do, or that no other code would remove."""
-
-
-def _for_lack_of_code(refusal: Refusal, fold: Fold) -> Refusal:
-    into = ", ".join(fold.into)
-    detail = f"to fold it into {into}, the forward code would have to change; as it is: {refusal.detail}"
-    return replace(refusal, reason=Reason.FORWARD_CODE, detail=detail)
-
-
-def _read(model: onnx.ModelProto | ir.Model | str | Path, limits: Limits) -> ir.Model:
-    if isinstance(model, ir.Model):
-        return model
-    if isinstance(model, onnx.ModelProto):
-        return _onnx.parse(model, limits=limits)
-    if isinstance(model, str | Path):
-        return _onnx.load(Path(model), limits)
-    raise UnsupportedModelError(f"bnfold cannot read a {type(model).__module__}.{type(model).__qualname__}")
-
-
-def _fuse_graph(
-    graph: Any, selection: Selection, progress: Progress, *, merge: bool
-) -> tuple[tuple[Outcome, ...], Warnings]:
-    decided, warnings = _decide(graph, selection, progress, merge=merge)
-    fold(graph, decided)
-    return decided.outcomes, warnings
-
-
 def _decide(
-    graph: Any, selection: Selection = EVERYTHING, progress: Progress = _silent, *, merge: bool
-) -> tuple[Plan[Any, Any], Warnings]:
-    """The plan, and what looks wrong; where a BatchNorm stays, shapes that are only declared are tried out first."""
+    opened: OpenModel, selection: Selection = EVERYTHING, progress: Progress = _silent, *, merge: bool
+) -> tuple[Plan[Any, Any], bool]:
+    """The plan; and whether it is another one by what was learnt, which is tried where a BatchNorm stays."""
 
     def attempt() -> Plan[Any, Any]:
-        return make_plan(
-            graph, selected=selection, merge=merge, progress=lambda done, total: progress("plan", done, total)
-        )
+        told = partial(progress, "plan")
+        return make_plan(opened.graph, selected=selection, merge=merge, progress=told)
 
+    first = attempt()
+    if not any(isinstance(outcome, Refusal) for outcome in first.outcomes) or not opened.learn():
+        return first, False
     decided = attempt()
-    if not isinstance(graph, _onnx.OnnxGraph):
-        return decided, tuple(graph.warnings())
-    confirmations: list[DeclarationCaution] = []
-    if any(isinstance(each, Refusal) for each in decided.outcomes) and graph.try_out_hints():
-        first, decided = decided, attempt()
-        confirmations = [] if decided.outcomes == first.outcomes else graph.confirmations()
-    decided = replace(decided, outcomes=tuple(map(graph.explain, decided.outcomes)))
-    return decided, (*graph.warnings(), *confirmations)
+    return decided, decided.outcomes != first.outcomes
 
 
-@dataclass(frozen=True, eq=False)
-class _OpenFile:
-    """A model read from a file, of either format.
+def _explain(opened: OpenModel, decided: Plan[Any, Any], *, merge: bool) -> tuple[Outcome, ...]:
+    def replan(graph: Graph[Any, Any]) -> tuple[Outcome, ...]:
+        return make_plan(graph, merge=merge).outcomes
 
-    Attributes:
-        graph: its view.
-        size: how large it is.
-        finish: makes a model of what the edits left, which can be compared.
-        save: writes that into a folder, under a name.
-    """
-
-    graph: Any
-    size: Size
-    finish: Callable[[], Any]
-    save: Callable[[Path], _onnx.Written]
-    count: Callable[[], int]
-
-
-def _open_file(path: Path, limits: Limits, inputs: InputOptions = DRAWN) -> _OpenFile:
-    if path.suffix != PROGRAM:
-        model = _onnx.load(path, limits)
-        size = Size(_nodes(model), _onnx.file_bytes(model, path))
-        with _naming(path):
-            view = _onnx.OnnxGraph(model, _confirm(path, limits, inputs))
-        return _OpenFile(view, size, lambda: model, lambda to: _onnx.save(model, to), lambda: _nodes(model))
-    front_end = torch_front_end()
-    opened = front_end.open_model(front_end.load(path, limits), inplace=True)
-
-    def finish() -> Any:
-        opened.finish()
-        return opened.model
-
-    def save(to: Path) -> _onnx.Written:
-        front_end.save(finish(), to)
-        return _onnx.Written(to, None)
-
-    def count() -> int:
-        nodes: int = front_end.count_nodes(opened.model)
-        return nodes
-
-    return _OpenFile(opened.graph, Size(count(), path.stat().st_size), finish, save, count)
+    return opened.explain(decided.outcomes, replan)
 
 
 def inspect_file(
@@ -359,10 +218,11 @@ def inspect_file(
         BnfoldError: the file cannot be read.
     """
     start = time.perf_counter()
-    opened = _open_file(model, limits)
     with _naming(model):
-        decided, warnings = _decide(opened.graph, progress=progress, merge=merge)
-    return FileResult(model, None, decided.outcomes, warnings, opened.size, None, None, time.perf_counter() - start)
+        opened = open_model(model, _options(limits))
+        decided, has_learnt = _decide(opened, progress=progress, merge=merge)
+        outcomes, warnings = _explain(opened, decided, merge=merge), opened.warn(has_learnt=has_learnt)
+    return FileResult(model, None, outcomes, warnings, opened.measure(), None, None, time.perf_counter() - start)
 
 
 def fuse_file(
@@ -397,32 +257,34 @@ def fuse_file(
     """
     start = time.perf_counter()
     _insist_on_writable(output, overwrite=overwrite)
-    if (output.suffix == PROGRAM) != (model.suffix == PROGRAM):
+    if find_entry(output) is not find_entry(model):
         raise OutputError(f"{output}: an output has the format of its model, {model.suffix or 'ONNX'}")
-    opened = _open_file(model, limits, comparison.inputs)
-    before = opened.size
     with _naming(model):
-        outcomes, warnings = _fuse_graph(opened.graph, selection, progress, merge=merge)
-    with _onnx.staging(output) as folder:
+        opened = open_model(model, _options(limits, comparison.inputs, inplace=True))
+        before = opened.measure()
+        decided, has_learnt = _decide(opened, selection, progress, merge=merge)
+        outcomes, warnings = _explain(opened, decided, merge=merge), opened.warn(has_learnt=has_learnt)
+        fold(opened.graph, decided)
+    with staging(output) as folder:
         with _naming(model):
             written = opened.save(folder / output.name)
         verdict = None
         if verify:
             verdict = verify_files(model, written.model, comparison, progress, UNLIMITED).verdict
         if verdict is not None and not verdict.is_equivalent:
-            guilty = _guilty(model, outcomes, comparison, limits, merge=merge)
+            guilty = _guilty(model, folder, outcomes, comparison, limits, merge=merge)
             seconds = time.perf_counter() - start
             failed = FileResult(model, None, outcomes, warnings, before, None, verdict, seconds)
             raise NotEquivalentError(_complaint(output, verdict, guilty), failed)
-        after = Size(opened.count(), written.bytes)
-        _onnx.publish(written, output)
+        after = Size(opened.measure().nodes, written.bytes)
+        publish(written, output)
     return FileResult(model, output, outcomes, warnings, before, after, verdict, time.perf_counter() - start)
 
 
 def _guilty(
-    model: Path, outcomes: Sequence[Outcome], comparison: CompareOptions, limits: Limits, *, merge: bool
+    model: Path, folder: Path, outcomes: Sequence[Outcome], comparison: CompareOptions, limits: Limits, *, merge: bool
 ) -> str | None:
-    """What makes the difference, found by bisection; None where nothing stands out.
+    """What makes the difference, found by bisection in a folder for trials; None where nothing stands out.
 
     It is a merge, or the first fold without which those before it are equivalent.
     """
@@ -430,9 +292,11 @@ def _guilty(
     escaped = [escape(name) for name in names]
 
     def is_equivalent(count: int) -> bool:
-        opened = _open_file(model, limits, comparison.inputs)
-        _fuse_graph(opened.graph, Selection(tuple(escaped[:count]) or ("",)), _silent, merge=False)
-        return compare_models(model, opened.finish(), comparison, UNLIMITED).is_equivalent
+        opened = open_model(model, _options(limits, comparison.inputs, inplace=True))
+        decided, _ = _decide(opened, Selection(tuple(escaped[:count]) or ("",)), merge=False)
+        fold(opened.graph, decided)
+        trial = opened.save(folder / f"trial{model.suffix}")
+        return verify_files(model, trial.model, comparison, limits=UNLIMITED).verdict.is_equivalent
 
     good, bad = 0, len(names)
     if not is_equivalent(good):
@@ -471,7 +335,3 @@ def _insist_on_writable(output: Path, *, overwrite: bool) -> None:
             raise OutputExistsError(f"{output}: is a folder")
     except OSError as error:
         raise OutputError(f"{output}: cannot be written ({error.strerror})") from error
-
-
-def _nodes(model: ir.Model) -> int:
-    return sum(1 for _ in model.graph.all_nodes())

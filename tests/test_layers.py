@@ -21,15 +21,15 @@ LEVELS = {
     "graph": 1,
     "planning": 2,
     "frontends": 3,
-    "runtimes": 3,
-    "verification": 4,
-    "bench": 4,
-    "testing": 5,
-    "api": 5,
-    "report": 6,
-    "cli": 7,
-    "__main__": 8,
-    "__init__": 8,
+    "runtimes": 4,
+    "verification": 5,
+    "bench": 5,
+    "testing": 6,
+    "api": 6,
+    "report": 7,
+    "cli": 8,
+    "__main__": 9,
+    "__init__": 9,
 }
 
 
@@ -41,9 +41,14 @@ FRONT_ENDS = {"onnx", "torch"}
 NUMPY_ONLY = {"errors", "algebra", "graph", "planning"}
 
 LIBRARIES = {
-    "torch": ("frontends/torch/", "runtimes/timed_torch_session.py", "verification/torch_subject.py"),
-    "onnx": ("frontends/onnx/", "runtimes/", "verification/", "bench/models.py", "api.py"),
-    "onnx_ir": ("frontends/onnx/", "verification/equivalence.py", "bench/models.py", "api.py"),
+    "torch": (
+        "frontends/torch/",
+        "runtimes/timed_torch_session.py",
+        "verification/torch_subject.py",
+        "bench/torch_models.py",
+    ),
+    "onnx": ("frontends/onnx/", "runtimes/", "verification/", "bench/onnx_models.py", "api.py"),
+    "onnx_ir": ("frontends/onnx/", "bench/onnx_models.py", "api.py"),
     "onnxruntime": ("runtimes/",),
     "jinja2": ("report/html/",),
     "markupsafe": ("report/html/",),

@@ -21,28 +21,28 @@ class Statistics:
 
     Attributes:
         mean: float64 vector, one entry per channel.
-        square: squared deviation from it; of a BatchNorm, its running variance plus epsilon.
+        variance: squared deviation from it.
         measured: 1 for a channel of which a BatchNorm tells it, 0 where it is assumed.
     """
 
     mean: Array
-    square: Array
+    variance: Array
     measured: Array
 
     def each(self, select: Callable[[Array], Array]) -> Statistics:
         """The same with every vector changed in the same way."""
-        return Statistics(select(self.mean), select(self.square), select(self.measured))
+        return Statistics(select(self.mean), select(self.variance), select(self.measured))
 
     def or_else(self, other: Statistics) -> Statistics:
         """These where they are measured, else the other ones."""
-        pairs = (self.mean, other.mean), (self.square, other.square), (self.measured, other.measured)
+        pairs = (self.mean, other.mean), (self.variance, other.variance), (self.measured, other.measured)
         return Statistics(*(np.where(self.measured > 0, mine, theirs) for mine, theirs in pairs))
 
     def in_front_of(self, affine: Affine) -> Statistics:
         """Of the ``x`` for which these are the statistics of ``affine(x)``; zero where that is a constant."""
         scale = np.where(affine.scale == 0, np.inf, affine.scale)
         with np.errstate(over="ignore", invalid="ignore"):
-            return replace(self, mean=(self.mean - affine.shift) / scale, square=self.square / scale / scale)
+            return replace(self, mean=(self.mean - affine.shift) / scale, variance=self.variance / scale / scale)
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,14 +83,13 @@ class Affine:
         eps: float,
         axis: int = 1,
     ) -> Affine:
-        """``scale = gamma / sqrt(var + eps)``, ``shift = beta - mean * scale``; its statistics are mean and var + eps.
+        """``scale = gamma / sqrt(var + eps)``, ``shift = beta - mean * scale``; its statistics are mean and var.
 
         Source: Ioffe and Szegedy, "Batch Normalization", 2015, algorithm 2.
         """
-        square = _vector(var) + eps
-        scale = _vector(gamma) / np.sqrt(square)
+        scale = _vector(gamma) / np.sqrt(_vector(var) + eps)
         affine = cls.of(scale, _vector(beta) - _vector(mean) * scale, axis)
-        return affine.with_statistics(Statistics(_vector(mean), square, np.ones(affine.size)))
+        return affine.with_statistics(Statistics(_vector(mean), _vector(var), np.ones(affine.size)))
 
     def batchnorm_parameters(self, mean: npt.ArrayLike, var: npt.ArrayLike, eps: float) -> tuple[Array, Array]:
         """The gamma and beta that make a BatchNorm with these statistics equal to self."""
@@ -100,7 +99,7 @@ class Affine:
     def sizes(self) -> tuple[Array, Array]:
         """Mean squares of ``scale * x`` and of ``scale * x + shift`` for data as the statistics describe it."""
         assert self.statistics is not None
-        spread = self.scale**2 * self.statistics.square
+        spread = self.scale**2 * self.statistics.variance
         product = self.scale * self.statistics.mean
         return product**2 + spread, (product + self.shift) ** 2 + spread
 
@@ -159,7 +158,7 @@ class Affine:
         if inner.statistics is None:
             return behind
         is_nearer = (np.abs(inner.scale) != 1) & (np.abs(self.shift) < 1) & (self.statistics.measured == 0)
-        behind = replace(behind, square=np.where(is_nearer, inner.statistics.square, behind.square))
+        behind = replace(behind, variance=np.where(is_nearer, inner.statistics.variance, behind.variance))
         return inner.statistics.or_else(behind)
 
     def each(self, select: Callable[[Array], Array]) -> Affine:
@@ -179,8 +178,8 @@ class Affine:
         known = [each.statistics for each in (self, other) if each.statistics is not None]
         statistics = known[0] if known else None
         if len(known) == 2:
-            mean, square = known[0].mean + known[1].mean, known[0].square + known[1].square
-            statistics = Statistics(mean, square, np.minimum(known[0].measured, known[1].measured))
+            mean, variance = known[0].mean + known[1].mean, known[0].variance + known[1].variance
+            statistics = Statistics(mean, variance, np.minimum(known[0].measured, known[1].measured))
         return Affine(self.scale, self.shift + other.shift, self.axis, statistics)
 
     def along(self, axis: int) -> Affine:
@@ -219,7 +218,7 @@ class Affine:
             known = [part.statistics or part.assumed for part in parts]
             statistics = Statistics(
                 np.concatenate([each.mean for each in known]),
-                np.concatenate([each.square for each in known]),
+                np.concatenate([each.variance for each in known]),
                 np.concatenate([each.measured for each in known]),
             )
         return Affine(

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bnfold.algebra.affine import Affine, Array
-from bnfold.algebra.rounding import Growth, measure_growth
+from bnfold.algebra.rounding import DATA_RANGE, Growth, measure_growth
 
 
 class Layout(StrEnum):
@@ -187,11 +187,12 @@ class Linear:
             return None
         known = self.before.statistics
         with np.errstate(over="ignore", invalid="ignore"):
-            sizes = np.sqrt(known.mean**2 + known.square)
+            sizes = np.sqrt(known.mean**2 + known.variance)
         largest = float(sizes.max(initial=0.0))
         if not np.isfinite(largest) or not largest:
             return None
-        return np.where(sizes > 0, np.ldexp(1.0, np.frexp(sizes)[1] - np.frexp(largest)[1]), 0.0)
+        sizes = np.maximum(sizes, largest / DATA_RANGE)  # a channel that never varied may vary once
+        return np.asarray(np.ldexp(1.0, np.frexp(sizes)[1] - np.frexp(largest)[1]), np.float64)
 
     @property
     def may_cancel(self) -> bool:

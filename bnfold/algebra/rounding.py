@@ -253,18 +253,15 @@ def solve_batchnorm(
     """
     known = affine.statistics
     assert known is not None
-    if not (
-        np.array_equal(known.mean, mean.astype(np.float64))
-        and np.array_equal(known.square, var.astype(np.float64) + eps)
-    ):
-        mean = round_once(known.mean, mean.dtype)
-        var = round_once(np.maximum(known.square - eps, 0.0), var.dtype)
+    pairs = (known.mean, mean), (known.variance, var)
+    if not all(np.array_equal(wide, stored.astype(np.float64)) for wide, stored in pairs):
+        mean, var = round_once(known.mean, mean.dtype), round_once(known.variance, var.dtype)
         var = np.where(np.isfinite(var), var, np.ones_like(var))  # any will do: gamma is solved for it
     with np.errstate(all="ignore"):
         gamma, beta = affine.batchnorm_parameters(mean, var, eps)
         stored_gamma, stored_beta = round_once(gamma, dtype), round_once(beta, dtype)
         stored = Affine.from_batchnorm(stored_gamma, stored_beta, mean, var, eps, affine.axis)
-        deviation = np.sqrt(known.square)
+        deviation = np.sqrt(known.variance)
         size = np.abs(affine.scale) * deviation + np.abs(affine.scale * known.mean + affine.shift)
         moved = stored.shift - affine.shift + (stored.scale - affine.scale) * known.mean
         slope = np.abs(stored.scale - affine.scale)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bnfold.graph.protocol import Graph, N, V
-from bnfold.planning.plan import Bypass, Join, Plan
+from bnfold.planning.plan import Join, Move, Plan
 
 
 def fold(graph: Graph[N, V], plan: Plan[N, V]) -> None:
@@ -12,16 +12,19 @@ def fold(graph: Graph[N, V], plan: Plan[N, V]) -> None:
     Names are settled first (a value whose content changes must not keep its name), then the parameters are written.
     What merged into another operator goes last, since its parameters are read until then.
     """
-    for edit in plan.edits:
-        if isinstance(edit, Bypass):
-            graph.bypass(edit.node, keep_output_name=edit.keep_output_name, index=edit.index)
-        elif isinstance(edit, Join):
-            graph.join(edit.host, edit.source, edit.root)
+    for step in plan.steps:
+        if isinstance(step, Move):
+            graph.bypass(step.node, keep_output_name=step.direction == "upstream")
         else:
-            graph.renew(edit.value)
+            graph.join(step.host, step.source, step.root)
+        for value in step.changed:
+            graph.renew(value)
+        if isinstance(step, Join):
+            for addition in step.bypassed:
+                graph.bypass(addition.node, keep_output_name=addition.keep_output_name, index=addition.index)
     for node, absorbed in plan.absorbed.items():
         graph.write(node, absorbed)
-    for edit in plan.edits:
-        if isinstance(edit, Join):
-            for node in reversed(edit.gone):
+    for step in plan.steps:
+        if isinstance(step, Join):
+            for node in reversed(step.gone):
                 graph.remove(node)

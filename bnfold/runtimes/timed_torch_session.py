@@ -7,15 +7,13 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bnfold.errors import IncomparableError, MissingExtraError, UnsupportedModelError
-from bnfold.runtimes.inputs import Declared, Feeds
+from bnfold.errors import IncomparableError, MissingExtraError
+from bnfold.runtimes.inputs import Feeds
 from bnfold.runtimes.setting import Setting
 
 try:
@@ -25,69 +23,7 @@ try:
 except ImportError as error:
     raise MissingExtraError("PyTorch is not installed: pip install 'bnfold[torch]'") from error
 
-
-@dataclass(frozen=True)
-class Description:
-    """What a program says of itself; None where only running it would tell."""
-
-    inputs: tuple[Declared, ...] | None
-    outputs: tuple[str, ...] | None
-    nodes: int | None
-    batchnorms: int
-
-
-def load(path: Path) -> ExportedProgram:
-    """A saved program, read by the front end that runs nothing of what the file holds.
-
-    Raises:
-        InvalidModelError: the file is missing, unreadable or unsafe.
-    """
-    program: ExportedProgram = import_module("bnfold.frontends.torch.files.programs").load(path)
-    return program
-
-
-def write(model: Any, path: Path) -> Path | None:
-    """Where an exported program was written; None for a module, which no other process can be given."""
-    if not isinstance(model, ExportedProgram):
-        return None
-    torch.export.save(model, path)
-    return path
-
-
-def describe(model: Any) -> Description:
-    """Inputs and counts of an exported program; the BatchNorms of a module.
-
-    Raises:
-        UnsupportedModelError: the object is neither, or has an input that is no tensor.
-    """
-    if isinstance(model, ExportedProgram):
-        nodes = [node for node in model.graph.nodes if node.op == "call_function"]
-        return Description(
-            tuple(_declared(model, name) for name in model.graph_signature.user_inputs),
-            tuple(str(name) for name in model.graph_signature.user_outputs),
-            len(nodes),
-            sum("batch_norm" in str(node.target) for node in nodes),
-        )
-    if isinstance(model, torch.nn.Module):
-        kind = torch.nn.modules.batchnorm._BatchNorm
-        return Description(None, None, None, sum(isinstance(each, kind) for each in model.modules()))
-    raise UnsupportedModelError(f"bnfold cannot run a {type(model).__module__}.{type(model).__qualname__}")
-
-
-def _declared(program: ExportedProgram, name: Any) -> Declared:
-    values = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
-    value = values.get(str(name))
-    if not isinstance(value, torch.Tensor):
-        raise UnsupportedModelError(f"input {name!r} of the exported program is no tensor")
-    shape = tuple(int(size) if str(size).isdecimal() else str(size) for size in value.shape)
-    return Declared(str(name), _numpy_type(value.dtype, str(name)), shape)
-
-
-def _numpy_type(dtype: torch.dtype, name: str) -> np.dtype[Any]:
-    try:
-        return torch.empty(0, dtype=dtype).numpy().dtype
-    except TypeError as error:
-        raise UnsupportedModelError(f"input {name!r} is {dtype}, which numpy does not have") from error
+from bnfold.frontends.torch import load
 
 
 def find_device(provider: str) -> torch.device:

@@ -10,16 +10,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx
-import onnx_ir as ir
 
-from bnfold.errors import IncomparableError, UnsupportedModelError
-from bnfold.frontends import onnx as _onnx
-from bnfold.frontends.door import is_torch_model, torch_front_end
+from bnfold.frontends.door import find_entry
 from bnfold.frontends.limits import LIMITS, Limits
 from bnfold.runtimes.inputs import Effort, InputOptions
 from bnfold.verification.compare import CompareOptions, Tolerance, compare
-from bnfold.verification.onnx_subject import OnnxSubject
 from bnfold.verification.subject import Subject
 from bnfold.verification.verdict import Verdict
 
@@ -98,7 +93,8 @@ def verify(
 
 def compare_models(reference: Any, candidate: Any, options: CompareOptions, limits: Limits = LIMITS) -> Verdict:
     """`verify`, with its options put together."""
-    return compare(*_subjects(reference, candidate, options, limits), options)
+    labels = "the reference", "the candidate"
+    return compare(*_subjects((reference, candidate), labels, options, limits), options)
 
 
 def verify_files(
@@ -114,60 +110,19 @@ def verify_files(
         BnfoldError: as `verify`.
     """
     start = time.perf_counter()
-    verdict = compare(
-        _subject(reference, str(reference), limits),
-        _subject(candidate, str(candidate), limits),
-        options,
-        lambda done, total: progress("verify", done, total),
-    )
+    subjects = _subjects((reference, candidate), (str(reference), str(candidate)), options, limits)
+    verdict = compare(*subjects, options, lambda done, total: progress("verify", done, total))
     return Comparison(reference, candidate, verdict, time.perf_counter() - start)
 
 
-def _open(path: Path, limits: Limits) -> Subject:
-    return OnnxSubject(_onnx.read_proto(path, limits), str(path), path)
-
-
-def _subjects(reference: Any, candidate: Any, options: CompareOptions, limits: Limits) -> tuple[Subject, Subject]:
-    """Both models; a torch module is told by the other one, or by the inputs, what it takes."""
-    models, labels = (reference, candidate), ("the reference", "the candidate")
-    found: list[Subject | None] = [
-        None if _is_module(model) else _subject(model, label, limits)
-        for model, label in zip(models, labels, strict=True)
-    ]
-    for index, subject in enumerate(found):
-        if subject is None:
-            found[index] = _module_subject(models[index], labels[index], found[1 - index], options)
-    first, second = found
-    assert first is not None
-    assert second is not None
-    return first, second
-
-
-def _is_module(model: object) -> bool:
-    return is_torch_model(model) and not torch_front_end().is_program(model)
-
-
-def _module_subject(module: Any, label: str, other: Subject | None, options: CompareOptions) -> Subject:
-    from bnfold.verification.torch_subject import TorchSubject
-
-    if options.inputs.given:
-        return TorchSubject.of_module(module, label, options.inputs.given[0], 0)
-    if other is None:
-        raise IncomparableError(f"{label}: a torch module does not say what it takes; give inputs, by name")
-    return TorchSubject.of_module(module, label, other.inputs, len(other.outputs))
-
-
-def _subject(model: Any, label: str, limits: Limits) -> Subject:
-    if isinstance(model, str | Path) and Path(model).suffix == ".pt2":
-        model, label = torch_front_end().load(Path(model), limits), str(model)
-    if is_torch_model(model):
-        from bnfold.verification.torch_subject import TorchSubject
-
-        return TorchSubject.of_program(model, label)
-    if isinstance(model, str | Path):
-        return _open(Path(model), limits)
-    if isinstance(model, onnx.ModelProto):
-        return OnnxSubject(model, label)
-    if isinstance(model, ir.Model):
-        return OnnxSubject(_onnx.serialize(model), label)
-    raise UnsupportedModelError(f"bnfold cannot run a {type(model).__module__}.{type(model).__qualname__}")
+def _subjects(
+    models: tuple[Any, Any], labels: tuple[str, str], options: CompareOptions, limits: Limits
+) -> tuple[Subject, Subject]:
+    """Both models, ready to run; one that does not say what it takes is told by the inputs, or by the other one."""
+    entries = [find_entry(model) for model in models]
+    parts = [entry.part(entry.subject) for entry in entries]
+    found: dict[int, Subject] = {}
+    for index in sorted(range(2), key=lambda index: bool(parts[index].is_silent(models[index]))):
+        feeds = options.inputs.given[0] if options.inputs.given else None
+        found[index] = parts[index].open_subject(models[index], labels[index], limits, feeds, found.get(1 - index))
+    return found[0], found[1]

@@ -13,13 +13,15 @@ import onnx
 from onnx import helper
 
 from bnfold.errors import IncomparableError
+from bnfold.frontends.limits import Limits
+from bnfold.frontends.onnx import read_proto, serialize
 from bnfold.frontends.onnx.shape_inference import infer_shapes
 from bnfold.runtimes import reference
 from bnfold.runtimes.inputs import Declared, Feeds
 from bnfold.runtimes.onnx_runtime import STRICT, OnnxSession
 from bnfold.runtimes.tensors import FLOATS, read
 from bnfold.verification.onnx_weights import WIDE_STEPS, Disturbance, weights, with_initializers, with_weights_as_inputs
-from bnfold.verification.subject import Run
+from bnfold.verification.subject import Run, Subject
 
 JUMPS = frozenset(
     {"ArgMax", "ArgMin", "TopK", "Hardmax", "NonMaxSuppression", "NonZero", "Unique", "Multinomial", "Bernoulli"}
@@ -39,6 +41,22 @@ SESSIONS = 4
 """How many sessions are kept for the next call that wants the same values."""
 
 FETCHED = FLOATS - {onnx.TensorProto.BFLOAT16}  # which ONNX Runtime cannot hand to numpy
+
+
+def is_silent(model: object) -> bool:
+    """Whether a model does not say what it takes: an ONNX model does."""
+    return False
+
+
+def open_subject(model: Any, label: str, limits: Limits, feeds: Feeds | None, other: Subject | None) -> OnnxSubject:
+    """A ModelProto, an `onnx_ir.Model`, or the model in a file, ready to run.
+
+    Raises:
+        BnfoldError: it cannot be read.
+    """
+    if isinstance(model, str | Path):
+        return OnnxSubject(read_proto(Path(model), limits), str(model), Path(model))
+    return OnnxSubject(model if isinstance(model, onnx.ModelProto) else serialize(model), label)
 
 
 class OnnxSubject:

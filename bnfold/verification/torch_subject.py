@@ -8,6 +8,7 @@ import inspect
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -21,10 +22,12 @@ from torch.func import functional_call
 from torch.utils import _pytree
 
 from bnfold.errors import IncomparableError, one_line
+from bnfold.frontends.limits import Limits
+from bnfold.frontends.torch import load
 from bnfold.runtimes.inputs import Declared, Feeds
 from bnfold.verification.observe import is_narrow
 from bnfold.verification.onnx_weights import WIDE_STEPS, Disturbance
-from bnfold.verification.subject import Run
+from bnfold.verification.subject import Run, Subject
 
 AnyArray = npt.NDArray[Any]
 
@@ -39,6 +42,35 @@ JUMPS = frozenset(
     ]
 )
 """Operators whose output jumps where its input moves a little."""
+
+
+def is_silent(model: object) -> bool:
+    """Whether a model does not say what it takes: a module does not, a program does."""
+    return isinstance(model, nn.Module)
+
+
+def open_subject(model: Any, label: str, limits: Limits, feeds: Feeds | None, other: Subject | None) -> TorchSubject:
+    """A module, a program, or the program in a file, ready to run.
+
+    Args:
+        model: what is run.
+        label: what messages call it, if it is no file.
+        limits: how much a file may ask for.
+        feeds: real inputs of a module, by name.
+        other: what it is compared with, which tells what a module takes where there are no real inputs.
+
+    Raises:
+        BnfoldError: it cannot be read, or nothing tells what it takes.
+    """
+    if isinstance(model, str | Path):
+        return TorchSubject.of_program(load(Path(model), limits), str(model))
+    if not is_silent(model):
+        return TorchSubject.of_program(model, label)
+    if feeds:
+        return TorchSubject.of_module(model, label, feeds, 0)
+    if other is None:
+        raise IncomparableError(f"{label}: a torch module does not say what it takes; give inputs, by name")
+    return TorchSubject.of_module(model, label, other.inputs, len(other.outputs))
 
 
 class TorchSubject:

@@ -28,7 +28,7 @@ def drawn(random: np.random.Generator, size: int) -> Affine:
 def close(actual: Statistics | None, mean: Any, square: Any) -> None:
     assert actual is not None
     np.testing.assert_allclose(actual.mean, mean, rtol=1e-9, atol=1e-9)
-    np.testing.assert_allclose(actual.square, square, rtol=1e-9)
+    np.testing.assert_allclose(actual.variance, square, rtol=1e-9)
 
 
 @given(SEEDS, st.integers(1, 6))
@@ -37,7 +37,7 @@ def test_statistics_in_front_of_a_map_are_those_behind_it(seed: int, size: int) 
     inner, known = drawn(random, size), drawn(random, size).statistics
     assert known is not None
     front = known.in_front_of(inner)
-    close(known, inner.scale * front.mean + inner.shift, inner.scale**2 * front.square)
+    close(known, inner.scale * front.mean + inner.shift, inner.scale**2 * front.variance)
 
 
 @given(SEEDS, st.integers(1, 6))
@@ -46,7 +46,7 @@ def test_sizes_are_mean_squares_of_drawn_data(seed: int, size: int) -> None:
     affine = drawn(random, size)
     assert affine.statistics is not None
     signs = np.array([[-1.0], [1.0]])  # two values with this mean and deviation
-    x = affine.statistics.mean + signs * np.sqrt(affine.statistics.square)
+    x = affine.statistics.mean + signs * np.sqrt(affine.statistics.variance)
     products, results = affine.sizes
     np.testing.assert_allclose(products, ((affine.scale * x) ** 2).mean(axis=0))
     np.testing.assert_allclose(results, ((affine.scale * x + affine.shift) ** 2).mean(axis=0))
@@ -59,12 +59,12 @@ def test_what_a_batchnorm_measured_in_front_counts_more_than_what_is_behind(seed
     assert outer.statistics is not None
     assert inner.statistics is not None
     front = outer.statistics.in_front_of(inner)
-    close(outer.after(inner).statistics, inner.statistics.mean, inner.statistics.square)
-    close(outer.after(inner.with_statistics(None)).statistics, front.mean, front.square)
-    close(outer.after(inner.with_statistics(inner.assumed)).statistics, front.mean, front.square)
+    close(outer.after(inner).statistics, inner.statistics.mean, inner.statistics.variance)
+    close(outer.after(inner.with_statistics(None)).statistics, front.mean, front.variance)
+    close(outer.after(inner.with_statistics(inner.assumed)).statistics, front.mean, front.variance)
     half = Affine.join([inner.take([0, 1]), inner.take([2, 3]).with_statistics(None)])
     mixed = np.where([True, True, False, False], inner.statistics.mean, front.mean)
-    close(outer.after(half).statistics, mixed, np.where([1, 1, 0, 0], inner.statistics.square, front.square))
+    close(outer.after(half).statistics, mixed, np.where([1, 1, 0, 0], inner.statistics.variance, front.variance))
 
 
 def test_the_scale_next_to_the_shift_tells_the_deviation() -> None:
@@ -87,13 +87,13 @@ def test_statistics_follow_their_channels(seed: int) -> None:
     affine = drawn(random, 4)
     assert affine.statistics is not None
     order = random.permutation(4)
-    close(affine.take(order).along(2).statistics, affine.statistics.mean[order], affine.statistics.square[order])
-    close(Affine.join(affine.split([1, 3])).statistics, affine.statistics.mean, affine.statistics.square)
+    close(affine.take(order).along(2).statistics, affine.statistics.mean[order], affine.statistics.variance[order])
+    close(Affine.join(affine.split([1, 3])).statistics, affine.statistics.mean, affine.statistics.variance)
     spread = affine.spread(order, 5)
     assert spread is not None
-    close(spread.take(order).statistics, affine.statistics.mean, affine.statistics.square)
+    close(spread.take(order).statistics, affine.statistics.mean, affine.statistics.variance)
     doubled = affine.plus(affine.negated())
-    close(doubled.statistics, np.zeros(4), 2 * affine.statistics.square)
+    close(doubled.statistics, np.zeros(4), 2 * affine.statistics.variance)
 
 
 def kernels(random: np.random.Generator, layout: Layout, groups: int) -> tuple[np.ndarray, Linear]:
@@ -172,8 +172,8 @@ def test_a_batchnorm_that_absorbed_a_map_computes_it(dtype: np.dtype[Any], seed:
     stored = (each.astype(np.float64) for each in (solved.gamma, solved.beta, solved.mean, solved.var))
     again = Affine.from_batchnorm(*stored, 1e-5)
     assert affine.statistics is not None
-    x = affine.statistics.mean + np.sqrt(affine.statistics.square)
-    size = np.abs(affine.scale) * np.sqrt(affine.statistics.square) + np.abs(original.scale * 0 + beta.astype(float))
+    x = affine.statistics.mean + np.sqrt(affine.statistics.variance)
+    size = np.abs(affine.scale) * np.sqrt(affine.statistics.variance) + np.abs(original.scale * 0 + beta.astype(float))
     near = 2 * np.finfo(np.float64).eps * far / unit  # the statistics themselves are float64
     np.testing.assert_array_less(
         np.abs(again.scale * x + again.shift - (affine.scale * x + affine.shift)), 2 * (unit + near) * size + 1e-30

@@ -19,6 +19,7 @@ from rich.console import Console
 
 import bnfold
 from bnfold import IncomparableError, InvalidModelError, MissingExtraError, UnsupportedModelError
+from bnfold.api import fuse_file
 from bnfold.bench import comparison, worker
 from bnfold.bench.cold import start_cold
 from bnfold.bench.fingerprint import fingerprint
@@ -43,7 +44,7 @@ QUICK = {"rounds": comparison.FEWEST_ROUNDS, "threads": 1}
 @pytest.fixture(scope="module")
 def fused(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("bench") / "fused.onnx"
-    bnfold.api.fuse_file(DIGITS, path, verify=False)  # type: ignore[attr-defined]
+    fuse_file(DIGITS, path, verify=False)
     return path
 
 
@@ -273,7 +274,7 @@ def test_batchnorms_in_functions_are_counted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("thing", [3, None, onnx.TensorProto(), {"a": 1}])
 def test_what_is_no_model_is_refused(thing: object) -> None:
-    with pytest.raises(UnsupportedModelError, match="cannot run"):
+    with pytest.raises(UnsupportedModelError, match="cannot read"):
         bnfold.benchmark([DIGITS, thing])
 
 

@@ -77,11 +77,11 @@ def test_a_module_is_called_by_position_or_by_name() -> None:
         timed_torch_session.TorchSession(module, ON_CPU, [{"#0": x, "#1": y}]).time(0)
 
 
-def test_a_program_is_called_as_it_was_exported() -> None:
+def test_a_program_is_called_as_it_was_exported(tmp_path: Path) -> None:
     exported = torch.export.export(Named(), (torch.ones(3),), {"y": torch.ones(3)})
-    described = timed_torch_session.describe(exported)
-    assert described.inputs is not None
-    assert [each.name for each in described.inputs] == ["x", "y"]
+    (subject,) = find_subjects([exported], tmp_path)
+    assert subject.inputs is not None
+    assert [declared.name for declared in subject.inputs] == ["x", "y"]
     session = timed_torch_session.TorchSession(
         exported, ON_CPU, [{"x": np.ones(3, np.float32), "y": np.ones(3, np.float32)}]
     )

@@ -281,6 +281,27 @@ def far(mean: float, deviation: float) -> nn.Module:
     return nn.Sequential(norm, nn.Conv2d(3, 4, 1))
 
 
+class Columns(nn.Module):
+    """A factor for each feature in front of a linear layer, in float16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("factor", torch.tensor(COLUMN, dtype=torch.float16))
+        self.linear = nn.Linear(4, 8).half()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.linear(x * self.factor)
+        return y
+
+
+def twice() -> nn.Module:
+    """Two BatchNorms of float16 in a row, whose gammas have a subnormal product."""
+    layers = [nn.BatchNorm2d(3).half() for _ in range(2)]
+    for layer, gamma in zip(layers, (3e-3, 1.3e-3), strict=True):
+        nn.init.constant_(layer.weight, gamma)
+    return nn.Sequential(*layers)
+
+
 def drawn_about(mean: Any, deviation: Any, *shape: int) -> Tensor:
     return torch.as_tensor(mean) + torch.as_tensor(deviation) * torch.randn(
         shape, generator=torch.Generator().manual_seed(0)
@@ -306,6 +327,8 @@ MODULES: dict[str, tuple[Callable[[], nn.Module], Tensor, list[str]]] = {
     "a BatchNorm of data far from zero": (
         lambda: far(1000.0, 1.0), drawn_about(1000.0, 1.0, 2, 3, 6, 6), ["cancellation"]
     ),
+    "columns that become subnormal": (Columns, drawn_about(0.0, 0.05 / COLUMN, 64, 4).half(), []),
+    "a subnormal gamma": (twice, drawn_about(0.0, 1.0, 2, 3, 6, 6).half(), ["precision-loss", "precision-loss"]),
     "a BatchNorm of data near zero": (lambda: far(1.0, 1.0), drawn_about(1.0, 1.0, 2, 3, 6, 6), ["downstream"]),
 }  # fmt: skip
 
@@ -322,7 +345,7 @@ def test_a_fold_of_a_program_keeps_the_digits(make: Callable[[], nn.Module], x: 
         fused, outcomes = bnfold.fuse(program, return_outcomes=True)
         before, after = (float((each.module()(x).double() - reference).abs().max()) for each in (program, fused))
     assert folded(outcomes) == expected
-    assert after <= 2 * before + float(torch.finfo(torch.float32).eps) * float(reference.abs().max())
+    assert after <= 2 * before + float(torch.finfo(x.dtype).eps) * float(reference.abs().max())
 
 
 def test_a_module_that_keeps_its_batchnorm_gets_its_statistics_moved() -> None:

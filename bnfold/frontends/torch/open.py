@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,32 +13,79 @@ from torch import fx, nn
 from torch.export import ExportedProgram
 
 from bnfold.errors import UnsupportedModelError
+from bnfold.frontends.protocol import Cautions, OpenOptions, Replan, Size, Written
 from bnfold.frontends.torch.capture import tracing
 from bnfold.frontends.torch.capture.copies import copy_module, copy_program
 from bnfold.frontends.torch.capture.tracing import Inputs
 from bnfold.frontends.torch.change.module import OwnedGraph, Replaceable, fixed_batchnorms
 from bnfold.frontends.torch.change.program import ProgramStore
 from bnfold.frontends.torch.change.store import ModuleStore
+from bnfold.frontends.torch.files.programs import count_nodes, load, save
 from bnfold.frontends.torch.operators import shapes
 from bnfold.frontends.torch.view import TorchGraph
+from bnfold.graph.outcome import Fold, Outcome, Reason, Refusal
 
 
 @dataclass(frozen=True, eq=False)
-class Opened:
-    """A model that can be planned on and changed.
+class OpenTorchModel:
+    """A `bnfold.frontends.protocol.OpenModel`.
 
     Attributes:
         graph: its view; edits change `model`.
         model: what is given back.
-        finish: makes `model` valid again after the edits.
+        settle: makes `model` valid again after the edits.
         free: where `graph` can change parameters and submodules only: a view of the same that could change the code as
             well, which tells what would then fold. It must not be edited.
+        bytes: of the file that it was read from.
     """
 
     graph: TorchGraph
     model: Any
-    finish: Callable[[], None]
+    settle: Callable[[], None]
     free: Callable[[], TorchGraph] | None = None
+    bytes: int = 0
+
+    def measure(self) -> Size:
+        return Size(count_nodes(self.model), self.bytes)
+
+    def learn(self) -> bool:
+        return False
+
+    def explain(self, outcomes: Sequence[Outcome], replan: Replan) -> tuple[Outcome, ...]:
+        """Those refusals are marked that hold only because a module keeps its forward code."""
+        kept = {each.batchnorm for each in outcomes if isinstance(each, Refusal) and each.reason not in ADVISED}
+        if self.free is None or not kept:
+            return tuple(outcomes)
+        free = replan(self.free())
+        folds = {each.batchnorm: each for each in free if isinstance(each, Fold) and each.batchnorm in kept}
+        return tuple(
+            _for_lack_of_code(each, folds[each.batchnorm])
+            if isinstance(each, Refusal) and each.batchnorm in folds
+            else each
+            for each in outcomes
+        )
+
+    def warn(self, *, has_learnt: bool) -> Cautions:
+        return tuple(self.graph.warnings())
+
+    def finish(self) -> Any:
+        """A module, a GraphModule or a program."""
+        self.settle()
+        return self.model
+
+    def save(self, path: Path) -> Written:
+        save(self.finish(), path)
+        return Written(path)
+
+
+ADVISED = frozenset({Reason.FORWARD_CODE, Reason.HOOK, Reason.PARAMETRIZED, Reason.SKIPPED})
+"""Reasons that say what to do, or that no other code would remove."""
+
+
+def _for_lack_of_code(refusal: Refusal, fold: Fold) -> Refusal:
+    into = ", ".join(fold.into)
+    detail = f"to fold it into {into}, the forward code would have to change; as it is: {refusal.detail}"
+    return replace(refusal, reason=Reason.FORWARD_CODE, detail=detail)
 
 
 def is_model(model: object) -> bool:
@@ -45,37 +93,32 @@ def is_model(model: object) -> bool:
     return isinstance(model, nn.Module | ExportedProgram)
 
 
-def is_program(model: object) -> bool:
-    """Whether it is an exported program."""
-    return isinstance(model, ExportedProgram)
+def open_model(model: Any, options: OpenOptions) -> OpenTorchModel:
+    """A view of an `nn.Module`, an `fx.GraphModule`, an `ExportedProgram`, or of the program in a `.pt2` file.
 
-
-def open_model(model: Any, example_inputs: Any = None, *, inplace: bool = False) -> Opened:
-    """A view of an `nn.Module`, an `fx.GraphModule` or an `ExportedProgram`.
-
-    Args:
-        model: what is read; a copy of it, which shares its tensors, is what the edits change.
-        example_inputs: what a module is called with: a tuple of arguments, a dict of keyword ones, or the only one.
-        inplace: let the edits change `model` itself.
+    Unless it is changed itself, a copy, which shares its tensors, is what the edits change.
 
     Raises:
         UnsupportedModelError: it cannot be captured, or is in a state that has no meaning to keep.
+        InvalidModelError: the file cannot be read.
     """
-    inputs = Inputs.of(example_inputs)
+    if isinstance(model, str | Path):
+        path = Path(model)
+        return replace(open_program(load(path, options.limits)), bytes=path.stat().st_size)
+    inputs = Inputs.of(options.example_inputs)
     if isinstance(model, ExportedProgram):
-        return open_program(model if inplace else copy_program(model))
+        return open_program(model if options.inplace else copy_program(model))
     assert isinstance(model, nn.Module)
     tracing.insist_on_readable(model)
-    copied = model if inplace else copy_module(model)
+    copied = model if options.inplace else copy_module(model)
     if isinstance(copied, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        inner = _open_module(copied.module, inputs)
-        return Opened(inner.graph, copied, inner.finish, inner.free)
+        return replace(_open_module(copied.module, inputs), model=copied)
     if isinstance(copied, fx.GraphModule):
         return _open_graph_module(copied, inputs)
     return _open_module(copied, inputs)
 
 
-def open_program(program: ExportedProgram) -> Opened:
+def open_program(program: ExportedProgram) -> OpenTorchModel:
     """A view of a program, which the edits change."""
     graph_module = program.graph_module
     observed = _preserved(program)
@@ -94,7 +137,7 @@ def open_program(program: ExportedProgram) -> Opened:
             warnings.simplefilter("ignore", FutureWarning)
             program.validate()  # type: ignore[no-untyped-call]
 
-    return Opened(graph, program, finish)
+    return OpenTorchModel(graph, program, finish)
 
 
 def _preserved(program: ExportedProgram) -> dict[fx.Node, str]:
@@ -107,7 +150,7 @@ def _preserved(program: ExportedProgram) -> dict[fx.Node, str]:
     return {node: names[node.name] for node in program.graph_module.graph.nodes if node.name in names}
 
 
-def _open_graph_module(module: fx.GraphModule, inputs: Inputs | None) -> Opened:
+def _open_graph_module(module: fx.GraphModule, inputs: Inputs | None) -> OpenTorchModel:
     values = tracing.propagate(module, module.graph, inputs) if inputs is not None else None
     if values is None:
         recorded = shapes.recorded(module.graph)
@@ -121,10 +164,10 @@ def _open_graph_module(module: fx.GraphModule, inputs: Inputs | None) -> Opened:
         module.graph.lint()
         module.recompile()
 
-    return Opened(graph, module, finish)
+    return OpenTorchModel(graph, module, finish)
 
 
-def _open_module(module: nn.Module, inputs: Inputs | None) -> Opened:
+def _open_module(module: nn.Module, inputs: Inputs | None) -> OpenTorchModel:
     """What is read is a twin, since running the code under a trace leaves its marks in the attributes of a module."""
     twin = _twin(module)
     try:
@@ -161,7 +204,7 @@ def _open_module(module: nn.Module, inputs: Inputs | None) -> Opened:
         store = ModuleStore(twin, traced.graph)
         return TorchGraph(traced.graph, twin, store, traced.values, traced.observed, traced.recast)
 
-    return Opened(graph, module, graph.finish, free)
+    return OpenTorchModel(graph, module, graph.finish, free)
 
 
 def _twin(module: nn.Module) -> nn.Module:
@@ -171,7 +214,7 @@ def _twin(module: nn.Module) -> nn.Module:
         return module
 
 
-def _open_exported(module: nn.Module, twin: nn.Module, inputs: Inputs) -> Opened:
+def _open_exported(module: nn.Module, twin: nn.Module, inputs: Inputs) -> OpenTorchModel:
     program = tracing.export(twin, inputs)
     nodes = program.graph_module.graph
 
@@ -197,4 +240,4 @@ def _open_exported(module: nn.Module, twin: nn.Module, inputs: Inputs) -> Opened
     def free() -> TorchGraph:
         return TorchGraph(nodes, program.graph_module, ProgramStore(program), known, observed)
 
-    return Opened(graph, module, graph.finish, free)
+    return OpenTorchModel(graph, module, graph.finish, free)

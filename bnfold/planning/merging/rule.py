@@ -4,21 +4,22 @@
     F_2(F_1(x))   =  K * x + b     K = K_2 * K_1, where one of them sees the output's own position alone
     concat_t F_t(x)  =  K * x + b     K = all K_t, one below the other
 
-The host keeps its window, so a sum costs what the host did; a chain must prove that it costs no more; a stack costs the
-same.
+The host keeps its window, so a sum costs what the host did, and a stack what its operators did.
+`bnfold.planning.cost` decides whether a chain costs no more.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import gcd, prod
+from math import gcd
 
 import numpy as np
 
 from bnfold.algebra.affine import Affine, Array
 from bnfold.algebra.linear import Border, Factor, Linear, Term, Window
 from bnfold.graph.outcome import Reason, Stop
+from bnfold.planning.cost import COST, SHARED, size, stays, stop_chain, stop_sharing
 
 KEPT = Stop(Reason.NOT_CONSTANT, "its weight cannot take another's, or its window is not known")
 GEOMETRY = Stop(Reason.UNKNOWN_SHAPE, "its outputs are not provably those of the others")
@@ -27,12 +28,10 @@ CHANNELS = Stop(Reason.MIXED_CHANNELS, "it connects channels that the largest wi
 AXES = Stop(Reason.AXIS_MISMATCH, "its channels lie on another axis")
 EDGE = Stop(Reason.BORDER, "padding does not see the constant in front of it")
 WINDOWS = Stop(Reason.NOT_LINEAR, "two windows in a row are a larger one")
-SHARED = Stop(Reason.SECOND_USE, "its weight is read elsewhere as well, and a second one would take more memory")
 LARGE = Stop(Reason.SEARCH_LIMIT, "its weight is too large to make another from it in memory")
-COST = Stop(Reason.NOT_LINEAR, "the product would cost more than its factors")
 
 ELEMENTS = 1 << 24
-"""Of a kernel that merges: that of a chain is made as a whole, in float64; others are solved a block at a time."""
+"""Largest kernel that may merge, in elements. That of a chain is made as a whole, in float64."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +102,7 @@ def stop_branch(branch: Branch, *, is_filled: bool = False) -> Stop | None:
         linear = factor.linear
         if linear.window is None or linear.is_quantized or None in (linear.axis_in, linear.axis_out):
             return KEPT
-        if _size(linear) > ELEMENTS:
+        if size(linear) > ELEMENTS:
             return LARGE
         if (linear.fill and not (is_filled and index == 0)) or not linear.is_exact:
             return EDGE
@@ -143,10 +142,8 @@ def merge(host: Factor, branches: Sequence[Branch], constant: Array) -> Linear |
             return placed
         terms.append(Term(branch.factors, placed))
     factors = [factor for branch in branches for factor in branch.factors]
-    freed = sum(_size(factor.linear) for factor in factors if factor.node is not None and not factor.stays)
-    copied = _size(linear) + (linear.out_channels if host.makes_bias else 0)
-    if host.stays and freed < copied:
-        return SHARED
+    if stop := stop_sharing(host, factors):
+        return stop
     merged = replace(linear, before=None, after=None, terms=tuple(terms), is_shared=False)
     if not np.any(constant):
         return merged
@@ -181,7 +178,7 @@ def chain(first: Factor, last: Factor) -> tuple[Linear, bool] | Stop:
         is_shared=False,
         terms=(Term(branch.factors, tuple(range(taps) for taps in host.window.taps)),),
     )
-    return (merged, is_last) if _is_cheaper(first, last, merged) else COST
+    return stop_chain(first, last, merged) or (merged, is_last)
 
 
 def stack(factors: Sequence[Factor]) -> Linear | Stop:
@@ -221,26 +218,3 @@ def stack(factors: Sequence[Factor]) -> Linear | Stop:
 def _can_host(linear: Linear, branch: Branch) -> bool:
     axes = branch.first.axis_in, branch.last.axis_out
     return linear.groups == branch.groups and (linear.axis_in, linear.axis_out) == axes
-
-
-def _is_cheaper(first: Factor, last: Factor, merged: Linear) -> bool:
-    """Whether a product needs no more multiplications, at any size, and no more parameters than its factors."""
-    one, two = first.linear, last.linear
-    biases = sum(factor.linear.out_channels for factor in (first, last) if factor.makes_bias)
-    bias = merged.out_channels if biases else 0
-    window = two.window
-    assert window is not None
-    is_shrinking = all(growth <= 0 for growth in window.growth)  # each output of the second costs one of the first
-    before = _size(two) + (_size(one) if is_shrinking else 0)
-    return _size(merged) <= before and _size(merged) + bias <= _size(one) + _size(two) + biases
-
-
-def _size(linear: Linear) -> int:
-    """The number of a kernel's elements: multiplications for each output position."""
-    assert linear.window is not None
-    return linear.out_channels * (linear.in_channels // linear.groups) * prod(linear.window.taps)
-
-
-def stays(linear: Linear) -> bool:
-    """Whether the stored kernel stays whatever becomes of the operator, and no fold gave it one of its own anyway."""
-    return linear.is_shared and linear.before is None and linear.after is None

@@ -31,6 +31,8 @@ CONSTANTS: dict[str, np.ndarray] = {
     "v2": random(C, C, 1, 1, seed=1),
     "thin": random(2, C, 1, 1),
     "wide": random(C, 2, 3, 3),
+    "narrow": random(1, C, 1, 1),
+    "narrow2": random(1, C, 1, 1, seed=1),
     "one": random(1, C, 3, 3),
     "five": random(C, C, 5, 5),
     "even": random(C, C, 2, 2),
@@ -336,6 +338,13 @@ def test_a_chain_becomes_one_convolution(case: str) -> None:
     fused, outcomes = fuse_cheaply(build(nodes))
     assert operators(fused) == ["Conv"]
     assert merges(outcomes)
+
+
+def test_an_operator_that_absorbs_two_chains_names_both() -> None:
+    nodes = [conv("x narrow", "c"), conv("c dv", "d"), conv("d narrow2", "y")]
+    fused, outcomes = fuse_cheaply(build(nodes))
+    assert operators(fused) == ["Conv"]
+    assert {branch for merge in merges(outcomes) for branch in merge.branches} == {"Conv_c", "Conv_d"}
 
 
 STACKS: dict[str, tuple[list[onnx.NodeProto], tuple[int, ...], list[str]]] = {

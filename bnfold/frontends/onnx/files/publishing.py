@@ -18,7 +18,8 @@ from pathlib import Path
 
 from bnfold.errors import OutputError
 from bnfold.frontends.onnx.files.loading import PROTOBUF_LIMIT
-from bnfold.frontends.onnx.files.saving import HASH_DIGITS, Written
+from bnfold.frontends.onnx.files.saving import HASH_DIGITS
+from bnfold.frontends.protocol import Written
 
 try:
     import fcntl

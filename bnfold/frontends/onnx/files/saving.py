@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
@@ -30,6 +29,7 @@ from bnfold.frontends.onnx.files.patch import patch
 from bnfold.frontends.onnx.files.pieces import Piece, pieces
 from bnfold.frontends.onnx.files.slots import Slot, Token, lending, placeholder, slots
 from bnfold.frontends.onnx.files.wire import Run, splice, varint
+from bnfold.frontends.protocol import Written
 
 SIZE_LIMIT = (1 << 31) - (1 << 24)
 """Bytes of tensors above which a model is written with external data; protobuf ends at 2 GiB."""
@@ -41,29 +41,6 @@ HASH_DIGITS = 12
 
 FLUSHED = 1 << 25
 """Bytes that are put on the disk at a time while more is written."""
-
-
-@dataclass(frozen=True)
-class Written:
-    """The files of a model.
-
-    Attributes:
-        model: the `.onnx` file.
-        data: its external data; None where it has none.
-    """
-
-    model: Path
-    data: Path | None
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """Both, the data first."""
-        return (self.model,) if self.data is None else (self.data, self.model)
-
-    @property
-    def bytes(self) -> int:
-        """Of both together."""
-        return sum(each.stat().st_size for each in self.files)
 
 
 def save(model: ir.Model, path: Path) -> Written:
@@ -78,11 +55,11 @@ def save(model: ir.Model, path: Path) -> Written:
         same = _same_file(model)
         if same is not None:
             _write(path, (same.size, pieces(same.tensor())))
-            return Written(path, None)
+            return Written(path)
         chosen = _choose_external(model)
         if chosen is None:
             _write_model(model, path)
-            return Written(path, None)
+            return Written(path)
         offsets, run = _arrange(chosen)
         digest = _write(path.with_name(f"{path.name}.data"), run)
         data = path.with_name(f"{path.name}.{digest}.data")

@@ -1,0 +1,54 @@
+"""ONNX models that take part."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+
+from bnfold.bench.models import Subject, digest
+from bnfold.errors import IncomparableError
+from bnfold.frontends.onnx import external_files, file_bytes, load, parse, save
+from bnfold.runtimes.inputs import Declared
+from bnfold.runtimes.setting import Engine
+
+
+def describe_model(model: Any, stem: Path, name: str) -> Subject:
+    """A ModelProto or an `onnx_ir.Model`, which is written to a file, or the model in a file.
+
+    Args:
+        model: the model, or a path.
+        stem: of the file that is written.
+        name: what messages call it.
+
+    Raises:
+        InvalidModelError: it cannot be read.
+        IncomparableError: an input is no tensor of a declared shape.
+    """
+    if not isinstance(model, Path):
+        path = stem.with_suffix(".onnx")
+        save(parse(model, name) if isinstance(model, onnx.ModelProto) else model, path)
+        return describe_model(path, stem, name)
+    read = load(model)
+    nodes = [*read.graph.all_nodes(), *(node for each in read.functions.values() for node in each.all_nodes())]
+    return Subject(
+        name,
+        Engine.ONNXRUNTIME,
+        model,
+        model,
+        tuple(_declared(value, name) for value in read.graph.inputs if not value.is_initializer()),
+        tuple(str(value.name) for value in read.graph.outputs),
+        digest([model, *external_files(read)]),
+        file_bytes(read, model),
+        len(nodes),
+        sum(node.op_type == "BatchNormalization" for node in nodes),
+    )
+
+
+def _declared(value: ir.Value, name: str) -> Declared:
+    if not isinstance(value.type, ir.TensorType) or value.shape is None:
+        raise IncomparableError(f"{name}: input {value.name!r} is no tensor of a declared shape")
+    shape = tuple(dim if isinstance(dim, int) else dim.value for dim in value.shape)
+    return Declared(str(value.name), value.type.dtype.numpy(), shape)

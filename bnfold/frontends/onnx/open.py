@@ -1,0 +1,93 @@
+"""Opens an ONNX model: a view to plan on, and what the edits leave."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+
+from bnfold.frontends.limits import Limits
+from bnfold.frontends.onnx.files.loading import external_files, file_bytes, load, parse, read_proto
+from bnfold.frontends.onnx.files.original import detach
+from bnfold.frontends.onnx.files.saving import save, serialize
+from bnfold.frontends.onnx.view import OnnxGraph
+from bnfold.frontends.protocol import Cautions, OpenOptions, Replan, Size, Written
+from bnfold.graph.outcome import Outcome
+
+
+class OpenOnnxModel:
+    """A `bnfold.frontends.protocol.OpenModel`.
+
+    Args:
+        given: what was opened: a ModelProto, an `onnx_ir.Model`, or a path.
+        options: how.
+    """
+
+    def __init__(self, given: Any, options: OpenOptions) -> None:
+        self._given, self._options = given, options
+        self._model = _read(given, options)
+        self._bytes = file_bytes(self._model, Path(given)) if isinstance(given, str | Path) else 0
+        observe = options.observe
+        self.graph = OnnxGraph(self._model, observe and observe(lambda: _original(given, options.limits)))
+
+    def measure(self) -> Size:
+        return Size(sum(1 for _ in self._model.graph.all_nodes()), self._bytes)
+
+    def learn(self) -> bool:
+        return self.graph.try_out_hints()
+
+    def explain(self, outcomes: Sequence[Outcome], replan: Replan) -> tuple[Outcome, ...]:
+        return tuple(map(self.graph.explain, outcomes))
+
+    def warn(self, *, has_learnt: bool) -> Cautions:
+        return (*self.graph.warnings(), *(self.graph.confirmations() if has_learnt else ()))
+
+    def finish(self) -> Any:
+        """A ModelProto, an `onnx_ir.Model`, or what a file holds as an `onnx_ir.Model`."""
+        if isinstance(self._given, ir.Model):
+            return self._model
+        if not isinstance(self._given, onnx.ModelProto):
+            return detach(self._model, str(self._given))
+        fused = serialize(self._model)
+        if not self._options.inplace:
+            return fused
+        self._given.CopyFrom(fused)
+        return self._given
+
+    def save(self, path: Path) -> Written:
+        return save(self._model, path)
+
+
+def is_model(model: object) -> bool:
+    """Whether it is an ONNX model in memory."""
+    return isinstance(model, onnx.ModelProto | ir.Model)
+
+
+def open_model(model: Any, options: OpenOptions) -> OpenOnnxModel:
+    """A view of a ModelProto, of an `onnx_ir.Model`, or of the model in a file.
+
+    Raises:
+        InvalidModelError: it cannot be read, or asks for more than the limits.
+    """
+    return OpenOnnxModel(model, options)
+
+
+def _read(model: Any, options: OpenOptions) -> ir.Model:
+    if isinstance(model, ir.Model):
+        return model if options.inplace else model.clone()
+    if isinstance(model, onnx.ModelProto):
+        return parse(model, limits=options.limits)
+    return load(Path(model), options.limits)
+
+
+def _original(model: Any, limits: Limits) -> tuple[onnx.ModelProto, Path | None]:
+    """The model as it was, and the folder of its external data."""
+    if isinstance(model, onnx.ModelProto):
+        return model, None
+    if isinstance(model, ir.Model):
+        folders = {file.parent for file in external_files(model)}
+        return serialize(model), folders.pop() if len(folders) == 1 else None
+    return read_proto(Path(model), limits), Path(model).parent

@@ -1,0 +1,120 @@
+"""What a front end is, and what it makes of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from bnfold.frontends.limits import LIMITS, Limits
+from bnfold.graph.cautions import Caution, DeclarationCaution
+from bnfold.graph.outcome import Outcome
+from bnfold.graph.protocol import Graph
+
+Cautions = tuple[Caution | DeclarationCaution, ...]
+"""What looks wrong, though nothing stops on it."""
+
+Replan = Callable[[Graph[Any, Any]], tuple[Outcome, ...]]
+"""Plans another view of a model in the way of the first."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large a model is."""
+
+    nodes: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Written:
+    """The files of a model.
+
+    Attributes:
+        model: the file that is named.
+        data: its external data; None where it has none.
+    """
+
+    model: Path
+    data: Path | None = None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Both, the data first."""
+        return (self.model,) if self.data is None else (self.data, self.model)
+
+    @property
+    def bytes(self) -> int:
+        """Of both together."""
+        return sum(file.stat().st_size for file in self.files)
+
+
+@dataclass(frozen=True)
+class OpenOptions:
+    """How a model is opened.
+
+    Attributes:
+        inplace: let the edits change the model itself, not a copy.
+        limits: how much it may ask for.
+        example_inputs: what a torch module is called with.
+        observe: given a way to read an ONNX model, makes a way to run it for shapes that are only declared.
+    """
+
+    inplace: bool = False
+    limits: Limits = LIMITS
+    example_inputs: Any = None
+    observe: Callable[[Any], Any] | None = None
+
+
+class OpenModel(Protocol):
+    """A model that can be planned on and changed."""
+
+    @property
+    def graph(self) -> Graph[Any, Any]:
+        """Its view; edits change the model."""
+        ...
+
+    def measure(self) -> Size:
+        """How large it is now; bytes are those of the files that it was read from."""
+        ...
+
+    def learn(self) -> bool:
+        """Find out what a plan missed, before anything is changed; whether more is known now."""
+        ...
+
+    def explain(self, outcomes: Sequence[Outcome], replan: Replan) -> tuple[Outcome, ...]:
+        """The outcomes of its plan, with what only this kind of model can tell of them; before the edits."""
+        ...
+
+    def warn(self, *, has_learnt: bool) -> Cautions:
+        """What looks wrong; with what was learnt, if that made a difference."""
+        ...
+
+    def finish(self) -> Any:
+        """What the edits left, as what was given."""
+        ...
+
+    def save(self, path: Path) -> Written:
+        """Write what the edits left.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        ...
+
+
+class FrontEnd(Protocol):
+    """A package that reads and changes models of one kind."""
+
+    def is_model(self, model: object) -> bool:
+        """Whether an object is such a model."""
+        ...
+
+    def open_model(self, model: Any, options: OpenOptions) -> OpenModel:
+        """Open a model, or the file at a path.
+
+        Raises:
+            BnfoldError: it cannot be read.
+        """
+        ...

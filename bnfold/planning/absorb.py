@@ -1,0 +1,65 @@
+"""What an operator becomes when it absorbs an affine on its output or on its input, or what keeps it from that."""
+
+from __future__ import annotations
+
+from bnfold.algebra.affine import Affine
+from bnfold.algebra.linear import Linear
+from bnfold.graph.ops import ChannelAffine
+from bnfold.graph.outcome import Reason, Stop
+from bnfold.planning.cost import stop_fold
+
+NOT_FINITE = Stop(Reason.OVERFLOW, "the combined scale or shift is not finite")
+
+
+def absorb_output(op: Linear | ChannelAffine, affine: Affine | None, *, is_batchnorm: bool) -> Linear | Affine | Stop:
+    """The operator with an affine behind it, of a BatchNorm or of a plain per-channel operator."""
+    if affine is None:
+        return Stop(Reason.NOT_LINEAR, "only a side output of it is read")
+    if isinstance(op, ChannelAffine):
+        return _stop_batchnorm(op, affine) or _finite(affine.after(op.affine))
+    if op.axis_out is None:
+        return Stop(Reason.NOT_LINEAR, "its output is not a linear function of one constant weight")
+    if affine.axis != op.axis_out:
+        return Stop(Reason.AXIS_MISMATCH, "the channels lie on another axis than its output channels")
+    if affine.size != op.out_channels:
+        return Stop(Reason.MIXED_CHANNELS, f"it makes {op.out_channels} channels, not {affine.size}")
+    if op.is_quantized and not (affine.scale > 0).all():
+        return Stop(Reason.NEGATIVE_SCALE, "its quantised weight takes positive scales only")
+    return _checked(op, op.absorb_output(affine), is_batchnorm=is_batchnorm)
+
+
+def absorb_input(op: Linear | ChannelAffine, affine: Affine, *, is_batchnorm: bool) -> Linear | Affine | Stop:
+    """The operator with an affine in front of it, of a BatchNorm or of a plain per-channel operator."""
+    if isinstance(op, ChannelAffine):
+        return _stop_batchnorm(op, affine) or _finite(op.affine.after(affine))
+    if op.is_quantized:
+        return Stop(Reason.NOT_CONSTANT, "its quantised weight takes no scale per input channel")
+    if affine.axis != op.axis_in:
+        return Stop(Reason.AXIS_MISMATCH, "the channels lie on another axis than its input channels")
+    if affine.size != op.in_channels:
+        return Stop(Reason.MIXED_CHANNELS, f"it reads {op.in_channels} channels, not {affine.size}")
+    absorbed = op.absorb_input(affine)
+    if not absorbed.is_exact:
+        return Stop(Reason.BORDER, "its outputs near the border do not see the shift through every tap")
+    return _checked(op, absorbed, is_batchnorm=is_batchnorm)
+
+
+def _stop_batchnorm(op: ChannelAffine, affine: Affine) -> Stop | None:
+    """What keeps a per-channel operator from taking in another."""
+    if not op.is_batchnorm:
+        return Stop(Reason.NOT_LINEAR, "it is a per-channel operator that could not fold itself")
+    if (affine.axis, affine.size) != (op.affine.axis, op.affine.size):
+        return Stop(Reason.AXIS_MISMATCH, "it works along another axis")
+    return None
+
+
+def _finite(affine: Affine) -> Affine | Stop:
+    return affine if affine.is_finite else NOT_FINITE
+
+
+def _checked(op: Linear, absorbed: Linear, *, is_batchnorm: bool) -> Linear | Stop:
+    """The operator, where that is worth it and what is pending on it is finite."""
+    if stop := stop_fold(op, absorbed, is_batchnorm=is_batchnorm):
+        return stop
+    pending = [affine for affine in (absorbed.before, absorbed.after) if affine is not None]
+    return absorbed if all(affine.is_finite for affine in pending) else NOT_FINITE

@@ -1,0 +1,203 @@
+"""The plan in the making, and the graph as it will leave it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Generic
+
+from bnfold.algebra.affine import Affine
+from bnfold.algebra.linear import Factor, Linear
+from bnfold.graph.ops import ChannelAffine, Op
+from bnfold.graph.protocol import Constant, Graph, N, V
+from bnfold.planning.plan import Blocked, Direction, Join, Step
+
+
+class Draft(Generic[N, V]):
+    """The steps decided so far, and the graph as it will be once they are taken.
+
+    Attributes:
+        graph: as it is.
+        position: all nodes, each with its place in the order of the data.
+        selected: whether the candidate of that name may fold.
+        barred: nodes that a step must not begin with, since a weight would not survive it.
+        candidates: per-channel affines that may fold.
+        steps: what moves and what merges, in order.
+        blocked: why a candidate stayed, the last time that it tried a direction.
+        absorbed: operators with everything pending on them.
+        gone: nodes that leave the graph.
+    """
+
+    def __init__(
+        self,
+        graph: Graph[N, V],
+        selected: Callable[[str], bool] = lambda name: True,
+        barred: Mapping[N, Blocked[N]] | None = None,
+    ) -> None:
+        self.graph = graph
+        self.position: dict[N, int] = {node: index for index, node in enumerate(graph.nodes())}
+        self.selected = selected
+        self.barred = barred or {}
+        self.steps: list[Step[N, V]] = []
+        self.blocked: dict[tuple[N, Direction], Blocked[N]] = {}
+        self.absorbed: dict[N, Linear | Affine] = {}
+        self.gone: set[N] = set()
+        self._ops: dict[N, Op] = {}
+        self._root: dict[V, V] = {}
+        self._uses: dict[V, list[tuple[N | None, int]]] = {}
+        self._measured: set[V] = set()
+        self._readings: dict[Constant, int] = {}
+        self._unbiased: dict[Linear, bool] = {}
+        self.candidates = frozenset(
+            node
+            for node in self.position
+            if isinstance(self.op(node), ChannelAffine) and node not in self.barred and self.is_selected(node)
+        )
+
+    def is_selected(self, node: N) -> bool:
+        """Whether a node may fold, as far as the caller is concerned."""
+        return self.selected(self.graph.name(node))
+
+    def in_order(self, nodes: Iterable[N]) -> tuple[N, ...]:
+        """Nodes in the order of the data."""
+        return tuple(sorted(nodes, key=lambda node: self.position[node]))
+
+    def add(self, step: Step[N, V]) -> None:
+        """Take a step."""
+        if isinstance(step, Join):
+            self._join(step)
+            for addition in step.bypassed:
+                self._bypass(addition.node, addition.index)
+        else:
+            self._absorb(step.sinks)
+            self._bypass(step.node, 0)
+        self.steps.append(step)
+
+    def op(self, node: N) -> Op:
+        """The node's description, with what it has absorbed."""
+        if node not in self._ops:
+            self._ops[node] = self.graph.op(node)
+        op, absorbed = self._ops[node], self.absorbed.get(node)
+        if isinstance(absorbed, Linear):
+            return absorbed
+        if isinstance(op, Linear) and op.is_shared and not self._shares(node, op):
+            op = self._ops[node] = replace(op, is_shared=False)
+        return replace(op, affine=absorbed) if absorbed and isinstance(op, ChannelAffine) else op
+
+    def affine(self, node: N) -> Affine:
+        """A per-channel affine, with what is known or assumed of the data that it reads."""
+        op = self.op(node)
+        assert isinstance(op, ChannelAffine)
+        return op.affine if op.is_batchnorm else op.affine.with_statistics(op.affine.assumed)
+
+    def _shares(self, node: N, op: Linear) -> bool:
+        """Whether something else will read the kernel, or a bias that is more than zeros."""
+        replaced, _ = self.graph.constants(node)
+        return any(self._is_shared(each) for each in replaced[: 1 + op.has_bias])
+
+    def factor(self, node: N) -> Factor:
+        """A linear operator as a part of one that it merges into."""
+        linear = self.op(node)
+        assert isinstance(linear, Linear)
+        return Factor(linear, node, is_unbiased=self._is_unbiased(node))
+
+    def _is_unbiased(self, node: N) -> bool:
+        """Whether all that an operator adds to its output is zero, though it absorbed shifts."""
+        absorbed = self.absorbed.get(node)
+        if not isinstance(absorbed, Linear):
+            return False
+        if absorbed not in self._unbiased:
+            self._unbiased[absorbed] = not self.graph.makes_bias(node, absorbed)
+        return self._unbiased[absorbed]
+
+    def stored(self, node: N) -> int | None:
+        """Elements of a per-channel affine's constants that nothing else will read; None for one a channel or more."""
+        op = self.op(node)
+        assert isinstance(op, ChannelAffine)
+        if op.stored is None:
+            return None
+        replaced, others = self.graph.constants(node)
+        constants = zip(op.stored, [*replaced, *others], strict=True)
+        alone = [size for size, constant in constants if not self._is_shared(constant)]
+        return None if op.affine.size in alone else sum(alone)
+
+    def _is_shared(self, constant: Constant) -> bool:
+        """Whether a constant, or one that it is computed from, will have a second reader."""
+        stack = [constant]
+        while stack:
+            read = stack.pop()
+            if self._readings.get(read, read.readings) > 1:
+                return True
+            stack.extend(read.sources)
+        return False
+
+    def _release(self, constants: Iterable[Constant]) -> None:
+        """Take note that readings of constants end."""
+        stack = list(constants)
+        while stack:
+            read = stack.pop()
+            self._readings[read] = self._readings.get(read, read.readings) - 1
+            if not self._readings[read]:
+                stack.extend(read.sources)
+
+    def _absorb(self, sinks: Mapping[N, Linear | Affine]) -> None:
+        for node, absorbed in sinks.items():
+            if node not in self.absorbed:
+                self._release(self.graph.constants(node)[0])
+            self.absorbed[node] = absorbed
+
+    def _remove(self, node: N) -> None:
+        """End all that a node reads."""
+        self.gone.add(node)
+        for value in self.inputs(node):
+            self._uses[value] = [use for use in self.uses(value) if use[0] != node]
+        replaced, others = self.graph.constants(node)
+        self._release(others if node in self.absorbed else [*replaced, *others])
+
+    def root(self, value: V) -> V:
+        """The value that stands for `value` now that nodes are bypassed."""
+        found = value
+        while found in self._root:
+            found = self._root[found]
+        while value != found:
+            self._root[value], value = found, self._root[value]
+        return found
+
+    def inputs(self, node: N) -> list[V]:
+        """The data that the node will read."""
+        return [self.root(value) for value in self.graph.inputs(node)]
+
+    def uses(self, value: V) -> list[tuple[N | None, int]]:
+        """The readers that the value will have."""
+        if value not in self._uses:
+            self._uses[value] = list(self.graph.uses(value))
+        return self._uses[value]
+
+    def is_measured(self, value: V) -> bool:
+        """Whether something will read the value's shape alone."""
+        return value in self._measured or self.graph.is_measured(value)
+
+    def _bypass(self, node: N, index: int) -> None:
+        """Let the readers of a node's output read one of its inputs."""
+        kept, gone = self.inputs(node)[index], self.graph.outputs(node)[0]
+        self._remove(node)
+        self._uses[kept] = self.uses(kept) + self.uses(gone)
+        self._measured.update([kept] if self.is_measured(gone) else [])
+        self._root[gone] = kept
+
+    def _join(self, join: Join[N, V]) -> None:
+        """Let `join.host` stand for all that merges."""
+        host = join.host
+        made, wanted = self.graph.outputs(host)[0], self.graph.outputs(join.root)[0]
+        read, data = self.inputs(host)[0], self.inputs(join.source)[0]
+        readers = self.uses(wanted)
+        for node in join.gone:
+            self._remove(node)
+        if read != data:
+            self._root[read] = data
+            self._uses[data] = [*self.uses(data), (host, 0)]
+        if made != wanted:
+            self._root[wanted] = made
+            self._uses[made] = readers
+            self._measured.update([made] if self.is_measured(wanted) else [])
+        self._absorb(join.sinks)

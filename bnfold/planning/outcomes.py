@@ -1,0 +1,66 @@
+"""What a draft means for each BatchNorm, for each other per-channel affine that folds, and for each merge."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from bnfold.graph.ops import ChannelAffine, Opaque
+from bnfold.graph.outcome import Fold, Merge, Outcome, Reason, Refusal
+from bnfold.graph.protocol import N, V
+from bnfold.planning.draft import Draft
+from bnfold.planning.plan import Join, Move
+
+
+def outcomes(draft: Draft[N, V], rounding: Mapping[N, float]) -> Iterable[Outcome]:
+    """All outcomes, those of merges last; `rounding` has the error of each weight that changes."""
+    joins = [step for step in draft.steps if isinstance(step, Join)]
+    hosts = {node: join.host for join in joins for node in join.gone}
+
+    def final(node: N) -> N:
+        while node in hosts:
+            node = hosts[node]
+        return node
+
+    moves = {move.node: move for step in draft.steps for move in (step.moves if isinstance(step, Join) else (step,))}
+    for node in draft.position:
+        op = draft.op(node)
+        if node in moves:
+            is_batchnorm = isinstance(op, ChannelAffine) and op.is_batchnorm
+            yield _fold(draft, moves[node], set(map(final, moves[node].sinks)), rounding, is_batchnorm=is_batchnorm)
+        elif isinstance(op, ChannelAffine | Opaque) and op.is_batchnorm:
+            yield _refusal(draft, node, op)
+    name = draft.graph.name
+    for join in sorted(joins, key=lambda join: draft.position[join.node]):
+        host = final(join.host)
+        yield Merge(name(host), draft.graph.scope(host), join.branches, tuple(map(name, join.sums)), rounding.get(host))
+
+
+def _fold(
+    draft: Draft[N, V], move: Move[N, V], sinks: set[N], rounding: Mapping[N, float], *, is_batchnorm: bool
+) -> Fold:
+    name = draft.graph.name
+    return Fold(
+        name(move.node),
+        draft.graph.scope(move.node),
+        move.direction,
+        tuple(map(name, draft.in_order(sinks))),
+        tuple(map(name, draft.in_order(move.through))),
+        max((rounding[sink] for sink in sinks if sink in rounding), default=None),
+        is_batchnorm,
+    )
+
+
+def _refusal(draft: Draft[N, V], node: N, op: ChannelAffine | Opaque) -> Refusal:
+    """Why a BatchNorm stays: its own form, a weight that would not survive, what is on either side, or the caller."""
+    graph = draft.graph
+    name, scope = graph.name(node), graph.scope(node)
+    if isinstance(op, Opaque):
+        return Refusal(name, scope, op.stop.reason, op.stop.detail, name)
+    if barred := draft.barred.get(node):
+        return Refusal(name, scope, barred.stop.reason, barred.stop.detail, graph.name(barred.at))
+    if node not in draft.candidates:
+        return Refusal(name, scope, Reason.SKIPPED, "it was not selected", name)
+    upstream, downstream = draft.blocked[node, "upstream"], draft.blocked[node, "downstream"]
+    at, below = graph.name(upstream.at), graph.name(downstream.at)
+    detail = f"upstream {at}: {upstream.stop.detail}; downstream {below}: {downstream.stop.detail}"
+    return Refusal(name, scope, upstream.stop.reason, detail, at)

@@ -1,0 +1,178 @@
+"""The two ways of a per-channel affine: upstream with `pull`, downstream with `push`.
+
+A walk ends in operators that absorb the affine: all of its paths, or the candidate stays.
+"""
+
+from __future__ import annotations
+
+from heapq import heappop, heappush
+
+import numpy as np
+
+from bnfold.algebra.affine import Affine
+from bnfold.algebra.linear import Linear
+from bnfold.graph.ops import Average, ChannelAffine, Sum
+from bnfold.graph.outcome import Reason, Stop
+from bnfold.graph.protocol import N, V
+from bnfold.planning.absorb import absorb_input, absorb_output
+from bnfold.planning.draft import Draft
+from bnfold.planning.plan import Blocked, Move
+from bnfold.planning.rules import pull, push, variants
+from bnfold.planning.survey import growth_of, stop_growth
+
+STEP_LIMIT = 256
+"""Operators that one walk may visit."""
+
+TRY_LIMIT = 32
+"""Ways to share shifts among the operands of sums that one walk may try."""
+
+
+def pull_walk(draft: Draft[N, V], candidate: N) -> Move[N, V] | Blocked[N]:
+    """Upstream, trying the variants of the operators on the way one after the other."""
+    choices: dict[N, int] = {}
+    first: Blocked[N] | None = None
+    for _ in range(TRY_LIMIT):
+        counts: dict[N, int] = {}
+        result = _pull_once(draft, candidate, choices, counts)
+        if isinstance(result, Move):
+            return result
+        first = first or result
+        seen = list(counts)
+        while seen and choices.get(seen[-1], 0) + 1 >= counts[seen[-1]]:
+            seen.pop()
+        if not seen:
+            break
+        choices = {node: choices.get(node, 0) for node in seen}
+        choices[seen[-1]] += 1
+    assert first is not None
+    return first
+
+
+def _pull_once(
+    draft: Draft[N, V], candidate: N, choices: dict[N, int], counts: dict[N, int]
+) -> Move[N, V] | Blocked[N]:
+    sinks: dict[N, Linear | Affine] = {}
+    through: list[N] = []
+    changed: list[V] = []
+    gain = 0.0
+    demands: dict[V, list[Affine]] = {}
+    queue: list[tuple[int, N]] = []
+    queued: set[N] = set()
+
+    def demand(reader: N, value: V, affine: Affine) -> Blocked[N] | None:
+        maker = draft.graph.producer(value)
+        if maker is None:
+            return Blocked(Stop(Reason.GRAPH_INPUT, "nothing before it can absorb"), reader)
+        if draft.graph.scope(maker) != draft.graph.scope(reader):
+            return Blocked(Stop(Reason.SCOPE_BOUNDARY, "its input is made in another graph"), reader)
+        demands.setdefault(value, []).append(affine)
+        if maker not in queued:
+            queued.add(maker)
+            heappush(queue, (-draft.position[maker], maker))
+        return None
+
+    start = draft.op(candidate)
+    assert isinstance(start, ChannelAffine)
+    if failure := demand(candidate, draft.inputs(candidate)[0], start.affine):
+        return failure
+    while queue:
+        node = heappop(queue)[1]
+        if len(queued) > STEP_LIMIT:
+            return Blocked(Stop(Reason.SEARCH_LIMIT, f"more than {STEP_LIMIT} operators away"), node)
+        outputs = draft.graph.outputs(node)
+        for value in outputs:
+            if value in demands and (stop := _stop_demand(draft, value, demands[value])):
+                return Blocked(stop, node)
+        affines = [demands[value][0] if value in demands else None for value in outputs]
+        op = draft.op(node)
+        if isinstance(op, Linear | ChannelAffine):
+            absorbed = absorb_output(op, affines[0], is_batchnorm=start.is_batchnorm)
+            if isinstance(absorbed, Stop):
+                return Blocked(absorbed, node)
+            sinks[node] = absorbed
+        else:
+            options = variants(op)
+            if len(options) > 1:
+                counts[node] = len(options)
+            pulled = pull(options[choices.get(node, 0)], *affines)
+            if isinstance(pulled, Stop):
+                return Blocked(pulled, node)
+            through.append(node)
+            if isinstance(op, Average | Sum) and affines[0] is not None:
+                gain = max(gain, float(np.abs(affines[0].scale).max(initial=0.0)))
+            for value, affine in zip(draft.inputs(node), pulled, strict=True):
+                if affine and not _is_identity(affine) and (failure := demand(node, value, affine)):
+                    return failure
+        changed.extend(value for value in outputs if value in demands)
+    changed.remove(draft.inputs(candidate)[0])
+    return Move(candidate, "upstream", sinks, tuple(through), tuple(changed), gain)
+
+
+def _is_identity(affine: Affine) -> bool:
+    return not affine.has_shift and bool((affine.scale == 1).all())
+
+
+def _stop_demand(draft: Draft[N, V], value: V, demands: list[Affine]) -> Stop | None:
+    """What keeps a value from changing as its readers ask."""
+    uses = draft.uses(value)
+    if (None, -1) in uses:
+        return Stop(Reason.GRAPH_OUTPUT, "its output leaves the graph as well")
+    if len(uses) != len(demands):
+        return Stop(Reason.SECOND_USE, "its output is read elsewhere as well")
+    if not all(demands[0].equals(other) for other in demands[1:]):
+        return Stop(Reason.CONFLICT, "its readers need it to change in different ways")
+    return None
+
+
+def push_walk(draft: Draft[N, V], candidate: N) -> Move[N, V] | Blocked[N]:
+    """Downstream, along every reader of what changes."""
+    sinks: dict[N, Linear | Affine] = {}
+    through: list[N] = []
+    changed: list[V] = []
+    arrivals: dict[N, dict[int, Affine]] = {}
+    queue: list[tuple[int, N]] = []
+
+    def arrive(maker: N, value: V, affine: Affine) -> Blocked[N] | None:
+        for reader, index in draft.uses(value):
+            if reader is None:
+                return Blocked(Stop(Reason.GRAPH_OUTPUT, "its output leaves the graph"), maker)
+            if draft.graph.scope(reader) != draft.graph.scope(maker):
+                return Blocked(Stop(Reason.SCOPE_BOUNDARY, "its output is read in another graph"), maker)
+            if index < 0:
+                return Blocked(Stop(Reason.NOT_LINEAR, "it reads the value as a parameter"), reader)
+            if reader not in arrivals:
+                arrivals[reader] = {}
+                heappush(queue, (draft.position[reader], reader))
+            arrivals[reader][index] = affine
+        return None
+
+    start = draft.op(candidate)
+    assert isinstance(start, ChannelAffine)
+    if failure := arrive(candidate, draft.graph.outputs(candidate)[0], draft.affine(candidate)):
+        return failure
+    if not queue:
+        return Blocked(Stop(Reason.NOT_LINEAR, "nothing reads its output"), candidate)
+    while queue:
+        node = heappop(queue)[1]
+        if len(arrivals) > STEP_LIMIT:
+            return Blocked(Stop(Reason.SEARCH_LIMIT, f"more than {STEP_LIMIT} operators away"), node)
+        op = draft.op(node)
+        if isinstance(op, Linear | ChannelAffine):
+            absorbed = absorb_input(op, arrivals[node][0], is_batchnorm=start.is_batchnorm)
+            if isinstance(absorbed, Stop):
+                return Blocked(absorbed, node)
+            sinks[node] = absorbed
+            continue
+        inputs = draft.inputs(node)
+        if isinstance(op, Average | Sum) and (stop := stop_growth(growth_of(arrivals[node].values()))):
+            return Blocked(stop, node)
+        pushed = push(op, *(arrivals[node].get(index) for index in range(len(inputs))))
+        if isinstance(pushed, Stop):
+            return Blocked(pushed, node)
+        through.append(node)
+        for value, affine in zip(draft.graph.outputs(node), pushed, strict=True):
+            if affine and not _is_identity(affine):
+                changed.append(value)
+                if failure := arrive(node, value, affine):
+                    return failure
+    return Move(candidate, "downstream", sinks, tuple(through), tuple(changed))
