@@ -111,7 +111,7 @@ SAMPLES: dict[str, list[tuple[Any, ...]]] = {
     "prelu": [(X, VECTOR), (VECTOR.abs(), VECTOR[:1]), (VECTOR, torch.ones(1, dtype=X.dtype))],
     "leaky_relu": [*PLAIN, (X, 1.0)],
     "identity": [(X,)],
-    "to": [(X, torch.float64), (X, torch.float32), (X, X.clone()), (X, "cpu")],
+    "to": [(X, torch.float64), (X, torch.float32), (X, X.clone()), (X, SQUARE.float()), (X, "cpu")],
     "type_as": [(X, X.clone()), (X, SQUARE.float())],
     "flip": [(X, (1,)), (X, ()), (ONES, (0,)), (SCALAR, ())],
     "clamp": [(X, 0), (X, 0, 1), (WHOLE, -9)],
@@ -150,6 +150,23 @@ SAMPLES: dict[str, list[tuple[Any, ...]]] = {
     "where": [(X, TRUE, X), (TRUE, X, X), (~TRUE, X, X), (TRUE[0, 0, 0, 0], SCALAR, SCALAR)],
     "native_layer_norm": [(X, (6,), ROW, ROW, 1e-5)],
     "native_group_norm": [(X, VECTOR, VECTOR, 2, 4, 36, 2, 1e-5)],
+    **{key: [(X, X, X), (X, ONES, ONES), (SCALAR, SCALAR, SCALAR)] for key in ("addcmul", "addcdiv")},
+    **dict.fromkeys(("hypot", "logaddexp"), PAIRS),
+    "outer": [(ROW, ROW)],
+    "kthvalue": [(X, 1), (SCALAR, 1)],
+    "median": REDUCED[:2],
+    "masked_select": [(X, TRUE)],
+    "masked_scatter": [(X, TRUE, X.clone()), (X, ~TRUE, X.clone())],
+    "full_like": [(X, 1.0)],
+    "new_full": [(X, (2, 3), 1.0)],
+    **{key: [(X, (2, 3))] for key in ("new_ones", "new_zeros")},
+    "index_add": [(ROW, 0, torch.arange(6), ROW.clone()), (ROW, 0, LIST[:0], ROW[:0])],
+    "index_copy": [(ROW, 0, torch.arange(6), ROW.clone()), (ROW, 0, LIST[:0], ROW[:0])],
+    "index_fill": [(ROW, 0, LIST, 1.0), (ROW, 0, LIST[:0], 1.0)],
+    "scatter_reduce": [(ROW, 0, torch.arange(6), ROW.clone(), "sum"), (ROW, 0, LIST[:0], ROW.clone(), "sum")],
+    "repeat_interleave": [(X, 1), (X, 1, 0), (X, 2), (torch.ones(4, dtype=torch.int64),)],
+    "take_along_dim": [(ROW, torch.arange(6)), (ROW, torch.arange(6), 0)],
+    "nan_to_num": PLAIN,
     "roll": [(X, 0, 1), (X, 1, 1), (NOTHING, 1), (X, 6, 2)],
     "topk": [(X, 6), (SCALAR, 1)],
     "sort": [(X,), (SCALAR,), (ONES,)],
@@ -185,6 +202,7 @@ ATEN_SAMPLES: dict[str, list[tuple[Any, ...]]] = {
     "size": [(X, 0)],
     "sym_stride": [(X, 0)],
     "grid_sampler": [(X, drawn(2, 6, 6, 2), 0, 0, False)],
+    "grid_sampler_2d": [(X, drawn(2, 6, 6, 2), 0, 0, False)],
     "im2col": [(X, [1, 1], [1, 1], [0, 0], [1, 1])],
     "col2im": [(drawn(2, 4, 36), [6, 6], [1, 1], [1, 1], [0, 0], [1, 1])],
     "embedding": [(SQUARE, LIST)],
@@ -303,9 +321,11 @@ def test_memory_is_as_declared(name: str) -> None:
             made, source = storages(run.result), run.call.arguments.get("input")
             if row.memory is Memory.FRESH:
                 assert not made & storages(run.arguments), f"{spelled} of {run.arguments[1:]} is not fresh"
-            elif row.memory is Memory.INPUT:
+            elif row.memory is not Memory.ANY:
                 assert not (made & storages(run.arguments)) - storages(source), f"{spelled} shares more than its input"
             has_shared |= bool(made & storages(run.arguments))
+        if row.memory is Memory.REPEATED:
+            assert any(0 in run.result.stride() for run in runs)
     assert has_shared == (row.memory is not Memory.FRESH) or name in SHUFFLES, "no sample shares memory"
 
 

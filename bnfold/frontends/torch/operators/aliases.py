@@ -14,9 +14,6 @@ from torch import fx
 
 from bnfold.frontends.torch.operators.calls import UNKNOWN, Call, Memory
 
-REPEATED = frozenset({"expand", "expand_as", "broadcast_to"})
-"""Views in which several elements are one: nothing can be written into them."""
-
 
 def tangled(calls: Mapping[fx.Node, Call], constant: Collection[fx.Node]) -> set[fx.Node]:
     """Every node whose tensor may be changed in place while something else reads it.
@@ -72,16 +69,17 @@ def _written(node: fx.Node, call: Call) -> list[fx.Node]:
 def _sources(node: fx.Node, call: Call, constant: Collection[fx.Node]) -> Iterator[fx.Node]:
     """The inputs whose memory the result may have, now or once an affine of a single value is folded away."""
     source = call.arguments.get("input")
+    row = call.operator
     if call.is_inplace:
         yield from _written(node, call)
-    elif call.operator.is_batchnorm or call.operator.is_arithmetic:
+    elif row.is_arithmetic:
         computed = [each for each in node.all_input_nodes if each not in constant]
         if len(computed) == 1:
             yield computed[0]
-    elif call.operator.memory is Memory.ANY and not (call.op == "einsum" and len(node.all_input_nodes) > 1):
-        yield from node.all_input_nodes
-    elif call.operator.memory is Memory.INPUT and isinstance(source, fx.Node):
+    elif (row.memory in (Memory.INPUT, Memory.REPEATED) or row.is_batchnorm) and isinstance(source, fx.Node):
         yield source
+    elif row.memory is not Memory.FRESH and not (call.op == "einsum" and len(node.all_input_nodes) > 1):
+        yield from node.all_input_nodes
 
 
 def _is_alone(node: fx.Node, sources: Mapping[fx.Node, list[fx.Node]], calls: Mapping[fx.Node, Call]) -> bool:
@@ -92,7 +90,7 @@ def _is_alone(node: fx.Node, sources: Mapping[fx.Node, list[fx.Node]], calls: Ma
         readers = [user for user in top.users if user not in calls or calls[user].op != "shape"]
         if top.op in ("placeholder", "get_attr") or len(readers) > 1:
             return False
-        if top in calls and calls[top].op in REPEATED:
+        if top in calls and calls[top].operator.memory is Memory.REPEATED:
             return False
         stack.extend(sources.get(top, ()))
     return True

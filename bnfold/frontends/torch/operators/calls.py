@@ -31,6 +31,7 @@ class Memory(Enum):
 
     ANY = "any"
     INPUT = "its argument `input`, if any"
+    REPEATED = "its argument `input`, in which it repeats elements: nothing can be written into it"
     FRESH = "none"
 
 

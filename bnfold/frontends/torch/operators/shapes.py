@@ -107,7 +107,7 @@ class Inference:
                     self.ranks[node] = len(call.get("dims"))
                 if Keeps.RANK in call.operator.keeps or call.op == "permute":
                     self._equate(node, source)
-                elif call.op in ("add", "sub", "mul", "div"):
+                elif call.operator.is_arithmetic:
                     self._equate_sum(node, call)
                 elif call.op == "cat" and isinstance(call.get("tensors"), list | tuple):
                     for each in call.get("tensors"):
@@ -173,7 +173,7 @@ class Inference:
             return self.dtypes.get(call.arguments["other"])
         if call.op == "to":
             return _cast(call, known)
-        if call.op in ("add", "sub", "mul", "div"):
+        if call.operator.is_arithmetic:
             other = call.get("other")
             second = self.dtypes.get(other) if isinstance(other, fx.Node) else known
             return known if known == second and known is not None and known.is_floating_point else None
@@ -200,7 +200,7 @@ class Inference:
             return _flattened(before, call)
         if call.op == "cat":
             return self._joined(call)
-        if call.op in ("add", "sub", "mul", "div"):
+        if call.operator.is_arithmetic:
             return self._summed(call, before)
         return None
 

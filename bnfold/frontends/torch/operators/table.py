@@ -67,15 +67,19 @@ _AVERAGE = "input kernel_size stride padding ceil_mode count_include_pad divisor
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 _OF_ONE_NAME = (
-    "acos acosh all amin any argmax argmin asin asinh atan atan2 atanh bitwise_and bitwise_not bitwise_or ceil cos"
-    " cosh cumprod cumsum eq erf erfc exp2 expm1 floor floor_divide fmod gather ge gt index_put isfinite isinf"
-    " isnan le lerp log log10 log1p log2 logical_and logical_not logical_or logsumexp lt masked_fill max maximum"
-    " min minimum native_group_norm native_layer_norm ne ones_like prod remainder roll round scatter scatter_add"
-    " sign sin sinh sort square tan topk tril triu trunc where zeros_like"
+    "acos acosh addcdiv addcmul all amin any argmax argmin asin asinh atan atan2 atanh bitwise_and bitwise_not"
+    " bitwise_or ceil cos cosh cumprod cumsum empty_like eq erf erfc exp2 expm1 floor floor_divide fmod full_like"
+    " gather ge gt hypot index_add index_copy index_fill index_put isfinite isinf isnan kthvalue le lerp log log10"
+    " log1p log2 logaddexp logical_and logical_not logical_or logit logsumexp lt masked_fill masked_scatter"
+    " masked_select max maximum median min minimum nan_to_num native_group_norm native_layer_norm ne new_full"
+    " new_ones new_zeros nonzero ones_like outer prod rand_like randn_like remainder repeat_interleave roll round"
+    " scatter scatter_add scatter_reduce sgn sign sin sinh sort square take_along_dim tan topk tril triu trunc"
+    " where zeros_like"
 )
+"""Operators of which all spellings have one name, and that are only known to make fresh tensors."""
 
-FRESH, INPUT = Memory.FRESH, Memory.INPUT
-RANK, TYPE, SHAPE_AND_TYPE, RANK_AND_TYPE = Keeps.RANK, Keeps.TYPE, Keeps.SHAPE | Keeps.TYPE, Keeps.RANK | Keeps.TYPE
+FRESH, INPUT, REPEATED = Memory.FRESH, Memory.INPUT, Memory.REPEATED
+TYPE, SHAPE_AND_TYPE, RANK_AND_TYPE = Keeps.TYPE, Keeps.SHAPE | Keeps.TYPE, Keeps.RANK | Keeps.TYPE
 
 OPERATORS: tuple[Operator, ...] = (
     # linear
@@ -177,9 +181,9 @@ OPERATORS: tuple[Operator, ...] = (
              modules={nn.ChannelShuffle: _named("groups")},
              memory=INPUT, keeps=SHAPE_AND_TYPE, carry=read_carry.channel_shuffle),
     Operator("expand", "input *size", (torch.broadcast_to,), "expand broadcast_to", aten="broadcast_to",
-             memory=INPUT, keeps=TYPE, is_evaluated=True, carry=read_carry.expand),
+             memory=REPEATED, keeps=TYPE, is_evaluated=True, carry=read_carry.expand),
     Operator("expand_as", "input other", methods="expand_as",
-             memory=INPUT, is_evaluated=True, carry=read_carry.expand),
+             memory=REPEATED, is_evaluated=True, carry=read_carry.expand),
     Operator("repeat", "input *repeats", methods="repeat", memory=FRESH, is_evaluated=True, carry=read_carry.repeat),
     Operator("tile", "input *repeats", (torch.tile,), "tile", memory=FRESH, carry=read_carry.repeat),
     # pools, means, resizing, padding
@@ -277,7 +281,7 @@ OPERATORS: tuple[Operator, ...] = (
              " is_contiguous element_size",
              attributes="shape ndim dtype device requires_grad is_cuda layout",
              aten="sym_size sym_stride sym_numel size _assert_tensor_metadata", memory=FRESH),
-    Operator("grid_sampler", "input *rest", (F.grid_sample,), memory=FRESH),
+    Operator("grid_sampler", "input *rest", (F.grid_sample,), aten="grid_sampler_2d", memory=FRESH),
     Operator("im2col", "input *rest", (F.unfold,), modules={nn.Unfold: _named()}, memory=FRESH),
     Operator("col2im", "input *rest", (F.fold,), modules={nn.Fold: _named()}, memory=FRESH),
     Operator("log_sigmoid", "input *rest", (F.logsigmoid,), modules={nn.LogSigmoid: _named()}, memory=FRESH),
