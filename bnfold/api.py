@@ -30,8 +30,12 @@ from bnfold.frontends.onnx.shape_inference import Confirm
 from bnfold.graph.cautions import Caution, DeclarationCaution
 from bnfold.graph.outcome import Fold, Outcome, Reason, Refusal
 from bnfold.planning.fold import fold
-from bnfold.planning.plan import Plan
+from bnfold.planning.plan import Bypass, Join, Plan, Renew
 from bnfold.planning.planner import make_plan
+from bnfold.proof.certificate import Certificate, Relation
+from bnfold.proof.checker import Proof, check_proof
+from bnfold.proof.ledger import Deeds, Ledger
+from bnfold.proof.models import Files, digest
 from bnfold.runtimes.inputs import DRAWN, InputOptions
 from bnfold.verification.compare import CompareOptions
 from bnfold.verification.confirm import confirmer
@@ -238,6 +242,38 @@ def fuse(
     elif not isinstance(model, ir.Model):
         fused = _onnx.detach(graph, str(model))
     return (fused, outcomes) if return_outcomes else fused
+
+
+def _deeds(graph: Any, decided: Plan[Any, Any]) -> Deeds:
+    """What a plan does, for a certificate; asked before it is applied."""
+    relations = {
+        value: Relation(change.pulled, change.pushed)
+        for value, change in decided.changes.items()
+        if change.is_known  # the proof fails where it is not
+    }
+    merged = {**decided.merged, **{host: host for host in decided.merged.values()}}
+    host: Any = None
+    for edit in decided.edits:  # a sum of which a part merges changes, and is named right behind that
+        host = edit.host if isinstance(edit, Join) else host if isinstance(edit, Renew) else None
+        if isinstance(edit, Renew) and host is not None:
+            merged.setdefault(graph.producer(edit.value), merged.get(host, host))
+    for node, into in list(merged.items()):
+        merged[graph.outputs(node)[0].producer()] = into  # the Add that is the bias of a matrix product
+    vanished = frozenset(edit.node for edit in decided.edits if isinstance(edit, Bypass))
+    return Deeds(relations, decided.stands, vanished, merged)
+
+
+def certify(
+    model: onnx.ModelProto, *, merge: bool = True, only: Sequence[str] = (), skip: Sequence[str] = ()
+) -> tuple[onnx.ModelProto, Certificate]:
+    """The folded model of a protobuf whose tensors are inside, with its certificate."""
+    graph = _onnx.parse(model)
+    view = _onnx.OnnxGraph(graph, _confirm(model, LIMITS))
+    decided, _ = _decide(view, Selection(tuple(only), tuple(skip)), merge=merge)
+    ledger, deeds = Ledger.of(graph), _deeds(view, decided)
+    fold(view, decided)
+    result = _onnx.serialize(graph)
+    return result, ledger.certificate(deeds, digest(Files(model)), digest(Files(result)))
 
 
 def _advised(outcomes: tuple[Outcome, ...], opened: Any, *, merge: bool) -> tuple[Outcome, ...]:

@@ -60,12 +60,14 @@ class Walk(Generic[N, V]):
         through: the operators on the way.
         changed: values that hold something else then.
         gain: the largest scale that goes in front of a sum or a mean, whose operands may be larger than its result.
+        affines: of each value that changes: upstream it becomes that of itself, downstream it was that of what it becomes.
     """
 
     sinks: dict[N, Linear | Affine] = field(default_factory=dict)
     through: list[N] = field(default_factory=list)
     changed: list[V] = field(default_factory=list)
     gain: float = 0.0
+    affines: dict[V, Affine] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +77,25 @@ class Move(Generic[N, V]):
     candidate: N
     direction: str
     walk: Walk[N, V]
+
+
+@dataclass(frozen=True, eq=False)
+class Change:
+    """How a value `v` changed into `w`: ``pulled(v) == pushed(w)``; None is the identity.
+
+    Only one way stays where maps of both directions met in a value: then it is not `is_known`.
+    """
+
+    pulled: Affine | None = None
+    pushed: Affine | None = None
+    is_known: bool = True
+
+    def then(self, direction: str, affine: Affine) -> Change:
+        """With what one more move does on top."""
+        if direction == "downstream":
+            return replace(self, pushed=self.pushed.after(affine) if self.pushed else affine)
+        pulled = affine.after(self.pulled) if self.pulled else affine
+        return replace(self, pulled=pulled, is_known=self.is_known and self.pushed is None)
 
 
 class Draft(Generic[N, V]):
@@ -88,6 +109,8 @@ class Draft(Generic[N, V]):
         self.absorbers: dict[N, list[N]] = {}  # operator -> candidates it absorbed, oldest first
         self.joins: dict[N, Join[N]] = {}  # by what each is known
         self.merged: dict[N, N] = {}  # what merged -> into which operator
+        self.changes: dict[V, Change] = {}
+        self._alike: dict[V, list[V]] = {}  # value -> the values that it stands for, beside itself
         self._ops: dict[N, Op] = {}
         self._root: dict[V, V] = {}
         self._uses: dict[V, list[tuple[N | None, int]]] = {}
@@ -205,11 +228,24 @@ class Draft(Generic[N, V]):
         self._remove(node)
         self._uses[kept] = self.uses(kept) + self.uses(gone)
         self._measured.update([kept] if self.is_measured(gone) else [])
-        self._root[gone] = kept
+        self._stand_for(kept, gone)
         self.edits.append(Bypass(node, keep_output_name, index))
+
+    def _stand_for(self, kept: V, gone: V) -> None:
+        """Let one value stand for another, and for those that this one stood for."""
+        self._root[gone] = kept
+        self._alike.setdefault(kept, []).extend([gone, *self._alike.pop(gone, ())])
+
+    @property
+    def stands(self) -> dict[V, V]:
+        """The value that stands for each of those that are no more."""
+        return {value: self.root(value) for value in list(self._root)}
 
     def commit(self, move: Move[N, V]) -> None:
         """Let everything that a walk arrived at absorb its candidate."""
+        for value, affine in move.walk.affines.items():
+            for each in (value, *self._alike.get(value, ())):
+                self.changes[each] = self.changes.get(each, Change()).then(move.direction, affine)
         for node, absorbed in move.walk.sinks.items():
             self._absorb(node, absorbed, move.candidate)
         self.bypass(move.candidate, keep_output_name=move.direction == "upstream")
@@ -225,10 +261,10 @@ class Draft(Generic[N, V]):
             self._remove(node)
             self.merged[node] = host
         if read != data:
-            self._root[read] = data
+            self._stand_for(data, read)
             self._uses[data] = [*self.uses(data), (host, 0)]
         if made != wanted:
-            self._root[wanted] = made
+            self._stand_for(made, wanted)
             self._uses[made] = readers
             self._measured.update([made] if self.is_measured(wanted) else [])
         self._absorb(host, absorbed, join.by)
@@ -250,8 +286,14 @@ class Plan(Generic[N, V]):
         absorbed: linear operators with everything pending on them, and BatchNorms that stay with what they become.
         edits: nodes to take out or to join and values to rename, in order.
         outcomes: one for each BatchNorm, one for each other per-channel affine that folds, and one for each merge.
+        changes: how each value changed that will hold something else.
+        stands: the value that stands for each of those that will be no more.
+        merged: the operator that stands for each node that merged.
     """
 
     absorbed: dict[N, Linear | Affine]
     edits: tuple[Edit[N, V], ...]
     outcomes: tuple[Outcome, ...]
+    changes: dict[V, Change] = field(default_factory=dict)
+    stands: dict[V, V] = field(default_factory=dict)
+    merged: dict[N, N] = field(default_factory=dict)

@@ -78,6 +78,9 @@ def make_plan(
                 {node: draft.absorbed[node] for node in rounding},
                 tuple(draft.edits),
                 (*_outcomes(draft, moves, blocked, barred, rounding), *_merged(draft, merges, rounding)),
+                draft.changes,
+                draft.stands,
+                {node: draft.final(node) for node in draft.merged},
             )
         barred.update(failed)
 
@@ -207,6 +210,7 @@ def _pull_once(
                     return failure
         walk.changed.extend(value for value in outputs if value in demands)
     walk.changed.remove(draft.inputs(candidate)[0])
+    walk.affines.update((value, affines[0]) for value, affines in demands.items())
     return walk
 
 
@@ -306,6 +310,7 @@ def _push_walk(draft: Draft[N, V], candidate: N) -> Walk[N, V] | _Blocked[N]:
             arrivals[reader][index] = affine
         return None
 
+    walk.affines[draft.graph.outputs(candidate)[0]] = draft.affine(candidate)
     if failure := arrive(candidate, draft.graph.outputs(candidate)[0], draft.affine(candidate)):
         return failure
     if not queue:
@@ -331,6 +336,7 @@ def _push_walk(draft: Draft[N, V], candidate: N) -> Walk[N, V] | _Blocked[N]:
         for value, affine in zip(draft.graph.outputs(node), pushed, strict=True):
             if affine and not _is_identity(affine):
                 walk.changed.append(value)
+                walk.affines[value] = affine
                 if failure := arrive(node, value, affine):
                     return failure
     return walk

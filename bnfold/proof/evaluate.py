@@ -1,0 +1,85 @@
+"""Operators evaluated in float64 by `onnx.reference`, which is not ours; with what is known of its bugs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import helper
+from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
+
+AnyArray = npt.NDArray[Any]
+
+NARROW = frozenset({onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16})
+
+
+class Unevaluated(Exception):
+    """The evaluator does not know an operator, or the operator does not take such data."""
+
+
+class BatchNormalization(OpRun):
+    """In eval mode whatever the opset; the evaluator's own trains in opsets 9 to 13."""
+
+    def _run(
+        self, x: AnyArray, gamma: AnyArray, beta: AnyArray, mean: AnyArray, var: AnyArray, **attributes: Any
+    ) -> tuple[AnyArray, ...]:
+        if attributes.get("training_mode") or attributes.get("spatial") == 0:
+            raise NotImplementedError("BatchNormalization in training, or for each position")
+        shape = (1, -1) + (1,) * (x.ndim - 2)
+        gamma, beta, mean, var = (each.reshape(shape) for each in (gamma, beta, mean, var))
+        epsilon = attributes.get("epsilon")
+        epsilon = float(np.float32(1e-5)) if epsilon is None else epsilon
+        return ((x - mean) / np.sqrt(var + epsilon) * gamma + beta,)
+
+
+def wide(array: AnyArray) -> AnyArray:
+    """An array with floating-point numbers as float64."""
+    return array.astype(np.float64) if array.dtype.kind == "f" or array.dtype.name == "bfloat16" else array
+
+
+def evaluate(
+    nodes: Sequence[onnx.NodeProto],
+    feeds: Mapping[str, AnyArray],
+    fetch: Sequence[str],
+    opsets: Iterable[onnx.OperatorSetIdProto],
+    *,
+    widen: bool = True,
+) -> list[AnyArray]:
+    """The named outputs of some nodes.
+
+    Args:
+        nodes: in order.
+        feeds: everything that they read and do not make, constants among them.
+        fetch: what to return.
+        opsets: what the operators mean.
+        widen: compute in float64, whatever the types are.
+
+    Raises:
+        Unevaluated: that is not possible.
+    """
+    made = []
+    for node in nodes:
+        copy = onnx.NodeProto()
+        copy.CopyFrom(node)
+        for attribute in copy.attribute:
+            if widen and node.op_type == "Cast" and attribute.name == "to" and attribute.i in NARROW:
+                attribute.i = onnx.TensorProto.DOUBLE
+        if copy.domain == "ai.onnx":
+            copy.domain = ""
+        made.append(copy)
+    given = {name: wide(array) if widen else array for name, array in feeds.items()}
+    inputs = [helper.make_tensor_value_info(name, onnx.TensorProto.DOUBLE, None) for name in given]
+    outputs = [helper.make_tensor_value_info(name, onnx.TensorProto.DOUBLE, None) for name in fetch]
+    graph = helper.make_graph(made, "part", inputs, outputs)
+    imports = [helper.make_opsetid("" if each.domain == "ai.onnx" else each.domain, each.version) for each in opsets]
+    try:
+        model = helper.make_model(graph, opset_imports=imports)
+        with np.errstate(all="ignore"):
+            found = ReferenceEvaluator(model, new_ops=[BatchNormalization]).run(list(fetch), given)
+    except Exception as error:  # it raises anything on an operator that it knows badly or not at all
+        raise Unevaluated(f"{type(error).__name__}: {error}") from error
+    return [np.asarray(each) for each in found]
