@@ -251,16 +251,33 @@ def _deeds(graph: Any, decided: Plan[Any, Any]) -> Deeds:
         for value, change in decided.changes.items()
         if change.is_known  # the proof fails where it is not
     }
+    vanished = frozenset(edit.node for edit in decided.edits if isinstance(edit, Bypass))
     merged = {**decided.merged, **{host: host for host in decided.merged.values()}}
-    host: Any = None
-    for edit in decided.edits:  # a sum of which a part merges changes, and is named right behind that
-        host = edit.host if isinstance(edit, Join) else host if isinstance(edit, Renew) else None
-        if isinstance(edit, Renew) and host is not None:
-            merged.setdefault(graph.producer(edit.value), merged.get(host, host))
+    for node, into in _regrouped(graph, decided, vanished - decided.merged.keys()):
+        mine = merged.setdefault(node, into)
+        if mine is not into:  # one sum, of which several parts merge
+            merged.update({each: into for each, host in merged.items() if host is mine})
     for node, into in list(merged.items()):
         merged[graph.outputs(node)[0].producer()] = into  # the Add that is the bias of a matrix product
-    vanished = frozenset(edit.node for edit in decided.edits if isinstance(edit, Bypass))
     return Deeds(relations, decided.stands, vanished, merged)
+
+
+def _regrouped(graph: Any, decided: Plan[Any, Any], vanished: frozenset[Any]) -> Iterator[tuple[Any, Any]]:
+    """Additions that stay where a part of a sum merges, but make something else; and what adds to that."""
+    host: Any = None
+    for edit in decided.edits:
+        host = edit.host if isinstance(edit, Join) else host if isinstance(edit, Renew) else None
+        if not isinstance(edit, Renew) or host is None:
+            continue
+        into = decided.merged.get(host, host)
+        yield graph.producer(edit.value), into
+        stack = [edit.value]
+        while stack:
+            for reader, _ in graph.uses(stack.pop()):
+                if reader in vanished:
+                    stack.extend(graph.outputs(reader))
+                elif reader is not None:
+                    yield reader, into
 
 
 def certify(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -50,6 +49,19 @@ def draw(relation: Relation | None, shape: tuple[int, ...], generator: np.random
         raise Failure("carriers", "", "a value changed in two ways, of which one is not invertible")
     inverse = Affine(1 / relation.pushed.scale, -relation.pushed.shift / relation.pushed.scale, relation.pushed.axis)
     return drawn, inverse(_apply(relation.pulled, drawn))
+
+
+def undo(relation: Relation | None, now: Array) -> Array:
+    """The value of the original that a value of the result stands for."""
+    if relation is None:
+        return now
+    pushed = _apply(relation.pushed, now)
+    if relation.pulled is None:
+        return pushed
+    if not np.all(relation.pulled.scale):
+        raise Unevaluated("what it reads changed by a map that has no inverse")
+    inverse = Affine(1 / relation.pulled.scale, -relation.pulled.shift / relation.pulled.scale, relation.pulled.axis)
+    return _apply(inverse, pushed)
 
 
 def _apply(affine: Affine | None, x: Array) -> Array:
@@ -258,6 +270,3 @@ def _check_maps(name: str, bn: Affine, size: Array, before: Relation | None, aft
         raise Failure(
             "weights", name, f"channel {channel} of its map is {pairs[0]}, and the certificate says {pairs[1]}"
         )
-
-
-Check = Callable[..., None]

@@ -36,6 +36,57 @@ class BatchNormalization(OpRun):
         return ((x - mean) / np.sqrt(var + epsilon) * gamma + beta,)
 
 
+def _align(a: AnyArray, b: AnyArray, attributes: dict[str, Any]) -> AnyArray:
+    """The second operand as opsets below 7 broadcast it."""
+    if a.shape == b.shape:
+        return b
+    if not attributes.get("broadcast"):
+        raise ValueError(f"shapes {a.shape} and {b.shape} differ")
+    axis = attributes.get("axis")
+    if axis is None or b.size == 1:
+        return b
+    axis += a.ndim if axis < 0 else 0
+    return b.reshape(b.shape + (1,) * (a.ndim - axis - b.ndim))
+
+
+class _Old(OpRun):
+    """An operator of arithmetic of opsets below 7; the evaluator's own broadcasts as those behind it do."""
+
+    def _run(self, a: AnyArray, b: AnyArray, **attributes: Any) -> tuple[AnyArray, ...]:
+        wide_b = _align(a, b, attributes)
+        made = self.function(a, wide_b)
+        if made.shape != a.shape:
+            raise ValueError(f"shapes {a.shape} and {b.shape} differ")
+        return (made,)
+
+
+class Add(_Old):
+    """Addition."""
+
+    function = np.add
+
+
+class Sub(_Old):
+    """Subtraction."""
+
+    function = np.subtract
+
+
+class Mul(_Old):
+    """Multiplication."""
+
+    function = np.multiply
+
+
+class Div(_Old):
+    """Division."""
+
+    function = np.divide
+
+
+OLD = [Add, Sub, Mul, Div]
+
+
 def wide(array: AnyArray) -> AnyArray:
     """An array with floating-point numbers as float64."""
     return array.astype(np.float64) if array.dtype.kind == "f" or array.dtype.name == "bfloat16" else array
@@ -76,10 +127,13 @@ def evaluate(
     outputs = [helper.make_tensor_value_info(name, onnx.TensorProto.DOUBLE, None) for name in fetch]
     graph = helper.make_graph(made, "part", inputs, outputs)
     imports = [helper.make_opsetid("" if each.domain == "ai.onnx" else each.domain, each.version) for each in opsets]
+    is_old = any(not each.domain and each.version < 7 for each in imports)
     try:
         model = helper.make_model(graph, opset_imports=imports)
         with np.errstate(all="ignore"):
-            found = ReferenceEvaluator(model, new_ops=[BatchNormalization]).run(list(fetch), given)
+            found = ReferenceEvaluator(model, new_ops=[BatchNormalization, *(OLD if is_old else [])]).run(
+                list(fetch), given
+            )
     except Exception as error:  # it raises anything on an operator that it knows badly or not at all
         raise Unevaluated(f"{type(error).__name__}: {error}") from error
     return [np.asarray(each) for each in found]

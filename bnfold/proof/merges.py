@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import onnx
 
-from bnfold.proof.carriers import draw
+from bnfold.algebra.affine import Affine
+from bnfold.proof.carriers import draw, undo
 from bnfold.proof.evaluate import Unevaluated, evaluate, wide
 from bnfold.proof.failure import Failure
+from bnfold.proof.linear import attribute
 from bnfold.proof.models import Scope, first_output
 from bnfold.proof.pair import Pair
+from bnfold.proof.rounding import UNIT
 
 AnyArray = npt.NDArray[Any]
 
@@ -51,6 +56,10 @@ def roots(pair: Pair, scope: Scope) -> set[str]:
                 note(each, merged.get(key))
     for each in scope.outputs:
         note(each, None)
+    for node in scope.nodes:  # what nobody reads stays, too
+        made = first_output(node)
+        if (scope.path, made) in merged and not scope.readers.get(made):
+            found.update([made] if pair.name(scope, made) in pair.counterpart(scope.path).makers else [])
     for path, inner in pair.original.scopes.items():
         if inner.around is scope or path.startswith(scope.path + "/"):
             for each in inner.readers:
@@ -67,17 +76,12 @@ def roots(pair: Pair, scope: Scope) -> set[str]:
 
 def is_read_outside(pair: Pair, scope: Scope, node: onnx.NodeProto) -> bool:
     """Whether anything but regions reads what a node made that vanished."""
-    stack = [node.output[0]]
-    while stack:
-        value = stack.pop()
-        if value in scope.outputs or scope.readers.get(value, 0) != len(
-            [1 for reader in pair.readers(scope, value) for each in reader.input if each == value]
-        ) // max(1, 1):
-            return True
-        for reader in pair.readers(scope, value):
-            if (scope.path, first_output(reader)) not in pair.certificate.merged:
-                return True
-    return False
+    value = node.output[0]
+    readers = pair.readers(scope, value)
+    count = sum(each == value for reader in readers for each in reader.input)
+    if value in scope.outputs or scope.readers.get(value, 0) != count:  # a body reads it
+        return True
+    return not readers or any((scope.path, first_output(each)) not in pair.certificate.merged for each in readers)
 
 
 def _region(pair: Pair, scope: Scope, root: onnx.NodeProto) -> tuple[list[onnx.NodeProto], list[str]]:
@@ -152,9 +156,62 @@ def _stands(pair: Pair, scope: Scope, other: Scope, made: str, ends: set[str], n
     return [node for node in other.nodes if id(node) in chosen]
 
 
-def _constants(scope: Scope, nodes: list[onnx.NodeProto]) -> dict[str, AnyArray]:
-    names = {each for node in nodes for each in node.input if each}
-    return {name: found for name in names if (found := scope.constant(name)) is not None}
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """Nodes that make one value of others."""
+
+    nodes: list[onnx.NodeProto]
+    constants: dict[str, AnyArray]
+    made: str
+    opsets: list[onnx.OperatorSetIdProto]
+
+    @classmethod
+    def of(cls, scope: Scope, nodes: list[onnx.NodeProto], made: str) -> _Part:
+        """Some nodes of a graph."""
+        names = {each for node in nodes for each in node.input if each}
+        constants = {name: found for name in names if (found := scope.constant(name)) is not None}
+        return cls(nodes, constants, made, scope.opsets)
+
+    def run(self, given: dict[str, AnyArray]) -> AnyArray:
+        """What is made."""
+        return evaluate(self.nodes, {**self.constants, **given}, [self.made], self.opsets)[0]
+
+    def size(self, given: dict[str, AnyArray]) -> AnyArray:
+        """What the absolute values of all addends add up to."""
+        nodes, sizes = [], {name: _size(each) for name, each in self.constants.items()}
+        for node in self.nodes:
+            copy = onnx.NodeProto()
+            copy.CopyFrom(node)
+            copy.op_type = {"Sub": "Add", "Neg": "Identity"}.get(node.op_type, node.op_type)
+            if node.op_type == "BatchNormalization":  # subtracts its mean
+                mean = f"{node.input[3]}/subtracted"
+                sizes[mean] = -sizes[node.input[3]]
+                copy.input[3] = mean
+            nodes.append(copy)
+        sizes.update({name: np.abs(each) for name, each in given.items()})
+        return evaluate(nodes, sizes, [self.made], self.opsets)[0]
+
+    @property
+    def unit(self) -> float:
+        """The largest error of rounding a constant once, relatively."""
+        return max((_unit(each) for each in self.constants.values()), default=UNIT)
+
+
+def _size(array: AnyArray) -> AnyArray:
+    found = wide(array)
+    return np.abs(found) if found.dtype.kind == "f" else array
+
+
+def _unit(array: AnyArray) -> float:
+    if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
+        return 0.0
+    return float(ml_dtypes.finfo(array.dtype).eps) / 2  # type: ignore[no-untyped-call]
+
+
+def _tiny(part: _Part) -> float:
+    """The largest error of rounding a constant once, where that is subnormal."""
+    kinds = [each.dtype for each in part.constants.values() if _unit(each)]
+    return max((float(ml_dtypes.finfo(each).smallest_subnormal) for each in kinds), default=0.0)  # type: ignore[no-untyped-call]
 
 
 def _compare(
@@ -168,131 +225,68 @@ def _compare(
     stands: list[onnx.NodeProto],
 ) -> None:
     generator = np.random.default_rng()
-    constants, fresh = _constants(scope, nodes), _constants(other, stands)
     relation = pair.relation(scope, made)
-    unit = max((_unit(each) for each in fresh.values()), default=2.0**-53)
-    sizes = {key: np.abs(wide(each)) if each.dtype.kind == "f" or each.dtype.name == "bfloat16" else each
-             for key, each in fresh.items()}  # fmt: skip
+    if relation is not None and relation.pushed is not None:
+        raise Failure("merges", name, "what it makes changed in a way that is not covered")
+    pulled = relation.pulled if relation else None
+    old, new = _Part.of(scope, nodes, made), _Part.of(other, stands, pair.name(scope, made))
+
+    def judge(given: dict[str, AnyArray], now: dict[str, AnyArray], base: tuple[AnyArray, AnyArray] | None) -> Any:
+        """Both answers, or what they changed since `base`, which weights alone explain."""
+        before, after, sizes, bound = old.run(given), new.run(now), old.size(given), new.size(now)
+        if before.shape != after.shape:
+            raise Failure("merges", name, f"its result has shape {after.shape}, not {before.shape}")
+        if pulled is not None:
+            before, sizes = pulled(before), np.abs(pulled(np.zeros_like(before))) + sizes * _along(pulled, sizes.ndim)
+        allowed = bound if base is None else bound - new.size({key: np.zeros_like(each) for key, each in now.items()})
+        left, right = (before, after) if base is None else (before - base[0], after - base[1])
+        with np.errstate(all="ignore"):
+            limit = 1.01 * new.unit * allowed + 1e-13 * (bound + sizes) + _tiny(new) * max(1, left[:1].size)
+            wrong = ~(np.abs(left - right) <= limit)
+        if wrong.any():
+            at = np.unravel_index(int(np.argmax(wrong)), wrong.shape)
+            raise Failure("merges", name, f"it gives {float(right[at])!r}, not {float(left[at])!r}")
+        return before, after
+
     shapes = {value: _shape(pair, scope, value, nodes) for value in reads}
-
-    def run(given: dict[str, AnyArray], now: dict[str, AnyArray]) -> tuple[AnyArray, AnyArray, AnyArray]:
-        before = evaluate(nodes, {**constants, **given}, [made], scope.opsets)[0]
-        target = pair.name(scope, made)
-        after = evaluate(stands, {**fresh, **now}, [target], other.opsets)[0]
-        bound = evaluate(_absolute(stands), {**sizes, **{k: np.abs(v) for k, v in now.items()}}, [target],
-                         other.opsets)[0]  # fmt: skip
-        if relation is not None:
-            before = before if relation.pulled is None else relation.pulled(before)
-            if relation.pushed is not None:
-                raise Failure("merges", name, "what it makes changed in a way that is not covered")
-        return before, after, bound
-
-    drawn = {value: draw(pair.relation(scope, value), shapes[value], generator) for value in reads}
     names = {value: pair.name(scope, value) for value in reads}
-    zero = run({value: drawn[value][0] for value in reads}, {names[value]: drawn[value][1] for value in reads})
-    _judge(name, *zero, unit, 1.0)
+    drawn = {value: draw(pair.relation(scope, value), shapes[value], generator) for value in reads}
+    judge({value: each[0] for value, each in drawn.items()}, {names[key]: each[1] for key, each in drawn.items()}, None)
     for value in reads:
-        _impulses(pair, scope, name, value, drawn, names, run, unit, generator)
+        impulses = _impulses(shapes[value], generator)
+        count = len(impulses)
+
+        def both(now: AnyArray, value: str = value, count: int = count) -> tuple[Any, Any]:
+            fed = {
+                each: now if each == value else np.zeros((shape[0] * count, *shape[1:]))
+                for each, shape in shapes.items()
+            }
+            before = {each: undo(pair.relation(scope, each), x) for each, x in fed.items()}
+            return before, {names[each]: x for each, x in fed.items()}
+
+        base = judge(*both(np.zeros_like(impulses)), None)
+        judge(*both(impulses), base)
 
 
-def _impulses(
-    pair: Pair,
-    scope: Scope,
-    name: str,
-    value: str,
-    drawn: dict[str, tuple[AnyArray, AnyArray]],
-    names: dict[str, str],
-    run: Any,
-    unit: float,
-    generator: np.random.Generator,
-) -> None:
-    """One channel at a time, at corners, borders and in the middle: differences to the answer to nothing."""
-    from bnfold.proof.carriers import _apply
+def _along(affine: Affine, rank: int) -> AnyArray:
+    shape = [1] * rank
+    shape[affine.axis] = affine.size
+    return np.abs(affine.scale).reshape(shape)
 
-    relation = pair.relation(scope, value)
-    shape = drawn[value][1].shape
-    still = np.zeros(shape)
 
-    def both(now: AnyArray) -> tuple[dict[str, AnyArray], dict[str, AnyArray]]:
-        old: AnyArray = now
-        if relation is not None:
-            if relation.pulled is not None:
-                if not np.all(relation.pulled.scale) or relation.pushed is not None:
-                    raise Unevaluated("what it reads changed by a map that has no inverse")
-                old = (now - _apply(relation.pulled, np.zeros(shape))) / _apply(
-                    relation.pulled.with_shift(np.zeros(relation.pulled.size)), np.ones(shape)
-                )
-            else:
-                old = _apply(relation.pushed, now)
-        nothing = {each: np.zeros_like(pairs[1]) for each, pairs in drawn.items()}
-        return {**nothing, value: old}, {**{names[each]: nothing[each] for each in nothing}, names[value]: now}
-
-    if any(pair.relation(scope, each) for each in drawn if each != value):
-        return
-    base = run(*both(still))
-    _judge(name, *base, unit, 1.0)
-    axis = 1 if len(shape) > 2 else len(shape) - 1
-    channels = range(shape[axis])
-    if len(channels) > IMPULSES:
-        channels = generator.choice(shape[axis], IMPULSES, replace=False)  # type: ignore[assignment]
+def _impulses(shape: tuple[int, ...], generator: np.random.Generator) -> AnyArray:
+    """Data with a one in one channel each, at corners, borders and in the middle, along the first axis."""
+    axis = 1 if len(shape) != 3 else 2
+    axis = min(axis, len(shape) - 1)
+    count = shape[axis]
+    channels = np.arange(count) if count <= IMPULSES else generator.choice(count, IMPULSES, replace=False)
     places = [tuple(0 for _ in shape), tuple(size - 1 for size in shape), tuple(size // 2 for size in shape)]
-    if len(shape) > 2:
-        places.append(tuple(0 if axis_ == 2 else size // 2 for axis_, size in enumerate(shape)))
-    for channel in channels:
-        for place in dict.fromkeys((*each[:axis], int(channel), *each[axis + 1 :]) for each in places):
-            x = still.copy()
-            x[place] = 1.0
-            found = run(*both(x))
-            size = np.maximum(np.abs(found[0]), np.abs(base[0]))
-            with np.errstate(all="ignore"):
-                bound = unit * np.abs(found[1] - base[1]) * 1.01 + 1e-13 * (size + base[2]) + _tiny(unit)
-                wrong = ~(np.abs((found[0] - base[0]) - (found[1] - base[1])) <= bound)
-            if wrong.any():
-                at = np.unravel_index(int(np.argmax(wrong)), wrong.shape)
-                raise Failure(
-                    "merges",
-                    name,
-                    f"channel {int(channel)} of what it reads gives {float((found[1] - base[1])[at])!r}, not "
-                    f"{float((found[0] - base[0])[at])!r}",
-                )
-
-
-def _tiny(unit: float) -> float:
-    return {2.0**-11: 2.0**-24, 2.0**-8: 2.0**-130, 2.0**-24: 2.0**-149}.get(unit, 0.0)
-
-
-def _judge(name: str, before: AnyArray, after: AnyArray, bound: AnyArray, unit: float, factor: float) -> None:
-    if before.shape != after.shape:
-        raise Failure("merges", name, f"its result has shape {after.shape}, not {before.shape}")
-    with np.errstate(all="ignore"):
-        allowed = 1.01 * unit * bound + 1e-13 * (bound + np.abs(before)) + 64 * _tiny(unit) * before.size
-        wrong = ~(np.abs(before - after) <= allowed)
-    if wrong.any():
-        at = np.unravel_index(int(np.argmax(wrong)), wrong.shape)
-        raise Failure("merges", name, f"it gives {float(after[at])!r}, not {float(before[at])!r}")
-
-
-def _unit(array: AnyArray) -> float:
-    """Half the spacing of a type at 1."""
-    import ml_dtypes
-
-    if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
-        return 0.0
-    return float(ml_dtypes.finfo(array.dtype).eps) / 2  # type: ignore[no-untyped-call]
-
-
-def _absolute(nodes: list[onnx.NodeProto]) -> list[onnx.NodeProto]:
-    """The same operators, adding up instead of cancelling."""
-    made = []
-    for node in nodes:
-        copy = onnx.NodeProto()
-        copy.CopyFrom(node)
-        if copy.op_type == "Sub":
-            copy.op_type = "Add"
-        elif copy.op_type == "Neg":
-            copy.op_type = "Identity"
-        made.append(copy)
-    return made
+    places.append(tuple(0 if each == 2 else size // 2 for each, size in enumerate(shape)))
+    chosen = dict.fromkeys((*place[:axis], int(each), *place[axis + 1 :]) for each in channels for place in places)
+    found = np.zeros((len(chosen), *shape))
+    for index, place in enumerate(chosen):
+        found[(index, *place)] = 1.0
+    return found.reshape(-1, *shape[1:])
 
 
 def _shape(pair: Pair, scope: Scope, value: str, nodes: list[onnx.NodeProto]) -> tuple[int, ...]:
@@ -304,8 +298,6 @@ def _shape(pair: Pair, scope: Scope, value: str, nodes: list[onnx.NodeProto]) ->
     for node in wide_nodes:
         kernel = scope.constant(node.input[1])
         if node.op_type == "Conv" and kernel is not None:
-            from bnfold.proof.linear import attribute
-
             channels, rank = kernel.shape[1] * int(attribute(node, "group", 1)), kernel.ndim
     if rank is None:
         raise Unevaluated(f"the shape of {value!r} does not follow from the model's inputs")
@@ -327,8 +319,6 @@ def _shape(pair: Pair, scope: Scope, value: str, nodes: list[onnx.NodeProto]) ->
 
 
 def _reach(node: onnx.NodeProto, kernel: AnyArray | None) -> int:
-    from bnfold.proof.linear import attribute
-
     window = list(kernel.shape[2:]) if kernel is not None else list(attribute(node, "kernel_shape", [1]))
     dilations = list(attribute(node, "dilations", [1] * len(window)))
     strides = list(attribute(node, "strides", [1] * len(window)))

@@ -193,6 +193,8 @@ class Scope:
         given = {key: value for key, value in feeds.items() if value is not None}
         if sum(each.size for each in given.values()) > CONSTANT_LIMIT:
             return None
+        if node.op_type == "DequantizeLinear":  # which the evaluator does not have in every opset
+            return _dequantize(node, [given[each] for each in node.input if each])
         try:
             return evaluate([node], given, [name], self.opsets, widen=False)[0]
         except Unevaluated:
@@ -201,6 +203,24 @@ class Scope:
     def is_constant_node(self, node: onnx.NodeProto) -> bool:
         """Whether all that a node makes is constant."""
         return all(self.constant(each) is not None for each in node.output if each)
+
+
+def _dequantize(node: onnx.NodeProto, given: list[AnyArray]) -> AnyArray | None:
+    """Integers times the scale of their channel."""
+    options = {each.name: each.i for each in node.attribute}
+    integers, scales = given[:2]
+    zeros = given[2] if len(given) > 2 else np.zeros(scales.shape, integers.dtype)
+    if options.get("block_size") or scales.size not in (
+        1,
+        integers.shape[options.get("axis", 1)] if integers.ndim else 1,
+    ):
+        return None
+    shape = [1] * integers.ndim
+    if scales.size > 1:
+        shape[options.get("axis", 1)] = scales.size
+    difference = integers.astype(np.float64) - zeros.astype(np.float64).reshape(shape)
+    found: AnyArray = (difference * scales.astype(np.float64).reshape(shape)).astype(scales.dtype)
+    return found
 
 
 def _dense(sparse: onnx.SparseTensorProto, folder: Path | None) -> AnyArray | None:

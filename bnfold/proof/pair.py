@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any
-
 import onnx
 
 from bnfold.errors import InvalidModelError
@@ -81,6 +79,19 @@ class Pair:
         owner = scope.owner(value) if value else None
         return value if owner is None else self.certificate.names.get((owner.path, value), value)
 
+    def home(self, scope: Scope, value: str) -> Scope | None:
+        """The scope of the result that what stands for a value is of: a node that vanished may have read another one."""
+        owner = scope.owner(value)
+        while owner is not None:
+            maker = owner.makers.get(value)
+            if maker is None or (owner.path, first_output(maker)) not in self.certificate.vanished:
+                return self.counterpart(owner.path)
+            data = [each for each in maker.input if each and owner.constant(each) is None]
+            if not data:
+                return self.counterpart(owner.path)
+            value, owner = data[0], owner.owner(data[0])
+        return None
+
     def relation(self, scope: Scope, value: str) -> Relation | None:
         """How a value changed."""
         owner = scope.owner(value)
@@ -145,6 +156,3 @@ class Pair:
     def readers(self, scope: Scope, value: str) -> list[onnx.NodeProto]:
         """What reads a value of the original, in the same graph."""
         return self._readers(scope).get(value, [])
-
-    def constant_changed(self, *_: Any) -> None:
-        """Nothing."""

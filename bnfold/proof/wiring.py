@@ -137,8 +137,7 @@ def same_input(pair: Pair, scope: Scope, other: Scope, node: onnx.NodeProto, ind
     wanted = pair.name(scope, node.input[index])
     if read != wanted:
         raise Failure("wiring", first_output(node), f"it reads {read!r} as input {index}, not {wanted!r}")
-    mine, its = scope.owner(node.input[index]), other.owner(read)
-    if mine is not None and its is not None and pair.counterpart(mine.path) is not its:
+    if read and pair.home(scope, node.input[index]) is not other.owner(read):
         raise Failure("wiring", first_output(node), f"it reads {read!r} of another graph")
 
 
