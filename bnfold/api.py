@@ -265,16 +265,24 @@ def _deeds(graph: Any, decided: Plan[Any, Any]) -> Deeds:
 def _regrouped(graph: Any, decided: Plan[Any, Any], vanished: frozenset[Any]) -> Iterator[tuple[Any, Any]]:
     """Additions that stay where a part of a sum merges, but make something else; and what adds to that."""
     host: Any = None
+    gone: set[Any] = set(vanished)
     for edit in decided.edits:
-        host = edit.host if isinstance(edit, Join) else host if isinstance(edit, Renew) else None
-        if not isinstance(edit, Renew) or host is None:
+        if isinstance(edit, Join):
+            host = edit.host
+            gone.update(edit.gone)
+            continue
+        if isinstance(edit, Bypass):
+            host = None
+            gone.add(edit.node)
+            continue
+        if host is None:
             continue
         into = decided.merged.get(host, host)
         yield graph.producer(edit.value), into
         stack = [edit.value]
         while stack:
             for reader, _ in graph.uses(stack.pop()):
-                if reader in vanished:
+                if reader in gone:
                     stack.extend(graph.outputs(reader))
                 elif reader is not None:
                     yield reader, into

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Generic
 
+import numpy as np
+
 from bnfold.algebra.affine import Affine
 from bnfold.algebra.linear import Factor, Linear
 from bnfold.graph.ops import ChannelAffine, Op
@@ -83,7 +85,7 @@ class Move(Generic[N, V]):
 class Change:
     """How a value `v` changed into `w`: ``pulled(v) == pushed(w)``; None is the identity.
 
-    Only one way stays where maps of both directions met in a value: then it is not `is_known`.
+    It is not `is_known` where what was pushed into a value has no inverse and more is pulled behind it.
     """
 
     pulled: Affine | None = None
@@ -94,8 +96,13 @@ class Change:
         """With what one more move does on top."""
         if direction == "downstream":
             return replace(self, pushed=self.pushed.after(affine) if self.pushed else affine)
-        pulled = affine.after(self.pulled) if self.pulled else affine
-        return replace(self, pulled=pulled, is_known=self.is_known and self.pushed is None)
+        if self.pushed is None:
+            return replace(self, pulled=affine.after(self.pulled) if self.pulled else affine)
+        constant = self.pushed.scale == 0
+        is_known = self.is_known and not affine.scale[constant].any()
+        scale = np.where(constant, 1.0, self.pushed.scale)
+        back = Affine(1 / scale, -self.pushed.shift / scale, affine.axis)
+        return Change(affine.after(back.after(self.pulled) if self.pulled else back), None, is_known)
 
 
 class Draft(Generic[N, V]):

@@ -254,7 +254,7 @@ def _compare(
     judge({value: each[0] for value, each in drawn.items()}, {names[key]: each[1] for key, each in drawn.items()}, None)
     for value in reads:
         impulses = _impulses(shapes[value], generator)
-        count = len(impulses)
+        count = len(impulses) // shapes[value][0]
 
         def both(now: AnyArray, value: str = value, count: int = count) -> tuple[Any, Any]:
             fed = {

@@ -210,14 +210,12 @@ def _dequantize(node: onnx.NodeProto, given: list[AnyArray]) -> AnyArray | None:
     options = {each.name: each.i for each in node.attribute}
     integers, scales = given[:2]
     zeros = given[2] if len(given) > 2 else np.zeros(scales.shape, integers.dtype)
-    if options.get("block_size") or scales.size not in (
-        1,
-        integers.shape[options.get("axis", 1)] if integers.ndim else 1,
-    ):
+    axis = options.get("axis", 1)
+    if options.get("block_size") or (scales.size != 1 and scales.shape != integers.shape[axis : axis + 1]):
         return None
     shape = [1] * integers.ndim
     if scales.size > 1:
-        shape[options.get("axis", 1)] = scales.size
+        shape[axis] = scales.size
     difference = integers.astype(np.float64) - zeros.astype(np.float64).reshape(shape)
     found: AnyArray = (difference * scales.astype(np.float64).reshape(shape)).astype(scales.dtype)
     return found
