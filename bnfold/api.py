@@ -30,7 +30,7 @@ from bnfold.frontends.onnx.shape_inference import Confirm
 from bnfold.graph.cautions import Caution, DeclarationCaution
 from bnfold.graph.outcome import Fold, Outcome, Reason, Refusal
 from bnfold.planning.fold import fold
-from bnfold.planning.plan import Bypass, Join, Plan, Renew
+from bnfold.planning.plan import Bypass, Join, Plan
 from bnfold.planning.planner import make_plan
 from bnfold.proof.certificate import Certificate, Relation
 from bnfold.proof.checker import Proof, check_proof
@@ -104,6 +104,7 @@ class FileResult:
         before, after: sizes; `after` is None where nothing is written.
         verdict: of the verification; None where it was not asked for.
         seconds: taken in all.
+        proof: what the checker found; None where it was not asked.
     """
 
     model: Path
@@ -114,6 +115,7 @@ class FileResult:
     after: Size | None
     verdict: Verdict | None
     seconds: float
+    proof: Proof | None = None
 
 
 def plan(model: Any, *, example_inputs: Any = None, merge: bool = True, limits: Limits = LIMITS) -> tuple[Outcome, ...]:
@@ -340,9 +342,16 @@ def _read(model: onnx.ModelProto | ir.Model | str | Path, limits: Limits) -> ir.
 
 
 def _fuse_graph(
-    graph: Any, selection: Selection, progress: Progress, *, merge: bool
+    graph: Any,
+    selection: Selection,
+    progress: Progress,
+    *,
+    merge: bool,
+    record: Callable[[Plan[Any, Any]], None] = lambda decided: None,
 ) -> tuple[tuple[Outcome, ...], Warnings]:
+    """Fold a graph; `record` is told of the plan before it is applied."""
     decided, warnings = _decide(graph, selection, progress, merge=merge)
+    record(decided)
     fold(graph, decided)
     return decided.outcomes, warnings
 
@@ -437,6 +446,7 @@ def fuse_file(
     overwrite: bool = False,
     limits: Limits = LIMITS,
     progress: Progress = _silent,
+    proof: Path | None = None,
 ) -> FileResult:
     """Fold a file into another, which appears complete or not at all, and only if it is equivalent.
 
@@ -450,10 +460,11 @@ def fuse_file(
         overwrite: replace an `output` that exists.
         limits: how much `model` may ask for.
         progress: told of each stage.
+        proof: where to write the certificate, once the checker has accepted it; of ONNX models alone.
 
     Raises:
         OutputExistsError: `output` exists and `overwrite` is False.
-        NotEquivalentError: the result differs from the original; nothing was written.
+        NotEquivalentError: the result differs from the original, or is not proved; nothing was written.
         BnfoldError: the file cannot be read, run or written.
     """
     start = time.perf_counter()
@@ -462,11 +473,33 @@ def fuse_file(
         raise OutputError(f"{output}: an output has the format of its model, {model.suffix or 'ONNX'}")
     opened = _open_file(model, limits, comparison.inputs)
     before = opened.size
+    ledger, deeds = None, []
+    if proof is not None:
+        _insist_on_writable(proof, overwrite=overwrite)
+        if not isinstance(opened.graph, _onnx.OnnxGraph):
+            raise UnsupportedModelError(f"{model}: only folds of ONNX models are proved so far")
+        ledger = Ledger.of(opened.graph.model)
     with _naming(model):
-        outcomes, warnings = _fuse_graph(opened.graph, selection, progress, merge=merge)
+        outcomes, warnings = _fuse_graph(
+            opened.graph,
+            selection,
+            progress,
+            merge=merge,
+            record=lambda decided: deeds.append(_deeds(opened.graph, decided)) if ledger is not None else None,
+        )
     with _onnx.staging(output) as folder:
         with _naming(model):
             written = opened.save(folder / output.name)
+        proved, certificate = None, None
+        if ledger is not None:
+            pair = [Files(_onnx.read_proto(each, UNLIMITED), each.parent) for each in (model, written.model)]
+            certificate = ledger.certificate(deeds[0], *map(digest, pair))
+            proved = check_proof(pair[0], pair[1], certificate)
+            del pair
+            if not proved.is_proved:
+                seconds = time.perf_counter() - start
+                failed = FileResult(model, None, outcomes, warnings, before, None, None, seconds, proved)
+                raise NotEquivalentError(f"{output}: not written, since {_unproved(proved)}", failed)
         verdict = None
         if verify:
             verdict = verify_files(model, written.model, comparison, progress, UNLIMITED).verdict
@@ -476,8 +509,57 @@ def fuse_file(
             failed = FileResult(model, None, outcomes, warnings, before, None, verdict, seconds)
             raise NotEquivalentError(_complaint(output, verdict, guilty), failed)
         after = Size(opened.count(), written.bytes)
+        if proof is not None and certificate is not None:
+            _write_text(certificate.to_json(), proof)
         _onnx.publish(written, output)
-    return FileResult(model, output, outcomes, warnings, before, after, verdict, time.perf_counter() - start)
+    return FileResult(model, output, outcomes, warnings, before, after, verdict, time.perf_counter() - start, proved)
+
+
+def _write_text(text: str, path: Path) -> None:
+    """Write a file, which appears complete or not at all."""
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        fresh.write_text(text, encoding="utf-8")
+        fresh.replace(path)
+    except OSError as error:
+        fresh.unlink(missing_ok=True)
+        raise OutputError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def _unproved(proved: Proof) -> str:
+    """What is not proved, in one line."""
+    return f"it is not proved: {proved.failures[0]}; please report this as a bug"
+
+
+@dataclass(frozen=True)
+class ProofResult:
+    """What became of a certificate.
+
+    Attributes:
+        reference, candidate: the files.
+        proof: the obligations.
+    """
+
+    reference: Path
+    candidate: Path
+    proof: Proof
+
+
+def prove_files(reference: Path, candidate: Path, certificate: Path, limits: Limits = LIMITS) -> ProofResult:
+    """Whether a certificate proves that two ONNX files are the same model; runs neither.
+
+    Raises:
+        BnfoldError: a file cannot be read, or the certificate is of other models, or none.
+    """
+    try:
+        if certificate.stat().st_size > limits.bytes:
+            raise InvalidModelError(f"{certificate}: has more than {limits.bytes} bytes")
+        text = certificate.read_bytes()
+    except OSError as error:
+        raise InvalidModelError(f"{certificate}: {error.strerror}") from error
+    claimed = Certificate.from_json(text, str(certificate))
+    pair = [Files(_onnx.read_proto(each, limits), each.parent) for each in (reference, candidate)]
+    return ProofResult(reference, candidate, check_proof(pair[0], pair[1], claimed))
 
 
 def _guilty(

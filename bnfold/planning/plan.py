@@ -62,7 +62,7 @@ class Walk(Generic[N, V]):
         through: the operators on the way.
         changed: values that hold something else then.
         gain: the largest scale that goes in front of a sum or a mean, whose operands may be larger than its result.
-        affines: of each value that changes: upstream it becomes that of itself, downstream it was that of what it becomes.
+        affines: of each value that changes; upstream ``w = affine(v)``, downstream ``v = affine(w)``.
     """
 
     sinks: dict[N, Linear | Affine] = field(default_factory=dict)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import onnx
 
 from bnfold.algebra.affine import Affine
-from bnfold.proof.failure import Failure
+from bnfold.proof.failure import ProofError
 from bnfold.proof.linear import attribute
 from bnfold.proof.models import Scope, first_output
 from bnfold.proof.pair import Pair
@@ -23,17 +23,17 @@ def parameters(scope: Scope, node: onnx.NodeProto) -> tuple[list[npt.NDArray[Any
     """gamma, beta, mean and var as they are stored, and epsilon."""
     name = first_output(node)
     if attribute(node, "training_mode", 0) or attribute(node, "spatial", 1) == 0:
-        raise Failure("weights", name, "it normalises by its data, or each position for itself")
+        raise ProofError("weights", name, "it normalises by its data, or each position for itself")
     if scope.version < 7 and not attribute(node, "is_test", 0):
-        raise Failure("weights", name, "it normalises by its data")
+        raise ProofError("weights", name, "it normalises by its data")
     if any(node.output[1:]):
-        raise Failure("weights", name, "it makes statistics of its data")
+        raise ProofError("weights", name, "it makes statistics of its data")
     found = [scope.constant(each) for each in node.input[1:5]]
     if len(found) != 4 or any(each is None or each.ndim != 1 for each in found):
-        raise Failure("weights", name, "its parameters are not constant vectors")
+        raise ProofError("weights", name, "its parameters are not constant vectors")
     given = [each for each in found if each is not None]
     if len({each.shape for each in given}) != 1:
-        raise Failure("weights", name, "its parameters differ in length")
+        raise ProofError("weights", name, "its parameters differ in length")
     return given, float(attribute(node, "epsilon", float(np.float32(1e-5))))
 
 
@@ -45,7 +45,7 @@ def as_affine(scope: Scope, node: onnx.NodeProto) -> tuple[Affine, Array]:
         scale = gamma / np.sqrt(var + epsilon)
         affine = Affine(scale, beta - mean * scale, 1)
     if not affine.is_finite:
-        raise Failure("weights", first_output(node), "its map is not finite")
+        raise ProofError("weights", first_output(node), "its map is not finite")
     return affine, np.abs(beta) + np.abs(mean * scale)
 
 
@@ -60,7 +60,7 @@ def check_batchnorm(pair: Pair, scope: Scope, other: Scope, node: onnx.NodeProto
     same_input(pair, scope, other, node, 0, twin.input[0])
     inner, outer = pair.relation(scope, node.input[0]), pair.relation(scope, node.output[0])
     if (inner is not None and inner.pulled) or (outer is not None and outer.pushed):
-        raise Failure("weights", name, "what it reads or makes changed in a way that is not covered")
+        raise ProofError("weights", name, "what it reads or makes changed in a way that is not covered")
     affine, size = as_affine(scope, node)
     if inner is not None and inner.pushed:
         size = np.abs(affine.scale * _fits(name, inner.pushed, affine).shift) + size
@@ -72,25 +72,25 @@ def check_batchnorm(pair: Pair, scope: Scope, other: Scope, node: onnx.NodeProto
     stored, epsilon = parameters(other, twin)
     gamma, beta, mean, var = stored
     if gamma.size != affine.size:
-        raise Failure("weights", name, f"it has {gamma.size} channels, not {affine.size}")
+        raise ProofError("weights", name, f"it has {gamma.size} channels, not {affine.size}")
     wide_mean, wide_var = mean.astype(np.float64), var.astype(np.float64)
     with np.errstate(all="ignore"):
         deviation = np.sqrt(wide_var + epsilon)
         exact = affine.scale * deviation, affine.shift + wide_mean * affine.scale
         error = 16 * UNIT * np.abs(exact[0]), 16 * UNIT * (size + np.abs(wide_mean * affine.scale))
     if not (np.isfinite(deviation) & (deviation > 0)).all() or not np.isfinite(wide_mean).all():
-        raise Failure("weights", name, "its statistics are not finite")
+        raise ProofError("weights", name, "its statistics are not finite")
     worst = Worst()
     for what, numbers, wanted, slack in zip(("gamma", "beta"), (gamma, beta), exact, error, strict=True):
         found = check_rounded(numbers, wanted, slack)
         if isinstance(found, Wrong):
             detail = f"channel {found.index} of its {what} is {found.stored!r} and should be {found.exact!r}"
-            raise Failure("weights", name, detail)
+            raise ProofError("weights", name, detail)
         worst = worst.joined(found)
     return worst
 
 
 def _fits(name: str, affine: Affine, other: Affine) -> Affine:
     if (affine.axis, affine.size) != (other.axis, other.size):
-        raise Failure("weights", name, "the map that it takes over lies along another axis, or has other channels")
+        raise ProofError("weights", name, "the map that it takes over lies along another axis, or has other channels")
     return affine

@@ -11,8 +11,8 @@ import onnx
 from bnfold.algebra.affine import Affine
 from bnfold.proof.batchnorm import as_affine
 from bnfold.proof.certificate import Relation
-from bnfold.proof.evaluate import Unevaluated, evaluate
-from bnfold.proof.failure import Failure
+from bnfold.proof.evaluate import UnevaluatedError, evaluate
+from bnfold.proof.failure import ProofError
 from bnfold.proof.linear import attribute
 from bnfold.proof.models import Scope, first_output
 from bnfold.proof.pair import Pair
@@ -31,6 +31,13 @@ POINTWISE = frozenset(
 )
 """Operators that do the same whatever the sizes of axes are that are not channels."""
 
+CARRIERS = POINTWISE | {
+    "AveragePool", "DepthToSpace", "Expand", "Flatten", "Gather", "GlobalAveragePool", "GlobalMaxPool", "MaxPool",
+    "Pad", "ReduceMax", "ReduceMean", "ReduceSum", "Reshape", "Resize", "Slice", "SpaceToDepth", "Split", "Squeeze",
+    "Tile", "Transpose", "Unsqueeze", "Upsample",
+}  # fmt: skip
+"""Operators that do the same to data of any size: what holds on some data holds on all. Clip, say, is none."""
+
 WINDOWED = frozenset({"AveragePool", "MaxPool"})
 
 GLOBAL = frozenset({"GlobalAveragePool", "GlobalMaxPool"})
@@ -46,7 +53,7 @@ def draw(relation: Relation | None, shape: tuple[int, ...], generator: np.random
     if relation.pulled is None:
         return _apply(relation.pushed, drawn), drawn
     if not np.all(relation.pushed.scale):
-        raise Failure("carriers", "", "a value changed in two ways, of which one is not invertible")
+        raise ProofError("carriers", "", "a value changed in two ways, of which one is not invertible")
     inverse = Affine(1 / relation.pushed.scale, -relation.pushed.shift / relation.pushed.scale, relation.pushed.axis)
     return drawn, inverse(_apply(relation.pulled, drawn))
 
@@ -59,7 +66,7 @@ def undo(relation: Relation | None, now: Array) -> Array:
     if relation.pulled is None:
         return pushed
     if not np.all(relation.pulled.scale):
-        raise Unevaluated("what it reads changed by a map that has no inverse")
+        raise UnevaluatedError("what it reads changed by a map that has no inverse")
     inverse = Affine(1 / relation.pulled.scale, -relation.pulled.shift / relation.pulled.scale, relation.pulled.axis)
     return _apply(inverse, pushed)
 
@@ -68,19 +75,19 @@ def _apply(affine: Affine | None, x: Array) -> Array:
     if affine is None:
         return x
     if affine.axis >= x.ndim or x.shape[affine.axis] != affine.size:
-        raise Unevaluated(f"{affine.size} channels on axis {affine.axis} of a value of shape {x.shape}")
+        raise UnevaluatedError(f"{affine.size} channels on axis {affine.axis} of a value of shape {x.shape}")
     return affine(x)
 
 
 def compare(name: str, relation: Relation | None, before: AnyArray, after: AnyArray) -> None:
     """That a relation holds between two arrays."""
     if before.shape != after.shape:
-        raise Failure("carriers", name, f"its result has shape {after.shape}, not {before.shape}")
+        raise ProofError("carriers", name, f"its result has shape {after.shape}, not {before.shape}")
     pulled, pushed = (relation.pulled, relation.pushed) if relation else (None, None)
     left, right = _apply(pulled, before), _apply(pushed, after)
     if left.dtype.kind != "f":
         if not np.array_equal(left, right):
-            raise Failure("carriers", name, "its results differ")
+            raise ProofError("carriers", name, "its results differ")
         return
     axis = (pulled or pushed).axis if relation else None  # type: ignore[union-attr]
     sizes = _size(pulled, before), _size(pushed, after)
@@ -92,7 +99,7 @@ def compare(name: str, relation: Relation | None, before: AnyArray, after: AnyAr
     if wrong.any():
         place = np.unravel_index(int(np.argmax(wrong)), left.shape)
         channel = "" if axis is None else f" in channel {int(place[axis])}"
-        raise Failure(
+        raise ProofError(
             "carriers",
             name,
             f"the change does not go through it{channel}: {float(left[place])!r}, {float(right[place])!r}",
@@ -110,9 +117,11 @@ def check_carrier(pair: Pair, scope: Scope, node: onnx.NodeProto) -> None:
     """The law of a node that is the same in both models."""
     name = first_output(node)
     if any(each.HasField("g") or each.graphs for each in node.attribute):
-        raise Failure("carriers", name, "a value changed that a node with bodies reads or makes")
+        raise ProofError("carriers", name, "a value changed that a node with bodies reads or makes")
     if node.domain not in ("", "ai.onnx"):
-        raise Failure("carriers", name, f"{node.domain}.{node.op_type} is not an operator of ONNX")
+        raise ProofError("carriers", name, f"{node.domain}.{node.op_type} is not an operator of ONNX")
+    if node.op_type not in CARRIERS:
+        raise ProofError("carriers", name, f"a change does not go through a {node.op_type}")
     generator = np.random.default_rng()
     try:
         for fill in (2, 3):
@@ -124,8 +133,8 @@ def check_carrier(pair: Pair, scope: Scope, node: onnx.NodeProto) -> None:
             )
             for output, left, right in zip(outputs, before, after, strict=True):
                 compare(name, pair.relation(scope, output), left, right)
-    except Unevaluated as error:
-        raise Failure("carriers", name, f"not covered: {error}") from error
+    except UnevaluatedError as error:
+        raise ProofError("carriers", name, f"not covered: {error}") from error
 
 
 def evaluate_one(scope: Scope, node: onnx.NodeProto, feeds: dict[str, AnyArray], fetch: list[str]) -> list[AnyArray]:
@@ -158,7 +167,7 @@ def _target(pair: Pair, scope: Scope, node: onnx.NodeProto, shape: tuple[int, ..
     """The shape that a Reshape with a computed one must make."""
     found = pair.shape(scope, node.output[0])
     if found is None or sum(each is None for each in found) > 1 or node.op_type == "Expand":
-        raise Unevaluated("the shape that it makes is computed, and does not follow from the model's inputs")
+        raise UnevaluatedError("the shape that it makes is computed, and does not follow from the model's inputs")
     return np.asarray([-1 if each is None else each for each in found], np.int64)
 
 
@@ -170,7 +179,7 @@ def small_shape(
     if known is None:
         affine = (relation.pulled or relation.pushed) if relation else None
         if affine is None or node.op_type not in WINDOWED | GLOBAL:
-            raise Unevaluated(f"the shape of {value!r} does not follow from the model's inputs")
+            raise UnevaluatedError(f"the shape of {value!r} does not follow from the model's inputs")
         kernel = attribute(node, "kernel_shape", [1, 1])
         known = (None, affine.size, *(None for _ in kernel))
     channels = _channels(pair, scope, node, value, len(known))
@@ -194,7 +203,7 @@ def small_shape(
         elif axis == 0 and node.op_type in WINDOWED | GLOBAL:
             sizes[axis] = 1
     if np.prod(sizes, dtype=object) > ELEMENTS:
-        raise Unevaluated(f"{value!r} is too large to be tried")
+        raise UnevaluatedError(f"{value!r} is too large to be tried")
     return tuple(sizes)
 
 
@@ -225,24 +234,37 @@ def check_vanished(pair: Pair, scope: Scope, node: onnx.NodeProto) -> None:
     if node.op_type == "BatchNormalization":
         data = list(node.input[:1])
     if len(data) != 1 or pair.name(scope, data[0]) != pair.name(scope, node.output[0]):
-        raise Failure("wiring", name, "it vanished, and what it made is not what it read")
+        raise ProofError("wiring", name, "it vanished, and what it made is not what it read")
     if any(pair.readers(scope, each) or each in scope.outputs for each in node.output[1:] if each):
-        raise Failure("wiring", name, "it vanished, and a further output is read")
+        raise ProofError("wiring", name, "it vanished, and a further output is read")
     before, after = pair.relation(scope, data[0]), pair.relation(scope, node.output[0])
     if node.op_type == "BatchNormalization" and node.domain in ("", "ai.onnx"):
         _check_maps(name, *as_affine(scope, node), before, after)
         return
     if node.op_type not in ("Add", "Sub", "Mul", "Div", "Neg", "Identity"):
-        raise Failure("carriers", name, f"a {node.op_type} vanished")
+        raise ProofError("carriers", name, f"a {node.op_type} vanished")
     generator = np.random.default_rng()
     try:
         shape = small_shape(pair, scope, node, data[0], before or after, 2)
+        _insist_on_size(pair, scope, node, data[0])
         old, new = draw(before, shape, generator)
         feeds = {each: constant for each in node.input if each and (constant := scope.constant(each)) is not None}
         made = evaluate_one(scope, node, {**feeds, data[0]: old}, [node.output[0]])[0]
         compare(name, after, made, new)
-    except Unevaluated as error:
-        raise Failure("carriers", name, f"not covered: {error}") from error
+    except UnevaluatedError as error:
+        raise ProofError("carriers", name, f"not covered: {error}") from error
+
+
+def _insist_on_size(pair: Pair, scope: Scope, node: onnx.NodeProto, data: str) -> None:
+    """That constants of several elements do not make data larger: its sizes there are known."""
+    shape = pair.shape(scope, data)
+    for value in node.input:
+        constant = scope.constant(value) if value and scope.version >= 7 else None
+        if shape is None or constant is None:
+            continue
+        for size, known in zip(reversed(constant.shape), reversed(shape), strict=False):
+            if size != 1 and known != size:
+                raise UnevaluatedError(f"the size of {data!r} does not follow from the model's inputs")
 
 
 def _check_maps(name: str, bn: Affine, size: Array, before: Relation | None, after: Relation | None) -> None:
@@ -251,14 +273,14 @@ def _check_maps(name: str, bn: Affine, size: Array, before: Relation | None, aft
     a_x, p_x = (before.pulled or identity, before.pushed or identity) if before else (identity, identity)
     a_y, p_y = (after.pulled or identity, after.pushed or identity) if after else (identity, identity)
     if any((each.axis, each.size) != (1, bn.size) for each in (a_x, p_x, a_y, p_y)):
-        raise Failure("weights", name, "what it reads or makes changed along another axis")
+        raise ProofError("weights", name, "what it reads or makes changed along another axis")
     made = a_y.after(bn)
     if before is None or before.pulled is None:  # x = p_x(w)
         left, right = made.after(p_x), p_y
     elif before.pushed is None:  # w = a_x(x)
         left, right = made, p_y.after(a_x)
     else:
-        raise Failure("weights", name, "what it read changed in two ways, which is not covered")
+        raise ProofError("weights", name, "what it read changed in two ways, which is not covered")
     with np.errstate(all="ignore"):
         about = np.abs(a_y.scale) * (size + np.abs(bn.scale * p_x.shift)) + np.abs(a_y.shift)
         about += np.abs(p_y.scale * a_x.shift) + np.abs(p_y.shift)
@@ -267,6 +289,6 @@ def _check_maps(name: str, bn: Affine, size: Array, before: Relation | None, aft
     if wrong.any():
         channel = int(np.argmax(wrong))
         pairs = [(float(each.scale[channel]), float(each.shift[channel])) for each in (left, right)]
-        raise Failure(
+        raise ProofError(
             "weights", name, f"channel {channel} of its map is {pairs[0]}, and the certificate says {pairs[1]}"
         )

@@ -10,23 +10,20 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
-import numpy as np
 import onnx
 
-from bnfold.algebra.affine import Affine
 from bnfold.errors import InvalidModelError
 from bnfold.proof import batchnorm, carriers, merges
-from bnfold.proof.certificate import Certificate, Name, Relation
-from bnfold.proof.failure import Failure
+from bnfold.proof.certificate import Certificate
+from bnfold.proof.failure import ProofError
 from bnfold.proof.linear import LINEAR
-from bnfold.proof.models import Files, Scope, Side, bodies, digest, first_output
+from bnfold.proof.models import Files, Scope, Side, digest, first_output
 from bnfold.proof.operators import check_linear
 from bnfold.proof.pair import Pair
 from bnfold.proof.rounding import Worst
+from bnfold.proof.shapes import infer
 from bnfold.proof.wiring import check_interface, check_models, check_node, check_rest
 
 READS_ONLY_THE_SHAPE = frozenset({"Shape", "Size"})
@@ -49,7 +46,7 @@ class Proof:
     folds: int
     weights: int
     worst_ulp: float
-    failures: tuple[Failure, ...]
+    failures: tuple[ProofError, ...]
     seconds: float
 
     @property
@@ -62,8 +59,8 @@ class Proof:
 class _Tally:
     met: Counter[str] = field(default_factory=Counter)
     folds: int = 0
-    worst: Worst = Worst()
-    failures: list[Failure] = field(default_factory=list)
+    worst: Worst = field(default_factory=Worst)
+    failures: list[ProofError] = field(default_factory=list)
 
 
 def check_proof(original: Files, result: Files, certificate: Certificate) -> Proof:
@@ -78,16 +75,16 @@ def check_proof(original: Files, result: Files, certificate: Certificate) -> Pro
             raise InvalidModelError(f"the certificate is of another {which}")
     tally = _Tally()
     try:
-        pair = Pair(Side(original), Side(result), certificate)
+        pair = Pair(Side(original, infer), Side(result, infer), certificate)
         pair.insist_on_names()
         check_models(pair)
         for path in pair.original.scopes:
             _check_scope(pair, path, tally)
         tally.met["wiring"] += 1
-    except Failure as failure:
+    except ProofError as failure:
         tally.failures.append(failure)
     except (ValueError, TypeError, KeyError, OSError) as error:  # a file that is not what its parts say
-        tally.failures.append(Failure("wiring", "", f"the models cannot be read: {type(error).__name__}: {error}"))
+        tally.failures.append(ProofError("wiring", "", f"the models cannot be read: {type(error).__name__}: {error}"))
     obligations = {kind: tally.met[kind] for kind in ("wiring", "weights", "carriers", "merges")}
     seconds = time.perf_counter() - began
     return Proof(obligations, tally.folds, tally.worst.count, tally.worst.ulps, tuple(tally.failures), seconds)
@@ -114,7 +111,7 @@ def _check_scope(pair: Pair, path: str, tally: _Tally) -> None:
             continue
         if not any(pair.name(scope, each) in other.makers for each in node.output if each):
             if not scope.is_constant_node(node):
-                raise Failure("wiring", name, "the result has no such node, and nothing says that it vanished")
+                raise ProofError("wiring", name, "the result has no such node, and nothing says that it vanished")
             continue
         _check_node(pair, scope, other, node, tally)
     check_rest(pair, scope, other)
@@ -130,7 +127,7 @@ def _check_node(pair: Pair, scope: Scope, other: Scope, node: onnx.NodeProto, ta
         check_node(pair, scope, other, node)
         for each in node.output if is_changed else ():
             if pair.relation(scope, each):
-                raise Failure("wiring", first_output(node), "a shape cannot change")
+                raise ProofError("wiring", first_output(node), "a shape cannot change")
         return
     is_default = node.domain in ("", "ai.onnx")
     if is_default and node.op_type == "BatchNormalization":

@@ -17,7 +17,7 @@ AnyArray = npt.NDArray[Any]
 NARROW = frozenset({onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16})
 
 
-class Unevaluated(Exception):
+class UnevaluatedError(Exception):
     """The evaluator does not know an operator, or the operator does not take such data."""
 
 
@@ -52,9 +52,11 @@ def _align(a: AnyArray, b: AnyArray, attributes: dict[str, Any]) -> AnyArray:
 class _Old(OpRun):
     """An operator of arithmetic of opsets below 7; the evaluator's own broadcasts as those behind it do."""
 
+    function: np.ufunc
+
     def _run(self, a: AnyArray, b: AnyArray, **attributes: Any) -> tuple[AnyArray, ...]:
         wide_b = _align(a, b, attributes)
-        made = self.function(a, wide_b)
+        made: AnyArray = type(self).function(a, wide_b)
         if made.shape != a.shape:
             raise ValueError(f"shapes {a.shape} and {b.shape} differ")
         return (made,)
@@ -110,7 +112,7 @@ def evaluate(
         widen: compute in float64, whatever the types are.
 
     Raises:
-        Unevaluated: that is not possible.
+        UnevaluatedError: that is not possible.
     """
     made = []
     for node in nodes:
@@ -135,5 +137,5 @@ def evaluate(
                 list(fetch), given
             )
     except Exception as error:  # it raises anything on an operator that it knows badly or not at all
-        raise Unevaluated(f"{type(error).__name__}: {error}") from error
+        raise UnevaluatedError(f"{type(error).__name__}: {error}") from error
     return [np.asarray(each) for each in found]

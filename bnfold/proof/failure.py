@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-class Failure(Exception):
+class ProofError(Exception):
     """An obligation that is not met, or that the checker does not know how to check.
 
     Attributes:

@@ -74,7 +74,7 @@ class Ledger:
                 if reader not in self.nodes and reader.op_type == "Add":  # a bias that it got
                     kept = reader.outputs[0]
             if name[1] and getattr(kept, "name", None):
-                yield name, kept.name  # type: ignore[attr-defined]
+                yield name, kept.name
 
 
 def _readers(value: Any) -> list[Any]:

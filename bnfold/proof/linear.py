@@ -18,7 +18,7 @@ import onnx
 from onnx import helper
 
 from bnfold.algebra.affine import Affine
-from bnfold.proof.failure import Failure
+from bnfold.proof.failure import ProofError
 from bnfold.proof.models import Scope, first_output
 from bnfold.proof.rounding import UNIT, Array, Worst, Wrong, check_rounded
 
@@ -105,7 +105,7 @@ def attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
     for each in node.attribute:
         if each.name == name:
             if each.ref_attr_name:
-                raise Failure("weights", first_output(node), f"a caller of the function gives its {name}")
+                raise ProofError("weights", first_output(node), f"a caller of the function gives its {name}")
             found = helper.get_attribute_value(each)
             return found.decode() if isinstance(found, bytes) else found
     return default
@@ -121,7 +121,7 @@ def read_kernel(scope: Scope, node: onnx.NodeProto, values: AnyArray) -> Kernel:
     try:
         return _layout(scope, node, values)
     except (ValueError, ZeroDivisionError, IndexError) as error:
-        raise Failure("weights", first_output(node), f"its weight does not fit it ({error})") from error
+        raise ProofError("weights", first_output(node), f"its weight does not fit it ({error})") from error
 
 
 def _layout(scope: Scope, node: onnx.NodeProto, values: AnyArray) -> Kernel:
@@ -146,11 +146,11 @@ def check_kernel(node: str, old: Kernel, new: Kernel, inner: Affine | None, oute
     form: the input's factor comes first.
     """
     if (old.values.shape, old.groups, old.is_by_output) != (new.values.shape, new.groups, new.is_by_output):
-        raise Failure("weights", node, f"its weight has shape {new.values.shape}, not {old.values.shape}")
+        raise ProofError("weights", node, f"its weight has shape {new.values.shape}, not {old.values.shape}")
     if old.values.dtype != new.values.dtype:
-        raise Failure("weights", node, f"its weight is of type {new.values.dtype}, not {old.values.dtype}")
+        raise ProofError("weights", node, f"its weight is of type {new.values.dtype}, not {old.values.dtype}")
     if new.factor != 1:
-        raise Failure("weights", node, f"its alpha is {new.factor}")
+        raise ProofError("weights", node, f"its alpha is {new.factor}")
     slack = 0.0 if new.values.dtype == np.float64 else 4 * UNIT
     worst = Worst()
     for rows in old.blocks():
@@ -159,7 +159,7 @@ def check_kernel(node: str, old: Kernel, new: Kernel, inner: Affine | None, oute
         if isinstance(found, Wrong):
             row, column, tap = np.unravel_index(found.index, exact.shape)
             place = f"row {rows.start + int(row)}, column {int(column)}, tap {int(tap)} of its weight"
-            raise Failure("weights", node, _numbers(place, found))
+            raise ProofError("weights", node, _numbers(place, found))
         worst = worst.joined(found)
     return worst
 
@@ -184,15 +184,15 @@ def check_bias(node: str, exact: Array, error: Array, stored: AnyArray | None) -
     if stored is None:
         if exact.any():
             channel = int(np.argmax(exact != 0))
-            raise Failure(
+            raise ProofError(
                 "weights", node, f"channel {channel} of its bias is missing, and should be {exact[channel]!r}"
             )
         return Worst()
     if stored.size != exact.size:
-        raise Failure("weights", node, f"its bias has {stored.size} channels, not {exact.size}")
+        raise ProofError("weights", node, f"its bias has {stored.size} channels, not {exact.size}")
     found = check_rounded(stored.reshape(-1), exact, error)
     if isinstance(found, Wrong):
-        raise Failure("weights", node, _numbers(f"channel {found.index} of its bias", found))
+        raise ProofError("weights", node, _numbers(f"channel {found.index} of its bias", found))
     return found
 
 

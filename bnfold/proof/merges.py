@@ -12,8 +12,8 @@ import onnx
 
 from bnfold.algebra.affine import Affine
 from bnfold.proof.carriers import draw, undo
-from bnfold.proof.evaluate import Unevaluated, evaluate, wide
-from bnfold.proof.failure import Failure
+from bnfold.proof.evaluate import UnevaluatedError, evaluate, wide
+from bnfold.proof.failure import ProofError
 from bnfold.proof.linear import attribute
 from bnfold.proof.models import Scope, first_output
 from bnfold.proof.pair import Pair
@@ -23,6 +23,14 @@ AnyArray = npt.NDArray[Any]
 
 ALLOWED = frozenset({"Add", "Conv", "Gemm", "MatMul", "Neg", "Pad", "Sub", "Sum"})
 """Operators that may stand for a region."""
+
+PARTS = frozenset(
+    {
+        "Add", "AveragePool", "BatchNormalization", "Concat", "Conv", "Div", "Dropout", "Gemm", "GlobalAveragePool",
+        "Identity", "MatMul", "Mul", "Neg", "Pad", "Sub", "Sum",
+    }
+)  # fmt: skip
+"""Operators that a region may be made of: linear, whatever the data is, so that impulses say all of them."""
 
 IMPULSES = 64
 """Channels that get an impulse, at each of the places."""
@@ -124,15 +132,20 @@ def check_merge(pair: Pair, scope: Scope, other: Scope, root: onnx.NodeProto) ->
     """That one operator is a region of the original, within the rounding of its weights."""
     name = first_output(root)
     nodes, reads = _region(pair, scope, root)
-    made = [each for each in root.output if each][0]
+    for node in nodes:
+        data = [each for each in node.input if each and scope.constant(each) is None]
+        is_sum = node.op_type in ("Add", "Concat", "Sub", "Sum")
+        if node.op_type not in PARTS or node.domain not in ("", "ai.onnx") or (len(data) != 1 and not is_sum):
+            raise ProofError("merges", first_output(node), f"a {node.op_type} merged")
+    made = next(each for each in root.output if each)
     ends = {pair.name(scope, each): each for each in reads}
     if len(ends) != len(reads):
-        raise Failure("merges", name, "it reads two values that became one")
+        raise ProofError("merges", name, "it reads two values that became one")
     stands = _stands(pair, scope, other, pair.name(scope, made), set(ends), name)
     try:
         _compare(pair, scope, other, name, made, nodes, reads, stands)
-    except Unevaluated as error:
-        raise Failure("merges", name, f"not covered: {error}") from error
+    except UnevaluatedError as error:
+        raise ProofError("merges", name, f"not covered: {error}") from error
 
 
 def _stands(pair: Pair, scope: Scope, other: Scope, made: str, ends: set[str], name: str) -> list[onnx.NodeProto]:
@@ -145,11 +158,11 @@ def _stands(pair: Pair, scope: Scope, other: Scope, made: str, ends: set[str], n
             continue
         node = other.makers.get(value)
         if node is None or node.op_type not in ALLOWED or node.domain not in ("", "ai.onnx"):
-            raise Failure("merges", name, f"{value!r} stands for it, which is not made of what it reads")
+            raise ProofError("merges", name, f"{value!r} stands for it, which is not made of what it reads")
         if id(node) in chosen:
             continue
         if id(node) in pair.accounted:
-            raise Failure("merges", name, f"{value!r} stands for something else as well")
+            raise ProofError("merges", name, f"{value!r} stands for something else as well")
         chosen.add(id(node))
         stack.extend(node.input)
     pair.accounted.update(chosen)
@@ -227,7 +240,7 @@ def _compare(
     generator = np.random.default_rng()
     relation = pair.relation(scope, made)
     if relation is not None and relation.pushed is not None:
-        raise Failure("merges", name, "what it makes changed in a way that is not covered")
+        raise ProofError("merges", name, "what it makes changed in a way that is not covered")
     pulled = relation.pulled if relation else None
     old, new = _Part.of(scope, nodes, made), _Part.of(other, stands, pair.name(scope, made))
 
@@ -235,7 +248,7 @@ def _compare(
         """Both answers, or what they changed since `base`, which weights alone explain."""
         before, after, sizes, bound = old.run(given), new.run(now), old.size(given), new.size(now)
         if before.shape != after.shape:
-            raise Failure("merges", name, f"its result has shape {after.shape}, not {before.shape}")
+            raise ProofError("merges", name, f"its result has shape {after.shape}, not {before.shape}")
         if pulled is not None:
             before, sizes = pulled(before), np.abs(pulled(np.zeros_like(before))) + sizes * _along(pulled, sizes.ndim)
         allowed = bound if base is None else bound - new.size({key: np.zeros_like(each) for key, each in now.items()})
@@ -245,7 +258,7 @@ def _compare(
             wrong = ~(np.abs(left - right) <= limit)
         if wrong.any():
             at = np.unravel_index(int(np.argmax(wrong)), wrong.shape)
-            raise Failure("merges", name, f"it gives {float(right[at])!r}, not {float(left[at])!r}")
+            raise ProofError("merges", name, f"it gives {float(right[at])!r}, not {float(left[at])!r}")
         return before, after
 
     shapes = {value: _shape(pair, scope, value, nodes) for value in reads}
@@ -300,7 +313,7 @@ def _shape(pair: Pair, scope: Scope, value: str, nodes: list[onnx.NodeProto]) ->
         if node.op_type == "Conv" and kernel is not None:
             channels, rank = kernel.shape[1] * int(attribute(node, "group", 1)), kernel.ndim
     if rank is None:
-        raise Unevaluated(f"the shape of {value!r} does not follow from the model's inputs")
+        raise UnevaluatedError(f"the shape of {value!r} does not follow from the model's inputs")
     sizes = [2 if each is None else each for each in (known or (None,) * rank)]
     if channels is not None:
         sizes[1] = channels
@@ -322,4 +335,5 @@ def _reach(node: onnx.NodeProto, kernel: AnyArray | None) -> int:
     window = list(kernel.shape[2:]) if kernel is not None else list(attribute(node, "kernel_shape", [1]))
     dilations = list(attribute(node, "dilations", [1] * len(window)))
     strides = list(attribute(node, "strides", [1] * len(window)))
-    return max(d * (k - 1) + 1 + 2 * s for k, d, s in zip(window, dilations, strides, strict=True))
+    found: list[int] = [d * (k - 1) + 1 + 2 * s for k, d, s in zip(window, dilations, strides, strict=True)]
+    return max(found)

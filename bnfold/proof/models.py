@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
-from bnfold.proof.evaluate import Unevaluated, evaluate
-from bnfold.proof.failure import Failure
+from bnfold.proof.evaluate import UnevaluatedError, evaluate
+from bnfold.proof.failure import ProofError
 
 AnyArray = npt.NDArray[Any]
 
@@ -110,7 +111,8 @@ def array_of(tensor: onnx.TensorProto, folder: Path | None) -> AnyArray:
     is_plain = dtype.kind in "fiub" or tensor.data_type == onnx.TensorProto.BFLOAT16
     is_plain = is_plain and tensor.data_type not in (onnx.TensorProto.INT4, onnx.TensorProto.UINT4)
     if tensor.data_location == onnx.TensorProto.EXTERNAL and is_plain:
-        return external_bytes(tensor, folder).view(dtype).reshape(tuple(tensor.dims))
+        content: AnyArray = external_bytes(tensor, folder)
+        return content.view(dtype).reshape(tuple(tensor.dims))
     return numpy_helper.to_array(tensor, str(folder or ""))
 
 
@@ -188,6 +190,8 @@ class Scope:
                 if attribute.name == "sparse_value":
                     return _dense(attribute.sparse_tensor, self.side.files.folder)
         feeds = {each: self.constant(each) for each in node.input if each}
+        if node.op_type == "CastLike":
+            return self._cast_like(node, feeds[node.input[0]])
         if any(each is None for each in feeds.values()):
             return None
         given = {key: value for key, value in feeds.items() if value is not None}
@@ -197,8 +201,18 @@ class Scope:
             return _dequantize(node, [given[each] for each in node.input if each])
         try:
             return evaluate([node], given, [name], self.opsets, widen=False)[0]
-        except Unevaluated:
+        except UnevaluatedError:
             return None
+
+    def _cast_like(self, node: onnx.NodeProto, constant: AnyArray | None) -> AnyArray | None:
+        """A constant in the type of something else."""
+        owner = self.owner(node.input[1])
+        if constant is None or owner is None:
+            return None
+        kind = self.side.known.get((owner.path, node.input[1]), (None, 0))[1]
+        if kind not in FLOATS or constant.dtype.kind not in "fiu":
+            return None
+        return constant.astype(onnx.helper.tensor_dtype_to_np_dtype(kind))
 
     def is_constant_node(self, node: onnx.NodeProto) -> bool:
         """Whether all that a node makes is constant."""
@@ -234,19 +248,30 @@ def _dense(sparse: onnx.SparseTensorProto, folder: Path | None) -> AnyArray | No
 
 
 class Side:
-    """One of the two models."""
+    """One of the two models.
 
-    def __init__(self, files: Files) -> None:
+    Attributes:
+        files: what it was read from.
+        infer: finds shape and element type of each value, by scope and name.
+    """
+
+    def __init__(self, files: Files, infer: Callable[[Side], dict[Any, Any]] = lambda side: {}) -> None:
         self.files = files
+        self._infer = infer
         self.scopes: dict[str, Scope] = {}
         self.main = self._add("main", files.proto.graph, None)
         self.functions = {f"function:{each.domain}:{each.name}:{each.overload}": each for each in files.proto.functions}
         for path, function in self.functions.items():
             self._add(path, function, None)
 
+    @cached_property
+    def known(self) -> dict[Any, Any]:
+        """Shape and element type of each value, as far as they follow from the model's inputs."""
+        return self._infer(self)
+
     def _add(self, path: str, message: Any, around: Scope | None) -> Scope:
         if path in self.scopes:
-            raise Failure("wiring", path, "two graphs have one place")
+            raise ProofError("wiring", path, "two graphs have one place")
         scope = self.scopes[path] = Scope(path, message, self, around, list(message.node))
         if isinstance(message, onnx.GraphProto):
             scope.inputs = [each.name for each in message.input]
@@ -264,7 +289,7 @@ class Side:
                 if not name:
                     continue
                 if name in scope.makers or name in scope.inputs or name in scope.initializers:
-                    raise Failure("wiring", first_output(node), f"the value {name!r} is made twice")
+                    raise ProofError("wiring", first_output(node), f"the value {name!r} is made twice")
                 scope.makers[name] = node
         for name in scope.outputs:
             self._read(scope, name)
@@ -275,7 +300,7 @@ class Side:
             return
         owner = scope.owner(name)
         if owner is None:
-            raise Failure("wiring", name, "it is read before it is made, or never made")
+            raise ProofError("wiring", name, "it is read before it is made, or never made")
         owner.readers[name] = owner.readers.get(name, 0) + 1
 
 

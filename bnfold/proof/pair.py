@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 import onnx
 
 from bnfold.errors import InvalidModelError
 from bnfold.proof.certificate import Certificate, Relation
-from bnfold.proof.failure import Failure
+from bnfold.proof.failure import ProofError
 from bnfold.proof.models import Scope, Side, first_output
-from bnfold.proof.shapes import Shape, infer_shapes
+from bnfold.proof.shapes import Shape
 
 
 class Pair:
@@ -26,11 +25,6 @@ class Pair:
         self.parameters: set[tuple[str, str]] = set()
         self.helpers: set[tuple[str, str]] = set()
         self._counterparts: dict[str, Scope] = {}
-
-    @cached_property
-    def shapes(self) -> dict[tuple[str, str], Shape]:
-        """Of the original's values."""
-        return infer_shapes(self.original)
 
     def insist_on_names(self) -> None:
         """That the certificate names what there is.
@@ -55,7 +49,7 @@ class Pair:
                 raise InvalidModelError(f"the certificate names a node {name!r}, which the original does not have")
         for path, name in self.certificate.relations:
             if name not in self.original.scopes[path].makers:
-                raise Failure("wiring", name, "an input cannot change")
+                raise ProofError("wiring", name, "an input cannot change")
 
     def counterpart(self, path: str) -> Scope:
         """The result's graph that stands for one of the original's."""
@@ -71,7 +65,7 @@ class Pair:
             index = path.rpartition(".")[2]
             place = f"{self.counterpart(around.path).path}/{self.name(around, output)}.{rest}.{index}"
         if place not in self.result.scopes:
-            raise Failure("wiring", path, "the result has no such graph")
+            raise ProofError("wiring", path, "the result has no such graph")
         return self.result.scopes[place]
 
     def name(self, scope: Scope, value: str) -> str:
@@ -80,7 +74,7 @@ class Pair:
         return value if owner is None else self.certificate.names.get((owner.path, value), value)
 
     def home(self, scope: Scope, value: str) -> Scope | None:
-        """The scope of the result that what stands for a value is of: a node that vanished may have read another one."""
+        """The scope in the result of what stands for a value; a node that vanished may have read one of another."""
         owner = scope.owner(value)
         while owner is not None:
             maker = owner.makers.get(value)
@@ -100,7 +94,10 @@ class Pair:
     def shape(self, scope: Scope, value: str) -> Shape | None:
         """The shape of a value of the original, as far as it is known."""
         owner = scope.owner(value)
-        return None if owner is None else self.shapes.get((owner.path, value))
+        shape: Shape | None = None
+        if owner is not None:
+            shape = self.original.known.get((owner.path, value), (None, 0))[0]
+        return shape
 
     def rank(self, scope: Scope, value: str) -> int | None:
         """The number of a value's axes, where that is known."""

@@ -9,28 +9,33 @@ from bnfold.proof.models import Files, Side
 
 Shape = tuple[int | None, ...]
 
+Known = dict[tuple[str, str], tuple[Shape | None, int]]
+"""Shape and element type of each value, by scope and name."""
+
 SMALL = 1 << 12
 """Elements of a tensor whose values may be shapes."""
 
 
-def infer_shapes(side: Side) -> dict[tuple[str, str], Shape]:
-    """The shape of each value, by scope and name, as far as it is known."""
+def infer(side: Side) -> Known:
+    """What is known of each value."""
     light = _without_weights(side.files)
     try:
         inferred = shape_inference.infer_shapes(light, data_prop=True)
     except Exception:  # it raises anything on a model that it does not understand: then less is known
         inferred = light
-    found: dict[tuple[str, str], Shape] = {}
+    found: Known = {}
     for path, scope in Side(Files(inferred, side.files.folder)).scopes.items():
         if scope.is_function:
             continue
         graph = scope.message
         for info in (*graph.value_info, *graph.input, *graph.output):
-            if info.type.tensor_type.HasField("shape"):
-                dims = info.type.tensor_type.shape.dim
-                found[path, info.name] = tuple(each.dim_value if each.HasField("dim_value") else None for each in dims)
+            kind = info.type.tensor_type
+            shape: Shape | None = None
+            if kind.HasField("shape"):
+                shape = tuple(each.dim_value if each.HasField("dim_value") else None for each in kind.shape.dim)
+            found[path, info.name] = shape, kind.elem_type
         for tensor in graph.initializer:
-            found[path, tensor.name] = tuple(tensor.dims)
+            found[path, tensor.name] = tuple(tensor.dims), tensor.data_type
     return found
 
 
