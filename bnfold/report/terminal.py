@@ -110,8 +110,9 @@ def proof_line(proof: Proof) -> str:
     if not proof["proved"]:
         return f"NOT proved: {proof['failure']}"
     folds, carriers, merges = proof["folds"], proof["obligations"]["carriers"], proof["obligations"]["merges"]
+    accuracy = "half an ulp" if proof["worst_ulp"] < 0.5001 else f"{proof['worst_ulp']:.1f} ulp"  # sums in float64
     return (
-        f"proved: {folds} fold{'' if folds == 1 else 's'}, {proof['weights']:,} weights to half an ulp, "
+        f"proved: {folds} fold{'' if folds == 1 else 's'}, {proof['weights']:,} weights to {accuracy}, "
         f"{carriers} carrier{'' if carriers == 1 else 's'}, {merges} merge{'' if merges == 1 else 's'} "
         f"in {proof['seconds']:.1f} s"
     )

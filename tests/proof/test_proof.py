@@ -42,7 +42,7 @@ def network(dtype: Any) -> onnx.ModelProto:
         norm("c1", "n1", "one_"),
         node("Relu", "n1", "r1"),
         node("Conv", "r1 w2", "c2", pads=[1, 1, 1, 1], group=4),
-        node("Conv", "r1 w3", "c3", group=2),
+        node("Conv", "r1 w3", "c3", group=4),
         node("Add", "c2 c3", "s"),
         norm("s", "n2", "two_"),
         node("Sigmoid", "n2", "g"),
@@ -62,7 +62,7 @@ def network(dtype: Any) -> onnx.ModelProto:
         "w1": random(4, 3, 3, 3, dtype=dtype),
         "b1": random(4, dtype=dtype),
         "w2": random(4, 1, 3, 3, dtype=dtype),
-        "w3": random(4, 2, 1, 1, dtype=dtype),
+        "w3": random(4, 1, 1, 1, dtype=dtype),
         "w4": random(6, 4, 2, 2, dtype=dtype),
         "w5": random(5, 54, dtype=dtype),
         "b5": random(5, dtype=dtype),
@@ -84,8 +84,9 @@ def test_a_network_in_every_type_is_proved(folded: tuple[onnx.ModelProto, onnx.M
     proof = proof_of(original, result, certificate)
     assert proof.failures == ()
     assert proof.folds >= 5
-    assert proof.obligations["carriers"] >= 1
-    assert proof.worst_ulp <= 0.5 + 1e-6
+    assert min(proof.obligations.values()) >= 1
+    is_wide = original.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.DOUBLE
+    assert proof.worst_ulp <= (2 if is_wide else 0.5 + 1e-6)  # in float64, the sum for a bias rounds as well
 
 
 @pytest.mark.parametrize("path", sorted(MODELS.glob("*.onnx")), ids=lambda path: path.stem)
@@ -175,9 +176,7 @@ def swapped_edge(result: onnx.ModelProto, original: onnx.ModelProto) -> None:
 
 
 def merge_tap(result: onnx.ModelProto, original: onnx.ModelProto) -> None:
-    tensor = next(
-        each for each in fresh(result, original) if list(each.dims) == [4, 1, 3, 3] or each.dims[1:] == [2, 3, 3]
-    )
+    tensor = next(each for each in fresh(result, original) if list(each.dims) == [4, 1, 3, 3])
     array = numpy_helper.to_array(tensor).copy()
     array[1, 0, 1, 1] += array[1, 0, 1, 1].dtype.type(0.125)
     store(tensor, array)
@@ -265,7 +264,7 @@ def test_a_wrong_result_is_not_proved(
 
 
 def one_off(folded: tuple[onnx.ModelProto, onnx.ModelProto, Certificate]) -> Iterator[tuple[str, bool]]:
-    """Each weight that folding made, with some of its numbers one unit in the last place off; whether that is proved."""
+    """Each weight that folding made, some of its numbers one ulp off in turn; whether that is proved."""
     original, result, certificate = folded
     for position, tensor in enumerate(result.graph.initializer):
         if tensor.name not in {each.name for each in fresh(result, original)}:
@@ -286,7 +285,7 @@ def test_a_weight_that_is_one_ulp_off_is_not_proved(
     missed = []
     for name, is_proved in one_off(folded):
         tensor = next(each for each in result.graph.initializer if each.name == name.partition("[")[0])
-        merged = list(tensor.dims)[1:] == [2, 3, 3] or name.startswith(("w2", "n2"))
+        merged = list(tensor.dims) == [4, 1, 3, 3] or name.startswith(("c2", "n2"))
         if is_proved and not merged and not (is_wide and len(tensor.dims) == 1):
             missed.append(name)
     assert missed == []
