@@ -73,13 +73,13 @@ class Kernel:
 
     def solve(self, rows: slice, inner: Array | None, outer: Array | None) -> Array:
         """Rows of the new kernel, in float64; a factor of the inputs first."""
-        found = self.values[rows].astype(np.float64)
-        if self.factor != 1:
-            found = found * self.factor
+        found: AnyArray = self.values[rows]
+        if self.factor != 1 or (inner is None and outer is None) or found.dtype.kind != "f":
+            found = found.astype(np.float64) * self.factor
         sides = (self.along_columns, self.along_rows) if self.is_by_output else (self.along_rows, self.along_columns)
         for vector, side in zip((inner, outer), sides, strict=True):
             if vector is not None:
-                found = found * side(vector, rows)
+                found = np.multiply(found, side(vector, rows), dtype=np.float64)
         return found
 
     def carry(self, shift: Array) -> tuple[Array, Array]:

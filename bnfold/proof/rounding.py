@@ -17,10 +17,10 @@ Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Worst:
-    """The largest error found so far.
+    """The largest error found so far, or a bound of it.
 
     Attributes:
-        ulps: in units of the last place of the stored type.
+        ulps: in units of the last place of the stored type; a bound, where nothing is larger than half of one.
         count: how many numbers were checked.
     """
 
@@ -57,9 +57,11 @@ def check_rounded(stored: npt.NDArray[Any], exact: Array, error: Array | float) 
         error: how far `exact` may be from the number that is meant. Where two numbers of the type are about as far from
             it, either will do.
     """
-    found = stored.astype(np.float64)
     with np.errstate(all="ignore"):
-        nearest = exact.astype(stored.dtype).astype(np.float64)
+        rounded = exact.astype(stored.dtype)
+        if np.array_equal(stored, rounded) and np.isfinite(stored).all():  # as nearly always
+            return Worst(0.0 if stored.dtype == np.float64 else 0.5, stored.size)
+        found, nearest = stored.astype(np.float64), rounded.astype(np.float64)
         distance = np.abs(found - exact)
         allowed = np.abs(nearest - exact) + 2 * error
         wrong = ~(distance <= allowed)
@@ -72,7 +74,7 @@ def check_rounded(stored: npt.NDArray[Any], exact: Array, error: Array | float) 
         index = int(np.argmax(wrong))
         values = found.reshape(-1)[index], exact.reshape(-1)[index], ulps.reshape(-1)[index]
         return Wrong(index, *map(float, values))
-    return Worst(float(ulps.max(initial=0.0)), stored.size)
+    return Worst(max(0.5, float(ulps.max(initial=0.0))), stored.size)
 
 
 def _spacing(exact: Array, dtype: np.dtype[Any]) -> Array:
