@@ -112,6 +112,8 @@ def _check_scope(pair: Pair, path: str, tally: _Tally) -> None:
         if not any(pair.name(scope, each) in other.makers for each in node.output if each):
             if not scope.is_constant_node(node):
                 raise ProofError("wiring", name, "the result has no such node, and nothing says that it vanished")
+            if any(pair.name(scope, each) != each or pair.relation(scope, each) for each in node.output if each):
+                raise ProofError("wiring", name, "a constant is gone, and something else stands for it")
             continue
         _check_node(pair, scope, other, node, tally)
     check_rest(pair, scope, other)

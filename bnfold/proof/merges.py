@@ -83,13 +83,14 @@ def roots(pair: Pair, scope: Scope) -> set[str]:
 
 
 def is_read_outside(pair: Pair, scope: Scope, node: onnx.NodeProto) -> bool:
-    """Whether anything but regions reads what a node made that vanished."""
+    """Whether anything reads what a node made that vanished, but regions that it is a part of."""
     value = node.output[0]
     readers = pair.readers(scope, value)
     count = sum(each == value for reader in readers for each in reader.input)
     if value in scope.outputs or scope.readers.get(value, 0) != count:  # a body reads it
         return True
-    return not readers or any((scope.path, first_output(each)) not in pair.certificate.merged for each in readers)
+    marks = [pair.certificate.merged.get((scope.path, first_output(each))) for each in readers]
+    return not marks or any(mark is None or not _leads_inside(pair, scope, node, mark) for mark in marks)
 
 
 def _region(pair: Pair, scope: Scope, root: onnx.NodeProto) -> tuple[list[onnx.NodeProto], list[str]]:

@@ -51,7 +51,11 @@ def check_linear(pair: Pair, scope: Scope, other: Scope, node: onnx.NodeProto) -
     values = scope.constant(node.input[kernel_index])
     if stored is None or values is None:
         raise ProofError("weights", name, "its weight is not constant")
+    if stored.shape != values.shape:
+        raise ProofError("weights", name, f"its weight has shape {stored.shape}, not {values.shape}")
     old, new = read_kernel(scope, node, values), read_kernel(other, core, stored)
+    if new.factor != 1:
+        raise ProofError("weights", name, f"its alpha is {new.factor}")
     if index == 1 and data_index(other, core) != 1:
         raise ProofError("wiring", name, "its weight is on another side")
     _fits(name, inner, old.sizes[1])
@@ -70,6 +74,10 @@ def check_linear(pair: Pair, scope: Scope, other: Scope, node: onnx.NodeProto) -
     if constant is not None:
         if attribute(core, "beta", 1.0) != 1:
             raise ProofError("weights", name, "it has a beta")
+        if node.op_type == "Gemm" and (constant.ndim == 0 or constant.shape[-1] != constant.size):
+            raise ProofError("weights", name, f"its bias has shape {constant.shape}")
+        if node.op_type == "Gemm" and other.version < 7 and not attribute(core, "broadcast", 0):
+            raise ProofError("weights", name, "its bias is not broadcast")
         before = scope.constant(node.input[bias_index]) if bias_index and _has(node, bias_index) else None
         if constant.dtype not in (values.dtype, before.dtype if before is not None else values.dtype):
             raise ProofError("weights", name, f"its bias is of type {constant.dtype}")
@@ -201,9 +209,9 @@ def _check_data(
     read = core.input[index]
     pads = list(attribute(node, "pads", [])) if node.op_type in ("Conv", "ConvTranspose") else []
     auto = attribute(node, "auto_pad", "NOTSET") if node.op_type in ("Conv", "ConvTranspose") else "NOTSET"
-    now = list(attribute(core, "pads", [])) if pads else []
+    now = list(attribute(core, "pads", [])) if node.op_type in ("Conv", "ConvTranspose") else []
     if read == pair.name(scope, node.input[index]):
-        if now != pads:
+        if now != pads and (any(now) or any(pads)):
             raise ProofError("wiring", name, "its padding differs")
         if inner is None or not inner.has_shift:
             return

@@ -157,6 +157,26 @@ def other_border(result: onnx.ModelProto, original: onnx.ModelProto) -> None:
     found.ints[:] = [1, 1, 0, 1]
 
 
+def new_border(result: onnx.ModelProto, original: onnx.ModelProto) -> None:
+    without = (each for each in result.graph.node if each.op_type == "Conv" and "pads" not in str(each.attribute))
+    next(without).attribute.append(onnx.helper.make_attribute("pads", [1, 1, 1, 1]))
+
+
+def other_window(result: onnx.ModelProto, original: onnx.ModelProto) -> None:
+    tensor = next(each for each in fresh(result, original) if list(each.dims) == [6, 4, 2, 2])
+    store(tensor, numpy_helper.to_array(tensor).reshape(6, 4, 1, 4))
+
+
+def bias_of_rows(result: onnx.ModelProto, original: onnx.ModelProto) -> None:
+    name = maker(result, "Gemm").input[2]
+    tensor = next(each for each in result.graph.initializer if each.name == name)
+    store(tensor, numpy_helper.to_array(tensor).reshape(5, 1))
+
+
+def kept_alpha(result: onnx.ModelProto, original: onnx.ModelProto) -> None:
+    maker(result, "Gemm").attribute.append(onnx.helper.make_attribute("alpha", 0.5))
+
+
 def lost_node(result: onnx.ModelProto, original: onnx.ModelProto) -> None:
     relu = maker(result, "Relu")
     for each in result.graph.node:
@@ -236,6 +256,10 @@ MUTATIONS: list[Mutation] = [
     swapped_channels,
     without_eps,
     other_border,
+    new_border,
+    other_window,
+    bias_of_rows,
+    kept_alpha,
     lost_node,
     other_attribute,
     swapped_edge,
@@ -432,3 +456,41 @@ def test_a_change_does_not_go_through_what_does_nothing_to_small_data() -> None:
         {},
     )
     assert not check_proof(Files(original), Files(result), claim).is_proved
+
+
+def test_no_constant_stands_for_another() -> None:
+    """One that is gone has no name that a certificate could give it."""
+    constants = {"z": random(3, 1, 1)}
+    gone = onnx.helper.make_node("Constant", [], ["k"], value=numpy_helper.from_array(random(3, 1, 1, seed=1)))
+    original = model([gone, node("Add", "x k", "c"), node("Mul", "c z", "y")], constants, (2, 3, 3, 3))
+    result = model([node("Add", "x z", "c"), node("Mul", "c z", "y")], constants, (2, 3, 3, 3))
+    claim = Certificate(digest(Files(original)), digest(Files(result)), {("main", "k"): "z"}, {}, frozenset(), {})
+    assert not check_proof(Files(original), Files(result), claim).is_proved
+
+
+def test_what_vanishes_between_two_regions_has_a_law_of_its_own() -> None:
+    """Nothing but parts of another region reads it, so that nobody else would look at its map."""
+    constants = {"v": random(3, 3, 1, 1), "u": random(3, 3, 1, 1), "w": random(3, 3, 1, 1), **statistics(3)}
+    nodes = [
+        node("Conv", "x v", "a"),
+        norm("a", "b"),
+        node("Conv", "b w", "c"),
+        node("Conv", "c u", "y"),
+    ]
+    original = model(nodes, constants, (2, 3, 3, 3))
+    one = np.einsum("oi,ij->oj", constants["u"][:, :, 0, 0], constants["w"][:, :, 0, 0])[:, :, None, None]
+    result = model(
+        [node("Conv", "x v", "a"), node("Conv", "a one", "y")], {"v": constants["v"], "one": one}, (2, 3, 3, 3)
+    )
+    result.graph.node[1].name = "Conv_y"
+    merged = {("main", "c"): "c", ("main", "y"): "c"}
+    for relations in ({}, {("main", "b"): Relation(Affine.identity(3, 1))}):
+        claim = Certificate(
+            digest(Files(original)),
+            digest(Files(result)),
+            {("main", "b"): "a"},
+            relations,
+            frozenset({("main", "b")}),
+            merged,
+        )
+        assert not check_proof(Files(original), Files(result), claim).is_proved
