@@ -16,16 +16,29 @@ from typing import Any, Literal, Protocol, TypedDict, TypeVar, Unpack, overload
 import onnx
 import onnx_ir as ir
 
-from bnfold.errors import InvalidModelError, NotEquivalentError, OutputError, OutputExistsError, UnreadableTensorError
+from bnfold.errors import (
+    InvalidModelError,
+    NotEquivalentError,
+    OutputError,
+    OutputExistsError,
+    UnreadableTensorError,
+    UnsupportedModelError,
+)
 from bnfold.frontends.door import find_entry, open_model
 from bnfold.frontends.limits import LIMITS, UNLIMITED, Limits
+from bnfold.frontends.onnx.files.loading import read_proto
 from bnfold.frontends.onnx.files.publishing import publish, staging
 from bnfold.frontends.protocol import Cautions, OpenModel, OpenOptions, Size
 from bnfold.graph.outcome import Fold, Outcome, Refusal
 from bnfold.graph.protocol import Graph
+from bnfold.planning.changes import trace_changes
 from bnfold.planning.fold import fold
 from bnfold.planning.plan import Plan
 from bnfold.planning.planner import make_plan
+from bnfold.proof.certificate import Certificate, Relation
+from bnfold.proof.checker import Proof, check_proof
+from bnfold.proof.ledger import Deeds, Ledger
+from bnfold.proof.models import Files, digest
 from bnfold.runtimes.inputs import DRAWN, InputOptions
 from bnfold.verification.compare import CompareOptions
 from bnfold.verification.confirm import confirmer
@@ -80,6 +93,7 @@ class FileResult:
         before, after: sizes; `after` is None where nothing is written.
         verdict: of the verification; None where it was not asked for.
         seconds: taken in all.
+        proof: what the checker found; None where it was not asked.
     """
 
     model: Path
@@ -90,6 +104,7 @@ class FileResult:
     after: Size | None
     verdict: Verdict | None
     seconds: float
+    proof: Proof | None = None
 
 
 def plan(model: Any, *, example_inputs: Any = None, merge: bool = True, limits: Limits = LIMITS) -> tuple[Outcome, ...]:
@@ -186,6 +201,44 @@ def fuse(
     return (fused, outcomes) if return_outcomes else fused
 
 
+def _deeds(graph: Graph[Any, Any], decided: Plan[Any, Any]) -> Deeds:
+    """What a plan does, for a certificate; asked before it is applied."""
+    changes = trace_changes(graph, decided)
+    relations = {
+        value: Relation(change.pulled, change.pushed)
+        for value, change in changes.values.items()
+        if change.is_known  # the proof fails where it is not
+    }
+    merged = dict(changes.merged)
+    for node, into in changes.merged.items():
+        merged[graph.outputs(node)[0].producer()] = into  # the Add that is the bias of a matrix product
+    return Deeds(relations, dict(changes.stands), changes.vanished, merged)
+
+
+def certify(
+    model: onnx.ModelProto, *, merge: bool = True, only: Sequence[str] = (), skip: Sequence[str] = ()
+) -> tuple[onnx.ModelProto, Certificate]:
+    """The folded model of a protobuf whose tensors are inside, with its certificate."""
+    opened = open_model(model, _options(LIMITS))
+    decided, _ = _decide(opened, Selection(tuple(only), tuple(skip)), merge=merge)
+    ledger, deeds = Ledger.of(_onnx_model(opened)), _deeds(opened.graph, decided)
+    fold(opened.graph, decided)
+    result: onnx.ModelProto = opened.finish()
+    return result, ledger.certificate(deeds, digest(Files(model)), digest(Files(result)))
+
+
+def _onnx_model(opened: OpenModel) -> ir.Model:
+    """The model behind a view, for its certificate.
+
+    Raises:
+        UnsupportedModelError: it is no ONNX model.
+    """
+    model = getattr(opened.graph, "model", None)
+    if not isinstance(model, ir.Model):
+        raise UnsupportedModelError("only folds of ONNX models are proved so far")
+    return model
+
+
 def _decide(
     opened: OpenModel, selection: Selection = EVERYTHING, progress: Progress = _silent, *, merge: bool
 ) -> tuple[Plan[Any, Any], bool]:
@@ -236,6 +289,7 @@ def fuse_file(
     overwrite: bool = False,
     limits: Limits = LIMITS,
     progress: Progress = _silent,
+    proof: Path | None = None,
 ) -> FileResult:
     """Fold a file into another, which appears complete or not at all, and only if it is equivalent.
 
@@ -249,10 +303,11 @@ def fuse_file(
         overwrite: replace an `output` that exists.
         limits: how much `model` may ask for.
         progress: told of each stage.
+        proof: where to write the certificate, once the checker has accepted it; of ONNX models alone.
 
     Raises:
         OutputExistsError: `output` exists and `overwrite` is False.
-        NotEquivalentError: the result differs from the original; nothing was written.
+        NotEquivalentError: the result differs from the original, or is not proved; nothing was written.
         BnfoldError: the file cannot be read, run or written.
     """
     start = time.perf_counter()
@@ -264,10 +319,24 @@ def fuse_file(
         before = opened.measure()
         decided, has_learnt = _decide(opened, selection, progress, merge=merge)
         outcomes, warnings = _explain(opened, decided, merge=merge), opened.warn(has_learnt=has_learnt)
+        certified: tuple[Ledger, Deeds] | None = None
+        if proof is not None:
+            _insist_on_writable(proof, overwrite=overwrite)
+            certified = Ledger.of(_onnx_model(opened)), _deeds(opened.graph, decided)
         fold(opened.graph, decided)
     with staging(output) as folder:
         with _naming(model):
             written = opened.save(folder / output.name)
+        proved, certificate = None, None
+        if certified is not None:
+            pair = [Files(read_proto(path, UNLIMITED), path.parent) for path in (model, written.model)]
+            certificate = certified[0].certificate(certified[1], *map(digest, pair))
+            proved = check_proof(pair[0], pair[1], certificate)
+            del pair
+            if not proved.is_proved:
+                seconds = time.perf_counter() - start
+                failed = FileResult(model, None, outcomes, warnings, before, None, None, seconds, proved)
+                raise NotEquivalentError(f"{output}: not written, since {_unproved(proved)}", failed)
         verdict = None
         if verify:
             verdict = verify_files(model, written.model, comparison, progress, UNLIMITED).verdict
@@ -277,8 +346,57 @@ def fuse_file(
             failed = FileResult(model, None, outcomes, warnings, before, None, verdict, seconds)
             raise NotEquivalentError(_complaint(output, verdict, guilty), failed)
         after = Size(opened.measure().nodes, written.bytes)
+        if proof is not None and certificate is not None:
+            _write_text(certificate.to_json(), proof)
         publish(written, output)
-    return FileResult(model, output, outcomes, warnings, before, after, verdict, time.perf_counter() - start)
+    return FileResult(model, output, outcomes, warnings, before, after, verdict, time.perf_counter() - start, proved)
+
+
+def _write_text(text: str, path: Path) -> None:
+    """Write a file, which appears complete or not at all."""
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        fresh.write_text(text, encoding="utf-8")
+        fresh.replace(path)
+    except OSError as error:
+        fresh.unlink(missing_ok=True)
+        raise OutputError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def _unproved(proved: Proof) -> str:
+    """What is not proved, in one line."""
+    return f"it is not proved: {proved.failures[0]}; please report this as a bug"
+
+
+@dataclass(frozen=True)
+class ProofResult:
+    """What became of a certificate.
+
+    Attributes:
+        reference, candidate: the files.
+        proof: the obligations.
+    """
+
+    reference: Path
+    candidate: Path
+    proof: Proof
+
+
+def prove_files(reference: Path, candidate: Path, certificate: Path, limits: Limits = LIMITS) -> ProofResult:
+    """Whether a certificate proves that two ONNX files are the same model; runs neither.
+
+    Raises:
+        BnfoldError: a file cannot be read, or the certificate is of other models, or none.
+    """
+    try:
+        if certificate.stat().st_size > limits.bytes:
+            raise InvalidModelError(f"{certificate}: has more than {limits.bytes} bytes")
+        text = certificate.read_bytes()
+    except OSError as error:
+        raise InvalidModelError(f"{certificate}: {error.strerror}") from error
+    claimed = Certificate.from_json(text, str(certificate))
+    pair = [Files(read_proto(path, limits), path.parent) for path in (reference, candidate)]
+    return ProofResult(reference, candidate, check_proof(pair[0], pair[1], claimed))
 
 
 def _guilty(

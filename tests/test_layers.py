@@ -21,6 +21,7 @@ LEVELS = {
     "graph": 1,
     "planning": 2,
     "frontends": 3,
+    "proof": 3,
     "runtimes": 4,
     "verification": 5,
     "bench": 5,
@@ -34,6 +35,10 @@ LEVELS = {
 
 
 FORBIDDEN = {room: {"planning"} for room in ("frontends", "runtimes", "verification", "bench")}
+FORBIDDEN["proof"] = {"planning", "graph", "frontends", "runtimes"}
+
+BELIEVED = {"bnfold.algebra.affine", "bnfold.errors"}
+"""All that the checker shares with what it checks: a pair of vectors, and what an error is."""
 
 FRONT_ENDS = {"onnx", "torch"}
 """They share modules of `bnfold.frontends`, of which the door alone knows them."""
@@ -47,7 +52,7 @@ LIBRARIES = {
         "verification/torch_subject.py",
         "bench/torch_models.py",
     ),
-    "onnx": ("frontends/onnx/", "runtimes/", "verification/", "bench/onnx_models.py", "api.py"),
+    "onnx": ("frontends/onnx/", "proof/", "runtimes/", "verification/", "bench/onnx_models.py", "api.py"),
     "onnx_ir": ("frontends/onnx/", "bench/onnx_models.py", "api.py"),
     "onnxruntime": ("runtimes/",),
     "jinja2": ("report/html/",),
@@ -84,6 +89,8 @@ def upward(module: str, source: str) -> list[str]:
     own = [name for name in imports(source) if name.split(".")[0] == "bnfold"]
     wrong = [name for name in own if part(name) != mine and LEVELS[part(name)] >= LEVELS[mine]]
     wrong += [name for name in own if part(name) in FORBIDDEN.get(mine, set())]
+    if mine == "proof":
+        wrong += [name for name in own if part(name) != "proof" and name not in BELIEVED]
     if mine == "frontends" and module != "bnfold.frontends.door":
         others = {*FRONT_ENDS, "door"} - {module.split(".")[2]}
         wrong += [name for name in own if part(name) == "frontends" and name.split(".")[2] in others]
@@ -119,6 +126,8 @@ def test_an_upward_import_is_found() -> None:
     assert upward("bnfold.planning.rules.reindex", "from bnfold import cli") == ["bnfold.cli"]
     assert upward("bnfold.algebra.affine", "from bnfold import fuse") == ["bnfold"]  # a lazy name reaches up as well
     assert upward("bnfold.algebra.affine", "import bnfold") == ["bnfold"]
+    assert upward("bnfold.proof.checker", "from bnfold.algebra.linear import Linear") == ["bnfold.algebra.linear"]
+    assert upward("bnfold.proof.checker", "from bnfold.algebra.affine import Affine") == []
 
 
 @pytest.mark.parametrize("source", ["from . import cli", "from .cli import main"])

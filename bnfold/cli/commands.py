@@ -124,6 +124,7 @@ def cli() -> None:
     "-o", "--output", type=PATH, required=True, help="Where to write the folded model, in the format of MODEL."
 )
 @click.option("--no-verify", is_flag=True, help="Do not compare the result with MODEL.")
+@click.option("--proof", type=PATH, help="Prove the result, and write the certificate there.")
 @click.option("--only", multiple=True, metavar="GLOB", help="Fold only BatchNorms with such names; repeatable.")
 @click.option("--skip", multiple=True, metavar="GLOB", help="Keep BatchNorms with such names; repeatable.")
 @MERGE_OPTION
@@ -136,6 +137,7 @@ def fuse(
     model: Path,
     output: Path,
     no_verify: bool,
+    proof: Path | None,
     only: tuple[str, ...],
     skip: tuple[str, ...],
     merge: bool,
@@ -165,6 +167,7 @@ def fuse(
                 overwrite=overwrite,
                 limits=Limits(max_nodes, max_depth, max_bytes),
                 progress=progress,
+                proof=proof,
             )
         except NotEquivalentError as error:
             _render(record_file("fuse", error.result), **{**rendering, "quiet": True})
@@ -194,6 +197,7 @@ def _inputs(options: dict[str, Any]) -> tuple[InputOptions, dict[str, Any]]:
 )
 @click.option("--atol", type=click.FloatRange(0), help="Fixed absolute tolerance for outputs, in place of the budget.")
 @click.option("--rtol", type=click.FloatRange(0), help="Fixed relative tolerance for outputs, in place of the budget.")
+@click.option("--proof", type=PATH, help="Check this certificate, which `fuse --proof` wrote, and run nothing.")
 @click.option("--outputs-only", is_flag=True, help="Do not compare inner values that carry the same name.")
 @INPUT_OPTIONS
 @EFFORT_OPTIONS
@@ -206,6 +210,7 @@ def verify(
     atol: float | None,
     rtol: float | None,
     outputs_only: bool,
+    proof: Path | None,
     max_nodes: int,
     max_depth: int,
     max_bytes: int,
@@ -217,6 +222,15 @@ def verify(
     from bnfold.verification.equivalence import verify_files
 
     inputs, rendering = _inputs(others)
+    if proof is not None:
+        from bnfold import api
+        from bnfold.report.record import record_proof
+
+        checked = api.prove_files(reference, candidate, proof, Limits(max_nodes, max_depth, max_bytes))
+        _render(record_proof(checked), **rendering)
+        if not checked.proof.is_proved:
+            sys.exit(1)
+        return
     tolerance = None if atol is None and rtol is None else Tolerance(atol or 0.0, rtol or 0.0)
     options = CompareOptions(inputs, providers, tolerance, outputs_only)
     with _progress(rendering) as progress:

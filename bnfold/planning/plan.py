@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, Literal
 
 from bnfold.algebra.affine import Affine
@@ -25,6 +25,7 @@ class Move(Generic[N, V]):
         through: the operators on the way.
         changed: values that hold something else then.
         gain: the largest scale that goes in front of a sum or a mean, whose operands may be larger than its result.
+        affines: of each value that changes from `v` to `w`: upstream ``w = affine(v)``, downstream ``v = affine(w)``.
     """
 
     node: N
@@ -33,6 +34,7 @@ class Move(Generic[N, V]):
     through: tuple[N, ...]
     changed: tuple[V, ...] = ()
     gain: float = 0.0
+    affines: Mapping[V, Affine] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)

@@ -105,7 +105,8 @@ def _pull_once(
                     return failure
         changed.extend(value for value in outputs if value in demands)
     changed.remove(draft.inputs(candidate)[0])
-    return Move(candidate, "upstream", sinks, tuple(through), tuple(changed), gain)
+    pulled_through = {value: demanded[0] for value, demanded in demands.items()}
+    return Move(candidate, "upstream", sinks, tuple(through), tuple(changed), gain, pulled_through)
 
 
 def _is_identity(affine: Affine) -> bool:
@@ -148,6 +149,7 @@ def push_walk(draft: Draft[N, V], candidate: N) -> Move[N, V] | Blocked[N]:
 
     start = draft.op(candidate)
     assert isinstance(start, ChannelAffine)
+    affines = {draft.graph.outputs(candidate)[0]: draft.affine(candidate)}
     if failure := arrive(candidate, draft.graph.outputs(candidate)[0], draft.affine(candidate)):
         return failure
     if not queue:
@@ -173,6 +175,7 @@ def push_walk(draft: Draft[N, V], candidate: N) -> Move[N, V] | Blocked[N]:
         for value, affine in zip(draft.graph.outputs(node), pushed, strict=True):
             if affine and not _is_identity(affine):
                 changed.append(value)
+                affines[value] = affine
                 if failure := arrive(node, value, affine):
                     return failure
-    return Move(candidate, "downstream", sinks, tuple(through), tuple(changed))
+    return Move(candidate, "downstream", sinks, tuple(through), tuple(changed), affines=affines)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final, Literal, TypedDict
+from typing import Any, Final, Literal, NotRequired, TypedDict
 
 SCHEMA: Final = "bnfold/1"
 
@@ -147,6 +147,27 @@ class Verification(TypedDict):
     findings: list[str]
 
 
+class Obligations(TypedDict):
+    """How many obligations of each kind were met."""
+
+    wiring: int
+    weights: int
+    carriers: int
+    merges: int
+
+
+class Proof(TypedDict):
+    """Whether a result is proved to be its original, and by how much; `failure` is the first obligation not met."""
+
+    proved: bool
+    obligations: Obligations
+    folds: int
+    weights: int
+    worst_ulp: float
+    failure: str | None
+    seconds: float
+
+
 class FileDocument(TypedDict):
     """What `fuse` did to a file, or what `inspect` says that it would do."""
 
@@ -164,6 +185,7 @@ class FileDocument(TypedDict):
     bytes: Change
     seconds: float
     verification: Verification | None
+    proof: NotRequired[Proof]
 
 
 class VerifyDocument(Verification):
@@ -174,6 +196,7 @@ class VerifyDocument(Verification):
     reference: str
     candidate: str
     seconds: float
+    proof: NotRequired[Proof]
 
 
 class BenchModel(TypedDict):

@@ -1,10 +1,10 @@
-"""The record as JUnit XML: a test case for each BatchNorm, for each output, and for all inner values together."""
+"""The record as JUnit XML: a test case for each BatchNorm, for each output, for all inner values, for the proof."""
 
 from __future__ import annotations
 
 from xml.etree import ElementTree
 
-from bnfold.report.documents import BenchEntry, Document, FileDocument, Folded, Kept, Value, Verification
+from bnfold.report.documents import BenchEntry, Document, FileDocument, Folded, Kept, Proof, Value, Verification
 
 
 def render(record: Document) -> str:
@@ -16,6 +16,8 @@ def render(record: Document) -> str:
     else:
         cases = [_case(record, outcome) for outcome in record["outcomes"]]
         cases += _verification(record["model"], record["verification"]) if record["verification"] else []
+    if record["command"] != "bench" and "proof" in record:
+        cases.append(_proof(record["candidate"] if record["command"] == "verify" else record["model"], record["proof"]))
     suite = ElementTree.Element(
         "testsuite",
         name=f"bnfold {record['command']}",
@@ -27,6 +29,14 @@ def render(record: Document) -> str:
     suite.extend(cases)
     ElementTree.indent(suite)
     return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def _proof(model: str, proof: Proof) -> ElementTree.Element:
+    """The certificate; an obligation that is not met is a failure."""
+    case = ElementTree.Element("testcase", classname=model, name="proof", time=str(proof["seconds"]))
+    if not proof["proved"]:
+        ElementTree.SubElement(case, "failure", message=proof["failure"] or "not proved")
+    return case
 
 
 def _timing(entry: BenchEntry) -> ElementTree.Element:

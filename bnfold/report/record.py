@@ -5,9 +5,10 @@ from __future__ import annotations
 from math import isfinite
 from typing import Any, Literal
 
-from bnfold.api import FileResult
+from bnfold.api import FileResult, ProofResult
 from bnfold.graph.cautions import Caution, DeclarationCaution
 from bnfold.graph.outcome import Fold, Merge, Refusal
+from bnfold.proof.checker import Proof
 from bnfold.report import documents
 from bnfold.report.documents import SCHEMA
 from bnfold.verification.equivalence import Comparison
@@ -20,7 +21,7 @@ def record_file(command: Literal["fuse", "inspect"], result: FileResult) -> docu
     affines = [each for each in result.outcomes if isinstance(each, Fold) and not each.is_batchnorm]
     merges = [each for each in result.outcomes if isinstance(each, Merge)]
     folded = sum(isinstance(each, Fold) for each in batchnorms)
-    return {
+    record: documents.FileDocument = {
         "schema": SCHEMA,
         "command": command,
         "model": str(result.model),
@@ -35,6 +36,46 @@ def record_file(command: Literal["fuse", "inspect"], result: FileResult) -> docu
         "bytes": {"before": result.before.bytes, "after": result.after.bytes if result.after else None},
         "seconds": round(result.seconds, 3),
         "verification": None if result.verdict is None else _verification(result.verdict),
+    }
+    if result.proof is not None:
+        record["proof"] = _proof(result.proof)
+    return record
+
+
+def record_proof(result: ProofResult) -> documents.VerifyDocument:
+    """The record of `verify` with a certificate: nothing was run."""
+    return {
+        "schema": SCHEMA,
+        "command": "verify",
+        "reference": str(result.reference),
+        "candidate": str(result.candidate),
+        "equivalent": result.proof.is_proved,
+        "inputs": 0,
+        "samples": [],
+        "outputs": [],
+        "values": [],
+        "first_divergence": None,
+        "findings": [f"not proved: {each}" for each in result.proof.failures],
+        "seconds": round(result.proof.seconds, 3),
+        "proof": _proof(result.proof),
+    }
+
+
+def _proof(proof: Proof) -> documents.Proof:
+    met = proof.obligations
+    return {
+        "proved": proof.is_proved,
+        "obligations": {
+            "wiring": met["wiring"],
+            "weights": met["weights"],
+            "carriers": met["carriers"],
+            "merges": met["merges"],
+        },
+        "folds": proof.folds,
+        "weights": proof.weights,
+        "worst_ulp": round(proof.worst_ulp, 6),
+        "failure": str(proof.failures[0]) if proof.failures else None,
+        "seconds": round(proof.seconds, 3),
     }
 
 
@@ -85,12 +126,19 @@ def _warning(warning: Caution | DeclarationCaution) -> documents.Warned:
 
 def record_comparison(result: Comparison) -> documents.VerifyDocument:
     """The record of `verify`."""
+    verification: documents.Verification = _verification(result.verdict)
     return {
         "schema": SCHEMA,
         "command": "verify",
         "reference": str(result.reference),
         "candidate": str(result.candidate),
-        **_verification(result.verdict),
+        "equivalent": verification["equivalent"],
+        "inputs": verification["inputs"],
+        "samples": verification["samples"],
+        "outputs": verification["outputs"],
+        "values": verification["values"],
+        "first_divergence": verification["first_divergence"],
+        "findings": verification["findings"],
         "seconds": round(result.seconds, 3),
     }
 

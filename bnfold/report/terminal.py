@@ -17,6 +17,7 @@ from bnfold.report.documents import (
     Kept,
     Merged,
     Output,
+    Proof,
     Value,
     Verification,
     VerifyDocument,
@@ -41,6 +42,8 @@ def show(record: FileDocument, console: Console, *, verbose: bool = False, quiet
             print_line(console, line)
     for line in summary(record):
         print_line(console, line)
+    if "proof" in record:
+        print_line(console, proof_line(record["proof"]))
 
 
 LINES = 6
@@ -71,9 +74,9 @@ def show_comparison(record: VerifyDocument, console: Console, *, verbose: bool =
             print_line(console, f"         and {len(values) - LINES} inner values more (--verbose lists them)")
         if record["first_divergence"] is not None:
             print_line(console, _divergence_line(record["first_divergence"]))
-        for finding in record["findings"]:
+        for finding in record["findings"] if "proof" not in record else ():
             print_line(console, f"note: {finding}")
-    print_line(console, judgement_line(record))
+    print_line(console, proof_line(record["proof"]) if "proof" in record else judgement_line(record))
 
 
 def _where_run(output: Output) -> str:
@@ -99,6 +102,19 @@ def _divergence_line(divergence: Divergence) -> str:
     return (
         f"first difference: {divergence['name']}{node}{channel}, at {divergence['position']}: "
         f"{divergence['actual']} instead of {divergence['expected']}"
+    )
+
+
+def proof_line(proof: Proof) -> str:
+    """What was proved without running anything, or that it was not."""
+    if not proof["proved"]:
+        return f"NOT proved: {proof['failure']}"
+    folds, carriers, merges = proof["folds"], proof["obligations"]["carriers"], proof["obligations"]["merges"]
+    accuracy = "half an ulp" if proof["worst_ulp"] < 0.5001 else f"{proof['worst_ulp']:.1f} ulp"  # sums in float64
+    return (
+        f"proved: {folds} fold{'' if folds == 1 else 's'}, {proof['weights']:,} weights to {accuracy}, "
+        f"{carriers} carrier{'' if carriers == 1 else 's'}, {merges} merge{'' if merges == 1 else 's'} "
+        f"in {proof['seconds']:.1f} s"
     )
 
 

@@ -10,7 +10,7 @@ import json
 import sys
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Any, Literal, NotRequired, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 from bnfold.report.documents import COMMANDS
 
@@ -46,11 +46,16 @@ def schema_of(kind: Any, definitions: dict[str, Schema]) -> Schema:
 def object_of(kind: Any, definitions: dict[str, Schema]) -> Schema:
     """The schema of a TypedDict."""
     hints = get_type_hints(kind)
+    optional = {
+        name
+        for name, hint in get_type_hints(kind, include_extras=True).items()
+        if get_origin(hint) is NotRequired  # which `__required_keys__` does not see in annotations that are texts
+    }
     return {
         "type": "object",
         "description": inspect.getdoc(kind),
         "properties": {name: schema_of(hint, definitions) for name, hint in hints.items()},
-        "required": sorted(kind.__required_keys__),
+        "required": sorted(kind.__required_keys__ - optional),
     }
 
 

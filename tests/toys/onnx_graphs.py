@@ -13,6 +13,9 @@ from onnx.reference.op_run import OpRun
 
 import bnfold
 from bnfold import Outcome
+from bnfold.api import certify
+from bnfold.proof.checker import check_proof
+from bnfold.proof.models import Files
 
 Array = np.ndarray
 
@@ -112,11 +115,13 @@ def evaluate(proto: onnx.ModelProto, dims: dict[str, int] | None = None) -> dict
 
 
 def fuse(proto: onnx.ModelProto, tolerance: float = 1e-10) -> tuple[onnx.ModelProto, tuple[Outcome, ...]]:
-    """Fuse, and assert what must hold of any model: same interface and surroundings, valid, and the same values."""
+    """Fuse, and assert what must hold of any model: same interface and surroundings, valid, proved, the same values."""
     before = proto.SerializeToString()
     fused, outcomes = bnfold.fuse(proto, return_outcomes=True)
     assert proto.SerializeToString() == before
-    assert bnfold.fuse(proto).SerializeToString() == fused.SerializeToString()
+    again, certificate = certify(proto)
+    assert again.SerializeToString() == fused.SerializeToString()
+    assert check_proof(Files(proto), Files(fused), certificate).failures == ()
     onnx.checker.check_model(fused)
     for name in ("ir_version", "opset_import", "metadata_props", "doc_string"):
         assert getattr(fused, name) == getattr(proto, name)

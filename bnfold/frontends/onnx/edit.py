@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -73,16 +74,16 @@ class Editor:
             graph.inputs.append(value)
         return value
 
-    def release(self, value: ir.Value) -> None:
-        """Note that one reading of a constant ended; remove it, and what it was computed from, after the last.
+    def release(self, value: ir.Value, readings: int = 1) -> None:
+        """Note that readings of a constant ended; remove it, and what it was computed from, after the last.
 
         The count is kept because asking for the readers of a value that thousands share takes as long each time.
         """
-        stack = [value]
+        stack = [(value, readings)]
         while stack:
-            unread = stack.pop()
+            unread, ended = stack.pop()
             known = self._readers.get(unread)
-            self._readers[unread] = len(unread.uses()) if known is None else known - 1
+            self._readers[unread] = len(unread.uses()) if known is None else known - ended
             if self._readers[unread] > 0:
                 continue
             node = unread.producer()
@@ -91,7 +92,7 @@ class Editor:
             elif not any(output.uses() or output.is_graph_output() for output in node.outputs):
                 graph = node.graph
                 assert graph is not None
-                stack.extend(dict.fromkeys(each for each in node.inputs if each is not None))  # one reader, once
+                stack.extend(Counter(each for each in node.inputs if each is not None).items())
                 graph.remove(node, safe=True)
 
     def _drop_initializer(self, value: ir.Value) -> None:
@@ -134,12 +135,12 @@ class Editor:
 
     def remove(self, node: ir.Node, parameters: Sequence[int]) -> None:
         """Take out a node whose output nothing reads, with those of its inputs `parameters` that only it read."""
-        released = dict.fromkeys(value for index in parameters if (value := node.inputs[index]) is not None)
+        released = Counter(value for index in parameters if (value := node.inputs[index]) is not None)
         graph = node.graph
         assert graph is not None
         graph.remove(node, safe=True)
-        for value in released:
-            self.release(value)
+        for value, readings in released.items():
+            self.release(value, readings)
 
     def _take_over(self, value: ir.Value, other: ir.Value) -> None:
         """Let `value` be `other` in name and description; what it declared itself may be wrong under that name."""

@@ -328,6 +328,20 @@ def test_a_computed_parameter_that_is_read_twice_goes_once() -> None:
     assert operators(fused) == ["Conv"]
 
 
+def test_a_constant_that_one_node_reads_twice_goes_with_it() -> None:
+    """As mean and as variance of one BatchNorm, once another that reads it as well is gone."""
+    constants = {**CONV, "v": random(3, 4, 1, 1, seed=1), "both": statistics(3)["var"]}
+    nodes = [
+        node("Conv", "x w", "c"),
+        node("BatchNormalization", "c both beta mean var", "y"),
+        node("Conv", "x v", "d"),
+        node("BatchNormalization", "d gamma beta both both", "z"),
+    ]
+    fused, _ = fuse(model(nodes, constants, (2, 4, 3, 3), outputs="y z"))
+    assert operators(fused) == ["Conv", "Conv"]
+    assert "both" not in {each.name for each in fused.graph.initializer}
+
+
 def test_idempotence() -> None:
     fused, _ = fuse(model([node("Conv", "x w", "c"), norm("c", "y")], CONV, (2, 4, 3, 3)))
     again, found = fuse(fused)

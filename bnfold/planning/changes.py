@@ -1,0 +1,142 @@
+"""What a plan changes, value by value: what a certificate of its result says, derived from the plan's steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Generic
+
+import numpy as np
+
+from bnfold.algebra.affine import Affine
+from bnfold.graph.protocol import Graph, N, V
+from bnfold.planning.plan import Direction, Join, Move, Plan
+
+
+@dataclass(frozen=True, eq=False)
+class Change:
+    """How a value `v` changed into `w`: ``pulled(v) == pushed(w)``; None is the identity.
+
+    It is not `is_known` where what was pushed into a value has no inverse and more is pulled behind it.
+    """
+
+    pulled: Affine | None = None
+    pushed: Affine | None = None
+    is_known: bool = True
+
+    def then(self, direction: Direction, affine: Affine) -> Change:
+        """With what one more move does on top."""
+        if direction == "downstream":
+            return replace(self, pushed=self.pushed.after(affine) if self.pushed else affine)
+        if self.pushed is None:
+            return replace(self, pulled=affine.after(self.pulled) if self.pulled else affine)
+        constant = self.pushed.scale == 0
+        is_known = self.is_known and not affine.scale[constant].any()
+        scale = np.where(constant, 1.0, self.pushed.scale)
+        back = Affine(1 / scale, -self.pushed.shift / scale, affine.axis)
+        return Change(affine.after(back.after(self.pulled) if self.pulled else back), None, is_known)
+
+
+@dataclass(frozen=True, eq=False)
+class Changes(Generic[N, V]):
+    """All that a plan changes.
+
+    Attributes:
+        values: how each value changes that will hold something else.
+        stands: the value that stands for each of those that will be no more.
+        vanished: nodes that nothing stands for.
+        merged: nodes that become one operator, with the node of that; an operator that stays for others is among them.
+    """
+
+    values: Mapping[V, Change]
+    stands: Mapping[V, V]
+    vanished: frozenset[N]
+    merged: Mapping[N, N]
+
+
+def trace_changes(graph: Graph[N, V], plan: Plan[N, V]) -> Changes[N, V]:
+    """What a plan changes; asked before it is applied."""
+    trace = _Trace(graph)
+    for step in plan.steps:
+        trace.follow(step)
+    final = {node: trace.host(node) for node in trace.hosts}
+    merged = {**final, **{host: host for host in final.values()}}
+    for node, into in _regrouped(graph, plan, trace, trace.vanished - final.keys()):
+        mine = merged.setdefault(node, into)
+        if mine is not into:  # one sum, of which several parts merge
+            merged.update({each: into for each, host in merged.items() if host is mine})
+    return Changes(trace.changes, {v: trace.root(v) for v in list(trace.roots)}, frozenset(trace.vanished), merged)
+
+
+@dataclass(eq=False)
+class _Trace(Generic[N, V]):
+    """A plan, followed step by step."""
+
+    graph: Graph[N, V]
+    changes: dict[V, Change] = field(default_factory=dict)
+    roots: dict[V, V] = field(default_factory=dict)
+    alike: dict[V, list[V]] = field(default_factory=dict)  # value -> the values that it stands for, beside itself
+    vanished: set[N] = field(default_factory=set)
+    hosts: dict[N, N] = field(default_factory=dict)
+
+    def follow(self, step: Move[N, V] | Join[N, V]) -> None:
+        graph = self.graph
+        if isinstance(step, Move):
+            for value, affine in step.affines.items():
+                for each in (value, *self.alike.get(value, ())):
+                    self.changes[each] = self.changes.get(each, Change()).then(step.direction, affine)
+            self._bypass(step.node, 0)
+            return
+        made, wanted = graph.outputs(step.host)[0], graph.outputs(step.root)[0]
+        read, data = self.root(graph.inputs(step.host)[0]), self.root(graph.inputs(step.source)[0])
+        self.hosts.update(dict.fromkeys(step.gone, step.host))
+        if read != data:
+            self._stand_for(data, read)
+        if made != wanted:
+            self._stand_for(made, wanted)
+        for addition in step.bypassed:
+            self._bypass(addition.node, addition.index)
+            self.hosts[addition.node] = step.host
+
+    def _bypass(self, node: N, index: int) -> None:
+        self.vanished.add(node)
+        self._stand_for(self.root(self.graph.inputs(node)[index]), self.graph.outputs(node)[0])
+
+    def _stand_for(self, kept: V, gone: V) -> None:
+        """Let one value stand for another, and for those that this one stood for."""
+        self.roots[gone] = kept
+        self.alike.setdefault(kept, []).extend([gone, *self.alike.pop(gone, ())])
+
+    def root(self, value: V) -> V:
+        """The value that stands for `value` now."""
+        while value in self.roots:
+            value = self.roots[value]
+        return value
+
+    def host(self, node: N) -> N:
+        """The operator that stands for `node` now."""
+        while node in self.hosts:
+            node = self.hosts[node]
+        return node
+
+
+def _regrouped(graph: Graph[N, V], plan: Plan[N, V], trace: _Trace[N, V], vanished: set[N]) -> Iterator[tuple[N, N]]:
+    """Additions that stay where a part of a sum merges, but make something else; and what adds to that."""
+    gone = set(vanished)
+    for step in plan.steps:
+        if isinstance(step, Move):
+            gone.add(step.node)
+            continue
+        gone.update(step.gone)
+        for value in step.changed:
+            into, maker = trace.host(step.host), graph.producer(value)
+            if maker is not None:
+                yield maker, into
+            stack = [value]
+            while stack:
+                for reader, _ in graph.uses(stack.pop()):
+                    if reader in gone and reader is not None:
+                        stack.extend(graph.outputs(reader))
+                    elif reader is not None:
+                        yield reader, into
+        gone.update(addition.node for addition in step.bypassed)

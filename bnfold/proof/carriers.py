@@ -1,0 +1,294 @@
+"""The law of a node between, ``pulled(f(x)) == pushed(f(w))``, on data; and of a node that vanishes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from bnfold.algebra.affine import Affine
+from bnfold.proof.batchnorm import as_affine
+from bnfold.proof.certificate import Relation
+from bnfold.proof.evaluate import UnevaluatedError, evaluate
+from bnfold.proof.failure import ProofError
+from bnfold.proof.linear import attribute
+from bnfold.proof.models import Scope, first_output
+from bnfold.proof.pair import Pair
+from bnfold.proof.rounding import UNIT
+
+AnyArray = npt.NDArray[Any]
+Array = npt.NDArray[np.float64]
+
+TOLERANCE = 1e-12
+
+ELEMENTS = 1 << 25
+"""Of what an evaluation may read."""
+
+POINTWISE = frozenset(
+    {"Add", "Cast", "Concat", "Dropout", "Identity", "LeakyRelu", "Neg", "PRelu", "Relu", "Sub", "Sum", "Mul", "Div"}
+)
+"""Operators that do the same whatever the sizes of axes are that are not channels."""
+
+CARRIERS = POINTWISE | {
+    "AveragePool", "DepthToSpace", "Expand", "Flatten", "Gather", "GlobalAveragePool", "GlobalMaxPool", "MaxPool",
+    "Pad", "ReduceMax", "ReduceMean", "ReduceSum", "Reshape", "Resize", "Slice", "SpaceToDepth", "Split", "Squeeze",
+    "Tile", "Transpose", "Unsqueeze", "Upsample",
+}  # fmt: skip
+"""Operators that do the same to data of any size: what holds on some data holds on all. Clip, say, is none."""
+
+WINDOWED = frozenset({"AveragePool", "MaxPool"})
+
+GLOBAL = frozenset({"GlobalAveragePool", "GlobalMaxPool"})
+
+
+def draw(relation: Relation | None, shape: tuple[int, ...], generator: np.random.Generator) -> tuple[Array, Array]:
+    """A value of the original, and what it is in the result."""
+    drawn = generator.standard_normal(shape)
+    if relation is None:
+        return drawn, drawn
+    if relation.pushed is None:
+        return drawn, _apply(relation.pulled, drawn)
+    if relation.pulled is None:
+        return _apply(relation.pushed, drawn), drawn
+    if not np.all(relation.pushed.scale):
+        raise ProofError("carriers", "", "a value changed in two ways, of which one is not invertible")
+    inverse = Affine(1 / relation.pushed.scale, -relation.pushed.shift / relation.pushed.scale, relation.pushed.axis)
+    return drawn, inverse(_apply(relation.pulled, drawn))
+
+
+def undo(relation: Relation | None, now: Array) -> Array:
+    """The value of the original that a value of the result stands for."""
+    if relation is None:
+        return now
+    pushed = _apply(relation.pushed, now)
+    if relation.pulled is None:
+        return pushed
+    if not np.all(relation.pulled.scale):
+        raise UnevaluatedError("what it reads changed by a map that has no inverse")
+    inverse = Affine(1 / relation.pulled.scale, -relation.pulled.shift / relation.pulled.scale, relation.pulled.axis)
+    return _apply(inverse, pushed)
+
+
+def _apply(affine: Affine | None, x: Array) -> Array:
+    if affine is None:
+        return x
+    if affine.axis >= x.ndim or x.shape[affine.axis] != affine.size:
+        raise UnevaluatedError(f"{affine.size} channels on axis {affine.axis} of a value of shape {x.shape}")
+    return affine(x)
+
+
+def compare(name: str, relation: Relation | None, before: AnyArray, after: AnyArray) -> None:
+    """That a relation holds between two arrays."""
+    if before.shape != after.shape:
+        raise ProofError("carriers", name, f"its result has shape {after.shape}, not {before.shape}")
+    pulled, pushed = (relation.pulled, relation.pushed) if relation else (None, None)
+    left, right = _apply(pulled, before), _apply(pushed, after)
+    if left.dtype.kind != "f":
+        if not np.array_equal(left, right):
+            raise ProofError("carriers", name, "its results differ")
+        return
+    axis = (pulled or pushed).axis if relation else None  # type: ignore[union-attr]
+    sizes = _size(pulled, before), _size(pushed, after)
+    others = tuple(each for each in range(left.ndim) if each != axis)
+    scale = np.maximum(*(each.max(axis=others, keepdims=True, initial=0.0) for each in sizes))
+    with np.errstate(all="ignore"):
+        distance = np.abs(left - right)
+    wrong = ~(distance <= TOLERANCE * scale) & ~(left == right)
+    if wrong.any():
+        place = np.unravel_index(int(np.argmax(wrong)), left.shape)
+        channel = "" if axis is None else f" in channel {int(place[axis])}"
+        raise ProofError(
+            "carriers",
+            name,
+            f"the change does not go through it{channel}: {float(left[place])!r}, {float(right[place])!r}",
+        )
+
+
+def _size(affine: Affine | None, x: Array) -> Array:
+    """How large the addends are of what an affine makes."""
+    if affine is None:
+        return np.abs(x)
+    return Affine(np.abs(affine.scale), np.abs(affine.shift), affine.axis)(np.abs(x))
+
+
+def check_carrier(pair: Pair, scope: Scope, node: onnx.NodeProto) -> None:
+    """The law of a node that is the same in both models."""
+    name = first_output(node)
+    if any(each.HasField("g") or each.graphs for each in node.attribute):
+        raise ProofError("carriers", name, "a value changed that a node with bodies reads or makes")
+    if node.domain not in ("", "ai.onnx"):
+        raise ProofError("carriers", name, f"{node.domain}.{node.op_type} is not an operator of ONNX")
+    if node.op_type not in CARRIERS:
+        raise ProofError("carriers", name, f"a change does not go through a {node.op_type}")
+    generator = np.random.default_rng()
+    try:
+        for fill in (2, 3):
+            feeds = _feeds(pair, scope, node, generator, fill)
+            outputs = [each for each in node.output if each]
+            before, after = (
+                evaluate_one(scope, node, {key: pairs[side] for key, pairs in feeds.items()}, outputs)
+                for side in (0, 1)
+            )
+            for output, left, right in zip(outputs, before, after, strict=True):
+                compare(name, pair.relation(scope, output), left, right)
+    except UnevaluatedError as error:
+        raise ProofError("carriers", name, f"not covered: {error}") from error
+
+
+def evaluate_one(scope: Scope, node: onnx.NodeProto, feeds: dict[str, AnyArray], fetch: list[str]) -> list[AnyArray]:
+    """What a node makes."""
+    return evaluate([node], feeds, fetch, scope.opsets)
+
+
+def _feeds(
+    pair: Pair, scope: Scope, node: onnx.NodeProto, generator: np.random.Generator, fill: int
+) -> dict[str, tuple[AnyArray, AnyArray]]:
+    """What a node reads, in the original and in the result."""
+    feeds: dict[str, tuple[AnyArray, AnyArray]] = {}
+    for index, value in enumerate(node.input):
+        if not value or value in feeds:
+            continue
+        constant, relation = scope.constant(value), pair.relation(scope, value)
+        if constant is not None:
+            feeds[value] = constant, constant
+            continue
+        if node.op_type in ("Reshape", "Expand") and index == 1:
+            target = _target(pair, scope, node, feeds[node.input[0]][0].shape)
+            feeds[value] = target, target
+            continue
+        shape = small_shape(pair, scope, node, value, relation, fill)
+        feeds[value] = draw(relation, shape, generator)
+    return feeds
+
+
+def _target(pair: Pair, scope: Scope, node: onnx.NodeProto, shape: tuple[int, ...]) -> AnyArray:
+    """The shape that a Reshape with a computed one must make."""
+    found = pair.shape(scope, node.output[0])
+    if found is None or sum(each is None for each in found) > 1 or node.op_type == "Expand":
+        raise UnevaluatedError("the shape that it makes is computed, and does not follow from the model's inputs")
+    return np.asarray([-1 if each is None else each for each in found], np.int64)
+
+
+def small_shape(
+    pair: Pair, scope: Scope, node: onnx.NodeProto, value: str, relation: Relation | None, fill: int
+) -> tuple[int, ...]:
+    """A shape that a value may have, as small as the node allows; what is not known is `fill`."""
+    known = pair.shape(scope, value)
+    if known is None:
+        affine = (relation.pulled or relation.pushed) if relation else None
+        if affine is None or node.op_type not in WINDOWED | GLOBAL:
+            raise UnevaluatedError(f"the shape of {value!r} does not follow from the model's inputs")
+        kernel = attribute(node, "kernel_shape", [1, 1])
+        known = (None, affine.size, *(None for _ in kernel))
+    channels = _channels(pair, scope, node, value, len(known))
+    sizes = [fill if each is None else each for each in known]
+    affine = (relation.pulled or relation.pushed) if relation else None
+    if affine is not None and affine.axis < len(sizes) and known[affine.axis] is None:
+        sizes[affine.axis] = affine.size
+    for axis in range(len(sizes)):
+        if axis in channels:
+            continue
+        if node.op_type in POINTWISE and sizes[axis] != 1:
+            sizes[axis] = fill
+        elif node.op_type in WINDOWED and axis >= 2:
+            kernel = attribute(node, "kernel_shape", [])
+            dilations = attribute(node, "dilations", [1] * len(kernel))
+            strides = attribute(node, "strides", [1] * len(kernel))
+            reach = dilations[axis - 2] * (kernel[axis - 2] - 1) + 1 + 2 * strides[axis - 2]
+            sizes[axis] = min(sizes[axis], reach) if known[axis] else reach
+        elif node.op_type in GLOBAL and axis >= 2:
+            sizes[axis] = fill
+        elif axis == 0 and node.op_type in WINDOWED | GLOBAL:
+            sizes[axis] = 1
+    if np.prod(sizes, dtype=object) > ELEMENTS:
+        raise UnevaluatedError(f"{value!r} is too large to be tried")
+    return tuple(sizes)
+
+
+def _channels(pair: Pair, scope: Scope, node: onnx.NodeProto, value: str, rank: int) -> set[int]:
+    """Axes of a value whose sizes matter: those of changes of what the node reads or makes, and of its constants."""
+    found: set[int] = set()
+    for name in (*node.input, *node.output):
+        relation = pair.relation(scope, name) if name else None
+        affine = (relation.pulled or relation.pushed) if relation else None
+        if affine is not None:
+            other = pair.rank(scope, name)
+            found.add(affine.axis if other is None else affine.axis - other + rank)
+    for name in node.input:
+        constant = scope.constant(name) if name else None
+        if constant is not None and scope.version >= 7:
+            found.update(rank - constant.ndim + axis for axis, size in enumerate(constant.shape) if size != 1)
+        elif constant is not None:
+            found.update(range(rank))
+    if node.op_type == "Concat":
+        found.add(int(attribute(node, "axis", 1)) % rank)
+    return found
+
+
+def check_vanished(pair: Pair, scope: Scope, node: onnx.NodeProto) -> None:
+    """That one value of the result stands for what a node read and for what it made."""
+    name = first_output(node)
+    data = [each for each in node.input if each and scope.constant(each) is None]
+    if node.op_type == "BatchNormalization":
+        data = list(node.input[:1])
+    if len(data) != 1 or pair.name(scope, data[0]) != pair.name(scope, node.output[0]):
+        raise ProofError("wiring", name, "it vanished, and what it made is not what it read")
+    if any(pair.readers(scope, each) or each in scope.outputs for each in node.output[1:] if each):
+        raise ProofError("wiring", name, "it vanished, and a further output is read")
+    before, after = pair.relation(scope, data[0]), pair.relation(scope, node.output[0])
+    if node.op_type == "BatchNormalization" and node.domain in ("", "ai.onnx"):
+        _check_maps(name, *as_affine(scope, node), before, after)
+        return
+    if node.op_type not in ("Add", "Sub", "Mul", "Div", "Neg", "Identity"):
+        raise ProofError("carriers", name, f"a {node.op_type} vanished")
+    generator = np.random.default_rng()
+    try:
+        shape = small_shape(pair, scope, node, data[0], before or after, 2)
+        _insist_on_size(pair, scope, node, data[0])
+        old, new = draw(before, shape, generator)
+        feeds = {each: constant for each in node.input if each and (constant := scope.constant(each)) is not None}
+        made = evaluate_one(scope, node, {**feeds, data[0]: old}, [node.output[0]])[0]
+        compare(name, after, made, new)
+    except UnevaluatedError as error:
+        raise ProofError("carriers", name, f"not covered: {error}") from error
+
+
+def _insist_on_size(pair: Pair, scope: Scope, node: onnx.NodeProto, data: str) -> None:
+    """That constants of several elements do not make data larger: its sizes there are known."""
+    shape = pair.shape(scope, data)
+    for value in node.input:
+        constant = scope.constant(value) if value and scope.version >= 7 else None
+        if shape is None or constant is None:
+            continue
+        for size, known in zip(reversed(constant.shape), reversed(shape), strict=False):
+            if size != 1 and known != size:
+                raise UnevaluatedError(f"the size of {data!r} does not follow from the model's inputs")
+
+
+def _check_maps(name: str, bn: Affine, size: Array, before: Relation | None, after: Relation | None) -> None:
+    """``a_x(x) = p_x(w)`` implies ``a_y(bn(x)) = p_y(w)``, in vectors."""
+    identity = Affine.identity(bn.size, 1)
+    a_x, p_x = (before.pulled or identity, before.pushed or identity) if before else (identity, identity)
+    a_y, p_y = (after.pulled or identity, after.pushed or identity) if after else (identity, identity)
+    if any((each.axis, each.size) != (1, bn.size) for each in (a_x, p_x, a_y, p_y)):
+        raise ProofError("weights", name, "what it reads or makes changed along another axis")
+    made = a_y.after(bn)
+    if before is None or before.pulled is None:  # x = p_x(w)
+        left, right = made.after(p_x), p_y
+    elif before.pushed is None:  # w = a_x(x)
+        left, right = made, p_y.after(a_x)
+    else:
+        raise ProofError("weights", name, "what it read changed in two ways, which is not covered")
+    with np.errstate(all="ignore"):
+        about = np.abs(a_y.scale) * (size + np.abs(bn.scale * p_x.shift)) + np.abs(a_y.shift)
+        about += np.abs(p_y.scale * a_x.shift) + np.abs(p_y.shift)
+        wrong = ~(np.abs(left.scale - right.scale) <= 64 * UNIT * np.abs(left.scale))
+        wrong |= ~(np.abs(left.shift - right.shift) <= 64 * UNIT * about)
+    if wrong.any():
+        channel = int(np.argmax(wrong))
+        pairs = [(float(each.scale[channel]), float(each.shift[channel])) for each in (left, right)]
+        raise ProofError(
+            "weights", name, f"channel {channel} of its map is {pairs[0]}, and the certificate says {pairs[1]}"
+        )

@@ -1,0 +1,182 @@
+"""How a folded model is related to its original, as plain data with a JSON form (`certificate.schema.json`).
+
+Values and nodes are named by the original: a node by its first output. A scope is a path: ``main`` or
+``function:domain:name:overload``, then ``/output.attribute.index`` for each body on the way.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+
+from bnfold.algebra.affine import Affine, Array
+from bnfold.errors import InvalidModelError
+
+SCHEMA = "bnfold-proof/1"
+
+CHANNEL_LIMIT = 1 << 22
+"""Channels of one affine; more is no model."""
+
+T = TypeVar("T")
+
+Name = tuple[str, str]
+"""A scope, and the name of a value in it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Relation:
+    """How a value `v` of the original became `w` of the result: ``pulled(v) == pushed(w)``; None is the identity."""
+
+    pulled: Affine | None = None
+    pushed: Affine | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Certificate:
+    """What is claimed of a pair of models.
+
+    Attributes:
+        original, result: digests, as `bnfold.proof.models.digest` makes them.
+        names: of each value of the original that has another name in the result, that name.
+        relations: of each value that holds something else in the result, how it changed.
+        vanished: nodes of the original for whose output one of their inputs stands.
+        merged: nodes of the original that became one operator, with the first output of the one that stayed.
+    """
+
+    original: str
+    result: str
+    names: dict[Name, str]
+    relations: dict[Name, Relation]
+    vanished: frozenset[Name]
+    merged: dict[Name, str]
+
+    def to_json(self) -> str:
+        """One JSON document."""
+        document = {
+            "schema": SCHEMA,
+            "original": self.original,
+            "result": self.result,
+            "names": [{"scope": scope, "value": value, "result": name} for (scope, value), name in self.names.items()],
+            "relations": [
+                {
+                    "scope": scope,
+                    "value": value,
+                    "pulled": _plain(each.pulled),
+                    "pushed": _plain(each.pushed),
+                }
+                for (scope, value), each in self.relations.items()
+            ],
+            "vanished": [{"scope": scope, "node": node} for scope, node in sorted(self.vanished)],
+            "merged": [{"scope": scope, "node": node, "into": into} for (scope, node), into in self.merged.items()],
+        }
+        return json.dumps(document, indent=1, ensure_ascii=True) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes, name: str = "certificate") -> Certificate:
+        """The certificate of a document that nobody vouches for.
+
+        Raises:
+            InvalidModelError: it is not one.
+        """
+        try:
+            return _read(json.loads(text, parse_constant=_refuse))
+        except (ValueError, KeyError, TypeError, RecursionError, binascii.Error) as error:
+            raise InvalidModelError(f"{name}: not a certificate of bnfold ({error})") from error
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is no number of JSON")
+
+
+def _plain(affine: Affine | None) -> dict[str, Any] | None:
+    if affine is None:
+        return None
+    return {"axis": affine.axis, "scale": _encode(affine.scale), "shift": _encode(affine.shift)}
+
+
+def _encode(vector: Array) -> str:
+    return base64.b64encode(vector.astype("<f8").tobytes()).decode("ascii")
+
+
+def _read(found: Any) -> Certificate:
+    document = _keys(found, ("schema", "original", "result", "names", "relations", "vanished", "merged"))
+    if document["schema"] != SCHEMA:
+        raise ValueError(f"its schema is not {SCHEMA}")
+    for key in ("original", "result"):
+        if not (isinstance(document[key], str) and len(document[key]) == 64 and document[key].isascii()):
+            raise ValueError(f"{key!r} is no SHA-256")
+    vanished = _table(document["vanished"], ("scope", "node"), lambda entry: None)
+    return Certificate(
+        document["original"],
+        document["result"],
+        _table(document["names"], ("scope", "value", "result"), lambda entry: _text(entry["result"])),
+        _table(document["relations"], ("scope", "value", "pulled", "pushed"), _relation),
+        frozenset(vanished),
+        _table(document["merged"], ("scope", "node", "into"), lambda entry: _text(entry["into"])),
+    )
+
+
+def _keys(found: Any, keys: Iterable[str]) -> dict[str, Any]:
+    """A JSON object with exactly these keys."""
+    if not isinstance(found, dict) or found.keys() != set(keys):
+        raise ValueError(f"an object has not exactly the keys {', '.join(keys)}")
+    return found
+
+
+def _text(found: Any) -> str:
+    if not isinstance(found, str) or not found:
+        raise ValueError("a name is no text")
+    return found
+
+
+def _table(found: Any, keys: tuple[str, ...], read: Callable[[dict[str, Any]], T]) -> dict[Name, T]:
+    if not isinstance(found, list):
+        raise ValueError("a list is missing")
+    table: dict[Name, T] = {}
+    for each in found:
+        entry = _keys(each, keys)
+        key = _text(entry["scope"]), _text(entry[keys[1]])
+        if key in table:
+            raise ValueError(f"{key[1]!r} is there twice")
+        table[key] = read(entry)
+    return table
+
+
+def _relation(entry: dict[str, Any]) -> Relation:
+    relation = Relation(_affine(entry["pulled"]), _affine(entry["pushed"]))
+    if relation.pulled is None and relation.pushed is None:
+        raise ValueError(f"{entry['value']!r} does not change")
+    if relation.pulled and relation.pushed:
+        pairs = [(each.axis, each.size) for each in (relation.pulled, relation.pushed)]
+        if pairs[0] != pairs[1]:
+            raise ValueError(f"the two maps of {entry['value']!r} do not fit each other")
+    return relation
+
+
+def _affine(found: Any) -> Affine | None:
+    if found is None:
+        return None
+    entry = _keys(found, ("axis", "scale", "shift"))
+    axis = entry["axis"]
+    if type(axis) is not int or not 0 <= axis < 64:
+        raise ValueError("an axis is no small number")
+    scale, shift = _decode(entry["scale"]), _decode(entry["shift"])
+    if scale.shape != shift.shape:
+        raise ValueError("scale and shift have different lengths")
+    return Affine(scale, shift, axis)
+
+
+def _decode(found: Any) -> Array:
+    content = base64.b64decode(_text(found), validate=True)
+    if len(content) % 8 or not 0 < len(content) <= 8 * CHANNEL_LIMIT:
+        raise ValueError("a vector is cut off, or too long")
+    vector = np.frombuffer(content, "<f8").astype(np.float64)
+    if not np.isfinite(vector).all():
+        raise ValueError("a vector holds what is no finite number")
+    return vector

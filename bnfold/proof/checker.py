@@ -1,0 +1,144 @@
+"""Checks that a result is its original, given how the values of one became those of the other.
+
+The certificate claims a relation ``pulled(v) == pushed(w)`` between each value `v` of the original and the value `w` of
+the result that stands for it; where it says nothing, they are equal. Each node of the original is then one obligation:
+if the relations of what it reads hold, those of what it makes do. Inputs and outputs of the model are equal, so by
+induction over the nodes the models are. Nothing of the planner, of its rules or of the readers of operators is used.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+
+import onnx
+
+from bnfold.errors import InvalidModelError
+from bnfold.proof import batchnorm, carriers, merges
+from bnfold.proof.certificate import Certificate
+from bnfold.proof.failure import ProofError
+from bnfold.proof.linear import LINEAR
+from bnfold.proof.models import Files, Scope, Side, digest, first_output
+from bnfold.proof.operators import check_linear
+from bnfold.proof.pair import Pair
+from bnfold.proof.rounding import Worst
+from bnfold.proof.shapes import infer
+from bnfold.proof.wiring import check_interface, check_models, check_node, check_rest
+
+READS_ONLY_THE_SHAPE = frozenset({"Shape", "Size"})
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What became of the obligations.
+
+    Attributes:
+        obligations: how many of each kind were met.
+        folds: nodes that vanished.
+        weights: numbers that were checked one by one.
+        worst_ulp: the largest error among them.
+        failures: what is not proved; none where all is.
+        seconds: taken.
+    """
+
+    obligations: dict[str, int]
+    folds: int
+    weights: int
+    worst_ulp: float
+    failures: tuple[ProofError, ...]
+    seconds: float
+
+    @property
+    def is_proved(self) -> bool:
+        """Whether the result is the original."""
+        return not self.failures
+
+
+@dataclass(eq=False)
+class _Tally:
+    met: Counter[str] = field(default_factory=Counter)
+    folds: int = 0
+    worst: Worst = field(default_factory=Worst)
+    failures: list[ProofError] = field(default_factory=list)
+
+
+def check_proof(original: Files, result: Files, certificate: Certificate) -> Proof:
+    """Whether a certificate proves that a result is its original.
+
+    Raises:
+        InvalidModelError: it is the certificate of other models, or it names what they do not have.
+    """
+    began = time.perf_counter()
+    for files, claimed, which in ((original, certificate.original, "original"), (result, certificate.result, "result")):
+        if digest(files) != claimed:
+            raise InvalidModelError(f"the certificate is of another {which}")
+    tally = _Tally()
+    try:
+        pair = Pair(Side(original, infer), Side(result, infer), certificate)
+        pair.insist_on_names()
+        check_models(pair)
+        for path in pair.original.scopes:
+            _check_scope(pair, path, tally)
+        tally.met["wiring"] += 1
+    except ProofError as failure:
+        tally.failures.append(failure)
+    except (ValueError, TypeError, KeyError, OSError) as error:  # a file that is not what its parts say
+        tally.failures.append(ProofError("wiring", "", f"the models cannot be read: {type(error).__name__}: {error}"))
+    obligations = {kind: tally.met[kind] for kind in ("wiring", "weights", "carriers", "merges")}
+    seconds = time.perf_counter() - began
+    return Proof(obligations, tally.folds, tally.worst.count, tally.worst.ulps, tuple(tally.failures), seconds)
+
+
+def _check_scope(pair: Pair, path: str, tally: _Tally) -> None:
+    """All obligations of one graph."""
+    scope, other = pair.original.scopes[path], pair.counterpart(path)
+    check_interface(pair, scope, other)
+    roots = merges.roots(pair, scope)
+    for node in scope.nodes:
+        name = first_output(node)
+        key = path, name
+        if key in pair.certificate.merged:
+            if name in roots or any(each in roots for each in node.output):
+                merges.check_merge(pair, scope, other, node)
+                tally.met["merges"] += 1
+            continue
+        if key in pair.certificate.vanished:
+            tally.folds += 1
+            if merges.is_read_outside(pair, scope, node):
+                carriers.check_vanished(pair, scope, node)
+                tally.met["carriers" if node.op_type != "BatchNormalization" else "weights"] += 1
+            continue
+        if not any(pair.name(scope, each) in other.makers for each in node.output if each):
+            if not scope.is_constant_node(node):
+                raise ProofError("wiring", name, "the result has no such node, and nothing says that it vanished")
+            if any(pair.name(scope, each) != each or pair.relation(scope, each) for each in node.output if each):
+                raise ProofError("wiring", name, "a constant is gone, and something else stands for it")
+            continue
+        _check_node(pair, scope, other, node, tally)
+    check_rest(pair, scope, other)
+
+
+def _check_node(pair: Pair, scope: Scope, other: Scope, node: onnx.NodeProto, tally: _Tally) -> None:
+    if pair.is_bias_add(scope, node):
+        return  # with the product that it belongs to
+    outputs = [node.output[0]] if pair.bias_add(scope, node) is None else [pair.bias_add(scope, node).output[0]]  # type: ignore[union-attr]
+    outputs += list(node.output[1:])
+    is_changed = any(pair.relation(scope, each) for each in (*node.input, *outputs) if each)
+    if not is_changed or (node.op_type in READS_ONLY_THE_SHAPE and node.domain in ("", "ai.onnx")):
+        check_node(pair, scope, other, node)
+        for each in node.output if is_changed else ():
+            if pair.relation(scope, each):
+                raise ProofError("wiring", first_output(node), "a shape cannot change")
+        return
+    is_default = node.domain in ("", "ai.onnx")
+    if is_default and node.op_type == "BatchNormalization":
+        tally.worst = tally.worst.joined(batchnorm.check_batchnorm(pair, scope, other, node))
+        tally.met["weights"] += 1
+    elif is_default and node.op_type in LINEAR and pair.has_kernel(scope, node):
+        tally.worst = tally.worst.joined(check_linear(pair, scope, other, node))
+        tally.met["weights"] += 1
+    else:
+        check_node(pair, scope, other, node)
+        carriers.check_carrier(pair, scope, node)
+        tally.met["carriers"] += 1

@@ -1,0 +1,141 @@
+"""Operators evaluated in float64 by `onnx.reference`, which is not ours; with what is known of its bugs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import helper
+from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
+
+AnyArray = npt.NDArray[Any]
+
+NARROW = frozenset({onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16})
+
+
+class UnevaluatedError(Exception):
+    """The evaluator does not know an operator, or the operator does not take such data."""
+
+
+class BatchNormalization(OpRun):
+    """In eval mode whatever the opset; the evaluator's own trains in opsets 9 to 13."""
+
+    def _run(
+        self, x: AnyArray, gamma: AnyArray, beta: AnyArray, mean: AnyArray, var: AnyArray, **attributes: Any
+    ) -> tuple[AnyArray, ...]:
+        if attributes.get("training_mode") or attributes.get("spatial") == 0:
+            raise NotImplementedError("BatchNormalization in training, or for each position")
+        shape = (1, -1) + (1,) * (x.ndim - 2)
+        gamma, beta, mean, var = (each.reshape(shape) for each in (gamma, beta, mean, var))
+        epsilon = attributes.get("epsilon")
+        epsilon = float(np.float32(1e-5)) if epsilon is None else epsilon
+        return ((x - mean) / np.sqrt(var + epsilon) * gamma + beta,)
+
+
+def _align(a: AnyArray, b: AnyArray, attributes: dict[str, Any]) -> AnyArray:
+    """The second operand as opsets below 7 broadcast it."""
+    if a.shape == b.shape:
+        return b
+    if not attributes.get("broadcast"):
+        raise ValueError(f"shapes {a.shape} and {b.shape} differ")
+    axis = attributes.get("axis")
+    if axis is None or b.size == 1:
+        return b
+    axis += a.ndim if axis < 0 else 0
+    return b.reshape(b.shape + (1,) * (a.ndim - axis - b.ndim))
+
+
+class _Old(OpRun):
+    """An operator of arithmetic of opsets below 7; the evaluator's own broadcasts as those behind it do."""
+
+    function: np.ufunc
+
+    def _run(self, a: AnyArray, b: AnyArray, **attributes: Any) -> tuple[AnyArray, ...]:
+        wide_b = _align(a, b, attributes)
+        made: AnyArray = type(self).function(a, wide_b)
+        if made.shape != a.shape:
+            raise ValueError(f"shapes {a.shape} and {b.shape} differ")
+        return (made,)
+
+
+class Add(_Old):
+    """Addition."""
+
+    function = np.add
+
+
+class Sub(_Old):
+    """Subtraction."""
+
+    function = np.subtract
+
+
+class Mul(_Old):
+    """Multiplication."""
+
+    function = np.multiply
+
+
+class Div(_Old):
+    """Division."""
+
+    function = np.divide
+
+
+OLD = [Add, Sub, Mul, Div]
+
+
+def wide(array: AnyArray) -> AnyArray:
+    """An array with floating-point numbers as float64."""
+    return array.astype(np.float64) if array.dtype.kind == "f" or array.dtype.name == "bfloat16" else array
+
+
+def evaluate(
+    nodes: Sequence[onnx.NodeProto],
+    feeds: Mapping[str, AnyArray],
+    fetch: Sequence[str],
+    opsets: Iterable[onnx.OperatorSetIdProto],
+    *,
+    widen: bool = True,
+) -> list[AnyArray]:
+    """The named outputs of some nodes.
+
+    Args:
+        nodes: in order.
+        feeds: everything that they read and do not make, constants among them.
+        fetch: what to return.
+        opsets: what the operators mean.
+        widen: compute in float64, whatever the types are.
+
+    Raises:
+        UnevaluatedError: that is not possible.
+    """
+    made = []
+    for node in nodes:
+        copy = onnx.NodeProto()
+        copy.CopyFrom(node)
+        for attribute in copy.attribute:
+            if widen and node.op_type == "Cast" and attribute.name == "to" and attribute.i in NARROW:
+                attribute.i = onnx.TensorProto.DOUBLE
+        if copy.domain == "ai.onnx":
+            copy.domain = ""
+        made.append(copy)
+    given = {name: wide(array) if widen else array for name, array in feeds.items()}
+    inputs = [helper.make_tensor_value_info(name, onnx.TensorProto.DOUBLE, None) for name in given]
+    outputs = [helper.make_tensor_value_info(name, onnx.TensorProto.DOUBLE, None) for name in fetch]
+    graph = helper.make_graph(made, "part", inputs, outputs)
+    imports = [helper.make_opsetid("" if each.domain == "ai.onnx" else each.domain, each.version) for each in opsets]
+    is_old = any(not each.domain and each.version < 7 for each in imports)
+    try:
+        model = helper.make_model(graph, opset_imports=imports)
+        with np.errstate(all="ignore"):
+            found = ReferenceEvaluator(model, new_ops=[BatchNormalization, *(OLD if is_old else [])]).run(
+                list(fetch), given
+            )
+    except Exception as error:  # it raises anything on an operator that it knows badly or not at all
+        raise UnevaluatedError(f"{type(error).__name__}: {error}") from error
+    return [np.asarray(each) for each in found]

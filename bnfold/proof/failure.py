@@ -1,0 +1,17 @@
+"""What keeps a result from being proved."""
+
+from __future__ import annotations
+
+
+class ProofError(Exception):
+    """An obligation that is not met, or that the checker does not know how to check.
+
+    Attributes:
+        kind: wiring, weights, carriers or merges.
+        node: of the original, where there is one.
+        detail: what is wrong, with the channel and the numbers.
+    """
+
+    def __init__(self, kind: str, node: str, detail: str) -> None:
+        super().__init__(f"{kind}: {node!r}: {detail}")
+        self.kind, self.node, self.detail = kind, node, detail

@@ -1,0 +1,200 @@
+"""The closed form of a linear operator whose input and output changed, and whether that is what is stored.
+
+Of ``y = K * x + b``, with ``x = in(x')`` and ``y' = out(y)``:
+
+    K'[o, i] = out.scale[o] * K[o, i] * in.scale[i]
+    b'[o]    = out.scale[o] * (b[o] + sum_i K[o, i] in.shift[i]) + out.shift[o]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import helper
+
+from bnfold.algebra.affine import Affine
+from bnfold.proof.failure import ProofError
+from bnfold.proof.models import Scope, first_output
+from bnfold.proof.rounding import UNIT, Array, Worst, Wrong, check_rounded
+
+AnyArray = npt.NDArray[Any]
+
+BLOCK = 1 << 20
+"""Elements of a kernel that are checked at a time."""
+
+RECURRENT = frozenset({"GRU", "LSTM", "RNN"})
+
+LINEAR = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", *RECURRENT})
+
+
+@dataclass(frozen=True, eq=False)
+class Kernel:
+    """A stored kernel, seen as ``[rows, columns, taps]``.
+
+    Attributes:
+        values: as stored, in this shape.
+        groups: rows are cut into so many runs, each of which has its own columns.
+        is_by_output: whether rows are output channels, and columns input channels; else it is the other way round.
+        factor: of every element (Gemm's alpha).
+    """
+
+    values: AnyArray
+    groups: int
+    is_by_output: bool
+    factor: float = 1.0
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Output and input channels."""
+        rows, columns = self.values.shape[0], self.values.shape[1] * self.groups
+        return (rows, columns) if self.is_by_output else (columns, rows)
+
+    def blocks(self) -> Iterator[slice]:
+        """Runs of rows of about `BLOCK` elements."""
+        rows = self.values.shape[0]
+        step = max(1, BLOCK // max(1, self.values.size // max(1, rows)))
+        for start in range(0, rows, step):
+            yield slice(start, min(start + step, rows))
+
+    def along_rows(self, vector: Array, rows: slice) -> Array:
+        """A vector of the channels that rows are, for each row."""
+        return vector[rows].reshape(-1, 1, 1)
+
+    def along_columns(self, vector: Array, rows: slice) -> Array:
+        """A vector of the channels that columns are, for each column of each row."""
+        groups = np.arange(self.values.shape[0])[rows] // (self.values.shape[0] // self.groups)
+        found: Array = vector.reshape(self.groups, -1)[groups][:, :, None]
+        return found
+
+    def solve(self, rows: slice, inner: Array | None, outer: Array | None) -> Array:
+        """Rows of the new kernel, in float64; a factor of the inputs first."""
+        found: AnyArray = self.values[rows]
+        if self.factor != 1 or (inner is None and outer is None) or found.dtype.kind != "f":
+            found = found.astype(np.float64) * self.factor
+        sides = (self.along_columns, self.along_rows) if self.is_by_output else (self.along_rows, self.along_columns)
+        for vector, side in zip((inner, outer), sides, strict=True):
+            if vector is not None:
+                found = np.multiply(found, side(vector, rows), dtype=np.float64)
+        return found
+
+    def carry(self, shift: Array) -> tuple[Array, Array]:
+        """What a constant input becomes, and the same of absolute values."""
+        out = np.zeros(self.sizes[0])
+        size = np.zeros(self.sizes[0])
+        for rows in self.blocks():
+            values = self.solve(rows, None, None)
+            side = self.along_columns if self.is_by_output else self.along_rows
+            taps = values.sum(axis=2), np.abs(values).sum(axis=2)
+            parts = taps[0] * side(shift, rows)[:, :, 0], taps[1] * side(np.abs(shift), rows)[:, :, 0]
+            if self.is_by_output:
+                out[rows], size[rows] = parts[0].sum(axis=1), parts[1].sum(axis=1)
+                continue
+            groups = np.arange(self.values.shape[0])[rows] // (self.values.shape[0] // self.groups)
+            for total, part in ((out, parts[0]), (size, parts[1])):
+                np.add.at(total.reshape(self.groups, -1), groups, part)
+        return out, size
+
+
+def attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
+    """An attribute's value."""
+    for each in node.attribute:
+        if each.name == name:
+            if each.ref_attr_name:
+                raise ProofError("weights", first_output(node), f"a caller of the function gives its {name}")
+            found = helper.get_attribute_value(each)
+            return found.decode() if isinstance(found, bytes) else found
+    return default
+
+
+def data_index(scope: Scope, node: onnx.NodeProto) -> int:
+    """Which input of a linear operator is data."""
+    return 1 if node.op_type == "MatMul" and scope.constant(node.input[1]) is None else 0
+
+
+def read_kernel(scope: Scope, node: onnx.NodeProto, values: AnyArray) -> Kernel:
+    """How the kernel of a linear operator is laid out."""
+    try:
+        return _layout(scope, node, values)
+    except (ValueError, ZeroDivisionError, IndexError) as error:
+        raise ProofError("weights", first_output(node), f"its weight does not fit it ({error})") from error
+
+
+def _layout(scope: Scope, node: onnx.NodeProto, values: AnyArray) -> Kernel:
+    shape = values.shape
+    if node.op_type in ("Conv", "ConvTranspose"):
+        groups = int(attribute(node, "group", 1))
+        if shape[0] % groups:
+            raise ValueError(f"{shape[0]} rows in {groups} groups")
+        return Kernel(values.reshape(*shape[:2], -1), groups, node.op_type == "Conv")
+    if node.op_type == "Gemm":
+        is_by_output = bool(attribute(node, "transB", 0))
+        return Kernel(values.reshape(*shape, 1), 1, is_by_output, float(attribute(node, "alpha", 1.0)))
+    if node.op_type == "MatMul":
+        return Kernel(values.reshape(*shape[-2:], 1), 1, data_index(scope, node) == 1)
+    return Kernel(values.reshape(-1, shape[-1], 1), 1, True)
+
+
+def check_kernel(node: str, old: Kernel, new: Kernel, inner: Affine | None, outer: Affine | None) -> Worst:
+    """That a kernel is the closed form of another one.
+
+    In float32 and narrower, the two roundings of float64 on the way are allowed for; in float64 they are part of the
+    form: the input's factor comes first.
+    """
+    if (old.values.shape, old.groups, old.is_by_output) != (new.values.shape, new.groups, new.is_by_output):
+        raise ProofError("weights", node, f"its weight has shape {new.values.shape}, not {old.values.shape}")
+    if old.values.dtype != new.values.dtype:
+        raise ProofError("weights", node, f"its weight is of type {new.values.dtype}, not {old.values.dtype}")
+    if new.factor != 1:
+        raise ProofError("weights", node, f"its alpha is {new.factor}")
+    slack = 0.0 if new.values.dtype == np.float64 else 4 * UNIT
+    worst = Worst()
+    for rows in old.blocks():
+        exact = old.solve(rows, inner.scale if inner else None, outer.scale if outer else None)
+        found = check_rounded(new.values[rows], exact, slack * np.abs(exact))
+        if isinstance(found, Wrong):
+            row, column, tap = np.unravel_index(found.index, exact.shape)
+            place = f"row {rows.start + int(row)}, column {int(column)}, tap {int(tap)} of its weight"
+            raise ProofError("weights", node, _numbers(place, found))
+        worst = worst.joined(found)
+    return worst
+
+
+def solve_bias(old: Kernel, bias: Array | None, inner: Affine | None, outer: Affine | None) -> tuple[Array, Array]:
+    """The new bias, and how far float64 may be from it."""
+    out = old.sizes[0]
+    total = np.zeros(out) if bias is None else bias
+    size = np.abs(total)
+    if inner is not None and inner.has_shift:
+        carried, sizes = old.carry(inner.shift)
+        total, size = total + carried, size + sizes
+    if outer is not None:
+        total = outer.scale * total + outer.shift
+        size = np.abs(outer.scale) * size + np.abs(outer.shift)
+    count = old.values.size // max(1, out) + 8
+    return total, count * UNIT * size
+
+
+def check_bias(node: str, exact: Array, error: Array, stored: AnyArray | None) -> Worst:
+    """That a bias is the exact one, rounded once; where there is none, that it is zero."""
+    if stored is None:
+        if exact.any():
+            channel = int(np.argmax(exact != 0))
+            raise ProofError(
+                "weights", node, f"channel {channel} of its bias is missing, and should be {exact[channel]!r}"
+            )
+        return Worst()
+    if stored.size != exact.size:
+        raise ProofError("weights", node, f"its bias has {stored.size} channels, not {exact.size}")
+    found = check_rounded(stored.reshape(-1), exact, error)
+    if isinstance(found, Wrong):
+        raise ProofError("weights", node, _numbers(f"channel {found.index} of its bias", found))
+    return found
+
+
+def _numbers(place: str, wrong: Wrong) -> str:
+    return f"{place} is {wrong.stored!r} and should be {wrong.exact!r}, {wrong.ulps:.3g} ulp away"

@@ -1,0 +1,340 @@
+"""Operators that became one: the region of the original against what stands for it, on random data and impulses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from bnfold.algebra.affine import Affine
+from bnfold.proof.carriers import draw, undo
+from bnfold.proof.evaluate import UnevaluatedError, evaluate, wide
+from bnfold.proof.failure import ProofError
+from bnfold.proof.linear import attribute
+from bnfold.proof.models import Scope, first_output
+from bnfold.proof.pair import Pair
+from bnfold.proof.rounding import UNIT
+
+AnyArray = npt.NDArray[Any]
+
+ALLOWED = frozenset({"Add", "Conv", "Gemm", "MatMul", "Neg", "Pad", "Sub", "Sum"})
+"""Operators that may stand for a region."""
+
+PARTS = frozenset(
+    {
+        "Add", "AveragePool", "BatchNormalization", "Concat", "Conv", "Div", "Dropout", "Gemm", "GlobalAveragePool",
+        "Identity", "MatMul", "Mul", "Neg", "Pad", "Sub", "Sum",
+    }
+)  # fmt: skip
+"""Operators that a region may be made of: linear, whatever the data is, so that impulses say all of them."""
+
+IMPULSES = 64
+"""Channels that get an impulse, at each of the places."""
+
+
+def roots(pair: Pair, scope: Scope) -> set[str]:
+    """Values that regions make for the rest of the graph."""
+    merged = pair.certificate.merged
+    found: set[str] = set()
+    if not any(path == scope.path for path, _ in merged):
+        return found
+
+    def note(value: str, reader: str | None) -> None:
+        stack = [value]
+        while stack:
+            read = stack.pop()
+            maker = scope.makers.get(read)
+            if maker is None:
+                continue
+            key = scope.path, first_output(maker)
+            if key in merged:
+                if merged[key] != reader:
+                    found.add(read)
+            elif key in pair.certificate.vanished:
+                stack.extend(maker.input)
+
+    for node in scope.nodes:
+        key = scope.path, first_output(node)
+        if key not in pair.certificate.vanished:
+            for each in node.input:
+                note(each, merged.get(key))
+    for each in scope.outputs:
+        note(each, None)
+    for node in scope.nodes:  # what nobody reads stays, too
+        made = first_output(node)
+        if (scope.path, made) in merged and not scope.readers.get(made):
+            found.update([made] if pair.name(scope, made) in pair.counterpart(scope.path).makers else [])
+    for path, inner in pair.original.scopes.items():
+        if inner.around is scope or path.startswith(scope.path + "/"):
+            for each in inner.readers:
+                note(each, None)
+            for node in inner.nodes:
+                for each in node.input:
+                    if inner.owner(each) is scope:
+                        note(each, None)
+            for each in inner.outputs:
+                if inner.owner(each) is scope:
+                    note(each, None)
+    return found
+
+
+def is_read_outside(pair: Pair, scope: Scope, node: onnx.NodeProto) -> bool:
+    """Whether anything reads what a node made that vanished, but regions that it is a part of."""
+    value = node.output[0]
+    readers = pair.readers(scope, value)
+    count = sum(each == value for reader in readers for each in reader.input)
+    if value in scope.outputs or scope.readers.get(value, 0) != count:  # a body reads it
+        return True
+    marks = [pair.certificate.merged.get((scope.path, first_output(each))) for each in readers]
+    return not marks or any(mark is None or not _leads_inside(pair, scope, node, mark) for mark in marks)
+
+
+def _region(pair: Pair, scope: Scope, root: onnx.NodeProto) -> tuple[list[onnx.NodeProto], list[str]]:
+    """The nodes of the original that one operator stands for, and what they read."""
+    merged = pair.certificate.merged
+    mark = merged[scope.path, first_output(root)]
+    chosen: set[int] = set()
+    reads: list[str] = []
+    stack = [root]
+    while stack:
+        node = stack.pop()
+        if id(node) in chosen:
+            continue
+        chosen.add(id(node))
+        for value in node.input:
+            if not value or scope.constant(value) is not None:
+                continue
+            maker = scope.makers.get(value)
+            key = scope.path, first_output(maker) if maker is not None else ""
+            if maker is not None and (merged.get(key) == mark or _leads_inside(pair, scope, maker, mark)):
+                stack.append(maker)
+            elif value not in reads:
+                reads.append(value)
+    return [node for node in scope.nodes if id(node) in chosen], reads
+
+
+def _leads_inside(pair: Pair, scope: Scope, node: onnx.NodeProto, mark: str) -> bool:
+    """Whether a node vanished behind a part of the region."""
+    while (scope.path, first_output(node)) in pair.certificate.vanished:
+        makers = [scope.makers[each] for each in node.input if each in scope.makers and scope.constant(each) is None]
+        if len(makers) != 1:
+            return False
+        node = makers[0]
+        if pair.certificate.merged.get((scope.path, first_output(node))) == mark:
+            return True
+    return False
+
+
+def check_merge(pair: Pair, scope: Scope, other: Scope, root: onnx.NodeProto) -> None:
+    """That one operator is a region of the original, within the rounding of its weights."""
+    name = first_output(root)
+    nodes, reads = _region(pair, scope, root)
+    for node in nodes:
+        data = [each for each in node.input if each and scope.constant(each) is None]
+        is_sum = node.op_type in ("Add", "Concat", "Sub", "Sum")
+        if node.op_type not in PARTS or node.domain not in ("", "ai.onnx") or (len(data) != 1 and not is_sum):
+            raise ProofError("merges", first_output(node), f"a {node.op_type} merged")
+    made = next(each for each in root.output if each)
+    ends = {pair.name(scope, each): each for each in reads}
+    if len(ends) != len(reads):
+        raise ProofError("merges", name, "it reads two values that became one")
+    stands = _stands(pair, scope, other, pair.name(scope, made), set(ends), name)
+    try:
+        _compare(pair, scope, other, name, made, nodes, reads, stands)
+    except UnevaluatedError as error:
+        raise ProofError("merges", name, f"not covered: {error}") from error
+
+
+def _stands(pair: Pair, scope: Scope, other: Scope, made: str, ends: set[str], name: str) -> list[onnx.NodeProto]:
+    """The nodes of the result that stand for a region."""
+    chosen: set[int] = set()
+    stack = [made]
+    while stack:
+        value = stack.pop()
+        if not value or value in ends or other.constant(value) is not None:
+            continue
+        node = other.makers.get(value)
+        if node is None or node.op_type not in ALLOWED or node.domain not in ("", "ai.onnx"):
+            raise ProofError("merges", name, f"{value!r} stands for it, which is not made of what it reads")
+        if id(node) in chosen:
+            continue
+        if id(node) in pair.accounted:
+            raise ProofError("merges", name, f"{value!r} stands for something else as well")
+        chosen.add(id(node))
+        stack.extend(node.input)
+    pair.accounted.update(chosen)
+    return [node for node in other.nodes if id(node) in chosen]
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """Nodes that make one value of others."""
+
+    nodes: list[onnx.NodeProto]
+    constants: dict[str, AnyArray]
+    made: str
+    opsets: list[onnx.OperatorSetIdProto]
+
+    @classmethod
+    def of(cls, scope: Scope, nodes: list[onnx.NodeProto], made: str) -> _Part:
+        """Some nodes of a graph."""
+        names = {each for node in nodes for each in node.input if each}
+        constants = {name: found for name in names if (found := scope.constant(name)) is not None}
+        return cls(nodes, constants, made, scope.opsets)
+
+    def run(self, given: dict[str, AnyArray]) -> AnyArray:
+        """What is made."""
+        return evaluate(self.nodes, {**self.constants, **given}, [self.made], self.opsets)[0]
+
+    def size(self, given: dict[str, AnyArray]) -> AnyArray:
+        """What the absolute values of all addends add up to."""
+        nodes, sizes = [], {name: _size(each) for name, each in self.constants.items()}
+        for node in self.nodes:
+            copy = onnx.NodeProto()
+            copy.CopyFrom(node)
+            copy.op_type = {"Sub": "Add", "Neg": "Identity"}.get(node.op_type, node.op_type)
+            if node.op_type == "BatchNormalization":  # subtracts its mean
+                mean = f"{node.input[3]}/subtracted"
+                sizes[mean] = -sizes[node.input[3]]
+                copy.input[3] = mean
+            nodes.append(copy)
+        sizes.update({name: np.abs(each) for name, each in given.items()})
+        return evaluate(nodes, sizes, [self.made], self.opsets)[0]
+
+    @property
+    def unit(self) -> float:
+        """The largest error of rounding a constant once, relatively."""
+        return max((_unit(each) for each in self.constants.values()), default=UNIT)
+
+
+def _size(array: AnyArray) -> AnyArray:
+    found = wide(array)
+    return np.abs(found) if found.dtype.kind == "f" else array
+
+
+def _unit(array: AnyArray) -> float:
+    if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
+        return 0.0
+    return float(ml_dtypes.finfo(array.dtype).eps) / 2  # type: ignore[no-untyped-call]
+
+
+def _tiny(part: _Part) -> float:
+    """The largest error of rounding a constant once, where that is subnormal."""
+    kinds = [each.dtype for each in part.constants.values() if _unit(each)]
+    return max((float(ml_dtypes.finfo(each).smallest_subnormal) for each in kinds), default=0.0)  # type: ignore[no-untyped-call]
+
+
+def _compare(
+    pair: Pair,
+    scope: Scope,
+    other: Scope,
+    name: str,
+    made: str,
+    nodes: list[onnx.NodeProto],
+    reads: list[str],
+    stands: list[onnx.NodeProto],
+) -> None:
+    generator = np.random.default_rng()
+    relation = pair.relation(scope, made)
+    if relation is not None and relation.pushed is not None:
+        raise ProofError("merges", name, "what it makes changed in a way that is not covered")
+    pulled = relation.pulled if relation else None
+    old, new = _Part.of(scope, nodes, made), _Part.of(other, stands, pair.name(scope, made))
+
+    def judge(given: dict[str, AnyArray], now: dict[str, AnyArray], base: tuple[AnyArray, AnyArray] | None) -> Any:
+        """Both answers, or what they changed since `base`, which weights alone explain."""
+        before, after, sizes, bound = old.run(given), new.run(now), old.size(given), new.size(now)
+        if before.shape != after.shape:
+            raise ProofError("merges", name, f"its result has shape {after.shape}, not {before.shape}")
+        if pulled is not None:
+            before, sizes = pulled(before), np.abs(pulled(np.zeros_like(before))) + sizes * _along(pulled, sizes.ndim)
+        allowed = bound if base is None else bound - new.size({key: np.zeros_like(each) for key, each in now.items()})
+        left, right = (before, after) if base is None else (before - base[0], after - base[1])
+        with np.errstate(all="ignore"):
+            limit = 1.01 * new.unit * allowed + 1e-13 * (bound + sizes) + _tiny(new) * max(1, left[:1].size)
+            wrong = ~(np.abs(left - right) <= limit)
+        if wrong.any():
+            at = np.unravel_index(int(np.argmax(wrong)), wrong.shape)
+            raise ProofError("merges", name, f"it gives {float(right[at])!r}, not {float(left[at])!r}")
+        return before, after
+
+    shapes = {value: _shape(pair, scope, value, nodes) for value in reads}
+    names = {value: pair.name(scope, value) for value in reads}
+    drawn = {value: draw(pair.relation(scope, value), shapes[value], generator) for value in reads}
+    judge({value: each[0] for value, each in drawn.items()}, {names[key]: each[1] for key, each in drawn.items()}, None)
+    for value in reads:
+        impulses = _impulses(shapes[value], generator)
+        count = len(impulses) // shapes[value][0]
+
+        def both(now: AnyArray, value: str = value, count: int = count) -> tuple[Any, Any]:
+            fed = {
+                each: now if each == value else np.zeros((shape[0] * count, *shape[1:]))
+                for each, shape in shapes.items()
+            }
+            before = {each: undo(pair.relation(scope, each), x) for each, x in fed.items()}
+            return before, {names[each]: x for each, x in fed.items()}
+
+        base = judge(*both(np.zeros_like(impulses)), None)
+        judge(*both(impulses), base)
+
+
+def _along(affine: Affine, rank: int) -> AnyArray:
+    shape = [1] * rank
+    shape[affine.axis] = affine.size
+    return np.abs(affine.scale).reshape(shape)
+
+
+def _impulses(shape: tuple[int, ...], generator: np.random.Generator) -> AnyArray:
+    """Data with a one in one channel each, at corners, borders and in the middle, along the first axis."""
+    axis = 1 if len(shape) != 3 else 2
+    axis = min(axis, len(shape) - 1)
+    count = shape[axis]
+    channels = np.arange(count) if count <= IMPULSES else generator.choice(count, IMPULSES, replace=False)
+    places = [tuple(0 for _ in shape), tuple(size - 1 for size in shape), tuple(size // 2 for size in shape)]
+    places.append(tuple(0 if each == 2 else size // 2 for each, size in enumerate(shape)))
+    chosen = dict.fromkeys((*place[:axis], int(each), *place[axis + 1 :]) for each in channels for place in places)
+    found = np.zeros((len(chosen), *shape))
+    for index, place in enumerate(chosen):
+        found[(index, *place)] = 1.0
+    return found.reshape(-1, *shape[1:])
+
+
+def _shape(pair: Pair, scope: Scope, value: str, nodes: list[onnx.NodeProto]) -> tuple[int, ...]:
+    """A shape for what a region reads: as small as its windows allow."""
+    known = pair.shape(scope, value)
+    wide_nodes = [node for node in nodes if value in node.input and node.op_type in ("Conv", "MatMul", "Gemm")]
+    channels: int | None = None
+    rank = None if known is None else len(known)
+    for node in wide_nodes:
+        kernel = scope.constant(node.input[1])
+        if node.op_type == "Conv" and kernel is not None:
+            channels, rank = kernel.shape[1] * int(attribute(node, "group", 1)), kernel.ndim
+    if rank is None:
+        raise UnevaluatedError(f"the shape of {value!r} does not follow from the model's inputs")
+    sizes = [2 if each is None else each for each in (known or (None,) * rank)]
+    if channels is not None:
+        sizes[1] = channels
+    has_window = any(node.op_type in ("Conv", "AveragePool") for node in nodes)
+    if has_window and rank > 2:
+        reach = 1
+        for node in nodes:
+            if node.op_type in ("Conv", "AveragePool"):
+                kernel = scope.constant(node.input[1]) if node.op_type == "Conv" else None
+                reach = max(reach, _reach(node, kernel))
+        sizes = [1, sizes[1], *(min(size, reach) if known and known[2 + i] else reach
+                                for i, size in enumerate(sizes[2:]))]  # fmt: skip
+    elif known is not None and known[0] is None:
+        sizes[0] = 2
+    return tuple(sizes)
+
+
+def _reach(node: onnx.NodeProto, kernel: AnyArray | None) -> int:
+    window = list(kernel.shape[2:]) if kernel is not None else list(attribute(node, "kernel_shape", [1]))
+    dilations = list(attribute(node, "dilations", [1] * len(window)))
+    strides = list(attribute(node, "strides", [1] * len(window)))
+    found: list[int] = [d * (k - 1) + 1 + 2 * s for k, d, s in zip(window, dilations, strides, strict=True)]
+    return max(found)

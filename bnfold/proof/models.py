@@ -1,0 +1,318 @@
+"""An ONNX file as the checker sees it: its scopes, its constants, its digest."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import numpy_helper
+
+from bnfold.proof.evaluate import UnevaluatedError, evaluate
+from bnfold.proof.failure import ProofError
+
+AnyArray = npt.NDArray[Any]
+
+FLOATS = {
+    onnx.TensorProto.FLOAT,
+    onnx.TensorProto.DOUBLE,
+    onnx.TensorProto.FLOAT16,
+    onnx.TensorProto.BFLOAT16,
+}
+
+NOT_CONSTANT = frozenset({"RandomNormal", "RandomUniform"})
+"""Operators without inputs whose output is another one each time."""
+
+CONSTANT_LIMIT = 1 << 26
+"""Elements of a constant that is computed."""
+
+PIECE = 1 << 22
+"""Bytes that are hashed at a time."""
+
+
+@dataclass(frozen=True)
+class Files:
+    """A model and the folder of its external data."""
+
+    proto: onnx.ModelProto
+    folder: Path | None = None
+
+
+def tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Every tensor of a model, in the order of the document."""
+    stack: list[Any] = [proto]
+    while stack:
+        message = stack.pop()
+        found: list[Any] = []
+        if isinstance(message, onnx.ModelProto):
+            found = [message.graph, *message.functions]
+        elif isinstance(message, onnx.GraphProto):
+            yield from message.initializer
+            for sparse in message.sparse_initializer:
+                yield from (sparse.values, sparse.indices)
+            found = list(message.node)
+        elif isinstance(message, onnx.FunctionProto):
+            found = list(message.node)
+        elif isinstance(message, onnx.NodeProto):
+            for attribute in message.attribute:
+                if attribute.HasField("t"):
+                    yield attribute.t
+                yield from attribute.tensors
+                if attribute.HasField("g"):
+                    found.append(attribute.g)
+                found.extend(attribute.graphs)
+        stack.extend(reversed(found))
+
+
+def digest(files: Files) -> str:
+    """SHA-256 of a model with its external data, wherever that lies.
+
+    It is that of the protobuf, serialised deterministically and without the places of external data; then, for each
+    tensor with external data in the order of the document, of the number of its bytes (8 bytes, little endian) and of
+    these bytes.
+    """
+    external = [each for each in tensors(files.proto) if each.data_location == onnx.TensorProto.EXTERNAL]
+    proto = files.proto
+    if external:
+        proto = onnx.ModelProto()
+        proto.CopyFrom(files.proto)
+        for tensor in tensors(proto):
+            tensor.ClearField("external_data")
+    found = hashlib.sha256(proto.SerializeToString(deterministic=True))
+    for tensor in external:
+        content = external_bytes(tensor, files.folder)
+        found.update(len(content).to_bytes(8, "little"))
+        for start in range(0, len(content), PIECE):
+            found.update(content[start : start + PIECE])
+    return found.hexdigest()
+
+
+def external_bytes(tensor: onnx.TensorProto, folder: Path | None) -> Any:
+    """The bytes of a tensor in another file, which stay there until they are read."""
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    path = (folder or Path()) / entries["location"]
+    length = int(entries["length"]) if "length" in entries else math.prod(tensor.dims) * dtype.itemsize
+    if length == 0:
+        return np.empty(0, np.uint8)
+    return np.memmap(path, np.uint8, "r", int(entries.get("offset", 0)), (length,))
+
+
+def array_of(tensor: onnx.TensorProto, folder: Path | None) -> AnyArray:
+    """A tensor's values; of one in another file or in raw bytes, a view."""
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    is_plain = dtype.kind in "fiub" or tensor.data_type == onnx.TensorProto.BFLOAT16
+    is_plain = is_plain and tensor.data_type not in (onnx.TensorProto.INT4, onnx.TensorProto.UINT4)
+    if tensor.data_location == onnx.TensorProto.EXTERNAL and is_plain:
+        content: AnyArray = external_bytes(tensor, folder)
+        return content.view(dtype).reshape(tuple(tensor.dims))
+    return numpy_helper.to_array(tensor, str(folder or ""))
+
+
+@dataclass(eq=False)
+class Scope:
+    """One graph, or the body of a function, with what it sees around it."""
+
+    path: str
+    message: Any
+    side: Side
+    around: Scope | None
+    nodes: list[onnx.NodeProto] = field(default_factory=list)
+    makers: dict[str, onnx.NodeProto] = field(default_factory=dict)
+    readers: dict[str, int] = field(default_factory=dict)
+    initializers: dict[str, onnx.TensorProto] = field(default_factory=dict)
+    sparse: dict[str, onnx.SparseTensorProto] = field(default_factory=dict)
+    inputs: list[str] = field(default_factory=list)
+    outputs: list[str] = field(default_factory=list)
+    known: dict[str, AnyArray | None] = field(default_factory=dict)
+
+    @property
+    def is_function(self) -> bool:
+        """Whether it is the body of a function."""
+        return isinstance(self.message, onnx.FunctionProto)
+
+    def owner(self, name: str) -> Scope | None:
+        """The scope that a value of this name is of."""
+        scope: Scope | None = self
+        while scope is not None:
+            if name in scope.makers or name in scope.initializers or name in scope.inputs or name in scope.sparse:
+                return scope
+            scope = scope.around
+        return None
+
+    @property
+    def opsets(self) -> list[onnx.OperatorSetIdProto]:
+        """What its operators mean."""
+        scope: Scope = self
+        while scope.around is not None:
+            scope = scope.around
+        found = scope.message.opset_import if scope.is_function else self.side.files.proto.opset_import
+        return list(found)
+
+    @property
+    def version(self) -> int:
+        """Of the default operators."""
+        return next((each.version for each in self.opsets if each.domain in ("", "ai.onnx")), 1)
+
+    def constant(self, name: str) -> AnyArray | None:
+        """The value that a name stands for whatever the inputs are; None where it depends on them."""
+        owner = self.owner(name)
+        if owner is None:
+            return None
+        if name not in owner.known:
+            owner.known[name] = None  # a cycle holds no constant
+            owner.known[name] = owner._find(name)
+        return owner.known[name]
+
+    def _find(self, name: str) -> AnyArray | None:
+        if name in self.initializers:
+            if name in self.inputs and self.side.files.proto.ir_version >= 4:
+                return None  # a caller may replace it
+            return array_of(self.initializers[name], self.side.files.folder)
+        if name in self.sparse:
+            return _dense(self.sparse[name], self.side.files.folder)
+        node = self.makers.get(name)
+        if node is None or node.domain not in ("", "ai.onnx") or node.op_type in NOT_CONSTANT:
+            return None
+        if any(each.HasField("g") or each.graphs or each.ref_attr_name for each in node.attribute):
+            return None
+        if node.op_type == "Constant":
+            for attribute in node.attribute:
+                if attribute.name == "value":
+                    return array_of(attribute.t, self.side.files.folder)
+                if attribute.name == "sparse_value":
+                    return _dense(attribute.sparse_tensor, self.side.files.folder)
+        feeds = {each: self.constant(each) for each in node.input if each}
+        if node.op_type == "CastLike":
+            return self._cast_like(node, feeds[node.input[0]])
+        if any(each is None for each in feeds.values()):
+            return None
+        given = {key: value for key, value in feeds.items() if value is not None}
+        if sum(each.size for each in given.values()) > CONSTANT_LIMIT:
+            return None
+        if node.op_type == "DequantizeLinear":  # which the evaluator does not have in every opset
+            return _dequantize(node, [given[each] for each in node.input if each])
+        try:
+            return evaluate([node], given, [name], self.opsets, widen=False)[0]
+        except UnevaluatedError:
+            return None
+
+    def _cast_like(self, node: onnx.NodeProto, constant: AnyArray | None) -> AnyArray | None:
+        """A constant in the type of something else."""
+        owner = self.owner(node.input[1])
+        if constant is None or owner is None:
+            return None
+        kind = self.side.known.get((owner.path, node.input[1]), (None, 0))[1]
+        if kind not in FLOATS or constant.dtype.kind not in "fiu":
+            return None
+        return constant.astype(onnx.helper.tensor_dtype_to_np_dtype(kind))
+
+    def is_constant_node(self, node: onnx.NodeProto) -> bool:
+        """Whether all that a node makes is constant."""
+        return all(self.constant(each) is not None for each in node.output if each)
+
+
+def _dequantize(node: onnx.NodeProto, given: list[AnyArray]) -> AnyArray | None:
+    """Integers times the scale of their channel."""
+    options = {each.name: each.i for each in node.attribute}
+    integers, scales = given[:2]
+    zeros = given[2] if len(given) > 2 else np.zeros(scales.shape, integers.dtype)
+    axis = options.get("axis", 1)
+    if options.get("block_size") or (scales.size != 1 and scales.shape != integers.shape[axis : axis + 1]):
+        return None
+    shape = [1] * integers.ndim
+    if scales.size > 1:
+        shape[axis] = scales.size
+    difference = integers.astype(np.float64) - zeros.astype(np.float64).reshape(shape)
+    found: AnyArray = (difference * scales.astype(np.float64).reshape(shape)).astype(scales.dtype)
+    return found
+
+
+def _dense(sparse: onnx.SparseTensorProto, folder: Path | None) -> AnyArray | None:
+    values, places = array_of(sparse.values, folder), array_of(sparse.indices, folder)
+    if math.prod(sparse.dims) > CONSTANT_LIMIT:
+        return None
+    dense = np.zeros(tuple(sparse.dims), values.dtype)
+    if places.ndim == 1:
+        dense.reshape(-1)[places] = values
+    else:
+        dense[tuple(places.T)] = values
+    return dense
+
+
+class Side:
+    """One of the two models.
+
+    Attributes:
+        files: what it was read from.
+        infer: finds shape and element type of each value, by scope and name.
+    """
+
+    def __init__(self, files: Files, infer: Callable[[Side], dict[Any, Any]] = lambda side: {}) -> None:
+        self.files = files
+        self._infer = infer
+        self.scopes: dict[str, Scope] = {}
+        self.main = self._add("main", files.proto.graph, None)
+        self.functions = {f"function:{each.domain}:{each.name}:{each.overload}": each for each in files.proto.functions}
+        for path, function in self.functions.items():
+            self._add(path, function, None)
+
+    @cached_property
+    def known(self) -> dict[Any, Any]:
+        """Shape and element type of each value, as far as they follow from the model's inputs."""
+        return self._infer(self)
+
+    def _add(self, path: str, message: Any, around: Scope | None) -> Scope:
+        if path in self.scopes:
+            raise ProofError("wiring", path, "two graphs have one place")
+        scope = self.scopes[path] = Scope(path, message, self, around, list(message.node))
+        if isinstance(message, onnx.GraphProto):
+            scope.inputs = [each.name for each in message.input]
+            scope.outputs = [each.name for each in message.output]
+            scope.initializers = {each.name: each for each in message.initializer}
+            scope.sparse = {each.values.name: each for each in message.sparse_initializer}
+        else:
+            scope.inputs, scope.outputs = list(message.input), list(message.output)
+        for node in scope.nodes:
+            for name in node.input:
+                self._read(scope, name)
+            for name, body in bodies(node):
+                self._add(f"{path}/{first_output(node)}.{name}", body, scope)
+            for name in node.output:
+                if not name:
+                    continue
+                if name in scope.makers or name in scope.inputs or name in scope.initializers:
+                    raise ProofError("wiring", first_output(node), f"the value {name!r} is made twice")
+                scope.makers[name] = node
+        for name in scope.outputs:
+            self._read(scope, name)
+        return scope
+
+    def _read(self, scope: Scope, name: str) -> None:
+        if not name:
+            return
+        owner = scope.owner(name)
+        if owner is None:
+            raise ProofError("wiring", name, "it is read before it is made, or never made")
+        owner.readers[name] = owner.readers.get(name, 0) + 1
+
+
+def first_output(node: onnx.NodeProto) -> str:
+    """What a node is known by."""
+    return next((each for each in node.output if each), "")
+
+
+def bodies(node: onnx.NodeProto) -> Iterator[tuple[str, onnx.GraphProto]]:
+    """The graphs that a node runs."""
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield f"{attribute.name}.0", attribute.g
+        for index, body in enumerate(attribute.graphs):
+            yield f"{attribute.name}.{index}", body

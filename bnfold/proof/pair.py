@@ -1,0 +1,155 @@
+"""Two models and what a certificate says of them."""
+
+from __future__ import annotations
+
+import onnx
+
+from bnfold.errors import InvalidModelError
+from bnfold.proof.certificate import Certificate, Relation
+from bnfold.proof.failure import ProofError
+from bnfold.proof.models import Scope, Side, first_output
+from bnfold.proof.shapes import Shape
+
+
+class Pair:
+    """Original and result.
+
+    Attributes:
+        accounted: nodes of the result that an obligation was about.
+        parameters: names of the result's constants that an obligation was about.
+    """
+
+    def __init__(self, original: Side, result: Side, certificate: Certificate) -> None:
+        self.original, self.result, self.certificate = original, result, certificate
+        self.accounted: set[int] = set()
+        self.parameters: set[tuple[str, str]] = set()
+        self.helpers: set[tuple[str, str]] = set()
+        self._counterparts: dict[str, Scope] = {}
+
+    def insist_on_names(self) -> None:
+        """That the certificate names what there is.
+
+        Raises:
+            InvalidModelError: it does not.
+        """
+        claimed = (
+            *self.certificate.names,
+            *self.certificate.relations,
+            *self.certificate.vanished,
+            *self.certificate.merged,
+            *((scope, into) for (scope, _), into in self.certificate.merged.items()),
+        )
+        for path, name in claimed:
+            scope = self.original.scopes.get(path)
+            if scope is None or (name not in scope.makers and name not in scope.inputs):
+                raise InvalidModelError(f"the certificate names {name!r} in {path!r}, which the original does not have")
+        for path, name in (*self.certificate.vanished, *self.certificate.merged):
+            maker = self.original.scopes[path].makers.get(name)
+            if maker is None or first_output(maker) != name:
+                raise InvalidModelError(f"the certificate names a node {name!r}, which the original does not have")
+        for path, name in self.certificate.relations:
+            if name not in self.original.scopes[path].makers:
+                raise ProofError("wiring", name, "an input cannot change")
+
+    def counterpart(self, path: str) -> Scope:
+        """The result's graph that stands for one of the original's."""
+        if path not in self._counterparts:
+            self._counterparts[path] = self._find(path)
+        return self._counterparts[path]
+
+    def _find(self, path: str) -> Scope:
+        around = self.original.scopes[path].around
+        place = path
+        if around is not None:
+            output, _, rest = path[len(around.path) + 1 :].rpartition(".")[0].rpartition(".")
+            index = path.rpartition(".")[2]
+            place = f"{self.counterpart(around.path).path}/{self.name(around, output)}.{rest}.{index}"
+        if place not in self.result.scopes:
+            raise ProofError("wiring", path, "the result has no such graph")
+        return self.result.scopes[place]
+
+    def name(self, scope: Scope, value: str) -> str:
+        """The name in the result of what stands for a value of the original."""
+        owner = scope.owner(value) if value else None
+        return value if owner is None else self.certificate.names.get((owner.path, value), value)
+
+    def home(self, scope: Scope, value: str) -> Scope | None:
+        """The scope in the result of what stands for a value; a node that vanished may have read one of another."""
+        owner = scope.owner(value)
+        while owner is not None:
+            maker = owner.makers.get(value)
+            if maker is None or (owner.path, first_output(maker)) not in self.certificate.vanished:
+                return self.counterpart(owner.path)
+            data = [each for each in maker.input if each and owner.constant(each) is None]
+            if not data:
+                return self.counterpart(owner.path)
+            value, owner = data[0], owner.owner(data[0])
+        return None
+
+    def relation(self, scope: Scope, value: str) -> Relation | None:
+        """How a value changed."""
+        owner = scope.owner(value)
+        return None if owner is None else self.certificate.relations.get((owner.path, value))
+
+    def shape(self, scope: Scope, value: str) -> Shape | None:
+        """The shape of a value of the original, as far as it is known."""
+        owner = scope.owner(value)
+        shape: Shape | None = None
+        if owner is not None:
+            shape = self.original.known.get((owner.path, value), (None, 0))[0]
+        return shape
+
+    def rank(self, scope: Scope, value: str) -> int | None:
+        """The number of a value's axes, where that is known."""
+        shape = self.shape(scope, value)
+        return None if shape is None else len(shape)
+
+    def has_kernel(self, scope: Scope, node: onnx.NodeProto) -> bool:
+        """Whether a linear operator has one constant operand that is its kernel."""
+        if len(node.input) < 2:
+            return False
+        constants = [each for each in node.input[:2] if scope.constant(each) is not None]
+        return len(constants) == 1 and (node.op_type == "MatMul" or constants[0] == node.input[1])
+
+    def bias_add(self, scope: Scope, node: onnx.NodeProto) -> onnx.NodeProto | None:
+        """The Add that is the bias of a matrix product with a constant: its only reader, in the same graph."""
+        if node.op_type != "MatMul" or node.domain not in ("", "ai.onnx") or not self.has_kernel(scope, node):
+            return None
+        output = node.output[0]
+        if scope.readers.get(output, 0) != 1:
+            return None
+        for reader in self._readers(scope).get(output, ()):
+            if reader.op_type != "Add" or reader.domain not in ("", "ai.onnx") or len(reader.input) != 2:
+                return None
+            key = scope.path, first_output(reader)
+            if key in self.certificate.vanished or key in self.certificate.merged:
+                return None
+            other = reader.input[1 if reader.input[0] == output else 0]
+            relation = self.certificate.relations.get((scope.path, output))
+            return reader if scope.constant(other) is not None and relation is None else None
+        return None
+
+    def is_bias_add(self, scope: Scope, node: onnx.NodeProto) -> bool:
+        """Whether a node belongs to a matrix product that changes."""
+        if node.op_type != "Add" or node.domain not in ("", "ai.onnx"):
+            return False
+        for each in node.input:
+            maker = scope.makers.get(each)
+            if maker is not None and self.bias_add(scope, maker) is node:
+                changed = (*maker.input, node.output[0])
+                return any(self.relation(scope, value) is not None for value in changed if value)
+        return False
+
+    def _readers(self, scope: Scope) -> dict[str, list[onnx.NodeProto]]:
+        cache: dict[str, dict[str, list[onnx.NodeProto]]] = self.__dict__.setdefault("_by_reader", {})
+        if scope.path not in cache:
+            found: dict[str, list[onnx.NodeProto]] = {}
+            for node in scope.nodes:
+                for each in node.input:
+                    found.setdefault(each, []).append(node)
+            cache[scope.path] = found
+        return cache[scope.path]
+
+    def readers(self, scope: Scope, value: str) -> list[onnx.NodeProto]:
+        """What reads a value of the original, in the same graph."""
+        return self._readers(scope).get(value, [])

@@ -1,0 +1,82 @@
+"""Shapes that follow from a model's inputs; what a file declares of inner values is not believed."""
+
+from __future__ import annotations
+
+import onnx
+from onnx import shape_inference
+
+from bnfold.proof.models import Files, Side
+
+Shape = tuple[int | None, ...]
+
+Known = dict[tuple[str, str], tuple[Shape | None, int]]
+"""Shape and element type of each value, by scope and name."""
+
+SMALL = 1 << 12
+"""Elements of a tensor whose values may be shapes."""
+
+
+def infer(side: Side) -> Known:
+    """What is known of each value."""
+    light = _without_weights(side.files)
+    try:
+        inferred = shape_inference.infer_shapes(light, data_prop=True)
+    except Exception:  # it raises anything on a model that it does not understand: then less is known
+        inferred = light
+    found: Known = {}
+    for path, scope in Side(Files(inferred, side.files.folder)).scopes.items():
+        if scope.is_function:
+            continue
+        graph = scope.message
+        for info in (*graph.value_info, *graph.input, *graph.output):
+            kind = info.type.tensor_type
+            shape: Shape | None = None
+            if kind.HasField("shape"):
+                shape = tuple(each.dim_value if each.HasField("dim_value") else None for each in kind.shape.dim)
+            found[path, info.name] = shape, kind.elem_type
+        for tensor in graph.initializer:
+            found[path, tensor.name] = tuple(tensor.dims), tensor.data_type
+    return found
+
+
+def _without_weights(files: Files) -> onnx.ModelProto:
+    """A copy with the shapes of large tensors in place of their values, and without what is declared inside."""
+    light = onnx.ModelProto()
+    stack = [(files.proto.graph, light.graph)]
+    for field in ("ir_version", "opset_import", "functions"):
+        part = onnx.ModelProto()
+        _copy(files.proto, part, field)
+        light.MergeFrom(part)
+    while stack:
+        source, target = stack.pop()
+        for field in ("name", "input", "output", "node", "sparse_initializer"):
+            _copy(source, target, field)
+        listed = {each.name for each in target.input}
+        for tensor in source.initializer:
+            count = 1
+            for size in tensor.dims:
+                count *= size
+            if count <= SMALL and tensor.data_location != onnx.TensorProto.EXTERNAL:
+                target.initializer.add().CopyFrom(tensor)
+            elif tensor.name not in listed:
+                target.input.append(
+                    onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
+                )
+        bodies = [attribute.g for node in target.node for attribute in node.attribute if attribute.HasField("g")]
+        bodies += [body for node in target.node for attribute in node.attribute for body in attribute.graphs]
+        while bodies:
+            body = bodies.pop()
+            del body.value_info[:]
+            for node in body.node:
+                for attribute in node.attribute:
+                    bodies.extend([attribute.g] if attribute.HasField("g") else [])
+                    bodies.extend(attribute.graphs)
+    return light
+
+
+def _copy(source: object, target: object, field: str) -> None:
+    found = getattr(source, field)
+    if isinstance(found, str | int):
+        setattr(target, field, found)
+    else:
+        getattr(target, field).extend(found)
