@@ -476,6 +476,8 @@ def fuse_file(
     ledger, deeds = None, []
     if proof is not None:
         _insist_on_writable(proof, overwrite=overwrite)
+        if proof.absolute() in (model.absolute(), output.absolute()):
+            raise OutputError(f"{proof}: a certificate needs a file of its own")
         if not isinstance(opened.graph, _onnx.OnnxGraph):
             raise UnsupportedModelError(f"{model}: only folds of ONNX models are proved so far")
         ledger = Ledger.of(opened.graph.model)
