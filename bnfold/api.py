@@ -314,6 +314,10 @@ def fuse_file(
     _insist_on_writable(output, overwrite=overwrite)
     if find_entry(output) is not find_entry(model):
         raise OutputError(f"{output}: an output has the format of its model, {model.suffix or 'ONNX'}")
+    if proof is not None:
+        _insist_on_writable(proof, overwrite=overwrite)
+        if proof.absolute() in (model.absolute(), output.absolute()):
+            raise OutputError(f"{proof}: a certificate needs a file of its own")
     with _naming(model):
         opened = open_model(model, _options(limits, comparison.inputs, inplace=True))
         before = opened.measure()
@@ -321,7 +325,6 @@ def fuse_file(
         outcomes, warnings = _explain(opened, decided, merge=merge), opened.warn(has_learnt=has_learnt)
         certified: tuple[Ledger, Deeds] | None = None
         if proof is not None:
-            _insist_on_writable(proof, overwrite=overwrite)
             certified = Ledger.of(_onnx_model(opened)), _deeds(opened.graph, decided)
         fold(opened.graph, decided)
     with staging(output) as folder:

@@ -33,7 +33,7 @@ PARTS = frozenset(
 """Operators that a region may be made of: linear, whatever the data is, so that impulses say all of them."""
 
 IMPULSES = 64
-"""Channels that get an impulse, at each of the places."""
+"""Channels that get an impulse: at each of the places where that is no more, else at one of them."""
 
 
 def roots(pair: Pair, scope: Scope) -> set[str]:
@@ -245,22 +245,25 @@ def _compare(
     pulled = relation.pulled if relation else None
     old, new = _Part.of(scope, nodes, made), _Part.of(other, stands, pair.name(scope, made))
 
-    def judge(given: dict[str, AnyArray], now: dict[str, AnyArray], base: tuple[AnyArray, AnyArray] | None) -> Any:
+    def judge(given: dict[str, AnyArray], now: dict[str, AnyArray], base: tuple[AnyArray, ...] | None) -> Any:
         """Both answers, or what they changed since `base`, which weights alone explain."""
         before, after, sizes, bound = old.run(given), new.run(now), old.size(given), new.size(now)
         if before.shape != after.shape:
             raise ProofError("merges", name, f"its result has shape {after.shape}, not {before.shape}")
         if pulled is not None:
             before, sizes = pulled(before), np.abs(pulled(np.zeros_like(before))) + sizes * _along(pulled, sizes.ndim)
-        allowed = bound if base is None else bound - new.size({key: np.zeros_like(each) for key, each in now.items()})
-        left, right = (before, after) if base is None else (before - base[0], after - base[1])
+        left, right, allowed = before, after, bound
+        if base is not None:
+            times = len(before) // len(base[0])
+            still = [np.tile(each, (times, *[1] * (each.ndim - 1))) for each in base]
+            left, right, allowed = before - still[0], after - still[1], bound - still[2]
         with np.errstate(all="ignore"):
             limit = 1.01 * new.unit * allowed + 1e-13 * (bound + sizes) + _tiny(new) * max(1, left[:1].size)
             wrong = ~(np.abs(left - right) <= limit)
         if wrong.any():
             at = np.unravel_index(int(np.argmax(wrong)), wrong.shape)
             raise ProofError("merges", name, f"it gives {float(right[at])!r}, not {float(left[at])!r}")
-        return before, after
+        return before, after, bound
 
     shapes = {value: _shape(pair, scope, value, nodes) for value in reads}
     names = {value: pair.name(scope, value) for value in reads}
@@ -278,7 +281,7 @@ def _compare(
             before = {each: undo(pair.relation(scope, each), x) for each, x in fed.items()}
             return before, {names[each]: x for each, x in fed.items()}
 
-        base = judge(*both(np.zeros_like(impulses)), None)
+        base = judge(*both(np.zeros(shapes[value]), count=1), None)
         judge(*both(impulses), base)
 
 
@@ -296,7 +299,12 @@ def _impulses(shape: tuple[int, ...], generator: np.random.Generator) -> AnyArra
     channels = np.arange(count) if count <= IMPULSES else generator.choice(count, IMPULSES, replace=False)
     places = [tuple(0 for _ in shape), tuple(size - 1 for size in shape), tuple(size // 2 for size in shape)]
     places.append(tuple(0 if each == 2 else size // 2 for each, size in enumerate(shape)))
-    chosen = dict.fromkeys((*place[:axis], int(each), *place[axis + 1 :]) for each in channels for place in places)
+    few = [places[each] for each in generator.integers(len(places), size=count)]
+    chosen = dict.fromkeys(
+        (*place[:axis], int(each), *place[axis + 1 :])
+        for each in channels
+        for place in (places if count * len(places) <= IMPULSES else [few[each]])
+    )
     found = np.zeros((len(chosen), *shape))
     for index, place in enumerate(chosen):
         found[(index, *place)] = 1.0

@@ -17,7 +17,7 @@ import pytest
 from onnx import numpy_helper
 
 from bnfold import api
-from bnfold.errors import NotEquivalentError, UnsupportedModelError
+from bnfold.errors import NotEquivalentError, OutputError, UnsupportedModelError
 from bnfold.proof.checker import Proof
 from bnfold.proof.failure import ProofError
 from bnfold.proof.models import Files, digest
@@ -109,6 +109,16 @@ def test_what_is_not_proved_is_not_written(tmp_path: Path, monkeypatch: pytest.M
     ):
         api.fuse_file(MODELS / "digits_mlp.onnx", tmp_path / "b.onnx", proof=tmp_path / "p.json")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["a.onnx", "b.onnx"])
+def test_a_certificate_does_not_take_the_place_of_a_model(name: str, tmp_path: Path) -> None:
+    shutil.copy(MODELS / "digits_mlp.onnx", tmp_path / "a.onnx")
+    before = (tmp_path / "a.onnx").read_bytes()
+    with pytest.raises(OutputError, match="a file of its own"):
+        api.fuse_file(tmp_path / "a.onnx", tmp_path / "b.onnx", proof=tmp_path / name, overwrite=True)
+    assert (tmp_path / "a.onnx").read_bytes() == before
+    assert not (tmp_path / "b.onnx").exists()
 
 
 def test_a_program_has_no_certificate_yet(tmp_path: Path) -> None:
