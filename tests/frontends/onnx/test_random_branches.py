@@ -19,7 +19,7 @@ from onnx.reference import ReferenceEvaluator
 
 import bnfold
 from bnfold import Fold, Merge, Outcome, Refusal
-from tests.frontends.onnx.test_onnx_merge import cost
+from tests.toys.onnx_branches import cost
 
 EXAMPLES = int(os.environ.get("BNFOLD_EXAMPLES", "400"))
 TOLERANCE = 1e-9
