@@ -373,6 +373,18 @@ def test_modules_are_as_declared(kind: type[nn.Module]) -> None:
     pytest.fail(f"no sample ran {kind.__name__}")
 
 
+@pytest.mark.parametrize("equation", ["ab,bc->ac", "ab,ab->ab", "ab,cd->ab", "ab,ab->ba", "ab,cd->abcd"])
+@pytest.mark.parametrize("other", [SQUARE.clone(), torch.ones(6, 6, dtype=X.dtype), torch.eye(6, dtype=X.dtype)])
+def test_an_einsum_of_two_is_fresh(equation: str, other: Tensor) -> None:
+    assert not storages(torch.einsum(equation, SQUARE, other)) & storages([SQUARE, other])
+
+
+@pytest.mark.parametrize("equation", ["ab,cd->ab", "ab,cd->abcd"])
+def test_an_einsum_with_a_single_number_is_fresh(equation: str) -> None:
+    one = torch.ones(1, 1, dtype=X.dtype)
+    assert not storages(torch.einsum(equation, SQUARE, one)) & storages([SQUARE, one])
+
+
 def test_no_spelling_is_in_two_rows() -> None:
     assert len(ROWS) == len(OPERATORS)
     assert len(FUNCTIONS) == sum(len({*row.functions, *row.also}) for row in OPERATORS)
