@@ -24,6 +24,8 @@ CONSTANTS: dict[str, np.ndarray] = {
     "v2": random(C, C, 1, 1, seed=1),
     "thin": random(2, C, 1, 1),
     "wide": random(C, 2, 3, 3),
+    "narrow": random(1, C, 1, 1),
+    "narrow2": random(1, C, 1, 1, seed=1),
     "one": random(1, C, 3, 3),
     "five": random(C, C, 5, 5),
     "even": random(C, C, 2, 2),
