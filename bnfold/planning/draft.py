@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Generic
 
+import numpy as np
+
 from bnfold.algebra.affine import Affine
 from bnfold.algebra.linear import Factor, Linear
 from bnfold.graph.ops import ChannelAffine, Op
@@ -42,6 +44,7 @@ class Draft(Generic[N, V]):
         self.blocked: dict[tuple[N, Direction], Blocked[N]] = {}
         self.absorbed: dict[N, Linear | Affine] = {}
         self.gone: set[N] = set()
+        self._moved: set[N] = set()  # BatchNorms that stay, with other statistics
         self._ops: dict[N, Op] = {}
         self._root: dict[V, V] = {}
         self._uses: dict[V, list[tuple[N | None, int]]] = {}
@@ -142,9 +145,23 @@ class Draft(Generic[N, V]):
 
     def _absorb(self, sinks: Mapping[N, Linear | Affine]) -> None:
         for node, absorbed in sinks.items():
+            replaced, others = self.graph.constants(node)
             if node not in self.absorbed:
-                self._release(self.graph.constants(node)[0])
+                self._release(replaced)
+            if node not in self._moved and self._moves_statistics(node, absorbed):
+                self._moved.add(node)
+                self._release(others)
             self.absorbed[node] = absorbed
+
+    def _moves_statistics(self, node: N, absorbed: Linear | Affine) -> bool:
+        """Whether a BatchNorm that stays gets another running mean and variance."""
+        op = self._ops[node]
+        if not isinstance(absorbed, Affine) or not isinstance(op, ChannelAffine):
+            return False
+        old, new = op.affine.statistics, absorbed.statistics
+        if old is None or new is None:
+            return False
+        return not (np.array_equal(old.mean, new.mean) and np.array_equal(old.variance, new.variance))
 
     def _remove(self, node: N) -> None:
         """End all that a node reads."""
@@ -152,7 +169,8 @@ class Draft(Generic[N, V]):
         for value in self.inputs(node):
             self._uses[value] = [use for use in self.uses(value) if use[0] != node]
         replaced, others = self.graph.constants(node)
-        self._release(others if node in self.absorbed else [*replaced, *others])
+        self._release([] if node in self.absorbed else replaced)
+        self._release([] if node in self._moved else others)
 
     def root(self, value: V) -> V:
         """The value that stands for `value` now that nodes are bypassed."""

@@ -278,9 +278,9 @@ class OnnxGraph:
         solved, held = self._solve_batchnorm(node, absorbed), read_affine.batchnorm_constants(self._reader(node))
         self._editor.set_parameter(node, 1, ir.tensor(solved.gamma))
         self._editor.set_parameter(node, 2, ir.tensor(solved.beta))
-        for index, array in ((3, solved.mean), (4, solved.var)):
-            if not np.array_equal(array, held[index - 1]):
-                self._editor.set_parameter(node, index, ir.tensor(array))
+        if not (np.array_equal(solved.mean, held[2]) and np.array_equal(solved.var, held[3])):
+            self._editor.set_parameter(node, 3, ir.tensor(solved.mean))
+            self._editor.set_parameter(node, 4, ir.tensor(solved.var))
 
     def _stored(self, node: ir.Node) -> Stored:
         return read_linear.stored(self._reader(node), self._bias_add.get(node))

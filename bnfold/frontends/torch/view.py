@@ -382,10 +382,8 @@ class TorchGraph:
         solved = self._solve_batchnorm(reader, affine)
         _, _, mean, var, _ = read_affine.batchnorm_constants(reader)
         arrays: dict[str, AnyArray] = {"weight": solved.gamma, "bias": solved.beta}
-        if not np.array_equal(solved.mean, mean):
-            arrays["running_mean"] = solved.mean
-        if not np.array_equal(solved.var, var):
-            arrays["running_var"] = solved.var
+        if not (np.array_equal(solved.mean, mean) and np.array_equal(solved.var, var)):
+            arrays |= {"running_mean": solved.mean, "running_var": solved.var}
         return arrays
 
     def makes_bias(self, node: fx.Node, absorbed: Linear) -> bool:

@@ -257,3 +257,12 @@ def test_a_long_chain_of_additions_is_read_in_reasonable_time() -> None:
     fused, outcomes = fuse(build(nodes, (1, C, 2, 2)))
     assert outcomes == ()
     assert len(fused.graph.node) == len(nodes)
+
+
+def test_a_variance_that_moves_frees_the_bias_that_it_was_too() -> None:
+    """A second fold would see that the bias is read once, and merge the chain."""
+    nodes = [node("Mul", "x two", "a"), norm("a", "n", "p_"), node("Relu", "n", "r")]
+    fused, outcomes = fuse_cheaply(build([*nodes, conv("r v", "c"), conv("c v2 p_var", "y")]))
+    assert merges(outcomes)
+    assert operators(fused) == ["BatchNormalization", "Relu", "Conv"]
+    assert not merges(bnfold.fuse(fused, return_outcomes=True)[1])
