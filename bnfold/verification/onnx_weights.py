@@ -12,7 +12,7 @@ import onnx
 from onnx import numpy_helper
 
 from bnfold.runtimes.tensors import FLOATS
-from bnfold.verification.metrics import MANTISSA, ORDERED
+from bnfold.verification.metrics import ORDERED, mantissa_bits
 
 ANY, FIRST = frozenset(range(64)), frozenset({0})
 
@@ -67,7 +67,7 @@ class Disturbance:
 
 def _move(array: npt.NDArray[Any], moves: npt.NDArray[Any]) -> None:
     """Add units in the last place to each element that is a normal number, away from the limits of its type."""
-    bits, mantissa = array.view(ORDERED[array.dtype.itemsize]), MANTISSA[array.dtype.name]
+    bits, mantissa = array.view(ORDERED[array.dtype.itemsize]), mantissa_bits(array.dtype)
     exponent = ((1 << (array.dtype.itemsize * 8 - 1 - mantissa)) - 1) << mantissa
     lowest, highest = (2 << mantissa), exponent - (2 << mantissa)
     for start in range(0, array.size, BLOCK):
