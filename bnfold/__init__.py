@@ -10,63 +10,56 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bnfold import testing as testing
-    from bnfold.api import fuse, plan
-    from bnfold.bench.comparison import benchmark
-    from bnfold.errors import (
-        BnfoldError,
-        IncomparableError,
-        InvalidModelError,
-        MissingExtraError,
-        NotEquivalentError,
-        OutputError,
-        OutputExistsError,
-        UnsupportedModelError,
-    )
-    from bnfold.frontends.limits import Limits
-    from bnfold.graph.outcome import Fold, Merge, Outcome, Reason, Refusal
-    from bnfold.verification.equivalence import verify
-
-__all__ = [
-    "BnfoldError",
-    "Fold",
-    "IncomparableError",
-    "InvalidModelError",
-    "Limits",
-    "Merge",
-    "MissingExtraError",
-    "NotEquivalentError",
-    "Outcome",
-    "OutputError",
-    "OutputExistsError",
-    "Reason",
-    "Refusal",
-    "UnsupportedModelError",
-    "benchmark",
-    "fuse",
-    "plan",
-    "verify",
-]
+    from bnfold.api import fuse as fuse
+    from bnfold.api import plan as plan
+    from bnfold.bench.comparison import benchmark as benchmark
+    from bnfold.errors import BnfoldError as BnfoldError
+    from bnfold.errors import IncomparableError as IncomparableError
+    from bnfold.errors import InvalidModelError as InvalidModelError
+    from bnfold.errors import MissingExtraError as MissingExtraError
+    from bnfold.errors import NotEquivalentError as NotEquivalentError
+    from bnfold.errors import OutputError as OutputError
+    from bnfold.errors import OutputExistsError as OutputExistsError
+    from bnfold.errors import UnsupportedModelError as UnsupportedModelError
+    from bnfold.frontends.limits import Limits as Limits
+    from bnfold.graph.outcome import Fold as Fold
+    from bnfold.graph.outcome import Merge as Merge
+    from bnfold.graph.outcome import Outcome as Outcome
+    from bnfold.graph.outcome import Reason as Reason
+    from bnfold.graph.outcome import Refusal as Refusal
+    from bnfold.verification.equivalence import verify as verify
 
 _MODULES = {
+    "BnfoldError": "errors",
+    "Fold": "graph.outcome",
+    "IncomparableError": "errors",
+    "InvalidModelError": "errors",
+    "Limits": "frontends.limits",
+    "Merge": "graph.outcome",
+    "MissingExtraError": "errors",
+    "NotEquivalentError": "errors",
+    "Outcome": "graph.outcome",
+    "OutputError": "errors",
+    "OutputExistsError": "errors",
+    "Reason": "graph.outcome",
+    "Refusal": "graph.outcome",
+    "UnsupportedModelError": "errors",
     "benchmark": "bench.comparison",
     "fuse": "api",
     "plan": "api",
     "verify": "verification.equivalence",
-    "Fold": "graph.outcome",
-    "Limits": "frontends.limits",
-    "Merge": "graph.outcome",
-    "Outcome": "graph.outcome",
-    "Reason": "graph.outcome",
-    "Refusal": "graph.outcome",
 }
+"""The module of each public name."""
+
+__all__ = list(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
     if name == "testing":
         return import_module("bnfold.testing")
-    if name not in __all__:
+    if name not in _MODULES:
         raise AttributeError(f"module 'bnfold' has no attribute {name!r}")
-    return getattr(import_module(f"bnfold.{_MODULES.get(name, 'errors')}"), name)
+    return getattr(import_module(f"bnfold.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:

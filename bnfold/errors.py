@@ -74,3 +74,8 @@ def shorten(text: str, width: int = WIDTH) -> str:
 def one_line(text: str, width: int = WIDTH) -> str:
     """`text` on one line that prints, shortened to about `width`."""
     return shorten(escape(" ".join(shorten(text, 4 * width).split())), width)
+
+
+def plural(number_of: int, noun: str) -> str:
+    """A number with its noun: ``1 value``, ``2 values``."""
+    return f"{number_of:,} {noun}{'' if number_of == 1 else 's'}"

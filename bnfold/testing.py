@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from bnfold.errors import plural
 from bnfold.verification.equivalence import verify
 from bnfold.verification.verdict import ValueVerdict, Verdict
 
@@ -35,7 +36,8 @@ def explain(verdict: Verdict) -> str:
     """A failing verdict in a few lines: what differs, by how much, and where it starts."""
     failing = [each for each in verdict.counting if not each.is_equivalent]
     lines = [
-        f"not equivalent: {len(failing)} of {len(verdict.counting)} values differ, on {len(verdict.samples)} inputs"
+        f"not equivalent: {len(failing)} of {plural(len(verdict.counting), 'value')} "
+        f"{'differs' if len(failing) == 1 else 'differ'}, on {plural(len(verdict.samples), 'input')}"
     ]
     divergence = verdict.first_divergence
     if divergence is not None:

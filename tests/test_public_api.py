@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +15,15 @@ import bnfold
 def test_names_are_sorted_and_unique() -> None:
     assert bnfold.__all__ == sorted(set(bnfold.__all__))
     assert dir(bnfold) == bnfold.__all__
+
+
+def test_type_checkers_see_the_same_names_in_the_same_modules() -> None:
+    """Each is imported under its own name, which is how a type checker knows that it is public."""
+    tree = ast.parse(Path(bnfold.__file__).read_text())
+    (block,) = [node for node in tree.body if isinstance(node, ast.If)]
+    lines = [ast.unparse(node) for node in block.body]
+    imports = [f"from bnfold.{module} import {name} as {name}" for name, module in bnfold._MODULES.items()]
+    assert sorted(lines) == sorted([*imports, "from bnfold import testing as testing"])
 
 
 @pytest.mark.parametrize("name", bnfold.__all__)

@@ -19,7 +19,7 @@ from bnfold.bench.models import Subject, find_subjects
 from bnfold.bench.options import BenchOptions
 from bnfold.bench.rounds import ROUNDS_PER_SITTING, Track, take_turns
 from bnfold.bench.statistics import FEWEST_SITTINGS, Ratio, Verdict, decide, is_narrow, looks, paired_ratio
-from bnfold.errors import IncomparableError, UnsupportedModelError
+from bnfold.errors import IncomparableError, UnsupportedModelError, plural
 from bnfold.runtimes.inputs import Declared, Feeds, InputOptions, find
 from bnfold.runtimes.setting import Engine, Level, Setting
 from bnfold.runtimes.timed_session import Session, open_session, require
@@ -173,7 +173,7 @@ def run(
     if not models:
         raise ValueError("there is no model to measure")
     if options.rounds < FEWEST_ROUNDS:
-        raise ValueError(f"{options.rounds} rounds give no interval; {FEWEST_ROUNDS} do")
+        raise ValueError(f"{plural(options.rounds, 'round')}: too few for an interval, which takes {FEWEST_ROUNDS}")
     began, load = time.perf_counter(), load_average()
     with tempfile.TemporaryDirectory(prefix="bnfold-") as name:
         folder = Path(name)
@@ -235,7 +235,9 @@ def _given(subject: Subject | None, arrays: Any) -> Feeds:
             [each.name for each in subject.inputs or ()] if subject else [f"#{index}" for index in range(len(arrays))]
         )
         if len(names) != len(arrays):
-            raise IncomparableError(f"{len(arrays)} inputs were given, the model has {len(names)}: {names}")
+            raise IncomparableError(
+                f"{plural(len(arrays), 'array')} for a model of {plural(len(names), 'input')}: {names}"
+            )
         feed = {name: np.asarray(array) for name, array in zip(names, arrays, strict=True)}
     declared = (subject.inputs if subject else None) or ()
     if missing := [each.name for each in declared if each.name not in feed]:

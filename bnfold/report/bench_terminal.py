@@ -10,6 +10,7 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.text import Text
 
+from bnfold.errors import plural
 from bnfold.report.columns import Column
 from bnfold.report.documents import BenchDocument, BenchEntry
 from bnfold.report.terminal import print_line, tabulate
@@ -81,7 +82,7 @@ def conclusions(record: BenchDocument) -> Iterator[str]:
     for entry in record["entries"]:
         where = " ".join(filter(None, [entry["provider"], entry["level"]]))
         if entry["handed_back"]:
-            yield f"{where}: {names[entry['index']]} ran {len(entry['handed_back'])} nodes on the CPU"
+            yield f"{where}: {names[entry['index']]} ran {plural(len(entry['handed_back']), 'node')} on the CPU"
         if entry["verdict"] is None:
             if len(record["models"]) == 1:
                 yield f"{where}: {names[0]}: {_number(entry['median_ms'])} ms"
@@ -97,22 +98,22 @@ def conclusions(record: BenchDocument) -> Iterator[str]:
 def _machine(record: BenchDocument) -> str:
     machine, method = record["fingerprint"], record["method"]
     gpus = "".join(f", {gpu['name']}" for gpu in machine["gpus"])
-    threads = f"{method['threads']} thread{'s'[: method['threads'] != 1]}"
+    threads = plural(method["threads"], "thread")
     return f"{machine['cpu']}{gpus}, {threads}, load {machine['load_before']} to {machine['load_after']}"
 
 
 def _details(record: BenchDocument, names: list[str]) -> Iterator[str]:
     for model, name in zip(record["models"], names, strict=True):
         digest = model["sha256"] and model["sha256"][:16]
-        yield (
-            f"{name}: {model['nodes']} nodes, {model['batchnorms']} BatchNorms, "
-            f"{model['file_bytes']} bytes, sha256 {digest}"
-        )
+        counted = ((model["nodes"], "node"), (model["batchnorms"], "BatchNorm"), (model["file_bytes"], "byte"))
+        facts = [plural(number_of, noun) for number_of, noun in counted if number_of is not None]
+        yield f"{name}: {', '.join(facts)}, sha256 {digest}"
     for entry in record["entries"]:
         where = " ".join(filter(None, [entry["provider"], entry["level"]]))
+        sessions = plural(len(entry["session_samples_ms"]), "session")
         yield (
             f"{where}: {names[entry['index']]}: p99 {_number(entry['p99_ms'])} ms, first run "
-            f"{_number(entry['first_run_ms'])} ms, {len(entry['session_samples_ms'])} sessions, session ratio "
+            f"{_number(entry['first_run_ms'])} ms, {sessions}, session ratio "
             f"{entry['session_ratio_low']:.3f} to {entry['session_ratio_high']:.3f}, {entry['details']['clock']}"
         )
     yield ", ".join(f"{name} {version}" for name, version in record["fingerprint"]["libraries"].items())

@@ -9,8 +9,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from bnfold.errors import plural
 from bnfold.report.columns import Column, Row
 from bnfold.report.documents import (
+    Change,
     Divergence,
     FileDocument,
     Folded,
@@ -121,10 +123,10 @@ def proof_line(proof: Proof) -> str:
 def judgement_line(verification: Verification) -> str:
     """The answer, and what it rests on."""
     inputs, values = verification["inputs"], len(verification["values"])
-    on = f"{inputs} set{'' if inputs == 1 else 's'} of inputs"
+    on = f"{plural(inputs, 'set')} of inputs"
     if not verification["equivalent"]:
         return f"NOT equivalent, on {on}"
-    inside = f", {values} inner value{'' if values == 1 else 's'}" if values else ""
+    inside = f", {plural(values, 'inner value')}" if values else ""
     outputs = [each for each in verification["outputs"] if each["level"] == "disabled"]
     worst = max(outputs, key=lambda output: (output["excess"] is None, output["excess"] or 0), default=None)
     error = f" (largest error {worst['error']:.1e}, budget {worst['budget']:.1e})" if worst else ""
@@ -185,26 +187,27 @@ def tabulate(
     return table
 
 
+def _change(change: Change, noun: str) -> str:
+    """``12 -> 9 nodes``, where something was written."""
+    assert change["after"] is not None
+    return f"{change['before']:,} -> {plural(change['after'], noun)}"
+
+
 def summary(record: FileDocument) -> Iterator[str]:
     """What was found and done, in one or two lines."""
     counts, nodes, sizes = record["batchnorms"], record["nodes"], record["bytes"]
     would = "would fold" if record["output"] is None else "folded"
-    extra = f", and {record['affines']['folded']} other per-channel affines" if record["affines"]["folded"] else ""
-    yield f"{counts['found']} BatchNorms found: {counts['folded']} {would}, {counts['kept']} kept{extra}"
+    others = record["affines"]["folded"]
+    extra = f", and {plural(others, 'other per-channel affine')}" if others else ""
+    found = plural(counts["found"], "BatchNorm")
+    yield f"{found} found: {counts['folded']} {would}, {counts['kept']} kept{extra}"
     if record["merges"]:
         merge = "would become" if record["output"] is None else "became"
         many = len(record["merges"])
-        yield (
-            f"1 group of linear operators {merge} one"
-            if many == 1
-            else f"{many} groups of linear operators {merge} one each"
-        )
+        yield f"{plural(many, 'group')} of linear operators {merge} one{'' if many == 1 else ' each'}"
     if record["output"] is None:
         return
-    yield (
-        f"{nodes['before']} -> {nodes['after']} nodes, {sizes['before']:,} -> {sizes['after']:,} bytes, "
-        f"{record['seconds']:.2f} s"
-    )
+    yield f"{_change(nodes, 'node')}, {_change(sizes, 'byte')}, {record['seconds']:.2f} s"
     verification = record["verification"]
     if verification is None:
         yield "not verified"

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
 from bnfold.runtimes.inputs import Feeds
-from bnfold.runtimes.tensors import FLOATS, read
-
-CASTS = frozenset({"Cast", "EyeLike", "RandomNormal", "RandomUniform", "Range"})
 
 
 class BatchNormalization(OpRun):
@@ -58,19 +53,17 @@ class _Timed:
 
 
 def evaluate(
-    proto: onnx.ModelProto, feeds: Feeds, fetch: Sequence[str], seconds: float, folder: Path | None
+    wide: onnx.ModelProto, feeds: Feeds, fetch: Sequence[str], seconds: float
 ) -> list[npt.NDArray[Any]] | None:
     """The named values in float64; None where that takes too long, or the evaluator cannot do it.
 
     Args:
-        proto: the model; it is not changed.
+        wide: the model, all of float64; what is fetched becomes an output of it.
         feeds: its inputs, in their own types.
         fetch: outputs and inner values.
         seconds: no node starts later than that.
-        folder: of its external data.
     """
     deadline = time.monotonic() + seconds
-    wide = widen(proto, folder, FLOATS, onnx.TensorProto.DOUBLE)
     names = {each.name for each in wide.graph.output}
     wide.graph.output.extend(onnx.ValueInfoProto(name=name) for name in fetch if name not in names)
     inputs = {name: array.astype(np.float64) if array.dtype.kind == "f" else array for name, array in feeds.items()}
@@ -82,38 +75,3 @@ def evaluate(
     except Exception:  # it raises anything on an operator that it knows badly or not at all: then there is no truth
         return None
     return [np.asarray(each) for each in found]
-
-
-def widen(proto: onnx.ModelProto, folder: Path | None, narrow: Collection[int], wide: int) -> onnx.ModelProto:
-    """A copy in which everything of the element types `narrow` is of the type `wide`."""
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(wide)
-    copy = onnx.ModelProto()
-    copy.CopyFrom(proto)
-    tensors: list[onnx.TensorProto] = []
-    for graph in _graphs(copy.graph):
-        del graph.value_info[:]
-        tensors.extend(graph.initializer)
-        for info in (*graph.input, *graph.output):
-            if info.type.tensor_type.elem_type in narrow:
-                info.type.tensor_type.elem_type = wide
-    nodes = [node for graph in _graphs(copy.graph) for node in graph.node]
-    nodes += [node for function in copy.functions for node in function.node]
-    for node in nodes:
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                tensors.append(attribute.t)
-            if node.op_type in CASTS and attribute.name in ("to", "dtype") and attribute.i in narrow:
-                attribute.i = wide
-    for tensor in tensors:
-        if tensor.data_type in narrow:
-            name = tensor.name
-            tensor.CopyFrom(numpy_helper.from_array(read(tensor, folder or Path()).astype(dtype), name))
-    return copy
-
-
-def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            for body in ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs):
-                yield from _graphs(body)

@@ -20,7 +20,8 @@ import onnx
 from google.protobuf.message import EncodeError
 
 from bnfold.errors import BnfoldError, IncomparableError
-from bnfold.frontends.onnx.shape_inference import Confirm, Seen, bodies
+from bnfold.frontends.onnx.nesting import bodies, nested
+from bnfold.frontends.onnx.shape_inference import Confirm, Seen
 from bnfold.runtimes.child import run_module
 from bnfold.runtimes.inputs import Effort, Feeds, InputOptions, find_samples
 from bnfold.runtimes.onnx_runtime import OnnxSession
@@ -122,8 +123,8 @@ def _forget_values(graph: onnx.GraphProto | onnx.FunctionProto) -> None:
     """Drop what bodies declare of their inner values."""
     for node in graph.node:
         for body in bodies(node):
-            del body.value_info[:]
-            _forget_values(body)
+            for inner in nested(body):
+                del inner.value_info[:]
 
 
 def observe(job: dict[str, Any]) -> dict[str, Any]:

@@ -5,15 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
 ORDERED: dict[int, type[np.signedinteger[Any]]] = {2: np.int16, 4: np.int32, 8: np.int64}
 """Integers as wide as a float: as such, floats of one sign are in order, a unit in the last place apart."""
-
-
-MANTISSA = {"float16": 10, "bfloat16": 7, "float32": 23, "float64": 52}
-"""Stored bits of the mantissa."""
 
 
 @dataclass(frozen=True)
@@ -125,8 +122,12 @@ def agree_on_argmax(reference: npt.NDArray[Any], candidate: npt.NDArray[Any]) ->
     return Agreement(float(same.mean()), lead / peak if peak else 0.0)
 
 
+def mantissa_bits(dtype: np.dtype[Any]) -> int:
+    """Stored bits of a float type's mantissa."""
+    return int(ml_dtypes.finfo(dtype).nmant)  # type: ignore[no-untyped-call]
+
+
 def spacing(dtype: np.dtype[Any]) -> tuple[float, float]:
     """Relative spacing of a float type at 1, and its smallest positive number."""
-    bits = MANTISSA[dtype.name]
-    exponent_bits = dtype.itemsize * 8 - 1 - bits
-    return 2.0**-bits, 2.0 ** (2 - 2 ** (exponent_bits - 1) - bits)
+    info = ml_dtypes.finfo(dtype)  # type: ignore[no-untyped-call]
+    return float(info.eps), 2.0 ** (info.minexp - info.nmant)  # its own answer is 0 where subnormals are flushed

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bnfold.errors import plural
 from bnfold.verification.metrics import (
     Agreement,
     Counts,
@@ -139,7 +140,7 @@ def _reason(judgement: Judgement, counts: Counts, moves: Sequence[Move]) -> str:
     if counts.created > FACTOR * max((each.counts.created for each in moves), default=0):
         return f"{counts.nan_created} NaN and {counts.inf_created} infinite where the reference has numbers"
     if counts.lost > FACTOR * max((each.counts.lost for each in moves), default=0):
-        return f"{counts.lost} numbers where the reference has NaN or infinity"
+        return f"{plural(counts.lost, 'number')} where the reference has NaN or infinity"
     if judgement.excess > 1:
         return f"{judgement.excess:.3g} times what rounding explains ({judgement.test})"
     return ""
@@ -156,7 +157,7 @@ def _observe_discrete(expected: AnyArray, actual: AnyArray, moves: Sequence[Move
     judgement = Judgement(unequal / expected.size, allowed / expected.size, excess, "unequal elements")
     if excess <= 1:
         return Observation(judgement, counts, float("-inf"))
-    reason = f"{unequal} of {expected.size} elements are unequal"
+    reason = f"{unequal} of {plural(expected.size, 'element')} {'is' if unequal == 1 else 'are'} unequal"
     return Observation(judgement, counts, float("-inf"), reason, place=worst_place(expected, actual))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -12,9 +13,10 @@ import numpy.typing as npt
 import onnx
 from onnx import helper
 
-from bnfold.errors import IncomparableError
+from bnfold.errors import IncomparableError, plural
 from bnfold.frontends.limits import Limits
 from bnfold.frontends.onnx import read_proto, serialize
+from bnfold.frontends.onnx.nesting import bodies, nested_nodes
 from bnfold.frontends.onnx.shape_inference import infer_shapes
 from bnfold.runtimes import reference
 from bnfold.runtimes.inputs import Declared, Feeds
@@ -22,6 +24,7 @@ from bnfold.runtimes.onnx_runtime import STRICT, OnnxSession
 from bnfold.runtimes.tensors import FLOATS, read
 from bnfold.verification.onnx_weights import WIDE_STEPS, Disturbance, weights, with_initializers, with_weights_as_inputs
 from bnfold.verification.subject import Run, Subject
+from bnfold.verification.widening import widen
 
 JUMPS = frozenset(
     {"ArgMax", "ArgMin", "TopK", "Hardmax", "NonMaxSuppression", "NonZero", "Unique", "Multinomial", "Bernoulli"}
@@ -248,7 +251,7 @@ class OnnxSubject:
         """All optimisations on, as is the default."""
         session = self._start_deployed(provider)
         count = session.nodes_elsewhere()
-        finding = f"{provider} hands {count} nodes of {self.label} back to the CPU" if count else None
+        finding = f"{provider} hands {plural(count, 'node')} of {self.label} back to the CPU" if count else None
         return partial(session, fetch=self.outputs), finding
 
     def start_with_defaults(self, provider: str) -> tuple[Run, str] | None:
@@ -279,18 +282,19 @@ class OnnxSubject:
         steps = [step for name, step in WIDE_STEPS.items() if NARROW[name] in held]
         if not steps:
             return None
-        proto = reference.widen(self._proto, self._folder, tuple(NARROW.values()), onnx.TensorProto.FLOAT)
+        proto = widen(self._proto, self._folder, tuple(NARROW.values()), onnx.TensorProto.FLOAT)
         return OnnxSubject(proto, self.label, folder=self._folder), max(steps)
 
     def evaluate_exactly(self, feeds: Feeds, fetch: Sequence[str], seconds: float) -> list[npt.NDArray[Any]] | None:
         """By the reference evaluator of ONNX, on a copy of the model in float64."""
-        return reference.evaluate(self._proto, feeds, fetch, seconds, self._folder)
+        deadline = time.monotonic() + seconds
+        wide = widen(self._proto, self._folder, FLOATS, onnx.TensorProto.DOUBLE)
+        return reference.evaluate(wide, feeds, fetch, deadline - time.monotonic())
 
 
 def reads(node: onnx.NodeProto) -> Iterator[str]:
     """What a node reads, in its bodies too."""
     yield from node.input
-    for attribute in node.attribute:
-        for body in ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs):
-            for inner in body.node:
-                yield from reads(inner)
+    for body in bodies(node):
+        for inner in nested_nodes(body):
+            yield from inner.input

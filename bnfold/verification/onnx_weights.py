@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,9 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
+from bnfold.frontends.onnx.nesting import nested_nodes
 from bnfold.runtimes.tensors import FLOATS
-from bnfold.verification.metrics import MANTISSA, ORDERED
+from bnfold.verification.metrics import ORDERED, mantissa_bits
 
 ANY, FIRST = frozenset(range(64)), frozenset({0})
 
@@ -67,7 +68,7 @@ class Disturbance:
 
 def _move(array: npt.NDArray[Any], moves: npt.NDArray[Any]) -> None:
     """Add units in the last place to each element that is a normal number, away from the limits of its type."""
-    bits, mantissa = array.view(ORDERED[array.dtype.itemsize]), MANTISSA[array.dtype.name]
+    bits, mantissa = array.view(ORDERED[array.dtype.itemsize]), mantissa_bits(array.dtype)
     exponent = ((1 << (array.dtype.itemsize * 8 - 1 - mantissa)) - 1) << mantissa
     lowest, highest = (2 << mantissa), exponent - (2 << mantissa)
     for start in range(0, array.size, BLOCK):
@@ -140,12 +141,12 @@ def weights(graph: onnx.GraphProto) -> list[str]:
     What is computed from constants alone (the scales of a Resize, put together from two) must be read so as well.
     """
     readers: dict[str, list[tuple[onnx.NodeProto, int]]] = {}
-    for node in _nodes(graph):
+    for node in nested_nodes(graph):
         for index, name in enumerate(node.input):
             readers.setdefault(name, []).append((node, index))
     fixed = {each.name for each in graph.initializer}
     is_noise: dict[str, bool] = {}
-    nodes = list(_nodes(graph))
+    nodes = list(nested_nodes(graph))
     for node in nodes:
         if node.input and fixed.issuperset(node.input):
             fixed.update(node.output)
@@ -173,12 +174,3 @@ def _is_noise(readers: Sequence[tuple[onnx.NodeProto, int]], fixed: Container[st
 def _is_weight(readers: Sequence[tuple[onnx.NodeProto, int]], size: int) -> bool:
     """Whether it is worth it; a single number is a scale or a size."""
     return size > 1 or ("DequantizeLinear", 1) in [(node.op_type, index) for node, index in readers]
-
-
-def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    """All nodes, those of bodies too."""
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            for body in ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs):
-                yield from _nodes(body)

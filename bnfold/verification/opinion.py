@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bnfold.runtimes.inputs import Sample
+from bnfold.verification.metrics import spacing
 from bnfold.verification.noise import judge, measure
 from bnfold.verification.observe import Observation, is_float
 from bnfold.verification.subject import Run, Subject
@@ -106,7 +107,7 @@ def _is_as_near(exact: AnyArray, expected: AnyArray, actual: AnyArray, budget: f
 def _is_rounding_of(exact: AnyArray, actual: AnyArray) -> bool:
     """Where the reference overflows: whether the candidate is the truth, to the square root of its type's spacing."""
     signal, difference = measure(exact), measure(actual, exact)
-    return bool(difference.peak[0] <= np.sqrt(np.finfo(actual.dtype).eps) * signal.peak[0])
+    return bool(difference.peak[0] <= np.sqrt(spacing(actual.dtype)[0]) * signal.peak[0])
 
 
 def _find_renamed(pair: Pair, failing: Seen, findings: list[str]) -> set[str]:

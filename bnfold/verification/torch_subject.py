@@ -21,7 +21,7 @@ from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 from torch.func import functional_call
 from torch.utils import _pytree
 
-from bnfold.errors import IncomparableError, one_line
+from bnfold.errors import IncomparableError, one_line, plural
 from bnfold.frontends.limits import Limits
 from bnfold.frontends.torch import load
 from bnfold.runtimes.inputs import Declared, Feeds
@@ -262,7 +262,7 @@ class TorchSubject:
             raise IncomparableError(f"{self.label}: torch cannot run it ({one_line(str(error), 300)})") from error
         found = [_to_numpy(each.detach()) for each in _tensors(made)]
         if self._count and len(found) != self._count:
-            raise IncomparableError(f"{self.label}: has {len(found)} outputs, not {self._count}")
+            raise IncomparableError(f"{self.label}: has {plural(len(found), 'output')}, not {self._count}")
         return found
 
 

@@ -23,6 +23,8 @@ from onnx import helper, numpy_helper
 
 import bnfold
 from bnfold.runtimes import reference as exact
+from bnfold.runtimes.tensors import FLOATS
+from bnfold.verification.widening import widen
 from scripts.benchmarks import fault_models
 
 torch.set_num_threads(1)
@@ -612,13 +614,17 @@ def refusals(reference: Model, candidate: Model, x: Array) -> dict[str, bool]:
     )
 
 
+def in_float64(model: Model) -> Model:
+    return widen(model, None, FLOATS, onnx.TensorProto.DOUBLE)
+
+
 def effect(reference: Model, candidate: Model, x: Array) -> float:
     """Largest difference of the outputs and of the inner values of one name, in float64, over their size."""
     names = [name for node in reference.graph.node for name in node.output]
     theirs = {name for node in candidate.graph.node for name in node.output}
     shared = [name for name in names if name in theirs]
-    expected = exact.evaluate(reference, {"x": x}, shared, 60, None)
-    actual = exact.evaluate(candidate, {"x": x}, shared, 60, None)
+    expected = exact.evaluate(in_float64(reference), {"x": x}, shared, 60)
+    actual = exact.evaluate(in_float64(candidate), {"x": x}, shared, 60)
     if expected is None or actual is None:
         raise RuntimeError("the reference evaluator cannot run the model")
     worst = 0.0

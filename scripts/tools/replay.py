@@ -37,7 +37,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-TESTS = ("conformance", "traps", "merge", "quantized", "recurrent")
+TESTS = ("conformance", "traps", "merge", "merge_traps", "merge_scopes", "merge_kernels", "quantized", "recurrent")
 """Of ONNX, whose models are recorded."""
 
 CASES_PER_TEST = 40

@@ -290,6 +290,14 @@ def test_what_is_no_number_counts_as_zero_in_an_extent(wrong: float) -> None:
     assert noise.measure(huge, -huge).peak[0] == pytest.approx(6e38)
 
 
+def test_a_bfloat16_result_is_judged_where_the_reference_overflows() -> None:
+    """numpy's finfo raises on bfloat16, which ended the whole comparison."""
+    exact = np.array([1.0, 2.0])
+    expected, near, far = (np.array([one, 2.0], ml_dtypes.bfloat16) for one in (np.inf, 1.0, 1.5))
+    assert opinion._is_as_near(exact, expected, near, 0.0)
+    assert not opinion._is_as_near(exact, expected, far, 0.0)
+
+
 def test_weights_in_bfloat16_are_run_and_disturbed() -> None:
     """They are run in float32, from weights of a type that numpy does not know."""
 

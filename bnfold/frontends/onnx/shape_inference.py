@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx
 from google.protobuf.message import EncodeError
+
+from bnfold.frontends.onnx.nesting import nested
 
 VECTOR_LIMIT = 1 << 20
 """Elements of a vector of which onnx may ask what it holds: it takes a hundred bytes for each, known or not."""
@@ -54,19 +56,9 @@ def _run(proto: onnx.ModelProto, *, data_prop: bool) -> onnx.ModelProto | None:
 
 def _has_long_vector(graph: onnx.GraphProto) -> bool:
     """Whether a value, of the bodies too, has one axis and more elements than `VECTOR_LIMIT`."""
-    for info in (*graph.input, *graph.value_info, *graph.output):
-        dims = info.type.tensor_type.shape.dim
-        if len(dims) == 1 and dims[0].dim_value > VECTOR_LIMIT:
-            return True
-    return any(_has_long_vector(body) for node in graph.node for body in bodies(node))
-
-
-def bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    """The graphs that a node holds."""
-    for attribute in node.attribute:
-        if attribute.HasField("g"):
-            yield attribute.g
-        yield from attribute.graphs
+    infos = (info for each in nested(graph) for info in (*each.input, *each.value_info, *each.output))
+    dims = (info.type.tensor_type.shape.dim for info in infos)
+    return any(len(shape) == 1 and shape[0].dim_value > VECTOR_LIMIT for shape in dims)
 
 
 def _unsqueeze_numbers(proto: onnx.ModelProto, inferred: onnx.GraphProto) -> None:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from bnfold.errors import plural
 from bnfold.report.documents import Record
 from bnfold.report.html import figures
 from bnfold.report.html.parts import (
@@ -21,7 +22,7 @@ from bnfold.report.html.parts import (
     terms,
     text_of,
 )
-from bnfold.report.html.text import MISSING, count, percent, plain, plural, scientific, shown
+from bnfold.report.html.text import MISSING, count, percent, plain, scientific, shown
 
 LISTED = 200
 """Inner values in the table: the worst."""
@@ -87,7 +88,8 @@ def _sentences(verification: Record, samples: Sequence[Record], identical: int) 
             "elements that stay in their place."
         )
     if identical:
-        yield f"All {plural(identical, 'inner value')} are identical."
+        same = "The only inner value is" if identical == 1 else f"All {identical:,} inner values are"
+        yield f"{same} identical."
     for finding in verification.get("findings") or []:
         yield f"Note: {shown(finding, 600)}"
 

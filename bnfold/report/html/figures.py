@@ -19,8 +19,9 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from bnfold.errors import plural
 from bnfold.report.html.parts import Figure, Mood
-from bnfold.report.html.text import finite, number, plural, scientific, shown
+from bnfold.report.html.text import finite, number, scientific, shown
 
 INK, MUTED, LINE, GOOD, BAD = (f"#0000{code:02x}" for code in range(1, 6))
 SERIES = tuple(f"#0000{code:02x}" for code in range(16, 22))

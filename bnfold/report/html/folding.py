@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from bnfold.errors import plural
 from bnfold.report.documents import Record
 from bnfold.report.html import drawings
 from bnfold.report.html.parts import Cell, Column, Section, name_cell, number_cell, number_of, tabulate, text_of
-from bnfold.report.html.text import MISSING, count, plural, scientific, shown
+from bnfold.report.html.text import MISSING, count, scientific, shown
 
 DRAWN_OPEN, DRAWN = 40, 400
 """So many BatchNorms have an open picture, and so many one at all, lest the page grow without bound."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from bnfold.errors import plural
 from bnfold.report.documents import Record
 from bnfold.report.html import figures
 from bnfold.report.html.checking import is_overruled, verification_of
 from bnfold.report.html.parts import Mood, Summary, Tile
-from bnfold.report.html.text import change, count, plural, scientific, seconds, shown, size
+from bnfold.report.html.text import change, count, scientific, seconds, shown, size
 from bnfold.report.html.timing import model_names, setting
 
 

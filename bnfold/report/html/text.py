@@ -132,8 +132,3 @@ def seconds(value: Any) -> str:
     """A duration."""
     known = finite(value)
     return MISSING if known is None else f"{known:.2f} s" if known < 60 else f"{known / 60:.1f} min"
-
-
-def plural(number_of: int, noun: str) -> str:
-    """``1 value``, ``2 values``."""
-    return f"{number_of:,} {noun}{'' if number_of == 1 else 's'}"

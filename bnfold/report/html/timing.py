@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from bnfold.errors import plural
 from bnfold.report.documents import Record
 from bnfold.report.html import figures
 from bnfold.report.html.parts import (
@@ -19,7 +20,7 @@ from bnfold.report.html.parts import (
     tabulate,
     text_of,
 )
-from bnfold.report.html.text import MISSING, count, file_names, finite, plain, plural, shown, size
+from bnfold.report.html.text import MISSING, count, file_names, finite, plain, shown, size
 
 
 def latency(entries: Sequence[Record] | None, noise: Any) -> Section | None:

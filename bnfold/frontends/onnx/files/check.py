@@ -15,6 +15,7 @@ from bnfold.errors import InvalidModelError
 from bnfold.frontends.limits import Limits
 from bnfold.frontends.onnx.files.check_tensor import TensorCheck
 from bnfold.frontends.onnx.files.check_text import insist_on_text
+from bnfold.frontends.onnx.nesting import nested
 from bnfold.frontends.onnx.schema import find_schema
 
 Key = tuple[str, str, str]
@@ -199,16 +200,11 @@ class _Check:
 
     def _training(self, training: onnx.TrainingInfoProto) -> None:
         """Graphs for training are carried along unread, so they may not refer to other files."""
-        stack = [training.initialization, training.algorithm]
-        while stack:
-            graph = stack.pop()
+        for graph in nested(training.initialization, training.algorithm):
             held = [*graph.initializer, *(each.values for each in graph.sparse_initializer)]
             for node in graph.node:
                 for attribute in node.attribute:
                     held += [attribute.t, *attribute.tensors]
-                    if attribute.HasField("g"):
-                        stack.append(attribute.g)
-                    stack.extend(attribute.graphs)
             if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in held):
                 raise ValueError("its training information holds external data")
 

@@ -13,6 +13,7 @@ import onnx_ir as ir
 from onnx import numpy_helper
 
 from bnfold.errors import UnsupportedModelError
+from bnfold.frontends.onnx.nesting import nested
 
 META = "bnfold.original"
 """Where a model keeps its original."""
@@ -95,7 +96,7 @@ class Original:
 
     def names(self) -> Iterator[str]:
         """Names that parts of it mention which the model does not hold, so that nothing else may get them."""
-        for graph in graphs(self.proto):
+        for graph in nested(self.proto.graph, *self.proto.functions):
             for info in graph.value_info:
                 yield info.name
                 if "::" in info.name:  # how exporters name the values of functions before IR version 10
@@ -106,7 +107,7 @@ class Original:
 
     def names_read_elsewhere(self) -> Iterator[str]:
         """Names of values that are read by something else than nodes: annotations, and information about training."""
-        for graph in graphs(self.proto):
+        for graph in nested(self.proto.graph, *self.proto.functions):
             if isinstance(graph, onnx.GraphProto):
                 for annotation in graph.quantization_annotation:
                     yield from (each.value for each in annotation.quant_parameter_tensor_names)
@@ -193,15 +194,3 @@ def detach(model: ir.Model, name: str) -> ir.Model:
         )
     model.meta.pop(META, None)
     return model
-
-
-def graphs(proto: onnx.ModelProto) -> Iterator[onnx.GraphProto | onnx.FunctionProto]:
-    """All graphs of a model, those of bodies and functions too."""
-    stack: list[onnx.GraphProto | onnx.FunctionProto] = [proto.graph, *proto.functions]
-    while stack:
-        graph = stack.pop()
-        yield graph
-        for node in graph.node:
-            for attribute in node.attribute:
-                stack.extend([attribute.g] if attribute.HasField("g") else [])
-                stack.extend(attribute.graphs)

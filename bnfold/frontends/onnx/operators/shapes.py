@@ -16,8 +16,9 @@ import onnx_ir as ir
 
 from bnfold.errors import UnreadableTensorError
 from bnfold.frontends.onnx.files.slots import lending, placeholder, slots
+from bnfold.frontends.onnx.nesting import nested
 from bnfold.frontends.onnx.operators.constants import OVERRIDABLE, Constants
-from bnfold.frontends.onnx.shape_inference import bodies, infer_shapes
+from bnfold.frontends.onnx.shape_inference import infer_shapes
 from bnfold.graph.ops import Dim, Shape
 
 DATA_LIMIT = 1000
@@ -110,7 +111,7 @@ class Inference:
         self._infer_functions()
 
     def _match(self, values: Sequence[Mapping[str, ir.Value]], proto: onnx.GraphProto) -> None:
-        for named, graph in zip(values, _graphs(proto), strict=True):
+        for named, graph in zip(values, nested(proto), strict=True):
             for info in (*graph.input, *graph.value_info, *graph.output):
                 value = named.get(info.name)
                 if value is None or value.const_value is not None or not info.type.HasField("tensor_type"):
@@ -212,7 +213,7 @@ def _serialize(model: ir.Model) -> onnx.ModelProto:
         kept = [each for each in proto.graph.initializer if each.name not in inputs]
         del proto.graph.initializer[:]
         proto.graph.initializer.extend(kept)
-    for graph in _graphs(proto.graph):
+    for graph in nested(proto.graph):
         _forget(graph, keeps_inputs=graph is proto.graph)
     for function in proto.functions:
         del function.value_info[:]
@@ -293,7 +294,7 @@ def _describe(info: onnx.ValueInfoProto, kind: Kind) -> None:
 
 
 def _pairs(graph: ir.Graph, proto: onnx.GraphProto) -> Iterator[tuple[ir.Graph, onnx.GraphProto]]:
-    """A graph and its bodies, each with its protobuf, in the order of `_graphs`."""
+    """A graph and its bodies, each with its protobuf, in the order of `nested`."""
     stack = [(graph, proto)]
     while stack:
         graph, proto = stack.pop()
@@ -305,15 +306,6 @@ def _pairs(graph: ir.Graph, proto: onnx.GraphProto) -> Iterator[tuple[ir.Graph, 
                 elif attribute.graphs:
                     inner = node.attributes[attribute.name].as_graphs()
                     stack.extend(zip(inner, attribute.graphs, strict=True))
-
-
-def _graphs(proto: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """A graph and its bodies."""
-    stack = [proto]
-    while stack:
-        proto = stack.pop()
-        yield proto
-        stack.extend(body for node in proto.node for body in bodies(node))
 
 
 def _proto_dim(dim: onnx.TensorShapeProto.Dimension) -> Dim:
