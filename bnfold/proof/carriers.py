@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -79,8 +80,13 @@ def _apply(affine: Affine | None, x: Array) -> Array:
     return affine(x)
 
 
-def compare(name: str, relation: Relation | None, before: AnyArray, after: AnyArray) -> None:
-    """That a relation holds between two arrays."""
+def compare(
+    name: str, relation: Relation | None, before: AnyArray, after: AnyArray, floors: tuple[float, float]
+) -> None:
+    """That a relation holds between two arrays, made of data of at most these sizes.
+
+    What a node adds up may cancel, and is then as inexact as the addends are large.
+    """
     if before.shape != after.shape:
         raise ProofError("carriers", name, f"its result has shape {after.shape}, not {before.shape}")
     pulled, pushed = (relation.pulled, relation.pushed) if relation else (None, None)
@@ -90,7 +96,7 @@ def compare(name: str, relation: Relation | None, before: AnyArray, after: AnyAr
             raise ProofError("carriers", name, "its results differ")
         return
     axis = (pulled or pushed).axis if relation else None  # type: ignore[union-attr]
-    sizes = _size(pulled, before), _size(pushed, after)
+    sizes = _size(pulled, np.maximum(np.abs(before), floors[0])), _size(pushed, np.maximum(np.abs(after), floors[1]))
     others = tuple(each for each in range(left.ndim) if each != axis)
     scale = np.maximum(*(each.max(axis=others, keepdims=True, initial=0.0) for each in sizes))
     with np.errstate(all="ignore"):
@@ -107,10 +113,13 @@ def compare(name: str, relation: Relation | None, before: AnyArray, after: AnyAr
 
 
 def _size(affine: Affine | None, x: Array) -> Array:
-    """How large the addends are of what an affine makes."""
-    if affine is None:
-        return np.abs(x)
-    return Affine(np.abs(affine.scale), np.abs(affine.shift), affine.axis)(np.abs(x))
+    """How large the addends are of what an affine makes of data of sizes `x`."""
+    return x if affine is None else Affine(np.abs(affine.scale), np.abs(affine.shift), affine.axis)(x)
+
+
+def _largest(arrays: Iterable[AnyArray]) -> float:
+    """The largest size of a number in some arrays."""
+    return max((float(np.abs(each).max(initial=0.0)) for each in arrays if each.dtype.kind == "f"), default=0.0)
 
 
 def check_carrier(pair: Pair, scope: Scope, node: onnx.NodeProto) -> None:
@@ -131,8 +140,9 @@ def check_carrier(pair: Pair, scope: Scope, node: onnx.NodeProto) -> None:
                 evaluate_one(scope, node, {key: pairs[side] for key, pairs in feeds.items()}, outputs)
                 for side in (0, 1)
             )
+            floors = _largest(old for old, _ in feeds.values()), _largest(new for _, new in feeds.values())
             for output, left, right in zip(outputs, before, after, strict=True):
-                compare(name, pair.relation(scope, output), left, right)
+                compare(name, pair.relation(scope, output), left, right, floors)
     except UnevaluatedError as error:
         raise ProofError("carriers", name, f"not covered: {error}") from error
 
@@ -250,7 +260,7 @@ def check_vanished(pair: Pair, scope: Scope, node: onnx.NodeProto) -> None:
         old, new = draw(before, shape, generator)
         feeds = {each: constant for each in node.input if each and (constant := scope.constant(each)) is not None}
         made = evaluate_one(scope, node, {**feeds, data[0]: old}, [node.output[0]])[0]
-        compare(name, after, made, new)
+        compare(name, after, made, new, (_largest([old]), _largest([new])))
     except UnevaluatedError as error:
         raise ProofError("carriers", name, f"not covered: {error}") from error
 

@@ -494,3 +494,29 @@ def test_what_vanishes_between_two_regions_has_a_law_of_its_own() -> None:
             merged,
         )
         assert not check_proof(Files(original), Files(result), claim).is_proved
+
+
+class Balanced:
+    """Draws of which each channel of a picture adds up to nearly nothing."""
+
+    def standard_normal(self, shape: tuple[int, ...]) -> np.ndarray:
+        drawn = np.random.default_rng(0).standard_normal(shape)
+        if drawn.ndim == 4 and drawn[0, 0].size > 1:
+            drawn = drawn - drawn.mean(axis=(2, 3), keepdims=True) + 1e-9
+        return drawn
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_a_mean_that_cancels_is_no_false_alarm(monkeypatch: pytest.MonkeyPatch, sign: float) -> None:
+    """It is as inexact as what it adds up is large, not as its result is; a wrong map is seen all the same."""
+    nodes = [node("Conv", "x w", "c"), node("GlobalAveragePool", "c", "p"), node("Mul", "p s", "y")]
+    proto = model(nodes, {"w": random(4, 4, 1, 1), "s": random(4, 1, 1)}, (2, 4, 3, 3))
+    result, certificate = certify(proto)
+    monkeypatch.setattr(
+        np.random, "default_rng", lambda *seed, real=np.random.default_rng: real(*seed) if seed else Balanced()
+    )
+    assert proof_of(proto, result, certificate).is_proved
+    kernel = next(each for each in result.graph.initializer if each.name == "w_folded")
+    changed = numpy_helper.to_array(kernel) * (1 + sign * 1e-9)
+    kernel.CopyFrom(numpy_helper.from_array(changed, kernel.name))
+    assert not proof_of(proto, result, certificate).is_proved
