@@ -113,7 +113,7 @@ def test_other_numbers_of_outputs_are_incomparable() -> None:
     model = net()
     with pytest.raises(IncomparableError, match="outputs"):
         bnfold.verify(exported(model, IMAGE), exported(One(model), IMAGE))
-    with pytest.raises(IncomparableError, match="1 outputs, not 2"):
+    with pytest.raises(IncomparableError, match="1 output, not 2"):
         bnfold.verify(exported(model, IMAGE), One(model))
 
 
