@@ -189,6 +189,8 @@ class Scope:
                     return array_of(attribute.t, self.side.files.folder)
                 if attribute.name == "sparse_value":
                     return _dense(attribute.sparse_tensor, self.side.files.folder)
+        if node.op_type == "Shape":
+            return self._shape(node.input[0], {each.name: each.i for each in node.attribute})
         feeds = {each: self.constant(each) for each in node.input if each}
         if node.op_type == "CastLike":
             return self._cast_like(node, feeds[node.input[0]])
@@ -203,6 +205,13 @@ class Scope:
             return evaluate([node], given, [name], self.opsets, widen=False)[0]
         except UnevaluatedError:
             return None
+
+    def _shape(self, name: str, ends: dict[str, int]) -> AnyArray | None:
+        """The sizes of a value from one axis to another, where they follow from the model's inputs."""
+        owner = self.owner(name)
+        known = None if owner is None else self.side.known.get((owner.path, name), (None, 0))[0]
+        sizes = (None,) if known is None else known[ends.get("start", 0) : ends.get("end", len(known))]
+        return None if None in sizes else np.array(sizes, np.int64)
 
     def _cast_like(self, node: onnx.NodeProto, constant: AnyArray | None) -> AnyArray | None:
         """A constant in the type of something else."""
