@@ -100,7 +100,7 @@ def _check_scope(pair: Pair, path: str, tally: _Tally) -> None:
         key = path, name
         if key in pair.certificate.merged:
             if name in roots or any(each in roots for each in node.output):
-                merges.check_merge(pair, scope, other, node)
+                tally.worst = tally.worst.joined(merges.check_merge(pair, scope, other, node))
                 tally.met["merges"] += 1
             continue
         if key in pair.certificate.vanished:
