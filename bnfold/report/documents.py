@@ -228,6 +228,9 @@ class BenchEntry(TypedDict):
     ratio_high: float
     noise_low: float
     noise_high: float
+    visible_change: float | None
+    gate: str | None
+    runs_same_kernels: bool | None
     session_ms: float | None
     session_ratio: float
     session_ratio_low: float
@@ -265,6 +268,9 @@ class Method(TypedDict):
     threads: int
     warmup: int
     rounds: int
+    seconds: float | None
+    require: float | None
+    no_slower: bool
     rounds_per_sitting: int
     starts: int
     seed: int

@@ -44,10 +44,19 @@ def provider_names(provider: str) -> list[str]:
 class OnnxSession:
     """An `InferenceSession` that never falls back to another provider unsaid."""
 
-    def __init__(self, path: Path, setting: Setting, feeds: Sequence[Feeds], profile: Path | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        setting: Setting,
+        feeds: Sequence[Feeds],
+        profile: Path | None = None,
+        optimised: Path | None = None,
+    ) -> None:
         runtime = _onnxruntime()
         names = provider_names(setting.provider)
         options = _options(setting)
+        if optimised is not None:
+            options.optimized_model_filepath = str(optimised)
         if profile is not None:
             options.enable_profiling = True
             options.profile_file_prefix = str(profile)
