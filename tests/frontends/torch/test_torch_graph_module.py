@@ -382,3 +382,26 @@ def test_the_batchnorms_of_a_graph_that_is_called_as_a_whole_stay() -> None:
     _, outcomes = fuse(fx.GraphModule(module, Whole().trace(module)), drawn(2, 4, 7, 7))
     assert all(isinstance(each, Refusal) for each in outcomes)
     assert "inner" in {each.batchnorm for each in of_batchnorms(outcomes)}
+
+
+class Product(nn.Module):
+    """``x @ weight + bias``, with a scale between the two where that is asked for."""
+
+    def __init__(self, *, is_scaled: bool) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(drawn(4, 6, seed=1)), nn.Parameter(drawn(6, seed=2))
+        self.is_scaled = is_scaled
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x @ self.weight
+        return (y * self.bias if self.is_scaled else y) + self.bias
+
+
+@pytest.mark.parametrize("make", [traced, lambda module: exported(module, drawn(3, 4))], ids=["graph", "program"])
+def test_an_addition_behind_a_product_folds_only_beside_something_else(make: Callable[[nn.Module], Any]) -> None:
+    x = drawn(3, 4)
+    options = {"example_inputs": x} if make is traced else {}
+    assert fuse(make(Product(is_scaled=False).eval()), x, **options)[1] == ()
+    fused, outcomes = fuse(make(Product(is_scaled=True).eval()), x, **options)
+    assert len(outcomes) == 2
+    assert sum(node.op == "call_function" for node in fused.graph.nodes) == 2
