@@ -176,9 +176,18 @@ class Linear:
     @property
     def makes_bias(self) -> bool:
         """Whether what it absorbed adds a constant to its output."""
-        if any(pending is not None and pending.has_shift for pending in (self.before, self.after)):
-            return True
-        return any(factor.makes_bias for term in self.terms for factor in term.factors)
+        return self._is_shifted or any(factor.makes_bias for term in self.terms for factor in term.factors)
+
+    @property
+    def stores_bias(self) -> bool:
+        """Whether it will have a bias, be it of zeros."""
+        if not self.terms:
+            return self._is_shifted or self.has_bias
+        return self._is_shifted or any(factor.linear.stores_bias for term in self.terms for factor in term.factors)
+
+    @property
+    def _is_shifted(self) -> bool:
+        return any(pending is not None and pending.has_shift for pending in (self.before, self.after))
 
     @property
     def input_sizes(self) -> Array | None:

@@ -8,7 +8,7 @@
 - A merge that makes a bias takes at least as many parameters away: a kernel, or per-channel constants.
 - A branch does not merge into a kernel that something else reads too, unless that frees as much as a second one takes.
 - A chain becomes one operator where the product needs no more multiplications, at any size, and no more parameters.
-- A stack costs what its operators did, unless zeros would have to fill up a bias.
+- A stack costs what its operators did, unless zeros would have to fill up a bias. Zeros that are stored already do not.
 
 Parameters count only where nothing else reads them.
 """
@@ -61,8 +61,8 @@ def stop_sharing(host: Factor, others: Sequence[Factor]) -> Stop | None:
 def stop_chain(first: Factor, last: Factor, merged: Linear) -> Stop | None:
     """What makes a product dearer than its factors."""
     one, two = first.linear, last.linear
-    biases = sum(factor.linear.out_channels for factor in (first, last) if factor.makes_bias)
-    bias = merged.out_channels if biases else 0
+    biases = sum(factor.linear.out_channels for factor in (first, last) if factor.linear.stores_bias)
+    bias = merged.out_channels if first.makes_bias or last.makes_bias else 0
     window = two.window
     assert window is not None
     is_shrinking = all(growth <= 0 for growth in window.growth)  # each output of the second costs one of the first
