@@ -50,6 +50,8 @@ def absorb_input(op: Linear | ChannelAffine, affine: Affine, *, is_batchnorm: bo
     absorbed = op.absorb_input(affine)
     if not absorbed.is_exact:
         return Stop(Reason.BORDER, "its outputs near the border do not see the shift through every tap")
+    if absorbed.fill and absorbed.window is not None and max(absorbed.window.taps) == 1:
+        return Stop(Reason.BORDER, "its outputs near the border see nothing but padding")
     return _checked(op, absorbed, is_free=is_batchnorm)
 
 

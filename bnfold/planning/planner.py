@@ -16,6 +16,7 @@ from bnfold.planning.outcomes import outcomes
 from bnfold.planning.passes import FOLDS, FOLDS_AND_MERGES, Pass
 from bnfold.planning.plan import Blocked, Plan
 from bnfold.planning.survey import survey
+from bnfold.planning.witnesses import find_witnesses
 
 
 def make_plan(
@@ -41,6 +42,7 @@ def make_plan(
     while True:
         draft = _draft(graph, selected, barred, passes)
         rounding, failed = survey(draft, progress)
+        failed = failed or find_witnesses(draft)
         if not failed:
             absorbed = {node: draft.absorbed[node] for node in rounding}
             return Plan(absorbed, tuple(draft.steps), tuple(outcomes(draft, rounding)))
