@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from bnfold.algebra.affine import Affine, Array
 from bnfold.algebra.linear import Layout, Linear
-from bnfold.algebra.rounding import Growth, KernelPeaks, Rounding, measure_growth
+from bnfold.algebra.rounding import Growth, KernelPeaks, Rounding
 
 ELEMENTS = 1 << 18
 """Elements of a block: enough for numpy to be busy while Python moves on, and few enough for a cache."""
@@ -138,8 +138,7 @@ class Kernel:
                 (products, results, shifts), block.part(linear).sizes(block.canonical()), strict=True
             ):
                 total[block.outputs] += addend
-        before = np.zeros(linear.out_channels) if bias is None else bias.astype(np.float64).reshape(-1)
-        return measure_growth(products, results, before + shifts, before)
+        return linear.growth_of((products, results, shifts), bias)
 
 
 @dataclass(frozen=True)

@@ -176,9 +176,18 @@ class Linear:
     @property
     def makes_bias(self) -> bool:
         """Whether what it absorbed adds a constant to its output."""
-        if any(pending is not None and pending.has_shift for pending in (self.before, self.after)):
-            return True
-        return any(factor.makes_bias for term in self.terms for factor in term.factors)
+        return self._is_shifted or any(factor.makes_bias for term in self.terms for factor in term.factors)
+
+    @property
+    def stores_bias(self) -> bool:
+        """Whether it will have a bias, be it of zeros."""
+        if not self.terms:
+            return self._is_shifted or self.has_bias
+        return self._is_shifted or any(factor.linear.stores_bias for term in self.terms for factor in term.factors)
+
+    @property
+    def _is_shifted(self) -> bool:
+        return any(pending is not None and pending.has_shift for pending in (self.before, self.after))
 
     @property
     def input_sizes(self) -> Array | None:
@@ -237,9 +246,21 @@ class Linear:
 
     def growth(self, kernel: npt.NDArray[np.generic], bias: npt.NDArray[np.generic] | None) -> Growth:
         """How much more it rounds by what it absorbed on its input side, given original kernel (canonical) and bias."""
-        products, results, shifts = self.sizes(kernel)
+        return self.growth_of(self.sizes(kernel), bias)
+
+    def growth_of(self, sizes: tuple[Array, Array, Array], bias: npt.NDArray[np.generic] | None) -> Growth:
+        """The same, given what `sizes` gives for the whole kernel.
+
+        What it absorbed on its output side is there before and after: that was rounded at its size too.
+        """
+        products, results, shifts = sizes
         before = np.zeros(self.out_channels) if bias is None else bias.astype(np.float64).reshape(-1)
-        return measure_growth(products, results, before + shifts, before)
+        constant = before + shifts
+        if self.after is not None:
+            scale, shift = self.after.scale, self.after.shift
+            products, results = scale**2 * products, scale**2 * results
+            before, constant = scale * before + shift, scale * constant + shift
+        return measure_growth(products, results, constant, before)
 
     def solve_bias(
         self, load: Callable[[], npt.NDArray[np.generic]], bias: npt.NDArray[np.generic] | None

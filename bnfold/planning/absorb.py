@@ -11,8 +11,17 @@ from bnfold.planning.cost import stop_fold
 NOT_FINITE = Stop(Reason.OVERFLOW, "the combined scale or shift is not finite")
 
 
-def absorb_output(op: Linear | ChannelAffine, affine: Affine | None, *, is_batchnorm: bool) -> Linear | Affine | Stop:
-    """The operator with an affine behind it, of a BatchNorm or of a plain per-channel operator."""
+def absorb_output(
+    op: Linear | ChannelAffine, affine: Affine | None, *, is_batchnorm: bool, is_bias: bool = False
+) -> Linear | Affine | Stop:
+    """The operator with an affine behind it.
+
+    Args:
+        op: the operator.
+        affine: on its output; None where that is not read.
+        is_batchnorm: whether it is that of a BatchNorm, not of a plain per-channel operator.
+        is_bias: whether it is an addition right behind the operator.
+    """
     if affine is None:
         return Stop(Reason.NOT_LINEAR, "only a side output of it is read")
     if isinstance(op, ChannelAffine):
@@ -25,7 +34,7 @@ def absorb_output(op: Linear | ChannelAffine, affine: Affine | None, *, is_batch
         return Stop(Reason.MIXED_CHANNELS, f"it makes {op.out_channels} channels, not {affine.size}")
     if op.is_quantized and not (affine.scale > 0).all():
         return Stop(Reason.NEGATIVE_SCALE, "its quantised weight takes positive scales only")
-    return _checked(op, op.absorb_output(affine), is_batchnorm=is_batchnorm)
+    return _checked(op, op.absorb_output(affine), is_free=is_batchnorm or is_bias)
 
 
 def absorb_input(op: Linear | ChannelAffine, affine: Affine, *, is_batchnorm: bool) -> Linear | Affine | Stop:
@@ -41,7 +50,9 @@ def absorb_input(op: Linear | ChannelAffine, affine: Affine, *, is_batchnorm: bo
     absorbed = op.absorb_input(affine)
     if not absorbed.is_exact:
         return Stop(Reason.BORDER, "its outputs near the border do not see the shift through every tap")
-    return _checked(op, absorbed, is_batchnorm=is_batchnorm)
+    if absorbed.fill and absorbed.window is not None and max(absorbed.window.taps) == 1:
+        return Stop(Reason.BORDER, "its outputs near the border see nothing but padding")
+    return _checked(op, absorbed, is_free=is_batchnorm)
 
 
 def _stop_batchnorm(op: ChannelAffine, affine: Affine) -> Stop | None:
@@ -57,9 +68,9 @@ def _finite(affine: Affine) -> Affine | Stop:
     return affine if affine.is_finite else NOT_FINITE
 
 
-def _checked(op: Linear, absorbed: Linear, *, is_batchnorm: bool) -> Linear | Stop:
-    """The operator, where that is worth it and what is pending on it is finite."""
-    if stop := stop_fold(op, absorbed, is_batchnorm=is_batchnorm):
+def _checked(op: Linear, absorbed: Linear, *, is_free: bool) -> Linear | Stop:
+    """The operator, where that is worth it, or free, and what is pending on it is finite."""
+    if not is_free and (stop := stop_fold(op, absorbed)):
         return stop
     pending = [affine for affine in (absorbed.before, absorbed.after) if affine is not None]
     return absorbed if all(affine.is_finite for affine in pending) else NOT_FINITE

@@ -2,11 +2,13 @@
 
 - A BatchNorm folds wherever that is exact, since its own work ends.
 - A plain per-channel operator (Add, Mul, ...) does not fold where it would leave another operator of its own behind: an
-  Add for a bias that is missing, or a Pad for a shift in front of a border.
+  Add for a bias that is missing, or a Pad for a shift in front of a border. An addition right behind a matrix product
+  that takes no bias is its bias: it folds where something else folds into that product too, and stays where it would
+  only be replaced by another.
 - A merge that makes a bias takes at least as many parameters away: a kernel, or per-channel constants.
 - A branch does not merge into a kernel that something else reads too, unless that frees as much as a second one takes.
 - A chain becomes one operator where the product needs no more multiplications, at any size, and no more parameters.
-- A stack costs what its operators did, unless zeros would have to fill up a bias.
+- A stack costs what its operators did, unless zeros would have to fill up a bias. Zeros that are stored already do not.
 
 Parameters count only where nothing else reads them.
 """
@@ -25,10 +27,8 @@ SHARED = Stop(Reason.SECOND_USE, "its weight is read elsewhere as well, and a se
 COST = Stop(Reason.NOT_LINEAR, "the product would cost more than its factors")
 
 
-def stop_fold(op: Linear, absorbed: Linear, *, is_batchnorm: bool) -> Stop | None:
-    """What makes it useless that `op` becomes `absorbed` to take in a BatchNorm, or a plain per-channel operator."""
-    if is_batchnorm:
-        return None
+def stop_fold(op: Linear, absorbed: Linear) -> Stop | None:
+    """What makes it useless that `op` becomes `absorbed` to take in a plain per-channel operator."""
     if absorbed.makes_bias and not (op.makes_bias or op.has_bias_slot):
         return NO_BIAS
     if absorbed.fill and not op.fill:
@@ -61,8 +61,8 @@ def stop_sharing(host: Factor, others: Sequence[Factor]) -> Stop | None:
 def stop_chain(first: Factor, last: Factor, merged: Linear) -> Stop | None:
     """What makes a product dearer than its factors."""
     one, two = first.linear, last.linear
-    biases = sum(factor.linear.out_channels for factor in (first, last) if factor.makes_bias)
-    bias = merged.out_channels if biases else 0
+    biases = sum(factor.linear.out_channels for factor in (first, last) if factor.linear.stores_bias)
+    bias = merged.out_channels if first.makes_bias or last.makes_bias else 0
     window = two.window
     assert window is not None
     is_shrinking = all(growth <= 0 for growth in window.growth)  # each output of the second costs one of the first

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import replace
 from typing import Generic
 
@@ -23,6 +23,7 @@ class Draft(Generic[N, V]):
         position: all nodes, each with its place in the order of the data.
         selected: whether the candidate of that name may fold.
         barred: nodes that a step must not begin with, since a weight would not survive it.
+        biases: additions that stay, each as the bias of the operator in front of it, which takes none.
         candidates: per-channel affines that may fold.
         steps: what moves and what merges, in order.
         blocked: why a candidate stayed, the last time that it tried a direction.
@@ -35,11 +36,13 @@ class Draft(Generic[N, V]):
         graph: Graph[N, V],
         selected: Callable[[str], bool] = lambda name: True,
         barred: Mapping[N, Blocked[N]] | None = None,
+        biases: Container[N] = (),
     ) -> None:
         self.graph = graph
         self.position: dict[N, int] = {node: index for index, node in enumerate(graph.nodes())}
         self.selected = selected
         self.barred = barred or {}
+        self.biases = biases
         self.steps: list[Step[N, V]] = []
         self.blocked: dict[tuple[N, Direction], Blocked[N]] = {}
         self.absorbed: dict[N, Linear | Affine] = {}
@@ -54,8 +57,11 @@ class Draft(Generic[N, V]):
         self.candidates = frozenset(
             node
             for node in self.position
-            if isinstance(self.op(node), ChannelAffine) and node not in self.barred and self.is_selected(node)
+            if isinstance(self.op(node), ChannelAffine) and self._is_free(node) and self.is_selected(node)
         )
+
+    def _is_free(self, node: N) -> bool:
+        return node not in self.barred and node not in self.biases
 
     def is_selected(self, node: N) -> bool:
         """Whether a node may fold, as far as the caller is concerned."""

@@ -7,14 +7,16 @@ the passes repeat until none finds anything any more.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from bnfold.graph.protocol import Graph, N, V
+from bnfold.planning.biases import find_replaced
 from bnfold.planning.draft import Draft
 from bnfold.planning.outcomes import outcomes
 from bnfold.planning.passes import FOLDS, FOLDS_AND_MERGES, Pass
 from bnfold.planning.plan import Blocked, Plan
 from bnfold.planning.survey import survey
+from bnfold.planning.witnesses import find_witnesses
 
 
 def make_plan(
@@ -38,12 +40,29 @@ def make_plan(
     passes = FOLDS_AND_MERGES if merge else FOLDS
     barred: dict[N, Blocked[N]] = {}
     while True:
-        draft = _settle(Draft(graph, selected, barred), passes)
+        draft = _draft(graph, selected, barred, passes)
         rounding, failed = survey(draft, progress)
+        failed = failed or find_witnesses(draft)
         if not failed:
             absorbed = {node: draft.absorbed[node] for node in rounding}
             return Plan(absorbed, tuple(draft.steps), tuple(outcomes(draft, rounding)))
         barred |= failed
+
+
+def _draft(
+    graph: Graph[N, V],
+    selected: Callable[[str], bool],
+    barred: Mapping[N, Blocked[N]],
+    passes: Sequence[Pass],
+) -> Draft[N, V]:
+    """All that folds and merges, without additions that would only be replaced by others."""
+    biases: set[N] = set()
+    while True:
+        draft = _settle(Draft(graph, selected, barred, biases), passes)
+        replaced = set(find_replaced(draft))
+        if not replaced:
+            return draft
+        biases |= replaced
 
 
 def _settle(draft: Draft[N, V], passes: Sequence[Pass]) -> Draft[N, V]:

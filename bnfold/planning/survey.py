@@ -38,7 +38,7 @@ def survey(draft: Draft[N, V], progress: Callable[[int, int], None]) -> tuple[di
         progress(done, len(changing))
         result = draft.graph.round(node, absorbed)
         rounding[node] = result.error
-        if stop := _stop_rounding(result):
+        if stop := stop_rounding(result):
             failed[_culprit(draft, absorbed_by[node], stop).node] = Blocked(stop, node)
         elif result.is_narrow:
             moves = (step for step in absorbed_by[node] if isinstance(step, Move))
@@ -56,7 +56,7 @@ def _culprit(draft: Draft[N, V], steps: Sequence[Step[N, V]], stop: Stop) -> Ste
     return next((step for step in latest if draft.affine(step.node).has_shift), latest[0])
 
 
-def _stop_rounding(rounding: Rounding) -> Stop | None:
+def stop_rounding(rounding: Rounding) -> Stop | None:
     """What keeps parameters from being stored as they would round."""
     if rounding.overflow is not None:
         detail = f"channel {rounding.overflow} of its weight or bias would not be finite in its type"

@@ -15,6 +15,7 @@ from bnfold.graph.ops import Average, ChannelAffine, Sum
 from bnfold.graph.outcome import Reason, Stop
 from bnfold.graph.protocol import N, V
 from bnfold.planning.absorb import absorb_input, absorb_output
+from bnfold.planning.biases import is_bias
 from bnfold.planning.draft import Draft
 from bnfold.planning.plan import Blocked, Move
 from bnfold.planning.rules import pull, push, variants
@@ -86,7 +87,8 @@ def _pull_once(
         affines = [demands[value][0] if value in demands else None for value in outputs]
         op = draft.op(node)
         if isinstance(op, Linear | ChannelAffine):
-            absorbed = absorb_output(op, affines[0], is_batchnorm=start.is_batchnorm)
+            is_its_bias = is_bias(draft, candidate, node)
+            absorbed = absorb_output(op, affines[0], is_batchnorm=start.is_batchnorm, is_bias=is_its_bias)
             if isinstance(absorbed, Stop):
                 return Blocked(absorbed, node)
             sinks[node] = absorbed

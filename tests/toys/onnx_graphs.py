@@ -12,7 +12,7 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
 import bnfold
-from bnfold import Outcome
+from bnfold import Outcome, Refusal
 from bnfold.api import certify
 from bnfold.proof.checker import check_proof
 from bnfold.proof.models import Files
@@ -122,6 +122,7 @@ def fuse(proto: onnx.ModelProto, tolerance: float = 1e-10) -> tuple[onnx.ModelPr
     again, certificate = certify(proto)
     assert again.SerializeToString() == fused.SerializeToString()
     assert check_proof(Files(proto), Files(fused), certificate).failures == ()
+    assert_settled(fused)
     onnx.checker.check_model(fused)
     for name in ("ir_version", "opset_import", "metadata_props", "doc_string"):
         assert getattr(fused, name) == getattr(proto, name)
@@ -137,6 +138,14 @@ def fuse(proto: onnx.ModelProto, tolerance: float = 1e-10) -> tuple[onnx.ModelPr
         error = float(np.abs(expected[name].astype(np.float64) - actual[name].astype(np.float64)).max(initial=0.0))
         assert error <= tolerance * size, f"{name} is off by {error:.1e}"
     return fused, outcomes
+
+
+def assert_settled(fused: onnx.ModelProto, **options: Any) -> None:
+    """A second fold finds nothing, and gives the same bytes."""
+    again, outcomes = bnfold.fuse(fused, return_outcomes=True, **options)
+    found = [each for each in outcomes if not isinstance(each, Refusal)]
+    assert not found, f"a second fold finds {found}"
+    assert again.SerializeToString() == fused.SerializeToString()
 
 
 def operators(proto: onnx.ModelProto) -> list[str]:

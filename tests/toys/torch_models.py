@@ -62,7 +62,8 @@ class Row(nn.Module):
         return x
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Row:
-        steps = [copy.deepcopy(step, memo) if isinstance(step, nn.Module) else step for step in self.steps]
+        now = [getattr(self, f"step{index}", step) for index, step in enumerate(self.steps)]  # a fold replaces modules
+        steps = [copy.deepcopy(step, memo) if isinstance(step, nn.Module) else step for step in now]
         twin = Row(*steps)
         twin.train(self.training)
         return twin
@@ -101,7 +102,29 @@ def fuse(model: Any, *inputs: Any, **options: Any) -> tuple[Any, tuple[Outcome, 
     assert all(torch.equal(now[name], state[name]) for name in state)
     assert type(fused) is type(model) or isinstance(model, fx.GraphModule)
     assert_same(before, run(fused, *inputs))
+    assert_settled(fused, **options)
     return fused, outcomes
+
+
+def assert_settled(fused: Any, **options: Any) -> None:
+    """A second fold finds nothing, and changes nothing."""
+    again, outcomes = bnfold.fuse(fused, return_outcomes=True, **{**options, "inplace": False})
+    found = [each for each in outcomes if not isinstance(each, Refusal)]
+    assert not found, f"a second fold finds {found}"
+    assert describe(again) == describe(fused)
+
+
+def describe(model: Any) -> tuple[list[str], dict[str, bytes]]:
+    """The code of a model's graphs, and its tensors."""
+    if isinstance(model, ExportedProgram):
+        graphs, state = [str(model.graph)], model.state_dict
+    else:
+        graphs = [str(each.graph) for each in model.modules() if isinstance(each, fx.GraphModule)]
+        state = model.state_dict()
+    return graphs, {
+        name: tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        for name, tensor in state.items()
+    }
 
 
 def of_batchnorms(outcomes: tuple[Outcome, ...]) -> list[Fold | Refusal]:

@@ -268,8 +268,9 @@ class OnnxGraph:
         return self._solve_batchnorm(node, absorbed).rounding
 
     def makes_bias(self, node: ir.Node, absorbed: Linear) -> bool:
-        bias = self._stored(node).solve_bias(absorbed, self._loader(absorbed))
-        return bias is not None and bool(bias.any())
+        stored = self._stored(node)
+        bias = stored.solve_bias(absorbed, self._loader(absorbed))
+        return bias is not None and bool(round_once(bias, self._dtype(node.inputs[stored.weights.kernel])).any())
 
     def write(self, node: ir.Node, absorbed: Linear | Affine) -> None:
         if isinstance(absorbed, Linear):

@@ -387,8 +387,9 @@ class TorchGraph:
         return arrays
 
     def makes_bias(self, node: fx.Node, absorbed: Linear) -> bool:
-        bias = read_linear.stored(self._reader(node)).solve_bias(absorbed, self._load)
-        return bias is not None and bool(bias.any())
+        stored = read_linear.stored(self._reader(node))
+        bias = stored.solve_bias(absorbed, self._load)
+        return bias is not None and bool(round_once(bias, stored.native_kernel.dtype).any())
 
     def write(self, node: fx.Node, absorbed: Linear | Affine) -> None:
         reader = self._reader(node)

@@ -201,7 +201,7 @@ def stack(factors: Sequence[Factor]) -> Linear | Stop:
             return SHARED
         terms.append(Term((factor,), tuple(range(taps) for taps in linear.window.taps), start))
         start += linear.out_channels
-    if len({factor.makes_bias for factor in factors}) > 1:
+    if len({factor.makes_bias for factor in factors}) > 1 and not all(factor.linear.stores_bias for factor in factors):
         return COST
     has_slot = all(factor.linear.has_bias_slot for factor in factors)
     return replace(

@@ -1,5 +1,7 @@
 """Random branchy graphs: merging is never wrong, never costs more, and `merge=False` merges nothing.
 
+A second fold of the result finds nothing.
+
 A graph grows by branches of a few values (convolutions of random windows, strides, dilations, pads and groups,
 averages, per-channel affines, identities), which are added up in random trees, concatenated or chained. Sizes are drawn
 from few values, so that coincidences happen. Set BNFOLD_EXAMPLES to draw more.
@@ -20,6 +22,7 @@ from onnx.reference import ReferenceEvaluator
 import bnfold
 from bnfold import Fold, Merge, Outcome, Refusal
 from tests.toys.onnx_branches import cost
+from tests.toys.onnx_graphs import assert_settled
 
 EXAMPLES = int(os.environ.get("BNFOLD_EXAMPLES", "400"))
 TOLERANCE = 1e-9
@@ -408,6 +411,7 @@ def check(model: onnx.ModelProto, *, merge: bool) -> tuple[onnx.ModelProto, tupl
         size = max(1.0, float(np.abs(expected[name]).max(initial=0.0)))
         error = float(np.abs(expected[name] - actual[name]).max(initial=0.0)) / size
         assert error < TOLERANCE, f"{name} is off by {error:.1e}"
+    assert_settled(fused, merge=merge)
     return fused, outcomes
 
 

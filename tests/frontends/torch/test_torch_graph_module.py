@@ -354,3 +354,54 @@ def test_einsums_that_order_other_axes_differently_do_not_merge() -> None:
     x = drawn(2, 5, 5, 4)
     _, outcomes = fuse(traced(Swapped()), x, example_inputs=x)
     assert outcomes == ()
+
+
+class HoldsGraph(nn.Module):
+    """Calls a `GraphModule`, as a module does that was folded in part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = traced(nn.Sequential(nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6), nn.ReLU()))
+        self.conv, self.norm = nn.Conv2d(6, 5, 1), nn.BatchNorm2d(5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(self.inner(x)))
+
+
+@pytest.mark.parametrize("options", [{}, {"example_inputs": drawn(2, 4, 7, 7)}], ids=["traced", "with inputs"])
+def test_a_module_that_holds_a_graph_is_traced_through_it(options: dict[str, Any]) -> None:
+    assert_folds(trained(HoldsGraph()), drawn(2, 4, 7, 7), **options)
+
+
+def test_the_batchnorms_of_a_graph_that_is_called_as_a_whole_stay() -> None:
+    class Whole(fx.Tracer):
+        def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+            return isinstance(m, fx.GraphModule) or super().is_leaf_module(m, module_qualified_name)
+
+    module = trained(HoldsGraph())
+    _, outcomes = fuse(fx.GraphModule(module, Whole().trace(module)), drawn(2, 4, 7, 7))
+    assert all(isinstance(each, Refusal) for each in outcomes)
+    assert "inner" in {each.batchnorm for each in of_batchnorms(outcomes)}
+
+
+class Product(nn.Module):
+    """``x @ weight + bias``, with a scale between the two where that is asked for."""
+
+    def __init__(self, *, is_scaled: bool) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(drawn(4, 6, seed=1)), nn.Parameter(drawn(6, seed=2))
+        self.is_scaled = is_scaled
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x @ self.weight
+        return (y * self.bias if self.is_scaled else y) + self.bias
+
+
+@pytest.mark.parametrize("make", [traced, lambda module: exported(module, drawn(3, 4))], ids=["graph", "program"])
+def test_an_addition_behind_a_product_folds_only_beside_something_else(make: Callable[[nn.Module], Any]) -> None:
+    x = drawn(3, 4)
+    options = {"example_inputs": x} if make is traced else {}
+    assert fuse(make(Product(is_scaled=False).eval()), x, **options)[1] == ()
+    fused, outcomes = fuse(make(Product(is_scaled=True).eval()), x, **options)
+    assert len(outcomes) == 2
+    assert sum(node.op == "call_function" for node in fused.graph.nodes) == 2

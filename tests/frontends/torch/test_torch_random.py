@@ -11,7 +11,7 @@ import torch.nn.functional as F  # noqa: N812 (its name everywhere)
 from torch import Tensor, nn
 
 import bnfold
-from tests.toys.torch_models import assert_same, drawn, exported, run, traced, trained
+from tests.toys.torch_models import assert_same, assert_settled, drawn, exported, run, traced, trained
 
 SEEDS = range(60)
 
@@ -131,11 +131,14 @@ def test_random_modules_are_never_wrong(seed: int) -> None:
     model, x = trained(Drawn(seed), seed), drawn(2, 4, 8, 8)
     expected = run(model, x)
     with torch.no_grad():
-        for name, fused in (
-            ("module", bnfold.fuse(model)),
-            ("module with an example", bnfold.fuse(model, example_inputs=x)),
-            ("graph", bnfold.fuse(traced(model))),
-            ("graph with an example", bnfold.fuse(traced(model), example_inputs=x)),
-            ("program", bnfold.fuse(exported(model, x))),
+        example = {"example_inputs": x}
+        for name, argument, options in (
+            ("module", model, {}),
+            ("module with an example", model, example),
+            ("graph", traced(model), {}),
+            ("graph with an example", traced(model), example),
+            ("program", exported(model, x), {}),
         ):
+            fused = bnfold.fuse(argument, **options)
             assert_same(expected, run(fused, x), 1e-10), name
+            assert_settled(fused, **options)

@@ -21,7 +21,13 @@ from torch.utils import _pytree
 
 from bnfold.errors import UnsupportedModelError, one_line
 from bnfold.frontends.torch.operators import shapes
-from bnfold.frontends.torch.operators.spelling import is_known_forward, is_parametrized, is_plain_module, spell
+from bnfold.frontends.torch.operators.spelling import (
+    is_code_of_torch,
+    is_known_forward,
+    is_parametrized,
+    is_plain_module,
+    spell,
+)
 from bnfold.frontends.torch.view import VALUE_HOOKS, hook_of
 
 
@@ -181,7 +187,7 @@ class _Tracer(fx.Tracer):
             return True
         if is_known_forward(m) or isinstance(m, CONTAINERS) or "forward" in vars(m):
             return False
-        return type(m).forward.__module__.startswith("torch.nn.modules.") and not _is_norm(m)
+        return is_code_of_torch(type(m).forward) and not _is_norm(m)
 
     def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         made = super().call_module(m, forward, args, kwargs)

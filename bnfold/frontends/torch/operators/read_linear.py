@@ -160,9 +160,8 @@ def _product(reader: Reader, first: str, second: str, bias: str | None) -> tuple
     if bias is not None:
         _check_bias(reader, bias, *_bias_shapes(out, rank, on_right=on_right))
         factors = float(reader.get("alpha", 1)), float(reader.get("beta", 1))
-    has_slot = bias is not None or _is_followed_by_a_bias(reader)
     has_bias = bias is not None and _has_bias(reader, bias)
-    linear = Linear(1, out, fan_in, axis, axis, has_bias_slot=has_slot, window=Window(), has_bias=has_bias)
+    linear = Linear(1, out, fan_in, axis, axis, has_bias_slot=bias is not None, window=Window(), has_bias=has_bias)
     return linear, Weights(data, kernel, bias, layout, 1, *factors, behind=0 if on_right else 1)
 
 
@@ -171,15 +170,6 @@ def _bias_shapes(out: int, rank: int, *, on_right: bool) -> list[tuple[int, ...]
     core = (out,) if on_right else (out, 1)
     shapes: list[tuple[int, ...]] = [(1,) * count for count in range(rank + 1)]
     return shapes + [(1,) * count + core for count in range(rank - len(core) + 1)]
-
-
-def _is_followed_by_a_bias(reader: Reader) -> bool:
-    """Whether all that reads it adds a constant, so that a bias of its own costs nothing."""
-    users = list(reader.node.users)
-    if len(users) != 1 or users[0] not in reader.facts.calls:
-        return False
-    add = Reader(users[0], reader.facts)
-    return add.call.op == "add" and (add.holds("other") or add.holds("input"))
 
 
 def matmul(reader: Reader) -> tuple[Linear, Weights]:
@@ -221,7 +211,7 @@ def einsum(reader: Reader) -> tuple[Linear, Weights]:
         fan_in,
         data.index(contracted[0]),
         result.index(made[0]),
-        has_bias_slot=_is_followed_by_a_bias(reader),
+        has_bias_slot=False,
         window=Window() if keeps_order else None,
         has_bias=False,
     )

@@ -148,7 +148,7 @@ def is_plain_module(module: nn.Module) -> bool:
 def _is_as_described(module: nn.Module) -> bool:
     kind = type(module)
     parts = [getattr(kind, name) for name in _PARTS if hasattr(kind, name)]
-    is_inherited = all(getattr(part, "__module__", "").startswith("torch.nn.modules") for part in parts)
+    is_inherited = all(map(is_code_of_torch, parts))
     return is_inherited and is_known_forward(module) and kind.__call__ is nn.Module.__call__
 
 
@@ -159,8 +159,13 @@ def is_parametrized(module: nn.Module) -> bool:
     return any(type(hook).__module__.startswith("torch.nn.utils.") for hook in module._forward_pre_hooks.values())
 
 
+def is_code_of_torch(function: object) -> bool:
+    """Whether a function is one of torch.nn's modules; the generated forward of a `GraphModule` is in no module."""
+    return (getattr(function, "__module__", None) or "").startswith("torch.nn.modules.")
+
+
 def _is_from_torch(module: nn.Module) -> bool:
-    return type(module).forward.__module__.startswith("torch.nn.modules") and "forward" not in vars(module)
+    return is_code_of_torch(type(module).forward) and "forward" not in vars(module)
 
 
 def _module(node: fx.Node, module: nn.Module) -> Call:
