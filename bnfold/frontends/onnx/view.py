@@ -21,11 +21,11 @@ from bnfold.frontends.onnx.operators.constants import AnyArray, Constants
 from bnfold.frontends.onnx.operators.hints import UNCONFIRMED, Hints
 from bnfold.frontends.onnx.operators.quantized import insist_on_output_scales
 from bnfold.frontends.onnx.operators.read_linear import Stored
-from bnfold.frontends.onnx.operators.reader import Facts, Reader, opaque
+from bnfold.frontends.onnx.operators.reader import Facts, Reader
 from bnfold.frontends.onnx.operators.shapes import Inference
-from bnfold.frontends.onnx.operators.unreadable import Unreadable
 from bnfold.frontends.onnx.scopes import Scopes, label
 from bnfold.frontends.onnx.shape_inference import Confirm
+from bnfold.frontends.reading import Unreadable, opaque
 from bnfold.graph.cautions import Caution, DeclarationCaution, examine
 from bnfold.graph.ops import ChannelAffine, Op, Opaque
 from bnfold.graph.outcome import Outcome, Reason, Refusal, Stop

@@ -21,8 +21,6 @@ DTYPES: dict[torch.dtype, np.dtype[Any]] = {
 }
 """The types that weights may have."""
 
-BITS = {torch.float16: 16, torch.bfloat16: 16, torch.float32: 32, torch.float64: 64}
-
 
 def is_plain(tensor: torch.Tensor) -> bool:
     """Whether it is a dense tensor of a type that bnfold computes with, and not a subclass with rules of its own."""

@@ -19,12 +19,13 @@ from bnfold.algebra.affine import Affine
 from bnfold.algebra.linear import Linear
 from bnfold.algebra.rounding import BatchNorm, Rounding, round_once, solve_batchnorm
 from bnfold.algebra.terms import Parameters
+from bnfold.frontends.reading import Unreadable, opaque
 from bnfold.frontends.torch.change.store import Store, take_name
 from bnfold.frontends.torch.operators import read_affine, read_carry, read_linear, shapes
 from bnfold.frontends.torch.operators.aliases import exposed, tangled
 from bnfold.frontends.torch.operators.calls import UNKNOWN, Call, Handle, Outputs, Slot
 from bnfold.frontends.torch.operators.constants import Constants
-from bnfold.frontends.torch.operators.reader import Facts, Part, Reader, Unreadable, Value, opaque, part_of
+from bnfold.frontends.torch.operators.reader import Facts, Part, Reader, Value, part_of
 from bnfold.frontends.torch.operators.spelling import is_parametrized, spell
 from bnfold.frontends.torch.tensors import DTYPES, AnyArray
 from bnfold.graph.cautions import Caution, examine
@@ -111,7 +112,7 @@ class TorchGraph:
         if self._calls[node].operator.outputs is not Outputs.ALL:
             return ()
         try:
-            return read_carry.split_sizes(self._reader(node))[1]
+            return read_carry.split(self._reader(node)).sizes
         except Unreadable:
             return ()
 

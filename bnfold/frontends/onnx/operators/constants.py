@@ -16,8 +16,8 @@ from bnfold.frontends.onnx.files.pieces import array_rows, read, tensor_rows
 from bnfold.frontends.onnx.files.slots import slots
 from bnfold.frontends.onnx.operators.bounds import Budget
 from bnfold.frontends.onnx.operators.modern import MODERN, Attributes, modern
-from bnfold.frontends.onnx.operators.unreadable import Unreadable
 from bnfold.frontends.onnx.scopes import Scopes
+from bnfold.frontends.reading import Unreadable
 from bnfold.graph.outcome import Reason
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from bnfold.algebra.affine import Array
 from bnfold.algebra.linear import Layout
 from bnfold.frontends.onnx.operators.constants import AnyArray
 from bnfold.frontends.onnx.operators.reader import Facts
-from bnfold.frontends.onnx.operators.unreadable import Unreadable
+from bnfold.frontends.reading import Unreadable
 from bnfold.graph.outcome import Reason
 
 

@@ -9,7 +9,7 @@ from bnfold.algebra.affine import Affine, per_channel_axis
 from bnfold.frontends.onnx.operators.constants import AnyArray
 from bnfold.frontends.onnx.operators.read_linear import operand_shape
 from bnfold.frontends.onnx.operators.reader import FLOATS, Reader
-from bnfold.frontends.onnx.operators.unreadable import Unreadable
+from bnfold.frontends.reading import Unreadable
 from bnfold.graph.ops import CHANNEL_LIMIT, ChannelAffine, Shape
 from bnfold.graph.outcome import Reason
 

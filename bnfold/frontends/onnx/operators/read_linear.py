@@ -20,7 +20,7 @@ from bnfold.frontends.onnx.operators import quantized
 from bnfold.frontends.onnx.operators.modern import align
 from bnfold.frontends.onnx.operators.quantized import Quantized
 from bnfold.frontends.onnx.operators.reader import FLOATS, Reader
-from bnfold.frontends.onnx.operators.unreadable import Unreadable
+from bnfold.frontends.reading import Unreadable
 from bnfold.graph.outcome import Reason
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from bnfold.algebra.affine import Affine, per_channel_axis
-from bnfold.frontends.torch.operators.reader import Reader, Unreadable
+from bnfold.frontends.reading import Unreadable
+from bnfold.frontends.torch.operators.reader import Reader
 from bnfold.frontends.torch.tensors import DTYPES, AnyArray, to_numpy
 from bnfold.graph.ops import ChannelAffine, Shape
 from bnfold.graph.outcome import Reason

@@ -14,7 +14,8 @@ from bnfold.algebra.affine import Array
 from bnfold.algebra.linear import Border, Layout, Linear, Window
 from bnfold.algebra.rounding import Rounding, measure_parameters
 from bnfold.algebra.terms import Load, Parameters
-from bnfold.frontends.torch.operators.reader import Reader, Unreadable
+from bnfold.frontends.reading import Unreadable
+from bnfold.frontends.torch.operators.reader import Reader
 from bnfold.frontends.torch.tensors import AnyArray, to_numpy
 from bnfold.graph.outcome import Reason
 

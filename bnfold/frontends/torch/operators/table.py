@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (its name everywhere)
 from torch import nn
 
+from bnfold.frontends.reading import identity, rectifier
 from bnfold.frontends.torch.operators import read_carry, read_linear
 from bnfold.frontends.torch.operators.calls import UNKNOWN, Describe, Keeps, Memory, Operator, Outputs, Slot
 
@@ -242,16 +243,16 @@ OPERATORS: tuple[Operator, ...] = (
              aten="feature_dropout alpha_dropout", modules=dict.fromkeys(_DROPOUTS, _named("training", "inplace")),
              memory=INPUT, keeps=SHAPE_AND_TYPE, carry=read_carry.dropout),
     Operator("relu", "input inplace", (F.relu, torch.relu, F.relu_, torch.relu_), "relu relu_",
-             modules={nn.ReLU: _named()}, memory=FRESH, keeps=SHAPE_AND_TYPE, carry=read_carry.rectifier),
+             modules={nn.ReLU: _named()}, memory=FRESH, keeps=SHAPE_AND_TYPE, carry=rectifier),
     Operator("leaky_relu", "input negative_slope inplace", (F.leaky_relu, F.leaky_relu_),
              modules={nn.LeakyReLU: _named("negative_slope")},
-             memory=FRESH, keeps=SHAPE_AND_TYPE, carry=read_carry.rectifier),
+             memory=FRESH, keeps=SHAPE_AND_TYPE, carry=rectifier),
     Operator("prelu", "input weight", (torch.prelu, F.prelu), "prelu",
              modules={nn.PReLU: lambda module, path: _held(module, path, "weight")},
-             memory=FRESH, keeps=SHAPE_AND_TYPE, carry=read_carry.rectifier),
+             memory=FRESH, keeps=SHAPE_AND_TYPE, carry=rectifier),
     Operator("identity", "input", (torch.clone, torch.detach), "clone contiguous detach",
              aten="clone contiguous detach alias lift_fresh_copy detach_", modules={nn.Identity: _named()},
-             memory=INPUT, keeps=SHAPE_AND_TYPE, is_evaluated=True, carry=read_carry.identity),
+             memory=INPUT, keeps=SHAPE_AND_TYPE, is_evaluated=True, carry=identity),
     Operator("to", "input *to", methods="to type", aten="_to_copy",
              memory=INPUT, keeps=Keeps.SHAPE, is_evaluated=True, carry=read_carry.cast),
     Operator("cast", "input", methods=" ".join(CASTS),

@@ -1,0 +1,317 @@
+"""Operators in the neutral vocabulary, made from plain numbers, arrays and shapes.
+
+A reader of a front end says which argument of a node is what. A maker here makes the `Op`, or raises `Unreadable` with
+the reason that users read. Both front ends therefore refuse an operator in the same words.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from bnfold.algebra.linear import Window
+from bnfold.algebra.pooling import WHOLLY_PADDING, PoolAxis
+from bnfold.graph.ops import (
+    CHANNEL_LIMIT,
+    Average,
+    Broadcast,
+    Concat,
+    Dim,
+    Identity,
+    Maximum,
+    Opaque,
+    Rectifier,
+    Reshape,
+    Shape,
+    Split,
+    Sum,
+    Take,
+    Transpose,
+)
+from bnfold.graph.outcome import Reason, Stop
+
+AnyArray = npt.NDArray[Any]
+
+
+class Unreadable(Exception):  # noqa: N818 (not an error: an answer)
+    """An operator that does not have the form its reader describes, or a constant of it that cannot be evaluated.
+
+    The operator becomes `Opaque`.
+    """
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(detail)
+        self.stop = Stop(reason, detail)
+
+
+def opaque(reason: Reason, detail: str, *, is_batchnorm: bool = False) -> Opaque:
+    """An operator that stops every affine, with its reason."""
+    return Opaque(Stop(reason, detail), is_batchnorm)
+
+
+def missing(what: str) -> Unreadable:
+    """A parameter is left out, which the operator needs."""
+    return Unreadable(Reason.INVALID_PARAMETERS, f"its {what} is missing")
+
+
+def not_constant(what: str, name: str | None) -> Unreadable:
+    """A parameter is computed from an input of the model."""
+    return Unreadable(Reason.NOT_CONSTANT, f"its {what} {name!r} is not constant")
+
+
+def read_elsewhere() -> Unreadable:
+    """Something reads an output behind the first, such as a mask or the indices of a maximum."""
+    return Unreadable(Reason.NOT_LINEAR, "a further output of it is read")
+
+
+# -------------------------------------------------------------------------------------------------------------- shapes
+
+
+def known(shape: Shape | None) -> Shape:
+    """The shape of an input that the operator cannot be read without."""
+    if shape is None:
+        raise Unreadable(Reason.UNKNOWN_SHAPE, "the shape of its input is not known")
+    return shape
+
+
+def known_rank(rank: int | None) -> int:
+    """The number of axes of an input."""
+    if rank is None:
+        raise Unreadable(Reason.UNKNOWN_SHAPE, "the rank of its input is not known")
+    return rank
+
+
+def count_axis(axis: object, rank: int | None) -> int:
+    """An axis, counted from the front. One that is not negative needs no rank."""
+    if not isinstance(axis, int):
+        raise Unreadable(Reason.UNKNOWN_SHAPE, "its axis is computed")
+    if axis >= 0 and rank is None:
+        return axis
+    rank = known_rank(rank)
+    if not -rank <= axis < rank:
+        raise Unreadable(Reason.INVALID_PARAMETERS, f"its input has {rank} axes, and no axis {axis}")
+    return axis % rank
+
+
+def size(dim: Dim) -> int | None:
+    """A dimension, if it is a number."""
+    return dim if isinstance(dim, int) else None
+
+
+def space(shape: Shape | None, axes: int) -> tuple[int | None, ...]:
+    """The sizes of the last axes, over which a window moves."""
+    if shape is None or len(shape) < axes:
+        return (None,) * axes
+    return tuple(size(dim) for dim in shape[len(shape) - axes :])
+
+
+# ------------------------------------------------------------------------------------------------------------ carriers
+
+
+def identity(reader: object) -> Identity:
+    """An operator that hands its input on, whatever its arguments are."""
+    return Identity()
+
+
+def rectifier(reader: object) -> Rectifier:
+    """An operator such as Relu, whatever its arguments are."""
+    return Rectifier()
+
+
+def dropout(*, is_training: bool) -> Identity:
+    """Dropout."""
+    if is_training:
+        raise Unreadable(Reason.TRAINING_MODE, "it is in training mode")
+    return Identity()
+
+
+class Type(Protocol):
+    """An element type of a front end's library."""
+
+    @property
+    def itemsize(self) -> float:
+        """Bytes of an element."""
+        ...
+
+
+T = TypeVar("T", bound=Type)
+
+
+def cast(before: T | None, after: T | None, floats: Container[T | None]) -> Identity:
+    """A cast from one element type to another."""
+    if before is not None and after is not None:
+        if before == after:
+            return Identity()
+        if before in floats and after in floats and after.itemsize > before.itemsize:
+            return Identity(is_widening=True)
+    raise Unreadable(Reason.NOT_LINEAR, "the cast can change values")
+
+
+def concat(axis: int, shapes: Sequence[Shape | None]) -> Concat:
+    """Joins values of these shapes."""
+    return Concat(axis, tuple(size(shape[axis]) if shape and axis < len(shape) else None for shape in shapes))
+
+
+def split(axis: int, sizes: Sequence[object], outputs: int | None = None) -> Split:
+    """Cuts a value into parts of these sizes, one for each output."""
+    numbers = tuple(part for part in sizes if isinstance(part, int))
+    if len(numbers) != len(sizes) or not sizes:
+        raise Unreadable(Reason.UNKNOWN_SHAPE, "the sizes of its parts are not known")
+    if min(numbers) < 0 or outputs not in (None, len(numbers)):
+        raise Unreadable(Reason.INVALID_PARAMETERS, "its sizes do not fit its outputs")
+    return Split(axis, numbers)
+
+
+def take(shape: Shape | None, cuts: Mapping[int, slice]) -> Take:
+    """Slices along axes. The channel axis comes first, if its size is known."""
+    dims = known(shape)
+    for axis in sorted(cuts, key=lambda axis: axis != 1):
+        length = size(dims[axis]) if axis < len(dims) else None
+        if length is not None and length <= CHANNEL_LIMIT:
+            return Take(axis, np.arange(length)[cuts[axis]], length, frozenset(cuts) - {axis})
+    return take_anywhere(cuts)
+
+
+def take_anywhere(axes: Iterable[int]) -> Take:
+    """Takes positions along axes, and nothing tells which."""
+    return Take(-1, np.zeros(0, np.intp), 0, frozenset(axes))
+
+
+def gather(axis: int, indices: AnyArray | None, shape: Shape | None) -> Take:
+    """Takes positions along an axis; negative ones count from the end. None stands for what is no position."""
+    if indices is None or indices.ndim != 1 or indices.dtype.kind not in "iu":
+        raise Unreadable(Reason.NOT_LINEAR, "its indices are not a vector of integers")
+    length = size(shape[axis]) if shape is not None and axis < len(shape) else None
+    if length is None or length > CHANNEL_LIMIT:
+        return take_anywhere({axis})
+    if indices.size and not (-length <= indices.min() and indices.max() < length):
+        raise Unreadable(Reason.INVALID_PARAMETERS, "its indices are out of range")
+    return Take(axis, np.where(indices < 0, indices + length, indices).astype(np.intp), length)
+
+
+def transpose(order: Sequence[int]) -> Transpose:
+    """Puts the axes into another order."""
+    if sorted(order) != list(range(len(order))):
+        raise Unreadable(Reason.INVALID_PARAMETERS, f"its order {list(order)} is no permutation")
+    return Transpose(tuple(order))
+
+
+def reshape(before: Shape | None, after: Shape | None) -> Reshape:
+    """Gives the same elements another shape."""
+    return Reshape(*both(before, after))
+
+
+def both(before: Shape | None, after: Shape | None) -> tuple[Shape, Shape]:
+    """The shapes in front of and behind an operator that gives its input another shape."""
+    if before is None or after is None:
+        raise Unreadable(Reason.UNKNOWN_SHAPE, "the shapes it reshapes between are not known")
+    return before, after
+
+
+def blocks(factor: object, shape: Shape | None) -> tuple[int, int]:
+    """The side of the blocks that move between channels and space, and the channels of a picture of this shape."""
+    channels = size(shape[1]) if shape is not None and len(shape) == 4 else None
+    if channels is None or not isinstance(factor, int) or factor < 1:
+        raise Unreadable(Reason.UNKNOWN_SHAPE, "the number of its channels is not known")
+    return factor, channels
+
+
+def expand(before: Shape | None, after: Shape | None) -> Broadcast:
+    """Repeats a value until it has another shape."""
+    before, after = both(before, after)
+    added = len(after) - len(before)
+    if added < 0:
+        raise Unreadable(Reason.INVALID_PARAMETERS, "it has fewer axes than its input")
+    pairs = enumerate(zip(before, after[added:], strict=True))
+    return Broadcast(frozenset(axis for axis, (old, new) in pairs if old is None or old != new), added)
+
+
+def repeat(repeats: Sequence[object], added: int = 0) -> Broadcast:
+    """Repeats a value along each axis, with `added` further axes in front."""
+    return Broadcast(frozenset(axis for axis, times in enumerate(repeats[added:]) if times != 1), added)
+
+
+def total(
+    signs: Sequence[int], shapes: Sequence[Shape | None], dtypes: Iterable[T | None], floats: Container[T | None]
+) -> Sum:
+    """Adds values."""
+    types = set(dtypes)
+    if None in types:
+        raise Unreadable(Reason.UNKNOWN_SHAPE, "the types that it adds are not known")
+    if not all(dtype in floats for dtype in types):
+        raise Unreadable(Reason.NOT_LINEAR, "it does not add floating-point values")
+    if len(types) > 1:
+        raise Unreadable(Reason.NOT_LINEAR, "it adds values of different types")
+    return Sum(tuple(signs), tuple(shapes), (1.0,) + (0.0,) * (len(signs) - 1))
+
+
+# ------------------------------------------------------------------------------------------------------------- windows
+
+
+def window(
+    taps: tuple[int, ...],
+    strides: tuple[int, ...],
+    dilations: tuple[int, ...],
+    begins: tuple[int, ...],
+    ends: tuple[int, ...],
+    output: Shape | None,
+) -> Window | None:
+    """Where the taps of a convolution or pooling lie, given the shape of its output; None where they do not fit."""
+    if {len(strides), len(dilations), len(begins), len(ends)} != {len(taps)}:
+        return None
+    if min(strides + dilations, default=1) < 1 or min(begins + ends, default=0) < 0:
+        return None
+    return Window(taps, strides, dilations, begins, ends, space(output, len(taps)))
+
+
+def can_miss(
+    sizes: Sequence[int | None],
+    taps: tuple[int, ...],
+    strides: tuple[int, ...],
+    dilations: tuple[int, ...],
+    begins: tuple[int, ...],
+    ends: tuple[int, ...],
+    *,
+    rounds_up: bool,
+    is_strict: bool = False,
+) -> bool:
+    """Whether a window of a pooling can lie wholly in padding; see `PoolAxis`, of which there is one for each size."""
+    axes = map(
+        PoolAxis, taps, strides, dilations, begins, ends, itertools.repeat(rounds_up), itertools.repeat(is_strict)
+    )
+    return any(axis.can_miss(length) for axis, length in zip(axes, sizes, strict=True))
+
+
+def max_pool(axes: frozenset[int], *, misses: bool) -> Maximum:
+    """The maxima over windows, of which one may lie wholly in padding."""
+    if misses:
+        raise Unreadable(Reason.BORDER, WHOLLY_PADDING)
+    return Maximum(axes)
+
+
+def average_pool(
+    axes: frozenset[int],
+    find_window: Callable[[], Window | None],
+    can_miss: Callable[[], bool],
+    *,
+    is_padded: bool,
+    counts_zeros: bool,
+    is_even: bool,
+) -> Average:
+    """The means over windows.
+
+    Args:
+        axes: those that a window moves over.
+        find_window: where the taps lie.
+        can_miss: whether a window can lie wholly in padding.
+        is_padded: whether there is padding.
+        counts_zeros: whether padding counts.
+        is_even: whether every window divides by the number of its taps, or of those on the data.
+    """
+    counts_zeros = counts_zeros and is_padded
+    window = find_window() if is_even and (counts_zeros or not is_padded) else None
+    return Average(axes, sums_to_one=is_even and not counts_zeros and not can_miss(), window=window)
