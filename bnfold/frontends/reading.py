@@ -8,17 +8,22 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from bnfold.algebra.affine import Affine, per_channel_axis
 from bnfold.algebra.linear import Window
 from bnfold.algebra.pooling import WHOLLY_PADDING, PoolAxis
+from bnfold.algebra.rounding import BatchNorm, solve_batchnorm
 from bnfold.graph.ops import (
     CHANNEL_LIMIT,
     Average,
     Broadcast,
+    ChannelAffine,
     Concat,
     Dim,
     Identity,
@@ -35,6 +40,9 @@ from bnfold.graph.ops import (
 from bnfold.graph.outcome import Reason, Stop
 
 AnyArray = npt.NDArray[Any]
+
+FLOATS = frozenset(map(np.dtype, (np.float16, ml_dtypes.bfloat16, np.float32, np.float64)))
+"""The types that weights and statistics may have."""
 
 
 class Unreadable(Exception):  # noqa: N818 (not an error: an answer)
@@ -61,6 +69,11 @@ def missing(what: str) -> Unreadable:
 def not_constant(what: str, name: str | None) -> Unreadable:
     """A parameter is computed from an input of the model."""
     return Unreadable(Reason.NOT_CONSTANT, f"its {what} {name!r} is not constant")
+
+
+def in_training_mode() -> Unreadable:
+    """An operator normalises with the statistics of each batch, or drops values at random."""
+    return Unreadable(Reason.TRAINING_MODE, "it is in training mode")
 
 
 def read_elsewhere() -> Unreadable:
@@ -125,7 +138,7 @@ def rectifier(reader: object) -> Rectifier:
 def dropout(*, is_training: bool) -> Identity:
     """Dropout."""
     if is_training:
-        raise Unreadable(Reason.TRAINING_MODE, "it is in training mode")
+        raise in_training_mode()
     return Identity()
 
 
@@ -247,6 +260,109 @@ def total(
     if len(types) > 1:
         raise Unreadable(Reason.NOT_LINEAR, "it adds values of different types")
     return Sum(tuple(signs), tuple(shapes), (1.0,) + (0.0,) * (len(signs) - 1))
+
+
+# ------------------------------------------------------------------------------------------------------------- affines
+
+
+def unit(dtype: np.dtype[Any]) -> float:
+    """The spacing of a floating-point type at 1."""
+    return float(ml_dtypes.finfo(dtype).eps)  # type: ignore[no-untyped-call]
+
+
+@dataclass(frozen=True, eq=False)
+class Normalization:
+    """The constants of a BatchNorm: vectors with one entry for each channel, and epsilon."""
+
+    gamma: AnyArray
+    beta: AnyArray
+    mean: AnyArray
+    var: AnyArray
+    epsilon: float
+
+    def op(self, axis: int = 1, stored: tuple[int, ...] | None = None) -> ChannelAffine:
+        """The per-channel affine along `axis`; see `ChannelAffine` for `stored`."""
+        with np.errstate(all="ignore"):
+            affine = Affine.from_batchnorm(self.gamma, self.beta, self.mean, self.var, self.epsilon, axis)
+        if not affine.is_finite:
+            raise Unreadable(Reason.INVALID_PARAMETERS, "its scale or shift is not finite in any precision")
+        return ChannelAffine(affine, is_batchnorm=True, stored=stored)
+
+    def solve(self, affine: Affine) -> BatchNorm:
+        """The constants with which it is another affine."""
+        return solve_batchnorm(affine, self.mean, self.var, self.epsilon, self.gamma.dtype, unit(self.gamma.dtype))
+
+    def replaced(self, affine: Affine) -> tuple[AnyArray, ...]:
+        """The same as gamma and beta, with mean and variance behind them where these change."""
+        solved = self.solve(affine)
+        if np.array_equal(solved.mean, self.mean) and np.array_equal(solved.var, self.var):
+            return solved.gamma, solved.beta
+        return solved.gamma, solved.beta, solved.mean, solved.var
+
+
+def normalization(
+    gamma: AnyArray | None, beta: AnyArray | None, mean: AnyArray, var: AnyArray, epsilon: float
+) -> Normalization:
+    """A BatchNorm in inference form. One without gamma or beta has ones or zeros in their place."""
+    channels = mean.size
+    gamma = np.ones(channels, mean.dtype) if gamma is None else gamma
+    beta = np.zeros(channels, mean.dtype) if beta is None else beta
+    for what, array in (("scale", gamma), ("bias", beta), ("mean", mean), ("variance", var)):
+        if array.dtype not in FLOATS:
+            raise Unreadable(Reason.INVALID_PARAMETERS, f"its {what} is of type {array.dtype}")
+        if array.ndim != 1 or array.size != channels:
+            raise Unreadable(Reason.INVALID_PARAMETERS, f"its {what} has shape {array.shape} for {channels} channels")
+        if not np.isfinite(array.astype(np.float64)).all():
+            raise Unreadable(Reason.INVALID_PARAMETERS, f"its {what} is not finite in every channel")
+    variance = var.astype(np.float64)
+    if not np.all(variance + epsilon > 0) or np.any(variance < 0):
+        raise Unreadable(Reason.INVALID_PARAMETERS, "its variance is negative, or zero with epsilon zero")
+    return Normalization(gamma, beta, mean, var, epsilon)
+
+
+def arithmetic(
+    operator: str,
+    constant: AnyArray,
+    shape: Shape,
+    *,
+    constant_first: bool = False,
+    alpha: float = 1.0,
+    stored: tuple[int, ...] | None = None,
+) -> ChannelAffine | None:
+    """Arithmetic of data and a constant that varies along one axis at most; None for anything else.
+
+    Args:
+        operator: "add", "sub", "rsub", "mul" or "div".
+        constant: the constant operand.
+        shape: of the data.
+        constant_first: whether the constant is the first operand.
+        alpha: factor of the second operand of a sum.
+        stored: see `ChannelAffine`.
+    """
+    axis = per_channel_axis(constant.shape, len(shape))
+    if axis is None:  # the same everywhere: where the channels are likely to be
+        axis = len(shape) - 1 if len(shape) < 4 else 1
+    channels = size(shape[axis]) if axis >= 0 else None
+    if channels is None or channels > CHANNEL_LIMIT or constant.size not in (1, channels):
+        return None
+    values = np.broadcast_to(constant.astype(np.float64).reshape(-1), (channels,))
+    if operator == "rsub":
+        operator, constant_first = "sub", not constant_first
+    scale: npt.ArrayLike = 1.0
+    shift: npt.ArrayLike = 0.0
+    with np.errstate(all="ignore"):
+        match operator, constant_first:
+            case "add" | "sub", _:
+                factor = alpha if operator == "add" else -alpha
+                scale, shift = (factor, values) if constant_first else (1.0, factor * values)
+            case "mul", _:
+                scale = values
+            case "div", False:
+                scale = 1.0 / values
+            case _:
+                return None
+        affine = Affine.of(scale, shift, axis)
+    return ChannelAffine(affine, is_batchnorm=False, stored=stored) if affine.is_finite else None
 
 
 # ------------------------------------------------------------------------------------------------------------- windows

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import replace
 
-import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
 from bnfold.algebra import terms
 from bnfold.algebra.affine import Affine
 from bnfold.algebra.linear import Layout, Linear
-from bnfold.algebra.rounding import BatchNorm, Rounding, measure_parameters, round_once, solve_batchnorm
+from bnfold.algebra.rounding import Rounding, measure_parameters, round_once
 from bnfold.algebra.terms import Load, Parameters
 from bnfold.frontends.onnx.edit import Editor
 from bnfold.frontends.onnx.files.pieces import SolvedTensor
@@ -25,7 +24,7 @@ from bnfold.frontends.onnx.operators.reader import Facts, Reader
 from bnfold.frontends.onnx.operators.shapes import Inference
 from bnfold.frontends.onnx.scopes import Scopes, label
 from bnfold.frontends.onnx.shape_inference import Confirm
-from bnfold.frontends.reading import Unreadable, opaque
+from bnfold.frontends.reading import Unreadable, opaque, unit
 from bnfold.graph.cautions import Caution, DeclarationCaution, examine
 from bnfold.graph.ops import ChannelAffine, Op, Opaque
 from bnfold.graph.outcome import Outcome, Reason, Refusal, Stop
@@ -249,8 +248,8 @@ class OnnxGraph:
         found: list[Caution | DeclarationCaution] = [*self._hints.warnings()]
         for node in self.nodes():
             if _is_batchnorm(node) and isinstance(self.op(node), ChannelAffine):
-                gamma, _, mean, var, epsilon = read_affine.batchnorm_constants(self._reader(node))
-                found.extend(examine(self.name(node), self.scope(node), gamma, mean, var, epsilon))
+                read = read_affine.normalization(self._reader(node))
+                found.extend(examine(self.name(node), self.scope(node), read.gamma, read.mean, read.var, read.epsilon))
         return found
 
     def confirmations(self) -> list[DeclarationCaution]:
@@ -263,9 +262,9 @@ class OnnxGraph:
             dtype = self._dtype(node.inputs[stored.weights.kernel])
             if stored.weights.quantized is not None and absorbed.after is not None:
                 scales = stored.weights.quantized.rescaled(absorbed.after.scale).reshape(1, -1, 1)
-                return measure_parameters(scales, stored.solve_bias(absorbed, load), dtype, _unit(dtype))
-            return stored.measure(absorbed, load, dtype, _unit(dtype))
-        return self._solve_batchnorm(node, absorbed).rounding
+                return measure_parameters(scales, stored.solve_bias(absorbed, load), dtype, unit(dtype))
+            return stored.measure(absorbed, load, dtype, unit(dtype))
+        return read_affine.normalization(self._reader(node)).solve(absorbed).rounding
 
     def makes_bias(self, node: ir.Node, absorbed: Linear) -> bool:
         bias = self._stored(node).solve_bias(absorbed, self._loader(absorbed))
@@ -275,12 +274,9 @@ class OnnxGraph:
         if isinstance(absorbed, Linear):
             self._write_linear(node, absorbed)
             return
-        solved, held = self._solve_batchnorm(node, absorbed), read_affine.batchnorm_constants(self._reader(node))
-        self._editor.set_parameter(node, 1, ir.tensor(solved.gamma))
-        self._editor.set_parameter(node, 2, ir.tensor(solved.beta))
-        if not (np.array_equal(solved.mean, held[2]) and np.array_equal(solved.var, held[3])):
-            self._editor.set_parameter(node, 3, ir.tensor(solved.mean))
-            self._editor.set_parameter(node, 4, ir.tensor(solved.var))
+        fresh = read_affine.normalization(self._reader(node)).replaced(absorbed)
+        for index, array in enumerate(fresh, start=1):
+            self._editor.set_parameter(node, index, ir.tensor(array))
 
     def _stored(self, node: ir.Node) -> Stored:
         return read_linear.stored(self._reader(node), self._bias_add.get(node))
@@ -299,11 +295,6 @@ class OnnxGraph:
         assert value is not None
         known = self._facts.types.get(value)
         return known.numpy() if known is not None else self._facts.constants.get(value).dtype
-
-    def _solve_batchnorm(self, node: ir.Node, affine: Affine) -> BatchNorm:
-        _, _, mean, var, epsilon = read_affine.batchnorm_constants(self._reader(node))
-        dtype = self._dtype(node.inputs[1])
-        return solve_batchnorm(affine, mean, var, epsilon, dtype, _unit(dtype))
 
     def _write_linear(self, node: ir.Node, linear: Linear) -> None:
         stored, load = self._stored(node), self._loader(linear)
@@ -408,7 +399,3 @@ def _reads_only_the_shape(node: ir.Node) -> bool:
 
 def _is_batchnorm(node: ir.Node) -> bool:
     return node.op_type == "BatchNormalization" and node.domain == ""
-
-
-def _unit(dtype: np.dtype[np.generic]) -> float:
-    return float(ml_dtypes.finfo(dtype).eps)  # type: ignore[no-untyped-call]

@@ -9,17 +9,15 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
-import ml_dtypes
-import numpy as np
 import torch
 from torch import fx, nn
 from torch.fx.node import map_arg
 
 from bnfold.algebra.affine import Affine
 from bnfold.algebra.linear import Linear
-from bnfold.algebra.rounding import BatchNorm, Rounding, round_once, solve_batchnorm
+from bnfold.algebra.rounding import Rounding, round_once
 from bnfold.algebra.terms import Parameters
-from bnfold.frontends.reading import Unreadable, opaque
+from bnfold.frontends.reading import Unreadable, opaque, unit
 from bnfold.frontends.torch.change.store import Store, take_name
 from bnfold.frontends.torch.operators import read_affine, read_carry, read_linear, shapes
 from bnfold.frontends.torch.operators.aliases import exposed, tangled
@@ -27,7 +25,7 @@ from bnfold.frontends.torch.operators.calls import UNKNOWN, Call, Handle, Output
 from bnfold.frontends.torch.operators.constants import Constants
 from bnfold.frontends.torch.operators.reader import Facts, Part, Reader, Value, part_of
 from bnfold.frontends.torch.operators.spelling import is_parametrized, spell
-from bnfold.frontends.torch.tensors import DTYPES, AnyArray
+from bnfold.frontends.torch.tensors import AnyArray
 from bnfold.graph.cautions import Caution, examine
 from bnfold.graph.ops import ChannelAffine, Op, Sum
 from bnfold.graph.outcome import Reason
@@ -352,8 +350,8 @@ class TorchGraph:
         found: list[Caution] = []
         for node in self._nodes:
             if read_affine.is_batchnorm(self._reader(node)) and isinstance(self.op(node), ChannelAffine):
-                gamma, _, mean, var, epsilon = read_affine.batchnorm_constants(self._reader(node))
-                found.extend(examine(self.name(node), self.scope(node), gamma, mean, var, epsilon))
+                read = read_affine.normalization(self._reader(node))
+                found.extend(examine(self.name(node), self.scope(node), read.gamma, read.mean, read.var, read.epsilon))
         return found
 
     def round(self, node: fx.Node, absorbed: Linear | Affine) -> Rounding:
@@ -361,31 +359,18 @@ class TorchGraph:
         if isinstance(absorbed, Linear):
             stored = read_linear.stored(reader)
             dtype = stored.native_kernel.dtype
-            return stored.measure(absorbed, self._load, dtype, _unit(dtype))
-        return self._solve_batchnorm(reader, absorbed).rounding
+            return stored.measure(absorbed, self._load, dtype, unit(dtype))
+        return read_affine.normalization(reader).solve(absorbed).rounding
 
     def _load(self, node: Hashable) -> Parameters:
         """The parameters of a node that is part of a merged operator."""
         assert isinstance(node, fx.Node)
         return read_linear.stored(self._reader(node)).parameters()
 
-    def _batchnorm_type(self, reader: Reader) -> np.dtype[Any]:
-        name = "weight" if reader.call.get("weight") is not None else "running_mean"
-        return DTYPES[reader.tensor(name, name).dtype]
-
-    def _solve_batchnorm(self, reader: Reader, affine: Affine) -> BatchNorm:
-        _, _, mean, var, epsilon = read_affine.batchnorm_constants(reader)
-        dtype = self._batchnorm_type(reader)
-        return solve_batchnorm(affine, mean, var, epsilon, dtype, _unit(dtype))
-
     def _batchnorm_arrays(self, reader: Reader, affine: Affine) -> dict[str, AnyArray]:
         """The parameters of a BatchNorm that absorbed an affine, by argument; statistics only where they change."""
-        solved = self._solve_batchnorm(reader, affine)
-        _, _, mean, var, _ = read_affine.batchnorm_constants(reader)
-        arrays: dict[str, AnyArray] = {"weight": solved.gamma, "bias": solved.beta}
-        if not (np.array_equal(solved.mean, mean) and np.array_equal(solved.var, var)):
-            arrays |= {"running_mean": solved.mean, "running_var": solved.var}
-        return arrays
+        fresh = read_affine.normalization(reader).replaced(affine)
+        return dict(zip(read_affine.STATISTICS, fresh, strict=False))
 
     def makes_bias(self, node: fx.Node, absorbed: Linear) -> bool:
         bias = read_linear.stored(self._reader(node)).solve_bias(absorbed, self._load)
@@ -542,10 +527,6 @@ def hook_of(module: nn.Module, kinds: Sequence[str] = HOOKS) -> str | None:
                 continue
             return str(getattr(function, "__qualname__", type(function).__qualname__))
     return None
-
-
-def _unit(dtype: np.dtype[Any]) -> float:
-    return float(ml_dtypes.finfo(dtype).eps)  # type: ignore[no-untyped-call]
 
 
 __all__ = ["Handle", "Slot", "TorchGraph", "hook_of", "occurrences"]
