@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any, Protocol, TypeVar
 
 import ml_dtypes
@@ -16,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bnfold.algebra.affine import Affine, per_channel_axis
-from bnfold.algebra.linear import Window
+from bnfold.algebra.linear import Border, Layout, Linear, Window
 from bnfold.algebra.pooling import WHOLLY_PADDING, PoolAxis
 from bnfold.algebra.rounding import BatchNorm, solve_batchnorm
 from bnfold.graph.ops import (
@@ -363,6 +364,54 @@ def arithmetic(
                 return None
         affine = Affine.of(scale, shift, axis)
     return ChannelAffine(affine, is_batchnorm=False, stored=stored) if affine.is_finite else None
+
+
+# ---------------------------------------------------------------------------------------------------- linear operators
+
+
+def filled(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of a kernel, which has to hold something."""
+    if 0 in shape:
+        raise Unreadable(Reason.INVALID_PARAMETERS, "its weight is empty")
+    return shape
+
+
+def other_bias(shape: tuple[int, ...]) -> Unreadable:
+    """A bias differs from row to row, or does not fit the kernel."""
+    return Unreadable(Reason.NOT_LINEAR, f"its bias of shape {shape} is not one number per output channel")
+
+
+def no_constant_operand() -> Unreadable:
+    """A product of two computed values."""
+    return Unreadable(Reason.NOT_CONSTANT, "neither of its operands is constant")
+
+
+def convolution(shape: tuple[int, ...], groups: int, axis: int, *, is_transposed: bool) -> tuple[Linear, Layout]:
+    """A convolution with a kernel of this shape, whose channels lie along `axis`; without padding, if not transposed.
+
+    What a transposed one adds to its border does not reach every output alike.
+    """
+    if len(shape) < 3 or groups < 1 or shape[0] % groups:
+        raise Unreadable(Reason.INVALID_PARAMETERS, f"its weight of shape {shape} does not fit {groups} groups")
+    if is_transposed:
+        return Linear(groups, shape[1] * groups, shape[0], axis, axis, Border.PARTIAL), Layout.CONV_TRANSPOSE
+    return Linear(groups, shape[0], shape[1] * groups, axis, axis), Layout.CONV
+
+
+def dense(shape: tuple[int, ...], layout: Layout, axis_in: int, axis_out: int) -> Linear:
+    """A matrix product along one axis of the data, with a matrix of this shape."""
+    if len(shape) != 2:
+        raise Unreadable(Reason.INVALID_PARAMETERS, f"its weight has shape {shape}")
+    out, fan_in = shape if layout is Layout.OUT_IN else shape[::-1]
+    return Linear(1, out, fan_in, axis_in, axis_out, window=Window())
+
+
+def product(shape: tuple[int, ...], rank: int, *, on_right: bool) -> tuple[Linear, Layout]:
+    """``data @ kernel``, or ``kernel @ data``, for data of `rank` axes."""
+    if len(shape) < 2 or prod(shape[:-2]) != 1 or rank < max(2, len(shape)):
+        raise Unreadable(Reason.NOT_LINEAR, f"its weight of shape {shape} is not one matrix")
+    axis, layout = (rank - 1, Layout.IN_OUT) if on_right else (rank - 2, Layout.OUT_IN)
+    return dense(shape[-2:], layout, axis, axis), layout
 
 
 # ------------------------------------------------------------------------------------------------------------- windows

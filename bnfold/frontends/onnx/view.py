@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
 
-from bnfold.algebra import terms
 from bnfold.algebra.affine import Affine
 from bnfold.algebra.linear import Layout, Linear
 from bnfold.algebra.rounding import Rounding, measure_parameters, round_once
-from bnfold.algebra.terms import Load, Parameters
 from bnfold.frontends.onnx.edit import Editor
 from bnfold.frontends.onnx.files.pieces import SolvedTensor
 from bnfold.frontends.onnx.operators import read_affine, read_carry, read_linear
-from bnfold.frontends.onnx.operators.constants import AnyArray, Constants
+from bnfold.frontends.onnx.operators.constants import Constants
 from bnfold.frontends.onnx.operators.hints import UNCONFIRMED, Hints
 from bnfold.frontends.onnx.operators.quantized import insist_on_output_scales
-from bnfold.frontends.onnx.operators.read_linear import Stored
+from bnfold.frontends.onnx.operators.read_linear import Weights
 from bnfold.frontends.onnx.operators.reader import Facts, Reader
 from bnfold.frontends.onnx.operators.shapes import Inference
 from bnfold.frontends.onnx.scopes import Scopes, label
 from bnfold.frontends.onnx.shape_inference import Confirm
-from bnfold.frontends.reading import Unreadable, opaque, unit
-from bnfold.graph.cautions import Caution, DeclarationCaution, examine
+from bnfold.frontends.parameters import Stored, View
+from bnfold.frontends.reading import AnyArray, Normalization, Unreadable, opaque, unit
+from bnfold.graph.cautions import Caution, DeclarationCaution
 from bnfold.graph.ops import ChannelAffine, Op, Opaque
 from bnfold.graph.outcome import Outcome, Reason, Refusal, Stop
 from bnfold.graph.protocol import Constant
@@ -39,7 +38,7 @@ JUDGED_BY_TYPE = frozenset({"Add", "Cast", "Neg", "Sub", "Sum"})
 """Operators that are opaque where a type or shape is not known, and hardly otherwise."""
 
 
-class OnnxGraph:
+class OnnxGraph(View[ir.Node, ir.Value, Weights]):
     """All graphs of an ONNX model as one `bnfold.graph.protocol.Graph`: nodes are `ir.Node`, values are `ir.Value`.
 
     A matrix product and the Add that is its bias are one node, the product; its output is the Add's. The body of a
@@ -120,7 +119,7 @@ class OnnxGraph:
         try:
             op = self._read(node)
         except Unreadable as error:
-            op = Opaque(error.stop, _is_batchnorm(node))
+            op = Opaque(error.stop, self._is_batchnorm(node))
         if self._hints.misses == misses:
             return op
         self._missing.add(label(node))
@@ -211,7 +210,7 @@ class OnnxGraph:
 
     def _replaced_indices(self, node: ir.Node) -> Sequence[int]:
         """Which of a node's inputs `write` replaces."""
-        if _is_batchnorm(node):
+        if self._is_batchnorm(node):
             return (1, 2)
         try:
             linear = read_linear.read_linear(self._reader(node), self._bias_add.get(node))
@@ -245,62 +244,42 @@ class OnnxGraph:
 
     def warnings(self) -> list[Caution | DeclarationCaution]:
         """What looks wrong with statistics that can be read, and with declarations; part of no protocol."""
-        found: list[Caution | DeclarationCaution] = [*self._hints.warnings()]
-        for node in self.nodes():
-            if _is_batchnorm(node) and isinstance(self.op(node), ChannelAffine):
-                read = read_affine.normalization(self._reader(node))
-                found.extend(examine(self.name(node), self.scope(node), read.gamma, read.mean, read.var, read.epsilon))
-        return found
+        return [*self._hints.warnings(), *self._cautions()]
 
     def confirmations(self) -> list[DeclarationCaution]:
         """The declarations that a run confirmed, in one word; part of no protocol."""
         return self._hints.confirmations()
 
     def round(self, node: ir.Node, absorbed: Linear | Affine) -> Rounding:
-        if isinstance(absorbed, Linear):
-            stored, load = self._stored(node), self._loader(absorbed)
-            dtype = self._dtype(node.inputs[stored.weights.kernel])
-            if stored.weights.quantized is not None and absorbed.after is not None:
+        if isinstance(absorbed, Linear) and absorbed.after is not None:
+            stored = self._stored(node)
+            if stored.weights.quantized is not None:
                 scales = stored.weights.quantized.rescaled(absorbed.after.scale).reshape(1, -1, 1)
-                return measure_parameters(scales, stored.solve_bias(absorbed, load), dtype, unit(dtype))
-            return stored.measure(absorbed, load, dtype, unit(dtype))
-        return read_affine.normalization(self._reader(node)).solve(absorbed).rounding
-
-    def makes_bias(self, node: ir.Node, absorbed: Linear) -> bool:
-        bias = self._stored(node).solve_bias(absorbed, self._loader(absorbed))
-        return bias is not None and bool(bias.any())
+                bias = stored.solve_bias(absorbed, self._loader(absorbed))
+                return measure_parameters(scales, bias, stored.dtype, unit(stored.dtype))
+        return super().round(node, absorbed)
 
     def write(self, node: ir.Node, absorbed: Linear | Affine) -> None:
         if isinstance(absorbed, Linear):
             self._write_linear(node, absorbed)
             return
-        fresh = read_affine.normalization(self._reader(node)).replaced(absorbed)
+        fresh = self._normalization(node).replaced(absorbed)
         for index, array in enumerate(fresh, start=1):
             self._editor.set_parameter(node, index, ir.tensor(array))
 
-    def _stored(self, node: ir.Node) -> Stored:
+    def _is_batchnorm(self, node: ir.Node) -> bool:
+        return node.op_type == "BatchNormalization" and node.domain == ""
+
+    def _normalization(self, node: ir.Node) -> Normalization:
+        return read_affine.normalization(self._reader(node))
+
+    def _stored(self, node: ir.Node) -> Stored[Weights]:
         return read_linear.stored(self._reader(node), self._bias_add.get(node))
-
-    def _loader(self, linear: Linear) -> Load:
-        """The parameters of the nodes that make up a merged operator, captured now: the nodes will go."""
-        captured = {node: self._stored(node).parameters() for node in terms.nodes(linear) if isinstance(node, ir.Node)}
-
-        def load(node: Hashable) -> Parameters:
-            assert isinstance(node, ir.Node)
-            return captured[node]
-
-        return load
-
-    def _dtype(self, value: ir.Value | None) -> np.dtype[np.generic]:
-        assert value is not None
-        known = self._facts.types.get(value)
-        return known.numpy() if known is not None else self._facts.constants.get(value).dtype
 
     def _write_linear(self, node: ir.Node, linear: Linear) -> None:
         stored, load = self._stored(node), self._loader(linear)
         index = stored.weights.kernel
-        dtype = self._dtype(node.inputs[index])
-        bias = stored.solve_bias(linear, load)
+        dtype, bias = stored.dtype, stored.solve_bias(linear, load)
         if stored.weights.quantized is not None:
             self._write_scales(node, linear, stored)
             if bias is not None:
@@ -315,7 +294,7 @@ class OnnxGraph:
         if linear.fill:
             self._editor.pad_explicitly(node, linear.fill, dtype, self._reader(node).version)
 
-    def _write_scales(self, node: ir.Node, linear: Linear, stored: Stored) -> None:
+    def _write_scales(self, node: ir.Node, linear: Linear, stored: Stored[Weights]) -> None:
         found, version = stored.weights.quantized, self._reader(node).version
         assert found is not None
         assert linear.after is not None
@@ -327,7 +306,7 @@ class OnnxGraph:
         assert fresh is not None
         self._declare_known(fresh, found.node.outputs[0])
 
-    def _write_bias(self, node: ir.Node, linear: Linear, stored: Stored, bias: AnyArray) -> None:
+    def _write_bias(self, node: ir.Node, linear: Linear, stored: Stored[Weights], bias: AnyArray) -> None:
         version = self._reader(node).version
         if stored.weights.bias_index is not None:
             self._editor.set_parameter(node, stored.weights.bias_index, ir.tensor(bias), "bias")
@@ -395,7 +374,3 @@ def _origin(value: ir.Value) -> ir.Node | ir.Value:
 
 def _reads_only_the_shape(node: ir.Node) -> bool:
     return node.op_type in READS_ONLY_THE_SHAPE and node.domain == ""
-
-
-def _is_batchnorm(node: ir.Node) -> bool:
-    return node.op_type == "BatchNormalization" and node.domain == ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from types import MappingProxyType
@@ -15,19 +15,20 @@ from torch.fx.node import map_arg
 
 from bnfold.algebra.affine import Affine
 from bnfold.algebra.linear import Linear
-from bnfold.algebra.rounding import Rounding, round_once
-from bnfold.algebra.terms import Parameters
-from bnfold.frontends.reading import Unreadable, opaque, unit
+from bnfold.algebra.rounding import round_once
+from bnfold.frontends.parameters import Stored, View
+from bnfold.frontends.reading import Normalization, Unreadable, opaque
 from bnfold.frontends.torch.change.store import Store, take_name
 from bnfold.frontends.torch.operators import read_affine, read_carry, read_linear, shapes
 from bnfold.frontends.torch.operators.aliases import exposed, tangled
 from bnfold.frontends.torch.operators.calls import UNKNOWN, Call, Handle, Outputs, Slot
 from bnfold.frontends.torch.operators.constants import Constants
+from bnfold.frontends.torch.operators.read_linear import Weights
 from bnfold.frontends.torch.operators.reader import Facts, Part, Reader, Value, part_of
 from bnfold.frontends.torch.operators.spelling import is_parametrized, spell
 from bnfold.frontends.torch.tensors import AnyArray
-from bnfold.graph.cautions import Caution, examine
-from bnfold.graph.ops import ChannelAffine, Op, Sum
+from bnfold.graph.cautions import Caution
+from bnfold.graph.ops import Op, Sum
 from bnfold.graph.outcome import Reason
 from bnfold.graph.protocol import Constant
 
@@ -36,7 +37,7 @@ CALLS = ("call_function", "call_method", "call_module")
 CHANGED = "the tensor may be changed in place while something else reads it"
 
 
-class TorchGraph:
+class TorchGraph(View[fx.Node, Value, Weights]):
     """An fx graph, whoever made it, as a `protocol.Graph`: nodes are `fx.Node`, values are nodes or parts of them.
 
     Args:
@@ -347,55 +348,44 @@ class TorchGraph:
 
     def warnings(self) -> list[Caution]:
         """What looks wrong with the statistics of BatchNorms that can be read; part of no protocol."""
-        found: list[Caution] = []
-        for node in self._nodes:
-            if read_affine.is_batchnorm(self._reader(node)) and isinstance(self.op(node), ChannelAffine):
-                read = read_affine.normalization(self._reader(node))
-                found.extend(examine(self.name(node), self.scope(node), read.gamma, read.mean, read.var, read.epsilon))
-        return found
+        return self._cautions()
 
-    def round(self, node: fx.Node, absorbed: Linear | Affine) -> Rounding:
-        reader = self._reader(node)
-        if isinstance(absorbed, Linear):
-            stored = read_linear.stored(reader)
-            dtype = stored.native_kernel.dtype
-            return stored.measure(absorbed, self._load, dtype, unit(dtype))
-        return read_affine.normalization(reader).solve(absorbed).rounding
+    def _is_batchnorm(self, node: fx.Node) -> bool:
+        return node not in self._inside and read_affine.is_batchnorm(self._reader(node))
 
-    def _load(self, node: Hashable) -> Parameters:
-        """The parameters of a node that is part of a merged operator."""
-        assert isinstance(node, fx.Node)
-        return read_linear.stored(self._reader(node)).parameters()
+    def _normalization(self, node: fx.Node) -> Normalization:
+        return read_affine.normalization(self._reader(node))
 
-    def _batchnorm_arrays(self, reader: Reader, affine: Affine) -> dict[str, AnyArray]:
+    def _stored(self, node: fx.Node) -> Stored[Weights]:
+        return read_linear.stored(self._reader(node))
+
+    def _batchnorm_arrays(self, node: fx.Node, affine: Affine) -> dict[str, AnyArray]:
         """The parameters of a BatchNorm that absorbed an affine, by argument; statistics only where they change."""
-        fresh = read_affine.normalization(reader).replaced(affine)
-        return dict(zip(read_affine.STATISTICS, fresh, strict=False))
+        return dict(zip(read_affine.STATISTICS, self._normalization(node).replaced(affine), strict=False))
 
-    def makes_bias(self, node: fx.Node, absorbed: Linear) -> bool:
-        bias = read_linear.stored(self._reader(node)).solve_bias(absorbed, self._load)
-        return bias is not None and bool(bias.any())
+    def _linear_arrays(self, node: fx.Node, linear: Linear) -> tuple[Stored[Weights], AnyArray, AnyArray | None]:
+        """Where the parameters of a linear operator are, and the kernel and bias with everything that it absorbed."""
+        stored, load = self._stored(node), self._loader(linear)
+        kernel = round_once(stored.source(linear, load).solve(linear), stored.dtype)
+        bias = stored.solve_bias(linear, load)
+        return stored, kernel, None if bias is None else round_once(bias, stored.dtype)
 
     def write(self, node: fx.Node, absorbed: Linear | Affine) -> None:
         reader = self._reader(node)
         if isinstance(absorbed, Affine):
-            self._set(node, self._batchnorm_arrays(reader, absorbed), "running_mean")
+            self._set(node, self._batchnorm_arrays(node, absorbed), "running_mean")
             return
-        stored = read_linear.stored(reader)
-        dtype = stored.native_kernel.dtype
-        kernel = round_once(stored.native(stored.solve_kernel(absorbed, self._load), absorbed), dtype)
-        bias = stored.solve_bias(absorbed, self._load)
+        stored, kernel, bias = self._linear_arrays(node, absorbed)
         arrays: dict[str, AnyArray] = {stored.weights.kernel: kernel}
         name = stored.weights.bias
         if bias is not None and name is not None:
-            rounded = round_once(bias, dtype)
             is_column = reader.call.op in ("addmm", "baddbmm") and stored.weights.data in ("mat2", "batch2")
-            arrays[name] = rounded.reshape(-1, 1) if is_column else rounded
+            arrays[name] = bias.reshape(-1, 1) if is_column else bias
         self._set(node, arrays, stored.weights.kernel)
         if bias is not None and name is None:
             shape = [-1] + [1] * stored.weights.behind
             like = read_linear.operand(reader, stored.weights.kernel)
-            total = self._store.insert_add(node, round_once(bias, dtype).reshape(shape), like)
+            total = self._store.insert_add(node, bias.reshape(shape), like)
             self._facts.copy(node, total)
             self._calls.update({user: spell(user, self.root) for user in total.users if user in self._calls})
         self._store.drop_factors(node)

@@ -4,26 +4,24 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 
 from bnfold.algebra.kernels import Rows
-from bnfold.frontends.onnx.files.pieces import array_rows, read, tensor_rows
+from bnfold.frontends.onnx.files.pieces import read, tensor_rows
 from bnfold.frontends.onnx.files.slots import slots
 from bnfold.frontends.onnx.operators.bounds import Budget
 from bnfold.frontends.onnx.operators.modern import MODERN, Attributes, modern
 from bnfold.frontends.onnx.scopes import Scopes
-from bnfold.frontends.reading import Unreadable
+from bnfold.frontends.parameters import array_rows
+from bnfold.frontends.reading import AnyArray, Unreadable
 from bnfold.graph.outcome import Reason
 
 if TYPE_CHECKING:
     from onnx.reference import ReferenceEvaluator
-
-AnyArray = npt.NDArray[Any]
 
 FOLDABLE = frozenset(
     [

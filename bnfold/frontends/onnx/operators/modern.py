@@ -10,13 +10,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 
 from bnfold.frontends.onnx.schema import find_schema
+from bnfold.frontends.reading import AnyArray
 
-AnyArray = npt.NDArray[Any]
 Inputs = list[AnyArray | None]
 Attributes = dict[str, Any]
 

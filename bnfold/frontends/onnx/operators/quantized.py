@@ -14,9 +14,8 @@ import onnx_ir as ir
 
 from bnfold.algebra.affine import Array
 from bnfold.algebra.linear import Layout
-from bnfold.frontends.onnx.operators.constants import AnyArray
 from bnfold.frontends.onnx.operators.reader import Facts
-from bnfold.frontends.reading import Unreadable
+from bnfold.frontends.reading import AnyArray, Unreadable
 from bnfold.graph.outcome import Reason
 
 

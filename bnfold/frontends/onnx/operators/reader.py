@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from bnfold.frontends.onnx.operators.constants import AnyArray, Constants
+from bnfold.frontends.onnx.operators.constants import Constants
 from bnfold.frontends.onnx.operators.hints import Lookup
 from bnfold.frontends.onnx.schema import find_schema
 from bnfold.frontends.onnx.scopes import Scopes
-from bnfold.frontends.reading import Unreadable, count_axis, known_rank, missing, not_constant, read_elsewhere
+from bnfold.frontends.reading import AnyArray, Unreadable, count_axis, known_rank, missing, not_constant, read_elsewhere
 from bnfold.graph.ops import Shape
 from bnfold.graph.outcome import Reason
 
