@@ -6,7 +6,6 @@ the reason that users read. Both front ends therefore refuse an operator in the 
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -20,24 +19,8 @@ from bnfold.algebra.affine import Affine, per_channel_axis
 from bnfold.algebra.linear import Border, Layout, Linear, Window
 from bnfold.algebra.pooling import WHOLLY_PADDING, PoolAxis
 from bnfold.algebra.rounding import BatchNorm, solve_batchnorm
-from bnfold.graph.ops import (
-    CHANNEL_LIMIT,
-    Average,
-    Broadcast,
-    ChannelAffine,
-    Concat,
-    Dim,
-    Identity,
-    Maximum,
-    Opaque,
-    Rectifier,
-    Reshape,
-    Shape,
-    Split,
-    Sum,
-    Take,
-    Transpose,
-)
+from bnfold.graph import ops
+from bnfold.graph.ops import CHANNEL_LIMIT, Dim, Shape
 from bnfold.graph.outcome import Reason, Stop
 
 AnyArray = npt.NDArray[Any]
@@ -57,9 +40,9 @@ class Unreadable(Exception):  # noqa: N818 (not an error: an answer)
         self.stop = Stop(reason, detail)
 
 
-def opaque(reason: Reason, detail: str, *, is_batchnorm: bool = False) -> Opaque:
+def opaque(reason: Reason, detail: str, *, is_batchnorm: bool = False) -> ops.Opaque:
     """An operator that stops every affine, with its reason."""
-    return Opaque(Stop(reason, detail), is_batchnorm)
+    return ops.Opaque(Stop(reason, detail), is_batchnorm)
 
 
 def missing(what: str) -> Unreadable:
@@ -126,21 +109,21 @@ def space(shape: Shape | None, axes: int) -> tuple[int | None, ...]:
 # ------------------------------------------------------------------------------------------------------------ carriers
 
 
-def identity(reader: object) -> Identity:
+def identity(reader: object) -> ops.Identity:
     """An operator that hands its input on, whatever its arguments are."""
-    return Identity()
+    return ops.Identity()
 
 
-def rectifier(reader: object) -> Rectifier:
+def rectifier(reader: object) -> ops.Rectifier:
     """An operator such as Relu, whatever its arguments are."""
-    return Rectifier()
+    return ops.Rectifier()
 
 
-def dropout(*, is_training: bool) -> Identity:
+def dropout(*, is_training: bool) -> ops.Identity:
     """Dropout."""
     if is_training:
         raise in_training_mode()
-    return Identity()
+    return ops.Identity()
 
 
 class Type(Protocol):
@@ -155,47 +138,47 @@ class Type(Protocol):
 T = TypeVar("T", bound=Type)
 
 
-def cast(before: T | None, after: T | None, floats: Container[T | None]) -> Identity:
+def cast(before: T | None, after: T | None, floats: Container[T | None]) -> ops.Identity:
     """A cast from one element type to another."""
     if before is not None and after is not None:
         if before == after:
-            return Identity()
+            return ops.Identity()
         if before in floats and after in floats and after.itemsize > before.itemsize:
-            return Identity(is_widening=True)
+            return ops.Identity(is_widening=True)
     raise Unreadable(Reason.NOT_LINEAR, "the cast can change values")
 
 
-def concat(axis: int, shapes: Sequence[Shape | None]) -> Concat:
+def concat(axis: int, shapes: Sequence[Shape | None]) -> ops.Concat:
     """Joins values of these shapes."""
-    return Concat(axis, tuple(size(shape[axis]) if shape and axis < len(shape) else None for shape in shapes))
+    return ops.Concat(axis, tuple(size(shape[axis]) if shape and axis < len(shape) else None for shape in shapes))
 
 
-def split(axis: int, sizes: Sequence[object], outputs: int | None = None) -> Split:
+def split(axis: int, sizes: Sequence[object], outputs: int | None = None) -> ops.Split:
     """Cuts a value into parts of these sizes, one for each output."""
     numbers = tuple(part for part in sizes if isinstance(part, int))
     if len(numbers) != len(sizes) or not sizes:
         raise Unreadable(Reason.UNKNOWN_SHAPE, "the sizes of its parts are not known")
     if min(numbers) < 0 or outputs not in (None, len(numbers)):
         raise Unreadable(Reason.INVALID_PARAMETERS, "its sizes do not fit its outputs")
-    return Split(axis, numbers)
+    return ops.Split(axis, numbers)
 
 
-def take(shape: Shape | None, cuts: Mapping[int, slice]) -> Take:
+def take(shape: Shape | None, cuts: Mapping[int, slice]) -> ops.Take:
     """Slices along axes. The channel axis comes first, if its size is known."""
     dims = known(shape)
     for axis in sorted(cuts, key=lambda axis: axis != 1):
         length = size(dims[axis]) if axis < len(dims) else None
         if length is not None and length <= CHANNEL_LIMIT:
-            return Take(axis, np.arange(length)[cuts[axis]], length, frozenset(cuts) - {axis})
+            return ops.Take(axis, np.arange(length)[cuts[axis]], length, frozenset(cuts) - {axis})
     return take_anywhere(cuts)
 
 
-def take_anywhere(axes: Iterable[int]) -> Take:
+def take_anywhere(axes: Iterable[int]) -> ops.Take:
     """Takes positions along axes, and nothing tells which."""
-    return Take(-1, np.zeros(0, np.intp), 0, frozenset(axes))
+    return ops.Take(-1, np.zeros(0, np.intp), 0, frozenset(axes))
 
 
-def gather(axis: int, indices: AnyArray | None, shape: Shape | None) -> Take:
+def gather(axis: int, indices: AnyArray | None, shape: Shape | None) -> ops.Take:
     """Takes positions along an axis; negative ones count from the end. None stands for what is no position."""
     if indices is None or indices.ndim != 1 or indices.dtype.kind not in "iu":
         raise Unreadable(Reason.NOT_LINEAR, "its indices are not a vector of integers")
@@ -204,19 +187,19 @@ def gather(axis: int, indices: AnyArray | None, shape: Shape | None) -> Take:
         return take_anywhere({axis})
     if indices.size and not (-length <= indices.min() and indices.max() < length):
         raise Unreadable(Reason.INVALID_PARAMETERS, "its indices are out of range")
-    return Take(axis, np.where(indices < 0, indices + length, indices).astype(np.intp), length)
+    return ops.Take(axis, np.where(indices < 0, indices + length, indices).astype(np.intp), length)
 
 
-def transpose(order: Sequence[int]) -> Transpose:
+def transpose(order: Sequence[int]) -> ops.Transpose:
     """Puts the axes into another order."""
     if sorted(order) != list(range(len(order))):
         raise Unreadable(Reason.INVALID_PARAMETERS, f"its order {list(order)} is no permutation")
-    return Transpose(tuple(order))
+    return ops.Transpose(tuple(order))
 
 
-def reshape(before: Shape | None, after: Shape | None) -> Reshape:
+def reshape(before: Shape | None, after: Shape | None) -> ops.Reshape:
     """Gives the same elements another shape."""
-    return Reshape(*both(before, after))
+    return ops.Reshape(*both(before, after))
 
 
 def both(before: Shape | None, after: Shape | None) -> tuple[Shape, Shape]:
@@ -234,24 +217,24 @@ def blocks(factor: object, shape: Shape | None) -> tuple[int, int]:
     return factor, channels
 
 
-def expand(before: Shape | None, after: Shape | None) -> Broadcast:
+def expand(before: Shape | None, after: Shape | None) -> ops.Broadcast:
     """Repeats a value until it has another shape."""
     before, after = both(before, after)
     added = len(after) - len(before)
     if added < 0:
         raise Unreadable(Reason.INVALID_PARAMETERS, "it has fewer axes than its input")
     pairs = enumerate(zip(before, after[added:], strict=True))
-    return Broadcast(frozenset(axis for axis, (old, new) in pairs if old is None or old != new), added)
+    return ops.Broadcast(frozenset(axis for axis, (old, new) in pairs if old is None or old != new), added)
 
 
-def repeat(repeats: Sequence[object], added: int = 0) -> Broadcast:
+def repeat(repeats: Sequence[object], added: int = 0) -> ops.Broadcast:
     """Repeats a value along each axis, with `added` further axes in front."""
-    return Broadcast(frozenset(axis for axis, times in enumerate(repeats[added:]) if times != 1), added)
+    return ops.Broadcast(frozenset(axis for axis, times in enumerate(repeats[added:]) if times != 1), added)
 
 
 def total(
     signs: Sequence[int], shapes: Sequence[Shape | None], dtypes: Iterable[T | None], floats: Container[T | None]
-) -> Sum:
+) -> ops.Sum:
     """Adds values."""
     types = set(dtypes)
     if None in types:
@@ -260,7 +243,7 @@ def total(
         raise Unreadable(Reason.NOT_LINEAR, "it does not add floating-point values")
     if len(types) > 1:
         raise Unreadable(Reason.NOT_LINEAR, "it adds values of different types")
-    return Sum(tuple(signs), tuple(shapes), (1.0,) + (0.0,) * (len(signs) - 1))
+    return ops.Sum(tuple(signs), tuple(shapes), (1.0,) + (0.0,) * (len(signs) - 1))
 
 
 # ------------------------------------------------------------------------------------------------------------- affines
@@ -281,13 +264,13 @@ class Normalization:
     var: AnyArray
     epsilon: float
 
-    def op(self, axis: int = 1, stored: tuple[int, ...] | None = None) -> ChannelAffine:
+    def op(self, axis: int = 1, stored: tuple[int, ...] | None = None) -> ops.ChannelAffine:
         """The per-channel affine along `axis`; see `ChannelAffine` for `stored`."""
         with np.errstate(all="ignore"):
             affine = Affine.from_batchnorm(self.gamma, self.beta, self.mean, self.var, self.epsilon, axis)
         if not affine.is_finite:
             raise Unreadable(Reason.INVALID_PARAMETERS, "its scale or shift is not finite in any precision")
-        return ChannelAffine(affine, is_batchnorm=True, stored=stored)
+        return ops.ChannelAffine(affine, is_batchnorm=True, stored=stored)
 
     def solve(self, affine: Affine) -> BatchNorm:
         """The constants with which it is another affine."""
@@ -329,7 +312,7 @@ def arithmetic(
     constant_first: bool = False,
     alpha: float = 1.0,
     stored: tuple[int, ...] | None = None,
-) -> ChannelAffine | None:
+) -> ops.ChannelAffine | None:
     """Arithmetic of data and a constant that varies along one axis at most; None for anything else.
 
     Args:
@@ -363,7 +346,7 @@ def arithmetic(
             case _:
                 return None
         affine = Affine.of(scale, shift, axis)
-    return ChannelAffine(affine, is_batchnorm=False, stored=stored) if affine.is_finite else None
+    return ops.ChannelAffine(affine, is_batchnorm=False, stored=stored) if affine.is_finite else None
 
 
 # ---------------------------------------------------------------------------------------------------- linear operators
@@ -433,29 +416,18 @@ def window(
     return Window(taps, strides, dilations, begins, ends, space(output, len(taps)))
 
 
-def can_miss(
-    sizes: Sequence[int | None],
-    taps: tuple[int, ...],
-    strides: tuple[int, ...],
-    dilations: tuple[int, ...],
-    begins: tuple[int, ...],
-    ends: tuple[int, ...],
-    *,
-    rounds_up: bool,
-    is_strict: bool = False,
-) -> bool:
-    """Whether a window of a pooling can lie wholly in padding; see `PoolAxis`, of which there is one for each size."""
-    axes = map(
-        PoolAxis, taps, strides, dilations, begins, ends, itertools.repeat(rounds_up), itertools.repeat(is_strict)
-    )
+def can_miss(window: Window, sizes: Sequence[int | None], *, rounds_up: bool, is_strict: bool = False) -> bool:
+    """Whether a pooling's window can lie wholly in padding, for data of these sizes; see `PoolAxis` for the others."""
+    window_axes = zip(window.taps, window.strides, window.dilations, window.begins, window.ends, strict=True)
+    axes = [PoolAxis(*axis, rounds_up, is_strict) for axis in window_axes]
     return any(axis.can_miss(length) for axis, length in zip(axes, sizes, strict=True))
 
 
-def max_pool(axes: frozenset[int], *, misses: bool) -> Maximum:
+def max_pool(axes: frozenset[int], *, misses: bool) -> ops.Maximum:
     """The maxima over windows, of which one may lie wholly in padding."""
     if misses:
         raise Unreadable(Reason.BORDER, WHOLLY_PADDING)
-    return Maximum(axes)
+    return ops.Maximum(axes)
 
 
 def average_pool(
@@ -466,7 +438,7 @@ def average_pool(
     is_padded: bool,
     counts_zeros: bool,
     is_even: bool,
-) -> Average:
+) -> ops.Average:
     """The means over windows.
 
     Args:
@@ -479,4 +451,4 @@ def average_pool(
     """
     counts_zeros = counts_zeros and is_padded
     window = find_window() if is_even and (counts_zeros or not is_padded) else None
-    return Average(axes, sums_to_one=is_even and not counts_zeros and not can_miss(), window=window)
+    return ops.Average(axes, sums_to_one=is_even and not counts_zeros and not can_miss(), window=window)

@@ -24,6 +24,7 @@ from bnfold.frontends.onnx.scopes import Scopes, label
 from bnfold.frontends.onnx.shape_inference import Confirm
 from bnfold.frontends.parameters import Stored, View
 from bnfold.frontends.reading import AnyArray, Normalization, Unreadable, opaque, unit
+from bnfold.frontends.traversal import in_order
 from bnfold.graph.cautions import Caution, DeclarationCaution
 from bnfold.graph.ops import ChannelAffine, Op, Opaque
 from bnfold.graph.outcome import Outcome, Reason, Refusal, Stop
@@ -227,20 +228,21 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         return [self._constant(value) for value in values if value is not None and self._facts.constants.holds(value)]
 
     def _constant(self, value: ir.Value) -> Constant:
-        stack = [value]
-        while stack:
-            read = stack[-1]
-            maker = read.producer()
-            sources = [each for each in maker.inputs if each and self._facts.constants.holds(each)] if maker else []
-            if unknown := [each for each in sources if _origin(each) not in self._constants]:
-                stack.extend(unknown)
-                continue
-            stack.pop()
-            outputs = maker.outputs if maker else [read]
-            readings = sum(len(each.uses()) + each.is_graph_output() for each in outputs)
-            made = Constant(readings, tuple(self._constants[_origin(each)] for each in sources))
-            self._constants.setdefault(_origin(read), made)
+        for read in in_order(value, self._unknown_sources):
+            if (origin := _origin(read)) not in self._constants:
+                outputs = origin.outputs if isinstance(origin, ir.Node) else [read]
+                readings = sum(len(output.uses()) + output.is_graph_output() for output in outputs)
+                sources = tuple(self._constants[_origin(source)] for source in self._sources(read))
+                self._constants[origin] = Constant(readings, sources)
         return self._constants[_origin(value)]
+
+    def _sources(self, value: ir.Value) -> list[ir.Value]:
+        """The constants that a constant is computed from."""
+        node = value.producer()
+        return [read for read in node.inputs if read and self._facts.constants.holds(read)] if node else []
+
+    def _unknown_sources(self, value: ir.Value) -> list[ir.Value]:
+        return [] if _origin(value) in self._constants else self._sources(value)
 
     def warnings(self) -> list[Caution | DeclarationCaution]:
         """What looks wrong with statistics that can be read, and with declarations; part of no protocol."""

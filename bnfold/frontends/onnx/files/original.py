@@ -13,7 +13,7 @@ import onnx_ir as ir
 from onnx import numpy_helper
 
 from bnfold.errors import UnsupportedModelError
-from bnfold.frontends.onnx.nesting import nested
+from bnfold.frontends.onnx.nesting import nested, pairs
 
 META = "bnfold.original"
 """Where a model keeps its original."""
@@ -137,21 +137,13 @@ def attach(model: ir.Model, original: Original, *, restore: bool) -> None:
     """
     proto = original.proto
     functions = (function.graph for function in model.functions.values())
-    stack = [(model.graph, proto.graph), *zip(functions, proto.functions, strict=True)]
-    while stack:
-        graph, described = stack.pop()
+    for graph, described in pairs((model.graph, proto.graph), *zip(functions, proto.functions, strict=True)):
         if isinstance(described, onnx.GraphProto):
             _note_constants(graph, described, original, restore=restore)
         for node, each in zip(graph, described.node, strict=True):
-            for attribute in each.attribute:
-                if restore:
+            if restore:
+                for attribute in each.attribute:
                     _restore(node, attribute)
-                if attribute.name in node.attributes and not attribute.ref_attr_name:
-                    found = node.attributes[attribute.name]
-                    if attribute.type == onnx.AttributeProto.GRAPH:
-                        stack.append((found.as_graph(), attribute.g))
-                    elif attribute.type == onnx.AttributeProto.GRAPHS:
-                        stack.extend(zip(found.as_graphs(), attribute.graphs, strict=True))
             original.nodes[node] = NodeRecord(each, dict(node.attributes))
     model.meta[META] = original
 

@@ -18,52 +18,18 @@ from bnfold.frontends.onnx.operators.modern import MODERN, Attributes, modern
 from bnfold.frontends.onnx.scopes import Scopes
 from bnfold.frontends.parameters import array_rows
 from bnfold.frontends.reading import AnyArray, Unreadable
+from bnfold.frontends.traversal import in_order
 from bnfold.graph.outcome import Reason
 
 if TYPE_CHECKING:
     from onnx.reference import ReferenceEvaluator
 
-FOLDABLE = frozenset(
-    [
-        "Abs",
-        "Add",
-        "Cast",
-        "CastLike",
-        "Ceil",
-        "Clip",
-        "Concat",
-        "ConstantOfShape",
-        "Div",
-        "Equal",
-        "Exp",
-        "Expand",
-        "Flatten",
-        "Floor",
-        "Gather",
-        "Identity",
-        "Max",
-        "Min",
-        "Mul",
-        "Neg",
-        "Pad",
-        "Pow",
-        "Range",
-        "Reciprocal",
-        "ReduceProd",
-        "ReduceSum",
-        "Reshape",
-        "Shape",
-        "Slice",
-        "Split",
-        "Sqrt",
-        "Squeeze",
-        "Sub",
-        "Tile",
-        "Transpose",
-        "Unsqueeze",
-        "Where",
-    ]
-)
+FOLDABLE = frozenset((
+    "Abs", "Add", "Cast", "CastLike", "Ceil", "Clip", "Concat", "ConstantOfShape", "Div", "Equal", "Exp", "Expand",
+    "Flatten", "Floor", "Gather", "Identity", "Max", "Min", "Mul", "Neg", "Pad", "Pow", "Range", "Reciprocal",
+    "ReduceProd", "ReduceSum", "Reshape", "Shape", "Slice", "Split", "Sqrt", "Squeeze", "Sub", "Tile", "Transpose",
+    "Unsqueeze", "Where",
+))  # fmt: skip
 """Deterministic operators worth evaluating; not DequantizeLinear, since that would undo the quantisation."""
 
 OVERRIDABLE = 4
@@ -152,7 +118,7 @@ class Constants:
             Unreadable: it cannot be evaluated, or would take unreasonable memory.
             UnreadableTensorError: a stored tensor cannot be read, or the constants of the model take too much work.
         """
-        order = self._order(value)
+        order = in_order(value, self._needed)
         waiting = Counter(each for top in order for each in self._needed(top))
         results: dict[ir.Value, AnyArray] = {}
         for top in order:
@@ -201,18 +167,6 @@ class Constants:
         if value in self._memo or node is None or node.op_type == "Constant" or self._is_shape(node):
             return []
         return self._operands(node)
-
-    def _order(self, value: ir.Value) -> list[ir.Value]:
-        """What a constant is computed from, each value after those that it needs, and `value` last."""
-        order: dict[ir.Value, None] = {}
-        stack = [value]
-        while stack:
-            missing = [each for each in self._needed(stack[-1]) if each not in order]
-            if missing:
-                stack.extend(missing)
-            else:
-                order[stack.pop()] = None
-        return list(order)
 
     def capture(self, value: ir.Value, rows: int) -> Callable[[], Rows]:
         """A way to read what `value` holds later on, row by row, whatever happens to the graph.

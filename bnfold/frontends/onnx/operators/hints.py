@@ -15,6 +15,7 @@ import onnx_ir as ir
 from bnfold.frontends.onnx.operators.shapes import KINDS, Inference, Kind, graph_values, graphs, read_shape
 from bnfold.frontends.onnx.scopes import Scopes, bodies
 from bnfold.frontends.onnx.shape_inference import Confirm
+from bnfold.frontends.traversal import reach
 from bnfold.graph.cautions import DeclarationCaution
 from bnfold.graph.ops import Shape
 
@@ -236,13 +237,11 @@ def _downstream(starts: Sequence[ir.Value], model: ir.Model) -> frozenset[ir.Val
                 entries.setdefault(node, []).extend(body.inputs)
                 for output in body.outputs:
                     exits.setdefault(output, []).append(node)
-    found = set(starts)
-    stack = list(starts)
-    while stack:
-        value = stack.pop()
-        reached = [each for node, _ in value.uses() for each in (*node.outputs, *entries.get(node, ()))]
-        reached += [each for node in exits.get(value, ()) for each in node.outputs]
-        fresh = dict.fromkeys(each for each in reached if each not in found)
-        found.update(fresh)
-        stack.extend(fresh)
-    return frozenset(found)
+
+    def following(value: ir.Value) -> Iterator[ir.Value]:
+        for node in (*(use.node for use in value.uses()), *exits.get(value, ())):
+            yield from node.outputs
+        for use in value.uses():
+            yield from entries.get(use.node, ())
+
+    return frozenset(reach(starts, following))

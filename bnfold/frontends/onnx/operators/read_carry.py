@@ -6,32 +6,17 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
+from bnfold.algebra.linear import Window
 from bnfold.frontends import reading
 from bnfold.frontends.onnx.operators import read_linear
 from bnfold.frontends.onnx.operators.reader import FLOATS, Reader
 from bnfold.frontends.reading import Unreadable
-from bnfold.graph.ops import (
-    Average,
-    Broadcast,
-    Concat,
-    Identity,
-    Maximum,
-    Op,
-    Pad,
-    PixelShuffle,
-    PixelUnshuffle,
-    Rectifier,
-    Reshape,
-    Shape,
-    Split,
-    Sum,
-    Take,
-    Transpose,
-)
+from bnfold.graph import ops
+from bnfold.graph.ops import Op, Shape
 from bnfold.graph.outcome import Reason
 
 
-def _reshape(reader: Reader) -> Reshape:
+def _reshape(reader: Reader) -> ops.Reshape:
     return reading.reshape(reader.shape(), reader.output_shape())
 
 
@@ -41,11 +26,11 @@ def _all_shapes(reader: Reader) -> list[Shape | None]:
     return [reader.shape(index) for index in range(len(reader.node.inputs))]
 
 
-def _concat(reader: Reader) -> Concat:
+def _concat(reader: Reader) -> ops.Concat:
     return reading.concat(reader.axis(int(reader.attribute("axis", 1))), _all_shapes(reader))
 
 
-def _split(reader: Reader) -> Split:
+def _split(reader: Reader) -> ops.Split:
     if reader.version == 1 and "axis" not in reader.node.attributes:
         raise Unreadable(Reason.INVALID_PARAMETERS, "it does not say along which axis it splits")
     axis, outputs = reader.axis(int(reader.attribute("axis", 0))), len(reader.node.outputs)
@@ -56,7 +41,7 @@ def _split(reader: Reader) -> Split:
     return reading.split(axis, sizes, outputs)
 
 
-def _slice(reader: Reader) -> Take:
+def _slice(reader: Reader) -> ops.Take:
     starts, ends = reader.integers("starts", 1, "starts"), reader.integers("ends", 2, "ends")
     if starts is None or ends is None:
         raise Unreadable(Reason.INVALID_PARAMETERS, "it has no starts or ends")
@@ -68,23 +53,23 @@ def _slice(reader: Reader) -> Take:
     return reading.take(reader.shape(), {reader.axis(axis): cut for axis, cut in cuts})
 
 
-def _gather(reader: Reader) -> Take:
+def _gather(reader: Reader) -> ops.Take:
     axis = reader.axis(int(reader.attribute("axis", 0)))
     return reading.gather(axis, reader.constant(1, "indices"), reader.shape())
 
 
-def _transpose(reader: Reader) -> Transpose:
+def _transpose(reader: Reader) -> ops.Transpose:
     order = reader.attribute("perm", None)
     return reading.transpose(tuple(reversed(range(reader.rank()))) if order is None else order)
 
 
-def _depth_to_space(reader: Reader) -> PixelShuffle:
+def _depth_to_space(reader: Reader) -> ops.PixelShuffle:
     blocks = reading.blocks(reader.attribute("blocksize", 0), reader.output_shape())
-    return PixelShuffle(*blocks, reader.attribute("mode", "DCR") == "CRD")
+    return ops.PixelShuffle(*blocks, reader.attribute("mode", "DCR") == "CRD")
 
 
-def _space_to_depth(reader: Reader) -> PixelUnshuffle:
-    return PixelUnshuffle(*reading.blocks(reader.attribute("blocksize", 0), reader.shape()), channel_first=False)
+def _space_to_depth(reader: Reader) -> ops.PixelUnshuffle:
+    return ops.PixelUnshuffle(*reading.blocks(reader.attribute("blocksize", 0), reader.shape()), channel_first=False)
 
 
 def _window_axes(reader: Reader) -> frozenset[int]:
@@ -111,11 +96,11 @@ def _can_miss(reader: Reader) -> bool:
     if auto_pad.startswith("SAME"):
         apart = zip(dilations, sizes, strict=True)
         return any(dilation > 1 and (size is None or size < dilation) for dilation, size in apart)
-    rounds_up = bool(reader.attribute("ceil_mode", 0))
-    return reading.can_miss(sizes, taps, strides, dilations, pads[:count], pads[count:], rounds_up=rounds_up)
+    window = Window(taps, strides, dilations, pads[:count], pads[count:])
+    return reading.can_miss(window, sizes, rounds_up=bool(reader.attribute("ceil_mode", 0)))
 
 
-def _average_pool(reader: Reader) -> Average:
+def _average_pool(reader: Reader) -> ops.Average:
     return reading.average_pool(
         _window_axes(reader),
         lambda: read_linear.window(reader, tuple(reader.attribute("kernel_shape", ()))),
@@ -139,8 +124,8 @@ def _global(reader: Reader) -> frozenset[int]:
     return axes
 
 
-def _global_average_pool(reader: Reader) -> Average:
-    return Average(_global(reader))
+def _global_average_pool(reader: Reader) -> ops.Average:
+    return ops.Average(_global(reader))
 
 
 def _reduced(reader: Reader) -> tuple[frozenset[int], frozenset[int]]:
@@ -153,30 +138,30 @@ def _reduced(reader: Reader) -> tuple[frozenset[int], frozenset[int]]:
     return axes, frozenset() if reader.attribute("keepdims", 1) else axes
 
 
-def _reduce_mean(reader: Reader) -> Average:
+def _reduce_mean(reader: Reader) -> ops.Average:
     axes, dropped = _reduced(reader)
-    return Average(axes, dropped=dropped)
+    return ops.Average(axes, dropped=dropped)
 
 
-def _reduce_sum(reader: Reader) -> Average:
+def _reduce_sum(reader: Reader) -> ops.Average:
     axes, dropped = _reduced(reader)
-    return Average(axes, sums_to_one=not axes, dropped=dropped)
+    return ops.Average(axes, sums_to_one=not axes, dropped=dropped)
 
 
-def _reduce_max(reader: Reader) -> Maximum:
-    return Maximum(*_reduced(reader))
+def _reduce_max(reader: Reader) -> ops.Maximum:
+    return ops.Maximum(*_reduced(reader))
 
 
-def _max_pool(reader: Reader) -> Maximum:
+def _max_pool(reader: Reader) -> ops.Maximum:
     reader.single_output()
     return reading.max_pool(_window_axes(reader), misses=_can_miss(reader))
 
 
-def _global_max_pool(reader: Reader) -> Maximum:
-    return Maximum(_global(reader))
+def _global_max_pool(reader: Reader) -> ops.Maximum:
+    return ops.Maximum(_global(reader))
 
 
-def _resize(reader: Reader) -> Average:
+def _resize(reader: Reader) -> ops.Average:
     if reader.attribute("coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize":
         raise Unreadable(Reason.BORDER, "its extrapolation_value stands outside the data")
     scales = _scales(reader)
@@ -184,14 +169,14 @@ def _resize(reader: Reader) -> Average:
         axes = [reader.axis(axis) for axis in reader.attribute("axes", range(len(scales)))]
         if len(axes) != len(scales):
             raise Unreadable(Reason.INVALID_PARAMETERS, "its scales do not fit its axes")
-        return Average(frozenset(axis for axis, scale in zip(axes, scales, strict=True) if scale != 1.0))
+        return ops.Average(frozenset(axis for axis, scale in zip(axes, scales, strict=True) if scale != 1.0))
     before, after = reading.both(reader.shape(), reader.output_shape())
     if len(before) != len(after):
         raise Unreadable(Reason.INVALID_PARAMETERS, "its sizes do not fit its input")
     if reader.attribute("keep_aspect_ratio_policy", "stretch") != "stretch":  # a size may round back to what it was
-        return Average(frozenset(reader.axis(axis) for axis in reader.attribute("axes", range(len(before)))))
+        return ops.Average(frozenset(reader.axis(axis) for axis in reader.attribute("axes", range(len(before)))))
     pairs = zip(before, after, strict=True)  # the sizes are given: where they stay, the scale is one
-    return Average(frozenset(axis for axis, sizes in enumerate(pairs) if None in sizes or sizes[0] != sizes[1]))
+    return ops.Average(frozenset(axis for axis, sizes in enumerate(pairs) if None in sizes or sizes[0] != sizes[1]))
 
 
 def _scales(reader: Reader) -> tuple[float, ...]:
@@ -204,7 +189,7 @@ def _scales(reader: Reader) -> tuple[float, ...]:
     return tuple(float(scale) for scale in reader.numbers(index, "scales").reshape(-1))
 
 
-def _pad(reader: Reader) -> Pad:
+def _pad(reader: Reader) -> ops.Pad:
     pads = reader.integers("pads", 1, "pads")
     if pads is None:
         raise Unreadable(Reason.INVALID_PARAMETERS, "it has no pads")
@@ -214,24 +199,24 @@ def _pad(reader: Reader) -> Pad:
         raise Unreadable(Reason.INVALID_PARAMETERS, "its pads do not fit its axes")
     padded = frozenset(reader.axis(axis) for k, axis in enumerate(axes) if pads[k] or pads[k + count])
     if reader.attribute("mode", "constant") != "constant":
-        return Pad(padded, None)
+        return ops.Pad(padded, None)
     if reader.value(2) is not None:
-        return Pad(padded, reader.number(2, "padding value"))
-    return Pad(padded, float(reader.attribute("value", 0.0)))
+        return ops.Pad(padded, reader.number(2, "padding value"))
+    return ops.Pad(padded, float(reader.attribute("value", 0.0)))
 
 
-def _expand(reader: Reader) -> Broadcast:
+def _expand(reader: Reader) -> ops.Broadcast:
     return reading.expand(reader.shape(), reader.output_shape())
 
 
-def _tile(reader: Reader) -> Broadcast:
+def _tile(reader: Reader) -> ops.Broadcast:
     if reader.version < 6:
         axis = reader.axis(int(reader.number(2, "axis")))
-        return Broadcast(frozenset({axis} if reader.number(1, "number of tiles") != 1 else ()))
+        return ops.Broadcast(frozenset({axis} if reader.number(1, "number of tiles") != 1 else ()))
     return reading.repeat(reader.integers("repeats", 1, "repeats") or ())
 
 
-def _sum(reader: Reader) -> Sum:
+def _sum(reader: Reader) -> ops.Sum:
     shapes, operator = _all_shapes(reader), reader.node.op_type
     signs = (1, -1) if operator == "Sub" else (1,) * len(shapes)
     total = reading.total(signs, shapes, [reader.dtype(index) for index in range(len(shapes))], FLOATS)
@@ -240,7 +225,7 @@ def _sum(reader: Reader) -> Sum:
     return total
 
 
-def _dropout(reader: Reader) -> Identity:
+def _dropout(reader: Reader) -> ops.Identity:
     reader.single_output()
     training = not reader.attribute("is_test", 0) if reader.version < 7 else False
     if reader.value(2) is not None:
@@ -248,15 +233,15 @@ def _dropout(reader: Reader) -> Identity:
     return reading.dropout(is_training=training)
 
 
-def _cast(reader: Reader) -> Identity:
+def _cast(reader: Reader) -> ops.Identity:
     wanted = reader.attribute("to", 0)
     kinds = ir.DataType.__members__.items()
     return reading.cast(reader.dtype(), next((kind for name, kind in kinds if wanted in (name, kind)), None), FLOATS)
 
 
-def _prelu(reader: Reader) -> Rectifier:
+def _prelu(reader: Reader) -> ops.Rectifier:
     reader.constant(1, "slope")
-    return Rectifier()
+    return ops.Rectifier()
 
 
 READERS: dict[str, Callable[[Reader], Op]] = {

@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from bnfold.errors import UnreadableTensorError
 from bnfold.frontends.onnx.files.slots import lending, placeholder, slots
-from bnfold.frontends.onnx.nesting import nested
+from bnfold.frontends.onnx.nesting import nested, pairs
 from bnfold.frontends.onnx.operators.constants import OVERRIDABLE, Constants
 from bnfold.frontends.onnx.shape_inference import infer_shapes
 from bnfold.graph.ops import Dim, Shape
@@ -235,7 +235,7 @@ def _is_large(tensor: ir.TensorProtocol) -> bool:
 def _prepare(graph: ir.Graph, proto: onnx.GraphProto, constants: Constants) -> list[dict[str, ir.Value]]:
     """Store constants where onnx reads them; gives the values of a graph and its bodies by name."""
     values: list[dict[str, ir.Value]] = []
-    for inner, described in _pairs(graph, proto):
+    for inner, described in pairs((graph, proto)):
         values.append({value.name: value for value in graph_values(inner) if value.name})
         _store_operands(inner, described, constants)
     return values
@@ -291,21 +291,6 @@ def _describe(info: onnx.ValueInfoProto, kind: Kind) -> None:
             described.dim_value = dim
         elif dim is not None:
             described.dim_param = dim
-
-
-def _pairs(graph: ir.Graph, proto: onnx.GraphProto) -> Iterator[tuple[ir.Graph, onnx.GraphProto]]:
-    """A graph and its bodies, each with its protobuf, in the order of `nested`."""
-    stack = [(graph, proto)]
-    while stack:
-        graph, proto = stack.pop()
-        yield graph, proto
-        for node, described in zip(graph, proto.node, strict=True):
-            for attribute in described.attribute:
-                if attribute.HasField("g"):
-                    stack.append((node.attributes[attribute.name].as_graph(), attribute.g))
-                elif attribute.graphs:
-                    inner = node.attributes[attribute.name].as_graphs()
-                    stack.extend(zip(inner, attribute.graphs, strict=True))
 
 
 def _proto_dim(dim: onnx.TensorShapeProto.Dimension) -> Dim:

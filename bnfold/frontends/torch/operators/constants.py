@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch.fx.node import map_arg
 
 from bnfold.errors import InvalidModelError
 from bnfold.frontends.torch.operators.calls import Call, Handle, Slot
+from bnfold.frontends.traversal import in_order
 
 ELEMENT_LIMIT = 1 << 28
 """Elements that a computed constant may have."""
@@ -99,21 +100,7 @@ class Constants:
 
     def sources(self, node: fx.Node) -> list[fx.Node]:
         """The node and all that it is computed from, each after what it reads."""
-        order: list[fx.Node] = []
-        seen: set[fx.Node] = set()
-        stack: list[tuple[fx.Node, Iterator[fx.Node]]] = [(node, iter(node.all_input_nodes))]
-        seen.add(node)
-        while stack:
-            top, rest = stack[-1]
-            for each in rest:
-                if each not in seen:
-                    seen.add(each)
-                    stack.append((each, iter(each.all_input_nodes)))
-                    break
-            else:
-                order.append(top)
-                stack.pop()
-        return order
+        return in_order(node, lambda each: each.all_input_nodes)
 
 
 def _call(node: fx.Node, value: Callable[[fx.Node], Any]) -> Any:

@@ -14,32 +14,18 @@ from bnfold.frontends.reading import Unreadable
 from bnfold.frontends.torch.operators import read_linear
 from bnfold.frontends.torch.operators.reader import Reader, name_of
 from bnfold.frontends.torch.tensors import DTYPES, to_numpy
-from bnfold.graph.ops import (
-    Average,
-    Broadcast,
-    Concat,
-    Identity,
-    Maximum,
-    Op,
-    Pad,
-    PixelShuffle,
-    PixelUnshuffle,
-    Reshape,
-    Split,
-    Sum,
-    Take,
-    Transpose,
-)
+from bnfold.graph import ops
+from bnfold.graph.ops import Op
 from bnfold.graph.outcome import Reason
 
 
-def reshape(reader: Reader) -> Reshape:
+def reshape(reader: Reader) -> ops.Reshape:
     if any(isinstance(size, torch.dtype) for size in reader.call.arguments.get("shape") or ()):
         raise Unreadable(Reason.NOT_LINEAR, "it reads the bits as another type")
     return reading.reshape(reader.shape(), reader.shape(reader.node))
 
 
-def concat(reader: Reader) -> Concat:
+def concat(reader: Reader) -> ops.Concat:
     tensors = reader.call.get("tensors")
     if not isinstance(tensors, list | tuple) or not all(isinstance(tensor, fx.Node) for tensor in tensors):
         raise Unreadable(Reason.NOT_LINEAR, "what it joins is no list of computed values")
@@ -49,7 +35,7 @@ def concat(reader: Reader) -> Concat:
     return reading.concat(axis, [reader.shape(tensor) for tensor in tensors])
 
 
-def split(reader: Reader) -> Split:
+def split(reader: Reader) -> ops.Split:
     axis = reader.axis(reader.get("dim", 0))
     op = reader.call.op
     cut = reader.get({"chunk": "chunks", "split": "split_size"}.get(op, "split_sizes"))
@@ -62,19 +48,19 @@ def split(reader: Reader) -> Split:
     return reading.split(axis, [min(step, length - start) for start in range(0, length, step or 1)])
 
 
-def _take(reader: Reader, cuts: dict[int, slice]) -> Take:
+def _take(reader: Reader, cuts: dict[int, slice]) -> ops.Take:
     ends = [end for cut in cuts.values() for end in (cut.start, cut.stop, cut.step)]
     if all(end is None or isinstance(end, int) for end in ends):
         return reading.take(reader.shape(), cuts)
     return reading.take_anywhere(cuts)
 
 
-def slice_axis(reader: Reader) -> Take:
+def slice_axis(reader: Reader) -> ops.Take:
     ends = reader.call.get("start"), reader.call.get("end"), reader.call.get("step", 1)
     return _take(reader, {reader.axis(reader.get("dim", 0)): slice(*ends)})
 
 
-def narrow(reader: Reader) -> Take:
+def narrow(reader: Reader) -> ops.Take:
     axis = reader.axis(reader.get("dim"))
     start, length = reader.call.get("start"), reader.call.get("length")
     if not isinstance(start, int) or not isinstance(length, int) or start < 0:
@@ -93,11 +79,11 @@ def getitem(reader: Reader) -> Op:
         parts[place : place + 1] = [slice(None)] * (reader.rank() - len(parts) + 1)
     cuts = {axis: each for axis, each in enumerate(parts) if each != slice(None)}
     if not cuts:
-        return Identity()
+        return ops.Identity()
     return _take(reader, cuts)
 
 
-def _gather(reader: Reader, axis: int, index: Any) -> Take:
+def _gather(reader: Reader, axis: int, index: Any) -> ops.Take:
     if not reader.facts.constants.holds(index):
         raise reading.not_constant("index", name_of(index))
     positions = reader.facts.constants.get(index)
@@ -105,11 +91,11 @@ def _gather(reader: Reader, axis: int, index: Any) -> Take:
     return reading.gather(axis, to_numpy(positions) if is_integer else None, reader.shape())
 
 
-def index_select(reader: Reader) -> Take:
+def index_select(reader: Reader) -> ops.Take:
     return _gather(reader, reader.axis(reader.get("dim")), reader.call.get("index"))
 
 
-def index(reader: Reader) -> Take:
+def index(reader: Reader) -> ops.Take:
     indices = reader.call.get("indices", ())
     axes = [axis for axis, positions in enumerate(indices) if positions is not None]
     if len(axes) != 1:
@@ -117,43 +103,43 @@ def index(reader: Reader) -> Take:
     return _gather(reader, axes[0], indices[axes[0]])
 
 
-def channel_shuffle(reader: Reader) -> Take:
+def channel_shuffle(reader: Reader) -> ops.Take:
     groups, channels = reader.get("groups"), reading.size(reading.known(reader.shape())[1])
     if channels is None or not isinstance(groups, int) or groups < 1 or channels % groups:
         raise Unreadable(Reason.UNKNOWN_SHAPE, "the number of its channels is not known")
-    return Take(1, np.arange(channels).reshape(groups, -1).T.reshape(-1), channels)
+    return ops.Take(1, np.arange(channels).reshape(groups, -1).T.reshape(-1), channels)
 
 
-def permute(reader: Reader) -> Transpose:
+def permute(reader: Reader) -> ops.Transpose:
     return reading.transpose([reader.axis(axis) for axis in reader.get("dims", ())])
 
 
-def transpose(reader: Reader) -> Transpose:
+def transpose(reader: Reader) -> ops.Transpose:
     order = list(range(reader.rank()))
     first, second = reader.axis(reader.get("dim0")), reader.axis(reader.get("dim1"))
     order[first], order[second] = second, first
-    return Transpose(tuple(order))
+    return ops.Transpose(tuple(order))
 
 
-def reverse_axes(reader: Reader) -> Transpose:
-    return Transpose(tuple(reversed(range(reader.rank()))))
+def reverse_axes(reader: Reader) -> ops.Transpose:
+    return ops.Transpose(tuple(reversed(range(reader.rank()))))
 
 
-def last_axes_swapped(reader: Reader) -> Transpose:
+def last_axes_swapped(reader: Reader) -> ops.Transpose:
     if (dtype := reader.dtype()) is not None and dtype.is_complex:
         raise Unreadable(Reason.NOT_LINEAR, "it may conjugate complex values")
     order = list(range(reader.rank()))
     order[-2:] = order[:-3:-1]
-    return Transpose(tuple(order))
+    return ops.Transpose(tuple(order))
 
 
-def pixel_shuffle(reader: Reader) -> PixelShuffle:
+def pixel_shuffle(reader: Reader) -> ops.PixelShuffle:
     factor, channels = reading.blocks(reader.get("upscale_factor"), reader.shape())
-    return PixelShuffle(factor, channels // factor**2, channel_first=True)
+    return ops.PixelShuffle(factor, channels // factor**2, channel_first=True)
 
 
-def pixel_unshuffle(reader: Reader) -> PixelUnshuffle:
-    return PixelUnshuffle(*reading.blocks(reader.get("downscale_factor"), reader.shape()), channel_first=True)
+def pixel_unshuffle(reader: Reader) -> ops.PixelUnshuffle:
+    return ops.PixelUnshuffle(*reading.blocks(reader.get("downscale_factor"), reader.shape()), channel_first=True)
 
 
 def _window_axes(reader: Reader) -> frozenset[int]:
@@ -178,7 +164,7 @@ def _pool_window(reader: Reader) -> Window | None:
     return read_linear.window(reader, taps, reader.call.get("stride") or taps)
 
 
-def avg_pool(reader: Reader) -> Average:
+def avg_pool(reader: Reader) -> ops.Average:
     return reading.average_pool(
         _window_axes(reader),
         lambda: _pool_window(reader),
@@ -189,11 +175,11 @@ def avg_pool(reader: Reader) -> Average:
     )
 
 
-def adaptive_avg_pool(reader: Reader) -> Average:
-    return Average(_window_axes(reader))
+def adaptive_avg_pool(reader: Reader) -> ops.Average:
+    return ops.Average(_window_axes(reader))
 
 
-def max_pool(reader: Reader) -> Maximum:
+def max_pool(reader: Reader) -> ops.Maximum:
     if reader.get("return_indices", False):
         raise reading.read_elsewhere()
     if reader.call.op.endswith("_with_indices"):
@@ -210,8 +196,8 @@ def _can_miss(reader: Reader) -> bool:
     taps, strides, dilations, pads = (read_linear.each(value, dims) for value in given)
     if taps is None or strides is None or dilations is None or pads is None:
         raise Unreadable(Reason.UNKNOWN_SHAPE, "its window is computed")
-    sizes, rounds_up = reading.space(reader.shape(), dims), bool(reader.get("ceil_mode", False))
-    return reading.can_miss(sizes, taps, strides, dilations, pads, pads, rounds_up=rounds_up, is_strict=True)
+    window, sizes = Window(taps, strides, dilations, pads, pads), reading.space(reader.shape(), dims)
+    return reading.can_miss(window, sizes, rounds_up=bool(reader.get("ceil_mode", False)), is_strict=True)
 
 
 def _reduced(reader: Reader) -> tuple[frozenset[int], frozenset[int]]:
@@ -225,52 +211,52 @@ def _reduced(reader: Reader) -> tuple[frozenset[int], frozenset[int]]:
     return axes, frozenset() if reader.get("keepdim", False) else axes
 
 
-def mean(reader: Reader) -> Average:
+def mean(reader: Reader) -> ops.Average:
     axes, dropped = _reduced(reader)
-    return Average(axes, dropped=dropped)
+    return ops.Average(axes, dropped=dropped)
 
 
-def sum_over(reader: Reader) -> Average:
+def sum_over(reader: Reader) -> ops.Average:
     axes, dropped = _reduced(reader)
     if reader.dtype() not in DTYPES:
         raise Unreadable(Reason.NOT_LINEAR, "it does not add floating-point values")
-    return Average(axes, sums_to_one=not axes, dropped=dropped)
+    return ops.Average(axes, sums_to_one=not axes, dropped=dropped)
 
 
-def amax(reader: Reader) -> Maximum:
-    return Maximum(*_reduced(reader))
+def amax(reader: Reader) -> ops.Maximum:
+    return ops.Maximum(*_reduced(reader))
 
 
 ALL_SPACE = frozenset(range(2, 8))
 """The axes behind batch and channels, however many there are."""
 
 
-def interpolate(reader: Reader) -> Average:
-    return Average(ALL_SPACE)
+def interpolate(reader: Reader) -> ops.Average:
+    return ops.Average(ALL_SPACE)
 
 
-def pad(reader: Reader) -> Pad:
+def pad(reader: Reader) -> ops.Pad:
     pads = reader.get("pad", ())
     if not all(isinstance(each, int) for each in pads):
         raise Unreadable(Reason.UNKNOWN_SHAPE, "its padding is computed")
     rank = reader.rank()
     axes = frozenset(rank - 1 - place // 2 for place, size in enumerate(pads) if size)
     if reader.get("mode", "constant") != "constant" or reader.call.op == "pad_copies":
-        return Pad(axes, None)
-    return Pad(axes, float(reader.get("value", 0.0)))
+        return ops.Pad(axes, None)
+    return ops.Pad(axes, float(reader.get("value", 0.0)))
 
 
-def expand(reader: Reader) -> Broadcast:
+def expand(reader: Reader) -> ops.Broadcast:
     return reading.expand(reader.shape(), reader.shape(reader.node))
 
 
-def repeat(reader: Reader) -> Broadcast:
+def repeat(reader: Reader) -> ops.Broadcast:
     repeats, rank = list(reader.get("repeats", reader.get("dims", ()))), reader.rank()
     repeats = [1] * (rank - len(repeats)) + repeats
     return reading.repeat(repeats, len(repeats) - rank)
 
 
-def add(reader: Reader) -> Sum:
+def add(reader: Reader) -> ops.Sum:
     nodes = [reader.data("input"), reader.data("other")]
     if reader.get("alpha", 1) != 1:
         raise Unreadable(Reason.NOT_LINEAR, "it adds a multiple (alpha)")
@@ -278,11 +264,11 @@ def add(reader: Reader) -> Sum:
     return reading.total(signs, [reader.shape(node) for node in nodes], [reader.dtype(node) for node in nodes], DTYPES)
 
 
-def dropout(reader: Reader) -> Identity:
+def dropout(reader: Reader) -> ops.Identity:
     return reading.dropout(is_training=bool(reader.call.get("training", reader.call.get("train", True))))
 
 
-def cast(reader: Reader) -> Identity:
+def cast(reader: Reader) -> ops.Identity:
     listed = [*reader.call.arguments.get("to", ()), *reader.call.arguments.values()]
     wanted = next((value for value in listed if isinstance(value, torch.dtype)), None)
     others = [value for name, value in reader.call.arguments.items() if name != "input"]
@@ -290,5 +276,5 @@ def cast(reader: Reader) -> Identity:
     if any(isinstance(value, type) or (isinstance(value, str) and value.startswith("torch.")) for value in listed):
         raise Unreadable(Reason.NOT_LINEAR, "the type it casts to is the name of a tensor's")
     if wanted is None and not is_computed:
-        return Identity()
+        return ops.Identity()
     return reading.cast(reader.dtype(), reader.dtype(reader.node) if is_computed else wanted, DTYPES)
