@@ -26,7 +26,7 @@ W = TypeVar("W")
 
 
 def array_rows(array: AnyArray, rows: int) -> Rows:
-    """Reads rows of an array, which is seen as that many."""
+    """A way to read the rows of an array, which is seen as `rows` rows."""
     flat = array.reshape(rows, -1)
     return lambda start, stop: flat[start:stop]
 
@@ -50,11 +50,11 @@ class Stored(Generic[W]):
     dtype: np.dtype[Any]
 
     def parameters(self) -> Parameters:
-        """As terms of another operator see them."""
+        """The parameters in the form that a merged operator computes with."""
         return Parameters(self.kernel.canonical, self.bias, None if self.kernel.is_input_major else self.kernel.take)
 
     def source(self, linear: Linear, load: Load) -> Kernel:
-        """The kernel that `linear` starts from: the stored one, or that which its terms make up."""
+        """The kernel that `linear` starts from: the stored one, or the one that its terms add up to."""
         if not linear.terms:
             return self.kernel
         layout, shape = self.kernel.layout, self._native_shape(linear)
@@ -75,7 +75,7 @@ class Stored(Generic[W]):
         return terms.bias(linear, load) if linear.terms else self.bias
 
     def measure(self, linear: Linear, load: Load, dtype: np.dtype[Any]) -> Rounding:
-        """What storing everything that `linear` absorbed and is made of in `dtype` would do."""
+        """The effect of storing the parameters in `dtype`, with everything that `linear` absorbed and is made of."""
         source, spacing = self.source(linear, load), unit(dtype)
         rounding = source.measure(linear, self.solve_bias(linear, load), dtype, spacing)
         rounding = rounding.with_fill(linear.fill, dtype, spacing)
@@ -118,7 +118,7 @@ class View(Graph[N, V], Generic[N, V, W]):
         """The parameters of a linear operator that can be read."""
 
     def _loader(self, linear: Linear) -> Load:
-        """The parameters of the nodes that make up a merged operator, captured now: the nodes will go."""
+        """The parameters of the nodes that make up a merged operator. They are captured now: the nodes will go."""
         captured = {node: self._stored(cast("N", node)).parameters() for node in terms.nodes(linear)}
         return captured.__getitem__
 
@@ -135,7 +135,7 @@ class View(Graph[N, V], Generic[N, V, W]):
         return bias is not None and bool(bias.any())
 
     def _cautions(self) -> list[Caution]:
-        """What looks wrong with the statistics of BatchNorms that can be read."""
+        """Statistics of readable BatchNorms that look wrong."""
         cautions: list[Caution] = []
         for node in self.nodes():
             if self._is_batchnorm(node) and isinstance(self.op(node), ChannelAffine):

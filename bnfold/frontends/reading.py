@@ -46,22 +46,22 @@ def opaque(reason: Reason, detail: str, *, is_batchnorm: bool = False) -> ops.Op
 
 
 def missing(what: str) -> Unreadable:
-    """A parameter is left out, which the operator needs."""
+    """The operator needs a parameter that is left out."""
     return Unreadable(Reason.INVALID_PARAMETERS, f"its {what} is missing")
 
 
 def not_constant(what: str, name: str | None) -> Unreadable:
-    """A parameter is computed from an input of the model."""
+    """A parameter depends on an input of the model."""
     return Unreadable(Reason.NOT_CONSTANT, f"its {what} {name!r} is not constant")
 
 
 def in_training_mode() -> Unreadable:
-    """An operator normalises with the statistics of each batch, or drops values at random."""
+    """The operator behaves as in training: it normalises with each batch's statistics, or drops values."""
     return Unreadable(Reason.TRAINING_MODE, "it is in training mode")
 
 
 def read_elsewhere() -> Unreadable:
-    """Something reads an output behind the first, such as a mask or the indices of a maximum."""
+    """An output behind the first, such as a mask or the indices of a maximum, has a reader."""
     return Unreadable(Reason.NOT_LINEAR, "a further output of it is read")
 
 
@@ -120,7 +120,7 @@ def rectifier(reader: object) -> ops.Rectifier:
 
 
 def dropout(*, is_training: bool) -> ops.Identity:
-    """Dropout."""
+    """Dropout, which hands its input on in eval mode."""
     if is_training:
         raise in_training_mode()
     return ops.Identity()
@@ -139,7 +139,7 @@ T = TypeVar("T", bound=Type)
 
 
 def cast(before: T | None, after: T | None, floats: Container[T | None]) -> ops.Identity:
-    """A cast from one element type to another."""
+    """Cast, which hands its input on where the type stays or becomes wider."""
     if before is not None and after is not None:
         if before == after:
             return ops.Identity()
@@ -149,12 +149,12 @@ def cast(before: T | None, after: T | None, floats: Container[T | None]) -> ops.
 
 
 def concat(axis: int, shapes: Sequence[Shape | None]) -> ops.Concat:
-    """Joins values of these shapes."""
+    """Concat: joins values of these shapes along an axis."""
     return ops.Concat(axis, tuple(size(shape[axis]) if shape and axis < len(shape) else None for shape in shapes))
 
 
 def split(axis: int, sizes: Sequence[object], outputs: int | None = None) -> ops.Split:
-    """Cuts a value into parts of these sizes, one for each output."""
+    """Split: cuts a value into parts of these sizes, one for each output."""
     numbers = tuple(part for part in sizes if isinstance(part, int))
     if len(numbers) != len(sizes) or not sizes:
         raise Unreadable(Reason.UNKNOWN_SHAPE, "the sizes of its parts are not known")
@@ -164,22 +164,32 @@ def split(axis: int, sizes: Sequence[object], outputs: int | None = None) -> ops
 
 
 def take(shape: Shape | None, cuts: Mapping[int, slice]) -> ops.Take:
-    """Slices along axes. The channel axis comes first, if its size is known."""
+    """Slice: keeps some positions of axes. Which ones is told for one axis, the channel axis if its size is known."""
     dims = known(shape)
     for axis in sorted(cuts, key=lambda axis: axis != 1):
         length = size(dims[axis]) if axis < len(dims) else None
         if length is not None and length <= CHANNEL_LIMIT:
-            return ops.Take(axis, np.arange(length)[cuts[axis]], length, frozenset(cuts) - {axis})
+            return ops.Take(axis, _positions(cuts[axis], length), length, frozenset(cuts) - {axis})
     return take_anywhere(cuts)
 
 
+def _positions(cut: slice, length: int) -> npt.NDArray[np.intp]:
+    """The positions that a slice keeps. As ONNX has it, one backwards from in front of the data begins with the data.
+
+    Python would keep nothing. PyTorch has no slices backwards.
+    """
+    if cut.start is not None and (cut.step or 1) < 0:
+        cut = slice(max(cut.start, -length), cut.stop, cut.step)
+    return np.arange(length)[cut]
+
+
 def take_anywhere(axes: Iterable[int]) -> ops.Take:
-    """Takes positions along axes, and nothing tells which."""
+    """A Slice or Gather along axes whose positions are not known."""
     return ops.Take(-1, np.zeros(0, np.intp), 0, frozenset(axes))
 
 
 def gather(axis: int, indices: AnyArray | None, shape: Shape | None) -> ops.Take:
-    """Takes positions along an axis; negative ones count from the end. None stands for what is no position."""
+    """Gather: takes positions along an axis. Negative ones count from the end; None stands for a mask or a float."""
     if indices is None or indices.ndim != 1 or indices.dtype.kind not in "iu":
         raise Unreadable(Reason.NOT_LINEAR, "its indices are not a vector of integers")
     length = size(shape[axis]) if shape is not None and axis < len(shape) else None
@@ -191,14 +201,14 @@ def gather(axis: int, indices: AnyArray | None, shape: Shape | None) -> ops.Take
 
 
 def transpose(order: Sequence[int]) -> ops.Transpose:
-    """Puts the axes into another order."""
+    """Transpose: puts the axes into another order."""
     if sorted(order) != list(range(len(order))):
         raise Unreadable(Reason.INVALID_PARAMETERS, f"its order {list(order)} is no permutation")
     return ops.Transpose(tuple(order))
 
 
 def reshape(before: Shape | None, after: Shape | None) -> ops.Reshape:
-    """Gives the same elements another shape."""
+    """Reshape, Flatten or Squeeze: gives the same elements another shape."""
     return ops.Reshape(*both(before, after))
 
 
@@ -210,7 +220,7 @@ def both(before: Shape | None, after: Shape | None) -> tuple[Shape, Shape]:
 
 
 def blocks(factor: object, shape: Shape | None) -> tuple[int, int]:
-    """The side of the blocks that move between channels and space, and the channels of a picture of this shape."""
+    """The two numbers of a DepthToSpace or SpaceToDepth: the side of a block, and the channels of this shape."""
     channels = size(shape[1]) if shape is not None and len(shape) == 4 else None
     if channels is None or not isinstance(factor, int) or factor < 1:
         raise Unreadable(Reason.UNKNOWN_SHAPE, "the number of its channels is not known")
@@ -218,7 +228,7 @@ def blocks(factor: object, shape: Shape | None) -> tuple[int, int]:
 
 
 def expand(before: Shape | None, after: Shape | None) -> ops.Broadcast:
-    """Repeats a value until it has another shape."""
+    """Expand: repeats a value until it has another shape."""
     before, after = both(before, after)
     added = len(after) - len(before)
     if added < 0:
@@ -228,14 +238,14 @@ def expand(before: Shape | None, after: Shape | None) -> ops.Broadcast:
 
 
 def repeat(repeats: Sequence[object], added: int = 0) -> ops.Broadcast:
-    """Repeats a value along each axis, with `added` further axes in front."""
+    """Tile: repeats a value along each axis, and adds `added` axes in front."""
     return ops.Broadcast(frozenset(axis for axis, times in enumerate(repeats[added:]) if times != 1), added)
 
 
 def total(
     signs: Sequence[int], shapes: Sequence[Shape | None], dtypes: Iterable[T | None], floats: Container[T | None]
 ) -> ops.Sum:
-    """Adds values."""
+    """Add, Sub or Sum: adds values with signs."""
     types = set(dtypes)
     if None in types:
         raise Unreadable(Reason.UNKNOWN_SHAPE, "the types that it adds are not known")
@@ -273,11 +283,11 @@ class Normalization:
         return ops.ChannelAffine(affine, is_batchnorm=True, stored=stored)
 
     def solve(self, affine: Affine) -> BatchNorm:
-        """The constants with which it is another affine."""
+        """The constants that make the BatchNorm another affine."""
         return solve_batchnorm(affine, self.mean, self.var, self.epsilon, self.gamma.dtype, unit(self.gamma.dtype))
 
     def replaced(self, affine: Affine) -> tuple[AnyArray, ...]:
-        """The same as gamma and beta, with mean and variance behind them where these change."""
+        """The solved constants to write: gamma and beta, and behind them mean and variance if these change."""
         solved = self.solve(affine)
         if np.array_equal(solved.mean, self.mean) and np.array_equal(solved.var, self.var):
             return solved.gamma, solved.beta
@@ -353,26 +363,26 @@ def arithmetic(
 
 
 def filled(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of a kernel, which has to hold something."""
+    """The shape of a kernel. An empty one is refused."""
     if 0 in shape:
         raise Unreadable(Reason.INVALID_PARAMETERS, "its weight is empty")
     return shape
 
 
 def other_bias(shape: tuple[int, ...]) -> Unreadable:
-    """A bias differs from row to row, or does not fit the kernel."""
+    """The bias differs from row to row, or does not fit the kernel."""
     return Unreadable(Reason.NOT_LINEAR, f"its bias of shape {shape} is not one number per output channel")
 
 
 def no_constant_operand() -> Unreadable:
-    """A product of two computed values."""
+    """Both operands of a matrix product are computed."""
     return Unreadable(Reason.NOT_CONSTANT, "neither of its operands is constant")
 
 
 def convolution(shape: tuple[int, ...], groups: int, axis: int, *, is_transposed: bool) -> tuple[Linear, Layout]:
-    """A convolution with a kernel of this shape, whose channels lie along `axis`; without padding, if not transposed.
+    """Conv or ConvTranspose with a kernel of this shape. The channels lie along `axis`.
 
-    What a transposed one adds to its border does not reach every output alike.
+    A Conv is taken to have no padding. At the border of a ConvTranspose, outputs do not see every tap.
     """
     if len(shape) < 3 or groups < 1 or shape[0] % groups:
         raise Unreadable(Reason.INVALID_PARAMETERS, f"its weight of shape {shape} does not fit {groups} groups")
@@ -382,7 +392,7 @@ def convolution(shape: tuple[int, ...], groups: int, axis: int, *, is_transposed
 
 
 def dense(shape: tuple[int, ...], layout: Layout, axis_in: int, axis_out: int) -> Linear:
-    """A matrix product along one axis of the data, with a matrix of this shape."""
+    """Gemm: a matrix product along one axis of the data, with a matrix of this shape."""
     if len(shape) != 2:
         raise Unreadable(Reason.INVALID_PARAMETERS, f"its weight has shape {shape}")
     out, fan_in = shape if layout is Layout.OUT_IN else shape[::-1]
@@ -390,7 +400,7 @@ def dense(shape: tuple[int, ...], layout: Layout, axis_in: int, axis_out: int) -
 
 
 def product(shape: tuple[int, ...], rank: int, *, on_right: bool) -> tuple[Linear, Layout]:
-    """``data @ kernel``, or ``kernel @ data``, for data of `rank` axes."""
+    """MatMul: ``data @ kernel`` or ``kernel @ data``, for data of `rank` axes."""
     if len(shape) < 2 or prod(shape[:-2]) != 1 or rank < max(2, len(shape)):
         raise Unreadable(Reason.NOT_LINEAR, f"its weight of shape {shape} is not one matrix")
     axis, layout = (rank - 1, Layout.IN_OUT) if on_right else (rank - 2, Layout.OUT_IN)
@@ -424,7 +434,7 @@ def can_miss(window: Window, sizes: Sequence[int | None], *, rounds_up: bool, is
 
 
 def max_pool(axes: frozenset[int], *, misses: bool) -> ops.Maximum:
-    """The maxima over windows, of which one may lie wholly in padding."""
+    """MaxPool. `misses` says whether a window can lie wholly in padding."""
     if misses:
         raise Unreadable(Reason.BORDER, WHOLLY_PADDING)
     return ops.Maximum(axes)
@@ -439,7 +449,7 @@ def average_pool(
     counts_zeros: bool,
     is_even: bool,
 ) -> ops.Average:
-    """The means over windows.
+    """AveragePool.
 
     Args:
         axes: those that a window moves over.

@@ -31,12 +31,12 @@ from bnfold.graph.outcome import Outcome, Reason, Refusal, Stop
 from bnfold.graph.protocol import Constant
 
 READS_ONLY_THE_SHAPE = frozenset({"Shape", "Size"})
-"""Operators that see nothing of a value's content: a per-channel affine changes nothing for them."""
+"""Operators that read the shape of a value alone. A per-channel affine changes nothing for them."""
 
 ARITHMETIC = frozenset({"Add", "Div", "Mul", "Neg", "Sub"})
 
 JUDGED_BY_TYPE = frozenset({"Add", "Cast", "Neg", "Sub", "Sum"})
-"""Operators that are opaque where a type or shape is not known, and hardly otherwise."""
+"""Operators that are rarely opaque for any other reason than an unknown type or shape."""
 
 
 class OnnxGraph(View[ir.Node, ir.Value, Weights]):
@@ -62,7 +62,7 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         self._editor = Editor(model, scopes)
 
     def _learn(self) -> None:
-        """Find what depends on the shapes and types that are known."""
+        """Compute again everything that depends on the known shapes and types."""
         self._facts.constants.renew(self._facts.shapes, self._facts.types)
         self._missing.clear()
         self._bias_add: dict[ir.Node, ir.Node] = {}
@@ -73,9 +73,9 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         self._constants: dict[ir.Node | ir.Value, Constant] = {}  # by what makes it, if anything does
 
     def try_out_hints(self) -> bool:
-        """Run the model for shapes that are only declared, where some were missed; whether more is known now.
+        """Run the model to confirm declared shapes that a plan missed; whether more is known now.
 
-        Part of no protocol. What was planned before does not hold any more; nothing may have been changed.
+        Not part of `Graph`. Plans made before are void, and nothing may have been changed.
         """
         if self._confirm is None or not self._missing or not self._hints.try_out(self._confirm):
             return False
@@ -83,7 +83,7 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         return True
 
     def explain(self, outcome: Outcome) -> Outcome:
-        """A refusal for lack of a shape says where that is declared, though not known; part of no protocol."""
+        """Add to a refusal for lack of a shape that the shape is declared, but not confirmed. Not part of `Graph`."""
         if not isinstance(outcome, Refusal) or outcome.reason is not Reason.UNKNOWN_SHAPE:
             return outcome
         if outcome.at not in self._missing or UNCONFIRMED in outcome.detail:
@@ -145,7 +145,7 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         return opaque(Reason.NOT_LINEAR, f"{node.op_type} neither absorbs nor carries a per-channel affine")
 
     def _insist_on_fixed_parameters(self, node: ir.Node) -> None:
-        """Shape inference may have taken the default of a target shape that a caller can replace."""
+        """Refuse parameters that a caller can replace. Shape inference may have used the default of a target shape."""
         for value in node.inputs:
             if value is not None and self._facts.constants.is_overridable(value):
                 raise Unreadable(Reason.OVERRIDABLE, f"its operand {value.name!r} is a graph input too")
@@ -187,16 +187,16 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         return None if node is None else self._product.get(node, node)
 
     def uses(self, value: ir.Value) -> Sequence[tuple[ir.Node | None, int]]:
-        found: list[tuple[ir.Node | None, int]] = []
+        uses: list[tuple[ir.Node | None, int]] = []
         for reader, index in value.uses():
             if _reads_only_the_shape(reader):
                 continue
             node = self._product.get(reader, reader)
             indices = list(self._data_indices(node))
-            found.append((node, indices.index(index) if node is reader and index in indices else -1))
+            uses.append((node, indices.index(index) if node is reader and index in indices else -1))
         if value.is_graph_output():
-            found.append((None, -1))
-        return found
+            uses.append((None, -1))
+        return uses
 
     def is_measured(self, value: ir.Value) -> bool:
         return any(_reads_only_the_shape(reader) for reader, _ in value.uses())
@@ -245,11 +245,11 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         return [] if _origin(value) in self._constants else self._sources(value)
 
     def warnings(self) -> list[Caution | DeclarationCaution]:
-        """What looks wrong with statistics that can be read, and with declarations; part of no protocol."""
+        """Declarations and statistics that look wrong. Not part of `Graph`."""
         return [*self._hints.warnings(), *self._cautions()]
 
     def confirmations(self) -> list[DeclarationCaution]:
-        """The declarations that a run confirmed, in one word; part of no protocol."""
+        """The declarations that a run confirmed, as one caution. Not part of `Graph`."""
         return self._hints.confirmations()
 
     def round(self, node: ir.Node, absorbed: Linear | Affine) -> Rounding:
@@ -297,16 +297,16 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
             self._editor.pad_explicitly(node, linear.fill, dtype, self._reader(node).version)
 
     def _write_scales(self, node: ir.Node, linear: Linear, stored: Stored[Weights]) -> None:
-        found, version = stored.weights.quantized, self._reader(node).version
-        assert found is not None
+        old, version = stored.weights.quantized, self._reader(node).version
+        assert old is not None
         assert linear.after is not None
-        axis = insist_on_output_scales(found, stored.weights.layout, stored.weights.groups, version)
-        scales = round_once(found.rescaled(linear.after.scale), found.scales.dtype)
-        zero_points = np.broadcast_to(found.zero_points, scales.shape).copy()
-        self._editor.requantize(node, stored.weights.kernel, found.node, scales, zero_points, axis)
+        axis = insist_on_output_scales(old, stored.weights.layout, stored.weights.groups, version)
+        scales = round_once(old.rescaled(linear.after.scale), old.scales.dtype)
+        zero_points = np.broadcast_to(old.zero_points, scales.shape).copy()
+        self._editor.requantize(node, stored.weights.kernel, old.node, scales, zero_points, axis)
         fresh = node.inputs[stored.weights.kernel]
         assert fresh is not None
-        self._declare_known(fresh, found.node.outputs[0])
+        self._declare_known(fresh, old.node.outputs[0])
 
     def _write_bias(self, node: ir.Node, linear: Linear, stored: Stored[Weights], bias: AnyArray) -> None:
         version = self._reader(node).version
@@ -321,7 +321,7 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         add = self._bias_add.get(node)
         if add is not None:
             self._editor.set_parameter(add, 1 - add.inputs.index(node.outputs[0]), ir.tensor(bias))
-            add.attributes.update({each.name: each for each in attributes})
+            add.attributes.update({attribute.name: attribute for attribute in attributes})
             return
         product, total = node.outputs[0], self._editor.insert_add(node, ir.tensor(bias), attributes)
         self._declare_known(product, product)
@@ -346,7 +346,7 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         self._editor.replace(self.outputs(root)[0], self.outputs(host)[0])
 
     def _know_rank(self, value: ir.Value, like: ir.Value) -> None:
-        """Take note that a value has as many axes as another that is known."""
+        """Give a value the rank of another that is known."""
         if value not in self._facts.shapes and like in self._facts.shapes:
             self._facts.shapes[value] = (None,) * len(self._facts.shapes[like])
 
@@ -364,13 +364,13 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         self._declare_known(value, value)
 
     def _declare_known(self, value: ir.Value, like: ir.Value) -> None:
-        """Let a value with a fresh name declare nothing, unless what the file said of `like` is known to be so."""
+        """Drop the declaration of a value with a fresh name, unless that of `like` is known to hold."""
         if not self._hints.agrees(like):
             value.shape = value.type = None
 
 
 def _origin(value: ir.Value) -> ir.Node | ir.Value:
-    """What a constant is known by: the node that makes it; or itself, if it is stored."""
+    """The node that computes a constant; the constant itself, if it is stored."""
     return value.producer() or value
 
 

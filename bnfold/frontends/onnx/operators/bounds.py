@@ -1,4 +1,4 @@
-"""How large a constant would be, known before it is made: a few bytes of model can ask for a terabyte."""
+"""The size of a constant, computed before it is evaluated: a few bytes of model can ask for a terabyte."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ REARRANGING = frozenset(
 
 
 class Budget:
-    """What evaluating the constants of one model may still cost.
+    """The work that evaluating the constants of one model may still take.
 
     Args:
         stored: the elements of all tensors in the model.
@@ -36,7 +36,7 @@ class Budget:
         self._left = WORK + 32 * stored
 
     def spend(self, operator: str, attributes: Mapping[str, Any], inputs: Sequence[npt.NDArray[Any]]) -> None:
-        """Note the cost of evaluating an operator.
+        """Count the cost of evaluating an operator.
 
         Raises:
             ValueError: it would make too much.

@@ -24,7 +24,7 @@ MODERN = 18
 
 
 def modern(node: ir.Node, version: int, operands: Sequence[AnyArray | None]) -> tuple[Attributes, Inputs]:
-    """The attributes and inputs that mean at opset `MODERN`, or at a later `version`, what the node means at its own.
+    """The attributes and inputs that give a node its meaning at opset `MODERN`, or at a later `version`.
 
     Raises:
         ValueError: its opset has no such operator, or gives no such node a meaning.
@@ -47,13 +47,13 @@ def _insist_on_schema(operator: str, version: int, attributes: Attributes, input
     unknown = attributes.keys() - schema.attributes.keys()
     if unknown:
         raise ValueError(f"opset {version} gives it no attribute {min(unknown)}")
-    given = {index for index, each in enumerate(inputs) if each is not None}
-    if len(inputs) > schema.most_inputs or not schema.required <= given:
+    present = {index for index, each in enumerate(inputs) if each is not None}
+    if len(inputs) > schema.most_inputs or not schema.required <= present:
         raise ValueError(f"opset {version} gives it other inputs")
 
 
 def align(shape: tuple[int, ...], rank: int, axis: int | None) -> tuple[int, ...] | None:
-    """How opsets below 7 broadcast a second operand to `rank` axes, as a shape that numpy broadcasts so.
+    """The shape with which numpy broadcasts a second operand as opsets below 7 do, to `rank` axes.
 
     Its axes match those of the first operand from `axis` on, or the last ones. None where they do not fit in.
     """
@@ -106,7 +106,7 @@ def _pad(version: int, attributes: Attributes, inputs: Inputs) -> Inputs:
 
 
 def _take_in(*names: str) -> Callable[[int, Attributes, Inputs], Inputs]:
-    """An upgrade that makes inputs of attributes."""
+    """An upgrade that turns attributes into inputs."""
 
     def upgrade(version: int, attributes: Attributes, inputs: Inputs) -> Inputs:
         taken = [attributes.pop(name, None) or None for name in names]  # an empty list says as much as none
@@ -146,4 +146,4 @@ UPGRADES: dict[str, tuple[int, Callable[[int, Attributes, Inputs], Inputs]]] = {
     "Split": (13, _split),
     "Tile": (6, _tile),
 }
-"""By operator: the opset that changed its form, and what brings a node from before into it."""
+"""For each operator, the opset that changed its form, and a function that upgrades a node of an older opset."""

@@ -39,11 +39,11 @@ def normalization(reader: Reader) -> Normalization:
 
 def read_arithmetic(reader: Reader) -> ChannelAffine | None:
     """Add, Sub, Mul, Div of a computed value and a constant that varies along one axis, Neg; None for anything else."""
-    held = [reader.facts.constants.holds(value) for value in reader.node.inputs]
+    are_constant = [reader.facts.constants.holds(value) for value in reader.node.inputs]
     is_negation = reader.node.op_type == "Neg"
-    if sorted(held) != ([False] if is_negation else [False, True]):
+    if sorted(are_constant) != ([False] if is_negation else [False, True]):
         return None
-    data = held.index(False)
+    data = are_constant.index(False)
     shape = reader.shape(data)
     if not shape or reader.dtype(data) not in FLOATS:
         return None

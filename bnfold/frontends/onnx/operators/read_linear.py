@@ -31,7 +31,7 @@ class Weights:
         bias: the bias, a constant value of the graph, or None.
         bias_index: its index among the node's inputs; None for a matrix product, whose bias is an Add of its own.
         layout, groups: how the kernel is stored.
-        quantized: what the kernel is dequantised from.
+        quantized: the DequantizeLinear that makes the kernel, if one does.
         kernel_factor, bias_factor: Gemm's alpha and beta, which go into the new parameters.
     """
 
@@ -62,23 +62,23 @@ def read_linear(reader: Reader, add: ir.Node | None) -> tuple[Linear, Weights] |
     else:
         return None
     value = reader.value(weights.kernel)
-    found = quantized.find(value, reader.facts)
-    if found is None:
+    source = quantized.find(value, reader.facts)
+    if source is None:
         return linear, weights
-    quantized.insist_on_output_scales(found, weights.layout, weights.groups, reader.version)
+    quantized.insist_on_output_scales(source, weights.layout, weights.groups, reader.version)
     if weights.kernel_factor != 1:
         raise Unreadable(Reason.NOT_CONSTANT, "its quantised weight has an alpha as well")
-    return replace(linear, is_quantized=True), replace(weights, quantized=found)
+    return replace(linear, is_quantized=True), replace(weights, quantized=source)
 
 
 def _kernel_shape(reader: Reader, index: int) -> tuple[int, ...]:
-    """The shape of a constant kernel, which is not loaded where it is stored."""
+    """The shape of a constant kernel. The data of a stored one is not loaded."""
     value = reader.value(index)
     if value is None:
         raise reading.missing("weight")
     constants = reader.facts.constants
-    if (found := quantized.find(value, reader.facts)) is not None:
-        return found.integers.shape
+    if (source := quantized.find(value, reader.facts)) is not None:
+        return source.integers.shape
     reader.insist_on_constant(value, "weight")
     dtype, shape = constants.form(value)
     if dtype not in FLOATS:
@@ -96,8 +96,8 @@ def _bias(reader: Reader, index: int, channels: int) -> ir.Value | None:
 
 
 def _bias_constant(reader: Reader, index: int) -> AnyArray:
-    found = quantized.find(reader.value(index), reader.facts)
-    return found.dequantize() if found else reader.numbers(index, "bias")
+    source = quantized.find(reader.value(index), reader.facts)
+    return source.dequantize() if source else reader.numbers(index, "bias")
 
 
 def _conv(reader: Reader) -> tuple[Linear, Weights]:
@@ -263,8 +263,8 @@ def stored(reader: Reader, add: ir.Node | None) -> Stored[Weights]:
     kernel = Kernel(shape, weights.layout, weights.groups, open_rows, weights.kernel_factor)
     constant: Array | None = None
     if weights.bias is not None:
-        found = quantized.find(weights.bias, reader.facts)
-        read_bias = found.dequantize() if found else constants.get(weights.bias)
+        bias_source = quantized.find(weights.bias, reader.facts)
+        read_bias = bias_source.dequantize() if bias_source else constants.get(weights.bias)
         constant = read_bias.astype(np.float64) * weights.bias_factor
     if weights.layout is Layout.STACKED:
         own, recurrent = (None, np.zeros(shape[:2])) if constant is None else np.split(constant, 2, axis=1)

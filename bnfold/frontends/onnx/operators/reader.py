@@ -1,4 +1,4 @@
-"""What the readers of ONNX operators ask of a node."""
+"""Questions that the readers of ONNX operators ask about a node."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FLOATS = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of a model besides its structure."""
+    """Constants, shapes and types of a model's values."""
 
     constants: Constants
     scopes: Scopes
@@ -43,15 +43,15 @@ class Reader:
 
     def attribute(self, name: str, default: Any) -> Any:
         """An attribute's value; strings are decoded."""
-        found = self.node.attributes.get(name)
-        if found is None:
+        attribute = self.node.attributes.get(name)
+        if attribute is None:
             return default
         schema = find_schema(self.node.op_type, self.version)
         if schema is None or name not in schema.attributes:  # else its type is the schema's
             raise Unreadable(Reason.INVALID_PARAMETERS, f"opset {self.version} gives it no attribute {name}")
-        if found.is_ref():
+        if attribute.is_ref():
             raise Unreadable(Reason.NOT_CONSTANT, f"its attribute {name} is set by the function's caller")
-        return found.value
+        return attribute.value
 
     def value(self, index: int) -> ir.Value | None:
         """An input; None where it is left out."""
@@ -90,13 +90,13 @@ class Reader:
     def integers(self, attribute: str, index: int, what: str) -> tuple[int, ...] | None:
         """Integers given by an attribute (older opsets) or by a constant input; None where left out."""
         if attribute in self.node.attributes:
-            return tuple(int(each) for each in np.atleast_1d(self.attribute(attribute, ())))
+            return tuple(int(number) for number in np.atleast_1d(self.attribute(attribute, ())))
         if self.value(index) is None:
             return None
         array = self.constant(index, what)
         if array.dtype.kind not in "iu":
             raise Unreadable(Reason.INVALID_PARAMETERS, f"its {what} holds no integers")
-        return tuple(int(each) for each in array.reshape(-1))
+        return tuple(int(number) for number in array.reshape(-1))
 
     def shape(self, index: int = 0) -> Shape | None:
         """The shape of an input, as far as it is known."""

@@ -332,7 +332,7 @@ class Replaceable:
 
     Args:
         module: the model; it is as it was after each question.
-        survives: whether a capture, now, shows the same as the first one, but for the BatchNorms at given paths.
+        survives: whether a capture, now, shows the same as the first one, except for the BatchNorms at given paths.
     """
 
     def __init__(self, module: nn.Module, survives: Callable[[list[str]], bool]) -> None:
@@ -382,7 +382,7 @@ def fixed_batchnorms(
     Args:
         module: the model; it is as it was afterwards.
         called: paths of modules whose forward runs.
-        survives: whether a capture, now, shows the same as the first one, but for the BatchNorms at given paths.
+        survives: whether a capture, now, shows the same as the first one, except for the BatchNorms at given paths.
     """
     paths = [
         path

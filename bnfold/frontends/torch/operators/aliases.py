@@ -35,7 +35,7 @@ def tangled(calls: Mapping[fx.Node, Call], constant: Collection[fx.Node]) -> set
 
 
 def exposed(calls: Mapping[fx.Node, Call], constant: Collection[fx.Node]) -> set[fx.Node]:
-    """Sums that something writes into, and that hence must not become one of their operands, which others may read."""
+    """Sums that are written into. A fold must not replace such a sum by one of its operands, which others may read."""
     sources = {node: list(_sources(node, call, constant)) for node, call in calls.items()}
     shared = {
         node: [each for each in node.all_input_nodes if each not in constant]

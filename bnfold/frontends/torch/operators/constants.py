@@ -63,7 +63,7 @@ class Constants:
         return isinstance(handle, fx.Node) and handle in self.nodes
 
     def get(self, handle: Handle) -> torch.Tensor:
-        """What a constant holds, in its own type.
+        """The content of a constant, in its own type.
 
         Raises:
             InvalidModelError: it cannot be evaluated, or would take unreasonable memory.
@@ -72,15 +72,15 @@ class Constants:
         if stored is not None:
             return stored
         assert isinstance(handle, fx.Node)
-        found = self._evaluate(handle)
-        if not isinstance(found, torch.Tensor):
+        value = self._evaluate(handle)
+        if not isinstance(value, torch.Tensor):
             raise InvalidModelError(f"constant node {handle.name!r} is not a tensor")
-        return found
+        return value
 
     def _evaluate(self, node: fx.Node) -> Any:
-        for each in self.sources(node):
-            if each not in self._memo and each.op not in ("get_attr", "placeholder"):
-                self._memo[each] = self._run(each)
+        for source in self.sources(node):
+            if source not in self._memo and source.op not in ("get_attr", "placeholder"):
+                self._memo[source] = self._run(source)
         return self._memo[node]
 
     def _run(self, node: fx.Node) -> Any:
@@ -99,7 +99,7 @@ class Constants:
         return self._memo[node] if stored is None else stored
 
     def sources(self, node: fx.Node) -> list[fx.Node]:
-        """The node and all that it is computed from, each after what it reads."""
+        """All nodes that compute a constant, each after those that it reads; the node itself is the last."""
         return in_order(node, lambda each: each.all_input_nodes)
 
 

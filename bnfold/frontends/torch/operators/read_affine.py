@@ -35,7 +35,7 @@ def read_batchnorm(reader: Reader) -> ChannelAffine:
 
 
 def _batchnorm_axis(reader: Reader) -> int:
-    """1, but for an InstanceNorm module, which takes data without a batch axis."""
+    """The channel axis: 1, except for an InstanceNorm module, which also takes data without a batch axis."""
     call = reader.call
     if call.op == "instance_norm" and call.module is not None:
         return reader.rank() - (call.dims or 0) - 1
@@ -76,20 +76,20 @@ def read_arithmetic(reader: Reader) -> ChannelAffine | None:
 
 
 def _is_computed(reader: Reader, name: str) -> bool:
-    found = reader.call.get(name)
-    return isinstance(found, torch.fx.Node) and not reader.facts.constants.holds(found)
+    argument = reader.call.get(name)
+    return isinstance(argument, torch.fx.Node) and not reader.facts.constants.holds(argument)
 
 
 def _operand(reader: Reader, name: str, dtype: torch.dtype) -> AnyArray | None:
     """A constant operand that leaves the type of the data as it is."""
-    found: Any = reader.call.get(name)
-    if isinstance(found, bool) or found is None:
+    argument: Any = reader.call.get(name)
+    if isinstance(argument, bool) or argument is None:
         return None
-    if isinstance(found, int | float):
-        return np.asarray(float(found))
+    if isinstance(argument, int | float):
+        return np.asarray(float(argument))
     if not reader.holds(name):
         return None
-    tensor = reader.facts.constants.get(found)
+    tensor = reader.facts.constants.get(argument)
     if tensor.dtype not in DTYPES or type(tensor) not in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer):
         return None
     if tensor.dim() and torch.promote_types(tensor.dtype, dtype) != dtype:

@@ -192,8 +192,8 @@ def _can_miss(reader: Reader) -> bool:
     """Whether a window of a padded pooling can lie wholly in padding."""
     dims = len(_window_axes(reader))
     kernel = reader.get("kernel_size")
-    given = [kernel, reader.get("stride") or kernel, reader.get("dilation", 1), reader.get("padding", 0)]
-    taps, strides, dilations, pads = (read_linear.each(value, dims) for value in given)
+    arguments = [kernel, reader.get("stride") or kernel, reader.get("dilation", 1), reader.get("padding", 0)]
+    taps, strides, dilations, pads = (read_linear.each(value, dims) for value in arguments)
     if taps is None or strides is None or dilations is None or pads is None:
         raise Unreadable(Reason.UNKNOWN_SHAPE, "its window is computed")
     window, sizes = Window(taps, strides, dilations, pads, pads), reading.space(reader.shape(), dims)
@@ -205,8 +205,8 @@ def _reduced(reader: Reader) -> tuple[frozenset[int], frozenset[int]]:
     dtype = reader.get("dtype")
     if dtype is not None and dtype != reader.dtype():
         raise Unreadable(Reason.NOT_LINEAR, "it changes the type")
-    given = reader.get("dim")
-    listed = [given] if isinstance(given, int) else list(given or range(reader.rank()))
+    dims = reader.get("dim")
+    listed = [dims] if isinstance(dims, int) else list(dims or range(reader.rank()))
     axes = frozenset(reader.axis(axis) for axis in listed)
     return axes, frozenset() if reader.get("keepdim", False) else axes
 
@@ -228,7 +228,7 @@ def amax(reader: Reader) -> ops.Maximum:
 
 
 ALL_SPACE = frozenset(range(2, 8))
-"""The axes behind batch and channels, however many there are."""
+"""The axes behind batch and channels, for data of any rank."""
 
 
 def interpolate(reader: Reader) -> ops.Average:

@@ -95,7 +95,7 @@ def window(reader: Reader, taps: tuple[int, ...], default_stride: object = 1) ->
 
 
 def each(value: object, axes: int) -> tuple[int, ...] | None:
-    """One number for each axis, of which torch lets callers give one for all."""
+    """One number for each axis. In torch, a single number stands for all axes."""
     listed = list(value) if isinstance(value, list | tuple) else [value]
     sizes = [each for each in listed if type(each) is int]
     sizes = sizes * axes if len(listed) == 1 else sizes
@@ -107,7 +107,7 @@ def _has_bias(reader: Reader, name: str) -> bool:
 
 
 def _border(reader: Reader, shape: tuple[int, ...]) -> Border:
-    """No value but zero can be padded with; padding with copies of the data shows a shift everywhere."""
+    """Whether zeros are padded: a torch convolution pads with no other constant. Copies of the data are no border."""
     padding = reader.get("padding", 0)
     if reader.get("padding_mode", "zeros") != "zeros":
         return Border.NONE
@@ -134,10 +134,10 @@ def linear(reader: Reader) -> tuple[Linear, Weights]:
 
 def _product(reader: Reader, first: str, second: str, bias: str | None) -> tuple[Linear, Weights]:
     """``first @ second``, one of them constant."""
-    held = [name for name in (second, first) if reader.holds(name)]
-    if not held:
+    constant_sides = [name for name in (second, first) if reader.holds(name)]
+    if not constant_sides:
         raise reading.no_constant_operand()
-    kernel = held[0]
+    kernel = constant_sides[0]
     data = first if kernel == second else second
     shape, rank = _kernel_shape(reader, kernel), reader.rank(reader.data(data))
     on_right = kernel == second
@@ -160,7 +160,7 @@ def _bias_shapes(out: int, rank: int, *, on_right: bool) -> list[tuple[int, ...]
 
 
 def _is_followed_by_a_bias(reader: Reader) -> bool:
-    """Whether all that reads it adds a constant, so that a bias of its own costs nothing."""
+    """Whether its only reader adds a constant, so that a bias costs no node."""
     users = list(reader.node.users)
     if len(users) != 1 or users[0] not in reader.facts.calls:
         return False
@@ -186,25 +186,27 @@ def einsum(reader: Reader) -> tuple[Linear, Weights]:
     operands = list(reader.call.get("operands", reader.call.get("tensors", ())))
     operands_in, arrow, result = equation.partition("->")
     letters = operands_in.split(",")
-    held = [index for index, each in enumerate(operands) if reader.facts.constants.holds(each)]
-    if len(operands) != 2 or len(letters) != 2 or not arrow or len(held) != 1 or "." in equation:
+    constants = [index for index, each in enumerate(operands) if reader.facts.constants.holds(each)]
+    if len(operands) != 2 or len(letters) != 2 or not arrow or len(constants) != 1 or "." in equation:
         raise Unreadable(Reason.NOT_LINEAR, f"einsum {equation!r} is not a product with one constant matrix")
-    kernel, data = letters[held[0]], letters[1 - held[0]]
+    kernel, data = letters[constants[0]], letters[1 - constants[0]]
     contracted = [each for each in kernel if each in data and each not in result]
-    made = [each for each in kernel if each in result and each not in data]
+    produced = [each for each in kernel if each in result and each not in data]
     rest = set(data) - set(contracted)
     one_each = all(len(set(term)) == len(term) for term in (kernel, data, result))
-    is_product = len(kernel) == 2 and len(contracted) == 1 and len(made) == 1 and rest == set(result) - set(made)
+    is_product = (
+        len(kernel) == 2 and len(contracted) == 1 and len(produced) == 1 and rest == set(result) - set(produced)
+    )
     if not (one_each and is_product):
         raise Unreadable(Reason.NOT_LINEAR, f"einsum {equation!r} is not a product with one constant matrix")
-    shape = tuple(reader.facts.constants.get(operands[held[0]]).shape)
+    shape = tuple(reader.facts.constants.get(operands[constants[0]]).shape)
     layout = Layout.IN_OUT if kernel[0] == contracted[0] else Layout.OUT_IN
-    linear = reading.dense(reading.filled(shape), layout, data.index(contracted[0]), result.index(made[0]))
+    linear = reading.dense(reading.filled(shape), layout, data.index(contracted[0]), result.index(produced[0]))
     linear = replace(linear, has_bias_slot=_is_followed_by_a_bias(reader), has_bias=False)
-    if data.replace(contracted[0], made[0]) != result:
+    if data.replace(contracted[0], produced[0]) != result:
         linear = replace(linear, window=None)
-    behind = len(result) - 1 - result.index(made[0])
-    return linear, Weights(f"operands.{1 - held[0]}", f"operands.{held[0]}", None, layout, behind=behind)
+    behind = len(result) - 1 - result.index(produced[0])
+    return linear, Weights(f"operands.{1 - constants[0]}", f"operands.{constants[0]}", None, layout, behind=behind)
 
 
 def operand(reader: Reader, name: str) -> object:
@@ -233,7 +235,7 @@ def stored(reader: Reader) -> Stored[Weights]:
 
 def data_node(reader: Reader, weights: Weights) -> fx.Node:
     """The value that a linear operator reads as data."""
-    found = operand(reader, weights.data)
-    if not isinstance(found, fx.Node):
+    data = operand(reader, weights.data)
+    if not isinstance(data, fx.Node):
         raise Unreadable(Reason.NOT_LINEAR, "its data is no computed value")
-    return found
+    return data

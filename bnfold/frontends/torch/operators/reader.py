@@ -1,4 +1,4 @@
-"""What the readers of torch operators ask of a node."""
+"""Questions that the readers of torch operators ask about a node."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Value = fx.Node | Part
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of a graph besides its structure."""
+    """Calls, constants, shapes and types of a graph's nodes."""
 
     calls: Mapping[fx.Node, Call]
     constants: Constants
@@ -39,7 +39,7 @@ class Facts:
     dtypes: dict[fx.Node, torch.dtype]
 
     def copy(self, node: fx.Node, to: fx.Node) -> None:
-        """Take note that `to` has the shape and type of `node`."""
+        """Give `to` the shape and type of `node`."""
         if node in self.shapes:
             self.shapes[to] = self.shapes[node]
         if node in self.ranks:
@@ -57,22 +57,22 @@ class Reader:
 
     @property
     def call(self) -> Call:
-        """What the node does."""
+        """The node's call."""
         return self.facts.calls[self.node]
 
     def get(self, name: str, default: Any = None) -> Any:
         """An argument that is a plain Python value."""
-        found = self.call.get(name, default)
-        if isinstance(found, fx.Node):
+        argument = self.call.get(name, default)
+        if isinstance(argument, fx.Node):
             raise Unreadable(Reason.UNKNOWN_SHAPE, f"its argument {name} is computed")
-        return found
+        return argument
 
     def data(self, name: str = "input") -> fx.Node:
         """An argument that is a computed value."""
-        found = self.call.get(name)
-        if not isinstance(found, fx.Node):
+        argument = self.call.get(name)
+        if not isinstance(argument, fx.Node):
             raise Unreadable(Reason.NOT_LINEAR, f"its argument {name} is no computed value")
-        return found
+        return argument
 
     def holds(self, name: str) -> bool:
         """Whether an argument is a constant tensor."""
@@ -80,12 +80,12 @@ class Reader:
 
     def tensor(self, name: str, what: str) -> torch.Tensor:
         """A constant argument."""
-        found = self.call.get(name)
-        if found is None:
+        handle = self.call.get(name)
+        if handle is None:
             raise missing(what)
         if not self.holds(name):
-            raise not_constant(what, name_of(found))
-        tensor = self.facts.constants.get(found)
+            raise not_constant(what, name_of(handle))
+        tensor = self.facts.constants.get(handle)
         if not is_plain(tensor) and tensor.device.type != "meta":
             kind = type(tensor).__name__ if tensor.dtype.is_floating_point else str(tensor.dtype)
             raise Unreadable(Reason.NOT_CONSTANT, f"its {what} is a {kind}, not a plain floating-point tensor")
@@ -127,7 +127,7 @@ class Reader:
 
 
 def name_of(handle: object) -> str:
-    """A handle, or what stands in its place, as people call it."""
+    """The name of a constant argument in a message."""
     if isinstance(handle, Slot):
         return f"{handle.path}.{handle.attribute}"
     return handle.name if isinstance(handle, fx.Node) else str(handle)

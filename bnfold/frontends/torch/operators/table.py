@@ -34,13 +34,13 @@ def _held(module: nn.Module, path: str, *names: str) -> dict[str, Any]:
 
 
 def _conv(*names: str) -> Describe:
-    told = _named("stride", "padding", "dilation", "groups", *names)
-    return lambda module, path: {**_held(module, path, "weight", "bias"), **told(module, path)}
+    describe = _named("stride", "padding", "dilation", "groups", *names)
+    return lambda module, path: {**_held(module, path, "weight", "bias"), **describe(module, path)}
 
 
 def _statistics(module: Any, path: str) -> dict[str, Any]:
-    held = _held(module, path, "weight", "bias", "running_mean", "running_var")
-    return {**held, "eps": module.eps, "rank": _RANKS.get(type(module)._check_input_dim)}
+    tensors = _held(module, path, "weight", "bias", "running_mean", "running_var")
+    return {**tensors, "eps": module.eps, "rank": _RANKS.get(type(module)._check_input_dim)}
 
 
 def _batch_norm(module: Any, path: str) -> dict[str, Any]:
@@ -317,4 +317,4 @@ ATEN = ROWS | {name: row for row in OPERATORS for name in row.aten.split()}
 MODULES = {kind.forward: (row, describe) for row in OPERATORS for kind, describe in row.modules.items()}
 
 NOBODY_KNOWS = Operator(UNKNOWN)
-"""The row of what is in no row."""
+"""The row of every operator that the table does not have."""
