@@ -45,6 +45,11 @@ def opaque(reason: Reason, detail: str, *, is_batchnorm: bool = False) -> ops.Op
     return ops.Opaque(Stop(reason, detail), is_batchnorm)
 
 
+def foreign(operator: str) -> ops.Opaque:
+    """An operator that no reader knows, such as Sigmoid."""
+    return opaque(Reason.NOT_LINEAR, f"{operator} neither absorbs nor carries a per-channel affine")
+
+
 def missing(what: str) -> Unreadable:
     """The operator needs a parameter that is left out."""
     return Unreadable(Reason.INVALID_PARAMETERS, f"its {what} is missing")
@@ -53,6 +58,11 @@ def missing(what: str) -> Unreadable:
 def not_constant(what: str, name: str | None) -> Unreadable:
     """A parameter depends on an input of the model."""
     return Unreadable(Reason.NOT_CONSTANT, f"its {what} {name!r} is not constant")
+
+
+def no_floats() -> Unreadable:
+    """A sum of integers, which may overflow, or of complex numbers."""
+    return Unreadable(Reason.NOT_LINEAR, "it does not add floating-point values")
 
 
 def in_training_mode() -> Unreadable:
@@ -250,7 +260,7 @@ def total(
     if None in types:
         raise Unreadable(Reason.UNKNOWN_SHAPE, "the types that it adds are not known")
     if not all(dtype in floats for dtype in types):
-        raise Unreadable(Reason.NOT_LINEAR, "it does not add floating-point values")
+        raise no_floats()
     if len(types) > 1:
         raise Unreadable(Reason.NOT_LINEAR, "it adds values of different types")
     return ops.Sum(tuple(signs), tuple(shapes), (1.0,) + (0.0,) * (len(signs) - 1))

@@ -23,7 +23,7 @@ from bnfold.frontends.onnx.operators.shapes import Inference
 from bnfold.frontends.onnx.scopes import Scopes, label
 from bnfold.frontends.onnx.shape_inference import Confirm
 from bnfold.frontends.parameters import Stored, View
-from bnfold.frontends.reading import AnyArray, Normalization, Unreadable, opaque, unit
+from bnfold.frontends.reading import AnyArray, Normalization, Unreadable, foreign, opaque, unit
 from bnfold.frontends.traversal import in_order
 from bnfold.graph.cautions import Caution, DeclarationCaution
 from bnfold.graph.ops import ChannelAffine, Op, Opaque
@@ -142,7 +142,7 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         if (read := read_carry.READERS.get(node.op_type)) is not None:
             self._insist_on_fixed_parameters(node)
             return read(reader)
-        return opaque(Reason.NOT_LINEAR, f"{node.op_type} neither absorbs nor carries a per-channel affine")
+        return foreign(node.op_type)
 
     def _insist_on_fixed_parameters(self, node: ir.Node) -> None:
         """Refuse parameters that a caller can replace. Shape inference may have used the default of a target shape."""

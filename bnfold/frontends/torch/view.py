@@ -17,7 +17,7 @@ from bnfold.algebra.affine import Affine
 from bnfold.algebra.linear import Linear
 from bnfold.algebra.rounding import round_once
 from bnfold.frontends.parameters import Stored, View
-from bnfold.frontends.reading import Normalization, Unreadable, opaque
+from bnfold.frontends.reading import Normalization, Unreadable, foreign, opaque
 from bnfold.frontends.torch.change.store import Store, take_name
 from bnfold.frontends.torch.operators import read_affine, read_carry, read_linear, shapes
 from bnfold.frontends.torch.operators.aliases import exposed, tangled
@@ -181,8 +181,7 @@ class TorchGraph(View[fx.Node, Value, Weights]):
             kind = type(reader.call.module).__name__
             detail = f"{kind} is called as a whole, so its BatchNorms are not seen: trace into it"
             return opaque(Reason.NOT_LINEAR, detail, is_batchnorm=True)
-        what = _title(node, reader.call)
-        return opaque(Reason.NOT_LINEAR, f"{what} neither absorbs nor carries a per-channel affine")
+        return foreign(_title(node, reader.call))
 
     @cached_property
     def _readings(self) -> Counter[int]:

@@ -219,7 +219,7 @@ def mean(reader: Reader) -> ops.Average:
 def sum_over(reader: Reader) -> ops.Average:
     axes, dropped = _reduced(reader)
     if reader.dtype() not in DTYPES:
-        raise Unreadable(Reason.NOT_LINEAR, "it does not add floating-point values")
+        raise reading.no_floats()
     return ops.Average(axes, sums_to_one=not axes, dropped=dropped)
 
 
