@@ -30,7 +30,7 @@ def modern(node: ir.Node, version: int, operands: Sequence[AnyArray | None]) -> 
         ValueError: its opset has no such operator, or gives no such node a meaning.
     """
     proto = ir.serde.serialize_node(node)
-    attributes = {each.name: onnx.helper.get_attribute_value(each) for each in proto.attribute}
+    attributes = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in proto.attribute}
     inputs = list(operands)
     _insist_on_schema(node.op_type, version, attributes, inputs)
     attributes.pop("consumed_inputs", None)
@@ -47,7 +47,7 @@ def _insist_on_schema(operator: str, version: int, attributes: Attributes, input
     unknown = attributes.keys() - schema.attributes.keys()
     if unknown:
         raise ValueError(f"opset {version} gives it no attribute {min(unknown)}")
-    present = {index for index, each in enumerate(inputs) if each is not None}
+    present = {index for index, operand in enumerate(inputs) if operand is not None}
     if len(inputs) > schema.most_inputs or not schema.required <= present:
         raise ValueError(f"opset {version} gives it other inputs")
 
@@ -76,7 +76,7 @@ def _elementwise(version: int, attributes: Attributes, inputs: Inputs) -> Inputs
 
 
 def _of_one_shape(version: int, attributes: Attributes, inputs: Inputs) -> Inputs:
-    if len({each.shape for each in inputs if each is not None}) > 1:
+    if len({operand.shape for operand in inputs if operand is not None}) > 1:
         raise ValueError("its operands differ in shape, and it does not broadcast")
     return inputs
 
@@ -110,7 +110,7 @@ def _take_in(*names: str) -> Callable[[int, Attributes, Inputs], Inputs]:
 
     def upgrade(version: int, attributes: Attributes, inputs: Inputs) -> Inputs:
         taken = [attributes.pop(name, None) or None for name in names]  # an empty list says as much as none
-        return [*inputs, *(None if each is None else np.asarray(each, np.int64) for each in taken)]
+        return [*inputs, *(None if numbers is None else np.asarray(numbers, np.int64) for numbers in taken)]
 
     return upgrade
 

@@ -92,17 +92,17 @@ class Inference:
         if kind.dtype is not None:
             self.types[value] = kind.dtype
 
-    def add(self, found: Mapping[str, Kind]) -> None:
+    def add(self, facts: Mapping[str, Kind]) -> None:
         """Infer again, with new facts about values of the main graph."""
-        known = {name: value for name, value in self._values[0].items() if name in found}
-        outputs = {each.name: each for each in self._proto.graph.output}
+        known = {name: value for name, value in self._values[0].items() if name in facts}
+        outputs = {info.name: info for info in self._proto.graph.output}
         for name, value in known.items():
-            kind = found[name]
+            kind = facts[name]
             info = outputs[name] if name in outputs else self._proto.graph.value_info.add(name=name)
             _describe(info, Kind(kind.shape, kind.dtype or self.types.get(value)))
         self._infer()
         for name, value in known.items():
-            self._note(value, found[name])
+            self._note(value, facts[name])
 
     def _infer(self) -> None:
         inferred = infer_shapes(self._proto)
@@ -124,7 +124,7 @@ class Inference:
         """Infer each function once, from the properties that all its callers share."""
         left = dict(self._functions)
         while left:
-            called = {callee for each in left.values() for callee in each.callees}
+            called = {callee for function in left.values() for callee in function.callees}
             ready = [key for key in left if key not in called]
             if not ready:
                 return  # functions that call each other are no valid model
@@ -139,7 +139,7 @@ class Inference:
         shapes, dtypes = [kind.shape for kind in kinds], {kind.dtype for kind in kinds}
         known = [shape for shape in shapes if shape is not None]
         shape: Shape | None = None
-        if len(known) == len(shapes) and len({len(each) for each in known}) == 1:
+        if len(known) == len(shapes) and len({len(dims) for dims in known}) == 1:
             shape = tuple(dims[0] if len(set(dims)) == 1 else None for dims in zip(*known, strict=True))
         return Kind(shape, dtypes.pop() if len(dtypes) == 1 else None)
 
@@ -171,7 +171,7 @@ class _Function:
 
     def lend(self, functions: Iterable[onnx.FunctionProto]) -> None:
         """Add the functions that this one calls."""
-        self._proto.functions.extend(each for each in functions if _key(each) in self.callees)
+        self._proto.functions.extend(function for function in functions if _key(function) in self.callees)
 
     def note_call(self, node: ir.Node) -> None:
         """Add the operands of another node that calls the function."""
@@ -187,8 +187,8 @@ class _Function:
 
 def _functions(model: ir.Model, proto: onnx.ModelProto, constants: Constants) -> dict[Key, _Function]:
     """The functions of a model, each with the operands of its callers."""
-    protos = {_key(each): each for each in proto.functions}
-    functions = {key: _Function(each, protos[key], constants) for key, each in model.functions.items()}
+    protos = {_key(function): function for function in proto.functions}
+    functions = {key: _Function(function, protos[key], constants) for key, function in model.functions.items()}
     if not functions:
         return {}
     for function in functions.values():
@@ -209,8 +209,8 @@ def _serialize(model: ir.Model) -> onnx.ModelProto:
     with lending(large, [placeholder(slot.tensor) for slot in large]):  # so that nobody copies them
         proto = ir.serde.serialize_model(model)
     if model.ir_version >= OVERRIDABLE:
-        inputs = {each.name for each in proto.graph.input}
-        kept = [each for each in proto.graph.initializer if each.name not in inputs]
+        inputs = {info.name for info in proto.graph.input}
+        kept = [tensor for tensor in proto.graph.initializer if tensor.name not in inputs]
         del proto.graph.initializer[:]
         proto.graph.initializer.extend(kept)
     for graph in nested(proto.graph):

@@ -26,9 +26,9 @@ def tangled(calls: Mapping[fx.Node, Call], constant: Collection[fx.Node]) -> set
     sources = {node: list(_sources(node, call, constant)) for node, call in calls.items()}
     neighbours: dict[fx.Node, list[fx.Node]] = {}
     for node, shared in sources.items():
-        for each in shared:
-            neighbours.setdefault(node, []).append(each)
-            neighbours.setdefault(each, []).append(node)
+        for source in shared:
+            neighbours.setdefault(node, []).append(source)
+            neighbours.setdefault(source, []).append(node)
     written = (target for node, call in calls.items() if call.is_inplace for target in _written(node, call))
     seen_to_change = [target for target in written if not _is_alone(target, sources, calls)]
     return reach(seen_to_change, lambda node: neighbours.get(node, ()))
@@ -38,10 +38,10 @@ def exposed(calls: Mapping[fx.Node, Call], constant: Collection[fx.Node]) -> set
     """Sums that are written into. A fold must not replace such a sum by one of its operands, which others may read."""
     sources = {node: list(_sources(node, call, constant)) for node, call in calls.items()}
     shared = {
-        node: [each for each in node.all_input_nodes if each not in constant]
+        node: [operand for operand in node.all_input_nodes if operand not in constant]
         if calls[node].operator.is_arithmetic
-        else found
-        for node, found in sources.items()
+        else shared_inputs
+        for node, shared_inputs in sources.items()
     }
     written = (target for node, call in calls.items() if call.is_inplace for target in _written(node, call))
     return {
@@ -64,7 +64,7 @@ def _sources(node: fx.Node, call: Call, constant: Collection[fx.Node]) -> Iterat
     if call.is_inplace:
         yield from _written(node, call)
     elif row.is_arithmetic:
-        computed = [each for each in node.all_input_nodes if each not in constant]
+        computed = [operand for operand in node.all_input_nodes if operand not in constant]
         if len(computed) == 1:
             yield computed[0]
     elif (row.memory in (Memory.INPUT, Memory.REPEATED) or row.is_batchnorm) and isinstance(source, fx.Node):

@@ -51,7 +51,7 @@ class Constants:
         if (
             not call.operator.is_evaluated
             or call.is_inplace
-            or any(each not in self.nodes for each in node.all_input_nodes)
+            or any(source not in self.nodes for source in node.all_input_nodes)
         ):
             return False
         return call.op != "batch_norm" or (bool(call.get("training")) and call.get("running_mean") is None)
@@ -115,7 +115,7 @@ def _call(node: fx.Node, value: Callable[[fx.Node], Any]) -> Any:
 def _map(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     if isinstance(value, torch.Tensor):
         return change(value)
-    return tuple(_map(each, change) for each in value) if isinstance(value, tuple | list) else value
+    return tuple(_map(part, change) for part in value) if isinstance(value, tuple | list) else value
 
 
 def _meta(value: Any) -> Any:
@@ -129,4 +129,4 @@ def _detached(value: Any) -> Any:
 def _elements(value: Any) -> int:
     if isinstance(value, torch.Tensor):
         return value.numel()
-    return sum(_elements(each) for each in value) if isinstance(value, tuple | list) else 0
+    return sum(_elements(part) for part in value) if isinstance(value, tuple | list) else 0

@@ -72,12 +72,12 @@ def getitem(reader: Reader) -> Op:
     """``x[a:b, ..., c:d]``."""
     index = reader.call.get("index")
     parts = list(index) if isinstance(index, tuple) else [index]
-    if not all(isinstance(each, slice) or each is Ellipsis for each in parts) or parts.count(Ellipsis) > 1:
+    if not all(isinstance(part, slice) or part is Ellipsis for part in parts) or parts.count(Ellipsis) > 1:
         raise Unreadable(Reason.NOT_LINEAR, "it takes more than slices")
     if Ellipsis in parts:
         place = parts.index(Ellipsis)
         parts[place : place + 1] = [slice(None)] * (reader.rank() - len(parts) + 1)
-    cuts = {axis: each for axis, each in enumerate(parts) if each != slice(None)}
+    cuts = {axis: part for axis, part in enumerate(parts) if part != slice(None)}
     if not cuts:
         return ops.Identity()
     return _take(reader, cuts)
@@ -151,7 +151,7 @@ def _window_axes(reader: Reader) -> frozenset[int]:
 
 def _is_nonzero(value: Any) -> bool:
     values = value if isinstance(value, list | tuple) else [value]
-    return any(not isinstance(each, int) or each for each in values)
+    return any(not isinstance(number, int) or number for number in values)
 
 
 def _pool_window(reader: Reader) -> Window | None:
@@ -159,7 +159,7 @@ def _pool_window(reader: Reader) -> Window | None:
     size, dims = reader.call.get("kernel_size"), reader.call.dims
     taps = tuple(size) if isinstance(size, list | tuple) else (size,)
     taps = taps * dims if dims is not None and len(taps) == 1 else taps
-    if len(taps) != dims or not all(type(each) is int for each in taps):
+    if len(taps) != dims or not all(type(length) is int for length in taps):
         return None
     return read_linear.window(reader, taps, reader.call.get("stride") or taps)
 

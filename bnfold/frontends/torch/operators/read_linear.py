@@ -97,7 +97,7 @@ def window(reader: Reader, taps: tuple[int, ...], default_stride: object = 1) ->
 def each(value: object, axes: int) -> tuple[int, ...] | None:
     """One number for each axis. In torch, a single number stands for all axes."""
     listed = list(value) if isinstance(value, list | tuple) else [value]
-    sizes = [each for each in listed if type(each) is int]
+    sizes = [number for number in listed if type(number) is int]
     sizes = sizes * axes if len(listed) == 1 else sizes
     return tuple(sizes) if len(sizes) == axes else None
 
@@ -186,12 +186,12 @@ def einsum(reader: Reader) -> tuple[Linear, Weights]:
     operands = list(reader.call.get("operands", reader.call.get("tensors", ())))
     operands_in, arrow, result = equation.partition("->")
     letters = operands_in.split(",")
-    constants = [index for index, each in enumerate(operands) if reader.facts.constants.holds(each)]
+    constants = [index for index, operand in enumerate(operands) if reader.facts.constants.holds(operand)]
     if len(operands) != 2 or len(letters) != 2 or not arrow or len(constants) != 1 or "." in equation:
         raise Unreadable(Reason.NOT_LINEAR, f"einsum {equation!r} is not a product with one constant matrix")
     kernel, data = letters[constants[0]], letters[1 - constants[0]]
-    contracted = [each for each in kernel if each in data and each not in result]
-    produced = [each for each in kernel if each in result and each not in data]
+    contracted = [letter for letter in kernel if letter in data and letter not in result]
+    produced = [letter for letter in kernel if letter in result and letter not in data]
     rest = set(data) - set(contracted)
     one_each = all(len(set(term)) == len(term) for term in (kernel, data, result))
     is_product = (

@@ -168,8 +168,8 @@ class Inference:
             weight = self._held(call.get("weight"))
             return None if weight is None else weight.dtype
         if call.op == "cast":
-            found: torch.dtype = call.get("dtype")
-            return found
+            dtype: torch.dtype = call.get("dtype")
+            return dtype
         known = self.dtypes.get(source) if isinstance(source, fx.Node) else None
         if call.op == "type_as":
             return self.dtypes.get(call.arguments["other"])

@@ -167,15 +167,15 @@ def _module(node: fx.Node, module: nn.Module) -> Call:
     is_inplace = bool(getattr(module, "inplace", False))
     described = MODULES.get(type(module).forward) if _is_as_described(module) else None
     if described is None or is_parametrized(module):
-        inside = [each for path, each in module.named_modules() if "parametrizations" not in path.split(".")]
+        inside = [inner for path, inner in module.named_modules() if "parametrizations" not in path.split(".")]
         known = all(map(_is_from_torch, inside))
-        is_inplace = any(getattr(each, "inplace", False) for each in inside)
+        is_inplace = any(getattr(inner, "inplace", False) for inner in inside)
         row = Operator("nonlinear", memory=described[0].memory if described else Memory.ANY) if known else NOBODY_KNOWS
         return Call(row, {"args": node.args, **node.kwargs}, module, is_inplace or not known)
     row, describe = described
     arguments = describe(module, str(node.target))
-    given = dict(zip(("input", "output_size"), node.args, strict=False))
-    given.update(node.kwargs)
-    if "output_size" in given and row.name.startswith("conv_transpose"):
-        arguments["output_padding"] = given["output_size"]
-    return Call(row, {**arguments, "input": given.get("input", given.get("x"))}, module, is_inplace)
+    passed = dict(zip(("input", "output_size"), node.args, strict=False))
+    passed.update(node.kwargs)
+    if "output_size" in passed and row.name.startswith("conv_transpose"):
+        arguments["output_padding"] = passed["output_size"]
+    return Call(row, {**arguments, "input": passed.get("input", passed.get("x"))}, module, is_inplace)

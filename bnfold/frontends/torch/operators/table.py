@@ -54,7 +54,7 @@ def _instance_norm(module: Any, path: str) -> dict[str, Any]:
 
 def _same(name: str, *modules: type[nn.Module]) -> Operator:
     """A row of which all spellings have one name, and that only tells that the result is fresh."""
-    functions = {id(found): found for space in (torch, F) if (found := getattr(space, name, None)) is not None}
+    functions = {id(function): function for space in (torch, F) if (function := getattr(space, name, None)) is not None}
     return Operator(name, "input *rest", tuple(functions.values()), name if hasattr(torch.Tensor, name) else "",
                     modules=dict.fromkeys(modules, _named()), memory=Memory.FRESH)  # fmt: skip
 
