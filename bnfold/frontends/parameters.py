@@ -74,11 +74,11 @@ class Stored(Generic[W]):
         """The bias that `linear` starts from."""
         return terms.bias(linear, load) if linear.terms else self.bias
 
-    def measure(self, linear: Linear, load: Load, dtype: np.dtype[Any]) -> Rounding:
-        """The effect of storing the parameters in `dtype`, with everything that `linear` absorbed and is made of."""
-        source, spacing = self.source(linear, load), unit(dtype)
-        rounding = source.measure(linear, self.solve_bias(linear, load), dtype, spacing)
-        rounding = rounding.with_fill(linear.fill, dtype, spacing)
+    def measure(self, linear: Linear, load: Load) -> Rounding:
+        """The effect of storing the parameters with everything that `linear` absorbed and is made of."""
+        source, spacing = self.source(linear, load), unit(self.dtype)
+        rounding = source.measure(linear, self.solve_bias(linear, load), self.dtype, spacing)
+        rounding = rounding.with_fill(linear.fill, self.dtype, spacing)
         for growth in terms.growths(linear, load, lambda: source.measure_growth(linear, self._bias(linear, load))):
             rounding = rounding.with_growth(growth)
         return rounding
@@ -126,8 +126,10 @@ class View(Graph[N, V], Generic[N, V, W]):
         """See `Graph`."""
         if isinstance(absorbed, Affine):
             return self._normalization(node).solve(absorbed).rounding
-        stored = self._stored(node)
-        return stored.measure(absorbed, self._loader(absorbed), stored.dtype)
+        return self._measure(self._stored(node), absorbed)
+
+    def _measure(self, stored: Stored[W], absorbed: Linear) -> Rounding:
+        return stored.measure(absorbed, self._loader(absorbed))
 
     def makes_bias(self, node: N, absorbed: Linear) -> bool:
         """See `Graph`."""

@@ -252,14 +252,12 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         """The declarations that a run confirmed, as one caution. Not part of `Graph`."""
         return self._hints.confirmations()
 
-    def round(self, node: ir.Node, absorbed: Linear | Affine) -> Rounding:
-        if isinstance(absorbed, Linear) and absorbed.after is not None:
-            stored = self._stored(node)
-            if stored.weights.quantized is not None:
-                scales = stored.weights.quantized.rescaled(absorbed.after.scale).reshape(1, -1, 1)
-                bias = stored.solve_bias(absorbed, self._loader(absorbed))
-                return measure_parameters(scales, bias, stored.dtype, unit(stored.dtype))
-        return super().round(node, absorbed)
+    def _measure(self, stored: Stored[Weights], absorbed: Linear) -> Rounding:
+        if stored.weights.quantized is None or absorbed.after is None:
+            return super()._measure(stored, absorbed)
+        scales = stored.weights.quantized.rescaled(absorbed.after.scale).reshape(1, -1, 1)
+        bias = stored.solve_bias(absorbed, self._loader(absorbed))
+        return measure_parameters(scales, bias, stored.dtype, unit(stored.dtype))
 
     def write(self, node: ir.Node, absorbed: Linear | Affine) -> None:
         if isinstance(absorbed, Linear):
