@@ -24,4 +24,4 @@ class Limits:
 LIMITS = Limits()
 
 UNLIMITED = Limits(sys.maxsize, sys.maxsize, sys.maxsize)
-"""For what was made from a model within the limits: a weight that was shared may be there twice."""
+"""No bounds, for models that bnfold made from one within the limits: a shared weight may be there twice."""

@@ -1,4 +1,4 @@
-"""What a front end is, and what it makes of a model."""
+"""The interface of a front end, and of a model that it has opened."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from bnfold.graph.outcome import Outcome
 from bnfold.graph.protocol import Graph
 
 Cautions = tuple[Caution | DeclarationCaution, ...]
-"""What looks wrong, though nothing stops on it."""
+"""Things in a model that look wrong. They stop no fold."""
 
 Replan = Callable[[Graph[Any, Any]], tuple[Outcome, ...]]
-"""Plans another view of a model in the way of the first."""
+"""Plans another view of a model, with the same options."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Written:
 
     @property
     def bytes(self) -> int:
-        """Of both together."""
+        """The size of both files together."""
         return sum(file.stat().st_size for file in self.files)
 
 
@@ -57,7 +57,7 @@ class OpenOptions:
     Attributes:
         inplace: let the edits change the model itself, not a copy.
         limits: how much it may ask for.
-        example_inputs: what a torch module is called with.
+        example_inputs: the inputs that a torch module is called with.
         observe: given a way to read an ONNX model, makes a way to run it for shapes that are only declared.
     """
 
@@ -76,7 +76,7 @@ class OpenModel(Protocol):
         ...
 
     def measure(self) -> Size:
-        """How large it is now; bytes are those of the files that it was read from."""
+        """Its size now. The bytes are those of the files that it was read from."""
         ...
 
     def learn(self) -> bool:
@@ -84,19 +84,19 @@ class OpenModel(Protocol):
         ...
 
     def explain(self, outcomes: Sequence[Outcome], replan: Replan) -> tuple[Outcome, ...]:
-        """The outcomes of its plan, with what only this kind of model can tell of them; before the edits."""
+        """The outcomes of its plan, with details that only this kind of model can add. Called before the edits."""
         ...
 
     def warn(self, *, has_learnt: bool) -> Cautions:
-        """What looks wrong; with what was learnt, if that made a difference."""
+        """Things that look wrong, and what `learn` found out, if that made a difference."""
         ...
 
     def finish(self) -> Any:
-        """What the edits left, as what was given."""
+        """The edited model, in the kind that was given."""
         ...
 
     def save(self, path: Path) -> Written:
-        """Write what the edits left.
+        """Write the edited model.
 
         Raises:
             OutputError: it cannot be written.

@@ -15,7 +15,10 @@ from bnfold.frontends.onnx.scopes import Scopes
 
 
 class Editor:
-    """Changes a model in place. What nothing reads any more is removed, if reading it was bnfold's to end."""
+    """Changes a model in place, and removes constants and nodes that an edit left without a reader.
+
+    A constant that had no reader before stays.
+    """
 
     def __init__(self, model: ir.Model, scopes: Scopes) -> None:
         self._model = model
@@ -27,7 +30,7 @@ class Editor:
         self._readers: dict[ir.Value, int] = {}
 
     def fresh(self, wish: str) -> str:
-        """A name that nothing in the model has."""
+        """A name like `wish` that is free in the model."""
         name = wish
         while name in self._names:
             self._counts[wish] = self._counts.get(wish, 1) + 1
@@ -75,7 +78,7 @@ class Editor:
         return value
 
     def release(self, value: ir.Value, readings: int = 1) -> None:
-        """Note that readings of a constant ended; remove it, and what it was computed from, after the last.
+        """Count readings of a constant that ended. After the last one, remove it and the nodes that compute it.
 
         The count is kept because asking for the readers of a value that thousands share takes as long each time.
         """
@@ -143,7 +146,7 @@ class Editor:
             self.release(value, readings)
 
     def _take_over(self, value: ir.Value, other: ir.Value) -> None:
-        """Let `value` be `other` in name and description; what it declared itself may be wrong under that name."""
+        """Give `value` the name, type and metadata of `other`. Its own declaration may be wrong under that name."""
         name = other.name
         other.name = None
         value.name = name
@@ -196,8 +199,8 @@ class Editor:
 
     def pad_explicitly(self, node: ir.Node, fill: float, dtype: np.dtype[np.generic], version: int) -> None:
         """Replace the zero padding of a convolution by a Pad with the constant `fill`."""
-        found = node.attributes.pop("pads")
-        begins, ends = _halves(found.as_ints())
+        padding = node.attributes.pop("pads")
+        begins, ends = _halves(padding.as_ints())
         pads = np.asarray([0, 0, *begins, 0, 0, *ends], np.int64)
         data = node.inputs[0]
         assert data is not None

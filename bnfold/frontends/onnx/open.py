@@ -1,4 +1,4 @@
-"""Opens an ONNX model: a view to plan on, and what the edits leave."""
+"""Opens an ONNX model: a view to plan on, and the model that the edits change."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class OpenOnnxModel:
         return (*self.graph.warnings(), *(self.graph.confirmations() if has_learnt else ()))
 
     def finish(self) -> Any:
-        """A ModelProto, an `onnx_ir.Model`, or what a file holds as an `onnx_ir.Model`."""
+        """The model in the kind that was given; a file's model is an `onnx_ir.Model`."""
         if isinstance(self._given, ir.Model):
             return self._model
         if not isinstance(self._given, onnx.ModelProto):

@@ -1,4 +1,4 @@
-"""What the standard says about its operators."""
+"""The ONNX standard's rules for its operators."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import onnx
 
 @dataclass(frozen=True)
 class Schema:
-    """What a node of one operator must have.
+    """The inputs, outputs and attributes that a node of one operator may have.
 
     Attributes:
         inputs, outputs: how many, at least.
@@ -32,11 +32,11 @@ class Schema:
 def find_schema(operator: str, opset: int) -> Schema | None:
     """The schema of an operator of the standard domain; None if there is none."""
     try:
-        found = onnx.defs.get_schema(operator, min(opset, onnx.defs.onnx_opset_version()), "")
+        schema = onnx.defs.get_schema(operator, min(opset, onnx.defs.onnx_opset_version()), "")
     except onnx.defs.SchemaError:
         return None
-    kinds = {name: int(attribute.type.value) for name, attribute in found.attributes.items()}  # type: ignore[attr-defined]  # an enum of C++ that the stubs do not know
+    kinds = {name: int(attribute.type.value) for name, attribute in schema.attributes.items()}  # type: ignore[attr-defined]  # an enum of C++ that the stubs do not know
     optional = onnx.defs.OpSchema.FormalParameterOption.Optional
-    formal = enumerate(found.inputs[: found.min_input])
-    required = frozenset(index for index, each in formal if each.option != optional)
-    return Schema(found.min_input, found.min_output, required, found.max_input, found.max_output, kinds)
+    formal = enumerate(schema.inputs[: schema.min_input])
+    required = frozenset(index for index, parameter in formal if parameter.option != optional)
+    return Schema(schema.min_input, schema.min_output, required, schema.max_input, schema.max_output, kinds)

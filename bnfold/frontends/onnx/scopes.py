@@ -51,7 +51,7 @@ class Scopes:
         return self.graph_name(node.graph)
 
     def graph_name(self, graph: ir.Graph) -> str:
-        """What `name` says of the nodes of a graph."""
+        """The name of a graph, as `name` gives it for a node in it."""
         return self._names[graph]
 
     def version(self, node: ir.Node) -> int:
@@ -75,7 +75,7 @@ def label(node: ir.Node) -> str:
 
 
 def bodies(node: ir.Node) -> Iterator[tuple[str, ir.Graph]]:
-    """The graphs that a node holds, each with what it is called there."""
+    """The graphs that a node holds, each with its name there."""
     for name, attribute in node.attributes.items():
         if attribute.is_ref():
             continue

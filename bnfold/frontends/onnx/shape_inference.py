@@ -11,7 +11,7 @@ from google.protobuf.message import EncodeError
 from bnfold.frontends.onnx.nesting import nested
 
 VECTOR_LIMIT = 1 << 20
-"""Elements of a vector of which onnx may ask what it holds: it takes a hundred bytes for each, known or not."""
+"""Largest vector whose content onnx may infer, in elements. It takes a hundred bytes for each, known or not."""
 
 UNSQUEEZE_TAKES_AXES = 13
 """The opset from which on Unsqueeze has its axes as an input."""
@@ -19,7 +19,7 @@ UNSQUEEZE_TAKES_AXES = 13
 
 @dataclass(frozen=True)
 class Seen:
-    """What runs of a model showed of a value.
+    """The shapes and type that a value had in runs of a model.
 
     Attributes:
         shapes: one for each run.
@@ -35,7 +35,7 @@ Confirm = Callable[[Sequence[str]], Mapping[str, Seen] | None]
 
 
 def infer_shapes(proto: onnx.ModelProto) -> onnx.ModelProto | None:
-    """A copy with the shapes and types that follow; None where onnx cannot tell.
+    """A copy of a model with inferred shapes and types; None where onnx fails.
 
     What shape arithmetic says is used unless a vector in the model is too long for it. For that, a Reshape of a number
     to a vector becomes the Unsqueeze that it is, in `proto` too: onnx follows the values of a shape through one only.

@@ -2,45 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from bnfold.algebra import terms
 from bnfold.algebra.affine import Affine
 from bnfold.algebra.linear import Layout, Linear
-from bnfold.algebra.rounding import BatchNorm, Rounding, measure_parameters, round_once, solve_batchnorm
-from bnfold.algebra.terms import Load, Parameters
+from bnfold.algebra.rounding import Rounding, measure_parameters, round_once
 from bnfold.frontends.onnx.edit import Editor
 from bnfold.frontends.onnx.files.pieces import SolvedTensor
 from bnfold.frontends.onnx.operators import read_affine, read_carry, read_linear
-from bnfold.frontends.onnx.operators.constants import AnyArray, Constants
+from bnfold.frontends.onnx.operators.constants import Constants
 from bnfold.frontends.onnx.operators.hints import UNCONFIRMED, Hints
 from bnfold.frontends.onnx.operators.quantized import insist_on_output_scales
-from bnfold.frontends.onnx.operators.read_linear import Stored
-from bnfold.frontends.onnx.operators.reader import Facts, Reader, opaque
+from bnfold.frontends.onnx.operators.read_linear import Weights
+from bnfold.frontends.onnx.operators.reader import Facts, Reader
 from bnfold.frontends.onnx.operators.shapes import Inference
-from bnfold.frontends.onnx.operators.unreadable import Unreadable
 from bnfold.frontends.onnx.scopes import Scopes, label
 from bnfold.frontends.onnx.shape_inference import Confirm
-from bnfold.graph.cautions import Caution, DeclarationCaution, examine
+from bnfold.frontends.parameters import Stored, View
+from bnfold.frontends.reading import AnyArray, Normalization, Unreadable, foreign, opaque, unit
+from bnfold.frontends.traversal import in_order
+from bnfold.graph.cautions import Caution, DeclarationCaution
 from bnfold.graph.ops import ChannelAffine, Op, Opaque
 from bnfold.graph.outcome import Outcome, Reason, Refusal, Stop
 from bnfold.graph.protocol import Constant
 
 READS_ONLY_THE_SHAPE = frozenset({"Shape", "Size"})
-"""Operators that see nothing of a value's content: a per-channel affine changes nothing for them."""
+"""Operators that read the shape of a value alone. A per-channel affine changes nothing for them."""
 
 ARITHMETIC = frozenset({"Add", "Div", "Mul", "Neg", "Sub"})
 
 JUDGED_BY_TYPE = frozenset({"Add", "Cast", "Neg", "Sub", "Sum"})
-"""Operators that are opaque where a type or shape is not known, and hardly otherwise."""
+"""Operators that are rarely opaque for any other reason than an unknown type or shape."""
 
 
-class OnnxGraph:
+class OnnxGraph(View[ir.Node, ir.Value, Weights]):
     """All graphs of an ONNX model as one `bnfold.graph.protocol.Graph`: nodes are `ir.Node`, values are `ir.Value`.
 
     A matrix product and the Add that is its bias are one node, the product; its output is the Add's. The body of a
@@ -63,7 +62,7 @@ class OnnxGraph:
         self._editor = Editor(model, scopes)
 
     def _learn(self) -> None:
-        """Find what depends on the shapes and types that are known."""
+        """Compute again everything that depends on the known shapes and types."""
         self._facts.constants.renew(self._facts.shapes, self._facts.types)
         self._missing.clear()
         self._bias_add: dict[ir.Node, ir.Node] = {}
@@ -74,9 +73,9 @@ class OnnxGraph:
         self._constants: dict[ir.Node | ir.Value, Constant] = {}  # by what makes it, if anything does
 
     def try_out_hints(self) -> bool:
-        """Run the model for shapes that are only declared, where some were missed; whether more is known now.
+        """Run the model to confirm declared shapes that a plan missed; whether more is known now.
 
-        Part of no protocol. What was planned before does not hold any more; nothing may have been changed.
+        Not part of `Graph`. Plans made before are void, and nothing may have been changed.
         """
         if self._confirm is None or not self._missing or not self._hints.try_out(self._confirm):
             return False
@@ -84,7 +83,7 @@ class OnnxGraph:
         return True
 
     def explain(self, outcome: Outcome) -> Outcome:
-        """A refusal for lack of a shape says where that is declared, though not known; part of no protocol."""
+        """Add to a refusal for lack of a shape that the shape is declared, but not confirmed. Not part of `Graph`."""
         if not isinstance(outcome, Refusal) or outcome.reason is not Reason.UNKNOWN_SHAPE:
             return outcome
         if outcome.at not in self._missing or UNCONFIRMED in outcome.detail:
@@ -121,7 +120,7 @@ class OnnxGraph:
         try:
             op = self._read(node)
         except Unreadable as error:
-            op = Opaque(error.stop, _is_batchnorm(node))
+            op = Opaque(error.stop, self._is_batchnorm(node))
         if self._hints.misses == misses:
             return op
         self._missing.add(label(node))
@@ -143,10 +142,10 @@ class OnnxGraph:
         if (read := read_carry.READERS.get(node.op_type)) is not None:
             self._insist_on_fixed_parameters(node)
             return read(reader)
-        return opaque(Reason.NOT_LINEAR, f"{node.op_type} neither absorbs nor carries a per-channel affine")
+        return foreign(node.op_type)
 
     def _insist_on_fixed_parameters(self, node: ir.Node) -> None:
-        """Shape inference may have taken the default of a target shape that a caller can replace."""
+        """Refuse parameters that a caller can replace. Shape inference may have used the default of a target shape."""
         for value in node.inputs:
             if value is not None and self._facts.constants.is_overridable(value):
                 raise Unreadable(Reason.OVERRIDABLE, f"its operand {value.name!r} is a graph input too")
@@ -188,16 +187,16 @@ class OnnxGraph:
         return None if node is None else self._product.get(node, node)
 
     def uses(self, value: ir.Value) -> Sequence[tuple[ir.Node | None, int]]:
-        found: list[tuple[ir.Node | None, int]] = []
+        uses: list[tuple[ir.Node | None, int]] = []
         for reader, index in value.uses():
             if _reads_only_the_shape(reader):
                 continue
             node = self._product.get(reader, reader)
             indices = list(self._data_indices(node))
-            found.append((node, indices.index(index) if node is reader and index in indices else -1))
+            uses.append((node, indices.index(index) if node is reader and index in indices else -1))
         if value.is_graph_output():
-            found.append((None, -1))
-        return found
+            uses.append((None, -1))
+        return uses
 
     def is_measured(self, value: ir.Value) -> bool:
         return any(_reads_only_the_shape(reader) for reader, _ in value.uses())
@@ -212,7 +211,7 @@ class OnnxGraph:
 
     def _replaced_indices(self, node: ir.Node) -> Sequence[int]:
         """Which of a node's inputs `write` replaces."""
-        if _is_batchnorm(node):
+        if self._is_batchnorm(node):
             return (1, 2)
         try:
             linear = read_linear.read_linear(self._reader(node), self._bias_add.get(node))
@@ -229,88 +228,58 @@ class OnnxGraph:
         return [self._constant(value) for value in values if value is not None and self._facts.constants.holds(value)]
 
     def _constant(self, value: ir.Value) -> Constant:
-        stack = [value]
-        while stack:
-            read = stack[-1]
-            maker = read.producer()
-            sources = [each for each in maker.inputs if each and self._facts.constants.holds(each)] if maker else []
-            if unknown := [each for each in sources if _origin(each) not in self._constants]:
-                stack.extend(unknown)
-                continue
-            stack.pop()
-            outputs = maker.outputs if maker else [read]
-            readings = sum(len(each.uses()) + each.is_graph_output() for each in outputs)
-            made = Constant(readings, tuple(self._constants[_origin(each)] for each in sources))
-            self._constants.setdefault(_origin(read), made)
+        for read in in_order(value, self._unknown_sources):
+            if (origin := _origin(read)) not in self._constants:
+                outputs = origin.outputs if isinstance(origin, ir.Node) else [read]
+                readings = sum(len(output.uses()) + output.is_graph_output() for output in outputs)
+                sources = tuple(self._constants[_origin(source)] for source in self._sources(read))
+                self._constants[origin] = Constant(readings, sources)
         return self._constants[_origin(value)]
 
+    def _sources(self, value: ir.Value) -> list[ir.Value]:
+        """The constants that a constant is computed from."""
+        node = value.producer()
+        return [read for read in node.inputs if read and self._facts.constants.holds(read)] if node else []
+
+    def _unknown_sources(self, value: ir.Value) -> list[ir.Value]:
+        return [] if _origin(value) in self._constants else self._sources(value)
+
     def warnings(self) -> list[Caution | DeclarationCaution]:
-        """What looks wrong with statistics that can be read, and with declarations; part of no protocol."""
-        found: list[Caution | DeclarationCaution] = [*self._hints.warnings()]
-        for node in self.nodes():
-            if _is_batchnorm(node) and isinstance(self.op(node), ChannelAffine):
-                gamma, _, mean, var, epsilon = read_affine.batchnorm_constants(self._reader(node))
-                found.extend(examine(self.name(node), self.scope(node), gamma, mean, var, epsilon))
-        return found
+        """Declarations and statistics that look wrong. Not part of `Graph`."""
+        return [*self._hints.warnings(), *self._cautions()]
 
     def confirmations(self) -> list[DeclarationCaution]:
-        """The declarations that a run confirmed, in one word; part of no protocol."""
+        """The declarations that a run confirmed, as one caution. Not part of `Graph`."""
         return self._hints.confirmations()
 
-    def round(self, node: ir.Node, absorbed: Linear | Affine) -> Rounding:
-        if isinstance(absorbed, Linear):
-            stored, load = self._stored(node), self._loader(absorbed)
-            dtype = self._dtype(node.inputs[stored.weights.kernel])
-            if stored.weights.quantized is not None and absorbed.after is not None:
-                scales = stored.weights.quantized.rescaled(absorbed.after.scale).reshape(1, -1, 1)
-                return measure_parameters(scales, stored.solve_bias(absorbed, load), dtype, _unit(dtype))
-            return stored.measure(absorbed, load, dtype, _unit(dtype))
-        return self._solve_batchnorm(node, absorbed).rounding
-
-    def makes_bias(self, node: ir.Node, absorbed: Linear) -> bool:
-        stored = self._stored(node)
+    def _measure(self, stored: Stored[Weights], absorbed: Linear) -> Rounding:
+        if stored.weights.quantized is None or absorbed.after is None:
+            return super()._measure(stored, absorbed)
+        scales = stored.weights.quantized.rescaled(absorbed.after.scale).reshape(1, -1, 1)
         bias = stored.solve_bias(absorbed, self._loader(absorbed))
-        return bias is not None and bool(round_once(bias, self._dtype(node.inputs[stored.weights.kernel])).any())
+        return measure_parameters(scales, bias, stored.dtype, unit(stored.dtype))
 
     def write(self, node: ir.Node, absorbed: Linear | Affine) -> None:
         if isinstance(absorbed, Linear):
             self._write_linear(node, absorbed)
             return
-        solved, held = self._solve_batchnorm(node, absorbed), read_affine.batchnorm_constants(self._reader(node))
-        self._editor.set_parameter(node, 1, ir.tensor(solved.gamma))
-        self._editor.set_parameter(node, 2, ir.tensor(solved.beta))
-        if not (np.array_equal(solved.mean, held[2]) and np.array_equal(solved.var, held[3])):
-            self._editor.set_parameter(node, 3, ir.tensor(solved.mean))
-            self._editor.set_parameter(node, 4, ir.tensor(solved.var))
+        fresh = self._normalization(node).replaced(absorbed)
+        for index, array in enumerate(fresh, start=1):
+            self._editor.set_parameter(node, index, ir.tensor(array))
 
-    def _stored(self, node: ir.Node) -> Stored:
+    def _is_batchnorm(self, node: ir.Node) -> bool:
+        return node.op_type == "BatchNormalization" and node.domain == ""
+
+    def _normalization(self, node: ir.Node) -> Normalization:
+        return read_affine.normalization(self._reader(node))
+
+    def _stored(self, node: ir.Node) -> Stored[Weights]:
         return read_linear.stored(self._reader(node), self._bias_add.get(node))
-
-    def _loader(self, linear: Linear) -> Load:
-        """The parameters of the nodes that make up a merged operator, captured now: the nodes will go."""
-        captured = {node: self._stored(node).parameters() for node in terms.nodes(linear) if isinstance(node, ir.Node)}
-
-        def load(node: Hashable) -> Parameters:
-            assert isinstance(node, ir.Node)
-            return captured[node]
-
-        return load
-
-    def _dtype(self, value: ir.Value | None) -> np.dtype[np.generic]:
-        assert value is not None
-        known = self._facts.types.get(value)
-        return known.numpy() if known is not None else self._facts.constants.get(value).dtype
-
-    def _solve_batchnorm(self, node: ir.Node, affine: Affine) -> BatchNorm:
-        _, _, mean, var, epsilon = read_affine.batchnorm_constants(self._reader(node))
-        dtype = self._dtype(node.inputs[1])
-        return solve_batchnorm(affine, mean, var, epsilon, dtype, _unit(dtype))
 
     def _write_linear(self, node: ir.Node, linear: Linear) -> None:
         stored, load = self._stored(node), self._loader(linear)
         index = stored.weights.kernel
-        dtype = self._dtype(node.inputs[index])
-        bias = stored.solve_bias(linear, load)
+        dtype, bias = stored.dtype, stored.solve_bias(linear, load)
         if stored.weights.quantized is not None:
             self._write_scales(node, linear, stored)
             if bias is not None:
@@ -325,19 +294,19 @@ class OnnxGraph:
         if linear.fill:
             self._editor.pad_explicitly(node, linear.fill, dtype, self._reader(node).version)
 
-    def _write_scales(self, node: ir.Node, linear: Linear, stored: Stored) -> None:
-        found, version = stored.weights.quantized, self._reader(node).version
-        assert found is not None
+    def _write_scales(self, node: ir.Node, linear: Linear, stored: Stored[Weights]) -> None:
+        old, version = stored.weights.quantized, self._reader(node).version
+        assert old is not None
         assert linear.after is not None
-        axis = insist_on_output_scales(found, stored.weights.layout, stored.weights.groups, version)
-        scales = round_once(found.rescaled(linear.after.scale), found.scales.dtype)
-        zero_points = np.broadcast_to(found.zero_points, scales.shape).copy()
-        self._editor.requantize(node, stored.weights.kernel, found.node, scales, zero_points, axis)
+        axis = insist_on_output_scales(old, stored.weights.layout, stored.weights.groups, version)
+        scales = round_once(old.rescaled(linear.after.scale), old.scales.dtype)
+        zero_points = np.broadcast_to(old.zero_points, scales.shape).copy()
+        self._editor.requantize(node, stored.weights.kernel, old.node, scales, zero_points, axis)
         fresh = node.inputs[stored.weights.kernel]
         assert fresh is not None
-        self._declare_known(fresh, found.node.outputs[0])
+        self._declare_known(fresh, old.node.outputs[0])
 
-    def _write_bias(self, node: ir.Node, linear: Linear, stored: Stored, bias: AnyArray) -> None:
+    def _write_bias(self, node: ir.Node, linear: Linear, stored: Stored[Weights], bias: AnyArray) -> None:
         version = self._reader(node).version
         if stored.weights.bias_index is not None:
             self._editor.set_parameter(node, stored.weights.bias_index, ir.tensor(bias), "bias")
@@ -350,7 +319,7 @@ class OnnxGraph:
         add = self._bias_add.get(node)
         if add is not None:
             self._editor.set_parameter(add, 1 - add.inputs.index(node.outputs[0]), ir.tensor(bias))
-            add.attributes.update({each.name: each for each in attributes})
+            add.attributes.update({attribute.name: attribute for attribute in attributes})
             return
         product, total = node.outputs[0], self._editor.insert_add(node, ir.tensor(bias), attributes)
         self._declare_known(product, product)
@@ -375,7 +344,7 @@ class OnnxGraph:
         self._editor.replace(self.outputs(root)[0], self.outputs(host)[0])
 
     def _know_rank(self, value: ir.Value, like: ir.Value) -> None:
-        """Take note that a value has as many axes as another that is known."""
+        """Give a value the rank of another that is known."""
         if value not in self._facts.shapes and like in self._facts.shapes:
             self._facts.shapes[value] = (None,) * len(self._facts.shapes[like])
 
@@ -393,23 +362,15 @@ class OnnxGraph:
         self._declare_known(value, value)
 
     def _declare_known(self, value: ir.Value, like: ir.Value) -> None:
-        """Let a value with a fresh name declare nothing, unless what the file said of `like` is known to be so."""
+        """Drop the declaration of a value with a fresh name, unless that of `like` is known to hold."""
         if not self._hints.agrees(like):
             value.shape = value.type = None
 
 
 def _origin(value: ir.Value) -> ir.Node | ir.Value:
-    """What a constant is known by: the node that makes it; or itself, if it is stored."""
+    """The node that computes a constant; the constant itself, if it is stored."""
     return value.producer() or value
 
 
 def _reads_only_the_shape(node: ir.Node) -> bool:
     return node.op_type in READS_ONLY_THE_SHAPE and node.domain == ""
-
-
-def _is_batchnorm(node: ir.Node) -> bool:
-    return node.op_type == "BatchNormalization" and node.domain == ""
-
-
-def _unit(dtype: np.dtype[np.generic]) -> float:
-    return float(ml_dtypes.finfo(dtype).eps)  # type: ignore[no-untyped-call]

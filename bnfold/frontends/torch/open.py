@@ -52,7 +52,7 @@ class OpenTorchModel:
         return False
 
     def explain(self, outcomes: Sequence[Outcome], replan: Replan) -> tuple[Outcome, ...]:
-        """Those refusals are marked that hold only because a module keeps its forward code."""
+        """Mark the refusals that hold only because a module keeps its forward code."""
         kept = {each.batchnorm for each in outcomes if isinstance(each, Refusal) and each.reason not in ADVISED}
         if self.free is None or not kept:
             return tuple(outcomes)
@@ -168,7 +168,7 @@ def _open_graph_module(module: fx.GraphModule, inputs: Inputs | None) -> OpenTor
 
 
 def _open_module(module: nn.Module, inputs: Inputs | None) -> OpenTorchModel:
-    """What is read is a twin, since running the code under a trace leaves its marks in the attributes of a module."""
+    """Capture a twin of the module, since running its code under a trace changes its attributes."""
     twin = _twin(module)
     try:
         traced = tracing.trace(twin, inputs)

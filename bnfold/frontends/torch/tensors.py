@@ -21,8 +21,6 @@ DTYPES: dict[torch.dtype, np.dtype[Any]] = {
 }
 """The types that weights may have."""
 
-BITS = {torch.float16: 16, torch.bfloat16: 16, torch.float32: 32, torch.float64: 64}
-
 
 def is_plain(tensor: torch.Tensor) -> bool:
     """Whether it is a dense tensor of a type that bnfold computes with, and not a subclass with rules of its own."""
@@ -31,18 +29,18 @@ def is_plain(tensor: torch.Tensor) -> bool:
 
 
 def to_numpy(tensor: torch.Tensor) -> AnyArray:
-    """What a tensor holds, on the CPU; shares its memory where it can.
+    """The content of a tensor as an array on the CPU. It shares the tensor's memory where it can.
 
     Raises:
         UnsupportedModelError: it holds nothing (meta device).
     """
     if tensor.device.type == "meta":
         raise UnsupportedModelError("a tensor is on the meta device and holds no values: load the weights first")
-    held = tensor.detach().cpu()
-    if held.dtype is torch.bfloat16:
-        bits: AnyArray = held.contiguous().view(torch.int16).numpy()
+    on_cpu = tensor.detach().cpu()
+    if on_cpu.dtype is torch.bfloat16:
+        bits: AnyArray = on_cpu.contiguous().view(torch.int16).numpy()
         return bits.view(ml_dtypes.bfloat16)
-    array: AnyArray = held.resolve_neg().numpy()
+    array: AnyArray = on_cpu.resolve_neg().numpy()
     return array
 
 
@@ -56,9 +54,9 @@ def from_numpy(array: AnyArray) -> torch.Tensor:
 
 def like(array: AnyArray, old: torch.Tensor) -> torch.Tensor:
     """A fresh tensor with the array's values: a parameter if `old` is one, on its device, with its strides."""
-    held = from_numpy(array)
-    fresh = torch.empty_like(old.detach()) if held.shape == old.shape else old.detach().new_empty(held.shape)
-    fresh = fresh.to(held.dtype)
+    tensor = from_numpy(array)
+    fresh = torch.empty_like(old.detach()) if tensor.shape == old.shape else old.detach().new_empty(tensor.shape)
+    fresh = fresh.to(tensor.dtype)
     with torch.no_grad():
-        fresh.copy_(held)
+        fresh.copy_(tensor)
     return torch.nn.Parameter(fresh, old.requires_grad) if isinstance(old, torch.nn.Parameter) else fresh

@@ -3,32 +3,32 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
-import ml_dtypes
-import numpy as np
 import torch
 from torch import fx, nn
 from torch.fx.node import map_arg
 
 from bnfold.algebra.affine import Affine
 from bnfold.algebra.linear import Linear
-from bnfold.algebra.rounding import BatchNorm, Rounding, round_once, solve_batchnorm
-from bnfold.algebra.terms import Parameters
+from bnfold.algebra.rounding import round_once
+from bnfold.frontends.parameters import Stored, View
+from bnfold.frontends.reading import Normalization, Unreadable, foreign, opaque
 from bnfold.frontends.torch.change.store import Store, take_name
 from bnfold.frontends.torch.operators import read_affine, read_carry, read_linear, shapes
 from bnfold.frontends.torch.operators.aliases import exposed, tangled
 from bnfold.frontends.torch.operators.calls import UNKNOWN, Call, Handle, Outputs, Slot
 from bnfold.frontends.torch.operators.constants import Constants
-from bnfold.frontends.torch.operators.reader import Facts, Part, Reader, Unreadable, Value, opaque, part_of
+from bnfold.frontends.torch.operators.read_linear import Weights
+from bnfold.frontends.torch.operators.reader import Facts, Part, Reader, Value, part_of
 from bnfold.frontends.torch.operators.spelling import is_parametrized, spell
-from bnfold.frontends.torch.tensors import DTYPES, AnyArray
-from bnfold.graph.cautions import Caution, examine
-from bnfold.graph.ops import ChannelAffine, Op, Sum
+from bnfold.frontends.torch.tensors import AnyArray
+from bnfold.graph.cautions import Caution
+from bnfold.graph.ops import Op, Sum
 from bnfold.graph.outcome import Reason
 from bnfold.graph.protocol import Constant
 
@@ -37,7 +37,7 @@ CALLS = ("call_function", "call_method", "call_module")
 CHANGED = "the tensor may be changed in place while something else reads it"
 
 
-class TorchGraph:
+class TorchGraph(View[fx.Node, Value, Weights]):
     """An fx graph, whoever made it, as a `protocol.Graph`: nodes are `fx.Node`, values are nodes or parts of them.
 
     Args:
@@ -86,18 +86,18 @@ class TorchGraph:
         return Facts(self._calls, constants, guessed.shapes, guessed.ranks, guessed.dtypes)
 
     def call(self, node: fx.Node) -> Call:
-        """What a node does; part of no protocol."""
+        """A node's call. Not part of `Graph`."""
         return self._calls[node]
 
     def held(self, node: fx.Node) -> torch.Tensor | None:
-        """The tensor that a node stands for; part of no protocol."""
+        """The tensor that a node stands for. Not part of `Graph`."""
         return self._store.tensor(node)
 
     def _is_of_interest(self, node: fx.Node) -> bool:
         return node not in self._facts.constants.nodes and node not in self._scalars and self._source(node) is None
 
     def _source(self, node: fx.Node) -> Part | None:
-        """What a node picks from one that has several outputs; None where it is not known which."""
+        """The output that a node picks from one that has several; None where it is not known which."""
         part = part_of(node)
         if part is None or part.node not in self._calls or not self._is_multiple(part.node):
             return None
@@ -111,7 +111,7 @@ class TorchGraph:
         if self._calls[node].operator.outputs is not Outputs.ALL:
             return ()
         try:
-            return read_carry.split_sizes(self._reader(node))[1]
+            return read_carry.split(self._reader(node)).sizes
         except Unreadable:
             return ()
 
@@ -161,7 +161,7 @@ class TorchGraph:
 
     def _read(self, node: fx.Node) -> Op:
         reader = self._reader(node)
-        if node in self._tangled or any(each in self._tangled for each in node.all_input_nodes):
+        if node in self._tangled or any(source in self._tangled for source in node.all_input_nodes):
             raise Unreadable(Reason.SECOND_USE, CHANGED)
         if node in self._recast:
             raise Unreadable(Reason.NOT_LINEAR, "it runs under autocast, in another type than its parameters have")
@@ -175,14 +175,13 @@ class TorchGraph:
         if (linear := read_linear.read_linear(reader)) is not None:
             return linear[0]
         if row.carry is not None:
-            found = row.carry(reader)
-            return _unevenly(found) if isinstance(found, Sum) and node in self._exposed else found
+            op = row.carry(reader)
+            return _unevenly(op) if isinstance(op, Sum) and node in self._exposed else op
         if reader.call.module is not None and _holds_batchnorms(reader.call.module):
             kind = type(reader.call.module).__name__
             detail = f"{kind} is called as a whole, so its BatchNorms are not seen: trace into it"
             return opaque(Reason.NOT_LINEAR, detail, is_batchnorm=True)
-        what = _title(node, reader.call)
-        return opaque(Reason.NOT_LINEAR, f"{what} neither absorbs nor carries a per-channel affine")
+        return foreign(_title(node, reader.call))
 
     @cached_property
     def _readings(self) -> Counter[int]:
@@ -191,7 +190,7 @@ class TorchGraph:
         for node in self.graph.nodes:
             if node.op == "call_module" and self.root is not None:
                 called = self.root.get_submodule(str(node.target))
-                readings.update(id(each) for each in {*called.parameters(), *called.buffers()})
+                readings.update(map(id, {*called.parameters(), *called.buffers()}))
             elif (tensor := self._store.tensor(node)) is not None:
                 users = [user for user in node.users if user not in self._calls or self._calls[user].op != "shape"]
                 readings[id(tensor)] += sum(occurrences(user).count(node) for user in users)
@@ -200,8 +199,8 @@ class TorchGraph:
     def constants(self, node: fx.Node) -> tuple[Sequence[Constant], Sequence[Constant]]:
         reader = self._reader(node)
         replaced = [read_linear.operand(reader, name) for name in self._replaced_names(reader)]
-        slots = [each for each in reader.call.arguments.values() if isinstance(each, Slot)]
-        others = [each for each in (*slots, *occurrences(node)) if each not in replaced]
+        slots = [handle for handle in reader.call.arguments.values() if isinstance(handle, Slot)]
+        others = [handle for handle in (*slots, *occurrences(node)) if handle not in replaced]
         return self._read_constants(replaced), self._read_constants(others)
 
     def _replaced_names(self, reader: Reader) -> Sequence[str]:
@@ -218,20 +217,20 @@ class TorchGraph:
         return (weights.kernel, weights.bias) if weights.bias else (weights.kernel,)
 
     def _read_constants(self, handles: Sequence[object]) -> list[Constant]:
-        held = self._facts.constants.holds
-        return [self._constant(each) for each in handles if isinstance(each, fx.Node | Slot) and held(each)]
+        holds = self._facts.constants.holds
+        return [self._constant(handle) for handle in handles if isinstance(handle, fx.Node | Slot) and holds(handle)]
 
     def _constant(self, handle: Handle) -> Constant:
-        for each in [handle] if isinstance(handle, Slot) else self._facts.constants.sources(handle):
-            origin = self._origin(each)
+        for source_handle in [handle] if isinstance(handle, Slot) else self._facts.constants.sources(handle):
+            origin = self._origin(source_handle)
             if origin not in self._constants:
-                read = occurrences(each) if isinstance(each, fx.Node) else ()
+                read = occurrences(source_handle) if isinstance(source_handle, fx.Node) else ()
                 sources = tuple(self._constants[self._origin(source)] for source in read)
-                self._constants[origin] = Constant(self._count(each), sources)
+                self._constants[origin] = Constant(self._count(source_handle), sources)
         return self._constants[self._origin(handle)]
 
     def _origin(self, handle: Handle) -> int | fx.Node:
-        """What a constant is known by: its tensor; or the node, if it computes the constant."""
+        """The identity of a stored constant's tensor; the node, if the constant is computed."""
         tensor = self._store.tensor(handle)
         if tensor is not None:
             return id(tensor)
@@ -253,28 +252,28 @@ class TorchGraph:
             raise Unreadable(Reason.HOOK, f"the hook {hook} is registered on it")
 
     def _data_nodes(self, node: fx.Node) -> list[fx.Node]:
-        """What a node reads as data rather than as parameters, in order."""
+        """The nodes that a node reads as data, not as parameters, in order."""
         read = occurrences(node)
         return [read[place] for place in self.data_places(node)]
 
     def data_places(self, node: fx.Node) -> list[int]:
-        """Which of the nodes among the arguments are data, settled before anything changes; part of no protocol."""
+        """Which of the nodes among the arguments are data, settled before anything changes. Not part of `Graph`."""
         if node not in self._data:
             places: list[int] = []
-            for each in self._find_data(node):
+            for data in self._find_data(node):
                 read = enumerate(occurrences(node))
-                places.append(next(place for place, other in read if other is each and place not in places))
+                places.append(next(place for place, other in read if other is data and place not in places))
             self._data[node] = places
         return self._data[node]
 
     def settle_data(self, node: fx.Node, places: list[int]) -> None:
-        """Let somebody who knows more say which arguments of a node are data; part of no protocol."""
+        """Set which arguments of a node are data. Not part of `Graph`."""
         self._data[node] = places
 
     def _find_data(self, node: fx.Node) -> list[fx.Node]:
         reader, call = self._reader(node), self._calls[node]
         if call.op == "cat" and isinstance(call.get("tensors"), list | tuple):
-            return [each for each in call.get("tensors") if isinstance(each, fx.Node)]
+            return [read_node for read_node in call.get("tensors") if isinstance(read_node, fx.Node)]
         if call.operator.is_batchnorm or (call.operator.carry and not call.operator.is_arithmetic):
             return [call.arguments["input"]] if isinstance(call.arguments.get("input"), fx.Node) else []
         if call.operator.linear:
@@ -285,11 +284,11 @@ class TorchGraph:
             except Unreadable:
                 pass
         if call.operator.is_arithmetic and read_affine.read_arithmetic(reader) is not None:
-            return [each for each in occurrences(node) if each not in self._facts.constants.nodes]
+            return [read_node for read_node in occurrences(node) if read_node not in self._facts.constants.nodes]
         return occurrences(node)
 
     def inputs(self, node: fx.Node) -> Sequence[Value]:
-        return [self._value(each) for each in self._data_nodes(node)]
+        return [self._value(data) for data in self._data_nodes(node)]
 
     def outputs(self, node: fx.Node) -> Sequence[Value]:
         if not self._is_multiple(node):
@@ -313,15 +312,15 @@ class TorchGraph:
 
     def uses(self, value: Value) -> Sequence[tuple[fx.Node | None, int]]:
         carriers = self._carriers(value)
-        found: list[tuple[fx.Node | None, int]] = []
+        uses: list[tuple[fx.Node | None, int]] = []
         for carrier in carriers:
             for user in carrier.users:
-                found.extend(self._uses_by(user, carrier))
+                uses.extend(self._uses_by(user, carrier))
             if carrier in self._observed:
-                found.append((None, -1))
+                uses.append((None, -1))
         if isinstance(value, Part):  # a reader of all outputs as one
-            found.extend((user, -1) for user in value.node.users if self._source(user) is None)
-        return found
+            uses.extend((user, -1) for user in value.node.users if self._source(user) is None)
+        return uses
 
     def _uses_by(self, user: fx.Node, carrier: fx.Node) -> list[tuple[fx.Node | None, int]]:
         count = occurrences(user).count(carrier)
@@ -329,10 +328,10 @@ class TorchGraph:
             return [(None, -1)] * count
         if self._calls[user].op == "shape" or user in self._scalars:
             return []
-        indices = [index for index, each in enumerate(self._data_nodes(user)) if each is carrier]
+        indices = [index for index, data in enumerate(self._data_nodes(user)) if data is carrier]
         rest = 0 if self._reads_shape_of_other(user, carrier) else count - len(indices)
-        found: list[tuple[fx.Node | None, int]] = [(user, index) for index in indices]
-        return found + [(user, -1)] * rest
+        uses: list[tuple[fx.Node | None, int]] = [(user, index) for index in indices]
+        return uses + [(user, -1)] * rest
 
     def _reads_shape_of_other(self, user: fx.Node, carrier: fx.Node) -> bool:
         call = self._calls[user]
@@ -347,70 +346,45 @@ class TorchGraph:
         )
 
     def warnings(self) -> list[Caution]:
-        """What looks wrong with the statistics of BatchNorms that can be read; part of no protocol."""
-        found: list[Caution] = []
-        for node in self._nodes:
-            if read_affine.is_batchnorm(self._reader(node)) and isinstance(self.op(node), ChannelAffine):
-                gamma, _, mean, var, epsilon = read_affine.batchnorm_constants(self._reader(node))
-                found.extend(examine(self.name(node), self.scope(node), gamma, mean, var, epsilon))
-        return found
+        """Statistics of BatchNorms that look wrong. Not part of `Graph`."""
+        return self._cautions()
 
-    def round(self, node: fx.Node, absorbed: Linear | Affine) -> Rounding:
-        reader = self._reader(node)
-        if isinstance(absorbed, Linear):
-            stored = read_linear.stored(reader)
-            dtype = stored.native_kernel.dtype
-            return stored.measure(absorbed, self._load, dtype, _unit(dtype))
-        return self._solve_batchnorm(reader, absorbed).rounding
+    def _is_batchnorm(self, node: fx.Node) -> bool:
+        return node not in self._inside and read_affine.is_batchnorm(self._reader(node))
 
-    def _load(self, node: Hashable) -> Parameters:
-        """The parameters of a node that is part of a merged operator."""
-        assert isinstance(node, fx.Node)
-        return read_linear.stored(self._reader(node)).parameters()
+    def _normalization(self, node: fx.Node) -> Normalization:
+        return read_affine.normalization(self._reader(node))
 
-    def _batchnorm_type(self, reader: Reader) -> np.dtype[Any]:
-        name = "weight" if reader.call.get("weight") is not None else "running_mean"
-        return DTYPES[reader.tensor(name, name).dtype]
+    def _stored(self, node: fx.Node) -> Stored[Weights]:
+        return read_linear.stored(self._reader(node))
 
-    def _solve_batchnorm(self, reader: Reader, affine: Affine) -> BatchNorm:
-        _, _, mean, var, epsilon = read_affine.batchnorm_constants(reader)
-        dtype = self._batchnorm_type(reader)
-        return solve_batchnorm(affine, mean, var, epsilon, dtype, _unit(dtype))
-
-    def _batchnorm_arrays(self, reader: Reader, affine: Affine) -> dict[str, AnyArray]:
+    def _batchnorm_arrays(self, node: fx.Node, affine: Affine) -> dict[str, AnyArray]:
         """The parameters of a BatchNorm that absorbed an affine, by argument; statistics only where they change."""
-        solved = self._solve_batchnorm(reader, affine)
-        _, _, mean, var, _ = read_affine.batchnorm_constants(reader)
-        arrays: dict[str, AnyArray] = {"weight": solved.gamma, "bias": solved.beta}
-        if not (np.array_equal(solved.mean, mean) and np.array_equal(solved.var, var)):
-            arrays |= {"running_mean": solved.mean, "running_var": solved.var}
-        return arrays
+        return dict(zip(read_affine.STATISTICS, self._normalization(node).replaced(affine), strict=False))
 
-    def makes_bias(self, node: fx.Node, absorbed: Linear) -> bool:
-        stored = read_linear.stored(self._reader(node))
-        bias = stored.solve_bias(absorbed, self._load)
-        return bias is not None and bool(round_once(bias, stored.native_kernel.dtype).any())
+    def _linear_arrays(self, node: fx.Node, linear: Linear) -> tuple[Stored[Weights], AnyArray, AnyArray | None]:
+        """Where the parameters of a linear operator are, and the kernel and bias with everything that it absorbed."""
+        stored, load = self._stored(node), self._loader(linear)
+        kernel = round_once(stored.source(linear, load).solve(linear), stored.dtype)
+        bias = stored.solve_bias(linear, load)
+        return stored, kernel, None if bias is None else round_once(bias, stored.dtype)
 
     def write(self, node: fx.Node, absorbed: Linear | Affine) -> None:
         reader = self._reader(node)
         if isinstance(absorbed, Affine):
-            self._set(node, self._batchnorm_arrays(reader, absorbed), "running_mean")
+            self._set(node, self._batchnorm_arrays(node, absorbed), "running_mean")
             return
-        stored = read_linear.stored(reader)
-        dtype = stored.native_kernel.dtype
-        kernel = round_once(stored.native(stored.solve_kernel(absorbed, self._load), absorbed), dtype)
-        bias = stored.solve_bias(absorbed, self._load)
+        stored, kernel, bias = self._linear_arrays(node, absorbed)
         arrays: dict[str, AnyArray] = {stored.weights.kernel: kernel}
         name = stored.weights.bias
         if bias is not None and name is not None:
-            rounded = round_once(bias, dtype)
             is_column = reader.call.op in ("addmm", "baddbmm") and stored.weights.data in ("mat2", "batch2")
-            arrays[name] = rounded.reshape(-1, 1) if is_column else rounded
+            arrays[name] = bias.reshape(-1, 1) if is_column else bias
         self._set(node, arrays, stored.weights.kernel)
         if bias is not None and name is None:
             shape = [-1] + [1] * stored.weights.behind
             like = read_linear.operand(reader, stored.weights.kernel)
-            total = self._store.insert_add(node, round_once(bias, dtype).reshape(shape), like)
+            total = self._store.insert_add(node, bias.reshape(shape), like)
             self._facts.copy(node, total)
             self._calls.update({user: spell(user, self.root) for user in total.users if user in self._calls})
         self._store.drop_factors(node)
@@ -446,13 +420,13 @@ class TorchGraph:
 
     def _refresh(self, readers: Sequence[fx.Node]) -> None:
         """Read calls again whose arguments changed."""
-        for each in readers:
-            if each in self._calls:
-                self._calls[each] = spell(each, self.root)
+        for node in readers:
+            if node in self._calls:
+                self._calls[node] = spell(node, self.root)
 
     def _erase(self, node: fx.Node, data: Sequence[fx.Node]) -> None:
         """Take out a node that nothing reads, with the parameters that it alone read; its `data` stays."""
-        self._store.erase(node, [each for each in node.all_input_nodes if each not in data])
+        self._store.erase(node, [source for source in node.all_input_nodes if source not in data])
         self._calls.pop(node, None)
 
     def join(self, host: fx.Node, source: fx.Node, root: fx.Node) -> None:
@@ -478,40 +452,40 @@ class TorchGraph:
 
 
 def _unevenly(total: Sum) -> Sum:
-    """A sum that carries affines, but out of which nothing is merged in part, since its batch size is not known."""
+    """A sum that carries affines, but from which no part is merged: its batch size becomes unknown."""
     return replace(total, shapes=tuple((None, *shape[1:]) if shape else shape for shape in total.shapes))
 
 
 def occurrences(node: fx.Node) -> list[fx.Node]:
     """The nodes among the arguments of a node, as often as they are there."""
-    found: list[fx.Node] = []
-    map_arg((node.args, node.kwargs), found.append)
-    return found
+    nodes: list[fx.Node] = []
+    map_arg((node.args, node.kwargs), nodes.append)
+    return nodes
 
 
 def _scalars(graph: fx.Graph, calls: Mapping[fx.Node, Call]) -> set[fx.Node]:
     """Nodes that compute with sizes alone."""
-    found: set[fx.Node] = set()
+    scalars: set[fx.Node] = set()
     for node in graph.nodes:
         if node in calls:
             sources = node.all_input_nodes
-            if calls[node].op == "shape" or (sources and all(each in found for each in sources)):
-                found.add(node)
-    return found
+            if calls[node].op == "shape" or (sources and all(source in scalars for source in sources)):
+                scalars.add(node)
+    return scalars
 
 
 def _distinct(labels: dict[fx.Node, str]) -> dict[fx.Node, str]:
     """Labels with a running number behind those that occur again."""
-    seen: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     names: dict[fx.Node, str] = {}
     for node, label in labels.items():
-        names[node] = f"{label}@{seen[label]}" if seen[label] else label
-        seen[label] += 1
+        names[node] = f"{label}@{counts[label]}" if counts[label] else label
+        counts[label] += 1
     return names
 
 
 def _holds_batchnorms(module: nn.Module) -> bool:
-    return any(isinstance(each, nn.modules.batchnorm._BatchNorm) for each in module.modules())
+    return any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in module.modules())
 
 
 def _title(node: fx.Node, call: Call) -> str:
@@ -534,7 +508,7 @@ HOOKS = (
 
 
 def hook_of(module: nn.Module, kinds: Sequence[str] = HOOKS) -> str | None:
-    """The name of a hook on the module that a fold would deceive or lose; those of torch.nn.utils are no one's."""
+    """The name of a hook on the module that a fold would mislead or lose. Hooks of torch.nn.utils do not count."""
     for kind in kinds:
         for hook in getattr(module, kind, {}).values():
             function = getattr(hook, "hook", hook)
@@ -542,10 +516,6 @@ def hook_of(module: nn.Module, kinds: Sequence[str] = HOOKS) -> str | None:
                 continue
             return str(getattr(function, "__qualname__", type(function).__qualname__))
     return None
-
-
-def _unit(dtype: np.dtype[Any]) -> float:
-    return float(ml_dtypes.finfo(dtype).eps)  # type: ignore[no-untyped-call]
 
 
 __all__ = ["Handle", "Slot", "TorchGraph", "hook_of", "occurrences"]

@@ -14,8 +14,8 @@ import bnfold
 from bnfold import Fold, Reason, Refusal
 from bnfold.frontends.onnx.operators.constants import FOLDABLE, Constants
 from bnfold.frontends.onnx.operators.shapes import Inference
-from bnfold.frontends.onnx.operators.unreadable import Unreadable
 from bnfold.frontends.onnx.scopes import Scopes
+from bnfold.frontends.reading import Unreadable
 from tests.toys.onnx_graphs import norm, random, statistics
 
 Array = np.ndarray

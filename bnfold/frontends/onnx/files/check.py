@@ -1,4 +1,4 @@
-"""What must hold of a protobuf before anything is computed from it: structure, sizes, and no more than the limits.
+"""Checks of a protobuf before anything is computed from it: structure, sizes and limits.
 
 Everything here is iterative and reads no tensor's values, so that a hostile file costs no more than its own size.
 """
@@ -19,7 +19,7 @@ from bnfold.frontends.onnx.nesting import nested
 from bnfold.frontends.onnx.schema import find_schema
 
 Key = tuple[str, str, str]
-"""What names a function: domain, name, overload."""
+"""The key of a function: domain, name, overload."""
 
 PARAMETERS = ("scale", "bias", "mean", "variance")
 

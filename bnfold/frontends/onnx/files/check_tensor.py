@@ -1,4 +1,4 @@
-"""What must hold of a tensor before it is read: as much data as its shape declares, in a file of the model's folder."""
+"""Checks of a tensor before it is read: it has as much data as its shape needs, in a file of the model's folder."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class TensorCheck:
     """Checks each tensor of one model; what is wrong with it is a `ValueError`.
 
     Args:
-        folder: where external data must be; None where any tensor may say what it likes, since nobody reads it.
+        folder: where external data must be; None where it is not read, so that nothing about it is checked.
         limits: how much all tensors together may declare.
     """
 

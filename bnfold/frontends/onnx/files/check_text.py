@@ -1,4 +1,4 @@
-"""What must hold of the text in a model: all of it is UTF-8. Protobuf does not insist, and hands out bytes instead."""
+"""Checks that all text in a model is UTF-8. Protobuf does not insist on it, and hands out bytes instead."""
 
 from __future__ import annotations
 

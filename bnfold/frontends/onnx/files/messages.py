@@ -17,7 +17,7 @@ from bnfold.frontends.onnx.files.wire import unknown_fields
 
 @dataclass(frozen=True, eq=False)
 class Edited:
-    """A message but for some of its fields.
+    """A message with some of its fields replaced.
 
     Attributes:
         message: where everything else comes from, fields that its type does not have included.
@@ -39,7 +39,7 @@ def edited(message: Message, **fields: Any) -> Message | Edited:
 
 
 def _holds(message: Message, name: str, content: Any) -> bool:
-    """Whether a field holds that; does not look at the old bytes of what is left out, which may be many."""
+    """Whether a field has this content. The old bytes of omitted data are not read, since they may be many."""
     if isinstance(content, list):
         old = getattr(message, name)
         return len(content) == len(old) and all(map(_is_same, old, content))
@@ -67,7 +67,7 @@ def write(part: Part, target: Message) -> None:
 
 
 def _copy(message: Message, target: Message, but: Container[str]) -> None:
-    """Copy the fields of a message, but for some, at which it does not look."""
+    """Copy the fields of a message, except some, which are not read."""
     for field in message.DESCRIPTOR.fields:
         name = field.name
         if name in but:

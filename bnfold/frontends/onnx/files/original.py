@@ -1,4 +1,4 @@
-"""What a model was read from: its protobuf, and which part of it each node and each constant of the `ir.Model` was."""
+"""The protobuf that a model was read from, and the message of each node and constant of the `ir.Model`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import onnx_ir as ir
 from onnx import numpy_helper
 
 from bnfold.errors import UnsupportedModelError
-from bnfold.frontends.onnx.nesting import nested
+from bnfold.frontends.onnx.nesting import nested, pairs
 
 META = "bnfold.original"
 """Where a model keeps its original."""
@@ -30,11 +30,11 @@ class Source:
     @classmethod
     def of(cls, path: Path) -> Source:
         """The file as it is now."""
-        found = path.stat()
-        return cls(path, found.st_size, found.st_mtime_ns)
+        status = path.stat()
+        return cls(path, status.st_size, status.st_mtime_ns)
 
     def is_unchanged(self) -> bool:
-        """Whether it still is what it was."""
+        """Whether the file is unchanged."""
         return self.path.is_file() and Source.of(self.path) == self
 
     def tensor(self) -> ir.ExternalTensor:
@@ -121,14 +121,14 @@ class Original:
 
 
 def original_of(model: ir.Model) -> Original | None:
-    """What a model was read from; None where somebody else made it."""
-    found = model.meta.get(META)
-    assert found is None or isinstance(found, Original)
-    return found
+    """The original of a model; None where bnfold did not read it."""
+    original = model.meta.get(META)
+    assert original is None or isinstance(original, Original)
+    return original
 
 
 def attach(model: ir.Model, original: Original, *, restore: bool) -> None:
-    """Let a model keep its original, and note what was what.
+    """Attach the original to its model, with the message of each node and constant.
 
     Args:
         model: as it was read.
@@ -137,21 +137,13 @@ def attach(model: ir.Model, original: Original, *, restore: bool) -> None:
     """
     proto = original.proto
     functions = (function.graph for function in model.functions.values())
-    stack = [(model.graph, proto.graph), *zip(functions, proto.functions, strict=True)]
-    while stack:
-        graph, described = stack.pop()
+    for graph, described in pairs((model.graph, proto.graph), *zip(functions, proto.functions, strict=True)):
         if isinstance(described, onnx.GraphProto):
             _note_constants(graph, described, original, restore=restore)
         for node, each in zip(graph, described.node, strict=True):
-            for attribute in each.attribute:
-                if restore:
+            if restore:
+                for attribute in each.attribute:
                     _restore(node, attribute)
-                if attribute.name in node.attributes and not attribute.ref_attr_name:
-                    found = node.attributes[attribute.name]
-                    if attribute.type == onnx.AttributeProto.GRAPH:
-                        stack.append((found.as_graph(), attribute.g))
-                    elif attribute.type == onnx.AttributeProto.GRAPHS:
-                        stack.extend(zip(found.as_graphs(), attribute.graphs, strict=True))
             original.nodes[node] = NodeRecord(each, dict(node.attributes))
     model.meta[META] = original
 

@@ -16,7 +16,7 @@ from bnfold.frontends.onnx.files.slots import Placeholder, Token
 
 
 def patch(model: ir.Model, original: Original) -> Part:
-    """What the protobuf of a model is made of; the original's message itself where nothing was edited."""
+    """The part that makes the protobuf of a model; the original's message itself where nothing was edited."""
     return _Patch(original).model(model)
 
 
@@ -140,7 +140,7 @@ def _declaration(value: ir.Value) -> Part:
 
 
 def _constant(value: ir.Value, record: ConstantRecord | None) -> Part:
-    """What an initializer is made of."""
+    """The part that makes an initializer."""
     tensor = value.const_value
     assert tensor is not None
     if record is None:
@@ -161,7 +161,7 @@ def _new_tensor(tensor: ir.TensorProtocol, name: str | None) -> Part:
 
 
 def _tensor(now: ir.TensorProtocol, then: ir.TensorProtocol, proto: onnx.TensorProto, name: str | None = None) -> Part:
-    """What a tensor is made of that was another before, and had a message.
+    """The part that makes a tensor which was another before, and had a message.
 
     Args:
         now: the tensor.
@@ -179,7 +179,7 @@ def _tensor(now: ir.TensorProtocol, then: ir.TensorProtocol, proto: onnx.TensorP
 
 
 def _external(placeholder: Placeholder, proto: onnx.TensorProto) -> dict[str, Any]:
-    """The fields that tell where external data is; what they told beside that, they tell on."""
+    """The entries that say where external data is. Other entries, such as a checksum, stay."""
     where = {"location": placeholder.location, "offset": placeholder.offset, "length": placeholder.length}
     others = [each for each in proto.external_data if each.key not in {*where, "checksum"}]  # of the whole other file
     entries = [onnx.StringStringEntryProto(key=key, value=str(value)) for key, value in where.items()]

@@ -10,18 +10,16 @@ import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from bnfold.algebra.kernels import Block, Kernel, Rows
 from bnfold.algebra.linear import Linear
 from bnfold.algebra.rounding import round_once
 from bnfold.errors import UnreadableTensorError
-
-AnyArray = npt.NDArray[Any]
+from bnfold.frontends.parameters import array_rows
+from bnfold.frontends.reading import AnyArray
 
 PIECE = 1 << 22
 """Bytes that are copied at a time."""
@@ -58,12 +56,6 @@ def read_bytes(tensor: ir.ExternalTensor, start: int, count: int) -> bytes:
     if len(found) < count:
         raise UnreadableTensorError(f"tensor {tensor.name!r} cannot be read: {tensor.path} ends too early")
     return found
-
-
-def array_rows(array: AnyArray, rows: int) -> Rows:
-    """Reads rows of an array, seen as that many."""
-    flat = array.reshape(rows, -1)
-    return lambda start, stop: flat[start:stop]
 
 
 def tensor_rows(tensor: ir.TensorProtocol, name: str | None, rows: int) -> Rows:

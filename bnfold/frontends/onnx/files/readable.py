@@ -26,7 +26,7 @@ EMPTY: dict[str, None] = dict.fromkeys(DATA)
 
 
 def readable(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[str, ...]]:
-    """What `onnx_ir` can read of a model, and what it cannot hold of it: the model itself where it reads all."""
+    """The part of a model that `onnx_ir` can read, and the names of what is left out. Often that is all of it."""
     found = _Reading(without_data=False)
     if found.model(proto) is proto:
         return proto, ()

@@ -88,7 +88,7 @@ def _write_model(model: ir.Model, path: Path) -> None:
 
 
 def _is_large(tensor: ir.TensorProtocol) -> bool:
-    """Whether a tensor is worth a piece of its own; the bytes of some are not in the model, or not as they are."""
+    """Whether a tensor is written in pieces: it is large, and the model has its bytes as they are written."""
     if isinstance(tensor, ir.ExternalTensor | Densified) or tensor.dtype == ir.DataType.STRING:
         return False
     has_raw_data = not isinstance(tensor, ir.serde.TensorProtoTensor) or tensor.raw.HasField("raw_data")
@@ -144,7 +144,7 @@ def _choose_external(model: ir.Model) -> list[Slot] | None:
 
 
 def _arrange(chosen: list[Slot]) -> tuple[list[int], Run]:
-    """Where each tensor lies in a file of all, and the file; what is the same bytes of one file is there once."""
+    """The offset of each tensor in one file, and the file. Tensors that are the same bytes of a file are there once."""
     offsets: list[int] = []
     known: dict[object, int] = {}
     parts: list[Iterator[Piece]] = []
@@ -209,7 +209,7 @@ class _Flusher:
         self._pending: Future[None] | None = None
 
     def note(self, count: int) -> None:
-        """Some more bytes are written.
+        """Note that more bytes are written.
 
         Raises:
             OSError: earlier ones cannot be flushed.
@@ -226,7 +226,7 @@ class _Flusher:
         os.posix_fadvise(self._descriptor, start, stop - start, os.POSIX_FADV_DONTNEED)
 
     def wait(self) -> None:
-        """Until what was begun is on the disk.
+        """Wait until every write is on the disk.
 
         Raises:
             OSError: it cannot be.
@@ -235,7 +235,7 @@ class _Flusher:
             self._pending.result()
 
     def close(self) -> None:
-        """End, whatever became of it."""
+        """Stop, whether or not all is on the disk."""
         self._thread.shutdown()
 
 
@@ -247,7 +247,7 @@ def _make(size: int, make: Callable[[], bytes]) -> tuple[bytes, bytes]:
 
 
 def _identity(tensor: ir.TensorProtocol) -> object:
-    """What two tensors share that are the same bytes of the same file."""
+    """A key that two tensors share if they are the same bytes of the same file."""
     if isinstance(tensor, ir.ExternalTensor):
         return tensor.path, tensor.offset or 0, tensor.nbytes
     return tensor

@@ -22,7 +22,7 @@ class Slot:
 
     @property
     def tensor(self) -> ir.TensorProtocol:
-        """What it holds."""
+        """The tensor in the slot."""
         if isinstance(self._owner, ir.Value):
             assert self._owner.const_value is not None
             return self._owner.const_value
@@ -30,7 +30,7 @@ class Slot:
         return attribute.as_tensor() if self._index is None else attribute.as_tensors()[self._index]
 
     def lend(self, tensor: ir.TensorProtocol) -> Callable[[], None]:
-        """Let it hold another tensor; gives what puts back the very object that was there."""
+        """Put another tensor into the slot; gives a function that puts the first one back."""
         owner, name = self._owner, self._attribute
         if isinstance(owner, ir.Value):
             held, owner.const_value = owner.const_value, tensor
@@ -65,7 +65,7 @@ def slots(model: ir.Model) -> Iterator[Slot]:
 
 
 class Placeholder(ir.ExternalTensor):
-    """A tensor of the same name, type and shape as another, which holds nothing, as if its data were in a file."""
+    """A tensor with the name, type and shape of another, but without its data, which seems to be in a file."""
 
     def __init__(self, tensor: ir.TensorProtocol, location: str, offset: int) -> None:
         super().__init__(
@@ -87,7 +87,7 @@ def placeholder(tensor: ir.TensorProtocol, location: str = "-", offset: int = 0)
 
 
 class Token(ir.LazyTensor):
-    """A tensor of the same name, type and shape as another, whose bytes are a few that tell where its own belong."""
+    """A tensor with the name, type and shape of another. Its few bytes mark where the other's data belongs."""
 
     def __init__(self, tensor: ir.TensorProtocol, content: bytes) -> None:
         super().__init__(
@@ -102,7 +102,7 @@ class Token(ir.LazyTensor):
         self.content = content
 
     def tobytes(self) -> bytes:
-        """What it is known by."""
+        """The mark."""
         return self.content
 
 

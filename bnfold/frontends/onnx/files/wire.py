@@ -17,14 +17,14 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 from bnfold.frontends.onnx.files.pieces import Piece
 
 VARINT, FIXED64, LENGTH_DELIMITED, GROUP, END_GROUP, FIXED32 = range(6)
-"""How the value of a field is written: the lower three bits of its tag."""
+"""The encoding of a field's value: the lower three bits of its tag."""
 
 Run = tuple[int, Iterable[Piece]]
 """A number of bytes, and the pieces that they come in."""
 
 
 def splice(content: bytes, mark: bytes, data: Mapping[bytes, Run]) -> Run:
-    """The bytes that a message has once some of its fields get other bytes.
+    """The bytes of a message, with some of its fields replaced.
 
     Args:
         content: the serialized message.
@@ -55,7 +55,7 @@ def splice(content: bytes, mark: bytes, data: Mapping[bytes, Run]) -> Run:
 
 
 def unknown_fields(message: Message) -> bytes:
-    """The fields of a message that its type does not have: somebody else's, or of a later version."""
+    """The fields of a message that its type does not have: an extension's, or those of a later version."""
     return _fields(UnknownFieldSet(message))
 
 
@@ -93,7 +93,7 @@ def varint(number: int) -> bytes:
 
 
 def _read_varint(content: bytes, position: int) -> tuple[int, int]:
-    """The number that begins somewhere, and where it ends."""
+    """The number at a position, and the position behind it."""
     number = shift = 0
     while True:
         byte = content[position]

@@ -1,1 +1,1 @@
-"""What the operators of an ONNX model are, and what is known of their values."""
+"""Readers of ONNX operators, and the shapes, types and constants that they need."""

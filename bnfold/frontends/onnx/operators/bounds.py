@@ -1,4 +1,4 @@
-"""How large a constant would be, known before it is made: a few bytes of model can ask for a terabyte."""
+"""The size of a constant, computed before it is evaluated: a few bytes of model can ask for a terabyte."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ REARRANGING = frozenset(
 
 
 class Budget:
-    """What evaluating the constants of one model may still cost.
+    """The work that evaluating the constants of one model may still take.
 
     Args:
         stored: the elements of all tensors in the model.
@@ -36,14 +36,14 @@ class Budget:
         self._left = WORK + 32 * stored
 
     def spend(self, operator: str, attributes: Mapping[str, Any], inputs: Sequence[npt.NDArray[Any]]) -> None:
-        """Note the cost of evaluating an operator.
+        """Count the cost of evaluating an operator.
 
         Raises:
             ValueError: it would make too much.
             UnreadableTensorError: with it, all of them would.
         """
         size = result_size(operator, attributes, inputs)
-        if not 0 <= size <= max(FREE, 2 * sum(each.size for each in inputs)):
+        if not 0 <= size <= max(FREE, 2 * sum(operand.size for operand in inputs)):
             raise ValueError(f"it asks for {size} elements")
         self._left -= size
         if self._left < 0:
@@ -57,7 +57,7 @@ def result_size(operator: str, attributes: Mapping[str, Any], inputs: Sequence[n
         ValueError: its operands do not say.
     """
     if operator in REARRANGING or not inputs:
-        return sum(each.size for each in inputs)
+        return sum(operand.size for operand in inputs)
     match operator:
         case "ConstantOfShape":
             return _product(inputs[0])
@@ -66,7 +66,7 @@ def result_size(operator: str, attributes: Mapping[str, Any], inputs: Sequence[n
         case "Tile":
             return inputs[0].size * _product(np.maximum(inputs[-1], 1))  # a zero comes after all that is made before it
         case "Range":
-            return _range_size(*(each.reshape(-1)[0] for each in inputs))
+            return _range_size(*(operand.reshape(-1)[0] for operand in inputs))
         case "Pad":
             ends = [abs(int(pad)) for pad in inputs[1].reshape(-1)] or [0]
             return prod(dim + 2 * max(ends) for dim in inputs[0].shape)
@@ -74,7 +74,7 @@ def result_size(operator: str, attributes: Mapping[str, Any], inputs: Sequence[n
             axis = attributes.get("axis", 0)
             return int(inputs[1].size * inputs[0].size // max(1, inputs[0].shape[axis]))
         case _:
-            return _broadcast([each.shape for each in inputs])
+            return _broadcast([operand.shape for operand in inputs])
 
 
 def _product(dims: npt.NDArray[Any]) -> int:

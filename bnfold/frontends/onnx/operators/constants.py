@@ -4,69 +4,33 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 
 from bnfold.algebra.kernels import Rows
-from bnfold.frontends.onnx.files.pieces import array_rows, read, tensor_rows
+from bnfold.frontends.onnx.files.pieces import read, tensor_rows
 from bnfold.frontends.onnx.files.slots import slots
 from bnfold.frontends.onnx.operators.bounds import Budget
 from bnfold.frontends.onnx.operators.modern import MODERN, Attributes, modern
-from bnfold.frontends.onnx.operators.unreadable import Unreadable
 from bnfold.frontends.onnx.scopes import Scopes
+from bnfold.frontends.parameters import array_rows
+from bnfold.frontends.reading import AnyArray, Unreadable
+from bnfold.frontends.traversal import in_order
 from bnfold.graph.outcome import Reason
 
 if TYPE_CHECKING:
     from onnx.reference import ReferenceEvaluator
 
-AnyArray = npt.NDArray[Any]
-
-FOLDABLE = frozenset(
-    [
-        "Abs",
-        "Add",
-        "Cast",
-        "CastLike",
-        "Ceil",
-        "Clip",
-        "Concat",
-        "ConstantOfShape",
-        "Div",
-        "Equal",
-        "Exp",
-        "Expand",
-        "Flatten",
-        "Floor",
-        "Gather",
-        "Identity",
-        "Max",
-        "Min",
-        "Mul",
-        "Neg",
-        "Pad",
-        "Pow",
-        "Range",
-        "Reciprocal",
-        "ReduceProd",
-        "ReduceSum",
-        "Reshape",
-        "Shape",
-        "Slice",
-        "Split",
-        "Sqrt",
-        "Squeeze",
-        "Sub",
-        "Tile",
-        "Transpose",
-        "Unsqueeze",
-        "Where",
-    ]
-)
-"""Deterministic operators worth evaluating; not DequantizeLinear, since that would undo the quantisation."""
+FOLDABLE = frozenset((
+    "Abs", "Add", "Cast", "CastLike", "Ceil", "Clip", "Concat", "ConstantOfShape", "Div", "Equal", "Exp", "Expand",
+    "Flatten", "Floor", "Gather", "Identity", "Max", "Min", "Mul", "Neg", "Pad", "Pow", "Range", "Reciprocal",
+    "ReduceProd", "ReduceSum", "Reshape", "Shape", "Slice", "Split", "Sqrt", "Squeeze", "Sub", "Tile", "Transpose",
+    "Unsqueeze", "Where",
+))  # fmt: skip
+"""Deterministic operators worth evaluating. DequantizeLinear is not among them: a folded weight stays quantised."""
 
 OVERRIDABLE = 4
 """The IR version from which on an initializer that is a graph input too is a default, which a caller may replace."""
@@ -108,7 +72,7 @@ class Constants:
         shapes: Mapping[ir.Value, tuple[int | str | None, ...]],
         types: Mapping[ir.Value, ir.DataType],
     ) -> None:
-        """Take shapes and types that are known now; what was not constant may be so by them."""
+        """Use new shapes and types, by which more values may be constant."""
         self._shapes, self._types = shapes, types
         self._known = {value: True for value, is_known in self._known.items() if is_known}
 
@@ -139,23 +103,23 @@ class Constants:
                 self._known[top] = True
             else:
                 inputs = self._operands(node)
-                unknown = [each for each in inputs if each not in self._known]
+                unknown = [source for source in inputs if source not in self._known]
                 if unknown:
                     stack.extend(unknown)
                     continue
-                self._known[top] = all(self._known[each] for each in inputs)
+                self._known[top] = all(self._known[source] for source in inputs)
             stack.pop()
         return self._known[value]
 
     def get(self, value: ir.Value) -> AnyArray:
-        """What a constant value holds, in its own type.
+        """The content of a constant value, in its own type.
 
         Raises:
             Unreadable: it cannot be evaluated, or would take unreasonable memory.
             UnreadableTensorError: a stored tensor cannot be read, or the constants of the model take too much work.
         """
-        order = self._order(value)
-        waiting = Counter(each for top in order for each in self._needed(top))
+        order = in_order(value, self._needed)
+        waiting = Counter(source for top in order for source in self._needed(top))
         results: dict[ir.Value, AnyArray] = {}
         for top in order:
             if top in self._memo:
@@ -165,20 +129,19 @@ class Constants:
             elif top not in results:  # else its node was evaluated for another output
                 node = top.producer()
                 assert node is not None
-                made = self._evaluate(node, results)
-                results.update(
-                    (each, array) for each, array in zip(node.outputs, made, strict=False) if each in waiting
-                )
-                results[top] = made[top.index() or 0]
-            for each in self._needed(top):
-                waiting[each] -= 1
-                if not waiting[each]:
-                    results.pop(each, None)
+                results_of_node = self._evaluate(node, results)
+                pairs = zip(node.outputs, results_of_node, strict=False)
+                results.update((output, array) for output, array in pairs if output in waiting)
+                results[top] = results_of_node[top.index() or 0]
+            for source in self._needed(top):
+                waiting[source] -= 1
+                if not waiting[source]:
+                    results.pop(source, None)
             self._remember(top, results[top])
         return results[value]
 
     def form(self, value: ir.Value) -> tuple[ir.DataType, tuple[int, ...]]:
-        """The type and shape of a constant value, for which a stored tensor is not read.
+        """The type and shape of a constant value. The data of a stored tensor is not read.
 
         Raises:
             Unreadable, UnreadableTensorError: as `get`.
@@ -198,26 +161,14 @@ class Constants:
             self._memo_room -= array.size
 
     def _needed(self, value: ir.Value) -> list[ir.Value]:
-        """What must be known before a constant value can be computed."""
+        """The constants that the computation of another reads."""
         node = value.producer()
         if value in self._memo or node is None or node.op_type == "Constant" or self._is_shape(node):
             return []
         return self._operands(node)
 
-    def _order(self, value: ir.Value) -> list[ir.Value]:
-        """What a constant is computed from, each value after those that it needs, and `value` last."""
-        order: dict[ir.Value, None] = {}
-        stack = [value]
-        while stack:
-            missing = [each for each in self._needed(stack[-1]) if each not in order]
-            if missing:
-                stack.extend(missing)
-            else:
-                order[stack.pop()] = None
-        return list(order)
-
     def capture(self, value: ir.Value, rows: int) -> Callable[[], Rows]:
-        """A way to read what `value` holds later on, row by row, whatever happens to the graph.
+        """A way to read a constant later, row by row, whatever happens to the graph.
 
         A stored tensor stays where it is; a computed one is computed now.
         """
@@ -236,7 +187,7 @@ class Constants:
 
     def _operands(self, node: ir.Node) -> list[ir.Value]:
         """The inputs that decide the result; CastLike reads only the type of its second."""
-        inputs = [each for each in node.inputs if each is not None]
+        inputs = [value for value in node.inputs if value is not None]
         return inputs[:1] if self._is_cast_like(node) else inputs
 
     def _is_cast_like(self, node: ir.Node) -> bool:
@@ -274,16 +225,16 @@ class Constants:
             assert like is not None
             return [values[source].astype(self._types[like].numpy())]
         version = self._scopes.version(node)
-        operands = [None if each is None else values[each] for each in node.inputs]
+        operands = [None if value is None else values[value] for value in node.inputs]
         attributes, inputs = modern(node, version, operands)
-        given = {f"x{index}": array for index, array in enumerate(inputs) if array is not None}
-        self._budget.spend(node.op_type, attributes, list(given.values()))
+        arrays = {f"x{index}": array for index, array in enumerate(inputs) if array is not None}
+        self._budget.spend(node.op_type, attributes, list(arrays.values()))
         proto = _alone(node, attributes, inputs)
         with np.errstate(all="ignore"):
-            return [np.asarray(array) for array in self._evaluator(proto, max(version, MODERN)).run(None, given)]
+            return [np.asarray(array) for array in self._evaluator(proto, max(version, MODERN)).run(None, arrays)]
 
     def _evaluator(self, node: onnx.NodeProto, version: int) -> ReferenceEvaluator:
-        """Of a node alone; those that differ in names only share one."""
+        """An evaluator of one node. Nodes that differ in names alone share it."""
         from onnx.reference import ReferenceEvaluator  # which takes as long to import as a model to read
 
         key = version, node.SerializeToString(deterministic=True)
@@ -295,7 +246,7 @@ class Constants:
 
 
 def _alone(node: ir.Node, attributes: Attributes, inputs: Sequence[AnyArray | None]) -> onnx.NodeProto:
-    """A node of other attributes and inputs, with names that say nothing of the model it is from."""
+    """A copy of a node with other attributes and inputs, and with names that do not depend on the model."""
     names = ["" if array is None else f"x{index}" for index, array in enumerate(inputs)]
     outputs = [f"y{index}" for index in range(len(node.outputs))]
     return onnx.helper.make_node(node.op_type, names, outputs, **attributes)
@@ -310,7 +261,7 @@ def _model_of(node: onnx.NodeProto, version: int) -> onnx.ModelProto:
 
 
 def _stored(value: ir.Value) -> ir.TensorProtocol | None:
-    """The tensor of an initializer or a Constant node; None for what is computed, or no tensor of numbers."""
+    """The tensor of an initializer or a Constant node; None for a computed value and for strings."""
     node = value.producer()
     if node is None:
         return value.const_value

@@ -1,7 +1,7 @@
-"""What a file declares of inner values and of outputs: hints, which may be older than the graph.
+"""Declared shapes and types of inner values and outputs: hints, which may be older than the graph.
 
 A hint that contradicts what is known is not used. One that nothing contradicts is used once a run of the model has
-confirmed it, which is worth it only where somebody missed a shape or type that a hint could tell.
+confirmed it. The model is run only if the planner missed a shape or type that a hint declares.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import onnx_ir as ir
 from bnfold.frontends.onnx.operators.shapes import KINDS, Inference, Kind, graph_values, graphs, read_shape
 from bnfold.frontends.onnx.scopes import Scopes, bodies
 from bnfold.frontends.onnx.shape_inference import Confirm
+from bnfold.frontends.traversal import reach
 from bnfold.graph.cautions import DeclarationCaution
 from bnfold.graph.ops import Shape
 
@@ -22,10 +23,10 @@ T = TypeVar("T")
 
 
 class Lookup(MutableMapping[ir.Value, T]):
-    """What is known of values, and who asks for more.
+    """Facts about values, which reports every question that it cannot answer in full.
 
     Args:
-        known: what is known.
+        known: the facts.
         is_whole: whether nothing is missing in an answer.
         miss: called with a value of which something is missing.
     """
@@ -57,7 +58,7 @@ class Lookup(MutableMapping[ir.Value, T]):
 
 @dataclass(frozen=True, eq=False)
 class _Hint:
-    """What is declared of one value."""
+    """The declaration of one value."""
 
     value: ir.Value
     graph: ir.Graph
@@ -65,7 +66,7 @@ class _Hint:
 
 
 class Hints:
-    """Declarations of a model beside what is known of it.
+    """The declarations of a model, and the facts that they add to.
 
     Args:
         model: not changed.
@@ -100,7 +101,7 @@ class Hints:
                 yield value, kind
 
     def _sort(self, hints: list[_Hint]) -> None:
-        """Tell those that contradict what is known from those that add to it; the rest says nothing."""
+        """Reject hints that contradict a fact, and keep open those that add to one."""
         self._open, self._reached = [], None
         for hint in hints:
             known = Kind(self.shapes.known.get(hint.value), self.types.known.get(hint.value))
@@ -115,7 +116,7 @@ class Hints:
         self._stale.append(DeclarationCaution(hint.value.name or "", scope, "stale-declaration", detail))
 
     def _adds(self, declared: Kind, known: Kind) -> bool:
-        """Whether it tells a type, a rank or a number that is not known, where no graph input says that it varies."""
+        """Whether a declaration adds a type, a rank or a number. A size that a graph input leaves open stays open."""
         if known.dtype is None and declared.dtype is not None:
             return True
         if declared.shape is None or known.shape is None:
@@ -126,12 +127,12 @@ class Hints:
         )
 
     def _miss(self, value: ir.Value) -> None:
-        """Something is asked of a value of which not all is known."""
+        """Count a question that a hint could answer."""
         if self._open and value in self._reach():
             self.misses += 1
 
     def _reach(self) -> frozenset[ir.Value]:
-        """The values of open hints, and all that is computed from them."""
+        """The values of open hints, and everything that is computed from them."""
         if self._reached is None:
             self._reached = _downstream([hint.value for hint in self._open], self._model)
         return self._reached
@@ -139,16 +140,16 @@ class Hints:
     def try_out(self, confirm: Confirm) -> bool:
         """Run the model once for all hints of the main graph; whether that could be done."""
         asked = {hint.value.name or "": hint for hint in self._open if hint.graph is self._model.graph}
-        seen = confirm(list(asked)) if asked else None
-        if not seen:
+        runs_of = confirm(list(asked)) if asked else None
+        if not runs_of:
             return False
         confirmed: dict[str, Kind] = {}
         for name, hint in asked.items():
-            if name not in seen:
+            if name not in runs_of:
                 continue
             self._open.remove(hint)
-            dtype = ir.DataType(seen[name].dtype)
-            runs = [Kind(shape, dtype) for shape in seen[name].shapes]
+            dtype = ir.DataType(runs_of[name].dtype)
+            runs = [Kind(shape, dtype) for shape in runs_of[name].shapes]
             refuted = [run for run in runs if _contradict(hint.declared, run)]
             if refuted:
                 self._reject(hint, f"but in a run of the model it was {_write(refuted[0])}")
@@ -160,7 +161,7 @@ class Hints:
         return True
 
     def _numbers(self, hint: _Hint) -> Shape | None:
-        """The declared numbers, and what was known beside them: two runs say nothing of a symbol."""
+        """The declared numbers, and facts for the other sizes. Two runs of a model cannot confirm a symbol."""
         declared, known = hint.declared.shape, self.shapes.known.get(hint.value)
         if declared is None:
             return known
@@ -168,7 +169,7 @@ class Hints:
         return tuple(claim if isinstance(claim, int) else fact for claim, fact in zip(declared, facts, strict=True))
 
     def agrees(self, value: ir.Value) -> bool:
-        """Whether all that is declared of a value is known to be so."""
+        """Whether facts confirm the whole declaration of a value."""
         declared, shape = _declared(value) or Kind(), self.shapes.known.get(value)
         if declared.dtype not in (None, self.types.known.get(value)):
             return False
@@ -182,7 +183,7 @@ class Hints:
         return list(self._stale)
 
     def confirmations(self) -> list[DeclarationCaution]:
-        """One word about the declarations that a run confirmed."""
+        """One caution about all declarations that a run confirmed."""
         if not self._confirmed:
             return []
         others = "" if len(self._confirmed) == 1 else f" (so are those of {len(self._confirmed) - 1} values more)"
@@ -191,11 +192,11 @@ class Hints:
 
 
 UNCONFIRMED = "its shape is only declared, and the model could not be run to confirm it"
-"""What a refusal adds where a shape was missed."""
+"""The text that a refusal adds where a shape was missed."""
 
 
 def _declared(value: ir.Value) -> Kind | None:
-    """What the file says of a tensor; None where it says nothing."""
+    """The declaration of a tensor; None where the file has none."""
     if value.type is not None and not isinstance(value.type, ir.TensorType):
         return None
     dtype = value.dtype if value.dtype in KINDS else None
@@ -204,7 +205,7 @@ def _declared(value: ir.Value) -> Kind | None:
 
 
 def _contradict(declared: Kind, known: Kind) -> bool:
-    """Another type, another rank, or another number; something that is not known contradicts nothing."""
+    """Whether type, rank or a number differ. An unknown one contradicts nothing."""
     if declared.dtype is not None and known.dtype not in (None, declared.dtype):
         return True
     if declared.shape is None or known.shape is None:
@@ -224,7 +225,7 @@ def _write(kind: Kind) -> str:
 
 
 def _downstream(starts: Sequence[ir.Value], model: ir.Model) -> frozenset[ir.Value]:
-    """Values, and all that is computed from them, in any graph."""
+    """Values and everything that is computed from them, in all graphs."""
     entries: dict[ir.Node, list[ir.Value]] = {}
     exits: dict[ir.Value, list[ir.Node]] = {}
     functions = {key: function.graph for key, function in model.functions.items()}
@@ -236,13 +237,11 @@ def _downstream(starts: Sequence[ir.Value], model: ir.Model) -> frozenset[ir.Val
                 entries.setdefault(node, []).extend(body.inputs)
                 for output in body.outputs:
                     exits.setdefault(output, []).append(node)
-    found = set(starts)
-    stack = list(starts)
-    while stack:
-        value = stack.pop()
-        reached = [each for node, _ in value.uses() for each in (*node.outputs, *entries.get(node, ()))]
-        reached += [each for node in exits.get(value, ()) for each in node.outputs]
-        fresh = dict.fromkeys(each for each in reached if each not in found)
-        found.update(fresh)
-        stack.extend(fresh)
-    return frozenset(found)
+
+    def following(value: ir.Value) -> Iterator[ir.Value]:
+        for node in (*(use.node for use in value.uses()), *exits.get(value, ())):
+            yield from node.outputs
+        for use in value.uses():
+            yield from entries.get(use.node, ())
+
+    return frozenset(reach(starts, following))

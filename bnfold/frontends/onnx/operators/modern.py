@@ -10,13 +10,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 
 from bnfold.frontends.onnx.schema import find_schema
+from bnfold.frontends.reading import AnyArray
 
-AnyArray = npt.NDArray[Any]
 Inputs = list[AnyArray | None]
 Attributes = dict[str, Any]
 
@@ -25,13 +24,13 @@ MODERN = 18
 
 
 def modern(node: ir.Node, version: int, operands: Sequence[AnyArray | None]) -> tuple[Attributes, Inputs]:
-    """The attributes and inputs that mean at opset `MODERN`, or at a later `version`, what the node means at its own.
+    """The attributes and inputs that give a node its meaning at opset `MODERN`, or at a later `version`.
 
     Raises:
         ValueError: its opset has no such operator, or gives no such node a meaning.
     """
     proto = ir.serde.serialize_node(node)
-    attributes = {each.name: onnx.helper.get_attribute_value(each) for each in proto.attribute}
+    attributes = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in proto.attribute}
     inputs = list(operands)
     _insist_on_schema(node.op_type, version, attributes, inputs)
     attributes.pop("consumed_inputs", None)
@@ -48,13 +47,13 @@ def _insist_on_schema(operator: str, version: int, attributes: Attributes, input
     unknown = attributes.keys() - schema.attributes.keys()
     if unknown:
         raise ValueError(f"opset {version} gives it no attribute {min(unknown)}")
-    given = {index for index, each in enumerate(inputs) if each is not None}
-    if len(inputs) > schema.most_inputs or not schema.required <= given:
+    present = {index for index, operand in enumerate(inputs) if operand is not None}
+    if len(inputs) > schema.most_inputs or not schema.required <= present:
         raise ValueError(f"opset {version} gives it other inputs")
 
 
 def align(shape: tuple[int, ...], rank: int, axis: int | None) -> tuple[int, ...] | None:
-    """How opsets below 7 broadcast a second operand to `rank` axes, as a shape that numpy broadcasts so.
+    """The shape with which numpy broadcasts a second operand as opsets below 7 do, to `rank` axes.
 
     Its axes match those of the first operand from `axis` on, or the last ones. None where they do not fit in.
     """
@@ -77,7 +76,7 @@ def _elementwise(version: int, attributes: Attributes, inputs: Inputs) -> Inputs
 
 
 def _of_one_shape(version: int, attributes: Attributes, inputs: Inputs) -> Inputs:
-    if len({each.shape for each in inputs if each is not None}) > 1:
+    if len({operand.shape for operand in inputs if operand is not None}) > 1:
         raise ValueError("its operands differ in shape, and it does not broadcast")
     return inputs
 
@@ -107,11 +106,11 @@ def _pad(version: int, attributes: Attributes, inputs: Inputs) -> Inputs:
 
 
 def _take_in(*names: str) -> Callable[[int, Attributes, Inputs], Inputs]:
-    """An upgrade that makes inputs of attributes."""
+    """An upgrade that turns attributes into inputs."""
 
     def upgrade(version: int, attributes: Attributes, inputs: Inputs) -> Inputs:
         taken = [attributes.pop(name, None) or None for name in names]  # an empty list says as much as none
-        return [*inputs, *(None if each is None else np.asarray(each, np.int64) for each in taken)]
+        return [*inputs, *(None if numbers is None else np.asarray(numbers, np.int64) for numbers in taken)]
 
     return upgrade
 
@@ -147,4 +146,4 @@ UPGRADES: dict[str, tuple[int, Callable[[int, Attributes, Inputs], Inputs]]] = {
     "Split": (13, _split),
     "Tile": (6, _tile),
 }
-"""By operator: the opset that changed its form, and what brings a node from before into it."""
+"""For each operator, the opset that changed its form, and a function that upgrades a node of an older opset."""

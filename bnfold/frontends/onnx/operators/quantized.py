@@ -14,9 +14,8 @@ import onnx_ir as ir
 
 from bnfold.algebra.affine import Array
 from bnfold.algebra.linear import Layout
-from bnfold.frontends.onnx.operators.constants import AnyArray
 from bnfold.frontends.onnx.operators.reader import Facts
-from bnfold.frontends.onnx.operators.unreadable import Unreadable
+from bnfold.frontends.reading import AnyArray, Unreadable
 from bnfold.graph.outcome import Reason
 
 
@@ -50,7 +49,7 @@ class Quantized:
 
 
 def find(value: ir.Value | None, facts: Facts) -> Quantized | None:
-    """What a value is dequantised from, where that is constant; None otherwise.
+    """The constant DequantizeLinear that makes a value; None for any other value.
 
     Raises:
         Unreadable: it is quantised in blocks.
@@ -58,7 +57,7 @@ def find(value: ir.Value | None, facts: Facts) -> Quantized | None:
     node = None if value is None else value.producer()
     if node is None or node.op_type != "DequantizeLinear" or node.domain != "":
         return None
-    if not all(each is None or facts.constants.holds(each) for each in node.inputs):
+    if not all(operand is None or facts.constants.holds(operand) for operand in node.inputs):
         return None
     if any(attribute.is_ref() for attribute in node.attributes.values()):
         raise Unreadable(
@@ -66,7 +65,7 @@ def find(value: ir.Value | None, facts: Facts) -> Quantized | None:
         )
     if node.attributes.get_int("block_size", 0):
         raise Unreadable(Reason.NOT_CONSTANT, "its weight is quantised in blocks")
-    integers, scales, *rest = [facts.constants.get(each) for each in node.inputs if each is not None]
+    integers, scales, *rest = [facts.constants.get(operand) for operand in node.inputs if operand is not None]
     if integers.dtype.kind in "OSUc" or scales.dtype.kind in "OSUc":
         raise Unreadable(Reason.INVALID_PARAMETERS, "its quantised weight holds no numbers")
     zero_points = rest[0].reshape(-1) if rest else np.zeros(scales.size, integers.dtype)

@@ -9,18 +9,16 @@ from math import prod
 import numpy as np
 import onnx_ir as ir
 
-from bnfold.algebra import terms
 from bnfold.algebra.affine import Array, per_channel_axis
-from bnfold.algebra.kernels import Kernel, Rows, row_count
+from bnfold.algebra.kernels import Kernel, row_count
 from bnfold.algebra.linear import Border, Layout, Linear, Window
-from bnfold.algebra.rounding import Rounding
-from bnfold.algebra.terms import Load, Parameters
-from bnfold.frontends.onnx.files.pieces import AnyArray, array_rows
+from bnfold.frontends import reading
 from bnfold.frontends.onnx.operators import quantized
 from bnfold.frontends.onnx.operators.modern import align
 from bnfold.frontends.onnx.operators.quantized import Quantized
 from bnfold.frontends.onnx.operators.reader import FLOATS, Reader
-from bnfold.frontends.onnx.operators.unreadable import Unreadable
+from bnfold.frontends.parameters import Stored, array_rows
+from bnfold.frontends.reading import AnyArray, Unreadable
 from bnfold.graph.outcome import Reason
 
 
@@ -33,7 +31,7 @@ class Weights:
         bias: the bias, a constant value of the graph, or None.
         bias_index: its index among the node's inputs; None for a matrix product, whose bias is an Add of its own.
         layout, groups: how the kernel is stored.
-        quantized: what the kernel is dequantised from.
+        quantized: the DequantizeLinear that makes the kernel, if one does.
         kernel_factor, bias_factor: Gemm's alpha and beta, which go into the new parameters.
     """
 
@@ -64,35 +62,28 @@ def read_linear(reader: Reader, add: ir.Node | None) -> tuple[Linear, Weights] |
     else:
         return None
     value = reader.value(weights.kernel)
-    found = quantized.find(value, reader.facts)
-    if found is None:
+    source = quantized.find(value, reader.facts)
+    if source is None:
         return linear, weights
-    quantized.insist_on_output_scales(found, weights.layout, weights.groups, reader.version)
+    quantized.insist_on_output_scales(source, weights.layout, weights.groups, reader.version)
     if weights.kernel_factor != 1:
         raise Unreadable(Reason.NOT_CONSTANT, "its quantised weight has an alpha as well")
-    return replace(linear, is_quantized=True), replace(weights, quantized=found)
+    return replace(linear, is_quantized=True), replace(weights, quantized=source)
 
 
 def _kernel_shape(reader: Reader, index: int) -> tuple[int, ...]:
-    """The shape of a constant kernel, which is not loaded where it is stored."""
+    """The shape of a constant kernel. The data of a stored one is not loaded."""
     value = reader.value(index)
     if value is None:
-        raise Unreadable(Reason.INVALID_PARAMETERS, "its weight is missing")
+        raise reading.missing("weight")
     constants = reader.facts.constants
-    if (found := quantized.find(value, reader.facts)) is not None:
-        return found.integers.shape
-    if constants.is_overridable(value):
-        raise Unreadable(
-            Reason.OVERRIDABLE, f"its weight {value.name!r} is a graph input too, so a caller may replace it"
-        )
-    if not constants.holds(value):
-        raise Unreadable(Reason.NOT_CONSTANT, f"its weight {value.name!r} is not constant")
+    if (source := quantized.find(value, reader.facts)) is not None:
+        return source.integers.shape
+    reader.insist_on_constant(value, "weight")
     dtype, shape = constants.form(value)
     if dtype not in FLOATS:
         raise Unreadable(Reason.NOT_LINEAR, f"its weight {value.name!r} is of type {dtype}")
-    if 0 in shape:
-        raise Unreadable(Reason.INVALID_PARAMETERS, f"its weight {value.name!r} is empty")
-    return shape
+    return reading.filled(shape)
 
 
 def _bias(reader: Reader, index: int, channels: int) -> ir.Value | None:
@@ -100,32 +91,28 @@ def _bias(reader: Reader, index: int, channels: int) -> ir.Value | None:
     if value is not None:
         bias = _bias_constant(reader, index)
         if bias.shape != (channels,):
-            raise Unreadable(Reason.INVALID_PARAMETERS, f"its bias has shape {bias.shape} for {channels} channels")
+            raise reading.other_bias(bias.shape)
     return value
 
 
 def _bias_constant(reader: Reader, index: int) -> AnyArray:
-    found = quantized.find(reader.value(index), reader.facts)
-    return found.dequantize() if found else reader.numbers(index, "bias")
+    source = quantized.find(reader.value(index), reader.facts)
+    return source.dequantize() if source else reader.numbers(index, "bias")
 
 
 def _conv(reader: Reader) -> tuple[Linear, Weights]:
-    shape = _kernel_shape(reader, 1)
-    groups = int(reader.attribute("group", 1))
-    if len(shape) < 3 or groups < 1 or shape[0] % groups:
-        raise Unreadable(Reason.INVALID_PARAMETERS, f"its weight of shape {shape} does not fit {groups} groups")
+    shape, groups = _kernel_shape(reader, 1), int(reader.attribute("group", 1))
+    linear, layout = reading.convolution(shape, groups, 1, is_transposed=False)
     auto_pad = reader.attribute("auto_pad", "NOTSET")
     border = Border.NONE
     if auto_pad in ("SAME_UPPER", "SAME_LOWER"):
         border = Border.PARTIAL if prod(shape[2:]) > 1 else Border.NONE
     elif auto_pad == "NOTSET" and any(reader.attribute("pads", ())):
         border = Border.PADDED
-    linear = Linear(groups, shape[0], shape[1] * groups, axis_in=1, axis_out=1, border=border)
     bias = _bias(reader, 2, shape[0])
     has_bias = bias is not None and bool(np.any(_bias_constant(reader, 2)))
-    return replace(linear, window=window(reader, shape[2:]), has_bias=has_bias), Weights(
-        1, bias, 2, Layout.CONV, groups
-    )
+    linear = replace(linear, border=border, window=window(reader, shape[2:]), has_bias=has_bias)
+    return linear, Weights(1, bias, 2, layout, groups)
 
 
 def window(reader: Reader, taps: tuple[int, ...]) -> Window | None:
@@ -144,57 +131,35 @@ def window(reader: Reader, taps: tuple[int, ...]) -> Window | None:
         if set(strides + dilations) != {1} or not all(size % 2 for size in taps):
             return None
         pads = tuple(size // 2 for size in taps) * 2
-    if {len(strides), len(dilations), len(pads) // 2} != {axes} or min(strides + dilations, default=1) < 1:
-        return None
-    if min(pads, default=0) < 0:
-        return None
-    shape = reader.output_shape() or ()
-    outputs = tuple(size if isinstance(size, int) else None for size in shape[2:])
-    outputs = outputs if len(outputs) == axes else (None,) * axes
-    return Window(taps, strides, dilations, pads[:axes], pads[axes:], outputs)
+    return reading.window(taps, strides, dilations, pads[:axes], pads[axes:], reader.output_shape())
 
 
 def _conv_transpose(reader: Reader) -> tuple[Linear, Weights]:
-    shape = _kernel_shape(reader, 1)
     groups = int(reader.attribute("group", 1))
-    if len(shape) < 3 or groups < 1 or shape[0] % groups:
-        raise Unreadable(Reason.INVALID_PARAMETERS, f"its weight of shape {shape} does not fit {groups} groups")
-    out = shape[1] * groups
-    linear = Linear(groups, out, shape[0], axis_in=1, axis_out=1, border=Border.PARTIAL)
-    return linear, Weights(1, _bias(reader, 2, out), 2, Layout.CONV_TRANSPOSE, groups)
+    linear, layout = reading.convolution(_kernel_shape(reader, 1), groups, 1, is_transposed=True)
+    return linear, Weights(1, _bias(reader, 2, linear.out_channels), 2, layout, groups)
 
 
 def _gemm(reader: Reader) -> tuple[Linear, Weights]:
-    shape = _kernel_shape(reader, 1)
-    if len(shape) != 2:
-        raise Unreadable(Reason.INVALID_PARAMETERS, f"its weight has shape {shape}")
     layout = Layout.OUT_IN if reader.attribute("transB", 0) else Layout.IN_OUT
-    out, fan_in = shape if layout is Layout.OUT_IN else shape[::-1]
+    axis_in = 0 if reader.attribute("transA", 0) else 1
+    linear = reading.dense(_kernel_shape(reader, 1), layout, axis_in, axis_out=1)
     bias = reader.value(2)
     if bias is not None:
         constant = _bias_constant(reader, 2)
-        if constant.size not in (1, out) or (constant.size > 1 and constant.shape[-1] != out):
-            raise Unreadable(Reason.NOT_LINEAR, f"its C of shape {constant.shape} differs from row to row")
-    axis_in = 0 if reader.attribute("transA", 0) else 1
-    linear = Linear(1, out, fan_in, axis_in, axis_out=1, window=Window(), has_bias=bias is not None)
+        if constant.size not in (1, linear.out_channels) or (
+            constant.size > 1 and constant.shape[-1] != linear.out_channels
+        ):
+            raise reading.other_bias(constant.shape)
     factors = float(reader.attribute("alpha", 1.0)), float(reader.attribute("beta", 1.0))
-    return linear, Weights(1, bias, 2, layout, 1, *factors)
+    return replace(linear, has_bias=bias is not None), Weights(1, bias, 2, layout, 1, *factors)
 
 
 def _matmul(reader: Reader, add: ir.Node | None) -> tuple[Linear, Weights]:
     kernel = matmul_kernel(reader)
-    shape = _kernel_shape(reader, kernel)
-    data = 1 - kernel
-    rank = reader.rank(data)
-    if len(shape) < 2 or prod(shape[:-2]) != 1 or rank < max(2, len(shape)):
-        raise Unreadable(Reason.NOT_LINEAR, f"its weight of shape {shape} is not one matrix")
-    layout = Layout.IN_OUT if kernel else Layout.OUT_IN
-    axis = rank - 1 if kernel else rank - 2
-    fan_in, out = shape[-2:] if kernel else shape[:-3:-1]
+    linear, layout = reading.product(_kernel_shape(reader, kernel), reader.rank(1 - kernel), on_right=kernel == 1)
     bias = None if add is None else add.inputs[1 - add.inputs.index(reader.node.outputs[0])]
-    linear = Linear(
-        1, out, fan_in, axis, axis, has_bias_slot=add is not None, window=Window(), has_bias=add is not None
-    )
+    linear = replace(linear, has_bias_slot=add is not None, has_bias=add is not None)
     return linear, Weights(kernel, bias, None, layout)
 
 
@@ -204,12 +169,10 @@ def matmul_kernel(reader: Reader) -> int:
         value = reader.value(index)
         if reader.facts.constants.holds(value) or quantized.find(value, reader.facts) is not None:
             return index
-    for index in (1, 0):
-        value = reader.value(index)
+    for value in (reader.value(1), reader.value(0)):
         if value is not None and reader.facts.constants.is_overridable(value):
-            detail = f"its weight {value.name!r} is a graph input too, so a caller may replace it"
-            raise Unreadable(Reason.OVERRIDABLE, detail)
-    raise Unreadable(Reason.NOT_CONSTANT, "neither of its operands is constant")
+            reader.insist_on_constant(value, "weight")
+    raise reading.no_constant_operand()
 
 
 def is_bias(reader: Reader, add: ir.Node) -> bool:
@@ -274,90 +237,37 @@ READERS: dict[str, Callable[[Reader], tuple[Linear, Weights]]] = {
 
 
 @dataclass(frozen=True, eq=False)
-class Stored:
-    """The parameters of a linear operator as they are stored, apart from the graph, which may change meanwhile."""
+class RecurrentStored(Stored[Weights]):
+    """The parameters of a recurrent layer, which stores the bias of the recurrence beside that of its input."""
 
-    linear: Linear
-    weights: Weights
-    kernel: Kernel
-    shape: tuple[int, ...]
-    bias: Array | None
-    recurrent_bias: Array | None = None
-
-    def parameters(self) -> Parameters:
-        """As terms of another operator see them."""
-        return Parameters(self.kernel.canonical, self.bias, None if self.kernel.is_input_major else self.kernel.take)
-
-    def source(self, linear: Linear, load: Load) -> Kernel:
-        """The kernel that `linear` starts from: the stored one, or that which its terms make up."""
-        if not linear.terms:
-            return self.kernel
-        layout, shape = self.weights.layout, self.native_shape(linear)
-
-        def open_rows() -> Rows:
-            if terms.is_by_rows(linear) and not self.kernel.is_input_major:
-                return lambda start, stop: terms.kernel_rows(linear, load, slice(start, stop))
-            return array_rows(layout.native(terms.kernel(linear, load), shape), row_count(shape, layout))
-
-        return Kernel(shape, layout, linear.groups, open_rows)
-
-    def solve_bias(self, linear: Linear, load: Load) -> Array | None:
-        """With everything that `linear` absorbed and is made of; None where none is needed."""
-        return self.source(linear, load).solve_bias(linear, self._bias(linear, load))
-
-    def _bias(self, linear: Linear, load: Load) -> Array | None:
-        """The bias that `linear` starts from."""
-        return terms.bias(linear, load) if linear.terms else self.bias
-
-    def measure(self, linear: Linear, load: Load, dtype: np.dtype[np.generic], unit: float) -> Rounding:
-        """What storing everything that `linear` absorbed and is made of in `dtype` would do."""
-        source = self.source(linear, load)
-        found = source.measure(linear, self.solve_bias(linear, load), dtype, unit).with_fill(linear.fill, dtype, unit)
-        for growth in terms.growths(linear, load, lambda: source.measure_growth(linear, self._bias(linear, load))):
-            found = found.with_growth(growth)
-        return found
+    recurrent_bias: Array
 
     def native_bias(self, bias: Array) -> Array:
-        """A bias as the operator stores it; recurrent layers keep the half that belongs to the recurrence."""
-        if self.weights.layout is not Layout.STACKED:
-            return bias
-        rows = bias.reshape(self.shape[0], -1)
-        kept = np.zeros_like(rows) if self.recurrent_bias is None else self.recurrent_bias
-        return np.concatenate([rows, kept], axis=1)
-
-    def native_shape(self, linear: Linear) -> tuple[int, ...]:
-        """The shape that the operator stores; a product may have other channels than the operator had."""
-        if (linear.out_channels, linear.in_channels) == (self.linear.out_channels, self.linear.in_channels):
-            return self.shape
-        match self.weights.layout:
-            case Layout.CONV:
-                return linear.out_channels, linear.in_channels // linear.groups, *self.shape[2:]
-            case Layout.IN_OUT:
-                return *self.shape[:-2], linear.in_channels, linear.out_channels
-            case Layout.OUT_IN:
-                return *self.shape[:-2], linear.out_channels, linear.in_channels
-        raise AssertionError(f"nothing merges into a kernel that is stored as {self.weights.layout}")
+        """Both halves, ``[directions, Wb | Rb]``."""
+        return np.concatenate([bias.reshape(self.kernel.shape[0], -1), self.recurrent_bias], axis=1)
 
 
-def stored(reader: Reader, add: ir.Node | None) -> Stored:
+def stored(reader: Reader, add: ir.Node | None) -> Stored[Weights]:
     """The parameters of a node that `read_linear` reads as a linear operator."""
     read = read_linear(reader, add)
     assert read is not None
     linear, weights = read
     value = reader.value(weights.kernel)
     assert value is not None
-    bias: Array | None = None
-    recurrent: Array | None = None
-    if weights.bias is not None:
-        found = quantized.find(weights.bias, reader.facts)
-        constant = found.dequantize() if found else reader.facts.constants.get(weights.bias)
-        constant = constant.astype(np.float64) * weights.bias_factor
-        if weights.layout is Layout.STACKED:
-            constant, recurrent = np.split(constant, 2, axis=1)
-        bias = np.broadcast_to(constant.reshape(-1), (linear.out_channels,))
+    constants, source = reader.facts.constants, weights.quantized
+    known = reader.facts.types.get(value)
+    dtype = (constants.form(value)[0] if known is None else known).numpy()
     shape = _kernel_shape(reader, weights.kernel)
     rows = row_count(shape, weights.layout)
-    whole = weights.quantized.dequantize if weights.quantized else None
-    open_rows = (lambda: array_rows(whole(), rows)) if whole else reader.facts.constants.capture(value, rows)
+    open_rows = constants.capture(value, rows) if source is None else lambda: array_rows(source.dequantize(), rows)
     kernel = Kernel(shape, weights.layout, weights.groups, open_rows, weights.kernel_factor)
-    return Stored(linear, weights, kernel, shape, bias, recurrent)
+    constant: Array | None = None
+    if weights.bias is not None:
+        bias_source = quantized.find(weights.bias, reader.facts)
+        read_bias = bias_source.dequantize() if bias_source else constants.get(weights.bias)
+        constant = read_bias.astype(np.float64) * weights.bias_factor
+    if weights.layout is Layout.STACKED:
+        own, recurrent = (None, np.zeros(shape[:2])) if constant is None else np.split(constant, 2, axis=1)
+        return RecurrentStored(linear, weights, kernel, None if own is None else own.reshape(-1), dtype, recurrent)
+    bias = None if constant is None else np.broadcast_to(constant.reshape(-1), (linear.out_channels,))
+    return Stored(linear, weights, kernel, bias, dtype)

@@ -1,28 +1,27 @@
-"""What the readers of ONNX operators ask of a node."""
+"""Questions that the readers of ONNX operators ask about a node."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from bnfold.frontends.onnx.operators.constants import AnyArray, Constants
+from bnfold.frontends.onnx.operators.constants import Constants
 from bnfold.frontends.onnx.operators.hints import Lookup
-from bnfold.frontends.onnx.operators.unreadable import Unreadable
 from bnfold.frontends.onnx.schema import find_schema
 from bnfold.frontends.onnx.scopes import Scopes
-from bnfold.graph.ops import Opaque, Shape
-from bnfold.graph.outcome import Reason, Stop
+from bnfold.frontends.reading import AnyArray, Unreadable, count_axis, known_rank, missing, not_constant, read_elsewhere
+from bnfold.graph.ops import Shape
+from bnfold.graph.outcome import Reason
 
 FLOATS = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT, ir.DataType.DOUBLE})
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of a model besides its structure."""
+    """Constants, shapes and types of a model's values."""
 
     constants: Constants
     scopes: Scopes
@@ -44,15 +43,15 @@ class Reader:
 
     def attribute(self, name: str, default: Any) -> Any:
         """An attribute's value; strings are decoded."""
-        found = self.node.attributes.get(name)
-        if found is None:
+        attribute = self.node.attributes.get(name)
+        if attribute is None:
             return default
         schema = find_schema(self.node.op_type, self.version)
         if schema is None or name not in schema.attributes:  # else its type is the schema's
             raise Unreadable(Reason.INVALID_PARAMETERS, f"opset {self.version} gives it no attribute {name}")
-        if found.is_ref():
+        if attribute.is_ref():
             raise Unreadable(Reason.NOT_CONSTANT, f"its attribute {name} is set by the function's caller")
-        return found.value
+        return attribute.value
 
     def value(self, index: int) -> ir.Value | None:
         """An input; None where it is left out."""
@@ -62,13 +61,17 @@ class Reader:
         """A constant input, in its own type."""
         value = self.value(index)
         if value is None:
-            raise Unreadable(Reason.INVALID_PARAMETERS, f"its {what} is missing")
+            raise missing(what)
+        self.insist_on_constant(value, what)
+        return self.facts.constants.get(value)
+
+    def insist_on_constant(self, value: ir.Value, what: str) -> None:
+        """Refuse a value that a caller of the model can change."""
         if self.facts.constants.is_overridable(value):
             detail = f"its {what} {value.name!r} is a graph input too, so a caller may replace it"
             raise Unreadable(Reason.OVERRIDABLE, detail)
         if not self.facts.constants.holds(value):
-            raise Unreadable(Reason.NOT_CONSTANT, f"its {what} {value.name!r} is not constant")
-        return self.facts.constants.get(value)
+            raise not_constant(what, value.name)
 
     def numbers(self, index: int, what: str) -> AnyArray:
         """A constant input that holds real numbers or truth values."""
@@ -87,13 +90,13 @@ class Reader:
     def integers(self, attribute: str, index: int, what: str) -> tuple[int, ...] | None:
         """Integers given by an attribute (older opsets) or by a constant input; None where left out."""
         if attribute in self.node.attributes:
-            return tuple(int(each) for each in np.atleast_1d(self.attribute(attribute, ())))
+            return tuple(int(number) for number in np.atleast_1d(self.attribute(attribute, ())))
         if self.value(index) is None:
             return None
         array = self.constant(index, what)
         if array.dtype.kind not in "iu":
             raise Unreadable(Reason.INVALID_PARAMETERS, f"its {what} holds no integers")
-        return tuple(int(each) for each in array.reshape(-1))
+        return tuple(int(number) for number in array.reshape(-1))
 
     def shape(self, index: int = 0) -> Shape | None:
         """The shape of an input, as far as it is known."""
@@ -104,23 +107,18 @@ class Reader:
         """The shape of an output, as far as it is known."""
         return self.facts.shapes.get(self.node.outputs[index])
 
-    def rank(self, index: int = 0) -> int:
-        """The number of axes of an input."""
+    def _rank(self, index: int) -> int | None:
         value = self.value(index)
         shape = None if value is None else self.facts.shapes.known.get(value) or self.shape(index)
-        if shape is None:
-            raise Unreadable(Reason.UNKNOWN_SHAPE, "the rank of its input is not known")
-        return len(shape)
+        return None if shape is None else len(shape)
+
+    def rank(self, index: int = 0) -> int:
+        """The number of axes of an input."""
+        return known_rank(self._rank(index))
 
     def axis(self, axis: int, index: int = 0) -> int:
         """An axis, counted from the front."""
-        value = self.value(index)
-        if axis >= 0 and (value is None or (value not in self.facts.shapes.known and self.shape(index) is None)):
-            return axis
-        rank = self.rank(index)
-        if not -rank <= axis < rank:
-            raise Unreadable(Reason.INVALID_PARAMETERS, f"its input has {rank} axes, and no axis {axis}")
-        return axis % rank
+        return count_axis(axis, self._rank(index))
 
     def dtype(self, index: int = 0) -> ir.DataType | None:
         """The element type of an input."""
@@ -130,15 +128,4 @@ class Reader:
     def single_output(self) -> None:
         """Insist that nothing but the first output is read."""
         if any(output.uses() or output.is_graph_output() for output in self.node.outputs[1:]):
-            raise Unreadable(Reason.NOT_LINEAR, "a further output of it is read")
-
-
-def opaque(reason: Reason, detail: str) -> Opaque:
-    """An operator that stops every affine, with its reason."""
-    return Opaque(Stop(reason, detail))
-
-
-def known_sizes(dims: Sequence[int | str | None]) -> tuple[int, ...] | None:
-    """The sizes, where all are numbers."""
-    sizes = tuple(dim for dim in dims if isinstance(dim, int))
-    return sizes if len(sizes) == len(dims) else None
+            raise read_elsewhere()

@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from bnfold.errors import UnreadableTensorError
 from bnfold.frontends.onnx.files.slots import lending, placeholder, slots
-from bnfold.frontends.onnx.nesting import nested
+from bnfold.frontends.onnx.nesting import nested, pairs
 from bnfold.frontends.onnx.operators.constants import OVERRIDABLE, Constants
 from bnfold.frontends.onnx.shape_inference import infer_shapes
 from bnfold.graph.ops import Dim, Shape
@@ -27,7 +27,7 @@ DATA_LIMIT = 1000
 KINDS = frozenset(ir.DataType) - {ir.DataType.UNDEFINED}
 
 DIM_LIMIT = 1 << 40
-"""A dimension that no array has; a larger or a negative one is not known rather than believed."""
+"""A dimension that no array has. A larger or negative one counts as unknown."""
 
 SHAPE_OPERANDS: dict[str, tuple[int, ...]] = {
     **dict.fromkeys(("Expand", "Reshape", "Split", "Squeeze", "Tile", "Unsqueeze"), (1,)),
@@ -39,7 +39,7 @@ SHAPE_OPERANDS: dict[str, tuple[int, ...]] = {
     "Slice": (1, 2, 3, 4),
     "Upsample": (1,),
 }
-"""Inputs whose values decide the shape of the output. onnx reads them where they are stored, not where they follow."""
+"""Inputs whose values decide the shape of the output. onnx reads stored ones, but not all computed ones."""
 
 OPAQUE = "bnfold.opaque"
 """A domain that has no operators."""
@@ -47,14 +47,14 @@ OPAQUE = "bnfold.opaque"
 
 @dataclass(frozen=True)
 class Kind:
-    """What is known of one value; None for what is not."""
+    """Shape and type of one value; None stands for an unknown one."""
 
     shape: Shape | None = None
     dtype: ir.DataType | None = None
 
 
 class Inference:
-    """What follows for the values of a model.
+    """Inferred shapes and types of a model's values.
 
     Args:
         model: not changed.
@@ -76,7 +76,7 @@ class Inference:
         self._infer()
 
     def _note_stored(self, model: ir.Model) -> None:
-        """Graph inputs and tensors are what they say."""
+        """Note the shapes and types of graph inputs and tensors, which are facts."""
         inputs = set(model.graph.inputs)
         for value in chain.from_iterable(map(graph_values, graphs(model))):
             tensor = value.const_value
@@ -92,17 +92,17 @@ class Inference:
         if kind.dtype is not None:
             self.types[value] = kind.dtype
 
-    def add(self, found: Mapping[str, Kind]) -> None:
-        """Infer anew, with what is found out about values of the main graph."""
-        known = {name: value for name, value in self._values[0].items() if name in found}
-        outputs = {each.name: each for each in self._proto.graph.output}
+    def add(self, facts: Mapping[str, Kind]) -> None:
+        """Infer again, with new facts about values of the main graph."""
+        known = {name: value for name, value in self._values[0].items() if name in facts}
+        outputs = {info.name: info for info in self._proto.graph.output}
         for name, value in known.items():
-            kind = found[name]
+            kind = facts[name]
             info = outputs[name] if name in outputs else self._proto.graph.value_info.add(name=name)
             _describe(info, Kind(kind.shape, kind.dtype or self.types.get(value)))
         self._infer()
         for name, value in known.items():
-            self._note(value, found[name])
+            self._note(value, facts[name])
 
     def _infer(self) -> None:
         inferred = infer_shapes(self._proto)
@@ -121,10 +121,10 @@ class Inference:
                 self._note(value, Kind(shape, ir.DataType(kind.elem_type) if kind.elem_type in KINDS else None))
 
     def _infer_functions(self) -> None:
-        """A function is inferred once, for what all its callers have in common."""
+        """Infer each function once, from the properties that all its callers share."""
         left = dict(self._functions)
         while left:
-            called = {callee for each in left.values() for callee in each.callees}
+            called = {callee for function in left.values() for callee in function.callees}
             ready = [key for key in left if key not in called]
             if not ready:
                 return  # functions that call each other are no valid model
@@ -134,18 +134,18 @@ class Inference:
                     self._match(function.values, inferred.graph)
 
     def _common(self, operands: Sequence[ir.Value | None]) -> Kind:
-        """What holds of all values that callers give for one input."""
+        """The shape and type that all callers' values for one input have in common."""
         kinds = [Kind() if value is None else Kind(self.shapes.get(value), self.types.get(value)) for value in operands]
         shapes, dtypes = [kind.shape for kind in kinds], {kind.dtype for kind in kinds}
         known = [shape for shape in shapes if shape is not None]
         shape: Shape | None = None
-        if len(known) == len(shapes) and len({len(each) for each in known}) == 1:
+        if len(known) == len(shapes) and len({len(dims) for dims in known}) == 1:
             shape = tuple(dims[0] if len(set(dims)) == 1 else None for dims in zip(*known, strict=True))
         return Kind(shape, dtypes.pop() if len(dtypes) == 1 else None)
 
 
 Key = tuple[str, str, str]
-"""What a node calls: domain, name and overload."""
+"""The key of the function that a node calls: domain, name and overload."""
 
 
 class _Function:
@@ -170,33 +170,33 @@ class _Function:
         self.operands: list[list[ir.Value | None]] = [[] for _ in function.inputs]
 
     def lend(self, functions: Iterable[onnx.FunctionProto]) -> None:
-        """Take what it calls."""
-        self._proto.functions.extend(each for each in functions if _key(each) in self.callees)
+        """Add the functions that this one calls."""
+        self._proto.functions.extend(function for function in functions if _key(function) in self.callees)
 
     def note_call(self, node: ir.Node) -> None:
-        """One more node calls it."""
+        """Add the operands of another node that calls the function."""
         for index, operands in enumerate(self.operands):
             operands.append(node.inputs[index] if index < len(node.inputs) else None)
 
     def model(self, inputs: Sequence[Kind]) -> onnx.ModelProto:
-        """The body, for inputs of which this is known."""
+        """The body as a model, with these shapes and types of its inputs."""
         for info, kind in zip(self._proto.graph.input, inputs, strict=True):
             _describe(info, kind)
         return self._proto
 
 
 def _functions(model: ir.Model, proto: onnx.ModelProto, constants: Constants) -> dict[Key, _Function]:
-    """The functions of a model, with what their callers give them."""
-    protos = {_key(each): each for each in proto.functions}
-    found = {key: _Function(each, protos[key], constants) for key, each in model.functions.items()}
-    if not found:
+    """The functions of a model, each with the operands of its callers."""
+    protos = {_key(function): function for function in proto.functions}
+    functions = {key: _Function(function, protos[key], constants) for key, function in model.functions.items()}
+    if not functions:
         return {}
-    for function in found.values():
+    for function in functions.values():
         function.lend(proto.functions)
     for node in chain.from_iterable(graphs(model)):
-        if (key := node.op_identifier()) in found:
-            found[key].note_call(node)
-    return found
+        if (key := node.op_identifier()) in functions:
+            functions[key].note_call(node)
+    return functions
 
 
 def _key(function: onnx.FunctionProto) -> Key:
@@ -204,13 +204,13 @@ def _key(function: onnx.FunctionProto) -> Key:
 
 
 def _serialize(model: ir.Model) -> onnx.ModelProto:
-    """The protobuf without large tensors, and without what it declares but for graph inputs."""
+    """The protobuf without large tensors and declarations. Those of graph inputs stay."""
     large = [slot for slot in slots(model) if _is_large(slot.tensor)]
     with lending(large, [placeholder(slot.tensor) for slot in large]):  # so that nobody copies them
         proto = ir.serde.serialize_model(model)
     if model.ir_version >= OVERRIDABLE:
-        inputs = {each.name for each in proto.graph.input}
-        kept = [each for each in proto.graph.initializer if each.name not in inputs]
+        inputs = {info.name for info in proto.graph.input}
+        kept = [tensor for tensor in proto.graph.initializer if tensor.name not in inputs]
         del proto.graph.initializer[:]
         proto.graph.initializer.extend(kept)
     for graph in nested(proto.graph):
@@ -221,7 +221,7 @@ def _serialize(model: ir.Model) -> onnx.ModelProto:
 
 
 def _forget(graph: onnx.GraphProto, *, keeps_inputs: bool) -> None:
-    """Drop what a graph declares."""
+    """Drop the declarations of a graph."""
     del graph.value_info[:]
     for info in (*graph.output, *(() if keeps_inputs else graph.input)):
         info.ClearField("type")
@@ -235,7 +235,7 @@ def _is_large(tensor: ir.TensorProtocol) -> bool:
 def _prepare(graph: ir.Graph, proto: onnx.GraphProto, constants: Constants) -> list[dict[str, ir.Value]]:
     """Store constants where onnx reads them; gives the values of a graph and its bodies by name."""
     values: list[dict[str, ir.Value]] = []
-    for inner, described in _pairs(graph, proto):
+    for inner, described in pairs((graph, proto)):
         values.append({value.name: value for value in graph_values(inner) if value.name})
         _store_operands(inner, described, constants)
     return values
@@ -276,7 +276,7 @@ def _is_stored_in(graph: ir.Graph, value: ir.Value) -> bool:
 
 
 def _describe(info: onnx.ValueInfoProto, kind: Kind) -> None:
-    """Declare what is known."""
+    """Declare a shape and a type, as far as they are known."""
     info.ClearField("type")
     if kind.dtype is None:
         return
@@ -291,21 +291,6 @@ def _describe(info: onnx.ValueInfoProto, kind: Kind) -> None:
             described.dim_value = dim
         elif dim is not None:
             described.dim_param = dim
-
-
-def _pairs(graph: ir.Graph, proto: onnx.GraphProto) -> Iterator[tuple[ir.Graph, onnx.GraphProto]]:
-    """A graph and its bodies, each with its protobuf, in the order of `nested`."""
-    stack = [(graph, proto)]
-    while stack:
-        graph, proto = stack.pop()
-        yield graph, proto
-        for node, described in zip(graph, proto.node, strict=True):
-            for attribute in described.attribute:
-                if attribute.HasField("g"):
-                    stack.append((node.attributes[attribute.name].as_graph(), attribute.g))
-                elif attribute.graphs:
-                    inner = node.attributes[attribute.name].as_graphs()
-                    stack.extend(zip(inner, attribute.graphs, strict=True))
 
 
 def _proto_dim(dim: onnx.TensorShapeProto.Dimension) -> Dim:

@@ -13,7 +13,6 @@ from torch.utils import _pytree
 
 from bnfold.algebra.affine import Affine
 from bnfold.algebra.linear import Linear
-from bnfold.algebra.rounding import round_once
 from bnfold.errors import UnsupportedModelError
 from bnfold.frontends.torch.capture import tracing
 from bnfold.frontends.torch.change.store import ModuleStore, Store, put, put_all
@@ -242,12 +241,9 @@ class OwnedGraph(TorchGraph):
         if isinstance(absorbed, Affine):
             place = self._place(reader.call.get("running_mean"))
             assert place is not None
-            put_all(self._module.get_submodule(place[0]), self._batchnorm_arrays(reader, absorbed))
+            put_all(self._module.get_submodule(place[0]), self._batchnorm_arrays(node, absorbed))
             return
-        stored = read_linear.stored(reader)
-        dtype = stored.native_kernel.dtype
-        kernel = round_once(stored.native(stored.solve_kernel(absorbed, self._load), absorbed), dtype)
-        bias = stored.solve_bias(absorbed, self._load)
+        stored, kernel, bias = self._linear_arrays(node, absorbed)
         place = self._place(read_linear.operand(reader, stored.weights.kernel))
         assert place is not None
         owner = self._module.get_submodule(place[0])
@@ -256,13 +252,13 @@ class OwnedGraph(TorchGraph):
             return
         handle = reader.call.get(stored.weights.bias)
         if handle is None:
-            put_all(owner, {"bias": round_once(bias, dtype)})
+            put_all(owner, {"bias": bias})
             return
         held = self._place(handle)
         assert held is not None
         home = self._module.get_submodule(held[0])
         old = getattr(home, held[1])
-        put(home, held[1], like(round_once(bias, dtype).reshape(old.shape), old))
+        put(home, held[1], like(bias.reshape(old.shape), old))
 
     def bypass(self, node: fx.Node, *, keep_output_name: bool, index: int = 0) -> None:
         if node in self._twins:
@@ -336,7 +332,7 @@ class Replaceable:
 
     Args:
         module: the model; it is as it was after each question.
-        survives: whether a capture, now, shows the same as the first one, but for the BatchNorms at given paths.
+        survives: whether a capture, now, shows the same as the first one, except for the BatchNorms at given paths.
     """
 
     def __init__(self, module: nn.Module, survives: Callable[[list[str]], bool]) -> None:
@@ -386,7 +382,7 @@ def fixed_batchnorms(
     Args:
         module: the model; it is as it was afterwards.
         called: paths of modules whose forward runs.
-        survives: whether a capture, now, shows the same as the first one, but for the BatchNorms at given paths.
+        survives: whether a capture, now, shows the same as the first one, except for the BatchNorms at given paths.
     """
     paths = [
         path

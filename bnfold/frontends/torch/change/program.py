@@ -47,8 +47,8 @@ class ProgramStore:
         spec = self._spec(handle)
         if spec is None or spec.target is None or spec.target in self._changing:
             return None
-        found = self._home(spec).get(spec.target)
-        return found if isinstance(found, torch.Tensor) else None
+        stored = self._home(spec).get(spec.target)
+        return stored if isinstance(stored, torch.Tensor) else None
 
     def place_of_source(self, handle: object) -> str | None:
         stack = [handle] if isinstance(handle, fx.Node) else []
@@ -176,6 +176,6 @@ def _is_read_once(node: fx.Node) -> bool:
 
 
 def _all_inputs(node: fx.Node) -> list[fx.Node]:
-    found: list[fx.Node] = []
-    fx.node.map_arg((node.args, node.kwargs), found.append)
-    return found
+    nodes: list[fx.Node] = []
+    fx.node.map_arg((node.args, node.kwargs), nodes.append)
+    return nodes

@@ -19,7 +19,7 @@ class Store(Protocol):
     """The parameters of one graph."""
 
     def tensor(self, handle: object) -> torch.Tensor | None:
-        """What a node or a place in a module holds; None where it holds nothing, or something that changes."""
+        """The tensor of a node or of a place in a module; None where there is none, or where it changes."""
         ...
 
     def place_of_source(self, handle: object) -> str | None:
@@ -83,8 +83,8 @@ def positions(node: fx.Node) -> list[str]:
     """The names of a call's positional parameters."""
     if isinstance(node.target, torch._ops.OpOverload):
         return ["input" if each.name == "self" else each.name for each in node.target._schema.arguments]
-    found = METHODS[str(node.target)] if node.op == "call_method" else FUNCTIONS[node.target]
-    return found[1].split()
+    entry = METHODS[str(node.target)] if node.op == "call_method" else FUNCTIONS[node.target]
+    return entry[1].split()
 
 
 def take_name(node: fx.Node, name: str) -> None:
@@ -138,16 +138,16 @@ def nested(graph: fx.Graph, root: nn.Module, scope: str = "main") -> Iterator[tu
     for node in graph.nodes:
         if node.op not in ("get_attr", "call_module"):
             continue
-        found: Any = root
+        module: Any = root
         for name in str(node.target).split("."):
-            found = getattr(found, name, None)
-        if isinstance(found, fx.GraphModule):
+            module = getattr(module, name, None)
+        if isinstance(module, fx.GraphModule):
             inside = f"{scope}/{node.target}"
-            for each in found.graph.nodes:
-                is_call = each.op in ("call_function", "call_method", "call_module")
-                if is_call and spell(each, found).operator.is_batchnorm:
-                    yield each, inside
-            yield from nested(found.graph, found, inside)
+            for inner in module.graph.nodes:
+                is_call = inner.op in ("call_function", "call_method", "call_module")
+                if is_call and spell(inner, module).operator.is_batchnorm:
+                    yield inner, inside
+            yield from nested(module.graph, module, inside)
 
 
 class ModuleStore:
@@ -171,8 +171,8 @@ class ModuleStore:
 
     def tensor(self, handle: object) -> torch.Tensor | None:
         owner = self._owner(handle)
-        found = getattr(*owner, None) if owner is not None else None
-        return found if isinstance(found, torch.Tensor) and _memory(found) not in self._changing else None
+        attribute = getattr(*owner, None) if owner is not None else None
+        return attribute if isinstance(attribute, torch.Tensor) and _memory(attribute) not in self._changing else None
 
     def place_of_source(self, handle: object) -> str | None:
         if isinstance(handle, Slot):
@@ -187,9 +187,9 @@ class ModuleStore:
 
     def exclude(self, nodes: Collection[fx.Node]) -> None:
         for node in nodes:
-            found = self.tensor(node)
-            if found is not None:
-                self._changing[_memory(found)] = found
+            tensor = self.tensor(node)
+            if tensor is not None:
+                self._changing[_memory(tensor)] = tensor
 
     def nested_batchnorms(self, graph: fx.Graph) -> Iterator[tuple[fx.Node, str]]:
         return nested(graph, self._root)
@@ -249,8 +249,8 @@ class ModuleStore:
         readings = 0
         for node in self._graph.nodes:
             if node.op == "get_attr":
-                found = self._owner(node)
-                same = found is not None and found[0] is owner[0] and found[1] == owner[1]
+                place = self._owner(node)
+                same = place is not None and place[0] is owner[0] and place[1] == owner[1]
                 readings += len(node.users) if same else 0
             elif node.op == "call_module":
                 readings += any(each is owner[0] for each in self._root.get_submodule(str(node.target)).modules())
@@ -318,7 +318,7 @@ class ModuleStore:
 
 
 def _memory(tensor: torch.Tensor) -> int:
-    """What tensors that share memory have in common, whatever they are called."""
+    """A key that tensors share if they share memory."""
     try:
         return int(tensor.untyped_storage()._cdata)
     except (NotImplementedError, RuntimeError):  # sparse and the like

@@ -1,4 +1,4 @@
-"""What a `.pt2` archive may hold to be handed to `torch.export.load`, which runs code from a hostile one.
+"""Checks of a `.pt2` archive before `torch.export.load` reads it, which runs code from a hostile one.
 
 The loader of torch 2.13 unpickles sample inputs, constants and older weights without restriction, evaluates symbolic
 expressions and guards as Python, builds Python source from names, imports modules that tree specifications name, and
@@ -95,7 +95,7 @@ FUNCTIONS = frozenset(
         "Where",
     ]
 )
-"""What an expression over sizes may call; nothing that makes huge numbers."""
+"""Functions that an expression over sizes may call. None of them makes huge numbers."""
 
 PLAIN_NODES = (
     ast.Expression,

@@ -67,7 +67,7 @@ def save(program: ExportedProgram, path: Path) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the loader's warnings, which are about its own code."""
+    """Silence the loader's warnings, which are about its own code."""
     logger = logging.getLogger("torch.export")
     level = logger.level
     logger.setLevel(logging.ERROR)

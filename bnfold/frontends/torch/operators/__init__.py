@@ -1,1 +1,1 @@
-"""What the operators of a torch graph are, and what is known of their values."""
+"""Readers of torch operators, and the shapes, types and constants that they need."""

@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterator, Mapping
 from torch import fx
 
 from bnfold.frontends.torch.operators.calls import UNKNOWN, Call, Memory
+from bnfold.frontends.traversal import reach
 
 
 def tangled(calls: Mapping[fx.Node, Call], constant: Collection[fx.Node]) -> set[fx.Node]:
@@ -25,40 +26,30 @@ def tangled(calls: Mapping[fx.Node, Call], constant: Collection[fx.Node]) -> set
     sources = {node: list(_sources(node, call, constant)) for node, call in calls.items()}
     neighbours: dict[fx.Node, list[fx.Node]] = {}
     for node, shared in sources.items():
-        for each in shared:
-            neighbours.setdefault(node, []).append(each)
-            neighbours.setdefault(each, []).append(node)
-    found: set[fx.Node] = set()
-    for node, call in calls.items():
-        if call.is_inplace:
-            for written in _written(node, call):
-                if not _is_alone(written, sources, calls):
-                    _spread(written, neighbours, found)
-    return found
+        for source in shared:
+            neighbours.setdefault(node, []).append(source)
+            neighbours.setdefault(source, []).append(node)
+    written = (target for node, call in calls.items() if call.is_inplace for target in _written(node, call))
+    seen_to_change = [target for target in written if not _is_alone(target, sources, calls)]
+    return reach(seen_to_change, lambda node: neighbours.get(node, ()))
 
 
 def exposed(calls: Mapping[fx.Node, Call], constant: Collection[fx.Node]) -> set[fx.Node]:
-    """Sums that something writes into, and that hence must not become one of their operands, which others may read."""
+    """Sums that are written into. A fold must not replace such a sum by one of its operands, which others may read."""
     sources = {node: list(_sources(node, call, constant)) for node, call in calls.items()}
     shared = {
-        node: [each for each in node.all_input_nodes if each not in constant]
+        node: [operand for operand in node.all_input_nodes if operand not in constant]
         if calls[node].operator.is_arithmetic
-        else found
-        for node, found in sources.items()
+        else shared_inputs
+        for node, shared_inputs in sources.items()
     }
-    found: set[fx.Node] = set()
-    seen: set[fx.Node] = set()
-    stack = [each for node, call in calls.items() if call.is_inplace for each in _written(node, call)]
-    while stack:
-        node = stack.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        stack.extend(shared.get(node, ()))
-        is_sum = node in calls and calls[node].operator.is_arithmetic and len(shared[node]) > 1
-        if is_sum and not all(_is_alone(each, shared, calls) for each in shared[node]):
-            found.add(node)
-    return found
+    written = (target for node, call in calls.items() if call.is_inplace for target in _written(node, call))
+    return {
+        node
+        for node in reach(written, lambda node: shared.get(node, ()))
+        if node in calls and calls[node].operator.is_arithmetic and len(shared[node]) > 1
+        if not all(_is_alone(source, shared, calls) for source in shared[node])
+    }
 
 
 def _written(node: fx.Node, call: Call) -> list[fx.Node]:
@@ -73,7 +64,7 @@ def _sources(node: fx.Node, call: Call, constant: Collection[fx.Node]) -> Iterat
     if call.is_inplace:
         yield from _written(node, call)
     elif row.is_arithmetic:
-        computed = [each for each in node.all_input_nodes if each not in constant]
+        computed = [operand for operand in node.all_input_nodes if operand not in constant]
         if len(computed) == 1:
             yield computed[0]
     elif (row.memory in (Memory.INPUT, Memory.REPEATED) or row.is_batchnorm) and isinstance(source, fx.Node):
@@ -84,22 +75,10 @@ def _sources(node: fx.Node, call: Call, constant: Collection[fx.Node]) -> Iterat
 
 def _is_alone(node: fx.Node, sources: Mapping[fx.Node, list[fx.Node]], calls: Mapping[fx.Node, Call]) -> bool:
     """Whether nothing but the one reader can see the node's tensor."""
-    stack = [node]
-    while stack:
-        top = stack.pop()
-        readers = [user for user in top.users if user not in calls or calls[user].op != "shape"]
-        if top.op in ("placeholder", "get_attr") or len(readers) > 1:
+    for source in reach([node], lambda source: sources.get(source, ())):
+        readers = [user for user in source.users if user not in calls or calls[user].op != "shape"]
+        if source.op in ("placeholder", "get_attr") or len(readers) > 1:
             return False
-        if top in calls and calls[top].operator.memory is Memory.REPEATED:
+        if source in calls and calls[source].operator.memory is Memory.REPEATED:
             return False
-        stack.extend(sources.get(top, ()))
     return True
-
-
-def _spread(start: fx.Node, neighbours: Mapping[fx.Node, list[fx.Node]], found: set[fx.Node]) -> None:
-    stack = [start]
-    while stack:
-        node = stack.pop()
-        if node not in found:
-            found.add(node)
-            stack.extend(neighbours.get(node, ()))

@@ -1,4 +1,4 @@
-"""What a node does: a call, with what is known of its operator."""
+"""Calls: the operator and the arguments of a node, whatever its spelling."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ class Slot(NamedTuple):
 
 
 Handle = fx.Node | Slot
-"""What stands for a tensor: a node, or a place in a called module."""
+"""A stand-in for a tensor: a node, or a place in a called module."""
 
 Describe = Callable[[Any, str], dict[str, Any]]
 """The arguments that a module brings to its operator, from the module and its path."""
 
 
 class Memory(Enum):
-    """With which inputs a result may share memory."""
+    """The inputs with which a result may share memory."""
 
     ANY = "any"
     INPUT = "its argument `input`, if any"
@@ -36,7 +36,7 @@ class Memory(Enum):
 
 
 class Keeps(Flag):
-    """What a result has in common with its argument `input`, unless an argument names a type."""
+    """Properties that a result shares with its argument `input`. An argument that names a type overrides the type."""
 
     NOTHING = 0
     RANK = 1
@@ -45,7 +45,7 @@ class Keeps(Flag):
 
 
 class Outputs(Enum):
-    """What a node makes."""
+    """The kind of value that a node makes."""
 
     ONE = "one value"
     FIRST = "a tuple, whose first entry is data"
@@ -99,7 +99,7 @@ UNKNOWN = "unknown"
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """What a node does.
+    """An operator with its arguments.
 
     Attributes:
         operator: what is called.
@@ -122,5 +122,5 @@ class Call:
 
     def get(self, name: str, default: Any = None) -> Any:
         """An argument; `default` where it is left out or None."""
-        found = self.arguments.get(name)
-        return default if found is None else found
+        argument = self.arguments.get(name)
+        return default if argument is None else argument

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch.fx.node import map_arg
 
 from bnfold.errors import InvalidModelError
 from bnfold.frontends.torch.operators.calls import Call, Handle, Slot
+from bnfold.frontends.traversal import in_order
 
 ELEMENT_LIMIT = 1 << 28
 """Elements that a computed constant may have."""
@@ -50,7 +51,7 @@ class Constants:
         if (
             not call.operator.is_evaluated
             or call.is_inplace
-            or any(each not in self.nodes for each in node.all_input_nodes)
+            or any(source not in self.nodes for source in node.all_input_nodes)
         ):
             return False
         return call.op != "batch_norm" or (bool(call.get("training")) and call.get("running_mean") is None)
@@ -62,7 +63,7 @@ class Constants:
         return isinstance(handle, fx.Node) and handle in self.nodes
 
     def get(self, handle: Handle) -> torch.Tensor:
-        """What a constant holds, in its own type.
+        """The content of a constant, in its own type.
 
         Raises:
             InvalidModelError: it cannot be evaluated, or would take unreasonable memory.
@@ -71,15 +72,15 @@ class Constants:
         if stored is not None:
             return stored
         assert isinstance(handle, fx.Node)
-        found = self._evaluate(handle)
-        if not isinstance(found, torch.Tensor):
+        value = self._evaluate(handle)
+        if not isinstance(value, torch.Tensor):
             raise InvalidModelError(f"constant node {handle.name!r} is not a tensor")
-        return found
+        return value
 
     def _evaluate(self, node: fx.Node) -> Any:
-        for each in self.sources(node):
-            if each not in self._memo and each.op not in ("get_attr", "placeholder"):
-                self._memo[each] = self._run(each)
+        for source in self.sources(node):
+            if source not in self._memo and source.op not in ("get_attr", "placeholder"):
+                self._memo[source] = self._run(source)
         return self._memo[node]
 
     def _run(self, node: fx.Node) -> Any:
@@ -98,22 +99,8 @@ class Constants:
         return self._memo[node] if stored is None else stored
 
     def sources(self, node: fx.Node) -> list[fx.Node]:
-        """The node and all that it is computed from, each after what it reads."""
-        order: list[fx.Node] = []
-        seen: set[fx.Node] = set()
-        stack: list[tuple[fx.Node, Iterator[fx.Node]]] = [(node, iter(node.all_input_nodes))]
-        seen.add(node)
-        while stack:
-            top, rest = stack[-1]
-            for each in rest:
-                if each not in seen:
-                    seen.add(each)
-                    stack.append((each, iter(each.all_input_nodes)))
-                    break
-            else:
-                order.append(top)
-                stack.pop()
-        return order
+        """All nodes that compute a constant, each after those that it reads; the node itself is the last."""
+        return in_order(node, lambda each: each.all_input_nodes)
 
 
 def _call(node: fx.Node, value: Callable[[fx.Node], Any]) -> Any:
@@ -128,7 +115,7 @@ def _call(node: fx.Node, value: Callable[[fx.Node], Any]) -> Any:
 def _map(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     if isinstance(value, torch.Tensor):
         return change(value)
-    return tuple(_map(each, change) for each in value) if isinstance(value, tuple | list) else value
+    return tuple(_map(part, change) for part in value) if isinstance(value, tuple | list) else value
 
 
 def _meta(value: Any) -> Any:
@@ -142,4 +129,4 @@ def _detached(value: Any) -> Any:
 def _elements(value: Any) -> int:
     if isinstance(value, torch.Tensor):
         return value.numel()
-    return sum(_elements(each) for each in value) if isinstance(value, tuple | list) else 0
+    return sum(_elements(part) for part in value) if isinstance(value, tuple | list) else 0

@@ -9,13 +9,14 @@ from math import prod
 import numpy as np
 from torch import fx
 
-from bnfold.algebra import terms
 from bnfold.algebra.affine import Array
+from bnfold.algebra.kernels import Kernel, row_count
 from bnfold.algebra.linear import Border, Layout, Linear, Window
-from bnfold.algebra.rounding import Rounding, measure_parameters
-from bnfold.algebra.terms import Load, Parameters
-from bnfold.frontends.torch.operators.reader import Reader, Unreadable
-from bnfold.frontends.torch.tensors import AnyArray, to_numpy
+from bnfold.frontends import reading
+from bnfold.frontends.parameters import Stored, array_rows
+from bnfold.frontends.reading import Unreadable
+from bnfold.frontends.torch.operators.reader import Reader
+from bnfold.frontends.torch.tensors import to_numpy
 from bnfold.graph.outcome import Reason
 
 
@@ -54,24 +55,20 @@ def read_linear(reader: Reader) -> tuple[Linear, Weights] | None:
 def conv(reader: Reader) -> tuple[Linear, Weights]:
     op = reader.call.op
     transposed = bool(reader.get("transposed", False)) if op == "convolution" else "transpose" in op
-    kernel = reader.tensor("weight", "weight")
-    groups = int(reader.get("groups", 1))
-    shape = tuple(kernel.shape)
-    if len(shape) < 3 or groups < 1 or shape[0] % groups:
-        raise Unreadable(Reason.INVALID_PARAMETERS, f"its weight of shape {shape} does not fit {groups} groups")
+    shape, groups = _kernel_shape(reader, "weight"), int(reader.get("groups", 1))
     axis = reader.rank() - (len(shape) - 2) - 1
+    linear, layout = reading.convolution(shape, groups, axis, is_transposed=transposed)
     if axis not in (0, 1):
         raise Unreadable(Reason.INVALID_PARAMETERS, f"its weight of shape {shape} does not fit its input")
-    if transposed:
-        out, fan_in, border = shape[1] * groups, shape[0], Border.PARTIAL
-    else:
-        out, fan_in, border = shape[0], shape[1] * groups, _border(reader, shape)
-    _check_bias(reader, "bias", (out,))
-    layout = Layout.CONV_TRANSPOSE if transposed else Layout.CONV
-    linear = Linear(groups, out, fan_in, axis, axis, border, has_bias=_has_bias(reader, "bias"))
+    _check_bias(reader, "bias", (linear.out_channels,))
+    linear = replace(linear, has_bias=_has_bias(reader, "bias"))
     if not transposed:
-        linear = replace(linear, window=window(reader, shape[2:]))
+        linear = replace(linear, border=_border(reader, shape), window=window(reader, shape[2:]))
     return linear, Weights("input", "weight", "bias", layout, groups)
+
+
+def _kernel_shape(reader: Reader, name: str) -> tuple[int, ...]:
+    return reading.filled(tuple(reader.tensor(name, "weight").shape))
 
 
 def window(reader: Reader, taps: tuple[int, ...], default_stride: object = 1) -> Window | None:
@@ -80,7 +77,7 @@ def window(reader: Reader, taps: tuple[int, ...], default_stride: object = 1) ->
     strides, dilations = (
         each(reader.call.get(name) or default, axes) for name, default in (("stride", default_stride), ("dilation", 1))
     )
-    if strides is None or dilations is None or min(strides + dilations, default=1) < 1:
+    if strides is None or dilations is None:
         return None
     padding = reader.call.get("padding", 0)
     if padding == "same":
@@ -88,22 +85,19 @@ def window(reader: Reader, taps: tuple[int, ...], default_stride: object = 1) ->
         begins = tuple(span // 2 for span in spans)
         ends = tuple(span - begin for span, begin in zip(spans, begins, strict=True))
     else:
-        given = each(0 if padding == "valid" else padding, axes)
-        if given is None or min(given, default=0) < 0:
+        pads = each(0 if padding == "valid" else padding, axes)
+        if pads is None:
             return None
-        begins = ends = given
+        begins = ends = pads
     if any(begins + ends) and reader.call.get("padding_mode", "zeros") != "zeros":
         return None
-    shape = reader.shape(reader.node) or ()
-    outputs = tuple(size if isinstance(size, int) else None for size in shape[len(shape) - axes :])
-    outputs = outputs if len(outputs) == axes else (None,) * axes
-    return Window(taps, strides, dilations, begins, ends, outputs)
+    return reading.window(taps, strides, dilations, begins, ends, reader.shape(reader.node))
 
 
 def each(value: object, axes: int) -> tuple[int, ...] | None:
-    """One number for each axis, of which torch lets callers give one for all."""
+    """One number for each axis. In torch, a single number stands for all axes."""
     listed = list(value) if isinstance(value, list | tuple) else [value]
-    sizes = [each for each in listed if type(each) is int]
+    sizes = [number for number in listed if type(number) is int]
     sizes = sizes * axes if len(listed) == 1 else sizes
     return tuple(sizes) if len(sizes) == axes else None
 
@@ -113,7 +107,7 @@ def _has_bias(reader: Reader, name: str) -> bool:
 
 
 def _border(reader: Reader, shape: tuple[int, ...]) -> Border:
-    """No value but zero can be padded with; padding with copies of the data shows a shift everywhere."""
+    """Whether zeros are padded: a torch convolution pads with no other constant. Copies of the data are no border."""
     padding = reader.get("padding", 0)
     if reader.get("padding_mode", "zeros") != "zeros":
         return Border.NONE
@@ -128,40 +122,32 @@ def _check_bias(reader: Reader, name: str, *shapes: tuple[int, ...]) -> None:
     if reader.call.get(name) is not None:
         shape = tuple(reader.tensor(name, "bias").shape)
         if shape not in shapes:
-            raise Unreadable(Reason.NOT_LINEAR, f"its bias of shape {shape} is not one number per output channel")
+            raise reading.other_bias(shape)
 
 
 def linear(reader: Reader) -> tuple[Linear, Weights]:
-    shape = tuple(reader.tensor("weight", "weight").shape)
-    if len(shape) != 2:
-        raise Unreadable(Reason.INVALID_PARAMETERS, f"its weight has shape {shape}")
     axis = reader.rank() - 1
-    _check_bias(reader, "bias", (shape[0],), (1,))
-    linear = Linear(1, shape[0], shape[1], axis, axis, window=Window(), has_bias=_has_bias(reader, "bias"))
-    return linear, Weights("input", "weight", "bias", Layout.OUT_IN)
+    linear = reading.dense(_kernel_shape(reader, "weight"), Layout.OUT_IN, axis, axis)
+    _check_bias(reader, "bias", (linear.out_channels,), (1,))
+    return replace(linear, has_bias=_has_bias(reader, "bias")), Weights("input", "weight", "bias", Layout.OUT_IN)
 
 
 def _product(reader: Reader, first: str, second: str, bias: str | None) -> tuple[Linear, Weights]:
     """``first @ second``, one of them constant."""
-    held = [name for name in (second, first) if reader.holds(name)]
-    if not held:
-        raise Unreadable(Reason.NOT_CONSTANT, "neither of its operands is constant")
-    kernel = held[0]
+    constant_sides = [name for name in (second, first) if reader.holds(name)]
+    if not constant_sides:
+        raise reading.no_constant_operand()
+    kernel = constant_sides[0]
     data = first if kernel == second else second
-    shape = tuple(reader.tensor(kernel, "weight").shape)
-    rank = reader.rank(reader.data(data))
-    if len(shape) < 2 or prod(shape[:-2]) != 1 or rank < max(2, len(shape)):
-        raise Unreadable(Reason.NOT_LINEAR, f"its weight of shape {shape} is not one matrix")
+    shape, rank = _kernel_shape(reader, kernel), reader.rank(reader.data(data))
     on_right = kernel == second
-    layout = Layout.IN_OUT if on_right else Layout.OUT_IN
-    axis = rank - 1 if on_right else rank - 2
-    fan_in, out = shape[-2:] if on_right else shape[:-3:-1]
+    linear, layout = reading.product(shape, rank, on_right=on_right)
     factors = 1.0, 1.0
     if bias is not None:
-        _check_bias(reader, bias, *_bias_shapes(out, rank, on_right=on_right))
+        _check_bias(reader, bias, *_bias_shapes(linear.out_channels, rank, on_right=on_right))
         factors = float(reader.get("alpha", 1)), float(reader.get("beta", 1))
     has_bias = bias is not None and _has_bias(reader, bias)
-    linear = Linear(1, out, fan_in, axis, axis, has_bias_slot=bias is not None, window=Window(), has_bias=has_bias)
+    linear = replace(linear, has_bias_slot=bias is not None, has_bias=has_bias)
     return linear, Weights(data, kernel, bias, layout, 1, *factors, behind=0 if on_right else 1)
 
 
@@ -190,98 +176,27 @@ def einsum(reader: Reader) -> tuple[Linear, Weights]:
     operands = list(reader.call.get("operands", reader.call.get("tensors", ())))
     operands_in, arrow, result = equation.partition("->")
     letters = operands_in.split(",")
-    held = [index for index, each in enumerate(operands) if reader.facts.constants.holds(each)]
-    if len(operands) != 2 or len(letters) != 2 or not arrow or len(held) != 1 or "." in equation:
+    constants = [index for index, operand in enumerate(operands) if reader.facts.constants.holds(operand)]
+    if len(operands) != 2 or len(letters) != 2 or not arrow or len(constants) != 1 or "." in equation:
         raise Unreadable(Reason.NOT_LINEAR, f"einsum {equation!r} is not a product with one constant matrix")
-    kernel, data = letters[held[0]], letters[1 - held[0]]
-    contracted = [each for each in kernel if each in data and each not in result]
-    made = [each for each in kernel if each in result and each not in data]
+    kernel, data = letters[constants[0]], letters[1 - constants[0]]
+    contracted = [letter for letter in kernel if letter in data and letter not in result]
+    produced = [letter for letter in kernel if letter in result and letter not in data]
     rest = set(data) - set(contracted)
     one_each = all(len(set(term)) == len(term) for term in (kernel, data, result))
-    is_product = len(kernel) == 2 and len(contracted) == 1 and len(made) == 1 and rest == set(result) - set(made)
+    is_product = (
+        len(kernel) == 2 and len(contracted) == 1 and len(produced) == 1 and rest == set(result) - set(produced)
+    )
     if not (one_each and is_product):
         raise Unreadable(Reason.NOT_LINEAR, f"einsum {equation!r} is not a product with one constant matrix")
-    shape = tuple(reader.facts.constants.get(operands[held[0]]).shape)
+    shape = tuple(reader.facts.constants.get(operands[constants[0]]).shape)
     layout = Layout.IN_OUT if kernel[0] == contracted[0] else Layout.OUT_IN
-    fan_in, out = shape if layout is Layout.IN_OUT else shape[::-1]
-    keeps_order = data.replace(contracted[0], made[0]) == result
-    linear = Linear(
-        1,
-        out,
-        fan_in,
-        data.index(contracted[0]),
-        result.index(made[0]),
-        has_bias_slot=False,
-        window=Window() if keeps_order else None,
-        has_bias=False,
-    )
-    behind = len(result) - 1 - result.index(made[0])
-    return linear, Weights(f"operands.{1 - held[0]}", f"operands.{held[0]}", None, layout, behind=behind)
-
-
-@dataclass(frozen=True, eq=False)
-class Stored:
-    """The parameters of a linear operator as they are stored."""
-
-    linear: Linear
-    weights: Weights
-    native_kernel: AnyArray
-    bias: Array | None
-
-    def kernel(self) -> AnyArray:
-        """The original in canonical layout."""
-        kernel = self.weights.layout.canonical(self.native_kernel, self.weights.groups)
-        factor = self.weights.kernel_factor
-        return kernel if factor == 1 else kernel.astype(np.float64) * factor
-
-    def parameters(self) -> Parameters:
-        """As terms of another operator see them."""
-        return Parameters(self.kernel, self.bias)
-
-    def solve_kernel(self, linear: Linear, load: Load) -> Array:
-        """With everything that `linear` absorbed and is made of, in canonical layout."""
-        return linear.solve_kernel(self._kernel(linear, load))
-
-    def solve_bias(self, linear: Linear, load: Load) -> Array | None:
-        """With everything that `linear` absorbed and is made of; None where none is needed."""
-        return linear.solve_bias(lambda: self._kernel(linear, load), self._bias(linear, load))
-
-    def _kernel(self, linear: Linear, load: Load) -> AnyArray:
-        """The kernel that `linear` starts from, in canonical layout."""
-        return terms.kernel(linear, load) if linear.terms else self.kernel()
-
-    def _bias(self, linear: Linear, load: Load) -> Array | None:
-        """The bias that `linear` starts from."""
-        return terms.bias(linear, load) if linear.terms else self.bias
-
-    def measure(self, linear: Linear, load: Load, dtype: np.dtype[np.generic], unit: float) -> Rounding:
-        """What storing everything that `linear` absorbed and is made of in `dtype` would do."""
-        kernel, bias = self.solve_kernel(linear, load), self.solve_bias(linear, load)
-        found = measure_parameters(kernel, bias, dtype, unit, linear.input_sizes)
-        found = found.with_fill(linear.fill, dtype, unit)
-        for growth in terms.growths(
-            linear, load, lambda: linear.growth(self._kernel(linear, load), self._bias(linear, load))
-        ):
-            found = found.with_growth(growth)
-        return found
-
-    def native(self, kernel: Array, linear: Linear) -> Array:
-        """A canonical kernel in the layout that the operator stores."""
-        return self.weights.layout.native(kernel, self._native_shape(linear))
-
-    def _native_shape(self, linear: Linear) -> tuple[int, ...]:
-        """The shape that the operator stores; a product may have other channels than the operator had."""
-        shape = self.native_kernel.shape
-        if (linear.out_channels, linear.in_channels) == (self.linear.out_channels, self.linear.in_channels):
-            return shape
-        match self.weights.layout:
-            case Layout.CONV:
-                return linear.out_channels, linear.in_channels // linear.groups, *shape[2:]
-            case Layout.IN_OUT:
-                return *shape[:-2], linear.in_channels, linear.out_channels
-            case Layout.OUT_IN:
-                return *shape[:-2], linear.out_channels, linear.in_channels
-        raise AssertionError(f"nothing merges into a kernel that is stored as {self.weights.layout}")
+    linear = reading.dense(reading.filled(shape), layout, data.index(contracted[0]), result.index(produced[0]))
+    linear = replace(linear, has_bias_slot=False, has_bias=False)
+    if data.replace(contracted[0], produced[0]) != result:
+        linear = replace(linear, window=None)
+    behind = len(result) - 1 - result.index(produced[0])
+    return linear, Weights(f"operands.{1 - constants[0]}", f"operands.{constants[0]}", None, layout, behind=behind)
 
 
 def operand(reader: Reader, name: str) -> object:
@@ -292,23 +207,25 @@ def operand(reader: Reader, name: str) -> object:
     return operands[int(name.rpartition(".")[2])]
 
 
-def stored(reader: Reader) -> Stored:
+def stored(reader: Reader) -> Stored[Weights]:
     """The parameters of a node that `read_linear` reads as a linear operator."""
     read = read_linear(reader)
     assert read is not None
     linear, weights = read
     handle = operand(reader, weights.kernel)
-    kernel = to_numpy(reader.facts.constants.get(handle))  # type: ignore[arg-type]
+    array = to_numpy(reader.facts.constants.get(handle))  # type: ignore[arg-type]
+    rows = row_count(array.shape, weights.layout)
+    kernel = Kernel(array.shape, weights.layout, weights.groups, lambda: array_rows(array, rows), weights.kernel_factor)
     bias: Array | None = None
     if weights.bias is not None and reader.call.get(weights.bias) is not None:
         constant = reader.constant(weights.bias, "bias").astype(np.float64) * weights.bias_factor
         bias = np.broadcast_to(constant.reshape(-1), (linear.out_channels,))
-    return Stored(linear, weights, kernel, bias)
+    return Stored(linear, weights, kernel, bias, array.dtype)
 
 
 def data_node(reader: Reader, weights: Weights) -> fx.Node:
     """The value that a linear operator reads as data."""
-    found = operand(reader, weights.data)
-    if not isinstance(found, fx.Node):
+    data = operand(reader, weights.data)
+    if not isinstance(data, fx.Node):
         raise Unreadable(Reason.NOT_LINEAR, "its data is no computed value")
-    return found
+    return data

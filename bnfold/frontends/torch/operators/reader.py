@@ -1,4 +1,4 @@
-"""What the readers of torch operators ask of a node."""
+"""Questions that the readers of torch operators ask about a node."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import fx
 
-from bnfold.frontends.torch.operators.calls import Call
+from bnfold.frontends.reading import Unreadable, count_axis, known_rank, missing, not_constant, read_elsewhere
+from bnfold.frontends.torch.operators.calls import Call, Slot
 from bnfold.frontends.torch.operators.constants import Constants
 from bnfold.frontends.torch.tensors import AnyArray, is_plain, to_numpy
-from bnfold.graph.ops import Opaque, Shape
-from bnfold.graph.outcome import Reason, Stop
+from bnfold.graph.ops import Shape
+from bnfold.graph.outcome import Reason
 
 
 @dataclass(frozen=True)
@@ -27,17 +28,9 @@ class Part:
 Value = fx.Node | Part
 
 
-class Unreadable(Exception):  # noqa: N818 (not an error: an answer)
-    """An operator that is not of the form its reader describes; it becomes `Opaque`."""
-
-    def __init__(self, reason: Reason, detail: str) -> None:
-        super().__init__(detail)
-        self.stop = Stop(reason, detail)
-
-
 @dataclass(frozen=True)
 class Facts:
-    """What is known of a graph besides its structure."""
+    """Calls, constants, shapes and types of a graph's nodes."""
 
     calls: Mapping[fx.Node, Call]
     constants: Constants
@@ -46,7 +39,7 @@ class Facts:
     dtypes: dict[fx.Node, torch.dtype]
 
     def copy(self, node: fx.Node, to: fx.Node) -> None:
-        """Take note that `to` has the shape and type of `node`."""
+        """Give `to` the shape and type of `node`."""
         if node in self.shapes:
             self.shapes[to] = self.shapes[node]
         if node in self.ranks:
@@ -64,22 +57,22 @@ class Reader:
 
     @property
     def call(self) -> Call:
-        """What the node does."""
+        """The node's call."""
         return self.facts.calls[self.node]
 
     def get(self, name: str, default: Any = None) -> Any:
         """An argument that is a plain Python value."""
-        found = self.call.get(name, default)
-        if isinstance(found, fx.Node):
+        argument = self.call.get(name, default)
+        if isinstance(argument, fx.Node):
             raise Unreadable(Reason.UNKNOWN_SHAPE, f"its argument {name} is computed")
-        return found
+        return argument
 
     def data(self, name: str = "input") -> fx.Node:
         """An argument that is a computed value."""
-        found = self.call.get(name)
-        if not isinstance(found, fx.Node):
+        argument = self.call.get(name)
+        if not isinstance(argument, fx.Node):
             raise Unreadable(Reason.NOT_LINEAR, f"its argument {name} is no computed value")
-        return found
+        return argument
 
     def holds(self, name: str) -> bool:
         """Whether an argument is a constant tensor."""
@@ -87,12 +80,12 @@ class Reader:
 
     def tensor(self, name: str, what: str) -> torch.Tensor:
         """A constant argument."""
-        found = self.call.get(name)
-        if found is None:
-            raise Unreadable(Reason.INVALID_PARAMETERS, f"its {what} is missing")
+        handle = self.call.get(name)
+        if handle is None:
+            raise missing(what)
         if not self.holds(name):
-            raise Unreadable(Reason.NOT_CONSTANT, f"its {what} is not constant")
-        tensor = self.facts.constants.get(found)
+            raise not_constant(what, name_of(handle))
+        tensor = self.facts.constants.get(handle)
         if not is_plain(tensor) and tensor.device.type != "meta":
             kind = type(tensor).__name__ if tensor.dtype.is_floating_point else str(tensor.dtype)
             raise Unreadable(Reason.NOT_CONSTANT, f"its {what} is a {kind}, not a plain floating-point tensor")
@@ -107,22 +100,20 @@ class Reader:
         value = self.call.get("input") if node is None else node
         return self.facts.shapes.get(value) if isinstance(value, fx.Node) else None
 
-    def rank(self, node: object = None) -> int:
-        """The number of axes of a value."""
+    def _rank(self, node: object) -> int | None:
         value = self.call.get("input") if node is None else node
         shape = self.shape(value)
         if shape is not None:
             return len(shape)
-        rank = self.facts.ranks.get(value) if isinstance(value, fx.Node) else None
-        if rank is None:
-            raise Unreadable(Reason.UNKNOWN_SHAPE, "the rank of its input is not known")
-        return rank
+        return self.facts.ranks.get(value) if isinstance(value, fx.Node) else None
+
+    def rank(self, node: object = None) -> int:
+        """The number of axes of a value."""
+        return known_rank(self._rank(node))
 
     def axis(self, axis: Any, node: object = None) -> int:
         """An axis, counted from the front."""
-        if not isinstance(axis, int):
-            raise Unreadable(Reason.UNKNOWN_SHAPE, "its axis is computed")
-        return axis if axis >= 0 else axis + self.rank(node)
+        return count_axis(axis, self._rank(node))
 
     def dtype(self, node: object = None) -> torch.dtype | None:
         """The element type of a value."""
@@ -132,7 +123,14 @@ class Reader:
     def only_first(self) -> None:
         """Insist that nothing but the first of several outputs is read."""
         if any(part_of(user) not in (None, Part(self.node, 0)) for user in self.node.users if user.users):
-            raise Unreadable(Reason.NOT_LINEAR, "a further output of it is read")
+            raise read_elsewhere()
+
+
+def name_of(handle: object) -> str:
+    """The name of a constant argument in a message."""
+    if isinstance(handle, Slot):
+        return f"{handle.path}.{handle.attribute}"
+    return handle.name if isinstance(handle, fx.Node) else str(handle)
 
 
 def part_of(node: fx.Node) -> Part | None:
@@ -141,8 +139,3 @@ def part_of(node: fx.Node) -> Part | None:
         return None
     source, index = node.args
     return Part(source, index) if isinstance(source, fx.Node) and isinstance(index, int) else None
-
-
-def opaque(reason: Reason, detail: str, *, is_batchnorm: bool = False) -> Opaque:
-    """An operator that stops every affine, with its reason."""
-    return Opaque(Stop(reason, detail), is_batchnorm)

@@ -29,7 +29,7 @@ def recorded(graph: fx.Graph) -> dict[fx.Node, Any]:
 
 @dataclass(frozen=True)
 class Sketch:
-    """What is known of a value whatever its sizes are."""
+    """Rank and type of a value, without its sizes."""
 
     rank: int
     dtype: torch.dtype
@@ -55,7 +55,9 @@ def _dim(dim: Any) -> Dim:
     expression = dim.node.expr
     if expression.is_Integer:
         return int(expression)
-    is_product = isinstance(expression, sympy.Mul) and all(each.is_Symbol or each.is_number for each in expression.args)
+    is_product = isinstance(expression, sympy.Mul) and all(
+        factor.is_Symbol or factor.is_number for factor in expression.args
+    )
     return None if is_product else str(expression)
 
 
@@ -110,8 +112,8 @@ class Inference:
                 elif call.operator.is_arithmetic:
                     self._equate_sum(node, call)
                 elif call.op == "cat" and isinstance(call.get("tensors"), list | tuple):
-                    for each in call.get("tensors"):
-                        self._equate(node, each)
+                    for tensor in call.get("tensors"):
+                        self._equate(node, tensor)
 
     def _note_assertion(self, node: fx.Node) -> None:
         """``torch._assert(x.ndim == 4, ...)``, which subclasses of BatchNorm begin with."""
@@ -166,8 +168,8 @@ class Inference:
             weight = self._held(call.get("weight"))
             return None if weight is None else weight.dtype
         if call.op == "cast":
-            found: torch.dtype = call.get("dtype")
-            return found
+            dtype: torch.dtype = call.get("dtype")
+            return dtype
         known = self.dtypes.get(source) if isinstance(source, fx.Node) else None
         if call.op == "type_as":
             return self.dtypes.get(call.arguments["other"])
@@ -177,7 +179,7 @@ class Inference:
             other = call.get("other")
             second = self.dtypes.get(other) if isinstance(other, fx.Node) else known
             return known if known == second and known is not None and known.is_floating_point else None
-        is_told = any(isinstance(each, torch.dtype) for each in _pytree.tree_leaves([*call.arguments.values()]))
+        is_told = any(isinstance(value, torch.dtype) for value in _pytree.tree_leaves([*call.arguments.values()]))
         return known if Keeps.TYPE in call.operator.keeps and not is_told else None
 
     def _held(self, handle: object) -> torch.Tensor | None:
@@ -225,12 +227,12 @@ class Inference:
             sizes = list(size) if isinstance(size, list | tuple) else [size] * dims
             if len(sizes) == dims:
                 space = tuple(
-                    each if isinstance(each, int) else symbol for each, symbol in zip(sizes, space, strict=True)
+                    length if isinstance(length, int) else symbol for length, symbol in zip(sizes, space, strict=True)
                 )
         return (*before[:-dims], *space)
 
     def _joined(self, call: Call) -> Shape | None:
-        shapes = [self.shapes.get(each) for each in call.get("tensors")]
+        shapes = [self.shapes.get(tensor) for tensor in call.get("tensors")]
         axis = call.get("dim", 0)
         if any(shape is None for shape in shapes) or not isinstance(axis, int):
             return None
@@ -269,14 +271,17 @@ def _asks_for_rank(node: fx.Node) -> bool:
 
 def _cast(call: Call, known: torch.dtype | None) -> torch.dtype | None:
     """The type that a cast makes of a known one; None where it is computed, or named as a tensor's."""
-    given = [value for name, value in call.arguments.items() if name not in ("input", "to")]
-    given.extend(call.arguments.get("to", ()))
-    for each in given:
-        if isinstance(each, torch.dtype):
-            return each
-    is_device = [isinstance(each, fx.Node) and each.target is getattr and each.args[1] == "device" for each in given]
-    plain = [isinstance(each, bool | torch.device | torch.memory_format | NoneType) for each in given]
-    named = [isinstance(each, str) and not each.startswith("torch.") for each in given]
+    types = [value for name, value in call.arguments.items() if name not in ("input", "to")]
+    types.extend(call.arguments.get("to", ()))
+    for argument in types:
+        if isinstance(argument, torch.dtype):
+            return argument
+    is_device = [
+        isinstance(argument, fx.Node) and argument.target is getattr and argument.args[1] == "device"
+        for argument in types
+    ]
+    plain = [isinstance(argument, bool | torch.device | torch.memory_format | NoneType) for argument in types]
+    named = [isinstance(argument, str) and not argument.startswith("torch.") for argument in types]
     return known if all(map(any, zip(is_device, plain, named, strict=True))) else None
 
 

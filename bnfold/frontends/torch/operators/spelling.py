@@ -34,10 +34,10 @@ def spell(node: fx.Node, root: nn.Module | None) -> Call:
     if target is getattr and len(node.args) > 1 and node.args[1] in ATTRIBUTES:
         return Call(ATTRIBUTES[str(node.args[1])], {"input": node.args[0]})
     name = str(_DISPATCHED.get(target) or getattr(target, "__name__", ""))
-    found = FUNCTIONS.get(target) if callable(target) else None
-    is_foreign = found is None and getattr(target, "__module__", None) not in _HARMLESS
+    entry = FUNCTIONS.get(target) if callable(target) else None
+    is_foreign = entry is None and getattr(target, "__module__", None) not in _HARMLESS
     is_inplace = _ends_inplace(name) or target in _WRITERS or is_foreign or _is_told_to_write(node)
-    return replace(_bind(node, found, is_inplace=is_inplace), dims=_dims(name))
+    return replace(_bind(node, entry, is_inplace=is_inplace), dims=_dims(name))
 
 
 _DISPATCHED = {value: name for name, value in vars(F).items() if getattr(value, "__name__", "") == "fn"}
@@ -57,8 +57,8 @@ _HARMLESS = frozenset({None, "_operator", "builtins", "math", "torch", "torch.fu
 
 
 def _dims(name: str) -> int | None:
-    found = re.search(r"([123])d(?![a-zA-Z0-9])", name.replace("_with_indices", ""))
-    return int(found[1]) if found else None
+    match = re.search(r"([123])d(?![a-zA-Z0-9])", name.replace("_with_indices", ""))
+    return int(match[1]) if match else None
 
 
 def _ends_inplace(name: str) -> bool:
@@ -80,15 +80,15 @@ def _aten(node: fx.Node, target: torch._ops.OpOverload) -> Call:
     schema = target._schema
     namespace, _, name = schema.name.partition("::")
     arguments: dict[str, Any] = {}
-    for index, each in enumerate(schema.arguments):
-        key = "input" if each.name == "self" else each.name
-        if index < len(node.args) and not each.kwarg_only:
+    for index, parameter in enumerate(schema.arguments):
+        key = "input" if parameter.name == "self" else parameter.name
+        if index < len(node.args) and not parameter.kwarg_only:
             arguments[key] = node.args[index]
-        elif each.name in node.kwargs:
-            arguments[key] = node.kwargs[each.name]
-        elif each.has_default_value():
-            arguments[key] = each.default_value
-    writes = any(each.alias_info is not None and each.alias_info.is_write for each in schema.arguments)
+        elif parameter.name in node.kwargs:
+            arguments[key] = node.kwargs[parameter.name]
+        elif parameter.has_default_value():
+            arguments[key] = parameter.default_value
+    writes = any(parameter.alias_info is not None and parameter.alias_info.is_write for parameter in schema.arguments)
     if namespace != "aten" or "out" in node.kwargs:
         return Call(NOBODY_KNOWS, arguments, is_inplace=writes)
     if name == "split" and target is torch.ops.aten.split.sizes:
@@ -104,10 +104,10 @@ def _aten(node: fx.Node, target: torch._ops.OpOverload) -> Call:
     return Call(row, arguments, is_inplace=writes)
 
 
-def _bind(node: fx.Node, found: tuple[Operator, str] | None, *, is_inplace: bool) -> Call:
-    if found is None or "out" in node.kwargs:
+def _bind(node: fx.Node, entry: tuple[Operator, str] | None, *, is_inplace: bool) -> Call:
+    if entry is None or "out" in node.kwargs:
         return Call(NOBODY_KNOWS, {"args": node.args, **node.kwargs}, is_inplace=is_inplace)
-    row, parameters = found
+    row, parameters = entry
     arguments: dict[str, Any] = dict(node.kwargs)
     for name, value in zip(parameters.split(), node.args, strict=False):
         if name.startswith("*"):
@@ -172,15 +172,15 @@ def _module(node: fx.Node, module: nn.Module) -> Call:
     is_inplace = bool(getattr(module, "inplace", False))
     described = MODULES.get(type(module).forward) if _is_as_described(module) else None
     if described is None or is_parametrized(module):
-        inside = [each for path, each in module.named_modules() if "parametrizations" not in path.split(".")]
+        inside = [inner for path, inner in module.named_modules() if "parametrizations" not in path.split(".")]
         known = all(map(_is_from_torch, inside))
-        is_inplace = any(getattr(each, "inplace", False) for each in inside)
+        is_inplace = any(getattr(inner, "inplace", False) for inner in inside)
         row = Operator("nonlinear", memory=described[0].memory if described else Memory.ANY) if known else NOBODY_KNOWS
         return Call(row, {"args": node.args, **node.kwargs}, module, is_inplace or not known)
     row, describe = described
     arguments = describe(module, str(node.target))
-    given = dict(zip(("input", "output_size"), node.args, strict=False))
-    given.update(node.kwargs)
-    if "output_size" in given and row.name.startswith("conv_transpose"):
-        arguments["output_padding"] = given["output_size"]
-    return Call(row, {**arguments, "input": given.get("input", given.get("x"))}, module, is_inplace)
+    passed = dict(zip(("input", "output_size"), node.args, strict=False))
+    passed.update(node.kwargs)
+    if "output_size" in passed and row.name.startswith("conv_transpose"):
+        arguments["output_padding"] = passed["output_size"]
+    return Call(row, {**arguments, "input": passed.get("input", passed.get("x"))}, module, is_inplace)

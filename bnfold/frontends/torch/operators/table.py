@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (its name everywhere)
 from torch import nn
 
+from bnfold.frontends.reading import identity, rectifier
 from bnfold.frontends.torch.operators import read_carry, read_linear
 from bnfold.frontends.torch.operators.calls import UNKNOWN, Describe, Keeps, Memory, Operator, Outputs, Slot
 
@@ -33,13 +34,13 @@ def _held(module: nn.Module, path: str, *names: str) -> dict[str, Any]:
 
 
 def _conv(*names: str) -> Describe:
-    told = _named("stride", "padding", "dilation", "groups", *names)
-    return lambda module, path: {**_held(module, path, "weight", "bias"), **told(module, path)}
+    describe = _named("stride", "padding", "dilation", "groups", *names)
+    return lambda module, path: {**_held(module, path, "weight", "bias"), **describe(module, path)}
 
 
 def _statistics(module: Any, path: str) -> dict[str, Any]:
-    held = _held(module, path, "weight", "bias", "running_mean", "running_var")
-    return {**held, "eps": module.eps, "rank": _RANKS.get(type(module)._check_input_dim)}
+    tensors = _held(module, path, "weight", "bias", "running_mean", "running_var")
+    return {**tensors, "eps": module.eps, "rank": _RANKS.get(type(module)._check_input_dim)}
 
 
 def _batch_norm(module: Any, path: str) -> dict[str, Any]:
@@ -53,7 +54,7 @@ def _instance_norm(module: Any, path: str) -> dict[str, Any]:
 
 def _same(name: str, *modules: type[nn.Module]) -> Operator:
     """A row of which all spellings have one name, and that only tells that the result is fresh."""
-    functions = {id(found): found for space in (torch, F) if (found := getattr(space, name, None)) is not None}
+    functions = {id(function): function for space in (torch, F) if (function := getattr(space, name, None)) is not None}
     return Operator(name, "input *rest", tuple(functions.values()), name if hasattr(torch.Tensor, name) else "",
                     modules=dict.fromkeys(modules, _named()), memory=Memory.FRESH)  # fmt: skip
 
@@ -242,16 +243,16 @@ OPERATORS: tuple[Operator, ...] = (
              aten="feature_dropout alpha_dropout", modules=dict.fromkeys(_DROPOUTS, _named("training", "inplace")),
              memory=INPUT, keeps=SHAPE_AND_TYPE, carry=read_carry.dropout),
     Operator("relu", "input inplace", (F.relu, torch.relu, F.relu_, torch.relu_), "relu relu_",
-             modules={nn.ReLU: _named()}, memory=FRESH, keeps=SHAPE_AND_TYPE, carry=read_carry.rectifier),
+             modules={nn.ReLU: _named()}, memory=FRESH, keeps=SHAPE_AND_TYPE, carry=rectifier),
     Operator("leaky_relu", "input negative_slope inplace", (F.leaky_relu, F.leaky_relu_),
              modules={nn.LeakyReLU: _named("negative_slope")},
-             memory=FRESH, keeps=SHAPE_AND_TYPE, carry=read_carry.rectifier),
+             memory=FRESH, keeps=SHAPE_AND_TYPE, carry=rectifier),
     Operator("prelu", "input weight", (torch.prelu, F.prelu), "prelu",
              modules={nn.PReLU: lambda module, path: _held(module, path, "weight")},
-             memory=FRESH, keeps=SHAPE_AND_TYPE, carry=read_carry.rectifier),
+             memory=FRESH, keeps=SHAPE_AND_TYPE, carry=rectifier),
     Operator("identity", "input", (torch.clone, torch.detach), "clone contiguous detach",
              aten="clone contiguous detach alias lift_fresh_copy detach_", modules={nn.Identity: _named()},
-             memory=INPUT, keeps=SHAPE_AND_TYPE, is_evaluated=True, carry=read_carry.identity),
+             memory=INPUT, keeps=SHAPE_AND_TYPE, is_evaluated=True, carry=identity),
     Operator("to", "input *to", methods="to type", aten="_to_copy",
              memory=INPUT, keeps=Keeps.SHAPE, is_evaluated=True, carry=read_carry.cast),
     Operator("cast", "input", methods=" ".join(CASTS),
@@ -316,4 +317,4 @@ ATEN = ROWS | {name: row for row in OPERATORS for name in row.aten.split()}
 MODULES = {kind.forward: (row, describe) for row in OPERATORS for kind, describe in row.modules.items()}
 
 NOBODY_KNOWS = Operator(UNKNOWN)
-"""The row of what is in no row."""
+"""The row of every operator that the table does not have."""

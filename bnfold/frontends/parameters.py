@@ -1,0 +1,147 @@
+"""The parameters of a graph's nodes, and what the views of both front ends do with them."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar, cast
+
+import numpy as np
+
+from bnfold.algebra import terms
+from bnfold.algebra.affine import Affine, Array
+from bnfold.algebra.kernels import Kernel, Rows, row_count
+from bnfold.algebra.linear import Layout, Linear
+from bnfold.algebra.rounding import Rounding, round_once
+from bnfold.algebra.terms import Load, Parameters
+from bnfold.frontends.reading import AnyArray, Normalization, unit
+from bnfold.graph.cautions import Caution, examine
+from bnfold.graph.ops import ChannelAffine
+from bnfold.graph.protocol import Graph
+
+N = TypeVar("N", bound=Hashable)
+V = TypeVar("V", bound=Hashable)
+W = TypeVar("W")
+
+
+def array_rows(array: AnyArray, rows: int) -> Rows:
+    """A way to read the rows of an array, which is seen as `rows` rows."""
+    flat = array.reshape(rows, -1)
+    return lambda start, stop: flat[start:stop]
+
+
+@dataclass(frozen=True, eq=False)
+class Stored(Generic[W]):
+    """The parameters of a linear operator as they are stored, apart from the graph, which may change meanwhile.
+
+    Attributes:
+        linear: the operator.
+        weights: where the front end keeps its parameters.
+        kernel: the kernel.
+        bias: the bias in float64, one entry for each output channel; None where there is none.
+        dtype: of the kernel.
+    """
+
+    linear: Linear
+    weights: W
+    kernel: Kernel
+    bias: Array | None
+    dtype: np.dtype[Any]
+
+    def parameters(self) -> Parameters:
+        """The parameters in the form that a merged operator computes with."""
+        return Parameters(self.kernel.canonical, self.bias, None if self.kernel.is_input_major else self.kernel.take)
+
+    def source(self, linear: Linear, load: Load) -> Kernel:
+        """The kernel that `linear` starts from: the stored one, or the one that its terms add up to."""
+        if not linear.terms:
+            return self.kernel
+        layout, shape = self.kernel.layout, self._native_shape(linear)
+
+        def open_rows() -> Rows:
+            if terms.is_by_rows(linear) and not self.kernel.is_input_major:
+                return lambda start, stop: terms.kernel_rows(linear, load, slice(start, stop))
+            return array_rows(layout.native(terms.kernel(linear, load), shape), row_count(shape, layout))
+
+        return Kernel(shape, layout, linear.groups, open_rows)
+
+    def solve_bias(self, linear: Linear, load: Load) -> Array | None:
+        """The bias with everything that `linear` absorbed and is made of; None where none is needed."""
+        return self.source(linear, load).solve_bias(linear, self._bias(linear, load))
+
+    def _bias(self, linear: Linear, load: Load) -> Array | None:
+        """The bias that `linear` starts from."""
+        return terms.bias(linear, load) if linear.terms else self.bias
+
+    def measure(self, linear: Linear, load: Load) -> Rounding:
+        """The effect of storing the parameters with everything that `linear` absorbed and is made of."""
+        source, spacing = self.source(linear, load), unit(self.dtype)
+        rounding = source.measure(linear, self.solve_bias(linear, load), self.dtype, spacing)
+        rounding = rounding.with_fill(linear.fill, self.dtype, spacing)
+        for growth in terms.growths(linear, load, lambda: source.measure_growth(linear, self._bias(linear, load))):
+            rounding = rounding.with_growth(growth)
+        return rounding
+
+    def native_bias(self, bias: Array) -> Array:
+        """A bias as the operator stores it."""
+        return bias
+
+    def _native_shape(self, linear: Linear) -> tuple[int, ...]:
+        """The shape that the operator stores; a product may have other channels than the operator had."""
+        shape = self.kernel.shape
+        if (linear.out_channels, linear.in_channels) == (self.linear.out_channels, self.linear.in_channels):
+            return shape
+        match self.kernel.layout:
+            case Layout.CONV:
+                return linear.out_channels, linear.in_channels // linear.groups, *shape[2:]
+            case Layout.IN_OUT:
+                return *shape[:-2], linear.in_channels, linear.out_channels
+            case Layout.OUT_IN:
+                return *shape[:-2], linear.out_channels, linear.in_channels
+        raise AssertionError(f"nothing merges into a kernel that is stored as {self.kernel.layout}")
+
+
+class View(Graph[N, V], Generic[N, V, W]):
+    """The part of a graph that is about stored parameters."""
+
+    @abstractmethod
+    def _is_batchnorm(self, node: N) -> bool:
+        """Whether a node is a BatchNorm."""
+
+    @abstractmethod
+    def _normalization(self, node: N) -> Normalization:
+        """The constants of a BatchNorm that can be read."""
+
+    @abstractmethod
+    def _stored(self, node: N) -> Stored[W]:
+        """The parameters of a linear operator that can be read."""
+
+    def _loader(self, linear: Linear) -> Load:
+        """The parameters of the nodes that make up a merged operator. They are captured now: the nodes will go."""
+        captured = {node: self._stored(cast("N", node)).parameters() for node in terms.nodes(linear)}
+        return captured.__getitem__
+
+    def round(self, node: N, absorbed: Linear | Affine) -> Rounding:
+        """See `Graph`."""
+        if isinstance(absorbed, Affine):
+            return self._normalization(node).solve(absorbed).rounding
+        return self._measure(self._stored(node), absorbed)
+
+    def _measure(self, stored: Stored[W], absorbed: Linear) -> Rounding:
+        return stored.measure(absorbed, self._loader(absorbed))
+
+    def makes_bias(self, node: N, absorbed: Linear) -> bool:
+        """See `Graph`."""
+        stored = self._stored(node)
+        bias = stored.solve_bias(absorbed, self._loader(absorbed))
+        return bias is not None and bool(round_once(bias, stored.dtype).any())
+
+    def _cautions(self) -> list[Caution]:
+        """Statistics of readable BatchNorms that look wrong."""
+        cautions: list[Caution] = []
+        for node in self.nodes():
+            if self._is_batchnorm(node) and isinstance(self.op(node), ChannelAffine):
+                read = self._normalization(node)
+                cautions += examine(self.name(node), self.scope(node), read.gamma, read.mean, read.var, read.epsilon)
+        return cautions
