@@ -38,7 +38,7 @@ def _would_fold(draft: Draft[N, V], move: Move[N, V]) -> bool:
     for node, absorbed in move.sinks.items():
         if not isinstance(absorbed, Linear) or absorbed.before is None:
             continue
-        own = move.affines[draft.inputs(node)[0]].statistics
+        own = move.affines[draft.inputs(node)[0]].assumed
         alone = replace(absorbed, before=absorbed.before.with_statistics(own))
         if stop_rounding(draft.graph.round(node, alone)) is not None:
             return False
