@@ -251,7 +251,7 @@ def _compare(
         if before.shape != after.shape:
             raise ProofError("merges", name, f"its result has shape {after.shape}, not {before.shape}")
         if pulled is not None:
-            before, sizes = pulled(before), np.abs(pulled(np.zeros_like(before))) + sizes * _along(pulled, sizes.ndim)
+            before, sizes = pulled(before), np.abs(pulled(np.zeros_like(before))) + sizes * along(pulled, sizes.ndim)
         left, right, allowed = before, after, bound
         if base is not None:
             times = len(before) // len(base[0])
@@ -270,8 +270,8 @@ def _compare(
     drawn = {value: draw(pair.relation(scope, value), shapes[value], generator) for value in reads}
     judge({value: each[0] for value, each in drawn.items()}, {names[key]: each[1] for key, each in drawn.items()}, None)
     for value in reads:
-        impulses = _impulses(shapes[value], generator)
-        count = len(impulses) // shapes[value][0]
+        ones = impulses(shapes[value], generator)
+        count = len(ones) // shapes[value][0]
 
         def both(now: AnyArray, value: str = value, count: int = count) -> tuple[Any, Any]:
             fed = {
@@ -282,16 +282,17 @@ def _compare(
             return before, {names[each]: x for each, x in fed.items()}
 
         base = judge(*both(np.zeros(shapes[value]), count=1), None)
-        judge(*both(impulses), base)
+        judge(*both(ones), base)
 
 
-def _along(affine: Affine, rank: int) -> AnyArray:
+def along(affine: Affine, rank: int) -> AnyArray:
+    """The sizes of an affine's scales, so that they broadcast against a value of that rank."""
     shape = [1] * rank
     shape[affine.axis] = affine.size
     return np.abs(affine.scale).reshape(shape)
 
 
-def _impulses(shape: tuple[int, ...], generator: np.random.Generator) -> AnyArray:
+def impulses(shape: tuple[int, ...], generator: np.random.Generator) -> AnyArray:
     """Data with a one in one channel each, at corners, borders and in the middle, along the first axis."""
     axis = 1 if len(shape) != 3 else 2
     axis = min(axis, len(shape) - 1)
