@@ -139,6 +139,8 @@ def _overload(node: fx.Node, target: torch._ops.OpOverload) -> Call:
         if each.alias_info is not None and each.alias_info.is_write
     ]
     name = _canonical(schema.name.partition("::")[2]) if target.namespace == "aten" else ""
+    if name == "dropout" and arguments.get("train", True):
+        name = ""
     if name in BATCHNORMS and (arguments.get("training") or arguments.get("use_input_stats")):
         return Call("", arguments, None, tuple(node.all_input_nodes))
     return Call(name, arguments, None, tuple(each for each in written if isinstance(each, fx.Node)))
@@ -186,6 +188,8 @@ def _function(node: fx.Node) -> Call:
         name.startswith("i") and getattr(operator, name, None) is target and name[1:] in dir(operator)
     )
     by_batch = plain in BATCHNORMS and (arguments.get("training") or _uses_batch(plain, arguments))
+    if plain == "dropout" and _is_random(target, node):
+        plain = ""
     if "out" in node.kwargs or by_batch:
         return Call("", arguments, None, everything)
     return Call(plain, arguments, None, (first,) if is_inplace and isinstance(first, fx.Node) else ())
@@ -193,6 +197,16 @@ def _function(node: fx.Node) -> Call:
 
 def _uses_batch(name: str, arguments: Mapping[str, Any]) -> bool:
     return bool(name == "instance_norm" and arguments.get("use_input_stats", True))
+
+
+def _is_random(target: Any, node: fx.Node) -> bool:
+    """Whether a dropout drops something."""
+    try:
+        bound = inspect.signature(target).bind(*node.args, **node.kwargs)
+    except (TypeError, ValueError):  # of torch itself: input, p, train
+        return bool(node.kwargs.get("train", node.args[2] if len(node.args) > 2 else True))
+    bound.apply_defaults()
+    return bool(bound.arguments.get("training", True))
 
 
 def _is_inplace(target: Any, node: fx.Node) -> bool:
@@ -212,7 +226,7 @@ def _module(node: fx.Node, module: nn.Module) -> Call:
         return Call("", {}, module, everything)
     is_inplace = any(getattr(each, "inplace", False) for each in parts)
     name = MODULES.get(type(module), "")
-    if any(_normalises_by_batch(each) for each in parts):
+    if any(_normalises_by_batch(each) for each in parts) or (name == "dropout" and module.training):
         name = ""
     arguments: dict[str, Any] = {"input": node.args[0] if node.args else node.kwargs.get("input")}
     if name in LINEAR or name in BATCHNORMS:

@@ -90,6 +90,7 @@ def _check_nodes(pair: Pair, tally: _Tally) -> None:
             continue
         if pair.mark(node) is not None:
             pair.changed.add(node)
+            merges.insist_on_part(pair, node)
             if node in roots:
                 merges.check_merge(pair, node)
                 tally.met["merges"] += 1
@@ -239,6 +240,8 @@ def _check_batchnorm(pair: Pair, node: fx.Node, rank: int | None) -> Worst:
     key = f"{node.name}[0]" if pair.original.is_spread(node) else node.name
     if any(each != key and pair.relation_of(each) for each in pair.original.keys(node)):
         raise ProofError("weights", node.name, "a further output changed")
+    if [each.dtype for each in before.stored] != [each.dtype for each in now.stored]:
+        raise ProofError("weights", node.name, "its parameters are of other types")
     pair.account_weights(*now.weights)
     affine, size = before.affine
     relations = pair.relation(before.data), pair.relation_of(key)

@@ -106,19 +106,25 @@ def _region(pair: Pair, root: fx.Node) -> tuple[list[fx.Node], list[fx.Node]]:
     return sorted(chosen, key=side.order.__getitem__), reads
 
 
+def insist_on_part(pair: Pair, node: fx.Node) -> None:
+    """That a node is linear, whatever the data is."""
+    side, call = pair.original, pair.original.calls[node]
+    if side.pick(node) is not None:
+        return
+    data = [each for each in node.all_input_nodes if each not in side.constants]
+    is_batchnorm = read_batchnorm(side, node, pair.shapes.rank(call.get("input"))) is not None
+    if not (call.name in PARTS or is_batchnorm) or not (len(data) == 1 or call.name in SUMS):
+        raise ProofError("merges", node.name, f"{call.name or node.target} merged")
+    if call.name in LINEAR and read_product(side, node) is None:
+        raise ProofError("merges", node.name, "its weight is not constant")
+
+
 def check_merge(pair: Pair, root: fx.Node) -> None:
     """That one operator is a region of the original, within the rounding of its weights."""
     side, name = pair.original, root.name
     nodes, reads = _region(pair, root)
     for node in nodes:
-        call = side.calls[node]
-        data = [each for each in node.all_input_nodes if each not in side.constants]
-        is_batchnorm = read_batchnorm(side, node, pair.shapes.rank(call.get("input"))) is not None
-        is_plain = len(data) == 1 or call.name in SUMS or side.pick(node) is not None
-        if not (call.name in PARTS or is_batchnorm or side.pick(node) is not None) or not is_plain:
-            raise ProofError("merges", node.name, f"{call.name or node.target} merged")
-        if call.name in LINEAR and read_product(side, node) is None:
-            raise ProofError("merges", node.name, "its weight is not constant")
+        insist_on_part(pair, node)
     if side.is_spread(root):
         raise ProofError("merges", name, "it makes several values")
     ends = {pair.name(each): each for each in reads}

@@ -61,8 +61,8 @@ class Pair:
             node = self.original.nodes[name.partition("[")[0]]
             if node not in self.original.calls or node in self.original.constants:
                 raise ProofError("wiring", name, "an input or a constant cannot change")
-            if self.original.pick(node) is not None:
-                raise InvalidModelError(f"the certificate names {name!r}, which is an entry of a tuple")
+            if self.original.pick(node) is not None or self.original.is_spread(node) != name.endswith("]"):
+                raise InvalidModelError(f"the certificate names {name!r}, which is no value, but a tuple or its entry")
 
     def name(self, node: fx.Node) -> str:
         """The name in the result of what stands for a value of the original."""
@@ -93,6 +93,9 @@ class Pair:
         found = self.result.nodes.get(name)
         if found is None or found.op not in ("call_function", "call_method", "call_module"):
             raise ProofError("wiring", node.name, "the result has no such node")
+        for key in self.original.keys(node) if self.original.is_spread(node) else ():
+            if self.certificate.names.get((SCOPE, key), key) != key:
+                raise ProofError("wiring", key, "another entry of a tuple stands for it")
         return found
 
     def account(self, node: fx.Node, twin: fx.Node) -> None:

@@ -82,7 +82,10 @@ class Side:
         self.specs: dict[str, InputSpec] = {}
         if isinstance(model, ExportedProgram):
             self.specs = {getattr(spec.arg, "name", ""): spec for spec in model.graph_signature.input_specs}
-        self.tensors: dict[str, torch.Tensor] = dict(_tensors(model))
+        self.tensors: dict[str, torch.Tensor] = {}
+        for path, tensor in _tensors(model):
+            if self.tensors.setdefault(path, tensor) is not tensor:
+                raise ProofError("wiring", path, "two tensors have this name")
         self._memo: dict[fx.Node, torch.Tensor | None] = {}
         self.tangled: set[fx.Node] = set()
         self.counts: dict[fx.Node, int] = {}

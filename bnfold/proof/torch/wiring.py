@@ -16,7 +16,7 @@ from bnfold.proof.torch.sides import HELD, is_same_tensor, storage
 
 FX_OWN = frozenset(
     {
-        "_graph", "_code", "_in_spec", "_out_spec", "_codegen", "_tracer_cls", "_tracer_extras", "_lineno_map",
+        "_graph", "_code", "_codegen", "_tracer_cls", "_tracer_extras", "_lineno_map",
         "_graphmodule_cls_name", "_prologue_start", "_recompile_submodules", "__compiled_fn__", "meta",
     }
 )  # fmt: skip
@@ -33,6 +33,9 @@ def check_models(pair: Pair) -> None:
     for side in (pair.original, pair.result):
         if side.graph.python_code("self").src != side.root.code:
             raise ProofError("wiring", "", "the code of a graph module is not that of its graph")
+    codes = [side.graph._codegen for side in (pair.original, pair.result)]
+    if type(codes[0]) is not type(codes[1]) or repr(vars(codes[0])) != repr(vars(codes[1])):
+        raise ProofError("wiring", "", "the graphs take their inputs or give their outputs in another structure")
     _check_inputs(pair)
     if isinstance(original, ExportedProgram) and isinstance(result, ExportedProgram):
         _check_programs(pair, original, result)
@@ -73,7 +76,7 @@ def _check_programs(pair: Pair, original: ExportedProgram, result: ExportedProgr
     listed = [[getattr(spec.arg, "name", "") for spec in each.input_specs] for each in signatures]
     if places != listed:
         raise ProofError("wiring", "", "the signature does not list the inputs of the graph")
-    for name in ("range_constraints", "dialect"):
+    for name in ("range_constraints", "dialect", "_guards_code", "call_spec"):
         if getattr(original, name, None) != getattr(result, name, None):
             raise ProofError("wiring", "", f"the {name} of the programs differ")
     calls = [
