@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import warnings
 from contextlib import nullcontext
 from typing import Any
@@ -163,7 +164,19 @@ class _Ranks:
             for node, call in [*side.calls.items(), *reversed(list(side.calls.items()))]:
                 self._visit(node, call.name, call.get("input"), call.module)
 
+    def _assertion(self, node: fx.Node) -> None:
+        """``torch._assert(x.ndim == 4, ...)``, which subclasses of BatchNorm begin with."""
+        claim = node.args[0] if node.target is torch._assert and node.args else None
+        if not isinstance(claim, fx.Node) or claim.target is not operator.eq or len(claim.args) != 2:
+            return
+        asked, rank = claim.args
+        if isinstance(asked, fx.Node) and type(rank) is int and self._side.calls[asked].name in ("ndim", "dim"):
+            subject = asked.args[0]
+            if isinstance(subject, fx.Node) and len(asked.args) == (2 if asked.target is getattr else 1):
+                self.found[subject] = rank
+
     def _visit(self, node: fx.Node, name: str, source: Any, module: nn.Module | None) -> None:
+        self._assertion(node)
         if isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d):
             self.found[node] = 4 if isinstance(module, nn.BatchNorm2d) else 5
         picked = self._side.pick(node)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from types import MethodType
 from typing import Any
 
 import torch
@@ -142,6 +143,8 @@ def differs(one: nn.Module, other: nn.Module, but: Collection[str] = ()) -> str 
     for key in values[0].keys() | values[1].keys():
         if key not in values[0] or key not in values[1] or not _is_same(values[0][key], values[1][key], {}):
             return f"its attribute {key}"
+        if key == "forward" and values[0][key] is not values[1][key]:
+            return f"its attribute {key}"
     return None
 
 
@@ -164,6 +167,8 @@ def _is_same(one: Any, other: Any, seen: dict[tuple[int, int], bool]) -> bool:
         return len(one) == len(other) and all(_is_same(mine, its, seen) for mine, its in zip(one, other, strict=True))
     if isinstance(one, nn.Module):
         return is_same_module(one, other)
+    if isinstance(one, MethodType) and isinstance(one.__self__, nn.Module):
+        return one.__func__ is other.__func__ and isinstance(other.__self__, nn.Module)
     if hasattr(one, "__dict__") and not callable(one) and _compares_identity(one):
         return _is_same(vars(one), vars(other), seen)
     try:

@@ -354,3 +354,24 @@ def test_einsums_that_order_other_axes_differently_do_not_merge() -> None:
     x = drawn(2, 5, 5, 4)
     _, outcomes = fuse(traced(Swapped()), x, example_inputs=x)
     assert outcomes == ()
+
+
+def test_hooks_and_attributes_of_a_graph_module_stay() -> None:
+    """`copy.deepcopy` of a graph module leaves them out."""
+    model = traced(trained(nn.Sequential(nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6))))
+    model.note = ["mine"]
+    model.register_forward_hook(lambda module, given, made: made * 2)
+    model.register_forward_pre_hook(lambda module, given, named: ((given[0] + 1,), named), with_kwargs=True)
+    fused = assert_folds(model, IMAGE)
+    assert fused.note == ["mine"]
+    assert fused.note is not model.note
+
+
+@pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec.*:FutureWarning")  # torch's own
+def test_the_module_of_a_program_goes_on_checking_its_inputs() -> None:
+    program = exported(trained(nn.Sequential(nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6))), IMAGE)
+    fused, _ = fuse(program.module(), IMAGE)
+    with pytest.raises(Exception, match=r"(?i)guard|expected|shape"):
+        fused(drawn(3, 4, 8, 8))
+    with pytest.raises(NotImplementedError):
+        fused.train()

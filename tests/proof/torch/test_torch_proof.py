@@ -6,6 +6,7 @@ import copy
 import operator
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch.export import ExportedProgram
 
 from bnfold.algebra.affine import Affine
 from bnfold.errors import InvalidModelError
-from bnfold.frontends.torch.capture.copies import copy_program
+from bnfold.frontends.torch.capture.copies import copy_module, copy_program
 from bnfold.proof.certificate import Certificate, Relation
 from bnfold.proof.checker import Proof
 from bnfold.proof.torch.check import check_program
@@ -438,3 +439,160 @@ def test_names_that_are_not_there_are_refused(folded: Folded) -> None:
     ):
         with pytest.raises(InvalidModelError, match="does not have"):
             check_program(original, result, wrong, (x,))
+
+
+# --------------------------------------------------------------------------------------------------------------- holes
+
+
+def claim(original: Model, result: Model, **parts: Any) -> bool:
+    """Whether a result is proved by what somebody claims of it."""
+    nothing: dict[str, Any] = {"names": {}, "relations": {}, "vanished": frozenset(), "merged": {}}
+    return check_program(
+        original, result, Certificate(digest(original), digest(result), **{**nothing, **parts})
+    ).is_proved
+
+
+class Code(nn.Module):
+    """A function as a module, with a convolution and a BatchNorm whose map is the identity."""
+
+    def __init__(self, call: Callable[[Any, Tensor], Any]) -> None:
+        super().__init__()
+        self.call = call
+        self.conv, self.norm = nn.Conv2d(4, 4, 1, bias=False), nn.BatchNorm2d(4, eps=0.0)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.call(self, x)
+
+
+def without(model: fx.GraphModule, name: str) -> fx.GraphModule:
+    """A copy in which what a node reads stands for it."""
+    twin = copy.deepcopy(model)
+    node = next(each for each in twin.graph.nodes if each.name == name)
+    if node.users:
+        node.replace_all_uses_with(node.all_input_nodes[0])
+    twin.graph.erase_node(node)
+    twin.recompile()
+    return twin
+
+
+def graph_of_code(call: Callable[[Any, Tensor], Any], *, train: bool = False) -> fx.GraphModule:
+    return traced(Code(call).double().train(train))
+
+
+def renames(original: str, result: str) -> dict[tuple[str, str], str]:
+    return {("main", original): result}
+
+
+def test_an_identity_that_goes_is_proved() -> None:
+    original = graph_of_code(lambda m, x: m.norm(m.conv(x)))
+    gone = {"names": renames("norm", "conv"), "vanished": frozenset({("main", "norm")})}
+    assert claim(original, without(original, "norm"), **gone)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda m, x: (y := m.conv(x)) + m.norm(y).relu_(),
+        lambda m, x: m.norm(y := m.conv(x)).flatten(1).relu_() + y.flatten(1),
+        lambda m, x: F.relu(z := m.norm(y := m.conv(x)), inplace=True) + y + z,
+        lambda m, x: m.norm(x).add_(1),
+    ],
+)
+def test_what_was_a_copy_that_something_writes_into_is_not_taken_for_what_it_was_copied_from(call: Any) -> None:
+    original = graph_of_code(call)
+    source = next(node for node in original.graph.nodes if node.name == "norm").all_input_nodes[0].name
+    gone = {"names": renames("norm", source), "vanished": frozenset({("main", "norm")})}
+    assert not claim(original, without(original, "norm"), **gone)
+
+
+def test_a_dropout_that_hardly_drops_does_not_vanish() -> None:
+    original = graph_of_code(lambda m, x: F.dropout(m.conv(x), 1e-12))
+    gone = {"names": renames("dropout", "conv"), "vanished": frozenset({("main", "dropout")})}
+    assert not claim(original, without(original, "dropout"), **gone)
+
+
+def test_a_batchnorm_in_training_mode_does_not_vanish() -> None:
+    original = graph_of_code(lambda m, x: m.norm(m.conv(x)), train=True)
+    gone = {"names": renames("norm", "conv"), "vanished": frozenset({("main", "norm")})}
+    assert not claim(original, without(original, "norm"), **gone)
+
+
+def test_what_nobody_reads_but_draws_random_numbers_does_not_merge_away() -> None:
+    original = graph_of_code(lambda m, x: (torch.rand_like(x), torch.rand_like(x))[1])
+    assert not claim(original, without(original, "rand_like"), merged=renames("rand_like", "rand_like"))
+
+
+def test_parts_of_a_tuple_are_not_swapped_by_their_names() -> None:
+    original = graph_of_code(lambda m, x: torch.cat([part.relu() for part in (x.chunk(2, 1)[0], x.chunk(2, 1)[1])], 1))
+    swapped = copy.deepcopy(original)
+    for node in swapped.graph.nodes:
+        if node.target is operator.getitem:
+            node.update_arg(1, 1 - node.args[1])
+    swapped.recompile()
+    names = {
+        ("main", f"{chunk}[{index}]"): f"{chunk}[{1 - index}]" for chunk in ("chunk", "chunk_1") for index in (0, 1)
+    }
+    assert not claim(original, swapped)
+    with pytest.raises(InvalidModelError, match="no value"):
+        claim(original, swapped, names=renames("chunk", "x"))
+    assert not claim(
+        original, swapped, names={key: name for key, name in names.items() if key[1].endswith(("k[0]", "1[1]"))}
+    )
+
+
+def test_another_structure_of_the_outputs_is_not_proved() -> None:
+    original = exported(network(torch.float32), IMAGE).module()
+    other = copy_module(original)
+    assert claim(original, other)
+    other._out_spec = other.graph._codegen.pytree_info.in_spec
+    assert not claim(original, other)
+    assert not claim(original, copy.deepcopy(original))  # which has lost its hooks
+
+
+@pytest.mark.parametrize("call", [torch.sigmoid, torch.clamp_min, F.hardtanh], ids=lambda each: each.__name__)
+def test_no_change_goes_through_what_is_not_homogeneous(call: Any) -> None:
+    """Data of the size that is drawn may not meet what such an operator does."""
+    arguments = {"sigmoid": (), "clamp_min": (-1e9,), "hardtanh": (-1e9, 1e9)}[call.__name__]
+    original = graph_of_code(lambda m, x: m.norm(call(m.conv(x), *arguments)))
+    result = without(original, "norm")
+    last = [node.name for node in original.graph.nodes if node.op.startswith("call")][-2]
+    affine = Affine(np.full(4, 2.0), np.zeros(4), 1)
+    original.norm.weight.data.fill_(2)
+    result.conv.weight = nn.Parameter(original.conv.weight.detach() * 2)
+    parts = {
+        "names": renames("norm", last),
+        "vanished": frozenset({("main", "norm")}),
+        "relations": {("main", "conv"): Relation(affine, None), ("main", last): Relation(affine, None)},
+    }
+    assert not claim(original, result, **parts)
+
+
+def test_a_program_that_was_saved_is_proved_by_the_same_certificate(tmp_path: Path) -> None:
+    original = exported(network(torch.float32), IMAGE)
+    result, certificate = certify(original)
+    saved = []
+    for name, model in (("original", original), ("result", result)):
+        torch.export.save(model, tmp_path / f"{name}.pt2")
+        saved.append(torch.export.load(tmp_path / f"{name}.pt2"))
+    assert check_program(saved[0], saved[1], certificate).failures == ()
+
+
+def test_a_program_with_sizes_that_vary_is_proved() -> None:
+    sizes = {"x": {0: torch.export.Dim("batch", min=2, max=8), 2: torch.export.Dim("height", min=10, max=64)}}
+
+    class Varying(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm, self.last = nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.Linear(4, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = F.max_pool2d(self.conv(x), 2)
+            y = y.view(x.shape[0], 2, 2, y.shape[2], -1).flatten(1, 2)
+            return self.last(self.norm(y).mean((2, 3)).view(x.shape[0], -1))
+
+    original = exported(trained(Varying()), IMAGE.double(), dynamic_shapes=sizes)
+    result, certificate = certify(original)
+    proof = check_program(original, result, certificate)
+    assert proof.failures == ()
+    assert proof.folds == 1
+    assert proof.obligations["carriers"] >= 2
