@@ -95,12 +95,14 @@ class Call:
         arguments: by name, where `PARAMETERS` or a schema tells; those of a module that are tensors are those.
         module: that is called.
         writes: what it writes into.
+        is_stateful: whether it may change what its module holds.
     """
 
     name: str
     arguments: Mapping[str, Any]
     module: nn.Module | None
     writes: tuple[fx.Node, ...]
+    is_stateful: bool = False
 
     def get(self, name: str, default: Any = None) -> Any:
         """An argument; `default` where it is left out or None."""
@@ -223,7 +225,7 @@ def _module(node: fx.Node, module: nn.Module) -> Call:
     everything = tuple(node.all_input_nodes)
     parts = list(module.modules())
     if not all(_is_plain(each) for each in parts):
-        return Call("", {}, module, everything)
+        return Call("", {}, module, everything, is_stateful=True)
     is_inplace = any(getattr(each, "inplace", False) for each in parts)
     name = MODULES.get(type(module), "")
     if any(_normalises_by_batch(each) for each in parts) or (name == "dropout" and module.training):
@@ -236,7 +238,8 @@ def _module(node: fx.Node, module: nn.Module) -> Call:
         arguments.update({key: getattr(module, key) for key in settings if hasattr(module, key)})
         if len(node.args) + len(node.kwargs) != 1:
             name = ""
-    return Call(name, arguments, module, everything if is_inplace else ())
+    is_stateful = any(_normalises_by_batch(each) for each in parts)
+    return Call(name, arguments, module, everything if is_inplace else (), is_stateful)
 
 
 def _normalises_by_batch(module: nn.Module) -> bool:

@@ -132,8 +132,13 @@ def check_merge(pair: Pair, root: fx.Node) -> None:
         raise ProofError("merges", name, "it reads two values that became one")
     made = pair.twin(root)
     stands, entries = _stands(pair, made, ends, name)
+    old, new = _Part(side, nodes, root), _Part(pair.result, stands, made)
+    value = pair.shapes.values.get(root)
+    kinds = {each.dtype for each in (*new.constants, *(() if isinstance(value, torch.Tensor) else old.constants))}
+    if kinds - ({value.dtype} if isinstance(value, torch.Tensor) else set(list(kinds)[:1])):
+        raise ProofError("merges", name, "its weights are of another type than what it makes")
     try:
-        _compare(pair, name, _Part(side, nodes, root), _Part(pair.result, stands, made), reads, entries)
+        _compare(pair, name, old, new, reads, entries)
     except UnevaluatedError as error:
         raise ProofError("merges", name, f"not covered: {error}") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import operator
 import warnings
 from contextlib import nullcontext
@@ -16,6 +17,7 @@ from torch.export import ExportedProgram
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils import _pytree
 
+from bnfold.proof.torch.calls import SPREAD
 from bnfold.proof.torch.sides import Side
 
 Shape = tuple[Any, ...]
@@ -126,6 +128,15 @@ class _Run(fx.Interpreter):
         except Exception:  # of an operator that does not run on fake tensors: then less is known
             return
 
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """What a module makes; of one that may change what it holds, a copy on fake tensors runs."""
+        module = self.fetch_attr(target)
+        if any(node.target == target and call.is_stateful for node, call in self._side.calls.items()):
+            held = [each for part in module.modules() for group in (part._parameters, part._buffers, vars(part))
+                    for each in group.values() if isinstance(each, torch.Tensor)]  # fmt: skip
+            module = copy.deepcopy(module, {id(each): self._fake(each) for each in held})
+        return module(*args, **kwargs)
+
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
         """What a module holds."""
         return _pytree.tree_map(self._fake, self.fetch_attr(target))
@@ -181,8 +192,9 @@ class _Ranks:
             self.found[node] = 4 if isinstance(module, nn.BatchNorm2d) else 5
         picked = self._side.pick(node)
         if picked is not None:
-            self._equate(node, picked[0])
-        elif name in KEEPS_RANK or self._side.is_spread(node):
+            if self._side.calls[picked[0]].name in SPREAD - {"unbind"}:
+                self._equate(node, picked[0])
+        elif name in KEEPS_RANK or name in SPREAD - {"unbind"}:
             self._equate(node, source if source is not None else next(iter(node.args), None))
         elif name in ("add", "sub", "mul", "div"):
             self._broadcast(node)

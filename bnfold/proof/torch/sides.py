@@ -94,10 +94,13 @@ class Side:
     @cached_property
     def mutated(self) -> frozenset[str]:
         """Paths of tensors that running the model changes, or that share memory with such."""
-        if not isinstance(self.model, ExportedProgram):
-            return frozenset()
-        signature = self.model.graph_signature
-        changed = {*signature.buffers_to_mutate.values(), *getattr(signature, "parameters_to_mutate", {}).values()}
+        changed: set[str] = set()
+        if isinstance(self.model, ExportedProgram):
+            signature = self.model.graph_signature
+            changed |= {*signature.buffers_to_mutate.values(), *getattr(signature, "parameters_to_mutate", {}).values()}
+        for node, call in self.calls.items():
+            if call.is_stateful:
+                changed |= {path for path in self.tensors if path.startswith(f"{node.target}.")}
         memory = {storage(self.tensors[path]) for path in changed if path in self.tensors}
         return frozenset(path for path, each in self.tensors.items() if storage(each) in memory) | changed
 

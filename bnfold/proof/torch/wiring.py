@@ -59,7 +59,7 @@ def _check_inputs(pair: Pair) -> None:
 def _check_programs(pair: Pair, original: ExportedProgram, result: ExportedProgram) -> None:
     signatures = original.graph_signature, result.graph_signature
     outputs = [[(spec.kind, spec.target) for spec in each.output_specs] for each in signatures]
-    if outputs[0] != outputs[1] or signatures[0].input_specs == [] != signatures[1].input_specs:
+    if outputs[0] != outputs[1]:
         raise ProofError("wiring", "", "the outputs of the signatures differ")
     for one, other in zip(signatures[0].output_specs, signatures[1].output_specs, strict=True):
         _check_argument(pair, one.arg, other.arg)
@@ -190,8 +190,10 @@ def is_same_module(one: nn.Module, other: nn.Module, but: Collection[str] = ()) 
         now = pairs[1][path]
         if differs(before, now, but) is not None:
             return False
-        if isinstance(before, fx.GraphModule) and before.code != now.code:
-            return False
+        if isinstance(before, fx.GraphModule):
+            targets = [[node.target for node in each.graph.nodes] for each in (before, now)]
+            if before.code != now.code or targets[0] != targets[1]:
+                return False
         for group in ("_parameters", "_buffers", "__dict__"):
             held = [getattr(each, group) for each in (before, now)]
             names = [[name for name, each in group.items() if isinstance(each, torch.Tensor | None) and name not in but]
