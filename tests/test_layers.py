@@ -48,6 +48,7 @@ NUMPY_ONLY = {"errors", "algebra", "graph", "planning"}
 LIBRARIES = {
     "torch": (
         "frontends/torch/",
+        "proof/torch/",
         "runtimes/timed_torch_session.py",
         "verification/torch_subject.py",
         "bench/torch_models.py",

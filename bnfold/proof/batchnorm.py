@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy.typing as npt
 import onnx
 
 from bnfold.algebra.affine import Affine
+from bnfold.proof.certificate import Relation
 from bnfold.proof.failure import ProofError
 from bnfold.proof.linear import attribute
 from bnfold.proof.models import Scope, first_output
@@ -58,10 +60,32 @@ def check_batchnorm(pair: Pair, scope: Scope, other: Scope, node: onnx.NodeProto
     name = first_output(node)
     twin = same_node(pair, scope, other, node, ())
     same_input(pair, scope, other, node, 0, twin.input[0])
-    inner, outer = pair.relation(scope, node.input[0]), pair.relation(scope, node.output[0])
+    relations = pair.relation(scope, node.input[0]), pair.relation(scope, node.output[0])
+    stored, epsilon = parameters(other, twin)
+    return check_parameters(name, *as_affine(scope, node), relations, stored, epsilon)
+
+
+def check_parameters(
+    name: str,
+    affine: Affine,
+    size: Array,
+    relations: tuple[Relation | None, Relation | None],
+    stored: Sequence[npt.NDArray[Any]],
+    epsilon: float,
+) -> Worst:
+    """That parameters are the map of a BatchNorm, with the relations of what it reads and makes.
+
+    Args:
+        name: of the node.
+        affine: its map in the original.
+        size: of what that map's shift is the difference of.
+        relations: of what it reads, and of what it makes.
+        stored: gamma, beta, mean and var in the result.
+        epsilon: in the result.
+    """
+    inner, outer = relations
     if (inner is not None and inner.pulled) or (outer is not None and outer.pushed):
         raise ProofError("weights", name, "what it reads or makes changed in a way that is not covered")
-    affine, size = as_affine(scope, node)
     if inner is not None and inner.pushed:
         size = np.abs(affine.scale * _fits(name, inner.pushed, affine).shift) + size
         affine = affine.after(inner.pushed)
@@ -69,7 +93,6 @@ def check_batchnorm(pair: Pair, scope: Scope, other: Scope, node: onnx.NodeProto
         pulled = _fits(name, outer.pulled, affine)
         size = np.abs(pulled.scale) * size + np.abs(pulled.shift)
         affine = pulled.after(affine)
-    stored, epsilon = parameters(other, twin)
     gamma, beta, mean, var = stored
     if gamma.size != affine.size:
         raise ProofError("weights", name, f"it has {gamma.size} channels, not {affine.size}")

@@ -117,7 +117,7 @@ def _size(affine: Affine | None, x: Array) -> Array:
     return x if affine is None else Affine(np.abs(affine.scale), np.abs(affine.shift), affine.axis)(x)
 
 
-def _largest(arrays: Iterable[AnyArray]) -> float:
+def largest(arrays: Iterable[AnyArray]) -> float:
     """The largest size of a number in some arrays."""
     return max((float(np.abs(each).max(initial=0.0)) for each in arrays if each.dtype.kind == "f"), default=0.0)
 
@@ -140,7 +140,7 @@ def check_carrier(pair: Pair, scope: Scope, node: onnx.NodeProto) -> None:
                 evaluate_one(scope, node, {key: pairs[side] for key, pairs in feeds.items()}, outputs)
                 for side in (0, 1)
             )
-            floors = _largest(old for old, _ in feeds.values()), _largest(new for _, new in feeds.values())
+            floors = largest(old for old, _ in feeds.values()), largest(new for _, new in feeds.values())
             for output, left, right in zip(outputs, before, after, strict=True):
                 compare(name, pair.relation(scope, output), left, right, floors)
     except UnevaluatedError as error:
@@ -249,7 +249,7 @@ def check_vanished(pair: Pair, scope: Scope, node: onnx.NodeProto) -> None:
         raise ProofError("wiring", name, "it vanished, and a further output is read")
     before, after = pair.relation(scope, data[0]), pair.relation(scope, node.output[0])
     if node.op_type == "BatchNormalization" and node.domain in ("", "ai.onnx"):
-        _check_maps(name, *as_affine(scope, node), before, after)
+        check_maps(name, *as_affine(scope, node), before, after)
         return
     if node.op_type not in ("Add", "Sub", "Mul", "Div", "Neg", "Identity"):
         raise ProofError("carriers", name, f"a {node.op_type} vanished")
@@ -260,7 +260,7 @@ def check_vanished(pair: Pair, scope: Scope, node: onnx.NodeProto) -> None:
         old, new = draw(before, shape, generator)
         feeds = {each: constant for each in node.input if each and (constant := scope.constant(each)) is not None}
         made = evaluate_one(scope, node, {**feeds, data[0]: old}, [node.output[0]])[0]
-        compare(name, after, made, new, (_largest([old]), _largest([new])))
+        compare(name, after, made, new, (largest([old]), largest([new])))
     except UnevaluatedError as error:
         raise ProofError("carriers", name, f"not covered: {error}") from error
 
@@ -277,23 +277,28 @@ def _insist_on_size(pair: Pair, scope: Scope, node: onnx.NodeProto, data: str) -
                 raise UnevaluatedError(f"the size of {data!r} does not follow from the model's inputs")
 
 
-def _check_maps(name: str, bn: Affine, size: Array, before: Relation | None, after: Relation | None) -> None:
+def check_maps(name: str, bn: Affine, size: Array, before: Relation | None, after: Relation | None) -> None:
     """``a_x(x) = p_x(w)`` implies ``a_y(bn(x)) = p_y(w)``, in vectors."""
-    identity = Affine.identity(bn.size, 1)
+    identity = Affine.identity(bn.size, bn.axis)
     a_x, p_x = (before.pulled or identity, before.pushed or identity) if before else (identity, identity)
     a_y, p_y = (after.pulled or identity, after.pushed or identity) if after else (identity, identity)
-    if any((each.axis, each.size) != (1, bn.size) for each in (a_x, p_x, a_y, p_y)):
+    if any((each.axis, each.size) != (bn.axis, bn.size) for each in (a_x, p_x, a_y, p_y)):
         raise ProofError("weights", name, "what it reads or makes changed along another axis")
     made = a_y.after(bn)
     if before is None or before.pulled is None:  # x = p_x(w)
         left, right = made.after(p_x), p_y
     elif before.pushed is None:  # w = a_x(x)
         left, right = made, p_y.after(a_x)
+    elif p_x.scale.all():
+        back = Affine(1 / p_x.scale, -p_x.shift / p_x.scale, p_x.axis)
+        left, right = made, p_y.after(back.after(a_x))
     else:
-        raise ProofError("weights", name, "what it read changed in two ways, which is not covered")
+        raise ProofError("weights", name, "what it read changed in two ways, of which one is not invertible")
     with np.errstate(all="ignore"):
         about = np.abs(a_y.scale) * (size + np.abs(bn.scale * p_x.shift)) + np.abs(a_y.shift)
         about += np.abs(p_y.scale * a_x.shift) + np.abs(p_y.shift)
+        if before is not None and before.pulled and before.pushed:
+            about += np.abs(p_y.scale / p_x.scale) * (np.abs(a_x.shift) + np.abs(p_x.shift))
         wrong = ~(np.abs(left.scale - right.scale) <= 64 * UNIT * np.abs(left.scale))
         wrong |= ~(np.abs(left.shift - right.shift) <= 64 * UNIT * about)
     if wrong.any():

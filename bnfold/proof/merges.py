@@ -256,7 +256,7 @@ def _compare(
         if before.shape != after.shape:
             raise ProofError("merges", name, f"its result has shape {after.shape}, not {before.shape}")
         if pulled is not None:
-            before, sizes = pulled(before), np.abs(pulled(np.zeros_like(before))) + sizes * _along(pulled, sizes.ndim)
+            before, sizes = pulled(before), np.abs(pulled(np.zeros_like(before))) + sizes * along(pulled, sizes.ndim)
         left, right, allowed = before, after, bound
         if base is not None:
             times = len(before) // len(base[0])
@@ -295,7 +295,7 @@ def _compare(
         base = judge(*both(np.zeros(shapes[value]), value), None)
         if len(reads) == 1:
             worst = _check_weights(name, old, new, (1, *shapes[value][1:]), run, (base[2] + base[3])[:1])
-        judge(*both(_impulses(shapes[value], generator, FEW if worst.count else IMPULSES), value), base)
+        judge(*both(impulses(shapes[value], generator, FEW if worst.count else IMPULSES), value), base)
     return worst
 
 
@@ -348,13 +348,14 @@ def _rounded(name: str, what: str, stored: AnyArray, exact: AnyArray, error: Any
     return found
 
 
-def _along(affine: Affine, rank: int) -> AnyArray:
+def along(affine: Affine, rank: int) -> AnyArray:
+    """The sizes of an affine's scales, so that they broadcast against a value of that rank."""
     shape = [1] * rank
     shape[affine.axis] = affine.size
     return np.abs(affine.scale).reshape(shape)
 
 
-def _impulses(shape: tuple[int, ...], generator: np.random.Generator, most: int) -> AnyArray:
+def impulses(shape: tuple[int, ...], generator: np.random.Generator, most: int = IMPULSES) -> AnyArray:
     """Data with a one in one channel each, at corners, borders and in the middle, along the first axis."""
     axis = 1 if len(shape) != 3 else 2
     axis = min(axis, len(shape) - 1)

@@ -405,3 +405,24 @@ def test_an_addition_behind_a_product_folds_only_beside_something_else(make: Cal
     fused, outcomes = fuse(make(Product(is_scaled=True).eval()), x, **options)
     assert len(outcomes) == 2
     assert sum(node.op == "call_function" for node in fused.graph.nodes) == 2
+
+
+def test_hooks_and_attributes_of_a_graph_module_stay() -> None:
+    """`copy.deepcopy` of a graph module leaves them out."""
+    model = traced(trained(nn.Sequential(nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6))))
+    model.note = ["mine"]
+    model.register_forward_hook(lambda module, given, made: made * 2)
+    model.register_forward_pre_hook(lambda module, given, named: ((given[0] + 1,), named), with_kwargs=True)
+    fused = assert_folds(model, IMAGE)
+    assert fused.note == ["mine"]
+    assert fused.note is not model.note
+
+
+@pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec.*:FutureWarning")  # torch's own
+def test_the_module_of_a_program_goes_on_checking_its_inputs() -> None:
+    program = exported(trained(nn.Sequential(nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6))), IMAGE)
+    fused, _ = fuse(program.module(), IMAGE)
+    with pytest.raises(Exception, match=r"(?i)guard|expected|shape"):
+        fused(drawn(3, 4, 8, 8))
+    with pytest.raises(NotImplementedError):
+        fused.train()

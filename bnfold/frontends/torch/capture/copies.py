@@ -7,7 +7,7 @@ import warnings
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.export import ExportedProgram
 
 from bnfold.errors import UnsupportedModelError, one_line
@@ -36,10 +36,31 @@ def copy_module(module: M, *, is_twin: bool = False) -> M:
         UnsupportedModelError: something in it cannot be copied.
     """
     try:
-        return copy.deepcopy(module, _shared(module, is_twin=is_twin))
+        memo = _shared(module, is_twin=is_twin)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch's own, of the structure of inputs and outputs
+            twin = copy.deepcopy(module, memo)
+            _complete(module, twin, memo)
+        return twin
     except Exception as error:  # a module's own __deepcopy__ or __reduce__ may raise anything
         text = one_line(str(error), 200)
         raise UnsupportedModelError(f"{type(module).__name__} cannot be copied ({text}): pass inplace=True") from error
+
+
+OF_A_GRAPH = frozenset(
+    {"_graph", "_code", "_in_spec", "_out_spec", "_lineno_map", "_prologue_start", "_tracer_cls", "_tracer_extras"}
+)
+"""What a graph module derives from its graph."""
+
+
+def _complete(module: nn.Module, twin: nn.Module, memo: dict[int, Any]) -> None:
+    """Give copies of graph modules their hooks and plain attributes, which `deepcopy` leaves out."""
+    for mine, its in zip(module.modules(), twin.modules(), strict=False):
+        if not isinstance(mine, fx.GraphModule) or mine is its:
+            continue
+        for name, value in vars(mine).items():
+            if name not in OF_A_GRAPH and (name not in vars(its) or "hook" in name):
+                vars(its)[name] = copy.deepcopy(value, memo)
 
 
 def copy_program(program: ExportedProgram) -> ExportedProgram:

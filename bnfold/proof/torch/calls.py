@@ -1,0 +1,260 @@
+"""What a node calls: torch's own operators by one name in every spelling, with their arguments by name.
+
+Whatever is not known here has no name: it may write into all that it reads, and no change goes through it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 (its name everywhere)
+from torch import fx, nn
+
+CALLS = ("call_function", "call_method", "call_module")
+
+_CONV = "input weight bias stride padding dilation groups"
+_TRANSPOSED = "input weight bias stride padding output_padding groups dilation"
+_NORM = "input running_mean running_var weight bias"
+
+PARAMETERS: dict[str, str] = {
+    **{f"conv{n}d": _CONV for n in (1, 2, 3)},
+    **{f"conv_transpose{n}d": _TRANSPOSED for n in (1, 2, 3)},
+    "linear": "input weight bias",
+    "matmul": "input other",
+    "mm": "input mat2",
+    "bmm": "input mat2",
+    "addmm": "input mat1 mat2",
+    "baddbmm": "input batch1 batch2",
+    "batch_norm": f"{_NORM} training momentum eps",
+    "instance_norm": f"{_NORM} use_input_stats momentum eps",
+}
+"""The positional parameters of functions and methods whose arguments matter, in the order of `torch.nn.functional`."""
+
+LINEAR = frozenset({*(name for name in PARAMETERS if not name.endswith("norm")), "convolution", "einsum"})
+
+BATCHNORMS = frozenset(
+    {
+        "batch_norm", "instance_norm", "native_batch_norm", "_native_batch_norm_legit",
+        "_native_batch_norm_legit_no_training", "_batch_norm_no_update", "cudnn_batch_norm",
+    }
+)  # fmt: skip
+
+SPREAD = frozenset({"chunk", "split", "split_with_sizes", "tensor_split", "unbind"})
+"""Functions and methods that make a tuple of data."""
+
+MODULES: dict[type[nn.Module], str] = {
+    **{getattr(nn, f"{kind}{n}d"): name.format(n)
+       for n in (1, 2, 3)
+       for kind, name in (("Conv", "conv{}d"), ("ConvTranspose", "conv_transpose{}d"), ("MaxPool", "max_pool{}d"),
+                          ("AvgPool", "avg_pool{}d"), ("AdaptiveAvgPool", "adaptive_avg_pool{}d"),
+                          ("AdaptiveMaxPool", "adaptive_max_pool{}d"), ("BatchNorm", "batch_norm"),
+                          ("InstanceNorm", "instance_norm"), ("ZeroPad", "pad"), ("ConstantPad", "pad"),
+                          ("ReflectionPad", "pad"), ("ReplicationPad", "pad"), ("CircularPad", "pad"))},
+    nn.SyncBatchNorm: "batch_norm", nn.Linear: "linear", nn.ReLU: "relu", nn.LeakyReLU: "leaky_relu",
+    nn.PReLU: "prelu", nn.Identity: "identity", nn.Flatten: "flatten", nn.Unflatten: "unflatten",
+    nn.PixelShuffle: "pixel_shuffle", nn.PixelUnshuffle: "pixel_unshuffle", nn.ChannelShuffle: "channel_shuffle",
+    nn.Upsample: "interpolate", nn.UpsamplingNearest2d: "interpolate", nn.UpsamplingBilinear2d: "interpolate",
+    **dict.fromkeys((nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout),
+                    "dropout"),
+}  # fmt: skip
+
+SAME = {
+    "iadd": "add", "__add__": "add", "__radd__": "add", "__iadd__": "add", "subtract": "sub", "__sub__": "sub",
+    "isub": "sub", "__isub__": "sub", "__rsub__": "rsub", "multiply": "mul", "__mul__": "mul", "__rmul__": "mul",
+    "imul": "mul", "__imul__": "mul", "divide": "div", "true_divide": "div", "truediv": "div", "itruediv": "div",
+    "__truediv__": "div", "__itruediv__": "div", "negative": "neg", "__neg__": "neg", "__matmul__": "matmul",
+    "concat": "cat", "concatenate": "cat", "__getitem__": "getitem", "alpha_dropout": "dropout",
+    "feature_alpha_dropout": "dropout", "feature_dropout": "dropout", "dropout1d": "dropout", "dropout2d": "dropout",
+    "dropout3d": "dropout",
+}  # fmt: skip
+"""Other names of the same."""
+
+SPACES = (F, torch, operator)
+"""Where functions are looked for."""
+
+_SHAPES = (
+    "size dim ndimension numel nelement is_floating_point stride get_device is_contiguous element_size shape"
+    " ndim dtype device requires_grad is_cuda layout sym_size sym_stride sym_numel _assert_tensor_metadata"
+)
+
+SHAPES = frozenset(_SHAPES.split())
+"""Operators and attributes that see no content."""
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """A call of an operator of torch.
+
+    Attributes:
+        name: of the operator, without a trailing underscore; empty for what is not known.
+        arguments: by name, where `PARAMETERS` or a schema tells; those of a module that are tensors are those.
+        module: that is called.
+        writes: what it writes into.
+        is_stateful: whether it may change what its module holds.
+    """
+
+    name: str
+    arguments: Mapping[str, Any]
+    module: nn.Module | None
+    writes: tuple[fx.Node, ...]
+    is_stateful: bool = False
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """An argument; `default` where it is left out or None."""
+        found = self.arguments.get(name)
+        return default if found is None else found
+
+
+def read_call(node: fx.Node, root: nn.Module) -> Call:
+    """What a node calls."""
+    if node.op == "call_module":
+        return _module(node, root.get_submodule(str(node.target)))
+    if node.op == "call_method":
+        return _method(node)
+    if isinstance(node.target, torch._ops.OpOverload):
+        return _overload(node, node.target)
+    return _function(node)
+
+
+def _canonical(name: str) -> str:
+    plain = name if name.startswith("__") else name.rstrip("_")
+    return SAME.get(plain, plain)
+
+
+def _overload(node: fx.Node, target: torch._ops.OpOverload) -> Call:
+    schema = target._schema
+    arguments: dict[str, Any] = {}
+    for index, each in enumerate(schema.arguments):
+        name = "input" if each.name == "self" else each.name
+        if index < len(node.args):
+            arguments[name] = node.args[index]
+        elif each.name in node.kwargs:
+            arguments[name] = node.kwargs[each.name]
+    written = [
+        arguments.get("input" if each.name == "self" else each.name)
+        for each in schema.arguments
+        if each.alias_info is not None and each.alias_info.is_write
+    ]
+    name = _canonical(schema.name.partition("::")[2]) if target.namespace == "aten" else ""
+    if name == "dropout" and arguments.get("train", True):
+        name = ""
+    if name in BATCHNORMS and (arguments.get("training") or arguments.get("use_input_stats")):
+        return Call("", arguments, None, tuple(node.all_input_nodes))
+    return Call(name, arguments, None, tuple(each for each in written if isinstance(each, fx.Node)))
+
+
+def _bound(node: fx.Node, parameters: str) -> dict[str, Any]:
+    names = parameters.split()
+    found = dict(zip(names, node.args, strict=False))
+    return {**found, **{("input" if name == "self" else name): value for name, value in node.kwargs.items()}}
+
+
+def _method(node: fx.Node) -> Call:
+    name = str(node.target)
+    receiver = node.args[0] if node.args else None
+    is_inplace = (name.endswith("_") and not name.endswith("__")) or (
+        name == "__setitem__" or (name.startswith("__i") and name not in ("__index__", "__int__", "__invert__"))
+    )
+    if not hasattr(torch.Tensor, name):
+        return Call("", {}, None, tuple(node.all_input_nodes))
+    written = (receiver,) if is_inplace and isinstance(receiver, fx.Node) else ()
+    plain = _canonical(name)
+    return Call(plain, _bound(node, PARAMETERS.get(plain, "input")), None, written)
+
+
+def _function(node: fx.Node) -> Call:
+    target, everything = node.target, tuple(node.all_input_nodes)
+    name = str(getattr(target, "__name__", ""))
+    if target is getattr:
+        attribute = str(node.args[1])
+        return Call(attribute if attribute in {"T", "mT", "H", "mH", *SHAPES} else "", {}, None, ())
+    if not any(getattr(space, name, None) is target for space in SPACES):
+        home = str(getattr(target, "__module__", ""))
+        is_plain = home in ("math", "_operator") or home.partition(".")[0] == "torch"
+        is_plain = is_plain and not name.endswith("_") and not node.kwargs.keys() & {"out", "inplace"}
+        return Call("", {}, None, () if is_plain else everything)
+    plain = _canonical(name)
+    parameters = PARAMETERS.get(plain, "input")
+    if target in (torch.batch_norm, torch.instance_norm):
+        flag = "training" if target is torch.batch_norm else "use_input_stats"
+        parameters = f"input weight bias running_mean running_var {flag} momentum eps cudnn_enabled"
+    arguments = _bound(node, parameters)
+    first = node.args[0] if node.args else arguments.get("input")
+    is_inplace = name.endswith("_") or _is_inplace(target, node)
+    is_inplace |= target in (operator.setitem, operator.delitem) or (
+        name.startswith("i") and getattr(operator, name, None) is target and name[1:] in dir(operator)
+    )
+    by_batch = plain in BATCHNORMS and (arguments.get("training") or _uses_batch(plain, arguments))
+    if plain == "dropout" and _is_random(target, node):
+        plain = ""
+    if "out" in node.kwargs or by_batch:
+        return Call("", arguments, None, everything)
+    return Call(plain, arguments, None, (first,) if is_inplace and isinstance(first, fx.Node) else ())
+
+
+def _uses_batch(name: str, arguments: Mapping[str, Any]) -> bool:
+    return bool(name == "instance_norm" and arguments.get("use_input_stats", True))
+
+
+def _is_random(target: Any, node: fx.Node) -> bool:
+    """Whether a dropout drops something."""
+    try:
+        bound = inspect.signature(target).bind(*node.args, **node.kwargs)
+    except (TypeError, ValueError):  # of torch itself: input, p, train
+        return bool(node.kwargs.get("train", node.args[2] if len(node.args) > 2 else True))
+    bound.apply_defaults()
+    return bool(bound.arguments.get("training", True))
+
+
+def _is_inplace(target: Any, node: fx.Node) -> bool:
+    if node.kwargs.get("inplace"):
+        return True
+    try:
+        bound = inspect.signature(target).bind(*node.args, **node.kwargs)
+    except (TypeError, ValueError):
+        return False
+    return bool(bound.arguments.get("inplace"))
+
+
+def _module(node: fx.Node, module: nn.Module) -> Call:
+    everything = tuple(node.all_input_nodes)
+    parts = list(module.modules())
+    if not all(_is_plain(each) for each in parts):
+        return Call("", {}, module, everything, is_stateful=True)
+    is_inplace = any(getattr(each, "inplace", False) for each in parts)
+    name = MODULES.get(type(module), "")
+    if any(_normalises_by_batch(each) for each in parts) or (name == "dropout" and module.training):
+        name = ""
+    arguments: dict[str, Any] = {"input": node.args[0] if node.args else node.kwargs.get("input")}
+    if name in LINEAR or name in BATCHNORMS:
+        arguments.update({key: getattr(module, key) for key in ("weight", "bias")})
+        settings = ("stride", "padding", "output_padding", "dilation", "groups", "padding_mode", "eps", "running_mean",
+                    "running_var")  # fmt: skip
+        arguments.update({key: getattr(module, key) for key in settings if hasattr(module, key)})
+        if len(node.args) + len(node.kwargs) != 1:
+            name = ""
+    is_stateful = any(_normalises_by_batch(each) for each in parts)
+    return Call(name, arguments, module, everything if is_inplace else (), is_stateful)
+
+
+def _normalises_by_batch(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.batchnorm._NormBase) and (
+        module.running_mean is None
+        or module.training
+        or (isinstance(module, nn.modules.instancenorm._InstanceNorm) and not module.track_running_stats)
+    )
+
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether it is a module of torch itself, and does nothing but what its class does."""
+    kind = type(module)
+    is_own = kind.__module__.startswith("torch.nn.modules.") and getattr(nn, kind.__name__, None) is kind
+    return is_own and "forward" not in vars(module) and not any(getattr(module, each, None) for each in HOOKS)

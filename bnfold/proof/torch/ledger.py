@@ -1,0 +1,102 @@
+"""Writes down what a plan does to an fx graph, by the names that it had before: what a certificate is made of.
+
+Nothing here is believed: the checker shares no code with it.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Collection, Hashable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import fx
+
+from bnfold.proof.certificate import Certificate, Name, Relation
+from bnfold.proof.torch.pair import SCOPE
+
+
+class Change(Protocol):
+    """How a value changes."""
+
+    @property
+    def pulled(self) -> Any:
+        """Of the value of the original."""
+
+    @property
+    def pushed(self) -> Any:
+        """Of the value of the result."""
+
+    @property
+    def is_known(self) -> bool:
+        """Whether both are told."""
+
+
+class Changes(Protocol):
+    """What a plan does, in the graph's own nodes and values; `bnfold.planning.changes.Changes` is that."""
+
+    @property
+    def values(self) -> Mapping[Any, Change]:
+        """How each value changes."""
+
+    @property
+    def stands(self) -> Mapping[Any, Any]:
+        """What stands for each value that is no more."""
+
+    @property
+    def vanished(self) -> Collection[Any]:
+        """Nodes that an operand stands for."""
+
+    @property
+    def merged(self) -> Mapping[Any, Any]:
+        """Nodes that merge, with the operator that stays."""
+
+
+@dataclass(frozen=True, eq=False)
+class Ledger:
+    """The names of a graph's nodes, before anything is changed."""
+
+    nodes: Mapping[fx.Node, str]
+    values: Mapping[Hashable, str]
+
+    @classmethod
+    def of(cls, graph: fx.Graph, changes: Changes) -> Ledger:
+        """The names in a graph, and of the values that a plan for it is about."""
+        nodes = {node: node.name for node in graph.nodes}
+        about = (*changes.values, *changes.stands, *changes.stands.values())
+        parts = {value for value in about if not isinstance(value, fx.Node)}
+        sources = {part.node for part in parts}
+        values: dict[Hashable, str] = {part: f"{part.node.name}[{part.index}]" for part in parts}
+        for node, name in nodes.items():
+            if not (node.target is operator.getitem and node.args[0] in sources):
+                values[node] = name
+        return cls(nodes, values)
+
+    def certificate(self, changes: Changes, original: str, result: str) -> Certificate:
+        """What was done, now that the graph has its new names; with the digests of both models."""
+        relations = {
+            (SCOPE, self.values[value]): Relation(change.pulled, change.pushed)
+            for value, change in changes.values.items()
+            if change.is_known  # the proof fails where it is not
+        }
+        vanished = frozenset((SCOPE, self.nodes[node]) for node in changes.vanished if node not in changes.merged)
+        merged = {(SCOPE, self.nodes[node]): self.nodes[host] for node, host in changes.merged.items()}
+        names = {key: fresh for key, fresh in self._renamed(changes) if fresh != key[1]}
+        return Certificate(original, result, names, relations, vanished, merged)
+
+    def _renamed(self, changes: Changes) -> Iterator[tuple[Name, str]]:
+        for value, name in self.values.items():
+            kept: Any = changes.stands.get(value, value)
+            if isinstance(kept, fx.Node):
+                if kept._erased or (kept is value and kept.op in ("placeholder", "get_attr", "output")):
+                    continue
+                yield (SCOPE, name), self._behind(kept).name
+            elif kept is not value:
+                yield (SCOPE, name), f"{kept.node.name}[{kept.index}]"
+
+    def _behind(self, node: fx.Node) -> fx.Node:
+        """The addition of a bias that a product got."""
+        for user in node.users:
+            if user not in self.nodes and user.op == "call_function" and len(node.users) == 1:
+                return user
+        return node

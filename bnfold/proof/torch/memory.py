@@ -1,0 +1,70 @@
+"""Which values may be written into behind the back of something that reads them.
+
+An operator that writes into a tensor is as good as one that makes a fresh one where nothing that may share its memory
+is read any more, and nobody outside sees it. Elsewhere the graph is no set of equations, and all that shares the memory
+is *tangled*.
+"""
+
+from __future__ import annotations
+
+from torch import fx
+
+from bnfold.proof.torch.calls import BATCHNORMS, LINEAR, SHAPES
+from bnfold.proof.torch.sides import Side
+
+_FRESH = (
+    "add sub rsub mul div neg cat index index_select repeat tile relu leaky_relu prelu mean sum amax amin"
+    " max_pool1d max_pool2d max_pool3d max_pool2d_with_indices max_pool3d_with_indices avg_pool1d avg_pool2d"
+    " avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d _adaptive_avg_pool2d"
+    " _adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d constant_pad_nd sigmoid"
+    " tanh silu gelu hardswish hardsigmoid hardtanh relu6 elu selu celu mish softplus softmax _softmax"
+    " log_softmax exp log sqrt rsqrt pow abs sin cos erf clamp clamp_min layer_norm group_norm native_layer_norm"
+    " native_group_norm scaled_dot_product_attention upsample_nearest2d upsample_bilinear2d interpolate"
+    " embedding where stack full zeros ones arange eq ne lt le gt ge argmax argmin topk var var_mean std cumsum"
+)
+
+FRESH = (LINEAR - {"einsum"}) | BATCHNORMS | frozenset(_FRESH.split())
+"""Operators whose results share no memory with what they read; every other may."""
+
+
+def find_tangled(side: Side) -> set[fx.Node]:
+    """All that a harmful write may change."""
+    neighbours: dict[fx.Node, set[fx.Node]] = {node: set() for node in side.graph.nodes}
+    for node, call in side.calls.items():
+        shared = set(call.writes)
+        if call.name not in FRESH and call.name not in SHAPES:
+            shared.update(node.all_input_nodes)
+        for each in shared:
+            neighbours[node].add(each)
+            neighbours[each].add(node)
+    found: set[fx.Node] = set()
+    for node, call in side.calls.items():
+        for written in call.writes:
+            if _is_harmful(side, node, written, neighbours):
+                found |= _reach(written, neighbours)
+    return found
+
+
+def _is_harmful(side: Side, writer: fx.Node, written: fx.Node, neighbours: dict[fx.Node, set[fx.Node]]) -> bool:
+    """Whether anything after a write, or outside of the model, may see it otherwise than by its result."""
+    now = side.order[writer]
+    for each in _reach(written, neighbours, lambda node: side.order[node] < now):
+        if each.op in ("placeholder", "get_attr"):
+            return True
+        if any(side.order[user] > now and not _sees_shape_only(side, user) for user in each.users):
+            return True
+    return False
+
+
+def _sees_shape_only(side: Side, node: fx.Node) -> bool:
+    return node in side.calls and side.calls[node].name in SHAPES
+
+
+def _reach(start: fx.Node, neighbours: dict[fx.Node, set[fx.Node]], among: object = None) -> set[fx.Node]:
+    found, stack = {start}, [start]
+    while stack:
+        for each in neighbours[stack.pop()]:
+            if each not in found and (not callable(among) or among(each)):
+                found.add(each)
+                stack.append(each)
+    return found

@@ -1,0 +1,379 @@
+"""Operators that became one: the region of the original against what stands for it, on random data and impulses."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812 (its name everywhere)
+from torch import fx
+
+from bnfold.proof.carriers import draw, undo
+from bnfold.proof.evaluate import UnevaluatedError
+from bnfold.proof.failure import ProofError
+from bnfold.proof.merges import along, impulses
+from bnfold.proof.rounding import UNIT
+from bnfold.proof.torch.calls import LINEAR
+from bnfold.proof.torch.evaluate import array, evaluate, widen
+from bnfold.proof.torch.linear import read_batchnorm, read_product
+from bnfold.proof.torch.pair import Pair
+from bnfold.proof.torch.shapes import concrete
+from bnfold.proof.torch.sides import TYPES, AnyArray, Side
+
+ALLOWED = LINEAR | {"add", "sub", "neg", "pad", "constant_pad_nd"}
+"""Operators that may stand for a region."""
+
+SUMS = frozenset({"add", "cat", "sub"})
+
+_PARTS = "rsub mul div dropout identity clone contiguous avg_pool1d avg_pool2d avg_pool3d"
+
+PARTS = ALLOWED | SUMS | frozenset(_PARTS.split())
+"""Operators that a region may be made of, besides BatchNorms: linear, whatever the data is."""
+
+
+def roots(pair: Pair) -> set[fx.Node]:
+    """Nodes of regions whose values something else reads."""
+    found: set[fx.Node] = set()
+    side = pair.original
+    for reader in side.graph.nodes:
+        if (reader in side.calls and pair.is_vanished(reader)) or side.pick(reader) is not None:
+            continue
+        mark = pair.mark(reader) if reader in side.calls else None
+        stack = list(reader.all_input_nodes)
+        while stack:
+            maker = stack.pop()
+            if maker not in side.calls:
+                continue
+            if (theirs := pair.mark(maker)) is not None:
+                found.update([maker] if theirs != mark else [])
+            elif pair.is_vanished(maker) or side.pick(maker) is not None:
+                stack.extend(maker.all_input_nodes)
+    return found
+
+
+def is_read_outside(pair: Pair, node: fx.Node) -> bool:
+    """Whether anything reads what a node made that vanished, but regions that it is a part of."""
+    readers = list(_readers(pair, node))
+    marks = [pair.mark(each) if each in pair.original.calls else None for each in readers]
+    return not marks or any(mark is None or not _leads_inside(pair, node, mark) for mark in marks)
+
+
+def _readers(pair: Pair, node: fx.Node) -> Iterable[fx.Node]:
+    for user in node.users:
+        if pair.original.pick(user) is not None:
+            yield from _readers(pair, user)
+        else:
+            yield user
+
+
+def _leads_inside(pair: Pair, node: fx.Node, mark: str) -> bool:
+    """Whether a node vanished behind a part of the region."""
+    side = pair.original
+    while (node in side.calls and pair.is_vanished(node)) or side.pick(node) is not None:
+        makers = [each for each in node.all_input_nodes if each in side.calls and each not in side.constants]
+        if len(makers) != 1:
+            return False
+        node = makers[0]
+        if pair.mark(node) == mark:
+            return True
+    return False
+
+
+def _region(pair: Pair, root: fx.Node) -> tuple[list[fx.Node], list[fx.Node]]:
+    """The nodes of the original that one operator stands for, and what they read."""
+    side, mark = pair.original, pair.mark(root)
+    assert mark is not None
+    chosen: set[fx.Node] = set()
+    reads: list[fx.Node] = []
+    stack = [root]
+    while stack:
+        node = stack.pop()
+        if node in chosen:
+            continue
+        chosen.add(node)
+        for each in node.all_input_nodes:
+            if each in side.constants:
+                continue
+            if each in side.calls and (pair.mark(each) == mark or _leads_inside(pair, each, mark)):
+                stack.append(each)
+            elif each not in reads:
+                reads.append(each)
+    return sorted(chosen, key=side.order.__getitem__), reads
+
+
+def insist_on_part(pair: Pair, node: fx.Node) -> None:
+    """That a node is linear, whatever the data is."""
+    side, call = pair.original, pair.original.calls[node]
+    if side.pick(node) is not None:
+        return
+    data = [each for each in node.all_input_nodes if each not in side.constants]
+    is_batchnorm = read_batchnorm(side, node, pair.shapes.rank(call.get("input"))) is not None
+    if not (call.name in PARTS or is_batchnorm) or not (len(data) == 1 or call.name in SUMS):
+        raise ProofError("merges", node.name, f"{call.name or node.target} merged")
+    if call.name in LINEAR and read_product(side, node) is None:
+        raise ProofError("merges", node.name, "its weight is not constant")
+
+
+def check_merge(pair: Pair, root: fx.Node) -> None:
+    """That one operator is a region of the original, within the rounding of its weights."""
+    side, name = pair.original, root.name
+    nodes, reads = _region(pair, root)
+    for node in nodes:
+        insist_on_part(pair, node)
+    if side.is_spread(root):
+        raise ProofError("merges", name, "it makes several values")
+    ends = {pair.name(each): each for each in reads}
+    if len(ends) != len(reads):
+        raise ProofError("merges", name, "it reads two values that became one")
+    made = pair.twin(root)
+    stands, entries = _stands(pair, made, ends, name)
+    old, new = _Part(side, nodes, root), _Part(pair.result, stands, made)
+    value = pair.shapes.values.get(root)
+    kinds = {each.dtype for each in (*new.constants, *(() if isinstance(value, torch.Tensor) else old.constants))}
+    if kinds - ({value.dtype} if isinstance(value, torch.Tensor) else set(list(kinds)[:1])):
+        raise ProofError("merges", name, "its weights are of another type than what it makes")
+    try:
+        _compare(pair, name, old, new, reads, entries)
+    except UnevaluatedError as error:
+        raise ProofError("merges", name, f"not covered: {error}") from error
+
+
+def _stands(
+    pair: Pair, made: fx.Node, ends: dict[str, fx.Node], name: str
+) -> tuple[list[fx.Node], dict[fx.Node, fx.Node]]:
+    """The nodes of the result that stand for a region, and what they read, by what that is in the original."""
+    result = pair.result
+    chosen: set[fx.Node] = set()
+    entries: dict[fx.Node, fx.Node] = {}
+    stack = [made]
+    while stack:
+        node = stack.pop()
+        key = result.key(node)
+        if key in ends:
+            if not pair.stands(ends[key], node) or entries.setdefault(ends[key], node) is not node:
+                raise ProofError("merges", name, f"{key!r} stands for what it reads, in two ways")
+            continue
+        if node in result.constants:
+            pair.account_weights(node)
+            continue
+        if node in chosen:
+            continue
+        if node not in result.calls or result.calls[node].name not in ALLOWED or result.calls[node].writes:
+            raise ProofError("merges", name, f"{node.name!r} stands for it, which is not made of what it reads")
+        pair.account(node, node)
+        chosen.add(node)
+        if (product := _product(result, node)) is not None:
+            pair.account_weights(*product)
+        stack.extend(node.all_input_nodes)
+    return sorted(chosen, key=result.order.__getitem__), entries
+
+
+def _product(side: Side, node: fx.Node) -> tuple[Any, ...] | None:
+    found = read_product(side, node)
+    return None if found is None else found.weights
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """Nodes of a model that make one value of others."""
+
+    side: Side
+    nodes: list[fx.Node]
+    made: fx.Node
+
+    def run(self, given: dict[fx.Node, AnyArray]) -> AnyArray:
+        """What is made."""
+        return self._run(given, is_size=False)
+
+    def size(self, given: dict[fx.Node, AnyArray]) -> AnyArray:
+        """What the absolute values of all addends add up to."""
+        return self._run({key: np.abs(each) for key, each in given.items()}, is_size=True)
+
+    def _run(self, given: dict[fx.Node, AnyArray], *, is_size: bool) -> AnyArray:
+        values: dict[fx.Node, Any] = {key: torch.from_numpy(np.ascontiguousarray(each)) for key, each in given.items()}
+        for node in self.nodes:
+            for each in node.all_input_nodes:
+                if each not in values:
+                    constant = widen(self.side.constant(each))
+                    values[each] = _absolute(constant) if is_size else constant
+            values[node] = self._size(node, values) if is_size else self._plain(node, values)
+        return array(values[self.made])
+
+    def _plain(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+        if (batchnorm := self._batchnorm(node)) is not None and self.side.is_spread(node):
+            gamma, beta, mean, var = map(_wide, batchnorm.stored)
+            return (_normalise(values[batchnorm.data], gamma, beta, mean, var, batchnorm.epsilon),)
+        return evaluate(node, self.side.calls[node].module, values)
+
+    def _batchnorm(self, node: fx.Node) -> Any:
+        return read_batchnorm(self.side, node, 4)
+
+    def _size(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+        """What a node makes of sizes."""
+        call = self.side.calls[node]
+        batchnorm = self._batchnorm(node)
+        if batchnorm is not None:
+            gamma, beta, mean, var = map(_wide, batchnorm.stored)
+            read = values[batchnorm.data]
+            made = _normalise(read, gamma.abs(), beta.abs(), -mean.abs(), var, batchnorm.epsilon)
+            return (made,) if self.side.is_spread(node) else made
+        if call.name == "neg":
+            return values[node.all_input_nodes[0]]
+        if call.name in ("add", "sub", "rsub", "mul", "div"):
+            one, other = (
+                _absolute(values[each] if isinstance(each, fx.Node) else each) for each in self._operands(node)
+            )
+            alpha = abs(float(node.kwargs.get("alpha", 1)))  # type: ignore[arg-type]
+            match call.name:
+                case "mul":
+                    return one * other
+                case "div":
+                    return one / other
+                case "rsub":
+                    return alpha * one + other
+            return one + alpha * other
+        module = call.module
+        if module is not None:
+            module = copy.deepcopy(module)
+            for each in module.parameters():
+                each.data.abs_()
+        return evaluate(node, module, values)
+
+    def _operands(self, node: fx.Node) -> list[Any]:
+        found = [*node.args, *(node.kwargs[key] for key in ("input", "self", "other") if key in node.kwargs)]
+        if len(found) < 2:
+            raise UnevaluatedError("it is spelled in an unknown way")
+        return found[:2]
+
+    @property
+    def constants(self) -> list[torch.Tensor]:
+        """All that its nodes hold."""
+        found = [self.side.constant(each) for node in self.nodes for each in node.all_input_nodes]
+        for node in self.nodes:
+            module = self.side.calls[node].module
+            found.extend(module.parameters() if module is not None else ())
+        return [each for each in found if each is not None and each.dtype in TYPES]
+
+    @property
+    def unit(self) -> float:
+        """The largest error of rounding a constant once, relatively."""
+        return max((torch.finfo(each.dtype).eps / 2 for each in self.constants), default=UNIT)
+
+    @property
+    def tiny(self) -> float:
+        """The largest error of rounding a constant once, where that is subnormal."""
+        kinds = {str(each.dtype).rpartition(".")[2] for each in self.constants}
+        return max((float(ml_dtypes.finfo(each).smallest_subnormal) for each in kinds), default=0.0)  # type: ignore[no-untyped-call]
+
+
+def _normalise(x: Any, gamma: Any, beta: Any, mean: Any, var: Any, epsilon: float) -> torch.Tensor:
+    return F.batch_norm(x, mean, var, gamma, beta, False, 0.0, epsilon)
+
+
+def _wide(found: AnyArray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(found.astype(np.float64)))
+
+
+def _absolute(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.abs() if value.is_floating_point() else value
+    return abs(value) if isinstance(value, int | float) else value
+
+
+def _compare(
+    pair: Pair, name: str, old: _Part, new: _Part, reads: list[fx.Node], entries: dict[fx.Node, fx.Node]
+) -> None:
+    generator = np.random.default_rng()
+    relation = pair.relation(old.made)
+    if relation is not None and relation.pushed is not None:
+        raise ProofError("merges", name, "what it makes changed in a way that is not covered")
+    pulled = relation.pulled if relation else None
+
+    def judge(given: dict[fx.Node, AnyArray], now: dict[fx.Node, AnyArray], base: tuple[AnyArray, ...] | None) -> Any:
+        """Both answers, or what they changed since `base`, which weights alone explain."""
+        before, after, sizes, bound = old.run(given), new.run(now), old.size(given), new.size(now)
+        if before.shape != after.shape:
+            raise ProofError("merges", name, f"its result has shape {after.shape}, not {before.shape}")
+        if pulled is not None:
+            if pulled.axis >= before.ndim or before.shape[pulled.axis] != pulled.size:
+                raise ProofError("merges", name, f"{pulled.size} channels changed along axis {pulled.axis}")
+            before, sizes = pulled(before), np.abs(pulled(np.zeros_like(before))) + sizes * along(pulled, sizes.ndim)
+        left, right, allowed = before, after, bound
+        if base is not None:
+            times = len(before) // len(base[0])
+            still = [np.tile(each, (times, *[1] * (each.ndim - 1))) for each in base]
+            left, right, allowed = before - still[0], after - still[1], bound - still[2]
+        with np.errstate(all="ignore"):
+            limit = 1.01 * new.unit * allowed + 1e-13 * (bound + sizes) + new.tiny * max(1, left[:1].size)
+            wrong = ~(np.abs(left - right) <= limit)
+        if wrong.any():
+            at = np.unravel_index(int(np.argmax(wrong)), wrong.shape)
+            raise ProofError("merges", name, f"it gives {float(right[at])!r}, not {float(left[at])!r}")
+        return before, after, bound
+
+    def fed(now: dict[fx.Node, AnyArray]) -> dict[fx.Node, AnyArray]:
+        return {entries[each]: x for each, x in now.items() if each in entries}
+
+    shapes = {each: _shape(pair, each, old.nodes) for each in reads}
+    drawn = {each: draw(pair.relation(each), shapes[each], generator) for each in reads}
+    judge({key: value[0] for key, value in drawn.items()}, fed({key: value[1] for key, value in drawn.items()}), None)
+    for each in reads:
+        ones = impulses(shapes[each], generator)
+        count = len(ones) // shapes[each][0]
+
+        def both(now: AnyArray, each: fx.Node = each, count: int = count) -> tuple[Any, Any]:
+            found = {
+                key: now if key is each else np.zeros((shape[0] * count, *shape[1:])) for key, shape in shapes.items()
+            }
+            return {key: undo(pair.relation(key), x) for key, x in found.items()}, fed(found)
+
+        base = judge(*both(np.zeros(shapes[each]), count=1), None)
+        judge(*both(ones), base)
+
+
+def _shape(pair: Pair, read: fx.Node, nodes: list[fx.Node]) -> tuple[int, ...]:
+    """A shape for what a region reads: as small as its windows allow."""
+    side = pair.original
+    known = pair.shapes.shape(read)
+    if known is None:
+        raise UnevaluatedError(f"the shape of {read.name!r} does not follow from the model's inputs")
+    sizes = [concrete(each, 0) for each in known]
+    axes: set[int] = set()
+    reach = 1
+    for node in nodes:
+        if "pool" in side.calls[node].name:
+            reach = max(reach, 3 * max(_numbers(node, side), default=1))
+        product = read_product(side, node)
+        if product is None or product.stored.ndim < 3 or not side.calls[node].name.startswith("conv"):
+            continue
+        if product.data is read and sizes[product.axes[0]] is None:
+            sizes[product.axes[0]] = product.kernel.sizes[1]
+        axes.add(len(sizes) + product.axes[0])
+        strides, dilations = (max(_listed(product.rest.get(key, 1))) for key in ("stride", "dilation"))
+        reach = max(reach, max(dilations * (tap - 1) + 1 + 2 * strides for tap in product.stored.shape[2:]))
+    if axes:
+        (axis,) = axes if len(axes) == 1 else (min(axes),)
+        tail = [reach if size is None else min(size, reach) if size > 1 else size for size in sizes[axis + 1 :]]
+        sizes = [*(1 for _ in sizes[:axis]), sizes[axis], *tail]
+    if any(each is None for each in sizes[1:]):
+        raise UnevaluatedError(f"the shape of {read.name!r} does not follow from the model's inputs")
+    return tuple(2 if each is None else each for each in sizes)
+
+
+def _listed(value: Any) -> list[int]:
+    return [each for each in (value if isinstance(value, tuple | list) else [value]) if type(each) is int] or [1]
+
+
+def _numbers(node: fx.Node, side: Side) -> list[int]:
+    module = side.calls[node].module
+    size = getattr(module, "kernel_size", None)
+    found: list[int] = []
+    fx.node.map_aggregate(
+        (size, node.args[1:], dict(node.kwargs)), lambda each: found.append(each) if type(each) is int else None
+    )
+    return found

@@ -1,0 +1,235 @@
+"""Shapes that follow from a model's inputs, or from what it holds; notes on inner values are not believed."""
+
+from __future__ import annotations
+
+import copy
+import operator
+import warnings
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch._dispatch.python import enable_python_dispatcher
+from torch._guards import detect_fake_mode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.export import ExportedProgram
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.utils import _pytree
+
+from bnfold.proof.torch.calls import SPREAD
+from bnfold.proof.torch.sides import Side
+
+Shape = tuple[Any, ...]
+"""A size is a number, a `torch.SymInt`, or None."""
+
+
+class Shapes:
+    """What is known of each value of the original.
+
+    Args:
+        side: the model.
+        inputs: what a graph module is called with, as one tuple; what its graph notes of its inputs, if left out.
+    """
+
+    def __init__(self, side: Side, inputs: tuple[Any, ...] | None = None) -> None:
+        self._side = side
+        self.values: dict[fx.Node, Any] = {}
+        given = self._given(inputs)
+        if given:
+            _Run(side, given, self.values).go()
+        self._ranks: dict[fx.Node, int] = {}
+        if not any(isinstance(each, torch.Tensor) for each in given.values()):
+            self._ranks = _Ranks(side).found
+
+    def _given(self, inputs: tuple[Any, ...] | None) -> dict[fx.Node, Any]:
+        """The graph's inputs."""
+        found: dict[fx.Node, Any] = {}
+        places = [node for node in self._side.graph.nodes if node.op == "placeholder"]
+        if inputs is not None and not isinstance(self._side.model, ExportedProgram):
+            return dict(zip(places, inputs, strict=False))
+        for node in places:
+            held = self._side.tensors.get(self._side.place(node) or "")
+            value = held if held is not None else node.meta.get("val")
+            if value is None and (noted := node.meta.get("tensor_meta")) is not None and hasattr(noted, "shape"):
+                value = torch.empty(noted.shape, dtype=noted.dtype, device="meta")
+            if value is not None:
+                found[node] = value
+        return found
+
+    def shape(self, node: fx.Node) -> Shape | None:
+        """The shape of a value; its sizes may be unknown."""
+        value = self.values.get(node)
+        if isinstance(value, torch.Tensor):
+            return tuple(value.shape)
+        rank = self._ranks.get(node)
+        return None if rank is None else (None,) * rank
+
+    def rank(self, node: object) -> int | None:
+        """The number of a value's axes, where that is known."""
+        shape = self.shape(node) if isinstance(node, fx.Node) else None
+        return None if shape is None else len(shape)
+
+    def count(self, node: fx.Node) -> int | None:
+        """How many values a node makes."""
+        value = self.values.get(node)
+        return len(value) if isinstance(value, tuple | list) else None
+
+
+def concrete(value: Any, step: int) -> Any:
+    """A number for a size: that of the example, and others around it for larger steps; None where there is none."""
+    if not isinstance(value, torch.SymInt):
+        return value
+    expression = value.node.expr
+    if expression.is_Integer:
+        return int(expression)
+    known = value.node.shape_env.backed_var_to_val
+    if any(each not in known for each in expression.free_symbols):
+        return None
+    return int(expression.xreplace({each: known[each] + step for each in expression.free_symbols}))
+
+
+class _Run(fx.Interpreter):
+    """Runs a graph on fake tensors; what cannot be computed is left out, and what is computed from it."""
+
+    def __init__(self, side: Side, given: dict[fx.Node, Any], found: dict[fx.Node, Any]) -> None:
+        super().__init__(side.root, garbage_collect_values=False)
+        self._side, self._given = side, given
+        self.env = found
+        leaves = [each for value in given.values() for each in _pytree.tree_leaves(value)]
+        self._mode = detect_fake_mode([each for each in leaves if isinstance(each, FakeTensor)]) or FakeTensorMode(
+            shape_env=ShapeEnv()
+        )
+
+    def go(self) -> None:
+        mode = self._mode
+        allows, mode.allow_non_fake_inputs = mode.allow_non_fake_inputs, True
+        unguarded = nullcontext() if mode.shape_env is None else mode.shape_env.suppress_guards()
+        fresh = nullcontext() if mode.shape_env is None else mode.shape_env.ignore_fresh_unbacked_symbols()
+        try:
+            with enable_python_dispatcher(), mode, unguarded, fresh, torch.no_grad(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                for node in self._side.graph.nodes:
+                    self._visit(node)
+        finally:
+            mode.allow_non_fake_inputs = allows
+
+    def _visit(self, node: fx.Node) -> None:
+        if node.op == "output":
+            return
+        if node.op == "placeholder":
+            if node in self._given:
+                self.env[node] = _pytree.tree_map(self._fake, self._given[node])
+            return
+        if any(each not in self.env for each in node.all_input_nodes):
+            return
+        try:
+            self.env[node] = self.run_node(node)
+        except Exception:  # of an operator that does not run on fake tensors: then less is known
+            return
+
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """What a module makes; of one that may change what it holds, a copy on fake tensors runs."""
+        module = self.fetch_attr(target)
+        if any(node.target == target and call.is_stateful for node, call in self._side.calls.items()):
+            held = [each for part in module.modules() for group in (part._parameters, part._buffers, vars(part))
+                    for each in group.values() if isinstance(each, torch.Tensor)]  # fmt: skip
+            module = copy.deepcopy(module, {id(each): self._fake(each) for each in held})
+        return module(*args, **kwargs)
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """What a module holds."""
+        return _pytree.tree_map(self._fake, self.fetch_attr(target))
+
+    def _fake(self, value: Any) -> Any:
+        if not isinstance(value, torch.Tensor) or isinstance(value, FakeTensor):
+            return value
+        return self._mode.from_tensor(value.detach(), static_shapes=True)
+
+
+_KEEPS_RANK = (
+    "relu leaky_relu prelu dropout identity clone contiguous detach sigmoid tanh silu gelu hardswish"
+    " hardsigmoid hardtanh relu6 elu interpolate pad neg batch_norm instance_norm linear to float double half"
+    " bfloat16 type pixel_shuffle pixel_unshuffle channel_shuffle softmax max_pool1d max_pool2d max_pool3d"
+    " avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d"
+    " adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d conv1d conv2d conv3d conv_transpose1d"
+    " conv_transpose2d conv_transpose3d transpose flip roll"
+)
+
+KEEPS_RANK = frozenset(_KEEPS_RANK.split())
+"""Functions, methods and modules whose result has as many axes as their first argument."""
+
+
+class _Ranks:
+    """Ranks that hold whatever is fed: of what a BatchNorm2d reads, and what follows from that in both directions."""
+
+    def __init__(self, side: Side) -> None:
+        self._side = side
+        self.found: dict[fx.Node, int] = {}
+        for node in side.graph.nodes:
+            if (held := side.held(node)) is not None:
+                self.found[node] = held.dim()
+        count = -1
+        while count != len(self.found):
+            count = len(self.found)
+            for node, call in [*side.calls.items(), *reversed(list(side.calls.items()))]:
+                self._visit(node, call.name, call.get("input"), call.module)
+
+    def _assertion(self, node: fx.Node) -> None:
+        """``torch._assert(x.ndim == 4, ...)``, which subclasses of BatchNorm begin with."""
+        claim = node.args[0] if node.target is torch._assert and node.args else None
+        if not isinstance(claim, fx.Node) or claim.target is not operator.eq or len(claim.args) != 2:
+            return
+        asked, rank = claim.args
+        if isinstance(asked, fx.Node) and type(rank) is int and self._side.calls[asked].name in ("ndim", "dim"):
+            subject = asked.args[0]
+            if isinstance(subject, fx.Node) and len(asked.args) == (2 if asked.target is getattr else 1):
+                self.found[subject] = rank
+
+    def _visit(self, node: fx.Node, name: str, source: Any, module: nn.Module | None) -> None:
+        self._assertion(node)
+        if isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d):
+            self.found[node] = 4 if isinstance(module, nn.BatchNorm2d) else 5
+        picked = self._side.pick(node)
+        if picked is not None:
+            if self._side.calls[picked[0]].name in SPREAD - {"unbind"}:
+                self._equate(node, picked[0])
+        elif name in KEEPS_RANK or name in SPREAD - {"unbind"}:
+            self._equate(node, source if source is not None else next(iter(node.args), None))
+        elif name in ("add", "sub", "mul", "div"):
+            self._broadcast(node)
+        elif name == "cat":
+            for each in node.all_input_nodes:
+                self._equate(node, each)
+        elif name == "permute":
+            dims = node.args[1:] if len(node.args) > 2 else node.args[-1]
+            if isinstance(dims, tuple | list):
+                self.found[node] = len(dims)
+                self._equate(node, node.args[0])
+        elif name == "flatten":
+            self._flatten(node, module, source)
+
+    def _flatten(self, node: fx.Node, module: nn.Module | None, source: Any) -> None:
+        if isinstance(module, nn.Flatten):
+            cut = module.start_dim, module.end_dim
+        else:
+            listed = list(node.args[1:])
+            start = node.kwargs.get("start_dim", listed[0] if listed else 0)
+            end = node.kwargs.get("end_dim", listed[1] if len(listed) > 1 else -1)
+            cut = start, end  # type: ignore[assignment]
+        if type(cut[0]) is int and cut[0] >= 0 and cut[1] == -1 and self.found.get(source, 0) > cut[0]:
+            self.found[node] = cut[0] + 1
+
+    def _broadcast(self, node: fx.Node) -> None:
+        if any(isinstance(each, torch.Tensor) for each in node.args):
+            return
+        ranks = [self.found.get(each) for each in node.all_input_nodes]
+        if ranks and None not in ranks:
+            self.found[node] = max(each for each in ranks if each is not None)
+
+    def _equate(self, node: fx.Node, other: Any) -> None:
+        if not isinstance(other, fx.Node):
+            return
+        for one, two in ((node, other), (other, node)):
+            if one in self.found and two not in self.found:
+                self.found[two] = self.found[one]

@@ -1,0 +1,319 @@
+"""One of two torch models: its nodes and values by name, what it holds, and its digest."""
+
+from __future__ import annotations
+
+import hashlib
+import operator
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import fx, nn
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind, InputSpec
+from torch.fx.node import map_arg
+
+from bnfold.proof.failure import ProofError
+from bnfold.proof.torch.calls import CALLS, SPREAD, Call, read_call
+
+AnyArray = npt.NDArray[Any]
+
+Model = fx.GraphModule | ExportedProgram
+
+HELD = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
+
+TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+_PURE = (
+    "abs add alias amax arange cat clamp clamp_min clip clone contiguous detach div dot exp expand expand_as"
+    " flatten full getitem index index_select identity lift_fresh_copy mm mul mv neg norm ones permute pow"
+    " reciprocal repeat reshape reshape_as rsqrt rsub scalar_tensor select slice sqrt squeeze stack std sub sum"
+    " mean t to _to_copy float double half bfloat16 type type_as transpose swapaxes swapdims unsqueeze unflatten"
+    " view view_as _unsafe_view var var_mean linalg_vector_norm _weight_norm _weight_norm_interface zeros"
+    " batch_norm broadcast_to adjoint T mT H mH numpy_T matrix_H _reshape_copy _reshape_alias view_copy"
+)
+
+PURE = frozenset(_PURE.split())
+"""Deterministic operators, whose results are constants where all that they read is constant."""
+
+LIMIT = 1 << 28
+"""Elements of a constant that is computed."""
+
+
+def occurrences(node: fx.Node) -> list[fx.Node]:
+    """The nodes among the arguments of a node, as often as they are there."""
+    found: list[fx.Node] = []
+    map_arg((node.args, node.kwargs), found.append)
+    return found
+
+
+def root_of(model: Model) -> fx.GraphModule:
+    """The module whose graph it is."""
+    return model.graph_module if isinstance(model, ExportedProgram) else model
+
+
+class Side:
+    """A torch model.
+
+    Attributes:
+        model, root, graph: what it is.
+        nodes: by name.
+        order: the place of each node.
+        calls: what each node calls.
+        specs: of a program's inputs, by the name of their placeholder.
+        tensors: all that it holds, by path.
+        tangled: nodes that may be written into behind the back of what reads them; no constants.
+        counts: how many values nodes make that make several, as far as that is known.
+        calls_by_name: the names of the nodes that call something.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.model, self.root = model, root_of(model)
+        self.graph: fx.Graph = self.root.graph
+        self.nodes: dict[str, fx.Node] = {node.name: node for node in self.graph.nodes}
+        self.order: dict[fx.Node, int] = {node: index for index, node in enumerate(self.graph.nodes)}
+        self.calls: dict[fx.Node, Call] = {
+            node: read_call(node, self.root) for node in self.graph.nodes if node.op in CALLS
+        }
+        self.specs: dict[str, InputSpec] = {}
+        if isinstance(model, ExportedProgram):
+            self.specs = {getattr(spec.arg, "name", ""): spec for spec in model.graph_signature.input_specs}
+        self.tensors: dict[str, torch.Tensor] = {}
+        for path, tensor in _tensors(model):
+            if self.tensors.setdefault(path, tensor) is not tensor:
+                raise ProofError("wiring", path, "two tensors have this name")
+        self._memo: dict[fx.Node, torch.Tensor | None] = {}
+        self.tangled: set[fx.Node] = set()
+        self.counts: dict[fx.Node, int] = {}
+        self.calls_by_name = {node.name for node in self.calls}
+
+    @cached_property
+    def mutated(self) -> frozenset[str]:
+        """Paths of tensors that running the model changes, or that share memory with such."""
+        changed: set[str] = set()
+        if isinstance(self.model, ExportedProgram):
+            signature = self.model.graph_signature
+            changed |= {*signature.buffers_to_mutate.values(), *getattr(signature, "parameters_to_mutate", {}).values()}
+        for node, call in self.calls.items():
+            if call.is_stateful:
+                changed |= {path for path in self.tensors if path.startswith(f"{node.target}.")}
+        memory = {storage(self.tensors[path]) for path in changed if path in self.tensors}
+        return frozenset(path for path, each in self.tensors.items() if storage(each) in memory) | changed
+
+    def place(self, node: fx.Node) -> str | None:
+        """The path of the tensor that a node stands for."""
+        if node.op == "get_attr":
+            return str(node.target) if str(node.target) in self.tensors else None
+        spec = self.specs.get(node.name) if node.op == "placeholder" else None
+        return spec.target if spec is not None and spec.kind in HELD else None
+
+    def held(self, node: fx.Node) -> torch.Tensor | None:
+        """The tensor that a node stands for, if running the model does not change it."""
+        place = self.place(node)
+        if place is None or place in self.mutated or node in self.tangled:
+            return None
+        return self.tensors.get(place)
+
+    @cached_property
+    def constants(self) -> frozenset[fx.Node]:
+        """Nodes that are the same whatever the inputs are."""
+        found: set[fx.Node] = set()
+        for node in self.graph.nodes:
+            if node in self.tangled:
+                continue
+            if node.op in ("get_attr", "placeholder"):
+                if self.held(node) is not None:
+                    found.add(node)
+            elif node.op in ("call_function", "call_method"):
+                call = self.calls[node]
+                if call.name in PURE and not call.writes and all(each in found for each in node.all_input_nodes):
+                    found.add(node)
+        return frozenset(found)
+
+    def constant(self, node: object) -> torch.Tensor | None:
+        """What a constant node, or a tensor of a module, holds, in its own type."""
+        if isinstance(node, torch.Tensor):
+            return node
+        if not isinstance(node, fx.Node) or node not in self.constants:
+            return None
+        if node not in self._memo:
+            for each in self._sources(node):
+                if each not in self._memo:
+                    self._memo[each] = self._evaluate(each)
+        return self._memo[node]
+
+    def _sources(self, node: fx.Node) -> list[fx.Node]:
+        seen: set[fx.Node] = set()
+        stack = [node]
+        while stack:
+            top = stack.pop()
+            if top not in seen:
+                seen.add(top)
+                stack.extend(top.all_input_nodes)
+        return sorted(seen, key=self.order.__getitem__)
+
+    def _evaluate(self, node: fx.Node) -> Any:
+        held = self.held(node)
+        if held is not None:
+            return held
+        try:
+            with torch.no_grad():
+                meta = run_node(node, lambda each: _move(self._memo[each]))
+                sizes = meta if isinstance(meta, tuple | list) else [meta]
+                if sum(each.numel() for each in sizes if isinstance(each, torch.Tensor)) > LIMIT:
+                    raise ProofError("weights", node.name, "it is too large to be evaluated")
+                return run_node(node, lambda each: _detached(self._memo[each]))
+        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, NotImplementedError) as error:
+            raise ProofError("weights", node.name, f"it cannot be evaluated ({type(error).__name__})") from error
+
+    def pick(self, node: fx.Node) -> tuple[fx.Node, int] | None:
+        """Which entry of a tuple of data a node is."""
+        if node.op != "call_function" or node.target is not operator.getitem or len(node.args) != 2:
+            return None
+        source, index = node.args
+        if not isinstance(source, fx.Node) or type(index) is not int or not self.is_spread(source):
+            return None
+        return source, index + self.counts.get(source, 0) if index < 0 else index
+
+    def is_spread(self, node: fx.Node) -> bool:
+        """Whether a node makes a tuple."""
+        if node not in self.calls:
+            return False
+        if isinstance(node.target, torch._ops.OpOverload):
+            returns = node.target._schema.returns
+            return len(returns) > 1 or (len(returns) == 1 and str(returns[0].type).startswith("List["))
+        return self.calls[node].name in SPREAD
+
+    def key(self, node: fx.Node) -> str:
+        """The name of the value that a node stands for: an entry of a tuple is ``name[index]``."""
+        found = self.pick(node)
+        return node.name if found is None else f"{found[0].name}[{found[1]}]"
+
+    def keys(self, node: fx.Node) -> list[str]:
+        """The names of all values that a node makes and that something reads by itself."""
+        if not self.is_spread(node):
+            return [node.name]
+        picks = [pair[1] for user in node.users if user.users and (pair := self.pick(user)) is not None]
+        return [f"{node.name}[{index}]" for index in sorted(set(picks))]
+
+
+def run_node(node: fx.Node, value: Any) -> Any:
+    """What a call of a function or a method makes."""
+    arguments, keywords = map_arg(node.args, value), map_arg(node.kwargs, value)
+    if node.op == "call_method":
+        receiver, *rest = arguments
+        return getattr(receiver, str(node.target))(*rest, **keywords)
+    assert callable(node.target)
+    return node.target(*arguments, **keywords)
+
+
+def _move(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("meta")
+    return type(value)(map(_move, value)) if type(value) in (tuple, list) else value
+
+
+def _detached(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.detach()
+    return type(value)(map(_detached, value)) if type(value) in (tuple, list) else value
+
+
+def storage(tensor: torch.Tensor) -> int:
+    """What tensors that share memory have in common."""
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except (NotImplementedError, RuntimeError):  # sparse and the like
+        return id(tensor)
+
+
+def _tensors(model: Model) -> Iterator[tuple[str, torch.Tensor]]:
+    """All that a model holds: registered or in plain attributes of modules."""
+    for path, module in root_of(model).named_modules(remove_duplicate=False):
+        prefix = f"{path}." if path else ""
+        for group in (module._parameters, module._buffers, vars(module)):
+            for name, found in group.items():
+                if isinstance(found, torch.Tensor):
+                    yield f"{prefix}{name}", found
+    if isinstance(model, ExportedProgram):
+        for group in (model.constants, model.state_dict):
+            for name, found in group.items():
+                if isinstance(found, torch.Tensor):
+                    yield name, found
+
+
+def to_numpy(node: str, tensor: torch.Tensor) -> AnyArray:
+    """What a weight holds."""
+    is_known = type(tensor) in (torch.Tensor, nn.Parameter, nn.Buffer) and tensor.layout is torch.strided
+    if not is_known or tensor.dtype not in TYPES or tensor.device.type == "meta":
+        raise ProofError("weights", node, f"a weight is a {type(tensor).__name__} of {tensor.dtype}")
+    plain = tensor.detach().cpu().resolve_neg()
+    if plain.dtype is torch.bfloat16:
+        bits: AnyArray = plain.contiguous().view(torch.int16).numpy()
+        return bits.view(ml_dtypes.bfloat16)
+    array: AnyArray = plain.numpy()
+    return array
+
+
+def content(tensor: torch.Tensor) -> bytes | memoryview:
+    """The bytes of a tensor; of one without any, what it says of itself."""
+    is_known = tensor.layout is torch.strided and tensor.device.type != "meta" and not tensor.is_quantized
+    try:
+        if is_known and type(tensor) in (torch.Tensor, nn.Parameter, nn.Buffer):
+            plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
+            return np.ascontiguousarray(plain.view(torch.uint8).numpy()).data
+    except (RuntimeError, TypeError):
+        pass
+    return repr((type(tensor).__name__, tensor.shape, tensor.dtype)).encode()
+
+
+def is_same_tensor(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors hold the same bytes, and are of the same kind."""
+    if one is other:
+        return True
+    kinds = [
+        (type(each), each.dtype, each.shape, each.requires_grad, each.device, each.layout) for each in (one, other)
+    ]
+    if kinds[0] != kinds[1] or one.device.type == "meta" or one.layout is not torch.strided or one.is_quantized:
+        return False
+    if type(one) not in (torch.Tensor, nn.Parameter, nn.Buffer):
+        return False
+    return content(one) == content(other)
+
+
+def digest(model: Model) -> str:
+    """SHA-256 of a model: its graph, its signature, its modules, and the bytes of what it holds."""
+    side_root = root_of(model)
+    found = hashlib.sha256()
+
+    def note(*texts: object) -> None:
+        for each in texts:
+            line = str(each).encode()
+            found.update(len(line).to_bytes(8, "little") + line)
+
+    for node in side_root.graph.nodes:
+        note(node.op, node.name, _title(node.target), repr(node.args), repr(node.kwargs))
+    if isinstance(model, ExportedProgram):
+        note(model.graph_signature, model.range_constraints)
+    for path, module in side_root.named_modules(remove_duplicate=False):
+        is_graph = isinstance(module, fx.GraphModule)
+        note(path, fx.GraphModule.__qualname__ if is_graph else type(module).__qualname__)
+        note(module.graph if is_graph and path else "", "" if is_graph else module.extra_repr(), module.training)
+    tensors: Mapping[str, torch.Tensor] = dict(_tensors(model))
+    for path in sorted(tensors):
+        tensor = tensors[path]
+        note(path, tensor.dtype, tuple(tensor.shape), tensor.requires_grad)
+        data = content(tensor)
+        found.update(len(data).to_bytes(8, "little"))
+        found.update(data)
+    return found.hexdigest()
+
+
+def _title(target: Any) -> str:
+    if isinstance(target, str | torch._ops.OpOverload):
+        return str(target)
+    return f"{getattr(target, '__module__', '')}.{getattr(target, '__qualname__', type(target).__qualname__)}"
