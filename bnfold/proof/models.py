@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -39,10 +39,17 @@ PIECE = 1 << 22
 
 @dataclass(frozen=True)
 class Files:
-    """A model and the folder of its external data."""
+    """A model and what lies outside its protobuf.
+
+    Attributes:
+        proto: the model.
+        folder: of its external data.
+        held: tensors in memory, by the location that the protobuf has for them; they have `shape` and `numpy`.
+    """
 
     proto: onnx.ModelProto
     folder: Path | None = None
+    held: Mapping[str, Any] = field(default_factory=dict)
 
 
 def tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
@@ -87,33 +94,43 @@ def digest(files: Files) -> str:
             tensor.ClearField("external_data")
     found = hashlib.sha256(proto.SerializeToString(deterministic=True))
     for tensor in external:
-        content = external_bytes(tensor, files.folder)
+        content = external_bytes(tensor, files)
         found.update(len(content).to_bytes(8, "little"))
         for start in range(0, len(content), PIECE):
             found.update(content[start : start + PIECE])
     return found.hexdigest()
 
 
-def external_bytes(tensor: onnx.TensorProto, folder: Path | None) -> Any:
-    """The bytes of a tensor in another file, which stay there until they are read."""
+def location(tensor: onnx.TensorProto) -> str:
+    """Where the bytes of a tensor are that are not in the protobuf."""
+    return next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
+
+
+def external_bytes(tensor: onnx.TensorProto, files: Files) -> Any:
+    """The bytes of a tensor that are not in the protobuf; in another file, they stay there until they are read."""
+    if (held := files.held.get(location(tensor))) is not None:
+        return np.frombuffer(held.tobytes(), np.uint8)
     entries = {entry.key: entry.value for entry in tensor.external_data}
     dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    path = (folder or Path()) / entries["location"]
+    path = (files.folder or Path()) / entries["location"]
     length = int(entries["length"]) if "length" in entries else math.prod(tensor.dims) * dtype.itemsize
     if length == 0:
         return np.empty(0, np.uint8)
     return np.memmap(path, np.uint8, "r", int(entries.get("offset", 0)), (length,))
 
 
-def array_of(tensor: onnx.TensorProto, folder: Path | None) -> AnyArray:
-    """A tensor's values; of one in another file or in raw bytes, a view."""
+def array_of(tensor: onnx.TensorProto, files: Files) -> AnyArray:
+    """A tensor's values; of one in another file, a view."""
+    if tensor.data_location == onnx.TensorProto.EXTERNAL and (held := files.held.get(location(tensor))) is not None:
+        found: AnyArray = held.numpy()
+        return found
     dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
     is_plain = dtype.kind in "fiub" or tensor.data_type == onnx.TensorProto.BFLOAT16
     is_plain = is_plain and tensor.data_type not in (onnx.TensorProto.INT4, onnx.TensorProto.UINT4)
     if tensor.data_location == onnx.TensorProto.EXTERNAL and is_plain:
-        content: AnyArray = external_bytes(tensor, folder)
+        content: AnyArray = external_bytes(tensor, files)
         return content.view(dtype).reshape(tuple(tensor.dims))
-    return numpy_helper.to_array(tensor, str(folder or ""))
+    return numpy_helper.to_array(tensor, str(files.folder or ""))
 
 
 @dataclass(eq=False)
@@ -175,9 +192,9 @@ class Scope:
         if name in self.initializers:
             if name in self.inputs and self.side.files.proto.ir_version >= 4:
                 return None  # a caller may replace it
-            return array_of(self.initializers[name], self.side.files.folder)
+            return array_of(self.initializers[name], self.side.files)
         if name in self.sparse:
-            return _dense(self.sparse[name], self.side.files.folder)
+            return _dense(self.sparse[name], self.side.files)
         node = self.makers.get(name)
         if node is None or node.domain not in ("", "ai.onnx") or node.op_type in NOT_CONSTANT:
             return None
@@ -186,9 +203,9 @@ class Scope:
         if node.op_type == "Constant":
             for attribute in node.attribute:
                 if attribute.name == "value":
-                    return array_of(attribute.t, self.side.files.folder)
+                    return array_of(attribute.t, self.side.files)
                 if attribute.name == "sparse_value":
-                    return _dense(attribute.sparse_tensor, self.side.files.folder)
+                    return _dense(attribute.sparse_tensor, self.side.files)
         feeds = {each: self.constant(each) for each in node.input if each}
         if node.op_type == "CastLike":
             return self._cast_like(node, feeds[node.input[0]])
@@ -235,8 +252,8 @@ def _dequantize(node: onnx.NodeProto, given: list[AnyArray]) -> AnyArray | None:
     return found
 
 
-def _dense(sparse: onnx.SparseTensorProto, folder: Path | None) -> AnyArray | None:
-    values, places = array_of(sparse.values, folder), array_of(sparse.indices, folder)
+def _dense(sparse: onnx.SparseTensorProto, files: Files) -> AnyArray | None:
+    values, places = array_of(sparse.values, files), array_of(sparse.indices, files)
     if math.prod(sparse.dims) > CONSTANT_LIMIT:
         return None
     dense = np.zeros(tuple(sparse.dims), values.dtype)
@@ -252,11 +269,17 @@ class Side:
 
     Attributes:
         files: what it was read from.
-        infer: finds shape and element type of each value, by scope and name.
+        infer: finds shape and element type of each value, by scope and name, given those of some.
+        assumed: shapes and element types that do not follow from the model's inputs.
     """
 
-    def __init__(self, files: Files, infer: Callable[[Side], dict[Any, Any]] = lambda side: {}) -> None:
-        self.files = files
+    def __init__(
+        self,
+        files: Files,
+        infer: Callable[[Side, Mapping[Any, Any]], dict[Any, Any]] = lambda side, assumed: {},
+        assumed: Mapping[Any, Any] | None = None,
+    ) -> None:
+        self.files, self.assumed = files, assumed or {}
         self._infer = infer
         self.scopes: dict[str, Scope] = {}
         self.main = self._add("main", files.proto.graph, None)
@@ -266,8 +289,13 @@ class Side:
 
     @cached_property
     def known(self) -> dict[Any, Any]:
-        """Shape and element type of each value, as far as they follow from the model's inputs."""
-        return self._infer(self)
+        """Shape and element type of each value, as far as they follow from the model's inputs and what is assumed."""
+        return self._infer(self, self.assumed) if self.assumed else self.certain
+
+    @cached_property
+    def certain(self) -> dict[Any, Any]:
+        """The same, as far as they follow from the model's inputs alone."""
+        return self._infer(self, {})
 
     def _add(self, path: str, message: Any, around: Scope | None) -> Scope:
         if path in self.scopes:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import onnx
 
 from bnfold.errors import InvalidModelError
-from bnfold.proof.certificate import Certificate, Relation
+from bnfold.proof.certificate import Certificate, Name, Relation, Shape
 from bnfold.proof.failure import ProofError
 from bnfold.proof.models import Scope, Side, first_output
-from bnfold.proof.shapes import Shape
 
 
 class Pair:
@@ -17,11 +16,13 @@ class Pair:
     Attributes:
         accounted: nodes of the result that an obligation was about.
         parameters: names of the result's constants that an obligation was about.
+        assumed: shapes that were used and are only assumed.
     """
 
     def __init__(self, original: Side, result: Side, certificate: Certificate) -> None:
         self.original, self.result, self.certificate = original, result, certificate
         self.accounted: set[int] = set()
+        self.assumed: set[Name] = set()
         self.parameters: set[tuple[str, str]] = set()
         self.helpers: set[tuple[str, str]] = set()
         self._counterparts: dict[str, Scope] = {}
@@ -37,6 +38,7 @@ class Pair:
             *self.certificate.relations,
             *self.certificate.vanished,
             *self.certificate.merged,
+            *self.certificate.shapes,
             *((scope, into) for (scope, _), into in self.certificate.merged.items()),
         )
         for path, name in claimed:
@@ -47,6 +49,10 @@ class Pair:
             maker = self.original.scopes[path].makers.get(name)
             if maker is None or first_output(maker) != name:
                 raise InvalidModelError(f"the certificate names a node {name!r}, which the original does not have")
+        for key, (shape, kind) in self.certificate.shapes.items():
+            fact, known_kind = self.original.certain.get(key, (None, 0))
+            if not _agree(shape, fact) or (known_kind and known_kind != kind) or key[0] != "main":
+                raise InvalidModelError(f"the certificate assumes a shape of {key[1]!r} that it cannot have")
         for path, name in self.certificate.relations:
             if name not in self.original.scopes[path].makers:
                 raise ProofError("wiring", name, "an input cannot change")
@@ -94,9 +100,12 @@ class Pair:
     def shape(self, scope: Scope, value: str) -> Shape | None:
         """The shape of a value of the original, as far as it is known."""
         owner = scope.owner(value)
-        shape: Shape | None = None
-        if owner is not None:
-            shape = self.original.known.get((owner.path, value), (None, 0))[0]
+        if owner is None:
+            return None
+        key = owner.path, value
+        shape: Shape | None = self.original.known.get(key, (None, 0))[0]
+        if self.original.assumed and shape != self.original.certain.get(key, (None, 0))[0]:
+            self.assumed.update([key] if key in self.original.assumed else self.original.assumed)
         return shape
 
     def rank(self, scope: Scope, value: str) -> int | None:
@@ -153,3 +162,10 @@ class Pair:
     def readers(self, scope: Scope, value: str) -> list[onnx.NodeProto]:
         """What reads a value of the original, in the same graph."""
         return self._readers(scope).get(value, [])
+
+
+def _agree(one: Shape, other: Shape | None) -> bool:
+    """Whether two shapes can be that of one value."""
+    if other is None:
+        return True
+    return len(one) == len(other) and all(a == b for a, b in zip(one, other, strict=True) if None not in (a, b))

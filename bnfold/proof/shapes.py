@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
-import onnx
-from onnx import shape_inference
+from collections.abc import Mapping
 
+import onnx
+from onnx import helper, shape_inference
+
+from bnfold.proof.certificate import Name, Shape
 from bnfold.proof.models import Files, Side
 
-Shape = tuple[int | None, ...]
-
-Known = dict[tuple[str, str], tuple[Shape | None, int]]
+Known = dict[Name, tuple[Shape | None, int]]
 """Shape and element type of each value, by scope and name."""
 
 SMALL = 1 << 12
 """Elements of a tensor whose values may be shapes."""
 
 
-def infer(side: Side) -> Known:
-    """What is known of each value."""
+def infer(side: Side, assumed: Mapping[Name, tuple[Shape, int]]) -> Known:
+    """What is known of each value, if some of the main graph are as is assumed."""
     light = _without_weights(side.files)
+    outputs = {each.name: each for each in light.graph.output}
+    for (path, name), (sizes, element) in assumed.items():
+        if path == "main":
+            info = helper.make_tensor_value_info(name, element, sizes)
+            if name in outputs:
+                outputs[name].CopyFrom(info)
+            else:
+                light.graph.value_info.append(info)
     try:
         inferred = shape_inference.infer_shapes(light, data_prop=True)
     except Exception:  # it raises anything on a model that it does not understand: then less is known
         inferred = light
     found: Known = {}
-    for path, scope in Side(Files(inferred, side.files.folder)).scopes.items():
+    for path, scope in Side(Files(inferred, side.files.folder, side.files.held)).scopes.items():
         if scope.is_function:
             continue
         graph = scope.message
@@ -51,6 +60,7 @@ def _without_weights(files: Files) -> onnx.ModelProto:
         source, target = stack.pop()
         for field in ("name", "input", "output", "node", "sparse_initializer"):
             _copy(source, target, field)
+        _forget_shapes(target)
         listed = {each.name for each in target.input}
         for tensor in source.initializer:
             count = 1
@@ -67,11 +77,19 @@ def _without_weights(files: Files) -> onnx.ModelProto:
         while bodies:
             body = bodies.pop()
             del body.value_info[:]
+            _forget_shapes(body)
             for node in body.node:
                 for attribute in node.attribute:
                     bodies.extend([attribute.g] if attribute.HasField("g") else [])
                     bodies.extend(attribute.graphs)
     return light
+
+
+def _forget_shapes(graph: onnx.GraphProto) -> None:
+    """Drop what a graph declares of its outputs but their types."""
+    for info in graph.output:
+        if info.type.HasField("tensor_type"):
+            info.type.tensor_type.ClearField("shape")
 
 
 def _copy(source: object, target: object, field: str) -> None:

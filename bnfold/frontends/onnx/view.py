@@ -257,6 +257,14 @@ class OnnxGraph:
         """The declarations that a run confirmed, in one word; part of no protocol."""
         return self._hints.confirmations()
 
+    def confirmed_shapes(self) -> dict[ir.Value, tuple[tuple[int | None, ...], int]]:
+        """Shapes and element types that a plan rests on because a run showed them; part of no protocol."""
+        return {
+            value: (tuple(dim if isinstance(dim, int) else None for dim in kind.shape), kind.dtype.value)
+            for value, kind in self._hints.confirmed().items()
+            if kind.shape is not None and kind.dtype is not None
+        }
+
     def round(self, node: ir.Node, absorbed: Linear | Affine) -> Rounding:
         if isinstance(absorbed, Linear):
             stored, load = self._stored(node), self._loader(absorbed)
