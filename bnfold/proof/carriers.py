@@ -287,13 +287,16 @@ def _check_maps(name: str, bn: Affine, size: Array, before: Relation | None, aft
     made = a_y.after(bn)
     if before is None or before.pulled is None:  # x = p_x(w)
         left, right = made.after(p_x), p_y
-    elif before.pushed is None:  # w = a_x(x)
-        left, right = made, p_y.after(a_x)
+    elif p_x.scale.all():  # w = p_x^-1(a_x(x))
+        back = Affine(1 / p_x.scale, -p_x.shift / p_x.scale, 1)
+        left, right = made, p_y.after(back.after(a_x))
     else:
-        raise ProofError("weights", name, "what it read changed in two ways, which is not covered")
+        raise ProofError("weights", name, "what it read changed in two ways, of which one has no inverse")
     with np.errstate(all="ignore"):
         about = np.abs(a_y.scale) * (size + np.abs(bn.scale * p_x.shift)) + np.abs(a_y.shift)
-        about += np.abs(p_y.scale * a_x.shift) + np.abs(p_y.shift)
+        about += np.abs(p_y.shift)
+        if before is not None and before.pulled is not None:
+            about += np.abs(p_y.scale / p_x.scale) * (np.abs(a_x.shift) + np.abs(p_x.shift))
         wrong = ~(np.abs(left.scale - right.scale) <= 64 * UNIT * np.abs(left.scale))
         wrong |= ~(np.abs(left.shift - right.shift) <= 64 * UNIT * about)
     if wrong.any():

@@ -66,8 +66,8 @@ def roots(pair: Pair, scope: Scope) -> set[str]:
         note(each, None)
     for node in scope.nodes:  # what nobody reads stays, too
         made = first_output(node)
-        if (scope.path, made) in merged and not scope.readers.get(made):
-            found.update([made] if pair.name(scope, made) in pair.counterpart(scope.path).makers else [])
+        if not scope.readers.get(made) and pair.name(scope, made) in pair.counterpart(scope.path).makers:
+            note(made, None)
     for path, inner in pair.original.scopes.items():
         if inner.around is scope or path.startswith(scope.path + "/"):
             for each in inner.readers:
@@ -94,7 +94,29 @@ def is_read_outside(pair: Pair, scope: Scope, node: onnx.NodeProto) -> bool:
 
 
 def _region(pair: Pair, scope: Scope, root: onnx.NodeProto) -> tuple[list[onnx.NodeProto], list[str]]:
-    """The nodes of the original that one operator stands for, and what they read."""
+    """The nodes of the original that one operator stands for, and what they read.
+
+    Where the region reads a value and what a node that vanished made of it, that node is a part as well.
+    """
+    more: set[str] = set()
+    while True:
+        nodes, reads = _grow(pair, scope, root, more)
+        names = [pair.name(scope, value) for value in reads]
+        makers = {value: scope.makers[value] for value in reads if value in scope.makers}
+        gone = {
+            first_output(makers[value])
+            for value, name in zip(reads, names, strict=True)
+            if value in makers
+            and names.count(name) > 1
+            and (scope.path, first_output(makers[value])) in pair.certificate.vanished
+        }
+        if not gone:
+            return nodes, reads
+        more |= gone
+
+
+def _grow(pair: Pair, scope: Scope, root: onnx.NodeProto, more: set[str]) -> tuple[list[onnx.NodeProto], list[str]]:
+    """A region that has some nodes which vanished, by their first outputs, in it."""
     merged = pair.certificate.merged
     mark = merged[scope.path, first_output(root)]
     chosen: set[int] = set()
@@ -110,7 +132,8 @@ def _region(pair: Pair, scope: Scope, root: onnx.NodeProto) -> tuple[list[onnx.N
                 continue
             maker = scope.makers.get(value)
             key = scope.path, first_output(maker) if maker is not None else ""
-            if maker is not None and (merged.get(key) == mark or _leads_inside(pair, scope, maker, mark)):
+            is_part = merged.get(key) == mark or key[1] in more
+            if maker is not None and (is_part or _leads_inside(pair, scope, maker, mark)):
                 stack.append(maker)
             elif value not in reads:
                 reads.append(value)

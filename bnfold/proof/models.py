@@ -206,6 +206,8 @@ class Scope:
                     return array_of(attribute.t, self.side.files)
                 if attribute.name == "sparse_value":
                     return _dense(attribute.sparse_tensor, self.side.files)
+        if node.op_type in ("Shape", "Size"):
+            return self._measure(node)
         feeds = {each: self.constant(each) for each in node.input if each}
         if node.op_type == "CastLike":
             return self._cast_like(node, feeds[node.input[0]])
@@ -220,6 +222,17 @@ class Scope:
             return evaluate([node], given, [name], self.opsets, widen=False)[0]
         except UnevaluatedError:
             return None
+
+    def _measure(self, node: onnx.NodeProto) -> AnyArray | None:
+        """The shape or size of a value, where all of it follows from the model's inputs."""
+        owner = self.owner(node.input[0])
+        shape = None if owner is None else self.side.certain.get((owner.path, node.input[0]), (None, 0))[0]
+        if shape is None or None in shape:
+            return None
+        if node.op_type == "Size":
+            return np.asarray(math.prod(shape), np.int64)
+        options = {each.name: each.i for each in node.attribute}
+        return np.asarray(shape[options.get("start", 0) : options.get("end")], np.int64)
 
     def _cast_like(self, node: onnx.NodeProto, constant: AnyArray | None) -> AnyArray | None:
         """A constant in the type of something else."""

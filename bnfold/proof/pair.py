@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import onnx
 
 from bnfold.errors import InvalidModelError
@@ -26,6 +28,20 @@ class Pair:
         self.parameters: set[tuple[str, str]] = set()
         self.helpers: set[tuple[str, str]] = set()
         self._counterparts: dict[str, Scope] = {}
+
+    @cached_property
+    def read_elsewhere(self) -> frozenset[str]:
+        """Names of the original that something else than nodes reads: information about training, and annotations."""
+        proto, names = self.original.files.proto, set[str]()
+        for training in proto.training_info:
+            for entry in (*training.initialization_binding, *training.update_binding):
+                names.update((entry.key, entry.value))
+            for graph in (training.initialization, training.algorithm):
+                names.update(name for node in graph.node for name in node.input)
+        for scope in self.original.scopes.values():
+            for annotation in scope.message.quantization_annotation if not scope.is_function else ():
+                names.update(entry.value for entry in annotation.quant_parameter_tensor_names)
+        return frozenset(names)
 
     def insist_on_names(self) -> None:
         """That the certificate names what there is.

@@ -58,7 +58,7 @@ def _without_weights(files: Files) -> onnx.ModelProto:
         light.MergeFrom(part)
     while stack:
         source, target = stack.pop()
-        for field in ("name", "input", "output", "node", "sparse_initializer"):
+        for field in ("name", "input", "output", "node"):
             _copy(source, target, field)
         _forget_shapes(target)
         listed = {each.name for each in target.input}
@@ -72,6 +72,9 @@ def _without_weights(files: Files) -> onnx.ModelProto:
                 target.input.append(
                     onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
                 )
+        for sparse in source.sparse_initializer:  # which inference does not look at
+            name, kind = sparse.values.name, sparse.values.data_type
+            target.input.append(helper.make_tensor_value_info(name, kind, list(sparse.dims)))
         bodies = [attribute.g for node in target.node for attribute in node.attribute if attribute.HasField("g")]
         bodies += [body for node in target.node for attribute in node.attribute for body in attribute.graphs]
         while bodies:

@@ -41,10 +41,11 @@ def check_interface(pair: Pair, scope: Scope, other: Scope) -> None:
     for name in scope.inputs:
         if pair.name(scope, name) != name:
             raise ProofError("wiring", name, "an input of the graph is not what it was")
-    known = {info.name: info for info in scope.message.value_info}
+    known: dict[str, list[onnx.ValueInfoProto]] = {}
+    for info in scope.message.value_info:
+        known.setdefault(info.name, []).append(info)
     for info in other.message.value_info:
-        before = known.get(info.name)
-        if before is not None and before != info:
+        if info not in known.get(info.name, [info]):
             raise ProofError("wiring", info.name, "it is declared in another way")
 
 
@@ -153,6 +154,8 @@ def check_rest(pair: Pair, scope: Scope, other: Scope) -> None:
         elif name in scope.makers or name in scope.inputs:
             raise ProofError("wiring", name, "it is constant, and was not")
         is_new = before is None or scope.readers.get(name, 0) > 0
+        if before is not None and name in pair.read_elsewhere:
+            continue
         if is_new and not other.readers.get(name, 0) and name not in other.outputs:
             raise ProofError("wiring", name, "nothing reads it any more")
     for name, sparse in other.sparse.items():
