@@ -260,3 +260,26 @@ def per_channel_axis(shape: tuple[int, ...], rank: int) -> int | None:
         return -1
     long = [axis + rank - len(shape) for axis, dim in enumerate(shape) if dim != 1]
     return None if not long else long[0] if len(long) == 1 else -1
+
+
+def narrowest(affine: Affine, behind: Sequence[Affine]) -> Statistics:
+    """Statistics of what an arithmetic reads: of those that the maps which read its result tell, the narrowest.
+
+    A BatchNorm among them measured its data, and a scale next to a shift tells the deviation, whoever else reads the
+    same value: in ``c = x - a``, ``c / b``, ``c @ k`` the data of the matrix product has the deviation b.
+
+    Args:
+        affine: the arithmetic's map.
+        behind: the maps of its readers.
+    """
+    found = affine.assumed
+    for reader in behind:
+        if (reader.axis, reader.size) != (affine.axis, affine.size):
+            continue
+        told = reader.statistics.in_front_of(affine) if reader.statistics else reader.after(affine).assumed
+        is_better = (told.measured > found.measured) | (
+            (told.measured == found.measured) & (told.variance < found.variance)
+        )
+        pairs = (told.mean, found.mean), (told.variance, found.variance), (told.measured, found.measured)
+        found = Statistics(*(np.where(is_better, new, old) for new, old in pairs))
+    return found

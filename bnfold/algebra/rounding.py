@@ -212,9 +212,9 @@ def measure_growth(products: Array, results: Array, constant: Array, bias: Array
     before = results + bias**2
     with np.errstate(all="ignore"):
         after = products + constant**2
-        channels = np.sqrt(np.divide(after, before, out=np.ones_like(after), where=after > before))
-        total = np.sqrt(after.sum() / before.sum()) if after.sum() > before.sum() else 1.0
-    return Growth(max(float(total), float(channels.max(initial=1.0)) / 4), int(np.argmax(channels)))
+        squares = np.divide(after, before, out=np.ones_like(after), where=after > before)
+    whole, channel = np.sqrt(np.mean(squares)), np.sqrt(squares.max(initial=1.0))
+    return Growth(max(float(whole), float(channel) / 4), int(np.argmax(squares)))
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,6 +17,9 @@ from bnfold.runtimes.setting import Engine, Setting
 
 WORKER = "bnfold.bench.worker"
 
+LARGEST_LISTED = 1 << 29
+"""Bytes of a model that the runtime writes once more, to tell what it made of it."""
+
 
 @dataclass(frozen=True)
 class Cold:
@@ -29,6 +32,7 @@ class Cold:
         peak_bytes: largest resident memory of the whole process; the median over processes, None off Linux.
         details: how it ran.
         placement: nodes by provider, where the provider may hand nodes back.
+        kernels: a digest of the graph as the runtime optimised it; None where that is not known.
     """
 
     session_ms: tuple[float, ...]
@@ -37,6 +41,7 @@ class Cold:
     peak_bytes: int | None
     details: dict[str, Any]
     placement: dict[str, list[str]] | None
+    kernels: str | None
 
 
 def start_cold(subject: Subject, setting: Setting, feed: Feeds, folder: Path, times: int) -> Cold | None:
@@ -58,8 +63,11 @@ def start_cold(subject: Subject, setting: Setting, feed: Feeds, folder: Path, ti
         "names": list(feed),
     }
     may_hand_back = subject.engine is Engine.ONNXRUNTIME and setting.provider != "cpu"
+    lists = subject.engine is Engine.ONNXRUNTIME and setting.provider == "cpu" and subject.file_bytes is not None
+    lists = lists and (subject.file_bytes or 0) <= LARGEST_LISTED
     results = [
-        run_module(WORKER, job | {"places": may_hand_back and not number}, subject.name) for number in range(times)
+        run_module(WORKER, job | {"places": may_hand_back and not number, "lists": lists and not number}, subject.name)
+        for number in range(times)
     ]
     return Cold(
         tuple(result["session_ms"] for result in results),
@@ -68,6 +76,7 @@ def start_cold(subject: Subject, setting: Setting, feed: Feeds, folder: Path, ti
         _median([result["peak_bytes"] for result in results]),
         results[0]["details"],
         results[0]["placement"],
+        results[0]["kernels"],
     )
 
 

@@ -15,10 +15,23 @@ import numpy as np
 
 from bnfold.bench.cold import Cold, start_cold
 from bnfold.bench.fingerprint import fingerprint, load_average
+from bnfold.bench.gate import Answer, Gate
 from bnfold.bench.models import Subject, find_subjects
 from bnfold.bench.options import BenchOptions
 from bnfold.bench.rounds import ROUNDS_PER_SITTING, Track, take_turns
-from bnfold.bench.statistics import FEWEST_SITTINGS, Ratio, Verdict, decide, is_narrow, looks, paired_ratio
+from bnfold.bench.statistics import (
+    FEWEST_SITTINGS,
+    LOOKS,
+    MOST_LOOKS,
+    Ratio,
+    Verdict,
+    decide,
+    doubling_looks,
+    is_narrow,
+    looks,
+    paired_ratio,
+    visible_change,
+)
 from bnfold.errors import IncomparableError, UnsupportedModelError, plural
 from bnfold.runtimes.inputs import Declared, Feeds, InputOptions, find
 from bnfold.runtimes.setting import Engine, Level, Setting
@@ -41,8 +54,13 @@ class Entry:
         track: its timings.
         ratio: of its time to the baseline's, paired; the baseline's own is 1.
         verdict: None for the baseline.
+        answer: to what was asked; None for the baseline, or where nothing was asked.
+        visible: the smallest change, relative, that these rounds would have shown with a probability of 95 %; None for
+            the baseline.
         session_ratio: likewise of the time to create a session, beside one another in one process.
         cold: starts in processes of their own; None for a module, which no other process can be given.
+        runs_same_kernels: whether the runtime makes the same operators of it as of the baseline; None where that is not
+            known.
         details: how it ran.
     """
 
@@ -51,8 +69,11 @@ class Entry:
     track: Track
     ratio: Ratio
     verdict: Verdict | None
+    answer: Answer | None
+    visible: float | None
     session_ratio: Ratio
     cold: Cold | None
+    runs_same_kernels: bool | None
     details: dict[str, Any]
 
 
@@ -100,6 +121,12 @@ class BenchReport:
         """Those of all groups, in order."""
         return tuple(entry for group in self.groups for entry in group.entries)
 
+    @property
+    def passes(self) -> bool:
+        """Whether every model meets what was asked, under every provider and level."""
+        gate = self.options.gate
+        return all(entry.answer is None or gate.passes(entry.answer) for entry in self.entries)
+
 
 def _silent(stage: str, done: int, total: int) -> None:
     pass
@@ -116,6 +143,9 @@ def benchmark(
     rounds: int = BenchOptions.rounds,
     compiled: bool = False,
     tf32: bool = False,
+    require: float | None = None,
+    no_slower: bool = False,
+    seconds: float | None = None,
     progress: Progress = _silent,
 ) -> BenchReport:
     """How fast models are beside the first of them, which is the baseline.
@@ -135,6 +165,10 @@ def benchmark(
         rounds: most rounds, at least 32.
         compiled: run PyTorch models through `torch.compile`.
         tf32: let GPUs round float32 to TensorFloat-32.
+        require: how many times as fast as the baseline each model has to be, at least: `BenchReport.passes` then says
+            whether that is shown with 95 % confidence.
+        no_slower: likewise, that no model is shown to be slower.
+        seconds: how long each provider and level may take, in place of `rounds`.
         progress: told of each stage.
 
     Returns:
@@ -150,6 +184,8 @@ def benchmark(
         rounds=rounds,
         compiled=compiled,
         tf32=tf32,
+        gate=Gate(require, no_slower),
+        seconds=seconds,
     )
     if threads is not None:
         options = replace(options, threads=threads)
@@ -168,10 +204,12 @@ def run(
 
     Raises:
         BnfoldError: see `benchmark`.
-        ValueError: there is no model, or `options.rounds` is less than FEWEST_ROUNDS.
+        ValueError: there is no model, `options.rounds` is less than FEWEST_ROUNDS, or a gate has no model to ask.
     """
     if not models:
         raise ValueError("there is no model to measure")
+    if len(models) < 2 and not options.gate.is_open:
+        raise ValueError("what is required of a model needs a baseline in front of it")
     if options.rounds < FEWEST_ROUNDS:
         raise ValueError(f"{plural(options.rounds, 'round')}: too few for an interval, which takes {FEWEST_ROUNDS}")
     began, load = time.perf_counter(), load_average()
@@ -299,8 +337,10 @@ class _Group:
     def measure(self) -> Group:
         cold = list(self._cold())  # first: a model that crashes the runtime does so in another process
         details: list[dict[str, Any]] = [{} for _ in self.subjects]
-        sittings = math.ceil(self.options.rounds / ROUNDS_PER_SITTING)
-        planned = looks(sittings)
+        budget = self.options.seconds
+        planned = looks(math.ceil(self.options.rounds / ROUNDS_PER_SITTING)) if budget is None else doubling_looks()
+        sittings, self.looks = planned[-1], len(LOOKS) if budget is None else MOST_LOOKS
+        end = math.inf if budget is None else time.perf_counter() + budget
 
         def opener(number: int) -> Callable[[], Session]:
             def create() -> Session:
@@ -318,7 +358,7 @@ class _Group:
             warmup=self.options.warmup,
             sittings=sittings,
             seed=self.options.inputs.seed,
-            is_done=lambda tracks: len(tracks[0].turns) in planned and is_narrow(_ratios(tracks)),
+            is_done=lambda tracks: self._is_done(tracks, planned, is_late=time.perf_counter() > end),
             advance=lambda done: self.progress(
                 f"{self.stage}: rounds", done * ROUNDS_PER_SITTING, sittings * ROUNDS_PER_SITTING
             ),
@@ -331,11 +371,23 @@ class _Group:
             yield start_cold(subject, self.setting, self.feeds[number][0], self.folder, self.options.starts)
         self.progress(f"{self.stage}: cold starts", len(self.subjects), len(self.subjects))
 
+    def _is_done(self, tracks: Sequence[Track], planned: Sequence[int], *, is_late: bool) -> bool:
+        """At a look, whether more rounds would decide nothing; late, whether there are enough for an interval."""
+        done, gate = len(tracks[0].turns), self.options.gate
+        if is_late and done >= FEWEST_SITTINGS:
+            return True
+        if done not in planned:
+            return False
+        *ratios, noise = _ratios(tracks, self.looks)
+        if gate.is_open:
+            return is_narrow([*ratios, noise])
+        return all(gate.answer(ratio, noise) is not Answer.UNKNOWN for ratio in ratios)
+
     def _judge(
         self, tracks: Sequence[Track], twin: Track, cold: Sequence[Cold | None], details: Sequence[dict[str, Any]]
     ) -> Group:
-        *ratios, noise = _ratios([*tracks, twin])
-        baseline = _starts(tracks[0])
+        *ratios, noise = _ratios([*tracks, twin], self.looks)
+        baseline, gate, sittings = _starts(tracks[0]), self.options.gate, len(twin.turns)
         entries = [
             Entry(
                 subject,
@@ -343,8 +395,11 @@ class _Group:
                 track,
                 ratio,
                 decide(ratio, noise) if number else None,
+                gate.answer(ratio, noise) if number and not gate.is_open else None,
+                visible_change(ratio, noise, sittings, self.looks) if number else None,
                 paired_ratio(_starts(track), baseline),
                 cold[number],
+                _is_same(cold[0], cold[number]) if number else None,
                 details[number],
             )
             for number, (subject, track, ratio) in enumerate(
@@ -354,10 +409,16 @@ class _Group:
         return Group(self.setting, tuple(entries), noise, twin)
 
 
-def _ratios(tracks: Sequence[Track]) -> list[Ratio]:
+def _ratios(tracks: Sequence[Track], looks: int) -> list[Ratio]:
     """Of all tracks but the first to the first."""
     baseline = tracks[0].medians
-    return [paired_ratio(track.medians, baseline) for track in tracks[1:]]
+    return [paired_ratio(track.medians, baseline, looks=looks) for track in tracks[1:]]
+
+
+def _is_same(baseline: Cold | None, candidate: Cold | None) -> bool | None:
+    if baseline is None or candidate is None or baseline.kernels is None or candidate.kernels is None:
+        return None
+    return baseline.kernels == candidate.kernels
 
 
 def _starts(track: Track) -> Any:

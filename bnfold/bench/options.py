@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 
+from bnfold.bench.gate import Gate
 from bnfold.runtimes.inputs import InputOptions
 from bnfold.runtimes.setting import Level
 
@@ -30,6 +31,8 @@ class BenchOptions:
         compiled: run PyTorch models through `torch.compile`.
         tf32: let GPUs round float32 to TensorFloat-32 in convolutions and matrix products.
         inputs: what to run the models on.
+        gate: what is asked of the models beside the baseline.
+        seconds: how long a provider and level may take, in place of `rounds`; None leaves it to these.
     """
 
     levels: tuple[Level, ...] = tuple(Level)
@@ -41,3 +44,5 @@ class BenchOptions:
     compiled: bool = False
     tf32: bool = False
     inputs: InputOptions = field(default_factory=InputOptions)
+    gate: Gate = field(default_factory=Gate)
+    seconds: float | None = None

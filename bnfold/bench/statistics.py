@@ -30,6 +30,12 @@ ALPHA = 0.05
 LOOKS = (0.25, 0.5, 1.0)
 """After what parts of a measurement it asks whether it is done; each look has an equal part of ALPHA (Bonferroni)."""
 
+MOST_LOOKS = 8
+"""How often a measurement that lasts as long as it is given may ask: after 8, 16, 32 sittings and so on."""
+
+POWER = 0.95
+"""How probable it is that the smallest visible change would have been found."""
+
 PRECISION = 0.01
 """Half width, relative, at which an interval is narrow enough."""
 
@@ -67,7 +73,7 @@ class Ratio:
         return max(self.high, 1 / self.low)
 
 
-def paired_ratio(candidate: Array, baseline: Array, seed: int = 0) -> Ratio:
+def paired_ratio(candidate: Array, baseline: Array, seed: int = 0, looks: int = len(LOOKS)) -> Ratio:
     """The median of the paired ratios and its interval.
 
     The interval is meant to be taken at each of the looks: all of them together hold with probability ``1 - ALPHA``.
@@ -76,12 +82,13 @@ def paired_ratio(candidate: Array, baseline: Array, seed: int = 0) -> Ratio:
         candidate: seconds, [sittings, rounds].
         baseline: of the same rounds.
         seed: of the bootstrap, which is then the same each time.
+        looks: how often the interval may be taken.
     """
     logs = np.log(candidate) - np.log(baseline)
     sittings = len(logs)
     chosen = np.random.default_rng(seed).integers(0, sittings, (RESAMPLES, sittings))
     medians = np.median(logs[chosen].reshape(RESAMPLES, -1), axis=1)
-    low, high = np.quantile(medians, _expanded_levels(sittings, ALPHA / len(LOOKS)))
+    low, high = np.quantile(medians, _expanded_levels(sittings, ALPHA / looks))
     return Ratio(float(np.exp(np.median(logs))), float(np.exp(low)), float(np.exp(high)))
 
 
@@ -100,9 +107,31 @@ def decide(ratio: Ratio, noise: Ratio) -> Verdict:
     return Verdict.UNCHANGED
 
 
+def visible_change(ratio: Ratio, noise: Ratio, sittings: int, looks: int = len(LOOKS)) -> float:
+    """The smallest change, relative, that such a measurement finds with a probability of POWER.
+
+    `decide` finds a change whose interval excludes 1 and whose median is beyond the reach of the noise, so the true one
+    has to lie as far behind the farther of these as both medians scatter, which their intervals tell.
+
+    Args:
+        ratio: of a candidate to the baseline.
+        noise: of the baseline to itself.
+        sittings: that were measured.
+        looks: how often the interval may have been taken.
+    """
+    scatter = math.hypot(ratio.half_width, noise.half_width) / student_quantile(1 - ALPHA / looks / 2, sittings - 1)
+    needed = max(ratio.half_width, math.log(noise.reach))
+    return math.expm1(needed + student_quantile(POWER, sittings - 1) * scatter)
+
+
 def looks(sittings: int) -> tuple[int, ...]:
     """After how many sittings to ask whether the intervals are narrow enough: fixed beforehand."""
     return tuple(sorted({max(FEWEST_SITTINGS, math.ceil(sittings * part)) for part in LOOKS}))
+
+
+def doubling_looks() -> tuple[int, ...]:
+    """The same where the time is given and the number of sittings is not."""
+    return tuple(FEWEST_SITTINGS << number for number in range(MOST_LOOKS))
 
 
 def is_narrow(ratios: list[Ratio]) -> bool:

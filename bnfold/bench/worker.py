@@ -1,11 +1,12 @@
 """One cold start of one model, in a process of its own: ``python -m bnfold.bench.worker``.
 
 Reads a JSON document from standard input (`bnfold.bench.cold` writes it) and writes one to standard output: session
-creation and first inference in milliseconds, memory, how it ran; or the error.
+creation and first inference in milliseconds, memory, how it ran, what the runtime made of the graph; or the error.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 import tempfile
@@ -40,6 +41,7 @@ def start(job: dict[str, Any]) -> dict[str, Any]:
         "peak_bytes": _memory("VmHWM"),
         "details": session.details,
         "placement": _placement(path, setting, feed) if job["places"] else None,
+        "kernels": _kernels(path, setting) if job["lists"] else None,
     }
 
 
@@ -75,6 +77,37 @@ def _placement(path: Path, setting: Setting, feed: Feeds) -> dict[str, list[str]
         if event.get("cat") == "Node" and provider:
             placed.setdefault(provider, set()).add(event["name"].removesuffix("_kernel_time"))
     return {provider: sorted(names) for provider, names in placed.items()}
+
+
+def _kernels(path: Path, setting: Setting) -> str | None:
+    """A digest of what the runtime runs once it has optimised the graph: operators, attributes, shapes of weights.
+
+    None where the optimised graph cannot be written.
+    """
+    from bnfold.frontends.limits import UNLIMITED
+    from bnfold.frontends.onnx.files.loading import read_proto
+    from bnfold.runtimes.timed_onnx_session import OnnxSession
+
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "optimised.onnx"
+        try:
+            OnnxSession(path, setting, [], optimised=target)
+            graph = read_proto(target, UNLIMITED).graph
+        except BnfoldError:  # of a runtime's own operators, say
+            return None
+    shapes = {each.name: list(each.dims) for each in graph.initializer}
+    kernels = sorted(
+        repr(
+            (
+                node.domain,
+                node.op_type,
+                [shapes.get(name) for name in node.input],
+                sorted(each.SerializeToString(deterministic=True) for each in node.attribute),
+            )
+        )
+        for node in graph.node
+    )
+    return hashlib.sha256("\n".join(kernels).encode()).hexdigest()
 
 
 def main() -> None:

@@ -103,7 +103,7 @@ EFFORT_OPTIONS = _options(
 EXIT_CODES = """\b
 Exit codes:
   0  done, or equivalent
-  1  not equivalent (nothing is written), or --fail-on-foldable found one
+  1  not equivalent (nothing is written), --fail-on-foldable found one, or --require or --no-slower is not met
   2  wrong use of the command line
   3  a file is missing, unreadable, invalid or unsafe, or two models cannot be compared
 """
@@ -296,6 +296,18 @@ def inspect(
 @click.option("--threads", type=click.IntRange(1), help="Within an operator.  [default: all available cores]")
 @click.option("--warmup", type=click.IntRange(0), default=3, show_default=True, help="Untimed runs of each session.")
 @click.option("--rounds", type=click.IntRange(32), default=240, show_default=True, help="Most turns of each model.")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(1),
+    help="How long a provider and level may take, in place of --rounds.",
+)
+@click.option(
+    "--require",
+    type=click.FloatRange(0, min_open=True),
+    metavar="RATIO",
+    help="Exit 1 unless each further MODEL is that many times as fast, with 95 % confidence.",
+)
+@click.option("--no-slower", is_flag=True, help="Exit 1 if a further MODEL is shown to be slower.")
 @click.option("--compile", "compiled", is_flag=True, help="PyTorch models through torch.compile.")
 @click.option("--tf32", is_flag=True, help="GPUs may round float32 to TensorFloat-32.")
 @INPUT_OPTIONS
@@ -315,9 +327,13 @@ def bench(
 
     rendering = {name: given.pop(name) for name in ("as_json", "report", "quiet", "verbose")}
     given["levels"] = given["levels"] or ("disabled", "basic", "extended", "all")
+    if len(models) < 2 and (given["require"] is not None or given["no_slower"]):
+        raise click.UsageError("--require and --no-slower need a second MODEL")
     with _progress(rendering) as progress:
         result = benchmark(models, inputs=InputOptions(inputs_path, dims, samples, seed), progress=progress, **given)
     _render(record_bench(result), **rendering)
+    if not result.passes:
+        sys.exit(1)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import Generic
 
 import numpy as np
 
-from bnfold.algebra.affine import Affine
+from bnfold.algebra.affine import Affine, narrowest
 from bnfold.algebra.linear import Factor, Linear
 from bnfold.graph.ops import ChannelAffine, Op
 from bnfold.graph.protocol import Constant, Graph, N, V
@@ -91,7 +91,15 @@ class Draft(Generic[N, V]):
         """A per-channel affine, with what is known or assumed of the data that it reads."""
         op = self.op(node)
         assert isinstance(op, ChannelAffine)
-        return op.affine if op.is_batchnorm else op.affine.with_statistics(op.affine.assumed)
+        if op.is_batchnorm:
+            return op.affine
+        return op.affine.with_statistics(narrowest(op.affine, self._affines_behind(node)))
+
+    def _affines_behind(self, node: N) -> list[Affine]:
+        """The per-channel affines that read a node's output in the graph as it is."""
+        (output,) = self.graph.outputs(node)
+        readers = {reader for reader, index in self.graph.uses(output) if reader is not None and index >= 0}
+        return [op.affine for reader in readers if isinstance(op := self.graph.op(reader), ChannelAffine)]
 
     def _shares(self, node: N, op: Linear) -> bool:
         """Whether something else will read the kernel, or a bias that is more than zeros."""

@@ -104,7 +104,7 @@ def check_pair(original: Files, result: Files, certificate: Certificate) -> Proo
         for path in pair.original.scopes:
             _check_scope(pair, path, tally)
         tally.met["wiring"] += 1
-        tally.assumed = tuple(sorted(pair.assumed))
+        tally.assumed = tuple(sorted(pair.original.used))
     except ProofError as failure:
         tally.failures.append(failure)
     except (ValueError, TypeError, KeyError, OSError) as error:  # a file that is not what its parts say
@@ -125,7 +125,7 @@ def _check_scope(pair: Pair, path: str, tally: _Tally) -> None:
         key = path, name
         if key in pair.certificate.merged:
             if name in roots or any(each in roots for each in node.output):
-                merges.check_merge(pair, scope, other, node)
+                tally.worst = tally.worst.joined(merges.check_merge(pair, scope, other, node))
                 tally.met["merges"] += 1
             tally.folds += node.op_type == "BatchNormalization"
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +15,11 @@ from bnfold.algebra.affine import Affine
 from bnfold.proof.carriers import draw, undo
 from bnfold.proof.evaluate import UnevaluatedError, evaluate, wide
 from bnfold.proof.failure import ProofError
-from bnfold.proof.linear import attribute
+from bnfold.proof.linear import LINEAR, attribute
 from bnfold.proof.models import Scope, first_output
 from bnfold.proof.pair import Pair
-from bnfold.proof.rounding import UNIT
+from bnfold.proof.rounding import UNIT, Worst, Wrong, check_rounded
+from bnfold.proof.taps import WORK, taps_of
 
 AnyArray = npt.NDArray[Any]
 
@@ -34,6 +36,9 @@ PARTS = frozenset(
 
 IMPULSES = 64
 """Channels that get an impulse: at each of the places where that is no more, else at one of them."""
+
+FEW = 16
+"""The same, where each weight has been checked by itself."""
 
 
 def roots(pair: Pair, scope: Scope) -> set[str]:
@@ -152,8 +157,8 @@ def _leads_inside(pair: Pair, scope: Scope, node: onnx.NodeProto, mark: str) -> 
     return False
 
 
-def check_merge(pair: Pair, scope: Scope, other: Scope, root: onnx.NodeProto) -> None:
-    """That one operator is a region of the original, within the rounding of its weights."""
+def check_merge(pair: Pair, scope: Scope, other: Scope, root: onnx.NodeProto) -> Worst:
+    """That one operator is a region of the original, and that its weights are rounded once."""
     name = first_output(root)
     nodes, reads = _region(pair, scope, root)
     for node in nodes:
@@ -167,7 +172,7 @@ def check_merge(pair: Pair, scope: Scope, other: Scope, root: onnx.NodeProto) ->
         raise ProofError("merges", name, "it reads two values that became one")
     stands = _stands(pair, scope, other, pair.name(scope, made), set(ends), name)
     try:
-        _compare(pair, scope, other, name, made, nodes, reads, stands)
+        return _compare(pair, scope, other, name, made, nodes, reads, stands)
     except UnevaluatedError as error:
         raise ProofError("merges", name, f"not covered: {error}") from error
 
@@ -260,7 +265,7 @@ def _compare(
     nodes: list[onnx.NodeProto],
     reads: list[str],
     stands: list[onnx.NodeProto],
-) -> None:
+) -> Worst:
     generator = np.random.default_rng()
     relation = pair.relation(scope, made)
     if relation is not None and relation.pushed is not None:
@@ -286,26 +291,84 @@ def _compare(
         if wrong.any():
             at = np.unravel_index(int(np.argmax(wrong)), wrong.shape)
             raise ProofError("merges", name, f"it gives {float(right[at])!r}, not {float(left[at])!r}")
-        return before, after, bound
+        return before, after, bound, sizes
 
     shapes = {value: _shape(pair, scope, value, nodes) for value in reads}
     names = {value: pair.name(scope, value) for value in reads}
     drawn = {value: draw(pair.relation(scope, value), shapes[value], generator) for value in reads}
     judge({value: each[0] for value, each in drawn.items()}, {names[key]: each[1] for key, each in drawn.items()}, None)
+
+    def both(now: AnyArray, value: str) -> tuple[Any, Any]:
+        """Data of which one value is given, and the others are zero."""
+        times = len(now) // shapes[value][0]
+        fed = {
+            each: now if each == value else np.zeros((shape[0] * times, *shape[1:])) for each, shape in shapes.items()
+        }
+        before = {each: undo(pair.relation(scope, each), x) for each, x in fed.items()}
+        return before, {names[each]: x for each, x in fed.items()}
+
+    def run(now: AnyArray) -> tuple[AnyArray, AnyArray]:
+        fed = {names[reads[0]]: now}
+        given = {reads[0]: undo(pair.relation(scope, reads[0]), now)}
+        before = old.run(given)
+        return before if pulled is None else pulled(before), new.run(fed)
+
+    worst = Worst()
     for value in reads:
-        impulses = _impulses(shapes[value], generator)
-        count = len(impulses) // shapes[value][0]
+        base = judge(*both(np.zeros(shapes[value]), value), None)
+        if len(reads) == 1:
+            worst = _check_weights(name, old, new, (1, *shapes[value][1:]), run, (base[2] + base[3])[:1])
+        judge(*both(_impulses(shapes[value], generator, FEW if worst.count else IMPULSES), value), base)
+    return worst
 
-        def both(now: AnyArray, value: str = value, count: int = count) -> tuple[Any, Any]:
-            fed = {
-                each: now if each == value else np.zeros((shape[0] * count, *shape[1:]))
-                for each, shape in shapes.items()
-            }
-            before = {each: undo(pair.relation(scope, each), x) for each, x in fed.items()}
-            return before, {names[each]: x for each, x in fed.items()}
 
-        base = judge(*both(np.zeros(shapes[value]), count=1), None)
-        judge(*both(impulses), base)
+def _check_weights(
+    name: str,
+    old: _Part,
+    new: _Part,
+    shape: tuple[int, ...],
+    run: Callable[[AnyArray], tuple[AnyArray, AnyArray]],
+    size: AnyArray,
+) -> Worst:
+    """That each weight of the operator that stands for a region, and its bias, is a nearest number of its type.
+
+    Args:
+        name: of the region's root.
+        old: the region.
+        new: what stands for it.
+        shape: of what both read.
+        run: what both make of such data.
+        size: what the absolute values of all addends add up to, of an input of zeros.
+    """
+    linear = [node for node in new.nodes if node.op_type in LINEAR]
+    kernels = [new.constants.get(each) for node in linear for each in node.input[1:2]]
+    kernel = kernels[0] if len(kernels) == 1 else None
+    if kernel is None or kernel.dtype == np.float64 or not _unit(kernel):
+        return Worst()
+    if any(node.op_type != "Add" for node in new.nodes if node is not linear[0]):
+        return Worst()  # a Pad is part of it
+    taps = taps_of(linear[0], kernel, shape)
+    if taps is None:
+        return Worst()
+    still = run(np.zeros((1, *shape[1:])))
+    positions = still[0].size // still[0].shape[1 if linear[0].op_type == "Conv" else -1]
+    work = sum(each.size for part in (old, new) for each in part.constants.values()) * positions
+    if taps.count * work > WORK:
+        return Worst()
+    slack = 1e-13 * size
+    worst = _rounded(name, "bias", still[1].astype(kernel.dtype), still[0], slack)
+    for now in taps.batches():
+        before, after = (made - nothing for made, nothing in zip(run(now), still, strict=True))
+        error = slack + 1e-13 * np.abs(before)
+        worst = worst.joined(_rounded(name, "weight", after.astype(kernel.dtype), before, error))
+    return Worst(worst.ulps, kernel.size + still[0].size // positions)
+
+
+def _rounded(name: str, what: str, stored: AnyArray, exact: AnyArray, error: AnyArray) -> Worst:
+    found = check_rounded(stored, exact, error)
+    if isinstance(found, Wrong):
+        raise ProofError("merges", name, f"a {what} is {found.stored!r} and should be {found.exact!r}")
+    return found
 
 
 def _along(affine: Affine, rank: int) -> AnyArray:
@@ -314,19 +377,19 @@ def _along(affine: Affine, rank: int) -> AnyArray:
     return np.abs(affine.scale).reshape(shape)
 
 
-def _impulses(shape: tuple[int, ...], generator: np.random.Generator) -> AnyArray:
+def _impulses(shape: tuple[int, ...], generator: np.random.Generator, most: int) -> AnyArray:
     """Data with a one in one channel each, at corners, borders and in the middle, along the first axis."""
     axis = 1 if len(shape) != 3 else 2
     axis = min(axis, len(shape) - 1)
     count = shape[axis]
-    channels = np.arange(count) if count <= IMPULSES else generator.choice(count, IMPULSES, replace=False)
+    channels = np.arange(count) if count <= most else generator.choice(count, most, replace=False)
     places = [tuple(0 for _ in shape), tuple(size - 1 for size in shape), tuple(size // 2 for size in shape)]
     places.append(tuple(0 if each == 2 else size // 2 for each, size in enumerate(shape)))
     few = [places[each] for each in generator.integers(len(places), size=count)]
     chosen = dict.fromkeys(
         (*place[:axis], int(each), *place[axis + 1 :])
         for each in channels
-        for place in (places if count * len(places) <= IMPULSES else [few[each]])
+        for place in (places if count * len(places) <= most else [few[each]])
     )
     found = np.zeros((len(chosen), *shape))
     for index, place in enumerate(chosen):

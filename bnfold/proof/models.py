@@ -15,6 +15,7 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
+from bnfold.proof.certificate import Name, Shape
 from bnfold.proof.evaluate import UnevaluatedError, evaluate
 from bnfold.proof.failure import ProofError
 
@@ -224,22 +225,21 @@ class Scope:
             return None
 
     def _measure(self, node: onnx.NodeProto) -> AnyArray | None:
-        """The shape or size of a value, where all of it follows from the model's inputs."""
+        """The sizes of a value from one axis to another, or their product, where they are known."""
         owner = self.owner(node.input[0])
-        shape = None if owner is None else self.side.certain.get((owner.path, node.input[0]), (None, 0))[0]
-        if shape is None or None in shape:
+        known = None if owner is None else self.side.shape((owner.path, node.input[0]))
+        ends = {each.name: each.i for each in node.attribute}
+        if known is None or None in (sizes := known[ends.get("start", 0) : ends.get("end")]):
             return None
-        if node.op_type == "Size":
-            return np.asarray(math.prod(shape), np.int64)
-        options = {each.name: each.i for each in node.attribute}
-        return np.asarray(shape[options.get("start", 0) : options.get("end")], np.int64)
+        found = np.asarray(sizes, np.int64)
+        return np.asarray(np.prod(found)) if node.op_type == "Size" else found
 
     def _cast_like(self, node: onnx.NodeProto, constant: AnyArray | None) -> AnyArray | None:
         """A constant in the type of something else."""
         owner = self.owner(node.input[1])
         if constant is None or owner is None:
             return None
-        kind = self.side.known.get((owner.path, node.input[1]), (None, 0))[1]
+        kind = self.side.certain.get((owner.path, node.input[1]), (None, 0))[1]
         if kind not in FLOATS or constant.dtype.kind not in "fiu":
             return None
         return constant.astype(onnx.helper.tensor_dtype_to_np_dtype(kind))
@@ -284,6 +284,9 @@ class Side:
         files: what it was read from.
         infer: finds shape and element type of each value, by scope and name, given those of some.
         assumed: shapes and element types that do not follow from the model's inputs.
+
+    Attributes:
+        used: what of it mattered.
     """
 
     def __init__(
@@ -294,6 +297,7 @@ class Side:
     ) -> None:
         self.files, self.assumed = files, assumed or {}
         self._infer = infer
+        self.used: set[Name] = set()
         self.scopes: dict[str, Scope] = {}
         self.main = self._add("main", files.proto.graph, None)
         self.functions = {f"function:{each.domain}:{each.name}:{each.overload}": each for each in files.proto.functions}
@@ -309,6 +313,13 @@ class Side:
     def certain(self) -> dict[Any, Any]:
         """The same, as far as they follow from the model's inputs alone."""
         return self._infer(self, {})
+
+    def shape(self, key: Name) -> Shape | None:
+        """The shape of a value, as far as it is known; what had to be assumed for it is noted."""
+        shape: Shape | None = self.known.get(key, (None, 0))[0]
+        if self.assumed and shape != self.certain.get(key, (None, 0))[0]:
+            self.used.update([key] if key in self.assumed else self.assumed)
+        return shape
 
     def _add(self, path: str, message: Any, around: Scope | None) -> Scope:
         if path in self.scopes:

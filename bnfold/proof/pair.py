@@ -7,7 +7,7 @@ from functools import cached_property
 import onnx
 
 from bnfold.errors import InvalidModelError
-from bnfold.proof.certificate import Certificate, Name, Relation, Shape
+from bnfold.proof.certificate import Certificate, Relation, Shape
 from bnfold.proof.failure import ProofError
 from bnfold.proof.models import Scope, Side, first_output
 
@@ -18,13 +18,11 @@ class Pair:
     Attributes:
         accounted: nodes of the result that an obligation was about.
         parameters: names of the result's constants that an obligation was about.
-        assumed: shapes that were used and are only assumed.
     """
 
     def __init__(self, original: Side, result: Side, certificate: Certificate) -> None:
         self.original, self.result, self.certificate = original, result, certificate
         self.accounted: set[int] = set()
-        self.assumed: set[Name] = set()
         self.parameters: set[tuple[str, str]] = set()
         self.helpers: set[tuple[str, str]] = set()
         self._counterparts: dict[str, Scope] = {}
@@ -116,13 +114,7 @@ class Pair:
     def shape(self, scope: Scope, value: str) -> Shape | None:
         """The shape of a value of the original, as far as it is known."""
         owner = scope.owner(value)
-        if owner is None:
-            return None
-        key = owner.path, value
-        shape: Shape | None = self.original.known.get(key, (None, 0))[0]
-        if self.original.assumed and shape != self.original.certain.get(key, (None, 0))[0]:
-            self.assumed.update([key] if key in self.original.assumed else self.original.assumed)
-        return shape
+        return None if owner is None else self.original.shape((owner.path, value))
 
     def rank(self, scope: Scope, value: str) -> int | None:
         """The number of a value's axes, where that is known."""

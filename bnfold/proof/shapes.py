@@ -28,6 +28,40 @@ def infer(side: Side, assumed: Mapping[Name, tuple[Shape, int]]) -> Known:
                 outputs[name].CopyFrom(info)
             else:
                 light.graph.value_info.append(info)
+    found = _inferred(light, side)
+    is_partial = any(
+        (path, name) not in found or found[path, name][0] is None
+        for path, scope in side.scopes.items()
+        for name in scope.makers
+        if not scope.is_function
+    )
+    if is_partial and _evaluate_constants(light, side, found):
+        return _inferred(light, side)
+    return found
+
+
+def _evaluate_constants(light: onnx.ModelProto, side: Side, known: Known) -> bool:
+    """Put the values of integers that are computed from constants in place of the nodes that compute them.
+
+    Shape inference does not follow all of these, and where they are the axes or the target of an operator, it learns
+    nothing about what that makes.
+    """
+    scope = Side(Files(light, side.files.folder, side.files.held), lambda *_: known).main
+    has_changed = False
+    for node in light.graph.node:
+        if node.op_type == "Constant" or len(node.output) != 1:
+            continue
+        constant = scope.constant(node.output[0])
+        if constant is None or constant.dtype.kind not in "ib" or constant.size > SMALL:
+            continue
+        value = onnx.helper.make_attribute("value", onnx.numpy_helper.from_array(constant))
+        node.CopyFrom(onnx.NodeProto(op_type="Constant", output=node.output, attribute=[value]))
+        has_changed = True
+    return has_changed
+
+
+def _inferred(light: onnx.ModelProto, side: Side) -> Known:
+    """What `onnx.shape_inference` finds."""
     try:
         inferred = shape_inference.infer_shapes(light, data_prop=True)
     except Exception:  # it raises anything on a model that it does not understand: then less is known

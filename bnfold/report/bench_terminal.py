@@ -12,7 +12,7 @@ from rich.text import Text
 
 from bnfold.errors import plural
 from bnfold.report.columns import Column
-from bnfold.report.documents import BenchDocument, BenchEntry
+from bnfold.report.documents import BenchDocument, BenchEntry, Method
 from bnfold.report.terminal import print_line, tabulate
 
 STYLES = {"faster": "green", "slower": "red"}
@@ -89,10 +89,35 @@ def conclusions(record: BenchDocument) -> Iterator[str]:
             continue
         ends = _interval(entry)
         if entry["verdict"] == "no detectable change":
-            rest = f"ratio {ends}; chance alone reaches {entry['noise_low']:.3f} to {entry['noise_high']:.3f}"
+            rest = f"ratio {ends}; {_visible(entry)}"
         else:
             rest = f"it takes {entry['ratio']:.3f} of the time ({ends})"
-        yield f"{where}: {names[entry['index']]}: {entry['verdict']}; {rest}"
+        why = f"; {_same_kernels(record, entry)}" if entry["runs_same_kernels"] else ""
+        yield f"{where}: {names[entry['index']]}: {entry['verdict']}; {rest}{why}"
+        if entry["gate"] is not None:
+            yield f"{where}: {names[entry['index']]}: {gate_line(record['method'], entry)}"
+
+
+def _same_kernels(record: BenchDocument, entry: BenchEntry) -> str:
+    """Why there is little to gain: the runtime optimises both to the same."""
+    counts = [record["models"][index]["batchnorms"] or 0 for index in (0, entry["index"])]
+    same = "the two run the same kernels"
+    if counts[0] <= counts[1]:
+        return same
+    return f"onnxruntime folds {plural(counts[0] - counts[1], 'BatchNorm')} itself here, and {same}"
+
+
+def gate_line(method: Method, entry: BenchEntry) -> str:
+    """What was asked of a model, and the answer."""
+    asked = [f"at least {method['require']:g} times as fast"] if method["require"] is not None else []
+    asked += ["not slower"] if method["no_slower"] else []
+    reason = f": {_visible(entry)}" if entry["gate"] == "cannot tell" else ""
+    return f"{' and '.join(asked)}: {entry['gate']}{reason}"
+
+
+def _visible(entry: BenchEntry) -> str:
+    percent = 100 * (entry["visible_change"] or 0)
+    return f"differences under {percent:.{0 if percent >= 10 else 1}f} % are not visible here"
 
 
 def _machine(record: BenchDocument) -> str:

@@ -245,6 +245,9 @@ class BenchEntry(TypedDict):
     ratio_high: float
     noise_low: float
     noise_high: float
+    visible_change: float | None
+    gate: str | None
+    runs_same_kernels: bool | None
     session_ms: float | None
     session_ratio: float
     session_ratio_low: float
@@ -282,6 +285,9 @@ class Method(TypedDict):
     threads: int
     warmup: int
     rounds: int
+    seconds: float | None
+    require: float | None
+    no_slower: bool
     rounds_per_sitting: int
     starts: int
     seed: int

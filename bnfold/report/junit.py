@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from xml.etree import ElementTree
 
+from bnfold.report.bench_terminal import gate_line
 from bnfold.report.documents import (
     BenchEntry,
     Document,
     FileDocument,
     Folded,
     Kept,
+    Method,
     Proof,
     SmokeRun,
     Value,
@@ -20,7 +22,7 @@ from bnfold.report.documents import (
 def render(record: Document) -> str:
     """A `testsuite` document; a BatchNorm that stays is a skipped case, an output that differs a failure."""
     if record["command"] == "bench":
-        cases = [_timing(entry) for entry in record["entries"]]
+        cases = [_timing(entry, record["method"]) for entry in record["entries"]]
     elif record["command"] == "verify":
         cases = _verification(record["candidate"], record)
     else:
@@ -53,13 +55,17 @@ def _proof(model: str, proof: Proof) -> ElementTree.Element:
     return case
 
 
-def _timing(entry: BenchEntry) -> ElementTree.Element:
-    """One inference of one model, in seconds; a slower model is no failure."""
+def _timing(entry: BenchEntry, method: Method) -> ElementTree.Element:
+    """One inference of one model, in seconds; a slower model is a failure where a gate asked."""
     place = "/".join(filter(None, ["bench", entry["provider"], entry["level"]]))
     case = ElementTree.Element("testcase", classname=place, name=entry["model"], time=f"{entry['median_ms'] / 1e3:.9f}")
     properties = ElementTree.SubElement(case, "properties")
-    for name in ("verdict", "ratio", "ratio_low", "ratio_high", "session_ms"):
+    for name in ("verdict", "ratio", "ratio_low", "ratio_high", "visible_change", "gate", "session_ms"):
         ElementTree.SubElement(properties, "property", name=name, value=str(entry[name]))
+    if entry["gate"] in ("not met", "cannot tell"):
+        is_failure = entry["gate"] == "not met" or method["require"] is not None
+        kind = "failure" if is_failure else "skipped"
+        ElementTree.SubElement(case, kind, message=gate_line(method, entry))
     return case
 
 

@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from bnfold.errors import IncomparableError, MissingExtraError, one_line
+from bnfold.errors import IncomparableError, one_line
+from bnfold.runtimes.imported import import_onnxruntime
 from bnfold.runtimes.inputs import Feeds
 
 PROVIDERS = {
@@ -154,10 +155,4 @@ def _handed_over(array: npt.NDArray[Any]) -> Any:
 
 
 def _module() -> Any:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingExtraError(
-            "onnxruntime is not installed: pip install 'bnfold[cpu]', or use --no-verify"
-        ) from error
-    return onnxruntime
+    return import_onnxruntime("pip install 'bnfold[cpu]', or use --no-verify")

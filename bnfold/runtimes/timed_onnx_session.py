@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bnfold.errors import IncomparableError, MissingExtraError, one_line
+from bnfold.runtimes.imported import import_onnxruntime
 from bnfold.runtimes.inputs import Feeds
 from bnfold.runtimes.onnx_runtime import PROVIDERS
 from bnfold.runtimes.setting import Level, Setting
@@ -28,7 +29,7 @@ def provider_names(provider: str) -> list[str]:
     Raises:
         MissingExtraError: onnxruntime, or the provider, is not installed.
     """
-    available = _onnxruntime().get_available_providers()
+    available = import_onnxruntime().get_available_providers()
     known = {name: full for name, full in PROVIDERS.items() if full in available}
     wanted = known.get(provider.lower())
     if wanted is None:
@@ -44,10 +45,19 @@ def provider_names(provider: str) -> list[str]:
 class OnnxSession:
     """An `InferenceSession` that never falls back to another provider unsaid."""
 
-    def __init__(self, path: Path, setting: Setting, feeds: Sequence[Feeds], profile: Path | None = None) -> None:
-        runtime = _onnxruntime()
+    def __init__(
+        self,
+        path: Path,
+        setting: Setting,
+        feeds: Sequence[Feeds],
+        profile: Path | None = None,
+        optimised: Path | None = None,
+    ) -> None:
+        runtime = import_onnxruntime()
         names = provider_names(setting.provider)
         options = _options(setting)
+        if optimised is not None:
+            options.optimized_model_filepath = str(optimised)
         if profile is not None:
             options.enable_profiling = True
             options.profile_file_prefix = str(profile)
@@ -97,7 +107,7 @@ class OnnxSession:
 
     def _bind(self, feed: Feeds) -> Any:
         """Inputs copied to the device, outputs left there."""
-        runtime = _onnxruntime()
+        runtime = import_onnxruntime()
         binding = self.native.io_binding()
         for name, array in feed.items():
             binding.bind_ortvalue_input(name, runtime.OrtValue.ortvalue_from_numpy(array, "cuda", 0))
@@ -109,7 +119,7 @@ class OnnxSession:
 
 def _options(setting: Setting) -> Any:
     """Threads of a session that does not burn cores while the other models have their turn."""
-    runtime = _onnxruntime()
+    runtime = import_onnxruntime()
     options = runtime.SessionOptions()
     level = LEVELS[setting.level or Level.ALL]
     options.graph_optimization_level = getattr(runtime.GraphOptimizationLevel, level)
@@ -125,11 +135,3 @@ def _provider_options(name: str, setting: Setting) -> dict[str, str]:
     if name == "CUDAExecutionProvider":
         return {"device_id": "0", "use_tf32": str(int(setting.tf32))}
     return {"device_id": "0"} if name in ON_CUDA else {}
-
-
-def _onnxruntime() -> Any:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingExtraError("onnxruntime is not installed: pip install 'bnfold[cpu]'") from error
-    return onnxruntime

@@ -389,6 +389,34 @@ def test_the_command_writes_one_document_and_nothing_else(fused: Path, tmp_path:
     assert printed["method"]["threads"] == 1
 
 
+@pytest.mark.parametrize(
+    ("asked", "code", "answers"),
+    [
+        (["--require", "100"], 1, {"not met"}),
+        (["--require", "0.01"], 0, {"met"}),
+        (["--no-slower"], 0, {"met", "cannot tell"}),
+    ],
+    ids=["too much", "little", "no slower"],
+)
+def test_a_gate_is_an_exit_code(asked: list[str], code: int, answers: set[str], tmp_path: Path) -> None:
+    options = ["--level", "all", "--threads", "1", "--rounds", "32", "--report", tmp_path / "report.xml", "--json"]
+    done = cli("bench", DIGITS, DIGITS, *options, *asked)
+    entry = json.loads(done.stdout)["entries"][1]
+    assert (done.returncode, done.stderr) == (code, "")
+    assert entry["gate"] in answers
+    assert entry["visible_change"] > 0
+    assert entry["runs_same_kernels"]
+    text = (tmp_path / "report.xml").read_text()
+    assert ("<failure" in text) == bool(code)
+    assert text.count("<skipped") == (entry["gate"] == "cannot tell")
+
+
+def test_the_seconds_that_are_given_end_a_measurement() -> None:
+    report = bnfold.benchmark([DIGITS, DIGITS], levels=["all"], threads=1, rounds=100_000, seconds=1)
+    assert comparison.FEWEST_SITTINGS <= len(report.entries[1].track.turns) < 1024
+    assert report.passes
+
+
 def test_the_command_answers_in_words(tmp_path: Path) -> None:
     options = ["--level", "all", "--rounds", "32", "--threads", "1", "--report", tmp_path / "report.xml"]
     done = cli("bench", DIGITS, DIGITS, *options)
@@ -412,6 +440,9 @@ def test_the_command_answers_in_words(tmp_path: Path) -> None:
         ([DIGITS, "--dim", "nonsense=3"], 3, "has no such dimension"),
         ([DIGITS, "--inputs", "missing.npz"], 3, "bnfold: missing.npz: No such file"),
         ([MODELS / "digits_cnn.onnx", MODELS / "digits_autoencoder.onnx"], 3, "have other outputs"),
+        ([DIGITS, "--no-slower"], 2, "--require and --no-slower need a second MODEL"),
+        ([DIGITS, DIGITS, "--require", "0"], 2, "Invalid value for '--require'"),
+        ([DIGITS, DIGITS, "--seconds", "0"], 2, "Invalid value for '--seconds'"),
     ],
 )
 def test_mistakes_are_one_line(arguments: list[str | Path], code: int, message: str, tmp_path: Path) -> None:
@@ -463,6 +494,19 @@ def test_words_say_what_the_record_says(record: dict[str, Any]) -> None:
     assert lines[0] == "cpu disabled: fused.onnx: faster; it takes 0.500 of the time (0.400 to 0.600)"
     assert lines[1] == "cuda all: fused.onnx ran 2 nodes on the CPU"
     assert lines[2].startswith("cuda all: fused.onnx: no detectable change; ratio ")
+    assert " % are not visible here" in lines[2]
+
+
+def test_a_gate_and_its_reason_are_said(record: dict[str, Any]) -> None:
+    changed = json.loads(json.dumps(record))
+    changed["method"] |= {"require": 1.05, "no_slower": True}
+    changed["entries"] = changed["entries"][2:]
+    changed["entries"][1] |= {"gate": "cannot tell", "visible_change": 0.021, "runs_same_kernels": True}
+    lines = list(bench_terminal.conclusions(changed))[-2:]
+    assert lines[0].endswith("; onnxruntime folds 4 BatchNorms itself here, and the two run the same kernels")
+    assert lines[1].endswith(
+        "at least 1.05 times as fast and not slower: cannot tell: differences under 2.1 % are not visible here"
+    )
 
 
 def test_junit_has_one_case_for_each_entry(record: dict[str, Any]) -> None:

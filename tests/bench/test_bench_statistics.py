@@ -6,7 +6,18 @@ import numpy as np
 import pytest
 
 from bnfold.bench import statistics
-from bnfold.bench.statistics import Ratio, Verdict, decide, is_narrow, looks, paired_ratio, student_quantile
+from bnfold.bench.gate import Answer, Gate
+from bnfold.bench.statistics import (
+    Ratio,
+    Verdict,
+    decide,
+    doubling_looks,
+    is_narrow,
+    looks,
+    paired_ratio,
+    student_quantile,
+    visible_change,
+)
 
 RUNS, SITTINGS, ROUNDS = 400, 24, 4
 
@@ -134,3 +145,59 @@ def test_looks_are_few_and_fixed() -> None:
     assert looks(60) == (15, 30, 60)
     assert looks(8) == (8,)
     assert all(len(looks(count)) <= len(statistics.LOOKS) and looks(count)[-1] == count for count in range(8, 100))
+    assert len(doubling_looks()) == statistics.MOST_LOOKS
+
+
+# ------------------------------------------------------------------------------------------------------------- the gate
+
+QUIET = Ratio(1, 0.99, 1.01)
+
+
+@pytest.mark.parametrize(
+    ("gate", "ratio", "noise", "expected"),
+    [
+        (Gate(speedup=1.05), Ratio(0.90, 0.88, 0.92), QUIET, Answer.MET),
+        (Gate(speedup=1.05), Ratio(0.95, 0.93, 0.97), QUIET, Answer.UNKNOWN),  # 1 / 1.05 is inside
+        (Gate(speedup=1.05), Ratio(0.98, 0.96, 0.99), QUIET, Answer.NOT_MET),
+        (Gate(speedup=1.05), Ratio(0.90, 0.88, 0.92), Ratio(1, 0.85, 1.1), Answer.UNKNOWN),  # chance reaches as far
+        (Gate(speedup=0.95), Ratio(1.02, 1.00, 1.04), QUIET, Answer.MET),  # may lose 5 %
+        (Gate(no_slower=True), Ratio(1.00, 0.98, 1.02), QUIET, Answer.UNKNOWN),
+        (Gate(no_slower=True), Ratio(0.95, 0.93, 0.97), QUIET, Answer.MET),
+        (Gate(no_slower=True), Ratio(1.05, 1.03, 1.07), QUIET, Answer.NOT_MET),
+        (Gate(no_slower=True), Ratio(1.05, 1.03, 1.07), Ratio(1, 0.9, 1.1), Answer.UNKNOWN),
+        (Gate(speedup=0.9, no_slower=True), Ratio(1.05, 1.03, 1.07), QUIET, Answer.NOT_MET),
+    ],
+)
+def test_what_a_gate_answers(gate: Gate, ratio: Ratio, noise: Ratio, expected: Answer) -> None:
+    assert gate.answer(ratio, noise) is expected
+
+
+def test_a_speedup_has_to_be_shown_and_so_has_a_slowdown() -> None:
+    assert [Gate(speedup=1.1).passes(each) for each in Answer] == [True, False, False]
+    assert [Gate(no_slower=True).passes(each) for each in Answer] == [True, False, True]
+
+
+def test_gates_give_few_false_alarms() -> None:
+    results = conclusions(1.0)
+    alarms = [Gate(no_slower=True).answer(ratio, QUIET) is Answer.NOT_MET for ratio, _ in results]
+    assert share(alarms) < statistics.ALPHA
+    lucky = [Gate(speedup=1.02).answer(ratio, QUIET) is Answer.MET for ratio, _ in conclusions(1 / 1.01)]
+    assert share(lucky) < statistics.ALPHA
+
+
+@pytest.mark.parametrize("placement", [0.0, 0.05])
+def test_a_visible_change_is_seen_and_a_smaller_one_often_is_not(placement: float) -> None:
+    generator = np.random.default_rng(2)
+
+    def found(effect: float) -> bool:
+        baseline, candidate, twin = simulate(generator, effect=effect, placement=placement)
+        ratio, noise = paired_ratio(candidate, baseline), paired_ratio(twin, baseline)
+        return decide(ratio, noise) is Verdict.SLOWER
+
+    changes = []
+    for _ in range(100):
+        baseline, candidate, twin = simulate(generator, effect=1.0, placement=placement)
+        changes.append(visible_change(paired_ratio(candidate, baseline), paired_ratio(twin, baseline), SITTINGS))
+    typical = float(np.median(changes))
+    assert share([found(1 + typical) for _ in range(200)]) >= 0.9  # the interval that tells it is drawn itself
+    assert share([found(1 + typical / 3) for _ in range(200)]) < 0.5

@@ -112,6 +112,21 @@ CASES = {
     "temperature in float16": features(293.0, 5.0, ["downstream"], dtype=FLOAT16),
     "pixels between -1 and 1": features(0.5, 0.5, ["downstream", "downstream"]),
     "pixels of photographs": features(0.485, 0.229, ["downstream", "downstream"]),
+    "centred for a division and a matrix product": Case(
+        [node("Sub", "x m", "a"), node("Gemm", "a w", "b"), node("Div", "a s", "c"), node("Gemm", "c v", "d"),
+         node("Add", "b d", "y")],
+        {"m": np.full(6, 0.55), "s": np.full(6, 0.01), "w": random(6, 8), "v": random(6, 8, seed=3) * 1e-3},
+        0.55 + 0.01 * np.random.default_rng(2).normal(size=(64, 6)),
+        ["downstream"],  # the division tells both how large the data is
+    ),
+    "centred for a BatchNorm and a matrix product": Case(
+        [node("Sub", "x m", "a"), node("Gemm", "a w", "b"), norm("a", "c"), node("Gemm", "c v", "d"),
+         node("Add", "b d", "y")],
+        {"m": np.full(6, 0.55), "w": random(6, 8), "v": random(6, 8, seed=3) * 1e-3,
+         "gamma": np.ones(6), "beta": np.zeros(6), "mean": np.zeros(6), "var": np.full(6, 1e-6)},
+        0.55 + 1e-3 * np.random.default_rng(2).normal(size=(64, 6)),
+        ["downstream"],
+    ),
     "a BatchNorm of data far from zero": normed(1000.0, 1.0, ["cancellation"], [node("Identity", "x", "a")], FAR),
     "behind what moves elements": normed(
         1000.0, 1.0, ["cancellation"], [node("Transpose", "x", "b", perm=[0, 1, 3, 2]), node("Relu", "b", "a")], FAR

@@ -1,0 +1,63 @@
+"""What follows from shapes is known to the checker, in whatever way an exporter spells it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import pytest
+
+from bnfold.api import certify
+from tests.proof.test_proof import proof_of
+from tests.toys.onnx_graphs import model, node, norm, random, statistics
+
+
+def axes_that_are_computed() -> onnx.ModelProto:
+    """The shape of the mean follows only from axes that a Reshape makes."""
+    nodes = [
+        node("Sigmoid", "x", "s"),
+        norm("s", "n"),
+        node("Constant", "", "row", value_ints=[-1]),
+        node("Reshape", "two row", "axes"),
+        node("ReduceMean", "n axes", "m", keepdims=0),
+        node("Reshape", "m target", "r"),
+        node("Gemm", "r w", "y"),
+    ]
+    constants = {"two": np.array([2, 3]), "target": np.array([2, 4]), "w": random(4, 5)}
+    return model(nodes, constants | statistics(4), (2, 4, 6, 6), opset=18)
+
+
+def a_scale_from_a_shape() -> onnx.ModelProto:
+    """As in attention: ``conv(x) / sqrt(size of its last axis)``."""
+    nodes = [
+        node("Conv", "x w", "c"),
+        norm("c", "n"),
+        node("Shape", "n", "s"),
+        node("Gather", "s last", "size", axis=0),
+        node("Cast", "size", "real", to=1),
+        node("Sqrt", "real", "root"),
+        node("Div", "n root", "y"),
+    ]
+    constants = {"last": np.array(3), "w": random(4, 3, 1, 1)}
+    return model(nodes, constants | statistics(4), (2, 3, 6, 6))
+
+
+@pytest.mark.parametrize("make", [axes_that_are_computed, a_scale_from_a_shape], ids=lambda f: f.__name__)
+def test_a_fold_that_rests_on_shapes_is_proved(make: Callable[[], onnx.ModelProto]) -> None:
+    original = make()
+    result, certificate = certify(original)
+    assert not [each for each in result.graph.node if each.op_type == "BatchNormalization"]
+    assert proof_of(original, result, certificate).failures == ()
+
+
+def test_a_node_that_is_gone_though_something_reads_it_is_found() -> None:
+    original = a_scale_from_a_shape()
+    original.graph.input[0].type.tensor_type.shape.dim[3].dim_param = "n"  # no constant then
+    result, certificate = certify(original)
+    assert proof_of(original, result, certificate).is_proved
+    shape = next(each for each in result.graph.node if each.op_type == "Shape")
+    gather = next(each for each in result.graph.node if each.op_type == "Gather")
+    result.graph.node.remove(shape)
+    gather.op_type, gather.input[:] = "Identity", ["last"]
+    assert not proof_of(original, result, certificate).is_proved

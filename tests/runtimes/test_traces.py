@@ -1,0 +1,29 @@
+"""What running a model does to the machine beside running it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+DIGITS = Path(__file__).parents[2] / "models" / "digits_cnn.onnx"
+
+
+@pytest.mark.parametrize("command", ["verify", "bench"])
+def test_the_runtime_leaves_nothing_behind(command: str, tmp_path: Path) -> None:
+    """It would write a device id and a database under the user's cache folder."""
+    options = [] if command == "verify" else ["--rounds", "32", "--level", "all"]
+    clean = {
+        name: value for name, value in os.environ.items() if name not in ("XDG_CACHE_HOME", "ORT_DISABLE_TELEMETRY")
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "bnfold", command, DIGITS, DIGITS, *options],
+        env={**clean, "HOME": str(tmp_path)},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0
+    assert list(tmp_path.rglob("*")) == []
