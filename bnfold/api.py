@@ -41,6 +41,7 @@ from bnfold.proof.checker import Proof, check_proof
 from bnfold.proof.ledger import Deeds, Ledger
 from bnfold.proof.models import Files, digest
 from bnfold.runtimes.inputs import DRAWN, InputOptions
+from bnfold.verification.attestation import Seal, attest, describe
 from bnfold.verification.compare import CompareOptions
 from bnfold.verification.confirm import confirmer
 from bnfold.verification.equivalence import verify_files
@@ -304,6 +305,7 @@ def fuse_file(
     limits: Limits = LIMITS,
     progress: Progress = _silent,
     proof: Path | None = None,
+    attestation: Path | None = None,
 ) -> FileResult:
     """Fold a file into another, which appears complete or not at all, and only if it is equivalent.
 
@@ -318,6 +320,7 @@ def fuse_file(
         limits: how much `model` may ask for.
         progress: told of each stage.
         proof: where to write the certificate, once the checker has accepted it; of ONNX models alone.
+        attestation: where to write an in-toto statement about it all.
 
     Raises:
         OutputExistsError: `output` exists and `overwrite` is False.
@@ -329,17 +332,21 @@ def fuse_file(
     entry = find_entry(model)
     if find_entry(output) is not entry:
         raise OutputError(f"{output}: an output has the format of its model, {model.suffix or 'ONNX'}")
-    if proof is not None:
-        _insist_on_writable(proof, overwrite=overwrite)
-        if proof.absolute() in (model.absolute(), output.absolute()):
-            raise OutputError(f"{proof}: a certificate needs a file of its own")
+    taken = {model.absolute(), output.absolute()}
+    for path, what in ((proof, "a certificate"), (attestation, "an attestation")):
+        if path is not None:
+            _insist_on_writable(path, overwrite=overwrite)
+            if path.absolute() in taken:
+                raise OutputError(f"{path}: {what} needs a file of its own")
+            taken.add(path.absolute())
     with _naming(model):
         opened = open_model(model, _options(limits, comparison.inputs, inplace=True))
         before = opened.measure()
+        seal = Seal.of(opened.files)
         decided, has_learnt = _decide(opened, selection, progress, merge=merge)
         outcomes, warnings = _explain(opened, decided, merge=merge), opened.warn(has_learnt=has_learnt)
         prover = None
-        if checks is not Checks.NONE or proof is not None:
+        if checks is not Checks.NONE or proof is not None or attestation is not None:
             prover = begin(entry, opened, lambda: _deeds(opened.graph, decided))
         if prover is None and proof is not None:
             raise UnsupportedModelError(f"{model}: only folds of ONNX models have a certificate so far")
@@ -374,6 +381,10 @@ def fuse_file(
         texts = {}
         if proof is not None and prover is not None:
             texts[proof] = prover.certify(written).to_json()
+        if attestation is not None:
+            subject = [describe(file, file.name) for file in reversed(written.files)]
+            options = {"only": [*selection.only], "skip": [*selection.skip], "merge": merge, "verify": str(checks)}
+            texts[attestation] = attest(subject, seal.describe(), options, outcomes, proved, smoke, verdict)
         done = result(written)
         with beside(texts):
             publish(written, output)

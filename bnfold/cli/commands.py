@@ -132,6 +132,7 @@ def cli() -> None:
 )
 @click.option("--no-verify", is_flag=True, help="The same as --verify none.")
 @click.option("--proof", type=PATH, help="Write the certificate of the proof there, whatever --verify says.")
+@click.option("--attest", type=PATH, help="Write an in-toto statement of what was done and proved there, to be signed.")
 @click.option("--only", multiple=True, metavar="GLOB", help="Fold only BatchNorms with such names; repeatable.")
 @click.option("--skip", multiple=True, metavar="GLOB", help="Keep BatchNorms with such names; repeatable.")
 @MERGE_OPTION
@@ -146,6 +147,7 @@ def fuse(
     verify: str,
     no_verify: bool,
     proof: Path | None,
+    attest: Path | None,
     only: tuple[str, ...],
     skip: tuple[str, ...],
     merge: bool,
@@ -176,6 +178,7 @@ def fuse(
                 limits=Limits(max_nodes, max_depth, max_bytes),
                 progress=progress,
                 proof=proof,
+                attestation=attest,
             )
         except NotEquivalentError as error:
             _render(record_file("fuse", error.result), **{**rendering, "quiet": True})

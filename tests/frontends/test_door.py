@@ -105,6 +105,10 @@ class OpenRecipe:
     def measure(self) -> Size:
         return Size(len(list(self.graph.nodes())), 0)
 
+    @property
+    def files(self) -> Sequence[Path]:
+        return ()
+
     def learn(self) -> bool:
         return False
 

@@ -29,7 +29,9 @@ class OpenOnnxModel:
     def __init__(self, given: Any, options: OpenOptions) -> None:
         self._given, self._options = given, options
         self._model = _read(given, options)
-        self._bytes = file_bytes(self._model, Path(given)) if isinstance(given, str | Path) else 0
+        is_file = isinstance(given, str | Path)
+        self._bytes = file_bytes(self._model, Path(given)) if is_file else 0
+        self.files: tuple[Path, ...] = (Path(given), *external_files(self._model)) if is_file else ()
         observe = options.observe
         self.graph = OnnxGraph(self._model, observe and observe(lambda: _original(given, options.limits)))
 
