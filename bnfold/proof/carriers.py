@@ -277,6 +277,29 @@ def _insist_on_size(pair: Pair, scope: Scope, node: onnx.NodeProto, data: str) -
                 raise UnevaluatedError(f"the size of {data!r} does not follow from the model's inputs")
 
 
+def _both_ways(made: Affine, a_x: Affine, p_x: Affine, p_y: Affine) -> tuple[Affine, Affine]:
+    """Two maps that are the same where ``a_x(x) = p_x(w)`` implies ``made(x) = p_y(w)``.
+
+    They are of `x` where `p_x` has an inverse, else of `w` where `a_x` has one; where neither has, both are constant.
+    """
+    with np.errstate(all="ignore"):
+        there, here = p_x.scale != 0, a_x.scale != 0
+        to_w = p_y.scale / p_x.scale
+        of_x = to_w * a_x.scale, to_w * (a_x.shift - p_x.shift) + p_y.shift
+        to_x = made.scale / a_x.scale
+        of_w = to_x * p_x.scale, to_x * (p_x.shift - a_x.shift) + made.shift
+    neither = np.abs(made.scale) + np.abs(p_y.scale), made.shift
+    left = [
+        np.select([there, here], [mine, through], free)
+        for mine, through, free in zip((made.scale, made.shift), of_w, neither, strict=True)
+    ]
+    right = [
+        np.select([there, here], [through, its], free)
+        for through, its, free in zip(of_x, (p_y.scale, p_y.shift), (np.zeros(made.size), p_y.shift), strict=True)
+    ]
+    return Affine(left[0], left[1], 1), Affine(right[0], right[1], 1)
+
+
 def _check_maps(name: str, bn: Affine, size: Array, before: Relation | None, after: Relation | None) -> None:
     """``a_x(x) = p_x(w)`` implies ``a_y(bn(x)) = p_y(w)``, in vectors."""
     identity = Affine.identity(bn.size, 1)
@@ -287,16 +310,14 @@ def _check_maps(name: str, bn: Affine, size: Array, before: Relation | None, aft
     made = a_y.after(bn)
     if before is None or before.pulled is None:  # x = p_x(w)
         left, right = made.after(p_x), p_y
-    elif p_x.scale.all():  # w = p_x^-1(a_x(x))
-        back = Affine(1 / p_x.scale, -p_x.shift / p_x.scale, 1)
-        left, right = made, p_y.after(back.after(a_x))
     else:
-        raise ProofError("weights", name, "what it read changed in two ways, of which one has no inverse")
+        left, right = _both_ways(made, a_x, p_x, p_y)
     with np.errstate(all="ignore"):
         about = np.abs(a_y.scale) * (size + np.abs(bn.scale * p_x.shift)) + np.abs(a_y.shift)
         about += np.abs(p_y.shift)
         if before is not None and before.pulled is not None:
-            about += np.abs(p_y.scale / p_x.scale) * (np.abs(a_x.shift) + np.abs(p_x.shift))
+            back = np.where(p_x.scale, np.abs(p_y.scale / p_x.scale), np.abs(made.scale / a_x.scale))
+            about += np.where(np.isfinite(back), back, 0.0) * (np.abs(a_x.shift) + np.abs(p_x.shift))
         wrong = ~(np.abs(left.scale - right.scale) <= 64 * UNIT * np.abs(left.scale))
         wrong |= ~(np.abs(left.shift - right.shift) <= 64 * UNIT * about)
     if wrong.any():

@@ -35,11 +35,17 @@ if TYPE_CHECKING:
 
 AnyArray = npt.NDArray[Any]
 
+STEPS = 2
+"""Units in the last place that rounding moves a weight by, with a margin."""
+
 SECONDS = 300.0
 """What both runs may take."""
 
 FACTOR = 1000.0
 """How many times farther a wrong output is from the original's than rounding moves that."""
+
+REACH = 32
+"""How many times farther than rounding does weights are moved to measure that, so that a jump within reach is seen."""
 
 DRAWS = 3
 """How often what rounding moves is measured, where an output is far off."""
@@ -210,7 +216,7 @@ def judge(model: Path, feeds: Feeds, expected: Outputs, suspects: dict[str, Dist
     """What is to be said of outputs that are far from the original's: notes, and what differs.
 
     One is wrong only if it is a thousand times farther than the original moves by itself: when it runs again, and when
-    its weights are moved by units in their last place. Nothing is said of outputs behind operators that jump.
+    its weights are moved by some units in their last place. Nothing is said of outputs behind operators that jump.
     """
     from bnfold.frontends.limits import UNLIMITED
     from bnfold.frontends.onnx import read_proto
@@ -230,7 +236,7 @@ def judge(model: Path, feeds: Feeds, expected: Outputs, suspects: dict[str, Dist
     moved = _move(subject, feeds, {name: expected[name] for name in names if name not in reasons})
     difference = ""
     for name, distances in moved.items():
-        noise = max((each.error for each in distances), default=0.0)
+        noise = max((each.error for each in distances), default=0.0) / REACH
         if not distances or any(each.what for each in distances):
             reasons[name] = "rounding alone makes another of it, or cannot be measured"
         elif suspects[name].what:
@@ -250,7 +256,7 @@ def _move(subject: OnnxSubject, feeds: Feeds, expected: Outputs) -> dict[str, li
     moved: dict[str, list[Distance]] = {name: [] for name in expected}
     try:
         for draw in range(DRAWS if expected else 0):
-            run = subject.start(list(expected), Disturbance(draw))
+            run = subject.start(list(expected), Disturbance(draw, REACH * STEPS))
             for name, array in zip(expected, run(feeds), strict=True):
                 moved[name].append(measure(expected[name], array))
     except IncomparableError:
