@@ -53,10 +53,22 @@ def draw(relation: Relation | None, shape: tuple[int, ...], generator: np.random
         return drawn, _apply(relation.pulled, drawn)
     if relation.pulled is None:
         return _apply(relation.pushed, drawn), drawn
-    if not np.all(relation.pushed.scale):
-        raise ProofError("carriers", "", "a value changed in two ways, of which one is not invertible")
-    inverse = Affine(1 / relation.pushed.scale, -relation.pushed.shift / relation.pushed.scale, relation.pushed.axis)
-    return drawn, inverse(_apply(relation.pulled, drawn))
+    return _draw_both(relation.pulled, relation.pushed, drawn, generator.standard_normal(shape))
+
+
+def _draw_both(pulled: Affine, pushed: Affine, old: Array, new: Array) -> tuple[Array, Array]:
+    """A pair with ``pulled(old) == pushed(new)``, made of two that were drawn.
+
+    Where `pushed` has an inverse, the new value follows from the old one. Where it has none, the old value is one
+    number, or may be any as well.
+    """
+    axis, follows, is_fixed = pushed.axis, pushed.scale != 0, (pushed.scale == 0) & (pulled.scale != 0)
+    with np.errstate(all="ignore"):
+        fixed = np.where(is_fixed, (pushed.shift - pulled.shift) / pulled.scale, 0.0)
+    old = _apply(Affine(np.where(is_fixed, 0.0, 1.0), fixed, axis), old)
+    scale, none = np.where(follows, pushed.scale, 1.0), np.zeros(pushed.size)
+    inverse = Affine(np.where(follows, 1 / scale, 0.0), np.where(follows, -pushed.shift / scale, 0.0), axis)
+    return old, _apply(inverse, _apply(pulled, old)) + _apply(Affine(np.where(follows, 0.0, 1.0), none, axis), new)
 
 
 def undo(relation: Relation | None, now: Array) -> Array:
@@ -240,7 +252,7 @@ def _channels(pair: Pair, scope: Scope, node: onnx.NodeProto, value: str, rank: 
 def check_vanished(pair: Pair, scope: Scope, node: onnx.NodeProto) -> None:
     """That one value of the result stands for what a node read and for what it made."""
     name = first_output(node)
-    data = [each for each in node.input if each and scope.constant(each) is None]
+    data = [each for each in node.input if each and not scope.is_constant(each)]
     if node.op_type == "BatchNormalization":
         data = list(node.input[:1])
     if len(data) != 1 or pair.name(scope, data[0]) != pair.name(scope, node.output[0]):

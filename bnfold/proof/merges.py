@@ -133,7 +133,7 @@ def _grow(pair: Pair, scope: Scope, root: onnx.NodeProto, more: set[str]) -> tup
             continue
         chosen.add(id(node))
         for value in node.input:
-            if not value or scope.constant(value) is not None:
+            if not value or scope.is_constant(value):
                 continue
             maker = scope.makers.get(value)
             key = scope.path, first_output(maker) if maker is not None else ""
@@ -148,7 +148,7 @@ def _grow(pair: Pair, scope: Scope, root: onnx.NodeProto, more: set[str]) -> tup
 def _leads_inside(pair: Pair, scope: Scope, node: onnx.NodeProto, mark: str) -> bool:
     """Whether a node vanished behind a part of the region."""
     while (scope.path, first_output(node)) in pair.certificate.vanished:
-        makers = [scope.makers[each] for each in node.input if each in scope.makers and scope.constant(each) is None]
+        makers = [scope.makers[each] for each in node.input if each in scope.makers and not scope.is_constant(each)]
         if len(makers) != 1:
             return False
         node = makers[0]
@@ -162,7 +162,7 @@ def check_merge(pair: Pair, scope: Scope, other: Scope, root: onnx.NodeProto) ->
     name = first_output(root)
     nodes, reads = _region(pair, scope, root)
     for node in nodes:
-        data = [each for each in node.input if each and scope.constant(each) is None]
+        data = [each for each in node.input if each and not scope.is_constant(each)]
         is_sum = node.op_type in ("Add", "Concat", "Sub", "Sum")
         if node.op_type not in PARTS or node.domain not in ("", "ai.onnx") or (len(data) != 1 and not is_sum):
             raise ProofError("merges", first_output(node), f"a {node.op_type} merged")
@@ -183,7 +183,7 @@ def _stands(pair: Pair, scope: Scope, other: Scope, made: str, ends: set[str], n
     stack = [made]
     while stack:
         value = stack.pop()
-        if not value or value in ends or other.constant(value) is not None:
+        if not value or value in ends or other.is_constant(value):
             continue
         node = other.makers.get(value)
         if node is None or node.op_type not in ALLOWED or node.domain not in ("", "ai.onnx"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -33,6 +34,9 @@ NOT_CONSTANT = frozenset({"RandomNormal", "RandomUniform"})
 
 CONSTANT_LIMIT = 1 << 26
 """Elements of a constant that is computed."""
+
+KEPT = 1 << 16
+"""Bytes of a constant that is kept; a larger one is read again whenever it is asked for, so that memory stays flat."""
 
 PIECE = 1 << 22
 """Bytes that are hashed at a time."""
@@ -149,7 +153,7 @@ class Scope:
     sparse: dict[str, onnx.SparseTensorProto] = field(default_factory=dict)
     inputs: list[str] = field(default_factory=list)
     outputs: list[str] = field(default_factory=list)
-    known: dict[str, AnyArray | None] = field(default_factory=dict)
+    known: dict[str, AnyArray | weakref.ref[AnyArray] | None] = field(default_factory=dict)
 
     @property
     def is_function(self) -> bool:
@@ -184,10 +188,24 @@ class Scope:
         owner = self.owner(name)
         if owner is None:
             return None
-        if name not in owner.known:
-            owner.known[name] = None  # a cycle holds no constant
-            owner.known[name] = owner._find(name)
-        return owner.known[name]
+        if name in owner.known:
+            found = owner.known[name]
+            kept = found() if isinstance(found, weakref.ref) else found
+            if kept is not None or found is None:
+                return kept
+        owner.known[name] = None  # a cycle holds no constant
+        made = owner._find(name)
+        owner.known[name] = made if made is None or made.nbytes <= KEPT else weakref.ref(made)
+        return made
+
+    def is_constant(self, name: str) -> bool:
+        """Whether a name stands for one value whatever the inputs are."""
+        owner = self.owner(name)
+        if owner is None:
+            return False
+        if name in owner.initializers and name not in owner.inputs:
+            return True
+        return isinstance(owner.known.get(name), weakref.ref) or owner.constant(name) is not None
 
     def _find(self, name: str) -> AnyArray | None:
         if name in self.initializers:
@@ -246,7 +264,7 @@ class Scope:
 
     def is_constant_node(self, node: onnx.NodeProto) -> bool:
         """Whether all that a node makes is constant."""
-        return all(self.constant(each) is not None for each in node.output if each)
+        return all(self.is_constant(each) for each in node.output if each)
 
 
 def _dequantize(node: onnx.NodeProto, given: list[AnyArray]) -> AnyArray | None:

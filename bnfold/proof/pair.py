@@ -100,7 +100,7 @@ class Pair:
             maker = owner.makers.get(value)
             if maker is None or (owner.path, first_output(maker)) not in self.certificate.vanished:
                 return self.counterpart(owner.path)
-            data = [each for each in maker.input if each and owner.constant(each) is None]
+            data = [each for each in maker.input if each and not owner.is_constant(each)]
             if not data:
                 return self.counterpart(owner.path)
             value, owner = data[0], owner.owner(data[0])
@@ -125,7 +125,7 @@ class Pair:
         """Whether a linear operator has one constant operand that is its kernel."""
         if len(node.input) < 2:
             return False
-        constants = [each for each in node.input[:2] if scope.constant(each) is not None]
+        constants = [each for each in node.input[:2] if scope.is_constant(each)]
         return len(constants) == 1 and (node.op_type == "MatMul" or constants[0] == node.input[1])
 
     def bias_add(self, scope: Scope, node: onnx.NodeProto) -> onnx.NodeProto | None:
@@ -143,7 +143,7 @@ class Pair:
                 return None
             other = reader.input[1 if reader.input[0] == output else 0]
             relation = self.certificate.relations.get((scope.path, output))
-            return reader if scope.constant(other) is not None and relation is None else None
+            return reader if scope.is_constant(other) and relation is None else None
         return None
 
     def is_bias_add(self, scope: Scope, node: onnx.NodeProto) -> bool:

@@ -543,3 +543,16 @@ def test_a_map_between_two_changes_is_checked_in_each_channel(channel: int) -> N
     for wrong in (replace(p_y, shift=p_y.shift + other), replace(p_y, scale=p_y.scale + other)):
         with pytest.raises(ProofError, match=f"channel {channel} of its map"):
             check(wrong)
+
+
+def test_a_pair_that_is_drawn_fits_both_maps() -> None:
+    generator = np.random.default_rng(0)
+    pulled, pushed = (Affine(*generator.standard_normal((2, 4)), 1) for _ in range(2))
+    pushed = replace(pushed, scale=pushed.scale * [1, 0, 0, 1])
+    pulled = replace(
+        pulled, scale=pulled.scale * [1, 1, 0, 1], shift=np.where([0, 0, 1, 0], pushed.shift, pulled.shift)
+    )
+    old, new = carriers.draw(Relation(pulled, pushed), (3, 4, 5), generator)
+    assert np.allclose(pulled(old), pushed(new), rtol=1e-13, atol=1e-13)
+    assert len(np.unique(old[:, 1])) == 1
+    assert min(len(np.unique(each[:, channel])) for each in (old, new) for channel in (0, 2, 3)) == 15
