@@ -103,7 +103,7 @@ EFFORT_OPTIONS = _options(
 EXIT_CODES = """\b
 Exit codes:
   0  done, or equivalent
-  1  not equivalent (nothing is written), --fail-on-foldable found one, or --require or --no-slower is not met
+  1  not proved, not equivalent (nothing is written), --fail-on-foldable found one, --require or --no-slower not met
   2  wrong use of the command line
   3  a file is missing, unreadable, invalid or unsafe, or two models cannot be compared
 """

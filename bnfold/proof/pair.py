@@ -143,7 +143,8 @@ class Pair:
                 return None
             other = reader.input[1 if reader.input[0] == output else 0]
             relation = self.certificate.relations.get((scope.path, output))
-            return reader if scope.is_constant(other) and relation is None else None
+            is_bias = relation is None and _is_along_channels(scope, node, other)
+            return reader if is_bias else None
         return None
 
     def is_bias_add(self, scope: Scope, node: onnx.NodeProto) -> bool:
@@ -170,6 +171,15 @@ class Pair:
     def readers(self, scope: Scope, value: str) -> list[onnx.NodeProto]:
         """What reads a value of the original, in the same graph."""
         return self._readers(scope).get(value, [])
+
+
+def _is_along_channels(scope: Scope, product: onnx.NodeProto, name: str) -> bool:
+    """Whether a value is a constant that has, at most, one number for each channel of a matrix product."""
+    constant = scope.constant(name)
+    if constant is None or scope.version < 7:
+        return constant is not None
+    long = [axis - constant.ndim for axis, size in enumerate(constant.shape) if size != 1]
+    return long in ([], [-2 if scope.is_constant(product.input[0]) else -1])
 
 
 def _agree(one: Shape, other: Shape | None) -> bool:
