@@ -6,7 +6,8 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import StrEnum
 from fnmatch import fnmatchcase
 from functools import partial
 from glob import escape
@@ -27,8 +28,8 @@ from bnfold.errors import (
 from bnfold.frontends.door import find_entry, open_model
 from bnfold.frontends.limits import LIMITS, UNLIMITED, Limits
 from bnfold.frontends.onnx.files.loading import read_proto
-from bnfold.frontends.onnx.files.publishing import publish, staging
-from bnfold.frontends.protocol import Cautions, OpenModel, OpenOptions, Size
+from bnfold.frontends.onnx.files.publishing import beside, publish, staging
+from bnfold.frontends.protocol import Cautions, OpenModel, OpenOptions, Size, Written
 from bnfold.graph.outcome import Fold, Outcome, Refusal
 from bnfold.graph.protocol import Graph
 from bnfold.planning.changes import trace_changes
@@ -40,9 +41,12 @@ from bnfold.proof.checker import Proof, check_proof
 from bnfold.proof.ledger import Deeds, Ledger
 from bnfold.proof.models import Files, digest
 from bnfold.runtimes.inputs import DRAWN, InputOptions
+from bnfold.verification.attestation import Seal, attest, describe
 from bnfold.verification.compare import CompareOptions
 from bnfold.verification.confirm import confirmer
 from bnfold.verification.equivalence import verify_files
+from bnfold.verification.proving import begin
+from bnfold.verification.smoke import SmokeRun
 from bnfold.verification.verdict import Verdict
 
 Progress = Callable[[str, int, int], None]
@@ -82,6 +86,18 @@ EVERYTHING = Selection()
 STANDARD = CompareOptions()
 
 
+class Checks(StrEnum):
+    """What `fuse` does before it writes a result.
+
+    PROOF proves each fold and runs original and result once, FULL compares them on many inputs by measured budgets as
+    well, NONE does neither. What there is no prover for is compared in full in place of the proof.
+    """
+
+    PROOF = "proof"
+    FULL = "full"
+    NONE = "none"
+
+
 @dataclass(frozen=True)
 class FileResult:
     """What was done, or would be done, to a file.
@@ -94,6 +110,7 @@ class FileResult:
         verdict: of the verification; None where it was not asked for.
         seconds: taken in all.
         proof: what the checker found; None where it was not asked.
+        smoke: what running both once showed; None where that was not done.
     """
 
     model: Path
@@ -105,6 +122,7 @@ class FileResult:
     verdict: Verdict | None
     seconds: float
     proof: Proof | None = None
+    smoke: SmokeRun | None = None
 
 
 def plan(model: Any, *, example_inputs: Any = None, merge: bool = True, limits: Limits = LIMITS) -> tuple[Outcome, ...]:
@@ -138,6 +156,7 @@ class FuseOptions(TypedDict, total=False):
     merge: bool
     limits: Limits
     example_inputs: Any
+    prove: bool
 
 
 @overload
@@ -166,6 +185,7 @@ def fuse(
     merge: bool = True,
     limits: Limits = LIMITS,
     example_inputs: Any = None,
+    prove: bool = True,
 ) -> Any:
     """The same model with every BatchNorm folded that can fold exactly.
 
@@ -183,6 +203,8 @@ def fuse(
             result then stands for calls that take the same way through the code: the same arguments given, tensors of
             the same ranks, and of such sizes that code which asks for a size decides alike. A size of 1 says less than
             one of 2, since an export may take it for fixed.
+        prove: prove each fold by its weights before anything is returned, without running the model. So far this is
+            done for ONNX models; with `inplace`, an `onnx_ir.Model` that is not proved has been changed all the same.
 
     Returns:
         What was given. An `nn.Module` comes back as the same class, a ModelProto as a ModelProto, a path as what the
@@ -190,13 +212,18 @@ def fuse(
         are read or saved. Tensors of a torch model that no fold changes are shared with the argument.
 
     Raises:
+        NotEquivalentError: the result is not proved, which is a bug of bnfold.
         BnfoldError: the model cannot be read.
     """
     selection = Selection(tuple(only), tuple(skip))
     opened = open_model(model, _options(limits, inplace=inplace, example_inputs=example_inputs))
     decided, _ = _decide(opened, selection, merge=merge)
     outcomes = _explain(opened, decided, merge=merge) if return_outcomes else ()
+    prover = begin(find_entry(model), opened, lambda: _deeds(opened.graph, decided)) if prove else None
     fold(opened.graph, decided)
+    proved = None if prover is None else prover.prove()
+    if proved is not None and not proved.is_proved:
+        raise NotEquivalentError(f"the result is not returned, since {_unproved(proved)}", proved)
     fused = opened.finish()
     return (fused, outcomes) if return_outcomes else fused
 
@@ -221,22 +248,10 @@ def certify(
     """The folded model of a protobuf whose tensors are inside, with its certificate."""
     opened = open_model(model, _options(LIMITS))
     decided, _ = _decide(opened, Selection(tuple(only), tuple(skip)), merge=merge)
-    ledger, deeds = Ledger.of(_onnx_model(opened)), _deeds(opened.graph, decided)
+    ledger, deeds = Ledger.of(opened.graph.model), _deeds(opened.graph, decided)  # type: ignore[attr-defined]
     fold(opened.graph, decided)
     result: onnx.ModelProto = opened.finish()
     return result, ledger.certificate(deeds, digest(Files(model)), digest(Files(result)))
-
-
-def _onnx_model(opened: OpenModel) -> ir.Model:
-    """The model behind a view, for its certificate.
-
-    Raises:
-        UnsupportedModelError: it is no ONNX model.
-    """
-    model = getattr(opened.graph, "model", None)
-    if not isinstance(model, ir.Model):
-        raise UnsupportedModelError("only folds of ONNX models are proved so far")
-    return model
 
 
 def _decide(
@@ -284,12 +299,13 @@ def fuse_file(
     *,
     selection: Selection = EVERYTHING,
     merge: bool = True,
-    verify: bool = True,
+    checks: Checks | str = Checks.PROOF,
     comparison: CompareOptions = STANDARD,
     overwrite: bool = False,
     limits: Limits = LIMITS,
     progress: Progress = _silent,
     proof: Path | None = None,
+    attestation: Path | None = None,
 ) -> FileResult:
     """Fold a file into another, which appears complete or not at all, and only if it is equivalent.
 
@@ -298,77 +314,90 @@ def fuse_file(
         output: the file to write; it may be the same with `overwrite`.
         selection: which BatchNorms may fold.
         merge: whether linear operators may become one.
-        verify: compare the result with the original before it is written.
-        comparison: how they are compared.
+        checks: what is done before the result is written.
+        comparison: how they are compared, where they are run.
         overwrite: replace an `output` that exists.
         limits: how much `model` may ask for.
         progress: told of each stage.
         proof: where to write the certificate, once the checker has accepted it; of ONNX models alone.
+        attestation: where to write an in-toto statement about it all.
 
     Raises:
         OutputExistsError: `output` exists and `overwrite` is False.
         NotEquivalentError: the result differs from the original, or is not proved; nothing was written.
         BnfoldError: the file cannot be read, run or written.
     """
-    start = time.perf_counter()
+    start, checks = time.perf_counter(), Checks(checks)
     _insist_on_writable(output, overwrite=overwrite)
-    if find_entry(output) is not find_entry(model):
+    entry = find_entry(model)
+    if find_entry(output) is not entry:
         raise OutputError(f"{output}: an output has the format of its model, {model.suffix or 'ONNX'}")
-    if proof is not None:
-        _insist_on_writable(proof, overwrite=overwrite)
-        if proof.absolute() in (model.absolute(), output.absolute()):
-            raise OutputError(f"{proof}: a certificate needs a file of its own")
+    taken = {model.absolute(), output.absolute()}
+    for path, what in ((proof, "a certificate"), (attestation, "an attestation")):
+        if path is not None:
+            _insist_on_writable(path, overwrite=overwrite)
+            if path.absolute() in taken:
+                raise OutputError(f"{path}: {what} needs a file of its own")
+            taken.add(path.absolute())
     with _naming(model):
         opened = open_model(model, _options(limits, comparison.inputs, inplace=True))
         before = opened.measure()
+        seal = Seal.of(opened.files)
         decided, has_learnt = _decide(opened, selection, progress, merge=merge)
         outcomes, warnings = _explain(opened, decided, merge=merge), opened.warn(has_learnt=has_learnt)
-        certified: tuple[Ledger, Deeds] | None = None
-        if proof is not None:
-            certified = Ledger.of(_onnx_model(opened)), _deeds(opened.graph, decided)
+        prover = None
+        if checks is not Checks.NONE or proof is not None or attestation is not None:
+            prover = begin(entry, opened, lambda: _deeds(opened.graph, decided))
+        if prover is None and proof is not None:
+            raise UnsupportedModelError(f"{model}: only folds of ONNX models have a certificate so far")
         fold(opened.graph, decided)
+    proved: Proof | None = None
+    smoke: SmokeRun | None = None
+    verdict: Verdict | None = None
+
+    def result(written: Written | None = None) -> FileResult:
+        after = None if written is None else Size(opened.measure().nodes, written.bytes)
+        place, seconds = None if written is None else output, time.perf_counter() - start
+        return FileResult(model, place, outcomes, warnings, before, after, verdict, seconds, proved, smoke)
+
     with staging(output) as folder:
         with _naming(model):
             written = opened.save(folder / output.name)
-        proved, certificate = None, None
-        if certified is not None:
-            pair = [Files(read_proto(path, UNLIMITED), path.parent) for path in (model, written.model)]
-            certificate = certified[0].certificate(certified[1], *map(digest, pair))
-            proved = check_proof(pair[0], pair[1], certificate)
-            del pair
+        if prover is not None:
+            progress("prove", 0, 1)
+            proved = prover.prove_file(model, written)
             if not proved.is_proved:
-                seconds = time.perf_counter() - start
-                failed = FileResult(model, None, outcomes, warnings, before, None, None, seconds, proved)
-                raise NotEquivalentError(f"{output}: not written, since {_unproved(proved)}", failed)
-        verdict = None
-        if verify:
+                raise NotEquivalentError(f"{output}: not written, since {_unproved(proved)}", result())
+            progress("prove", 1, 1)
+        if checks is Checks.FULL or (checks is Checks.PROOF and prover is None):
             verdict = verify_files(model, written.model, comparison, progress, UNLIMITED).verdict
-        if verdict is not None and not verdict.is_equivalent:
-            guilty = _guilty(model, folder, outcomes, comparison, limits, merge=merge)
-            seconds = time.perf_counter() - start
-            failed = FileResult(model, None, outcomes, warnings, before, None, verdict, seconds)
-            raise NotEquivalentError(_complaint(output, verdict, guilty), failed)
-        after = Size(opened.measure().nodes, written.bytes)
-        if proof is not None and certificate is not None:
-            _write_text(certificate.to_json(), proof)
-        publish(written, output)
-    return FileResult(model, output, outcomes, warnings, before, after, verdict, time.perf_counter() - start, proved)
-
-
-def _write_text(text: str, path: Path) -> None:
-    """Write a file, which appears complete or not at all."""
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        fresh.write_text(text, encoding="utf-8")
-        fresh.replace(path)
-    except OSError as error:
-        fresh.unlink(missing_ok=True)
-        raise OutputError(f"{path}: cannot be written ({error.strerror})") from error
+            if not verdict.is_equivalent:
+                guilty = _guilty(model, folder, outcomes, comparison, limits, merge=merge)
+                raise NotEquivalentError(_complaint(output, verdict, guilty), result())
+        elif checks is Checks.PROOF and prover is not None and proved is not None and not proved.is_identical:
+            smoke = prover.run_once(model, written, comparison.inputs)
+            if smoke.difference:
+                raise NotEquivalentError(f"{output}: not written, since {_unlike(smoke)}", result())
+        texts = {}
+        if proof is not None and prover is not None:
+            texts[proof] = prover.certify(written).to_json()
+        if attestation is not None:
+            subject = [describe(file, file.name) for file in reversed(written.files)]
+            options = {"only": [*selection.only], "skip": [*selection.skip], "merge": merge, "verify": str(checks)}
+            texts[attestation] = attest(subject, seal.describe(), options, outcomes, proved, smoke, verdict)
+        done = result(written)
+        with beside(texts):
+            publish(written, output)
+    return replace(done, seconds=time.perf_counter() - start)
 
 
 def _unproved(proved: Proof) -> str:
     """What is not proved, in one line."""
     return f"it is not proved: {proved.failures[0]}; please report this as a bug"
+
+
+def _unlike(smoke: SmokeRun) -> str:
+    return f"it is proved, and yet does not run like the original: {smoke.difference}; please report this as a bug"
 
 
 @dataclass(frozen=True)

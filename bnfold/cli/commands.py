@@ -103,7 +103,7 @@ EFFORT_OPTIONS = _options(
 EXIT_CODES = """\b
 Exit codes:
   0  done, or equivalent
-  1  not equivalent (nothing is written), --fail-on-foldable found one, or --require or --no-slower is not met
+  1  not proved, not equivalent (nothing is written), --fail-on-foldable found one, --require or --no-slower not met
   2  wrong use of the command line
   3  a file is missing, unreadable, invalid or unsafe, or two models cannot be compared
 """
@@ -118,13 +118,21 @@ def cli() -> None:
     """
 
 
-@cli.command(short_help="Fold, verify and write a model.")
+@cli.command(short_help="Fold, prove and write a model.")
 @click.argument("model", type=PATH)
 @click.option(
     "-o", "--output", type=PATH, required=True, help="Where to write the folded model, in the format of MODEL."
 )
-@click.option("--no-verify", is_flag=True, help="Do not compare the result with MODEL.")
-@click.option("--proof", type=PATH, help="Prove the result, and write the certificate there.")
+@click.option(
+    "--verify",
+    type=click.Choice(["proof", "full", "none"]),
+    default="proof",
+    show_default=True,
+    help="Prove each fold and run the result once; compare it on many inputs as well; or neither.",
+)
+@click.option("--no-verify", is_flag=True, help="The same as --verify none.")
+@click.option("--proof", type=PATH, help="Write the certificate of the proof there, whatever --verify says.")
+@click.option("--attest", type=PATH, help="Write an in-toto statement of what was done and proved there, to be signed.")
 @click.option("--only", multiple=True, metavar="GLOB", help="Fold only BatchNorms with such names; repeatable.")
 @click.option("--skip", multiple=True, metavar="GLOB", help="Keep BatchNorms with such names; repeatable.")
 @MERGE_OPTION
@@ -136,8 +144,10 @@ def cli() -> None:
 def fuse(
     model: Path,
     output: Path,
+    verify: str,
     no_verify: bool,
     proof: Path | None,
+    attest: Path | None,
     only: tuple[str, ...],
     skip: tuple[str, ...],
     merge: bool,
@@ -147,7 +157,7 @@ def fuse(
     max_bytes: int,
     **others: Any,
 ) -> None:
-    """Fold every BatchNorm of MODEL that can fold exactly, verify the result, and write it."""
+    """Fold every BatchNorm of MODEL that can fold exactly, prove the result, and write it."""
     from bnfold import api
     from bnfold.cli.allocation import keep_freed_memory
     from bnfold.report.record import record_file
@@ -162,12 +172,13 @@ def fuse(
                 output,
                 selection=api.Selection(only, skip),
                 merge=merge,
-                verify=not no_verify,
+                checks="none" if no_verify else verify,
                 comparison=CompareOptions(inputs),
                 overwrite=overwrite,
                 limits=Limits(max_nodes, max_depth, max_bytes),
                 progress=progress,
                 proof=proof,
+                attestation=attest,
             )
         except NotEquivalentError as error:
             _render(record_file("fuse", error.result), **{**rendering, "quiet": True})

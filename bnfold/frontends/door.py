@@ -28,6 +28,7 @@ class Entry:
         subject: a module with `open_subject`, which makes a model ready for verification.
         timed: a module with `describe_model`, which makes a model ready for timing.
         extra: what installs the library, where it may be missing.
+        proof: a module with `begin`, which makes a prover of folds; None where there is none.
     """
 
     package: str
@@ -36,6 +37,7 @@ class Entry:
     subject: str
     timed: str
     extra: str | None = None
+    proof: str | None = None
 
     def load(self) -> FrontEnd:
         """The front end.
@@ -75,7 +77,14 @@ ENTRIES: list[Entry] = [
         "bnfold.bench.torch_models",
         "torch",
     ),
-    Entry("bnfold.frontends.onnx", "onnx", None, "bnfold.verification.onnx_subject", "bnfold.bench.onnx_models"),
+    Entry(
+        "bnfold.frontends.onnx",
+        "onnx",
+        None,
+        "bnfold.verification.onnx_subject",
+        "bnfold.bench.onnx_models",
+        proof="bnfold.verification.onnx_proof",
+    ),
 ]
 
 

@@ -79,6 +79,11 @@ class OpenModel(Protocol):
         """Its size now. The bytes are those of the files that it was read from."""
         ...
 
+    @property
+    def files(self) -> Sequence[Path]:
+        """What it was read from; none where it was in memory."""
+        ...
+
     def learn(self) -> bool:
         """Find out what a plan missed, before anything is changed; whether more is known now."""
         ...

@@ -53,10 +53,22 @@ def draw(relation: Relation | None, shape: tuple[int, ...], generator: np.random
         return drawn, _apply(relation.pulled, drawn)
     if relation.pulled is None:
         return _apply(relation.pushed, drawn), drawn
-    if not np.all(relation.pushed.scale):
-        raise ProofError("carriers", "", "a value changed in two ways, of which one is not invertible")
-    inverse = Affine(1 / relation.pushed.scale, -relation.pushed.shift / relation.pushed.scale, relation.pushed.axis)
-    return drawn, inverse(_apply(relation.pulled, drawn))
+    return _draw_both(relation.pulled, relation.pushed, drawn, generator.standard_normal(shape))
+
+
+def _draw_both(pulled: Affine, pushed: Affine, old: Array, new: Array) -> tuple[Array, Array]:
+    """A pair with ``pulled(old) == pushed(new)``, made of two that were drawn.
+
+    Where `pushed` has an inverse, the new value follows from the old one. Where it has none, the old value is one
+    number, or may be any as well.
+    """
+    axis, follows, is_fixed = pushed.axis, pushed.scale != 0, (pushed.scale == 0) & (pulled.scale != 0)
+    with np.errstate(all="ignore"):
+        fixed = np.where(is_fixed, (pushed.shift - pulled.shift) / pulled.scale, 0.0)
+    old = _apply(Affine(np.where(is_fixed, 0.0, 1.0), fixed, axis), old)
+    scale, none = np.where(follows, pushed.scale, 1.0), np.zeros(pushed.size)
+    inverse = Affine(np.where(follows, 1 / scale, 0.0), np.where(follows, -pushed.shift / scale, 0.0), axis)
+    return old, _apply(inverse, _apply(pulled, old)) + _apply(Affine(np.where(follows, 0.0, 1.0), none, axis), new)
 
 
 def undo(relation: Relation | None, now: Array) -> Array:
@@ -240,7 +252,7 @@ def _channels(pair: Pair, scope: Scope, node: onnx.NodeProto, value: str, rank: 
 def check_vanished(pair: Pair, scope: Scope, node: onnx.NodeProto) -> None:
     """That one value of the result stands for what a node read and for what it made."""
     name = first_output(node)
-    data = [each for each in node.input if each and scope.constant(each) is None]
+    data = [each for each in node.input if each and not scope.is_constant(each)]
     if node.op_type == "BatchNormalization":
         data = list(node.input[:1])
     if len(data) != 1 or pair.name(scope, data[0]) != pair.name(scope, node.output[0]):
@@ -277,6 +289,29 @@ def _insist_on_size(pair: Pair, scope: Scope, node: onnx.NodeProto, data: str) -
                 raise UnevaluatedError(f"the size of {data!r} does not follow from the model's inputs")
 
 
+def _both_ways(made: Affine, a_x: Affine, p_x: Affine, p_y: Affine) -> tuple[Affine, Affine]:
+    """Two maps that are the same where ``a_x(x) = p_x(w)`` implies ``made(x) = p_y(w)``.
+
+    They are of `x` where `p_x` has an inverse, else of `w` where `a_x` has one; where neither has, both are constant.
+    """
+    with np.errstate(all="ignore"):
+        there, here = p_x.scale != 0, a_x.scale != 0
+        to_w = p_y.scale / p_x.scale
+        of_x = to_w * a_x.scale, to_w * (a_x.shift - p_x.shift) + p_y.shift
+        to_x = made.scale / a_x.scale
+        of_w = to_x * p_x.scale, to_x * (p_x.shift - a_x.shift) + made.shift
+    neither = np.abs(made.scale) + np.abs(p_y.scale), made.shift
+    left = [
+        np.select([there, here], [mine, through], free)
+        for mine, through, free in zip((made.scale, made.shift), of_w, neither, strict=True)
+    ]
+    right = [
+        np.select([there, here], [through, its], free)
+        for through, its, free in zip(of_x, (p_y.scale, p_y.shift), (np.zeros(made.size), p_y.shift), strict=True)
+    ]
+    return Affine(left[0], left[1], made.axis), Affine(right[0], right[1], made.axis)
+
+
 def check_maps(name: str, bn: Affine, size: Array, before: Relation | None, after: Relation | None) -> None:
     """``a_x(x) = p_x(w)`` implies ``a_y(bn(x)) = p_y(w)``, in vectors."""
     identity = Affine.identity(bn.size, bn.axis)
@@ -287,18 +322,14 @@ def check_maps(name: str, bn: Affine, size: Array, before: Relation | None, afte
     made = a_y.after(bn)
     if before is None or before.pulled is None:  # x = p_x(w)
         left, right = made.after(p_x), p_y
-    elif before.pushed is None:  # w = a_x(x)
-        left, right = made, p_y.after(a_x)
-    elif p_x.scale.all():
-        back = Affine(1 / p_x.scale, -p_x.shift / p_x.scale, p_x.axis)
-        left, right = made, p_y.after(back.after(a_x))
     else:
-        raise ProofError("weights", name, "what it read changed in two ways, of which one is not invertible")
+        left, right = _both_ways(made, a_x, p_x, p_y)
     with np.errstate(all="ignore"):
         about = np.abs(a_y.scale) * (size + np.abs(bn.scale * p_x.shift)) + np.abs(a_y.shift)
-        about += np.abs(p_y.scale * a_x.shift) + np.abs(p_y.shift)
-        if before is not None and before.pulled and before.pushed:
-            about += np.abs(p_y.scale / p_x.scale) * (np.abs(a_x.shift) + np.abs(p_x.shift))
+        about += np.abs(p_y.shift)
+        if before is not None and before.pulled is not None:
+            back = np.where(p_x.scale, np.abs(p_y.scale / p_x.scale), np.abs(made.scale / a_x.scale))
+            about += np.where(np.isfinite(back), back, 0.0) * (np.abs(a_x.shift) + np.abs(p_x.shift))
         wrong = ~(np.abs(left.scale - right.scale) <= 64 * UNIT * np.abs(left.scale))
         wrong |= ~(np.abs(left.shift - right.shift) <= 64 * UNIT * about)
     if wrong.any():

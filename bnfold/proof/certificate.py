@@ -10,7 +10,7 @@ import base64
 import binascii
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
@@ -23,10 +23,16 @@ SCHEMA = "bnfold-proof/1"
 CHANNEL_LIMIT = 1 << 22
 """Channels of one affine; more is no model."""
 
+AXES = 64
+"""Of one value; more is no model either."""
+
 T = TypeVar("T")
 
 Name = tuple[str, str]
 """A scope, and the name of a value in it."""
+
+Shape = tuple[int | None, ...]
+"""The sizes of a value; None for one that is not known."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +53,8 @@ class Certificate:
         relations: of each value that holds something else in the result, how it changed.
         vanished: nodes of the original for whose output one of their inputs stands.
         merged: nodes of the original that became one operator, with the first output of the one that stayed.
+        shapes: of values of the original that do not follow from its inputs, with their element types: what a run of it
+            showed. They are not proved but assumed, and a proof that rests on one says so.
     """
 
     original: str
@@ -55,6 +63,12 @@ class Certificate:
     relations: dict[Name, Relation]
     vanished: frozenset[Name]
     merged: dict[Name, str]
+    shapes: dict[Name, tuple[Shape, int]] = field(default_factory=dict)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it says that nothing changed."""
+        return not (self.names or self.relations or self.vanished or self.merged)
 
     def to_json(self) -> str:
         """One JSON document."""
@@ -74,6 +88,10 @@ class Certificate:
             ],
             "vanished": [{"scope": scope, "node": node} for scope, node in sorted(self.vanished)],
             "merged": [{"scope": scope, "node": node, "into": into} for (scope, node), into in self.merged.items()],
+            "shapes": [
+                {"scope": scope, "value": value, "shape": list(shape), "type": kind}
+                for (scope, value), (shape, kind) in self.shapes.items()
+            ],
         }
         return json.dumps(document, indent=1, ensure_ascii=True) + "\n"
 
@@ -105,7 +123,7 @@ def _encode(vector: Array) -> str:
 
 
 def _read(found: Any) -> Certificate:
-    document = _keys(found, ("schema", "original", "result", "names", "relations", "vanished", "merged"))
+    document = _keys(found, ("schema", "original", "result", "names", "relations", "vanished", "merged", "shapes"))
     if document["schema"] != SCHEMA:
         raise ValueError(f"its schema is not {SCHEMA}")
     for key in ("original", "result"):
@@ -119,6 +137,7 @@ def _read(found: Any) -> Certificate:
         _table(document["relations"], ("scope", "value", "pulled", "pushed"), _relation),
         frozenset(vanished),
         _table(document["merged"], ("scope", "node", "into"), lambda entry: _text(entry["into"])),
+        _table(document["shapes"], ("scope", "value", "shape", "type"), _shape),
     )
 
 
@@ -159,12 +178,21 @@ def _relation(entry: dict[str, Any]) -> Relation:
     return relation
 
 
+def _shape(entry: dict[str, Any]) -> tuple[Shape, int]:
+    sizes, kind = entry["shape"], entry["type"]
+    if not isinstance(sizes, list) or len(sizes) > AXES or type(kind) is not int or not 0 < kind < 64:
+        raise ValueError(f"the shape of {entry['value']!r} is none")
+    if any(size is not None and (type(size) is not int or not 0 <= size < 1 << 48) for size in sizes):
+        raise ValueError(f"the shape of {entry['value']!r} is none")
+    return tuple(sizes), kind
+
+
 def _affine(found: Any) -> Affine | None:
     if found is None:
         return None
     entry = _keys(found, ("axis", "scale", "shift"))
     axis = entry["axis"]
-    if type(axis) is not int or not 0 <= axis < 64:
+    if type(axis) is not int or not 0 <= axis < AXES:
         raise ValueError("an axis is no small number")
     scale, shift = _decode(entry["scale"]), _decode(entry["shift"])
     if scale.shape != shift.shape:

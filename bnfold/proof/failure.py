@@ -13,5 +13,8 @@ class ProofError(Exception):
     """
 
     def __init__(self, kind: str, node: str, detail: str) -> None:
-        super().__init__(f"{kind}: {node!r}: {detail}")
+        super().__init__(kind, node, detail)  # what pickling makes it anew from
         self.kind, self.node, self.detail = kind, node, detail
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.node!r}: {self.detail}"

@@ -28,6 +28,11 @@ class Deeds:
     vanished: frozenset[Hashable]
     merged: Mapping[Hashable, Hashable]
 
+    @property
+    def are_none(self) -> bool:
+        """Whether it does nothing."""
+        return not (self.relations or self.stands or self.vanished or self.merged)
+
 
 @dataclass(eq=False)
 class Ledger:
@@ -59,8 +64,8 @@ class Ledger:
                     self.values[value] = scope, value.name or ""
                 stack.extend((f"{scope}/{first}.{name}", body) for name, body in _bodies(node))
 
-    def certificate(self, deeds: Deeds, original: str, result: str) -> Certificate:
-        """What was done, now that the model has its new names."""
+    def certificate(self, deeds: Deeds, original: str = "", result: str = "") -> Certificate:
+        """What was done, now that the model has its new names; digests are for those who did not make it."""
         names = {name: fresh for name, fresh in self._renamed(deeds) if fresh != name[1]}
         relations = {self.values[value]: each for value, each in deeds.relations.items()}
         vanished = frozenset(self.nodes[node] for node in deeds.vanished if node not in deeds.merged)

@@ -113,7 +113,7 @@ def attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
 
 def data_index(scope: Scope, node: onnx.NodeProto) -> int:
     """Which input of a linear operator is data."""
-    return 1 if node.op_type == "MatMul" and scope.constant(node.input[1]) is None else 0
+    return 1 if node.op_type == "MatMul" and not scope.is_constant(node.input[1]) else 0
 
 
 def read_kernel(scope: Scope, node: onnx.NodeProto, values: AnyArray) -> Kernel:

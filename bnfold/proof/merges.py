@@ -71,8 +71,8 @@ def roots(pair: Pair, scope: Scope) -> set[str]:
         note(each, None)
     for node in scope.nodes:  # what nobody reads stays, too
         made = first_output(node)
-        if (scope.path, made) in merged and not scope.readers.get(made):
-            found.update([made] if pair.name(scope, made) in pair.counterpart(scope.path).makers else [])
+        if not scope.readers.get(made) and pair.name(scope, made) in pair.counterpart(scope.path).makers:
+            note(made, None)
     for path, inner in pair.original.scopes.items():
         if inner.around is scope or path.startswith(scope.path + "/"):
             for each in inner.readers:
@@ -99,7 +99,29 @@ def is_read_outside(pair: Pair, scope: Scope, node: onnx.NodeProto) -> bool:
 
 
 def _region(pair: Pair, scope: Scope, root: onnx.NodeProto) -> tuple[list[onnx.NodeProto], list[str]]:
-    """The nodes of the original that one operator stands for, and what they read."""
+    """The nodes of the original that one operator stands for, and what they read.
+
+    Where the region reads a value and what a node that vanished made of it, that node is a part as well.
+    """
+    more: set[str] = set()
+    while True:
+        nodes, reads = _grow(pair, scope, root, more)
+        names = [pair.name(scope, value) for value in reads]
+        makers = {value: scope.makers[value] for value in reads if value in scope.makers}
+        gone = {
+            first_output(makers[value])
+            for value, name in zip(reads, names, strict=True)
+            if value in makers
+            and names.count(name) > 1
+            and (scope.path, first_output(makers[value])) in pair.certificate.vanished
+        }
+        if not gone:
+            return nodes, reads
+        more |= gone
+
+
+def _grow(pair: Pair, scope: Scope, root: onnx.NodeProto, more: set[str]) -> tuple[list[onnx.NodeProto], list[str]]:
+    """A region that has some nodes which vanished, by their first outputs, in it."""
     merged = pair.certificate.merged
     mark = merged[scope.path, first_output(root)]
     chosen: set[int] = set()
@@ -111,11 +133,12 @@ def _region(pair: Pair, scope: Scope, root: onnx.NodeProto) -> tuple[list[onnx.N
             continue
         chosen.add(id(node))
         for value in node.input:
-            if not value or scope.constant(value) is not None:
+            if not value or scope.is_constant(value):
                 continue
             maker = scope.makers.get(value)
             key = scope.path, first_output(maker) if maker is not None else ""
-            if maker is not None and (merged.get(key) == mark or _leads_inside(pair, scope, maker, mark)):
+            is_part = merged.get(key) == mark or key[1] in more
+            if maker is not None and (is_part or _leads_inside(pair, scope, maker, mark)):
                 stack.append(maker)
             elif value not in reads:
                 reads.append(value)
@@ -125,7 +148,7 @@ def _region(pair: Pair, scope: Scope, root: onnx.NodeProto) -> tuple[list[onnx.N
 def _leads_inside(pair: Pair, scope: Scope, node: onnx.NodeProto, mark: str) -> bool:
     """Whether a node vanished behind a part of the region."""
     while (scope.path, first_output(node)) in pair.certificate.vanished:
-        makers = [scope.makers[each] for each in node.input if each in scope.makers and scope.constant(each) is None]
+        makers = [scope.makers[each] for each in node.input if each in scope.makers and not scope.is_constant(each)]
         if len(makers) != 1:
             return False
         node = makers[0]
@@ -139,7 +162,7 @@ def check_merge(pair: Pair, scope: Scope, other: Scope, root: onnx.NodeProto) ->
     name = first_output(root)
     nodes, reads = _region(pair, scope, root)
     for node in nodes:
-        data = [each for each in node.input if each and scope.constant(each) is None]
+        data = [each for each in node.input if each and not scope.is_constant(each)]
         is_sum = node.op_type in ("Add", "Concat", "Sub", "Sum")
         if node.op_type not in PARTS or node.domain not in ("", "ai.onnx") or (len(data) != 1 and not is_sum):
             raise ProofError("merges", first_output(node), f"a {node.op_type} merged")
@@ -160,7 +183,7 @@ def _stands(pair: Pair, scope: Scope, other: Scope, made: str, ends: set[str], n
     stack = [made]
     while stack:
         value = stack.pop()
-        if not value or value in ends or other.constant(value) is not None:
+        if not value or value in ends or other.is_constant(value):
             continue
         node = other.makers.get(value)
         if node is None or node.op_type not in ALLOWED or node.domain not in ("", "ai.onnx"):

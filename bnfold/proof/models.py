@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
+from bnfold.proof.certificate import Name, Shape
 from bnfold.proof.evaluate import UnevaluatedError, evaluate
 from bnfold.proof.failure import ProofError
 
@@ -33,16 +35,26 @@ NOT_CONSTANT = frozenset({"RandomNormal", "RandomUniform"})
 CONSTANT_LIMIT = 1 << 26
 """Elements of a constant that is computed."""
 
+KEPT = 1 << 16
+"""Bytes of a constant that is kept; a larger one is read again whenever it is asked for, so that memory stays flat."""
+
 PIECE = 1 << 22
 """Bytes that are hashed at a time."""
 
 
 @dataclass(frozen=True)
 class Files:
-    """A model and the folder of its external data."""
+    """A model and what lies outside its protobuf.
+
+    Attributes:
+        proto: the model.
+        folder: of its external data.
+        held: tensors in memory, by the location that the protobuf has for them; they have `shape` and `numpy`.
+    """
 
     proto: onnx.ModelProto
     folder: Path | None = None
+    held: Mapping[str, Any] = field(default_factory=dict)
 
 
 def tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
@@ -87,33 +99,43 @@ def digest(files: Files) -> str:
             tensor.ClearField("external_data")
     found = hashlib.sha256(proto.SerializeToString(deterministic=True))
     for tensor in external:
-        content = external_bytes(tensor, files.folder)
+        content = external_bytes(tensor, files)
         found.update(len(content).to_bytes(8, "little"))
         for start in range(0, len(content), PIECE):
             found.update(content[start : start + PIECE])
     return found.hexdigest()
 
 
-def external_bytes(tensor: onnx.TensorProto, folder: Path | None) -> Any:
-    """The bytes of a tensor in another file, which stay there until they are read."""
+def location(tensor: onnx.TensorProto) -> str:
+    """Where the bytes of a tensor are that are not in the protobuf."""
+    return next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
+
+
+def external_bytes(tensor: onnx.TensorProto, files: Files) -> Any:
+    """The bytes of a tensor that are not in the protobuf; in another file, they stay there until they are read."""
+    if (held := files.held.get(location(tensor))) is not None:
+        return np.frombuffer(held.tobytes(), np.uint8)
     entries = {entry.key: entry.value for entry in tensor.external_data}
     dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    path = (folder or Path()) / entries["location"]
+    path = (files.folder or Path()) / entries["location"]
     length = int(entries["length"]) if "length" in entries else math.prod(tensor.dims) * dtype.itemsize
     if length == 0:
         return np.empty(0, np.uint8)
     return np.memmap(path, np.uint8, "r", int(entries.get("offset", 0)), (length,))
 
 
-def array_of(tensor: onnx.TensorProto, folder: Path | None) -> AnyArray:
-    """A tensor's values; of one in another file or in raw bytes, a view."""
+def array_of(tensor: onnx.TensorProto, files: Files) -> AnyArray:
+    """A tensor's values; of one in another file, a view."""
+    if tensor.data_location == onnx.TensorProto.EXTERNAL and (held := files.held.get(location(tensor))) is not None:
+        found: AnyArray = held.numpy()
+        return found
     dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
     is_plain = dtype.kind in "fiub" or tensor.data_type == onnx.TensorProto.BFLOAT16
     is_plain = is_plain and tensor.data_type not in (onnx.TensorProto.INT4, onnx.TensorProto.UINT4)
     if tensor.data_location == onnx.TensorProto.EXTERNAL and is_plain:
-        content: AnyArray = external_bytes(tensor, folder)
+        content: AnyArray = external_bytes(tensor, files)
         return content.view(dtype).reshape(tuple(tensor.dims))
-    return numpy_helper.to_array(tensor, str(folder or ""))
+    return numpy_helper.to_array(tensor, str(files.folder or ""))
 
 
 @dataclass(eq=False)
@@ -131,7 +153,7 @@ class Scope:
     sparse: dict[str, onnx.SparseTensorProto] = field(default_factory=dict)
     inputs: list[str] = field(default_factory=list)
     outputs: list[str] = field(default_factory=list)
-    known: dict[str, AnyArray | None] = field(default_factory=dict)
+    known: dict[str, AnyArray | weakref.ref[AnyArray] | None] = field(default_factory=dict)
 
     @property
     def is_function(self) -> bool:
@@ -166,18 +188,32 @@ class Scope:
         owner = self.owner(name)
         if owner is None:
             return None
-        if name not in owner.known:
-            owner.known[name] = None  # a cycle holds no constant
-            owner.known[name] = owner._find(name)
-        return owner.known[name]
+        if name in owner.known:
+            found = owner.known[name]
+            kept = found() if isinstance(found, weakref.ref) else found
+            if kept is not None or found is None:
+                return kept
+        owner.known[name] = None  # a cycle holds no constant
+        made = owner._find(name)
+        owner.known[name] = made if made is None or made.nbytes <= KEPT else weakref.ref(made)
+        return made
+
+    def is_constant(self, name: str) -> bool:
+        """Whether a name stands for one value whatever the inputs are."""
+        owner = self.owner(name)
+        if owner is None:
+            return False
+        if name in owner.initializers and name not in owner.inputs:
+            return True
+        return isinstance(owner.known.get(name), weakref.ref) or owner.constant(name) is not None
 
     def _find(self, name: str) -> AnyArray | None:
         if name in self.initializers:
             if name in self.inputs and self.side.files.proto.ir_version >= 4:
                 return None  # a caller may replace it
-            return array_of(self.initializers[name], self.side.files.folder)
+            return array_of(self.initializers[name], self.side.files)
         if name in self.sparse:
-            return _dense(self.sparse[name], self.side.files.folder)
+            return _dense(self.sparse[name], self.side.files)
         node = self.makers.get(name)
         if node is None or node.domain not in ("", "ai.onnx") or node.op_type in NOT_CONSTANT:
             return None
@@ -186,11 +222,11 @@ class Scope:
         if node.op_type == "Constant":
             for attribute in node.attribute:
                 if attribute.name == "value":
-                    return array_of(attribute.t, self.side.files.folder)
+                    return array_of(attribute.t, self.side.files)
                 if attribute.name == "sparse_value":
-                    return _dense(attribute.sparse_tensor, self.side.files.folder)
-        if node.op_type == "Shape":
-            return self._shape(node.input[0], {each.name: each.i for each in node.attribute})
+                    return _dense(attribute.sparse_tensor, self.side.files)
+        if node.op_type in ("Shape", "Size"):
+            return self._measure(node)
         feeds = {each: self.constant(each) for each in node.input if each}
         if node.op_type == "CastLike":
             return self._cast_like(node, feeds[node.input[0]])
@@ -206,26 +242,29 @@ class Scope:
         except UnevaluatedError:
             return None
 
-    def _shape(self, name: str, ends: dict[str, int]) -> AnyArray | None:
-        """The sizes of a value from one axis to another, where they follow from the model's inputs."""
-        owner = self.owner(name)
-        known = None if owner is None else self.side.known.get((owner.path, name), (None, 0))[0]
-        sizes = (None,) if known is None else known[ends.get("start", 0) : ends.get("end", len(known))]
-        return None if None in sizes else np.array(sizes, np.int64)
+    def _measure(self, node: onnx.NodeProto) -> AnyArray | None:
+        """The sizes of a value from one axis to another, or their product, where they are known."""
+        owner = self.owner(node.input[0])
+        known = None if owner is None else self.side.shape((owner.path, node.input[0]))
+        ends = {each.name: each.i for each in node.attribute}
+        if known is None or None in (sizes := known[ends.get("start", 0) : ends.get("end")]):
+            return None
+        found = np.asarray(sizes, np.int64)
+        return np.asarray(np.prod(found)) if node.op_type == "Size" else found
 
     def _cast_like(self, node: onnx.NodeProto, constant: AnyArray | None) -> AnyArray | None:
         """A constant in the type of something else."""
         owner = self.owner(node.input[1])
         if constant is None or owner is None:
             return None
-        kind = self.side.known.get((owner.path, node.input[1]), (None, 0))[1]
+        kind = self.side.certain.get((owner.path, node.input[1]), (None, 0))[1]
         if kind not in FLOATS or constant.dtype.kind not in "fiu":
             return None
         return constant.astype(onnx.helper.tensor_dtype_to_np_dtype(kind))
 
     def is_constant_node(self, node: onnx.NodeProto) -> bool:
         """Whether all that a node makes is constant."""
-        return all(self.constant(each) is not None for each in node.output if each)
+        return all(self.is_constant(each) for each in node.output if each)
 
 
 def _dequantize(node: onnx.NodeProto, given: list[AnyArray]) -> AnyArray | None:
@@ -244,8 +283,8 @@ def _dequantize(node: onnx.NodeProto, given: list[AnyArray]) -> AnyArray | None:
     return found
 
 
-def _dense(sparse: onnx.SparseTensorProto, folder: Path | None) -> AnyArray | None:
-    values, places = array_of(sparse.values, folder), array_of(sparse.indices, folder)
+def _dense(sparse: onnx.SparseTensorProto, files: Files) -> AnyArray | None:
+    values, places = array_of(sparse.values, files), array_of(sparse.indices, files)
     if math.prod(sparse.dims) > CONSTANT_LIMIT:
         return None
     dense = np.zeros(tuple(sparse.dims), values.dtype)
@@ -261,12 +300,22 @@ class Side:
 
     Attributes:
         files: what it was read from.
-        infer: finds shape and element type of each value, by scope and name.
+        infer: finds shape and element type of each value, by scope and name, given those of some.
+        assumed: shapes and element types that do not follow from the model's inputs.
+
+    Attributes:
+        used: what of it mattered.
     """
 
-    def __init__(self, files: Files, infer: Callable[[Side], dict[Any, Any]] = lambda side: {}) -> None:
-        self.files = files
+    def __init__(
+        self,
+        files: Files,
+        infer: Callable[[Side, Mapping[Any, Any]], dict[Any, Any]] = lambda side, assumed: {},
+        assumed: Mapping[Any, Any] | None = None,
+    ) -> None:
+        self.files, self.assumed = files, assumed or {}
         self._infer = infer
+        self.used: set[Name] = set()
         self.scopes: dict[str, Scope] = {}
         self.main = self._add("main", files.proto.graph, None)
         self.functions = {f"function:{each.domain}:{each.name}:{each.overload}": each for each in files.proto.functions}
@@ -275,8 +324,20 @@ class Side:
 
     @cached_property
     def known(self) -> dict[Any, Any]:
-        """Shape and element type of each value, as far as they follow from the model's inputs."""
-        return self._infer(self)
+        """Shape and element type of each value, as far as they follow from the model's inputs and what is assumed."""
+        return self._infer(self, self.assumed) if self.assumed else self.certain
+
+    @cached_property
+    def certain(self) -> dict[Any, Any]:
+        """The same, as far as they follow from the model's inputs alone."""
+        return self._infer(self, {})
+
+    def shape(self, key: Name) -> Shape | None:
+        """The shape of a value, as far as it is known; what had to be assumed for it is noted."""
+        shape: Shape | None = self.known.get(key, (None, 0))[0]
+        if self.assumed and shape != self.certain.get(key, (None, 0))[0]:
+            self.used.update([key] if key in self.assumed else self.assumed)
+        return shape
 
     def _add(self, path: str, message: Any, around: Scope | None) -> Scope:
         if path in self.scopes:

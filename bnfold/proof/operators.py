@@ -162,7 +162,7 @@ def _core(
         elif found.domain or len(found.input) != 2:
             raise ProofError("wiring", name, "its result is added to what is no bias")
         pair.accounted.add(id(found))
-        places = [index for index in (0, 1) if other.constant(found.input[index]) is not None]
+        places = [index for index in (0, 1) if other.is_constant(found.input[index])]
         if len(places) != 1:
             raise ProofError("wiring", name, "its result is added to what is no bias")
         constant = other.constant(found.input[places[0]])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import onnx
 
 from bnfold.errors import InvalidModelError
-from bnfold.proof.certificate import Certificate, Relation
+from bnfold.proof.certificate import Certificate, Relation, Shape
 from bnfold.proof.failure import ProofError
 from bnfold.proof.models import Scope, Side, first_output
-from bnfold.proof.shapes import Shape
 
 
 class Pair:
@@ -26,6 +27,20 @@ class Pair:
         self.helpers: set[tuple[str, str]] = set()
         self._counterparts: dict[str, Scope] = {}
 
+    @cached_property
+    def read_elsewhere(self) -> frozenset[str]:
+        """Names of the original that something else than nodes reads: information about training, and annotations."""
+        proto, names = self.original.files.proto, set[str]()
+        for training in proto.training_info:
+            for entry in (*training.initialization_binding, *training.update_binding):
+                names.update((entry.key, entry.value))
+            for graph in (training.initialization, training.algorithm):
+                names.update(name for node in graph.node for name in node.input)
+        for scope in self.original.scopes.values():
+            for annotation in scope.message.quantization_annotation if not scope.is_function else ():
+                names.update(entry.value for entry in annotation.quant_parameter_tensor_names)
+        return frozenset(names)
+
     def insist_on_names(self) -> None:
         """That the certificate names what there is.
 
@@ -37,6 +52,7 @@ class Pair:
             *self.certificate.relations,
             *self.certificate.vanished,
             *self.certificate.merged,
+            *self.certificate.shapes,
             *((scope, into) for (scope, _), into in self.certificate.merged.items()),
         )
         for path, name in claimed:
@@ -47,6 +63,10 @@ class Pair:
             maker = self.original.scopes[path].makers.get(name)
             if maker is None or first_output(maker) != name:
                 raise InvalidModelError(f"the certificate names a node {name!r}, which the original does not have")
+        for key, (shape, kind) in self.certificate.shapes.items():
+            fact, known_kind = self.original.certain.get(key, (None, 0))
+            if not _agree(shape, fact) or (known_kind and known_kind != kind) or key[0] != "main":
+                raise InvalidModelError(f"the certificate assumes a shape of {key[1]!r} that it cannot have")
         for path, name in self.certificate.relations:
             if name not in self.original.scopes[path].makers:
                 raise ProofError("wiring", name, "an input cannot change")
@@ -80,7 +100,7 @@ class Pair:
             maker = owner.makers.get(value)
             if maker is None or (owner.path, first_output(maker)) not in self.certificate.vanished:
                 return self.counterpart(owner.path)
-            data = [each for each in maker.input if each and owner.constant(each) is None]
+            data = [each for each in maker.input if each and not owner.is_constant(each)]
             if not data:
                 return self.counterpart(owner.path)
             value, owner = data[0], owner.owner(data[0])
@@ -94,10 +114,7 @@ class Pair:
     def shape(self, scope: Scope, value: str) -> Shape | None:
         """The shape of a value of the original, as far as it is known."""
         owner = scope.owner(value)
-        shape: Shape | None = None
-        if owner is not None:
-            shape = self.original.known.get((owner.path, value), (None, 0))[0]
-        return shape
+        return None if owner is None else self.original.shape((owner.path, value))
 
     def rank(self, scope: Scope, value: str) -> int | None:
         """The number of a value's axes, where that is known."""
@@ -108,7 +125,7 @@ class Pair:
         """Whether a linear operator has one constant operand that is its kernel."""
         if len(node.input) < 2:
             return False
-        constants = [each for each in node.input[:2] if scope.constant(each) is not None]
+        constants = [each for each in node.input[:2] if scope.is_constant(each)]
         return len(constants) == 1 and (node.op_type == "MatMul" or constants[0] == node.input[1])
 
     def bias_add(self, scope: Scope, node: onnx.NodeProto) -> onnx.NodeProto | None:
@@ -126,7 +143,8 @@ class Pair:
                 return None
             other = reader.input[1 if reader.input[0] == output else 0]
             relation = self.certificate.relations.get((scope.path, output))
-            return reader if scope.constant(other) is not None and relation is None else None
+            is_bias = relation is None and _is_along_channels(scope, node, other)
+            return reader if is_bias else None
         return None
 
     def is_bias_add(self, scope: Scope, node: onnx.NodeProto) -> bool:
@@ -153,3 +171,19 @@ class Pair:
     def readers(self, scope: Scope, value: str) -> list[onnx.NodeProto]:
         """What reads a value of the original, in the same graph."""
         return self._readers(scope).get(value, [])
+
+
+def _is_along_channels(scope: Scope, product: onnx.NodeProto, name: str) -> bool:
+    """Whether a value is a constant that has, at most, one number for each channel of a matrix product."""
+    constant = scope.constant(name)
+    if constant is None or scope.version < 7:
+        return constant is not None
+    long = [axis - constant.ndim for axis, size in enumerate(constant.shape) if size != 1]
+    return long in ([], [-2 if scope.is_constant(product.input[0]) else -1])
+
+
+def _agree(one: Shape, other: Shape | None) -> bool:
+    """Whether two shapes can be that of one value."""
+    if other is None:
+        return True
+    return len(one) == len(other) and all(a == b for a, b in zip(one, other, strict=True) if None not in (a, b))

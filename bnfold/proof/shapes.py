@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-import onnx
-from onnx import shape_inference
+from collections.abc import Mapping
 
+import onnx
+from onnx import helper, shape_inference
+
+from bnfold.proof.certificate import Name, Shape
 from bnfold.proof.models import Files, Side
 
-Shape = tuple[int | None, ...]
-
-Known = dict[tuple[str, str], tuple[Shape | None, int]]
+Known = dict[Name, tuple[Shape | None, int]]
 """Shape and element type of each value, by scope and name."""
 
 SMALL = 1 << 12
 """Elements of a tensor whose values may be shapes."""
 
 
-def infer(side: Side) -> Known:
-    """What is known of each value."""
+def infer(side: Side, assumed: Mapping[Name, tuple[Shape, int]]) -> Known:
+    """What is known of each value, if some of the main graph are as is assumed."""
     light = _without_weights(side.files)
+    outputs = {each.name: each for each in light.graph.output}
+    for (path, name), (sizes, element) in assumed.items():
+        if path == "main":
+            info = helper.make_tensor_value_info(name, element, sizes)
+            if name in outputs:
+                outputs[name].CopyFrom(info)
+            else:
+                light.graph.value_info.append(info)
     found = _inferred(light, side)
     is_partial = any(
         (path, name) not in found or found[path, name][0] is None
@@ -37,7 +46,7 @@ def _evaluate_constants(light: onnx.ModelProto, side: Side, known: Known) -> boo
     Shape inference does not follow all of these, and where they are the axes or the target of an operator, it learns
     nothing about what that makes.
     """
-    scope = Side(Files(light, side.files.folder), lambda _: known).main
+    scope = Side(Files(light, side.files.folder, side.files.held), lambda *_: known).main
     has_changed = False
     for node in light.graph.node:
         if node.op_type == "Constant" or len(node.output) != 1:
@@ -58,7 +67,7 @@ def _inferred(light: onnx.ModelProto, side: Side) -> Known:
     except Exception:  # it raises anything on a model that it does not understand: then less is known
         inferred = light
     found: Known = {}
-    for path, scope in Side(Files(inferred, side.files.folder)).scopes.items():
+    for path, scope in Side(Files(inferred, side.files.folder, side.files.held)).scopes.items():
         if scope.is_function:
             continue
         graph = scope.message
@@ -83,8 +92,9 @@ def _without_weights(files: Files) -> onnx.ModelProto:
         light.MergeFrom(part)
     while stack:
         source, target = stack.pop()
-        for field in ("name", "input", "output", "node", "sparse_initializer"):
+        for field in ("name", "input", "output", "node"):
             _copy(source, target, field)
+        _forget_shapes(target)
         listed = {each.name for each in target.input}
         for tensor in source.initializer:
             count = 1
@@ -96,16 +106,27 @@ def _without_weights(files: Files) -> onnx.ModelProto:
                 target.input.append(
                     onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
                 )
+        for sparse in source.sparse_initializer:  # which inference does not look at
+            name, kind = sparse.values.name, sparse.values.data_type
+            target.input.append(helper.make_tensor_value_info(name, kind, list(sparse.dims)))
         bodies = [attribute.g for node in target.node for attribute in node.attribute if attribute.HasField("g")]
         bodies += [body for node in target.node for attribute in node.attribute for body in attribute.graphs]
         while bodies:
             body = bodies.pop()
             del body.value_info[:]
+            _forget_shapes(body)
             for node in body.node:
                 for attribute in node.attribute:
                     bodies.extend([attribute.g] if attribute.HasField("g") else [])
                     bodies.extend(attribute.graphs)
     return light
+
+
+def _forget_shapes(graph: onnx.GraphProto) -> None:
+    """Drop what a graph declares of its outputs but their types."""
+    for info in graph.output:
+        if info.type.HasField("tensor_type"):
+            info.type.tensor_type.ClearField("shape")
 
 
 def _copy(source: object, target: object, field: str) -> None:

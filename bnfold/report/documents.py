@@ -135,6 +135,16 @@ class Divergence(TypedDict):
     reason: str
 
 
+class SmokeRun(TypedDict):
+    """What became of running original and result once; `error` is relative to an output's largest value."""
+
+    ran: bool
+    runtime: str
+    error: float | None
+    difference: str | None
+    seconds: float
+
+
 class Verification(TypedDict):
     """Whether two models are equivalent, and what shows it."""
 
@@ -145,6 +155,7 @@ class Verification(TypedDict):
     values: list[Value]
     first_divergence: Divergence | None
     findings: list[str]
+    smoke: NotRequired[SmokeRun]
 
 
 class Obligations(TypedDict):
@@ -157,7 +168,11 @@ class Obligations(TypedDict):
 
 
 class Proof(TypedDict):
-    """Whether a result is proved to be its original, and by how much; `failure` is the first obligation not met."""
+    """Whether a result is proved to be its original, and by how much; `failure` is the first obligation not met.
+
+    It is `identical` where both are the same bytes, and nothing else had to be proved. The shapes of the values that
+    are `assumed` are as a run of the model had them.
+    """
 
     proved: bool
     obligations: Obligations
@@ -165,6 +180,8 @@ class Proof(TypedDict):
     weights: int
     worst_ulp: float
     failure: str | None
+    identical: bool
+    assumed: list[str]
     seconds: float
 
 

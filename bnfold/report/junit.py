@@ -1,4 +1,4 @@
-"""The record as JUnit XML: a test case for each BatchNorm, for each output, for all inner values, for the proof."""
+"""The record as JUnit XML: a test case for each BatchNorm and output, for inner values, the proof, the smoke run."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from bnfold.report.documents import (
     Kept,
     Method,
     Proof,
+    SmokeRun,
     Value,
     Verification,
 )
@@ -43,8 +44,12 @@ def render(record: Document) -> str:
 
 
 def _proof(model: str, proof: Proof) -> ElementTree.Element:
-    """The certificate; an obligation that is not met is a failure."""
+    """The obligations that were met; one that is not met is a failure."""
     case = ElementTree.Element("testcase", classname=model, name="proof", time=str(proof["seconds"]))
+    properties = ElementTree.SubElement(case, "properties")
+    figures = {f"obligations_{kind}": met for kind, met in proof["obligations"].items()}
+    for name, value in {**figures, "weights": proof["weights"], "worst_ulp": proof["worst_ulp"]}.items():
+        ElementTree.SubElement(properties, "property", name=name, value=str(value))
     if not proof["proved"]:
         ElementTree.SubElement(case, "failure", message=proof["failure"] or "not proved")
     return case
@@ -73,9 +78,22 @@ def _verification(model: str, verification: Verification) -> list[ElementTree.El
         if verification["equivalent"] and output["reason"]:
             cases[-1][0].tag = "skipped"
     differing = [value for value in verification["values"] if value["reason"]]
+    if "smoke" in verification:
+        cases.append(_smoke(model, verification["smoke"], verification["findings"]))
     if verification["values"]:
         cases.append(_verdict(model, "inner values", differing[0] if differing else verification["values"][0]))
     return cases
+
+
+def _smoke(model: str, smoke: SmokeRun, findings: list[str]) -> ElementTree.Element:
+    """One run of both models; where there could be none, it is skipped."""
+    name = f"run once in {smoke['runtime']}"
+    case = ElementTree.Element("testcase", classname=model, name=name, time=str(smoke["seconds"]))
+    if smoke["difference"]:
+        ElementTree.SubElement(case, "failure", message=smoke["difference"])
+    elif smoke["error"] is None:
+        ElementTree.SubElement(case, "skipped", message="; ".join(findings))
+    return case
 
 
 def _verdict(model: str, name: str, verdict: Value) -> ElementTree.Element:

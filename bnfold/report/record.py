@@ -35,11 +35,38 @@ def record_file(command: Literal["fuse", "inspect"], result: FileResult) -> docu
         "nodes": {"before": result.before.nodes, "after": result.after.nodes if result.after else None},
         "bytes": {"before": result.before.bytes, "after": result.after.bytes if result.after else None},
         "seconds": round(result.seconds, 3),
-        "verification": None if result.verdict is None else _verification(result.verdict),
+        "verification": _checks(result),
     }
     if result.proof is not None:
         record["proof"] = _proof(result.proof)
     return record
+
+
+def _checks(result: FileResult) -> documents.Verification | None:
+    """The comparison where there was one, else what the proof and the smoke run say; None where there was no proof."""
+    if result.verdict is not None:
+        return _verification(result.verdict)
+    proof, smoke = result.proof, result.smoke
+    if proof is None:
+        return None
+    verification: documents.Verification = {
+        "equivalent": proof.is_proved and not (smoke and smoke.difference),
+        "inputs": int(smoke is not None and smoke.has_run),
+        "samples": [{"label": "once", "shapes": smoke.shapes}] if smoke is not None and smoke.has_run else [],
+        "outputs": [],
+        "values": [],
+        "first_divergence": None,
+        "findings": [*_failures(proof), *(smoke.notes if smoke else ())],
+    }
+    if smoke is not None:
+        verification["smoke"] = {
+            "ran": smoke.has_run,
+            "runtime": "onnxruntime",
+            "error": smoke.error,
+            "difference": smoke.difference or None,
+            "seconds": round(smoke.seconds, 3),
+        }
+    return verification
 
 
 def record_proof(result: ProofResult) -> documents.VerifyDocument:
@@ -55,10 +82,14 @@ def record_proof(result: ProofResult) -> documents.VerifyDocument:
         "outputs": [],
         "values": [],
         "first_divergence": None,
-        "findings": [f"not proved: {each}" for each in result.proof.failures],
+        "findings": _failures(result.proof),
         "seconds": round(result.proof.seconds, 3),
         "proof": _proof(result.proof),
     }
+
+
+def _failures(proof: Proof) -> list[str]:
+    return [f"not proved: {each}" for each in proof.failures]
 
 
 def _proof(proof: Proof) -> documents.Proof:
@@ -75,6 +106,8 @@ def _proof(proof: Proof) -> documents.Proof:
         "weights": proof.weights,
         "worst_ulp": round(proof.worst_ulp, 6),
         "failure": str(proof.failures[0]) if proof.failures else None,
+        "identical": proof.is_identical,
+        "assumed": [value for _, value in proof.assumed],
         "seconds": round(proof.seconds, 3),
     }
 

@@ -20,6 +20,7 @@ from bnfold.report.documents import (
     Merged,
     Output,
     Proof,
+    SmokeRun,
     Value,
     Verification,
     VerifyDocument,
@@ -44,8 +45,6 @@ def show(record: FileDocument, console: Console, *, verbose: bool = False, quiet
             print_line(console, line)
     for line in summary(record):
         print_line(console, line)
-    if "proof" in record:
-        print_line(console, proof_line(record["proof"]))
 
 
 LINES = 6
@@ -111,13 +110,48 @@ def proof_line(proof: Proof) -> str:
     """What was proved without running anything, or that it was not."""
     if not proof["proved"]:
         return f"NOT proved: {proof['failure']}"
-    folds, carriers, merges = proof["folds"], proof["obligations"]["carriers"], proof["obligations"]["merges"]
+    if proof["identical"]:
+        return "proved: identical"
+    many = f"{plural(proof['folds'], 'fold')}, {', '.join(_obligations(proof))} in {proof['seconds']:.1f} s"
+    return f"proved: {many}{_assumptions(proof)}"
+
+
+def _obligations(proof: Proof) -> Iterator[str]:
     accuracy = "half an ulp" if proof["worst_ulp"] < 0.5001 else f"{proof['worst_ulp']:.1f} ulp"  # sums in float64
-    return (
-        f"proved: {folds} fold{'' if folds == 1 else 's'}, {proof['weights']:,} weights to {accuracy}, "
-        f"{carriers} carrier{'' if carriers == 1 else 's'}, {merges} merge{'' if merges == 1 else 's'} "
-        f"in {proof['seconds']:.1f} s"
-    )
+    yield f"{plural(proof['weights'], 'weight')} to {accuracy}"
+    for kind in ("carrier", "merge"):
+        yield plural(proof["obligations"][f"{kind}s"], kind)  # type: ignore[literal-required]
+
+
+def _assumptions(proof: Proof) -> str:
+    many = len(proof["assumed"])
+    return f", with {plural(many, 'shape')} as a run of the model had {'it' if many == 1 else 'them'}" if many else ""
+
+
+def _checks(record: FileDocument) -> str:
+    """What was done to be sure of the result."""
+    verification, proof = record["verification"], record.get("proof")
+    if verification is None:
+        return "not verified"
+    if proof is None:
+        return f"verified: {judgement_line(verification)}"
+    if proof["identical"]:
+        return "verified: identical"
+    many = f"{plural(proof['folds'], 'fold')} proved ({', '.join(_obligations(proof))}) in {proof['seconds']:.1f} s"
+    many += _assumptions(proof)
+    if "smoke" in verification:
+        return f"verified: {many}; {_smoke(verification['smoke'], verification['findings'])}"
+    return f"verified: {many}; {judgement_line(verification) if verification['inputs'] else 'not run'}"
+
+
+def _smoke(smoke: SmokeRun, findings: list[str]) -> str:
+    if not smoke["ran"]:
+        return findings[0]
+    ran = f"ran once in {smoke['runtime']}"
+    if smoke["error"] is None:
+        return f"{ran}, {findings[0] if findings else 'which gives no outputs'}"
+    difference = f"largest difference {smoke['error']:.0e}".replace("e-0", "e-") if smoke["error"] else "no difference"
+    return ", ".join([f"{ran}, {difference}", *findings[:1]])
 
 
 def judgement_line(verification: Verification) -> str:
@@ -208,9 +242,5 @@ def summary(record: FileDocument) -> Iterator[str]:
     if record["output"] is None:
         return
     yield f"{_change(nodes, 'node')}, {_change(sizes, 'byte')}, {record['seconds']:.2f} s"
-    verification = record["verification"]
-    if verification is None:
-        yield "not verified"
-    else:
-        yield f"verified: {judgement_line(verification)}"
+    yield _checks(record)
     yield f"wrote {record['output']}"

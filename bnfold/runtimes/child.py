@@ -13,6 +13,19 @@ from bnfold import errors
 from bnfold.errors import IncomparableError
 
 
+class CrashError(IncomparableError):
+    """A process that a signal ended.
+
+    Attributes:
+        signal: its number.
+        said: what the process had written.
+    """
+
+    def __init__(self, message: str, signal: int = 0, said: str = "") -> None:
+        super().__init__(message)
+        self.signal, self.said = signal, said
+
+
 def run_module(module: str, job: dict[str, Any], name: str, seconds: float | None = None) -> dict[str, Any]:
     """Run a module that reads a JSON document from standard input, and gives the one that it writes.
 
@@ -42,7 +55,8 @@ def run_module(module: str, job: dict[str, Any], name: str, seconds: float | Non
     except subprocess.TimeoutExpired as error:
         raise IncomparableError(f"{name}: the runtime takes more than {seconds:g} seconds for it") from error
     if done.returncode < 0:
-        raise IncomparableError(f"{name}: the runtime crashed on it (signal {-done.returncode})")
+        message = f"{name}: the runtime crashed on it (signal {-done.returncode})"
+        raise CrashError(message, -done.returncode, done.stdout)
     if done.returncode:
         raise RuntimeError(f"the process that runs {name} failed:\n{done.stderr}")
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

@@ -47,12 +47,14 @@ class Declared:
 
     Attributes:
         high: integers are drawn below it (the rows of a table that the input looks up).
+        has_rank: whether the model says how many sizes there are; `shape` is empty where it does not.
     """
 
     name: str
     dtype: np.dtype[Any]
     shape: tuple[int | str | None, ...]
     high: int = 2
+    has_rank: bool = True
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,7 @@ def find_samples(
         return real, []
     _check_dims(declared, options.dims or {})
     generator = np.random.default_rng(options.seed)
-    base = _first_sizes(declared, options.dims or {}, generator, runs)
+    base, _ = _first_sizes(declared, options.dims or {}, generator, runs)
     other = _sizes(declared, options.dims or {}, 1, _odd(declared, base))
     notes: list[str] = []
     if other != base and runs(_draw(declared, other, _normal, generator)) is not None:
@@ -167,23 +169,53 @@ def find_samples(
     return samples, notes
 
 
+def insist_on_fitting(declared: Sequence[Declared], options: InputOptions) -> None:
+    """That what the caller says of the inputs fits a model.
+
+    Raises:
+        InvalidModelError: the path cannot be read.
+        IncomparableError: it holds no array that fits an input, or a dimension is not the model's.
+    """
+    if _real(declared, options) is None:
+        _check_dims(declared, options.dims or {})
+
+
+def find_one(
+    declared: Sequence[Declared], options: InputOptions, runs: Callable[[Feeds], IncomparableError | None]
+) -> Feeds:
+    """The first of the inputs that the caller gives, or a random one of the smallest batch that the model accepts.
+
+    Raises:
+        InvalidModelError: the path cannot be read.
+        IncomparableError: nothing that fits is there, or the model does not run on it.
+    """
+    if (real := _real(declared, options)) is not None:
+        if (error := runs(real[0].feeds)) is not None:
+            raise error
+        return real[0].feeds
+    generator = np.random.default_rng(options.seed)
+    return _first_sizes(declared, options.dims or {}, generator, runs, (1, BATCH))[1]
+
+
 def _first_sizes(
     declared: Sequence[Declared],
     dims: Mapping[str, int],
     generator: np.random.Generator,
     runs: Callable[[Feeds], IncomparableError | None],
-) -> Sizes:
-    """The first sizes of dynamic dimensions that the model accepts."""
+    batches: Sequence[int] = (BATCH, 1),
+) -> tuple[Sizes, Feeds]:
+    """The first sizes of dynamic dimensions that the model accepts, with what it ran on."""
     tried: list[Sizes] = []
     error: IncomparableError | None = None
-    for batch, length in product((BATCH, 1), LENGTHS):
+    for batch, length in product(batches, LENGTHS):
         sizes = _sizes(declared, dims, batch, length)
         if sizes in tried:
             continue
         tried.append(sizes)
-        found = runs(_draw(declared, sizes, _normal, generator))
+        feeds = _draw(declared, sizes, _normal, generator)
+        found = runs(feeds)
         if found is None:
-            return sizes
+            return sizes, feeds
         error = error or found
     assert error is not None
     if tried[0]:
@@ -287,6 +319,8 @@ def _draw(declared: Sequence[Declared], sizes: Sizes, pattern: Pattern, generato
 
 
 def _draw_one(declared: Declared, sizes: Sizes, pattern: Pattern, generator: np.random.Generator) -> npt.NDArray[Any]:
+    if not declared.has_rank:
+        raise IncomparableError(f"nobody knows the shape of the input {declared.name!r}; give --inputs")
     shape = tuple(
         dim
         if isinstance(dim, int) and dim >= 0
@@ -354,8 +388,9 @@ def _matching(declared: Sequence[Declared], arrays: Feeds, origin: str) -> Feeds
         array = arrays.get(each.name, arrays.get(f"#{index}"))
         if array is None:
             raise IncomparableError(f"{origin}: no array for input {each.name!r} (it has: {sorted(arrays)})")
-        fits = array.ndim == len(each.shape) and all(
-            not isinstance(dim, int) or dim == size for dim, size in zip(each.shape, array.shape, strict=True)
+        fits = not each.has_rank or (
+            array.ndim == len(each.shape)
+            and all(not isinstance(dim, int) or dim == size for dim, size in zip(each.shape, array.shape, strict=True))
         )
         if not fits or array.dtype != each.dtype:
             given, wanted = f"{array.dtype}{list(array.shape)}", f"{each.dtype}{list(each.shape)}"

@@ -115,6 +115,10 @@ class OnnxSession:
         assigned = self._session.get_provider_graph_assignment_info()
         return sum(len(each.get_nodes()) for each in assigned if each.ep_name != self._provider)
 
+    def outputs(self) -> list[str]:
+        """The names of the outputs, in order."""
+        return [each.name for each in self._session.get_outputs()]
+
     def types(self) -> dict[str, int]:
         """The element type of each output that is a tensor, as in `onnx.TensorProto.DataType`."""
         found = {each.name: each.type for each in self._session.get_outputs()}

@@ -104,7 +104,8 @@ class OnnxSubject:
             if tensor.elem_type == onnx.TensorProto.STRING
             else np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type))
         )
-        return Declared(info.name, dtype, dims, self._rows(info.name) if dtype.kind in "iu" else 2)
+        rows = self._rows(info.name) if dtype.kind in "iu" else 2
+        return Declared(info.name, dtype, dims, rows, tensor.HasField("shape"))
 
     def _rows(self, name: str) -> int:
         """The rows of the smallest constant table that an integer input looks up."""
@@ -199,9 +200,10 @@ class OnnxSubject:
             is_cast = node.op_type == "Cast" and any(
                 each.name == "to" and each.i in INTEGERS for each in node.attribute
             )
+            has_jump = any(inner.op_type in JUMPS for body in bodies(node) for inner in nested_nodes(body))
             if node.op_type in ("Shape", "Size", "Constant") or read <= fixed:
                 fixed.update(node.output)
-            elif node.op_type in JUMPS or is_cast or not found.isdisjoint(read):
+            elif node.op_type in JUMPS or has_jump or is_cast or not found.isdisjoint(read):
                 found.update(node.output)
         return frozenset(found)
 

@@ -56,12 +56,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for model in sorted(MODELS.glob("*.onnx")):
             output = Path(folder) / model.name
-            result = fuse_file(model, output, comparison=CompareOptions(InputOptions(MODELS / "digits_test.npz")))
+            result = fuse_file(
+                model, output, checks="full", comparison=CompareOptions(InputOptions(MODELS / "digits_test.npz"))
+            )
             (before, total), (after, _) = correct(model), correct(output)
             print(row(result, f"{before} -> {after} of {total}"), flush=True)
         for name in ARCHITECTURES:
             model = LIGHT / f"light_{name}.onnx"
-            print(row(fuse_file(model, Path(folder) / model.name), ""), flush=True)
+            print(row(fuse_file(model, Path(folder) / model.name, checks="full"), ""), flush=True)
 
 
 if __name__ == "__main__":

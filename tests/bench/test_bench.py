@@ -44,7 +44,7 @@ QUICK = {"rounds": comparison.FEWEST_ROUNDS, "threads": 1}
 @pytest.fixture(scope="module")
 def fused(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("bench") / "fused.onnx"
-    fuse_file(DIGITS, path, verify=False)
+    fuse_file(DIGITS, path, checks="none")
     return path
 
 

@@ -93,6 +93,7 @@ def transcript(command: str, folder: Path) -> str:
     if ".pt2" in command:  # each release of torch writes other archives
         text = re.sub(r"[\d,]+ -> [\d,]+ bytes", "N -> N bytes", text)
     text = re.sub(r'"(seconds|error|budget|excess|snr_db|ulp|argmax_margin)": [\d.e+-]+', r'"\1": N', text)
+    text = re.sub(r"largest difference \de-\d+", "largest difference N", text)
     text = re.sub(r'"test": "[^"]*"', '"test": "T"', text)
     text = re.sub(r'"input": "[^"]*"', '"input": "I"', text)
     text = re.sub(r"on the input '[^']*'", "on the input 'I'", text)

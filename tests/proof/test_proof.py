@@ -18,9 +18,11 @@ from onnx import numpy_helper
 from bnfold.algebra.affine import Affine
 from bnfold.api import certify
 from bnfold.errors import InvalidModelError
+from bnfold.proof import carriers
 from bnfold.proof import certificate as certificates
 from bnfold.proof.certificate import Certificate, Relation
 from bnfold.proof.checker import Proof, check_proof
+from bnfold.proof.failure import ProofError
 from bnfold.proof.models import Files, digest
 from tests.frontends.onnx import test_random_branches, test_random_graphs
 from tests.toys.onnx_graphs import model, node, norm, random, statistics
@@ -520,3 +522,37 @@ def test_a_mean_that_cancels_is_no_false_alarm(monkeypatch: pytest.MonkeyPatch, 
     changed = numpy_helper.to_array(kernel) * (1 + sign * 1e-9)
     kernel.CopyFrom(numpy_helper.from_array(changed, kernel.name))
     assert not proof_of(proto, result, certificate).is_proved
+
+
+@pytest.mark.parametrize("channel", range(6))
+def test_a_map_between_two_changes_is_checked_in_each_channel(channel: int) -> None:
+    """``a_x(x) = p_x(w)`` implies ``a_y(bn(x)) = p_y(w)``, also where one of the first two is constant."""
+    generator = np.random.default_rng(channel)
+    drawn = [Affine(*generator.standard_normal((2, 6)), 1) for _ in range(4)]
+    bn, a_x, p_x, a_y = (replace(each, scale=np.where(np.abs(each.scale) < 0.1, 0.5, each.scale)) for each in drawn)
+    p_x = replace(p_x, scale=np.where(np.arange(6) < 3, 0.0, p_x.scale))
+    back = Affine(1 / a_x.scale, -a_x.shift / a_x.scale, 1)
+    p_y = a_y.after(bn.after(back.after(p_x)))
+
+    def check(claimed: Affine) -> None:
+        size = np.abs(bn.shift)
+        carriers._check_maps("bn", bn, size, Relation(a_x, p_x), Relation(a_y, claimed))
+
+    check(p_y)
+    other = np.where(np.arange(6) == channel, 1e-9, 0.0)
+    for wrong in (replace(p_y, shift=p_y.shift + other), replace(p_y, scale=p_y.scale + other)):
+        with pytest.raises(ProofError, match=f"channel {channel} of its map"):
+            check(wrong)
+
+
+def test_a_pair_that_is_drawn_fits_both_maps() -> None:
+    generator = np.random.default_rng(0)
+    pulled, pushed = (Affine(*generator.standard_normal((2, 4)), 1) for _ in range(2))
+    pushed = replace(pushed, scale=pushed.scale * [1, 0, 0, 1])
+    pulled = replace(
+        pulled, scale=pulled.scale * [1, 1, 0, 1], shift=np.where([0, 0, 1, 0], pushed.shift, pulled.shift)
+    )
+    old, new = carriers.draw(Relation(pulled, pushed), (3, 4, 5), generator)
+    assert np.allclose(pulled(old), pushed(new), rtol=1e-13, atol=1e-13)
+    assert len(np.unique(old[:, 1])) == 1
+    assert min(len(np.unique(each[:, channel])) for each in (old, new) for channel in (0, 2, 3)) == 15

@@ -352,7 +352,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ("arguments", "code", "expected"),
     [
         ("inspect digits_cnn.onnx", 0, ["All 4 BatchNorms would fold"]),
-        ("fuse digits_cnn.onnx -o out.onnx", 0, ["All 4 BatchNorms folded", "8 sets of inputs: normal"]),
+        (
+            "fuse digits_cnn.onnx -o out.onnx",
+            0,
+            ["All 4 BatchNorms folded", "27,920 numbers", "ran once in onnxruntime"],
+        ),
+        ("fuse digits_cnn.onnx -o full_out.onnx --verify full", 0, ["27,920 numbers", "8 sets of inputs: normal"]),
         ("verify digits_cnn.onnx fused.onnx", 0, ["models are equivalent", "cpu, as deployed", "0 beyond the budget"]),
         ("verify digits_cnn.onnx broken.onnx", 1, ["not equivalent", "First divergence", "times what rounding"]),
         (
@@ -361,7 +366,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             ["fused.onnx on cpu, level disabled:", "Noise floor", "Start and memory", "SHA-256", "onnxruntime"],
         ),
     ],
-    ids=["inspect", "fuse", "verify", "verify_different", "bench"],
+    ids=["inspect", "fuse", "fuse in full", "verify", "verify_different", "bench"],
 )
 def test_every_command_writes_a_page(arguments: str, code: int, expected: list[str], folder: Path) -> None:
     assert invoke(*arguments.split(), "--report", "page.html") == code

@@ -11,8 +11,8 @@ import onnx_ir as ir
 
 from bnfold.frontends.limits import Limits
 from bnfold.frontends.onnx.files.loading import external_files, file_bytes, load, parse, read_proto
-from bnfold.frontends.onnx.files.original import detach
-from bnfold.frontends.onnx.files.saving import save, serialize
+from bnfold.frontends.onnx.files.original import detach, original_of
+from bnfold.frontends.onnx.files.saving import Lent, lend, save, serialize
 from bnfold.frontends.onnx.view import OnnxGraph
 from bnfold.frontends.protocol import Cautions, OpenOptions, Replan, Size, Written
 from bnfold.graph.outcome import Outcome
@@ -29,7 +29,9 @@ class OpenOnnxModel:
     def __init__(self, given: Any, options: OpenOptions) -> None:
         self._given, self._options = given, options
         self._model = _read(given, options)
-        self._bytes = file_bytes(self._model, Path(given)) if isinstance(given, str | Path) else 0
+        is_file = isinstance(given, str | Path)
+        self._bytes = file_bytes(self._model, Path(given)) if is_file else 0
+        self.files: tuple[Path, ...] = (Path(given), *external_files(self._model)) if is_file else ()
         observe = options.observe
         self.graph = OnnxGraph(self._model, observe and observe(lambda: _original(given, options.limits)))
 
@@ -60,6 +62,22 @@ class OpenOnnxModel:
     def save(self, path: Path) -> Written:
         return save(self._model, path)
 
+    def original(self) -> Lent:
+        """What was opened, before the edits; part of no protocol, like `lend`."""
+        if isinstance(self._given, onnx.ModelProto):
+            return Lent(self._given, None, {})
+        if isinstance(self._given, ir.Model):
+            return self.lend()
+        found = original_of(self._model)
+        assert found is not None
+        return Lent(found.proto, Path(self._given).parent, {})
+
+    def lend(self) -> Lent:
+        """What the edits left so far; no weight is copied, or computed."""
+        if isinstance(self._given, str | Path):
+            return lend(self._model, Path(self._given).parent)
+        return lend(self._model, _folder(self._model))
+
 
 def is_model(model: object) -> bool:
     """Whether it is an ONNX model in memory."""
@@ -88,6 +106,11 @@ def _original(model: Any, limits: Limits) -> tuple[onnx.ModelProto, Path | None]
     if isinstance(model, onnx.ModelProto):
         return model, None
     if isinstance(model, ir.Model):
-        folders = {file.parent for file in external_files(model)}
-        return serialize(model), folders.pop() if len(folders) == 1 else None
+        return serialize(model), _folder(model)
     return read_proto(Path(model), limits), Path(model).parent
+
+
+def _folder(model: ir.Model) -> Path | None:
+    """That of a model's external data, where there is one for all."""
+    folders = {file.parent for file in external_files(model)}
+    return folders.pop() if len(folders) == 1 else None

@@ -259,6 +259,14 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         bias = stored.solve_bias(absorbed, self._loader(absorbed))
         return measure_parameters(scales, bias, stored.dtype, unit(stored.dtype))
 
+    def confirmed_shapes(self) -> dict[ir.Value, tuple[tuple[int | None, ...], int]]:
+        """Shapes and element types that a plan rests on because a run showed them; part of no protocol."""
+        return {
+            value: (tuple(dim if isinstance(dim, int) else None for dim in kind.shape), kind.dtype.value)
+            for value, kind in self._hints.confirmed().items()
+            if kind.shape is not None and kind.dtype is not None
+        }
+
     def write(self, node: ir.Node, absorbed: Linear | Affine) -> None:
         if isinstance(absorbed, Linear):
             self._write_linear(node, absorbed)

@@ -37,6 +37,7 @@ class OpenTorchModel:
         free: where `graph` can change parameters and submodules only: a view of the same that could change the code as
             well, which tells what would then fold. It must not be edited.
         bytes: of the file that it was read from.
+        files: that file.
     """
 
     graph: TorchGraph
@@ -44,6 +45,7 @@ class OpenTorchModel:
     settle: Callable[[], None]
     free: Callable[[], TorchGraph] | None = None
     bytes: int = 0
+    files: tuple[Path, ...] = ()
 
     def measure(self) -> Size:
         return Size(count_nodes(self.model), self.bytes)
@@ -104,7 +106,7 @@ def open_model(model: Any, options: OpenOptions) -> OpenTorchModel:
     """
     if isinstance(model, str | Path):
         path = Path(model)
-        return replace(open_program(load(path, options.limits)), bytes=path.stat().st_size)
+        return replace(open_program(load(path, options.limits)), bytes=path.stat().st_size, files=(path,))
     inputs = Inputs.of(options.example_inputs)
     if isinstance(model, ExportedProgram):
         return open_program(model if options.inplace else copy_program(model))

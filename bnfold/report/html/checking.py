@@ -73,7 +73,7 @@ def verification_section(verification: Record) -> Section:
 def _sentences(verification: Record, samples: Sequence[Record], identical: int) -> Iterator[str]:
     inputs = verification.get("inputs")
     ran = inputs if isinstance(inputs, int) else len(inputs) if isinstance(inputs, list) else None
-    if ran is not None:
+    if ran:
         labels = Counter(shown(each.get("label", MISSING), 60) for each in samples)
         kinds = ", ".join(
             label if times == 1 else f"{label} (\N{MULTIPLICATION SIGN} {times})" for label, times in labels.items()

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from bnfold.report.documents import Record
-from bnfold.report.html import checking, folding, timing
+from bnfold.report.html import checking, folding, proving, timing
 from bnfold.report.html.parts import Section, Terms, terms
 
 
@@ -18,6 +18,7 @@ def sections(record: Record) -> Iterator[Section]:
         folding.stayed(record.get("outcomes")),
         folding.merges(record.get("merges")),
         folding.cautions(record.get("warnings")),
+        proving.proof_section(record.get("proof"), verification),
         checking.verification_section(verification) if verification else None,
         timing.latency(record.get("entries"), record.get("noise")),
         timing.start(record.get("entries")),

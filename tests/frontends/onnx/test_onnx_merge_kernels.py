@@ -81,7 +81,7 @@ def test_a_merged_kernel_is_never_in_memory_as_a_whole(tmp_path: Path, monkeypat
     onnx.save(proto, tmp_path / "m.onnx", save_as_external_data=True, location="m.data")
     del proto, weights
     tracemalloc.start()
-    result = api.fuse_file(tmp_path / "m.onnx", tmp_path / "out.onnx", verify=False)
+    result = api.fuse_file(tmp_path / "m.onnx", tmp_path / "out.onnx", checks="none")
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert merges(result.outcomes)

@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -77,6 +77,54 @@ def publish(written: Written, path: Path) -> None:
             _flush(path.parent)
             for each in old - {data}:
                 _remove_unread(each)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+@contextmanager
+def beside(texts: Mapping[Path, str]) -> Iterator[None]:
+    """Texts in files that appear complete, and stay only if what is done inside succeeds.
+
+    Raises:
+        OutputError: they cannot be written; nothing has been done inside.
+    """
+    fresh = {path: path.with_name(f".{path.name}.{os.getpid()}") for path in texts}
+    old = {path: path.with_name(f".{path.name}.{os.getpid()}.old") for path in texts}
+    try:
+        for path, place in fresh.items():
+            _write_text(texts[path], place)
+        try:
+            for path, place in fresh.items():
+                _swap(place, path, old[path])
+            yield
+        except BaseException:
+            for path, place in fresh.items():
+                if not place.exists():  # it is where it was to be
+                    path.unlink(missing_ok=True)
+                if old[path].exists():
+                    old[path].replace(path)
+            raise
+    finally:
+        for place in (*fresh.values(), *old.values()):
+            place.unlink(missing_ok=True)
+
+
+def _write_text(text: str, path: Path) -> None:
+    try:
+        with path.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise OutputError(f"{path.parent}: cannot be written to ({error.strerror})") from error
+
+
+def _swap(fresh: Path, path: Path, old: Path) -> None:
+    """Put a file in the place of another, which is kept."""
+    try:
+        if path.exists():
+            path.replace(old)
+        fresh.replace(path)
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error.strerror})") from error
 

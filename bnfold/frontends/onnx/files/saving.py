@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
@@ -103,6 +104,36 @@ def serialize(model: ir.Model) -> onnx.ModelProto:
     proto = onnx.ModelProto()
     write(patch(model, original), proto)
     return proto
+
+
+@dataclass(frozen=True)
+class Lent:
+    """A model whose large tensors stay where they are.
+
+    Attributes:
+        proto: the model.
+        folder: of its external data, where it has a folder.
+        held: tensors by the location that stands for them in `proto`.
+    """
+
+    proto: onnx.ModelProto
+    folder: Path | None
+    held: dict[str, ir.TensorProtocol]
+
+
+def lend(model: ir.Model, folder: Path | None = None) -> Lent:
+    """A protobuf of a model without the bytes of its large initializers, and these; `folder` is that of the others."""
+    large = [
+        slot
+        for slot in slots(model)
+        if slot.is_initializer
+        and (isinstance(slot.tensor, ir.ExternalTensor) or slot.tensor.nbytes > THRESHOLD)
+        and slot.tensor.dtype != ir.DataType.STRING
+        and not isinstance(slot.tensor, Densified)
+    ]
+    held = {f"bnfold:{index}": slot.tensor for index, slot in enumerate(large)}
+    with lending(large, [placeholder(tensor, location) for location, tensor in held.items()]):
+        return Lent(serialize(model), folder, held)
 
 
 def _same_file(model: ir.Model) -> Source | None:

@@ -182,6 +182,10 @@ class Hints:
         """The declarations that are wrong."""
         return list(self._stale)
 
+    def confirmed(self) -> dict[ir.Value, Kind]:
+        """What is believed since a run showed it."""
+        return {hint.value: Kind(self._numbers(hint), self.types.known.get(hint.value)) for hint in self._confirmed}
+
     def confirmations(self) -> list[DeclarationCaution]:
         """One caution about all declarations that a run confirmed."""
         if not self._confirmed:

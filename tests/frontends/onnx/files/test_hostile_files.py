@@ -81,14 +81,14 @@ def test_a_constant_that_cannot_be_made_is_not_known(
     path, out = write(tmp_path), tmp_path / "out.onnx"
     (tmp_path / "other").mkdir()
     good = hostile.save(hostile.good(), tmp_path / "other")
-    for command in (["fuse", path, "-o", out], ["verify", path, good], ["verify", good, path], ["verify", path, path]):
+    for command in (["verify", path, good], ["verify", good, path], ["verify", path, path]):
         error_of(run(capsys, *command), path)
-        assert not out.exists()
-    code, printed, error = run(capsys, "fuse", path, "-o", out, "--no-verify", "--json")
-    assert (code, error) == (0, "")
-    (outcome,) = json.loads(printed)["outcomes"]
-    assert outcome["reason"] == "not-constant"
-    assert re.search(expected, outcome["detail"])
+    for options in (["--no-verify"], ["--verify", "proof", "--overwrite"]):
+        code, printed, error = run(capsys, "fuse", path, "-o", out, "--json", *options)
+        assert (code, error) == (0, "")
+        (outcome,) = json.loads(printed)["outcomes"]
+        assert outcome["reason"] == "not-constant"
+        assert re.search(expected, outcome["detail"])
 
 
 @pytest.mark.parametrize("case", hostile.FIT)
@@ -104,14 +104,17 @@ def test_an_odd_file_is_folded_as_far_as_it_goes(case: str, tmp_path: Path, caps
     assert len(record["outcomes"]) == sum(record["batchnorms"][each] for each in ("folded", "kept"))
 
 
-def test_what_the_runtime_does_not_know_is_verified_by_nobody(
+def test_what_the_runtime_does_not_know_is_proved_and_compared_by_nobody(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = hostile.FIT["unknown-operator"][0](tmp_path)
-    code, out, error = run(capsys, "fuse", path, "-o", tmp_path / "out.onnx")
+    code, out, error = run(capsys, "fuse", path, "-o", tmp_path / "out.onnx", "--verify", "full")
     assert (code, out) == (3, "")
     assert re.fullmatch(rf"bnfold: {path}: onnxruntime cannot load it .*com.example.*\n", error)
     assert not (tmp_path / "out.onnx").exists()
+    code, out, error = run(capsys, "fuse", path, "-o", tmp_path / "out.onnx")
+    assert (code, error) == (0, "")
+    assert re.search("2 folds proved .*not run: onnxruntime does not know the operator com.example", out)
 
 
 def test_any_truncation_is_an_error_or_a_model(tmp_path: Path) -> None:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import pickle
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 
+import bnfold
 from bnfold import InvalidModelError, NotEquivalentError
 from bnfold.algebra.linear import Linear
 from bnfold.api import fuse_file
+from bnfold.proof.checker import Proof
+from bnfold.verification import onnx_proof
 from tests.toys.onnx_graphs import model, node, norm, random, statistics
 
 
@@ -48,8 +53,10 @@ def external(tmp_path: Path) -> Path:
 
 def test_external_data_stays_external(external: Path, tmp_path: Path) -> None:
     result = fuse_file(external, tmp_path / "out.onnx")
-    assert result.verdict is not None
-    assert result.verdict.is_equivalent
+    assert result.proof is not None
+    assert result.proof.is_proved
+    assert result.smoke is not None
+    assert result.smoke.error is not None
     assert names(tmp_path) == ["out.onnx", data_of(tmp_path / "out.onnx"), "source"]
     onnx.checker.check_model(tmp_path / "out.onnx", full_check=True)
     bare = onnx.load(tmp_path / "out.onnx", load_external_data=False)
@@ -79,9 +86,9 @@ def test_missing_external_data_is_one_error(external: Path, tmp_path: Path) -> N
     assert names(tmp_path) == ["source"]
 
 
-def test_a_result_that_differs_is_not_written_and_the_guilty_fold_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def bias_is_wrong_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """A model of three folds, of which the second one will be wrong."""
     kernels = {"u": random(4, 4, 3, 3) / 4, "v": random(5, 4, 3, 3) / 4, "w": random(6, 5, 3, 3) / 4}
     nodes = [node("Conv", "x u", "a"), norm("a", "b", "p"), node("Conv", "b v", "c"), norm("c", "d", "q")]
     nodes += [node("Conv", "d w", "e"), norm("e", "y", "r")]
@@ -90,13 +97,65 @@ def test_a_result_that_differs_is_not_written_and_the_guilty_fold_is_named(
     onnx.save(model(nodes, typed, (1, 4, 12, 12), dtype=np.float32), tmp_path / "m.onnx")
     solve = Linear.solve_bias
 
-    def solve_wrongly(self: Linear, *arguments: Any) -> np.ndarray | None:
-        bias = solve(self, *arguments)
-        return bias + 1e-3 if bias is not None and self.out_channels == 5 else bias
+    def err(error: float) -> None:
+        def solve_wrongly(self: Linear, *arguments: Any) -> np.ndarray | None:
+            bias = solve(self, *arguments)
+            return bias + error if bias is not None and self.out_channels == 5 else bias
 
-    monkeypatch.setattr(Linear, "solve_bias", solve_wrongly)
-    with pytest.raises(NotEquivalentError, match="the fold of 'BatchNormalization_d' is the first") as raised:
+        monkeypatch.setattr(Linear, "solve_bias", solve_wrongly)
+
+    return err
+
+
+@pytest.fixture
+def blind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checker that finds nothing."""
+    proof = Proof({"wiring": 1, "weights": 3, "carriers": 0, "merges": 0}, 3, 0, 0.0, (), 0.0)
+    monkeypatch.setattr(onnx_proof, "check_pair", lambda *_: proof)
+
+
+def test_a_result_that_is_not_proved_is_not_written(bias_is_wrong_by: Callable[[float], None], tmp_path: Path) -> None:
+    bias_is_wrong_by(1e-6)
+    told = r"not proved: weights: 'c': channel 0 of its bias is .* and should be .* ulp away; please report"
+    for checks in ("proof", "full"):
+        with pytest.raises(NotEquivalentError, match=told) as raised:
+            fuse_file(tmp_path / "m.onnx", tmp_path / "out.onnx", checks=checks)
+        again = pickle.loads(pickle.dumps(raised.value))
+        assert again.result.outcomes == raised.value.result.outcomes
+        assert str(again.result.proof.failures[0]) == str(raised.value.result.proof.failures[0])
+        assert names(tmp_path) == ["m.onnx"]
+
+
+def test_a_model_in_memory_that_is_not_proved_is_not_returned(
+    bias_is_wrong_by: Callable[[float], None], tmp_path: Path
+) -> None:
+    bias_is_wrong_by(1e-6)
+    given = onnx.load(tmp_path / "m.onnx")
+    before = given.SerializeToString()
+    for held in (given, ir.from_proto(given), tmp_path / "m.onnx"):
+        with pytest.raises(NotEquivalentError, match="not proved: weights: 'c': channel 0") as raised:
+            bnfold.fuse(held)
+        assert not pickle.loads(pickle.dumps(raised.value)).result.is_proved
+        assert bnfold.fuse(held, prove=False) is not None
+    with pytest.raises(NotEquivalentError):
+        bnfold.fuse(given, inplace=True)
+    assert given.SerializeToString() == before
+
+
+@pytest.mark.usefixtures("blind")
+def test_a_result_that_runs_otherwise_is_not_written(bias_is_wrong_by: Callable[[float], None], tmp_path: Path) -> None:
+    bias_is_wrong_by(10.0)
+    with pytest.raises(NotEquivalentError, match=r"output 'y' is off by .* and rounding alone moves it by") as raised:
         fuse_file(tmp_path / "m.onnx", tmp_path / "out.onnx")
+    assert pickle.loads(pickle.dumps(raised.value)).result.smoke == raised.value.result.smoke
+    assert names(tmp_path) == ["m.onnx"]
+
+
+@pytest.mark.usefixtures("blind")
+def test_a_full_comparison_names_the_guilty_fold(bias_is_wrong_by: Callable[[float], None], tmp_path: Path) -> None:
+    bias_is_wrong_by(1e-3)
+    with pytest.raises(NotEquivalentError, match="the fold of 'BatchNormalization_d' is the first") as raised:
+        fuse_file(tmp_path / "m.onnx", tmp_path / "out.onnx", checks="full")
     assert "'d' differs" in str(raised.value)
     assert pickle.loads(pickle.dumps(raised.value)).result.outcomes == raised.value.result.outcomes
     assert names(tmp_path) == ["m.onnx"]

@@ -162,7 +162,7 @@ def insist_on_the_rest(proto: onnx.ModelProto, path: Path) -> tuple[Outcome, ...
     else:
         assert content(fused) == before
     path.write_bytes(before)
-    fuse_file(path, path.with_name("fused.onnx"), verify=False, overwrite=True)
+    fuse_file(path, path.with_name("fused.onnx"), checks="none", overwrite=True)
     assert path.with_name("fused.onnx").read_bytes() == content(fused)
     again = parse(before)
     assert bnfold.fuse(again, inplace=True) is again
@@ -173,7 +173,7 @@ def insist_on_the_rest(proto: onnx.ModelProto, path: Path) -> tuple[Outcome, ...
 @pytest.mark.parametrize("path", FILES, ids=lambda path: "/".join(path.parts[-2:]))
 def test_a_model_of_others_keeps_what_no_fold_names(path: Path, tmp_path: Path) -> None:
     original = path.read_bytes()
-    fuse_file(path, tmp_path / "out.onnx", selection=NOTHING, merge=False, verify=False)
+    fuse_file(path, tmp_path / "out.onnx", selection=NOTHING, merge=False, checks="none")
     assert (tmp_path / "out.onnx").read_bytes() == original
     assert bnfold.fuse(parse(original), skip=["*"], merge=False) == parse(original)
     proto = parse(original)
@@ -186,7 +186,7 @@ def test_a_model_with_everything_keeps_what_no_fold_names(name: str, tmp_path: P
     proto = decorate(MODELS[name]())
     original = proto.SerializeToString()
     (tmp_path / "m.onnx").write_bytes(original)
-    fuse_file(tmp_path / "m.onnx", tmp_path / "out.onnx", selection=NOTHING, merge=False, verify=False)
+    fuse_file(tmp_path / "m.onnx", tmp_path / "out.onnx", selection=NOTHING, merge=False, checks="none")
     assert (tmp_path / "out.onnx").read_bytes() == original
     assert content(bnfold.fuse(proto, skip=["*"], merge=False)) == content(proto)
     outcomes = insist_on_the_rest(proto, tmp_path / "model.onnx")
@@ -201,7 +201,7 @@ def test_bytes_that_protobuf_would_write_otherwise_stay(tmp_path: Path) -> None:
     assert original != content(proto)
     assert parse(original) == proto
     (tmp_path / "m.onnx").write_bytes(original)
-    fuse_file(tmp_path / "m.onnx", tmp_path / "out.onnx", selection=NOTHING, verify=False)
+    fuse_file(tmp_path / "m.onnx", tmp_path / "out.onnx", selection=NOTHING, checks="none")
     assert (tmp_path / "out.onnx").read_bytes() == original
 
 
@@ -218,7 +218,7 @@ def test_external_data_moves_and_nothing_else(tmp_path: Path) -> None:
     proto.graph.initializer.append(numpy_helper.from_array(random(100, 100, dtype=np.float32), "inside"))
     (tmp_path / "m.onnx").write_bytes(proto.SerializeToString())
     (tmp_path / "other").mkdir()
-    fuse_file(tmp_path / "m.onnx", tmp_path / "other" / "out.onnx", selection=NOTHING, verify=False)
+    fuse_file(tmp_path / "m.onnx", tmp_path / "other" / "out.onnx", selection=NOTHING, checks="none")
     made = onnx.load(tmp_path / "other" / "out.onnx", load_external_data=False)
     moved = next(each for each in made.graph.initializer if each.name == "w")
     where = {each.key: each.value for each in moved.external_data}

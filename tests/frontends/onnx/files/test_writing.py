@@ -51,7 +51,7 @@ def data_names(folder: Path) -> list[str]:
 
 
 def fuse(source: Path, output: Path) -> None:
-    fuse_file(source, output, verify=False, overwrite=True)
+    fuse_file(source, output, checks="none", overwrite=True)
 
 
 def test_an_output_that_is_replaced_takes_its_data_along(tmp_path: Path) -> None:
@@ -235,7 +235,7 @@ def dying(function):
 for owner, names in ((pathlib.Path, ("replace", "rename", "unlink")), (os, ("fsync",)), (shutil, ("rmtree",))):
     for name in names:
         setattr(owner, name, dying(getattr(owner, name)))
-fuse_file(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), verify=False, overwrite=True)
+fuse_file(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), checks="none", overwrite=True)
 """
     ended = subprocess.run([sys.executable, "-c", child, source, output], check=False, capture_output=True)
     assert ended.returncode in (0, 9), ended.stderr

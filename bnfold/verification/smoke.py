@@ -1,0 +1,316 @@
+"""The smoke run: original and result, each loaded and run once on one input, after the result was proved.
+
+It finds what a proof cannot see, a runtime that does not take the result or computes something else with it. So it may
+be coarse: what it calls different is far from anything that rounding can do (`judge`).
+
+``python -m bnfold.verification.smoke`` is the process in which both run, one after the other: it reads a JSON document
+from standard input, which `run_once` writes, and writes one to standard output.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+from bnfold.errors import BnfoldError, IncomparableError
+from bnfold.runtimes.child import CrashError, run_module
+from bnfold.runtimes.inputs import Declared, Feeds, InputOptions, find_one, insist_on_fitting
+from bnfold.runtimes.onnx_runtime import OnnxSession
+
+if TYPE_CHECKING:
+    from bnfold.verification.onnx_subject import OnnxSubject
+
+AnyArray = npt.NDArray[Any]
+
+STEPS = 2
+"""Units in the last place that rounding moves a weight by, with a margin."""
+
+SECONDS = 300.0
+"""What both runs may take."""
+
+FACTOR = 1000.0
+"""How many times farther a wrong output is from the original's than rounding moves that."""
+
+REACH = 32
+"""How many times farther than rounding does weights are moved to measure that, so that a jump within reach is seen."""
+
+DRAWS = 3
+"""How often what rounding moves is measured, where an output is far off."""
+
+LOST = frozenset({int(signal.SIGKILL), int(signal.SIGTERM)} if hasattr(signal, "SIGKILL") else {int(signal.SIGTERM)})
+"""Signals that come from outside, where memory is short, say, and tell nothing of a model."""
+
+OUT_OF_MEMORY = ("bad_alloc", "Failed to allocate")
+"""What tells nothing of a model either."""
+
+ABOUT = "the result"
+"""What comes to standard output once the original has run."""
+
+
+@dataclass(frozen=True)
+class SmokeRun:
+    """What running both models once showed.
+
+    Attributes:
+        has_run: whether both could be run.
+        error: the largest difference of an output, over the largest value of that output; None where none was compared.
+        difference: what differs in a way that rounding does not explain; empty where nothing does.
+        notes: why it was not run, or why an output was not compared.
+        shapes: of the inputs.
+        seconds: taken.
+    """
+
+    has_run: bool
+    error: float | None = None
+    difference: str = ""
+    notes: tuple[str, ...] = ()
+    shapes: dict[str, list[int]] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+def run_once(original: Path, result: Path, declare: Callable[[], Sequence[Declared]], inputs: InputOptions) -> SmokeRun:
+    """Run both, in a process of their own; whatever keeps the original from running is a note.
+
+    Args:
+        original: a file.
+        result: another one, with the same inputs and outputs.
+        declare: says what the models take.
+        inputs: what they run on: the first of what the caller gives, or one that is drawn.
+
+    Raises:
+        BnfoldError: the inputs that the caller gives do not fit.
+    """
+    began = time.perf_counter()
+    if find_spec("onnxruntime") is None:
+        return _not_run("onnxruntime is not installed (pip install 'bnfold[cpu]')")
+    try:
+        declared = declare()
+    except IncomparableError as error:
+        return _not_run(_explain(str(error)))
+    insist_on_fitting(declared, inputs)
+    with tempfile.TemporaryDirectory() as folder:
+        job = {
+            "models": [str(original), str(result)],
+            "declared": [[each.name, each.dtype.name, each.shape, each.high, each.has_rank] for each in declared],
+            "inputs": None if inputs.path is None else str(inputs.path),
+            "dims": dict(inputs.dims or {}),
+            "seed": inputs.seed,
+        }
+        if inputs.given:
+            np.savez(Path(folder) / "inputs.npz", **inputs.given[0])  # type: ignore[arg-type]
+            job["inputs"] = str(Path(folder) / "inputs.npz")
+        try:
+            found = run_module("bnfold.verification.smoke", job, "the model", SECONDS)
+        except CrashError as error:
+            run = _not_run(f"onnxruntime crashed on it (signal {error.signal})")
+            if ABOUT in error.said and error.signal not in LOST:
+                crash = f"onnxruntime crashes on the result (signal {error.signal}), and not on the original"
+                run = SmokeRun(True, difference=crash)
+            return replace(run, seconds=time.perf_counter() - began)
+        except IncomparableError as error:
+            return replace(_not_run(_explain(str(error))), seconds=time.perf_counter() - began)
+    return SmokeRun(
+        True,
+        found["largest"],
+        found["difference"],
+        tuple(found["notes"]),
+        found["shapes"],
+        time.perf_counter() - began,
+    )
+
+
+def _not_run(why: str) -> SmokeRun:
+    return SmokeRun(False, notes=(f"not run: {why}",))
+
+
+EXPLANATIONS = (
+    (r"Could not find an implementation for (\S+)", r"onnxruntime has no kernel for \1 of this type"),
+    (
+        r"Type 'tensor\((\w+)\)' of \w+ parameter \(.*\) of operator \((\w+)\)",
+        r"onnxruntime has no kernel for \1 in \2",
+    ),
+    (r"Fatal error: (\S+?)\(.*\) is not a registered function/op", r"onnxruntime does not know the operator \1"),
+)
+"""Messages of ONNX Runtime, and what they mean."""
+
+
+def _explain(message: str) -> str:
+    """An error of the runtime, for people."""
+    for pattern, meaning in EXPLANATIONS:
+        if (found := re.search(pattern, message)) is not None:
+            return found.expand(meaning)
+    return message.removeprefix("the model: ")
+
+
+# ------------------------------------------------------------------------------------------------ in the other process
+
+
+@dataclass(frozen=True)
+class Distance:
+    """How far an output is from the original's.
+
+    Attributes:
+        error: largest difference over the largest value; 0 where it has no meaning.
+        what: what is not the same at all: shape, type, numbers that are none, integers; empty where nothing is.
+    """
+
+    error: float = 0.0
+    what: str = ""
+
+    def is_beyond(self, dtype: np.dtype[Any]) -> bool:
+        """Whether it is more than an output usually moves: half of its digits."""
+        return bool(self.what) or self.error > _unit(dtype) ** 0.5
+
+
+def measure(expected: AnyArray, actual: AnyArray) -> Distance:
+    """How far an output is from the original's; where that overflows, nothing is said."""
+    if (expected.shape, expected.dtype) != (actual.shape, actual.dtype):
+        is_, was = (f"{each.dtype}{list(each.shape)}" for each in (actual, expected))
+        return Distance(what=f"is {is_} and was {was}")
+    if not _is_float(expected.dtype):
+        return Distance(what="" if np.array_equal(expected, actual) else f"holds other values of type {expected.dtype}")
+    mine, its = (each if each.dtype.kind == "c" else each.astype(np.float64) for each in (expected, actual))
+    known = np.isfinite(mine)
+    if not np.isfinite(its[known]).all():
+        return Distance(what="holds NaN or infinity, where the original has numbers")
+    largest = float(np.abs(mine[known]).max(initial=0.0))
+    return Distance(float(np.abs(mine[known] - its[known]).max(initial=0.0)) / (largest or 1.0))
+
+
+def _is_float(dtype: np.dtype[Any]) -> bool:
+    return dtype.kind in "fc" or dtype.name == "bfloat16"
+
+
+def _unit(dtype: np.dtype[Any]) -> float:
+    return float(ml_dtypes.finfo(dtype).eps) if _is_float(dtype) else 0.0  # type: ignore[no-untyped-call]
+
+
+Outputs = dict[str, AnyArray]
+
+
+def compare(model: Path, feeds: Feeds, expected: Outputs, actual: Outputs) -> dict[str, Any]:
+    """The verdict on each output."""
+    found = {name: measure(expected[name], actual[name]) for name in expected}
+    suspects = [name for name, distance in found.items() if distance.is_beyond(expected[name].dtype)]
+    notes, difference = (
+        judge(model, feeds, expected, {name: found[name] for name in suspects}) if suspects else ([], "")
+    )
+    errors = [distance.error for name, distance in found.items() if name not in suspects]
+    return {"largest": max(errors, default=None), "difference": difference, "notes": notes}
+
+
+def judge(model: Path, feeds: Feeds, expected: Outputs, suspects: dict[str, Distance]) -> tuple[list[str], str]:
+    """What is to be said of outputs that are far from the original's: notes, and what differs.
+
+    One is wrong only if it is a thousand times farther than the original moves by itself: when it runs again, and when
+    its weights are moved by some units in their last place. Nothing is said of outputs behind operators that jump.
+    """
+    from bnfold.frontends.limits import UNLIMITED
+    from bnfold.frontends.onnx import read_proto
+    from bnfold.verification.onnx_subject import OnnxSubject
+
+    subject = OnnxSubject(read_proto(model, UNLIMITED), "the model", model)
+    names = list(suspects)
+    session = OnnxSession(model, "the model")
+    first, second = (dict(zip(names, session(feeds, names), strict=True)) for _ in range(2))
+    del session
+    reasons = {
+        name: "it lies behind an operator that jumps, as ArgMax does" for name in names if name in subject.jumps()
+    }
+    for name in names:
+        if measure(first[name], second[name]).is_beyond(expected[name].dtype):
+            reasons[name] = "the model draws random numbers"
+    moved = _move(subject, feeds, {name: expected[name] for name in names if name not in reasons})
+    difference = ""
+    for name, distances in moved.items():
+        noise = max((each.error for each in distances), default=0.0) / REACH
+        if not distances or any(each.what for each in distances):
+            reasons[name] = "rounding alone makes another of it, or cannot be measured"
+        elif suspects[name].what:
+            difference = difference or f"output {name!r} {suspects[name].what}"
+        elif suspects[name].error > FACTOR * noise:
+            off = f"is off by {suspects[name].error:.1e} of its size, and rounding alone moves it by {noise:.1e}"
+            difference = difference or f"output {name!r} {off}"
+        else:
+            reasons[name] = f"rounding alone moves it by {noise:.1e} of its size"
+    return [f"output {name!r} is not compared: {why}" for name, why in reasons.items()], difference
+
+
+def _move(subject: OnnxSubject, feeds: Feeds, expected: Outputs) -> dict[str, list[Distance]]:
+    """How far outputs move with the last digits of the weights; empty lists where that cannot be measured."""
+    from bnfold.verification.onnx_weights import Disturbance
+
+    moved: dict[str, list[Distance]] = {name: [] for name in expected}
+    try:
+        for draw in range(DRAWS if expected else 0):
+            run = subject.start(list(expected), Disturbance(draw, REACH * STEPS))
+            for name, array in zip(expected, run(feeds), strict=True):
+                moved[name].append(measure(expected[name], array))
+    except IncomparableError:
+        return {name: [] for name in expected}
+    return moved
+
+
+def _run(job: dict[str, Any]) -> dict[str, Any]:
+    models = [Path(each) for each in job["models"]]
+    declared = [
+        Declared(name, np.dtype(dtype), tuple(shape), high, has_rank)
+        for name, dtype, shape, high, has_rank in job["declared"]
+    ]
+    path = None if job["inputs"] is None else Path(job["inputs"])
+    expected: Outputs = {}
+
+    def run(session: OnnxSession, feeds: Feeds) -> Outputs:
+        names = session.outputs()
+        return dict(zip(names, session(feeds, names), strict=True))
+
+    def attempt(session: OnnxSession, feeds: Feeds) -> IncomparableError | None:
+        try:
+            expected.update(run(session, feeds))
+        except IncomparableError as error:
+            return error
+        return None
+
+    def original() -> Feeds:
+        session = OnnxSession(models[0], "the model")  # freed at the end
+        options = InputOptions(path, job["dims"], seed=job["seed"])
+        return find_one(declared, options, lambda feeds: attempt(session, feeds))
+
+    feeds = original()
+    print(ABOUT, flush=True)
+    shapes = {name: list(array.shape) for name, array in feeds.items()}
+    try:
+        actual = run(OnnxSession(models[1], "the result"), feeds)
+    except IncomparableError as error:
+        if any(word in str(error) for word in OUT_OF_MEMORY):
+            raise
+        return {"largest": None, "difference": str(error), "notes": [], "shapes": shapes}
+    return {**compare(models[0], feeds, expected, actual), "shapes": shapes}
+
+
+def main() -> None:
+    """One job."""
+    try:
+        result = _run(json.load(sys.stdin))
+    except BnfoldError as error:
+        result = {"error": str(error), "kind": type(error).__name__}
+    except MemoryError:
+        result = {"error": "it takes too much memory", "kind": IncomparableError.__name__}
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
