@@ -27,7 +27,6 @@ from bnfold.errors import (
 )
 from bnfold.frontends.door import find_entry, open_model
 from bnfold.frontends.limits import LIMITS, UNLIMITED, Limits
-from bnfold.frontends.onnx.files.loading import read_proto
 from bnfold.frontends.onnx.files.publishing import beside, publish, staging
 from bnfold.frontends.protocol import Cautions, OpenModel, OpenOptions, Size, Written
 from bnfold.graph.outcome import Fold, Outcome, Refusal
@@ -36,16 +35,17 @@ from bnfold.planning.changes import trace_changes
 from bnfold.planning.fold import fold
 from bnfold.planning.plan import Plan
 from bnfold.planning.planner import make_plan
-from bnfold.proof.certificate import Certificate, Relation
-from bnfold.proof.checker import Proof, check_proof
-from bnfold.proof.ledger import Deeds, Ledger
+from bnfold.proof.certificate import Certificate
+from bnfold.proof.checker import Proof
+from bnfold.proof.ledger import Ledger
 from bnfold.proof.models import Files, digest
 from bnfold.runtimes.inputs import DRAWN, InputOptions
 from bnfold.verification.attestation import Seal, attest, describe
 from bnfold.verification.compare import CompareOptions
 from bnfold.verification.confirm import confirmer
 from bnfold.verification.equivalence import verify_files
-from bnfold.verification.proving import begin
+from bnfold.verification.onnx_proof import deeds_of
+from bnfold.verification.proving import begin, check_files
 from bnfold.verification.smoke import SmokeRun
 from bnfold.verification.verdict import Verdict
 
@@ -204,7 +204,8 @@ def fuse(
             the same ranks, and of such sizes that code which asks for a size decides alike. A size of 1 says less than
             one of 2, since an export may take it for fixed.
         prove: prove each fold by its weights before anything is returned, without running the model. So far this is
-            done for ONNX models; with `inplace`, an `onnx_ir.Model` that is not proved has been changed all the same.
+            done for ONNX models, programs and graph modules, not for other modules; with `inplace`, a model that is
+            not proved has been changed all the same.
 
     Returns:
         What was given. An `nn.Module` comes back as the same class, a ModelProto as a ModelProto, a path as what the
@@ -219,7 +220,7 @@ def fuse(
     opened = open_model(model, _options(limits, inplace=inplace, example_inputs=example_inputs))
     decided, _ = _decide(opened, selection, merge=merge)
     outcomes = _explain(opened, decided, merge=merge) if return_outcomes else ()
-    prover = begin(find_entry(model), opened, lambda: _deeds(opened.graph, decided)) if prove else None
+    prover = begin(find_entry(model), opened, lambda: trace_changes(opened.graph, decided)) if prove else None
     fold(opened.graph, decided)
     proved = None if prover is None else prover.prove()
     if proved is not None and not proved.is_proved:
@@ -228,27 +229,13 @@ def fuse(
     return (fused, outcomes) if return_outcomes else fused
 
 
-def _deeds(graph: Graph[Any, Any], decided: Plan[Any, Any]) -> Deeds:
-    """What a plan does, for a certificate; asked before it is applied."""
-    changes = trace_changes(graph, decided)
-    relations = {
-        value: Relation(change.pulled, change.pushed)
-        for value, change in changes.values.items()
-        if change.is_known  # the proof fails where it is not
-    }
-    merged = dict(changes.merged)
-    for node, into in changes.merged.items():
-        merged[graph.outputs(node)[0].producer()] = into  # the Add that is the bias of a matrix product
-    return Deeds(relations, dict(changes.stands), changes.vanished, merged)
-
-
 def certify(
     model: onnx.ModelProto, *, merge: bool = True, only: Sequence[str] = (), skip: Sequence[str] = ()
 ) -> tuple[onnx.ModelProto, Certificate]:
     """The folded model of a protobuf whose tensors are inside, with its certificate."""
     opened = open_model(model, _options(LIMITS))
     decided, _ = _decide(opened, Selection(tuple(only), tuple(skip)), merge=merge)
-    ledger, deeds = Ledger.of(opened.graph.model), _deeds(opened.graph, decided)  # type: ignore[attr-defined]
+    ledger, deeds = Ledger.of(opened.graph.model), deeds_of(trace_changes(opened.graph, decided))  # type: ignore[attr-defined]
     fold(opened.graph, decided)
     result: onnx.ModelProto = opened.finish()
     return result, ledger.certificate(deeds, digest(Files(model)), digest(Files(result)))
@@ -347,9 +334,9 @@ def fuse_file(
         outcomes, warnings = _explain(opened, decided, merge=merge), opened.warn(has_learnt=has_learnt)
         prover = None
         if checks is not Checks.NONE or proof is not None or attestation is not None:
-            prover = begin(entry, opened, lambda: _deeds(opened.graph, decided))
+            prover = begin(entry, opened, lambda: trace_changes(opened.graph, decided))
         if prover is None and proof is not None:
-            raise UnsupportedModelError(f"{model}: only folds of ONNX models have a certificate so far")
+            raise UnsupportedModelError(f"{model}: folds of such models have no certificate")
         fold(opened.graph, decided)
     proved: Proof | None = None
     smoke: SmokeRun | None = None
@@ -427,8 +414,7 @@ def prove_files(reference: Path, candidate: Path, certificate: Path, limits: Lim
     except OSError as error:
         raise InvalidModelError(f"{certificate}: {error.strerror}") from error
     claimed = Certificate.from_json(text, str(certificate))
-    pair = [Files(read_proto(path, limits), path.parent) for path in (reference, candidate)]
-    return ProofResult(reference, candidate, check_proof(pair[0], pair[1], claimed))
+    return ProofResult(reference, candidate, check_files(reference, candidate, claimed, limits))
 
 
 def _guilty(

@@ -50,6 +50,7 @@ LIBRARIES = {
         "frontends/torch/",
         "proof/torch/",
         "runtimes/timed_torch_session.py",
+        "verification/torch_proof.py",
         "verification/torch_subject.py",
         "bench/torch_models.py",
     ),

@@ -76,6 +76,7 @@ ENTRIES: list[Entry] = [
         "bnfold.verification.torch_subject",
         "bnfold.bench.torch_models",
         "torch",
+        "bnfold.verification.torch_proof",
     ),
     Entry(
         "bnfold.frontends.onnx",

@@ -5,11 +5,47 @@ Nothing here is believed: the checker shares no code with it.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Collection, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from bnfold.proof.certificate import Certificate, Name, Relation
+
+
+class Change(Protocol):
+    """How a value changes."""
+
+    @property
+    def pulled(self) -> Any:
+        """Of the value of the original."""
+
+    @property
+    def pushed(self) -> Any:
+        """Of the value of the result."""
+
+    @property
+    def is_known(self) -> bool:
+        """Whether both are told."""
+
+
+class Changes(Protocol):
+    """What a plan does, in the graph's own nodes and values; `bnfold.planning.changes.Changes` is that."""
+
+    @property
+    def values(self) -> Mapping[Any, Change]:
+        """How each value changes."""
+
+    @property
+    def stands(self) -> Mapping[Any, Any]:
+        """What stands for each value that is no more."""
+
+    @property
+    def vanished(self) -> Collection[Any]:
+        """Nodes that an operand stands for."""
+
+    @property
+    def merged(self) -> Mapping[Any, Any]:
+        """Nodes that merge, with the operator that stays."""
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ def _checks(result: FileResult) -> documents.Verification | None:
     if smoke is not None:
         verification["smoke"] = {
             "ran": smoke.has_run,
-            "runtime": "onnxruntime",
+            "runtime": smoke.runtime,
             "error": smoke.error,
             "difference": smoke.difference or None,
             "seconds": round(smoke.seconds, 3),

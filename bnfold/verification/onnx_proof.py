@@ -7,14 +7,14 @@ from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
-from bnfold.frontends.limits import UNLIMITED
+from bnfold.frontends.limits import UNLIMITED, Limits
 from bnfold.frontends.onnx.files.loading import read_proto
 from bnfold.frontends.onnx.files.saving import Lent
 from bnfold.frontends.onnx.open import OpenOnnxModel
-from bnfold.frontends.protocol import Written
-from bnfold.proof.certificate import Certificate, Name
-from bnfold.proof.checker import Proof, check_pair
-from bnfold.proof.ledger import Deeds, Ledger
+from bnfold.frontends.protocol import OpenModel, Written
+from bnfold.proof.certificate import Certificate, Name, Relation
+from bnfold.proof.checker import Proof, check_pair, check_proof
+from bnfold.proof.ledger import Changes, Deeds, Ledger
 from bnfold.proof.models import Files, digest
 from bnfold.runtimes.inputs import InputOptions
 from bnfold.verification.onnx_subject import OnnxSubject
@@ -26,11 +26,11 @@ class OnnxProver:
 
     Args:
         opened: the model, of which nothing has been changed yet.
-        deeds: what will be done to it.
+        changes: what will be done to it.
     """
 
-    def __init__(self, opened: OpenOnnxModel, deeds: Deeds) -> None:
-        self._opened, self._deeds = opened, deeds
+    def __init__(self, opened: OpenOnnxModel, changes: Changes) -> None:
+        self._opened, self._deeds = opened, deeds_of(changes)
         self._original = _files(opened.original())
         self._ledger = Ledger.of(opened.graph.model)
         self._seen = {self._ledger.values[value]: kind for value, kind in opened.graph.confirmed_shapes().items()}
@@ -70,9 +70,33 @@ class OnnxProver:
         return run_once(original, written.model, lambda: subject.inputs, inputs)
 
 
-def begin(opened: OpenOnnxModel, deeds: Deeds) -> OnnxProver:
+def begin(opened: OpenModel, changes: Changes) -> OnnxProver:
     """Note what a model is before it is changed."""
-    return OnnxProver(opened, deeds)
+    assert isinstance(opened, OpenOnnxModel)
+    return OnnxProver(opened, changes)
+
+
+def deeds_of(changes: Changes) -> Deeds:
+    """What a plan changes, for a certificate."""
+    relations = {
+        value: Relation(change.pulled, change.pushed)
+        for value, change in changes.values.items()
+        if change.is_known  # the proof fails where it is not
+    }
+    merged = dict(changes.merged)
+    for node, into in changes.merged.items():
+        merged[node.outputs[0].producer()] = into
+    return Deeds(relations, dict(changes.stands), frozenset(changes.vanished), merged)
+
+
+def check_files(reference: Path, candidate: Path, certificate: Certificate, limits: Limits) -> Proof:
+    """Whether a certificate proves that two files hold the same model; runs neither.
+
+    Raises:
+        InvalidModelError: a file cannot be read, or the certificate is of other models.
+    """
+    original, result = (Files(read_proto(path, limits), path.parent) for path in (reference, candidate))
+    return check_proof(original, result, certificate)
 
 
 def _files(lent: Lent) -> Files:

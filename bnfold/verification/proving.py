@@ -6,11 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from bnfold.frontends.door import Entry
+from bnfold.errors import UnsupportedModelError
+from bnfold.frontends.door import Entry, find_entry
+from bnfold.frontends.limits import Limits
 from bnfold.frontends.protocol import OpenModel, Written
 from bnfold.proof.certificate import Certificate
 from bnfold.proof.checker import Proof
-from bnfold.proof.ledger import Deeds
+from bnfold.proof.ledger import Changes
 from bnfold.runtimes.inputs import InputOptions
 from bnfold.verification.smoke import SmokeRun
 
@@ -43,9 +45,23 @@ class Prover(Protocol):
         ...
 
 
-def begin(entry: Entry, opened: OpenModel, deeds: Callable[[], Deeds]) -> Prover | None:
-    """The prover of a model of which nothing has been changed yet; None where its front end has none."""
+def begin(entry: Entry, opened: OpenModel, changes: Callable[[], Changes]) -> Prover | None:
+    """The prover of a model of which nothing has been changed yet; None where there is none for such a model."""
     if entry.proof is None:
         return None
-    prover: Prover = entry.part(entry.proof).begin(opened, deeds())
+    prover: Prover | None = entry.part(entry.proof).begin(opened, changes())
     return prover
+
+
+def check_files(reference: Path, candidate: Path, certificate: Certificate, limits: Limits) -> Proof:
+    """Whether a certificate proves that two files hold the same model; runs neither.
+
+    Raises:
+        InvalidModelError: a file cannot be read, or the certificate is of other models.
+        UnsupportedModelError: they are of different kinds, or of one that has no proofs.
+    """
+    entry = find_entry(reference)
+    if entry.proof is None or find_entry(candidate) is not entry:
+        raise UnsupportedModelError(f"{candidate}: a certificate is of two files of one kind")
+    proof: Proof = entry.part(entry.proof).check_files(reference, candidate, certificate, limits)
+    return proof

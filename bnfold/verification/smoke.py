@@ -31,7 +31,7 @@ from bnfold.runtimes.inputs import Declared, Feeds, InputOptions, find_one, insi
 from bnfold.runtimes.onnx_runtime import OnnxSession
 
 if TYPE_CHECKING:
-    from bnfold.verification.onnx_subject import OnnxSubject
+    from bnfold.verification.subject import Subject
 
 AnyArray = npt.NDArray[Any]
 
@@ -71,6 +71,7 @@ class SmokeRun:
         notes: why it was not run, or why an output was not compared.
         shapes: of the inputs.
         seconds: taken.
+        runtime: what ran them.
     """
 
     has_run: bool
@@ -79,6 +80,7 @@ class SmokeRun:
     notes: tuple[str, ...] = ()
     shapes: dict[str, list[int]] = field(default_factory=dict)
     seconds: float = 0.0
+    runtime: str = "onnxruntime"
 
 
 def run_once(original: Path, result: Path, declare: Callable[[], Sequence[Declared]], inputs: InputOptions) -> SmokeRun:
@@ -201,32 +203,27 @@ def _unit(dtype: np.dtype[Any]) -> float:
 Outputs = dict[str, AnyArray]
 
 
-def compare(model: Path, feeds: Feeds, expected: Outputs, actual: Outputs) -> dict[str, Any]:
-    """The verdict on each output."""
+def compare(original: Callable[[], Subject], feeds: Feeds, expected: Outputs, actual: Outputs) -> dict[str, Any]:
+    """The verdict on each output; the original is asked for where one is suspected."""
     found = {name: measure(expected[name], actual[name]) for name in expected}
     suspects = [name for name, distance in found.items() if distance.is_beyond(expected[name].dtype)]
     notes, difference = (
-        judge(model, feeds, expected, {name: found[name] for name in suspects}) if suspects else ([], "")
+        judge(original(), feeds, expected, {name: found[name] for name in suspects}) if suspects else ([], "")
     )
     errors = [distance.error for name, distance in found.items() if name not in suspects]
     return {"largest": max(errors, default=None), "difference": difference, "notes": notes}
 
 
-def judge(model: Path, feeds: Feeds, expected: Outputs, suspects: dict[str, Distance]) -> tuple[list[str], str]:
+def judge(subject: Subject, feeds: Feeds, expected: Outputs, suspects: dict[str, Distance]) -> tuple[list[str], str]:
     """What is to be said of outputs that are far from the original's: notes, and what differs.
 
     One is wrong only if it is a thousand times farther than the original moves by itself: when it runs again, and when
     its weights are moved by some units in their last place. Nothing is said of outputs behind operators that jump.
     """
-    from bnfold.frontends.limits import UNLIMITED
-    from bnfold.frontends.onnx import read_proto
-    from bnfold.verification.onnx_subject import OnnxSubject
-
-    subject = OnnxSubject(read_proto(model, UNLIMITED), "the model", model)
     names = list(suspects)
-    session = OnnxSession(model, "the model")
-    first, second = (dict(zip(names, session(feeds, names), strict=True)) for _ in range(2))
-    del session
+    run = subject.start(names)
+    first, second = (dict(zip(names, run(feeds), strict=True)) for _ in range(2))
+    del run
     reasons = {
         name: "it lies behind an operator that jumps, as ArgMax does" for name in names if name in subject.jumps()
     }
@@ -249,7 +246,7 @@ def judge(model: Path, feeds: Feeds, expected: Outputs, suspects: dict[str, Dist
     return [f"output {name!r} is not compared: {why}" for name, why in reasons.items()], difference
 
 
-def _move(subject: OnnxSubject, feeds: Feeds, expected: Outputs) -> dict[str, list[Distance]]:
+def _move(subject: Subject, feeds: Feeds, expected: Outputs) -> dict[str, list[Distance]]:
     """How far outputs move with the last digits of the weights; empty lists where that cannot be measured."""
     from bnfold.verification.onnx_weights import Disturbance
 
@@ -298,7 +295,15 @@ def _run(job: dict[str, Any]) -> dict[str, Any]:
         if any(word in str(error) for word in OUT_OF_MEMORY):
             raise
         return {"largest": None, "difference": str(error), "notes": [], "shapes": shapes}
-    return {**compare(models[0], feeds, expected, actual), "shapes": shapes}
+    return {**compare(lambda: _subject(models[0]), feeds, expected, actual), "shapes": shapes}
+
+
+def _subject(model: Path) -> Subject:
+    from bnfold.frontends.limits import UNLIMITED
+    from bnfold.frontends.onnx import read_proto
+    from bnfold.verification.onnx_subject import OnnxSubject
+
+    return OnnxSubject(read_proto(model, UNLIMITED), "the model", model)
 
 
 def main() -> None:

@@ -5,19 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch import fx
-from torch.export import ExportedProgram
-
 from bnfold.api import Selection
 from bnfold.frontends.protocol import OpenOptions
-from bnfold.frontends.torch.capture.tracing import Inputs
 from bnfold.frontends.torch.open import open_model
 from bnfold.planning.changes import trace_changes
 from bnfold.planning.fold import fold
 from bnfold.planning.planner import make_plan
 from bnfold.proof.certificate import Certificate
-from bnfold.proof.checker import Proof
-from bnfold.proof.torch.check import check_program
 from bnfold.proof.torch.ledger import Ledger
 from bnfold.proof.torch.sides import digest
 
@@ -39,16 +33,3 @@ def certify(
     fold(opened.graph, decided)
     result = opened.finish()
     return result, ledger.certificate(changes, digest(model), digest(result))
-
-
-def prove(model: Any, **options: Any) -> Proof:
-    """What the checker says of what `bnfold.fuse` makes of a program or a graph module."""
-    result, certificate = certify(model, **options)
-    again = Certificate.from_json(certificate.to_json())
-    given = Inputs.of(options.get("example_inputs"))
-    return check_program(model, result, again, None if given is None else given.args)
-
-
-def is_provable(model: object) -> bool:
-    """Whether a model is of a kind whose folds are proved."""
-    return isinstance(model, ExportedProgram | fx.GraphModule)

@@ -45,6 +45,7 @@ class OpenTorchModel:
     settle: Callable[[], None]
     free: Callable[[], TorchGraph] | None = None
     bytes: int = 0
+    inputs: Inputs | None = None
     files: tuple[Path, ...] = ()
 
     def measure(self) -> Size:
@@ -166,7 +167,7 @@ def _open_graph_module(module: fx.GraphModule, inputs: Inputs | None) -> OpenTor
         module.graph.lint()
         module.recompile()
 
-    return OpenTorchModel(graph, module, finish)
+    return OpenTorchModel(graph, module, finish, inputs=inputs)
 
 
 def _open_module(module: nn.Module, inputs: Inputs | None) -> OpenTorchModel:

@@ -1,0 +1,125 @@
+"""Proves what a plan does to an exported program or a graph module."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from pathlib import Path
+from typing import Any
+
+from torch import fx
+from torch.export import ExportedProgram
+
+from bnfold.errors import IncomparableError
+from bnfold.frontends.limits import UNLIMITED, Limits
+from bnfold.frontends.protocol import OpenModel, Written
+from bnfold.frontends.torch.capture.copies import copy_module, copy_program
+from bnfold.frontends.torch.files.programs import load
+from bnfold.frontends.torch.open import OpenTorchModel
+from bnfold.proof.certificate import Certificate
+from bnfold.proof.checker import Proof
+from bnfold.proof.ledger import Changes
+from bnfold.proof.torch.check import check_program
+from bnfold.proof.torch.ledger import Ledger
+from bnfold.proof.torch.sides import digest
+from bnfold.runtimes.inputs import Feeds, InputOptions, find_one, insist_on_fitting
+from bnfold.verification.smoke import SmokeRun, compare
+from bnfold.verification.torch_subject import TorchSubject
+
+
+class TorchProver:
+    """A `bnfold.verification.proving.Prover`.
+
+    Args:
+        opened: the model, of which nothing has been changed yet.
+        changes: what will be done to it.
+    """
+
+    def __init__(self, opened: OpenTorchModel, changes: Changes) -> None:
+        self._opened, self._changes = opened, changes
+        model = opened.model
+        self._original = copy_program(model) if isinstance(model, ExportedProgram) else copy_module(model)
+        self._ledger = Ledger.of(opened.graph.graph, changes)
+
+    def prove(self) -> Proof:
+        """Of what the edits left in memory."""
+        return self._check(self._opened.finish())
+
+    def prove_file(self, original: Path, written: Written) -> Proof:
+        """Of the program in the file that was written, as it is read again."""
+        return self._check(load(written.model, UNLIMITED))
+
+    def _check(self, result: Any) -> Proof:
+        return check_program(self._original, result, self._certificate(result), _example(self._opened))
+
+    def _certificate(self, result: Any) -> Certificate:
+        return self._ledger.certificate(self._changes, digest(self._original), digest(result))
+
+    def certify(self, written: Written) -> Certificate:
+        """With the digests of both programs."""
+        return self._certificate(load(written.model, UNLIMITED))
+
+    def run_once(self, original: Path, written: Written, inputs: InputOptions) -> SmokeRun:
+        """In eager mode; torch has no kernel that is missing, and nothing here crashes it."""
+        began = time.perf_counter()
+        try:
+            subjects = [
+                TorchSubject.of_program(program, name)
+                for program, name in ((self._original, "the model"), (load(written.model, UNLIMITED), "the result"))
+            ]
+            insist_on_fitting(subjects[0].inputs, inputs)
+            feeds, expected = _run(subjects[0], inputs)
+            actual = dict(zip(subjects[1].outputs, subjects[1].start(subjects[1].outputs)(feeds), strict=True))
+        except IncomparableError as error:
+            notes = (f"not run: {error}",)
+            return SmokeRun(False, notes=notes, seconds=time.perf_counter() - began, runtime="torch")
+        found = compare(lambda: subjects[0], feeds, expected, actual)
+        return SmokeRun(
+            True,
+            found["largest"],
+            found["difference"],
+            tuple(found["notes"]),
+            {name: list(array.shape) for name, array in feeds.items()},
+            time.perf_counter() - began,
+            "torch",
+        )
+
+
+def _run(subject: TorchSubject, inputs: InputOptions) -> tuple[Feeds, dict[str, Any]]:
+    """An input that the original takes, and its outputs."""
+    run, expected = subject.start(subject.outputs), dict[str, Any]()
+
+    def attempt(feeds: Feeds) -> IncomparableError | None:
+        try:
+            expected.update(zip(subject.outputs, run(feeds), strict=True))
+        except IncomparableError as error:
+            return error
+        return None
+
+    return find_one(subject.inputs, inputs, attempt), expected
+
+
+def _example(opened: OpenTorchModel) -> tuple[Any, ...] | None:
+    """What a graph module is called with, in the order of its placeholders."""
+    if opened.inputs is None or not isinstance(opened.model, fx.GraphModule):
+        return None
+    bound = inspect.signature(opened.model.forward).bind(*opened.inputs.args, **opened.inputs.kwargs)
+    bound.apply_defaults()
+    return tuple(bound.arguments.values())
+
+
+def begin(opened: OpenModel, changes: Changes) -> TorchProver | None:
+    """Note what a program or a graph module is before it is changed; None for another module."""
+    assert isinstance(opened, OpenTorchModel)
+    if not isinstance(opened.model, ExportedProgram | fx.GraphModule):
+        return None
+    return TorchProver(opened, changes)
+
+
+def check_files(reference: Path, candidate: Path, certificate: Certificate, limits: Limits) -> Proof:
+    """Whether a certificate proves that two files hold the same program; runs neither.
+
+    Raises:
+        InvalidModelError: a file cannot be read, or the certificate is of other programs.
+    """
+    return check_program(load(reference, limits), load(candidate, limits), certificate)
