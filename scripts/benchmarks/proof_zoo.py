@@ -41,7 +41,7 @@ NAMES = (
     "hardcorenas_a", "hrnet_w18_small", "inception_v3", "lcnet_050", "levit_128s", "mixnet_s", "mnasnet_100",
     "mobilenetv2_100", "mobilenetv3_large_100", "mobileone_s0", "mobilevit_xs", "mobilevitv2_050", "nextvit_small",
     "nf_regnet_b0", "regnetx_002", "regnety_002", "repghostnet_050", "repvgg_a0", "repvit_m0_9", "resnet50",
-    "resnest14d", "resnetv2_50d_evos", "rexnet_100", "selecsls42", "skresnet18", "swiftformer_xs",
+    "resnest14d", "rexnet_100", "selecsls42", "skresnet18", "swiftformer_xs",
     "tf_efficientnetv2_b0", "tinynet_e", "vgg11_bn", "visformer_tiny", "xception41p",
 )  # fmt: skip
 
