@@ -536,7 +536,7 @@ def test_a_map_between_two_changes_is_checked_in_each_channel(channel: int) -> N
 
     def check(claimed: Affine) -> None:
         size = np.abs(bn.shift)
-        carriers._check_maps("bn", bn, size, Relation(a_x, p_x), Relation(a_y, claimed))
+        carriers.check_maps("bn", bn, size, Relation(a_x, p_x), Relation(a_y, claimed))
 
     check(p_y)
     other = np.where(np.arange(6) == channel, 1e-9, 0.0)
