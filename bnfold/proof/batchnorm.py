@@ -59,16 +59,17 @@ def check_batchnorm(pair: Pair, scope: Scope, other: Scope, node: onnx.NodeProto
     twin = same_node(pair, scope, other, node, ())
     same_input(pair, scope, other, node, 0, twin.input[0])
     inner, outer = pair.relation(scope, node.input[0]), pair.relation(scope, node.output[0])
-    if (inner is not None and inner.pulled) or (outer is not None and outer.pushed):
+    back = inner.back if inner else None
+    forth = outer.forth if outer else None
+    if (inner and back is None) or (outer and forth is None):
         raise ProofError("weights", name, "what it reads or makes changed in a way that is not covered")
     affine, size = as_affine(scope, node)
-    if inner is not None and inner.pushed:
-        size = np.abs(affine.scale * _fits(name, inner.pushed, affine).shift) + size
-        affine = affine.after(inner.pushed)
-    if outer is not None and outer.pulled:
-        pulled = _fits(name, outer.pulled, affine)
-        size = np.abs(pulled.scale) * size + np.abs(pulled.shift)
-        affine = pulled.after(affine)
+    if back is not None:
+        size = np.abs(affine.scale * _fits(name, back, affine).shift) + size
+        affine = affine.after(back)
+    if forth is not None:
+        size = np.abs(_fits(name, forth, affine).scale) * size + np.abs(forth.shift)
+        affine = forth.after(affine)
     stored, epsilon = parameters(other, twin)
     gamma, beta, mean, var = stored
     if gamma.size != affine.size:

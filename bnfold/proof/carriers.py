@@ -285,10 +285,11 @@ def _check_maps(name: str, bn: Affine, size: Array, before: Relation | None, aft
     if any((each.axis, each.size) != (1, bn.size) for each in (a_x, p_x, a_y, p_y)):
         raise ProofError("weights", name, "what it reads or makes changed along another axis")
     made = a_y.after(bn)
-    if before is None or before.pulled is None:  # x = p_x(w)
-        left, right = made.after(p_x), p_y
-    elif before.pushed is None:  # w = a_x(x)
+    if before is not None and before.pulled is not None and before.pushed is None:  # w = a_x(x)
         left, right = made, p_y.after(a_x)
+    elif before is None or before.back is not None:  # x = back(w)
+        p_x, a_x = (before.back if before and before.back else identity), identity
+        left, right = made.after(p_x), p_y
     else:
         raise ProofError("weights", name, "what it read changed in two ways, which is not covered")
     with np.errstate(all="ignore"):
