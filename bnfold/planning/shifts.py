@@ -93,10 +93,10 @@ class _State(Generic[N, V]):
 class _Search(Generic[N, V]):
     draft: Draft[N, V]
     down: Move[N, V]
-    blocked: list[tuple[int, Blocked[N]]] = field(default_factory=list)
+    blocked: list[Blocked[N]] = field(default_factory=list)
 
     def run(self, back: Affine) -> Move[N, V] | Blocked[N]:
-        """The move that shifts the fewest values."""
+        """The move that shifts the fewest values; where there is none, the last obstacle in the data."""
         candidate = self.down.node
         (value,) = self.draft.inputs(candidate)
         if not back.is_finite:
@@ -114,20 +114,20 @@ class _Search(Generic[N, V]):
                 return self._move(state)
             if count > STATE_LIMIT or len(state.backs) > STEP_LIMIT:
                 return Blocked(Stop(Reason.SEARCH_LIMIT, f"more than {STEP_LIMIT} values would shift"), candidate)
-            count = self._push(heap, count, self._advance(state), len(state.backs))
-        return max(self.blocked, key=lambda each: each[0])[1]
+            count = self._push(heap, count, self._advance(state))
+        return max(self.blocked, key=lambda each: self.draft.position[each.at])
 
     def _push(
         self,
         heap: list[tuple[int, int, _State[N, V]]],
         count: int,
         found: list[_State[N, V] | Blocked[N]],
-        depth: int = 0,
     ) -> int:
+        """Take note of new states, and of what stops others; how many there were until now."""
         for each in found:
             count += 1
             if isinstance(each, Blocked):
-                self.blocked.append((depth, each))
+                self.blocked.append(each)
             else:
                 heappush(heap, (len(each.backs), count, each))
         return count
