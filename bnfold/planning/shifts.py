@@ -91,8 +91,18 @@ class _State(Generic[N, V]):
 
 @dataclass(eq=False)
 class _Search(Generic[N, V]):
+    """One search.
+
+    Attributes:
+        draft: the graph as it will be.
+        down: how the scale goes downstream.
+        digits: what keeps the shift from being taken back anywhere.
+        blocked: where ways ended.
+    """
+
     draft: Draft[N, V]
     down: Move[N, V]
+    digits: Stop | None = None
     blocked: list[Blocked[N]] = field(default_factory=list)
 
     def run(self, back: Affine) -> Move[N, V] | Blocked[N]:
@@ -101,13 +111,9 @@ class _Search(Generic[N, V]):
         (value,) = self.draft.inputs(candidate)
         if not back.is_finite:
             return Blocked(Stop(Reason.OVERFLOW, "its shift over its scale is not finite"), candidate)
-        start = self._shift(_State({}, self.down.sinks), value, back, candidate)
-        if isinstance(start, _State) and len(self.draft.uses(value)) > 1:
-            original = self.draft.graph.op(candidate)
-            if stop := _stop_digits(original, self.draft.op(candidate), -back.shift):
-                return Blocked(stop, candidate)
+        self.digits = _stop_digits(self.draft.graph.op(candidate), self.draft.op(candidate), -back.shift)
         heap: list[tuple[int, int, _State[N, V]]] = []
-        count = self._push(heap, 0, [start])
+        count = self._push(heap, 0, [self._shift(_State({}, self.down.sinks), value, back, candidate)])
         while heap:
             state = heappop(heap)[2]
             if not state.makers and not state.readers:
@@ -246,6 +252,8 @@ class _Search(Generic[N, V]):
                 return Blocked(Stop(Reason.NOT_LINEAR, "it reads the value as a parameter"), reader)
             if reader not in (asked_by, self.down.node):
                 readers.add((reader, value))
+        if readers and self.digits:
+            return Blocked(self.digits, self.down.node)
         makers = state.makers if maker == asked_by else state.makers | {(maker, value)}
         return replace(
             state, backs={**state.backs, value: back}, makers=makers, readers=state.readers | frozenset(readers)
@@ -262,10 +270,10 @@ def _are_equal(one: Affine | None, other: Affine | None) -> bool:
 
 
 def _stop_digits(original: Op, reader: Op, shift: Array) -> Stop | None:
-    """What keeps the data of a BatchNorm from being shifted, where something else reads it too.
+    """What keeps the data of a BatchNorm from being shifted, where something takes the shift back.
 
-    Whatever takes the shift back has the rounding errors of the larger data. How large that is, and how large it was in
-    the original, the BatchNorm's statistics tell; both beside the deviation, which is what scales change.
+    That has the rounding errors of the larger data, be it a part of what the BatchNorm reads. How large it is, and how
+    large it was in the original, the BatchNorm's statistics tell; both beside the deviation, which a scale changes.
     """
     assert isinstance(original, ChannelAffine)
     assert isinstance(reader, ChannelAffine)
