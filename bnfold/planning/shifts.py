@@ -36,7 +36,7 @@ from bnfold.planning.rules.registry import CONFLICT
 from bnfold.planning.survey import GROWTH_LIMIT
 from bnfold.planning.walks import STEP_LIMIT, push_walk
 
-STATE_LIMIT = 4096
+STATE_LIMIT = 1024
 """States that one search may look at."""
 
 SIDE_OUTPUT = Stop(Reason.NOT_LINEAR, "only a side output of it is read")
@@ -113,17 +113,17 @@ class _Search(Generic[N, V]):
             return Blocked(Stop(Reason.OVERFLOW, "its shift over its scale is not finite"), candidate)
         self.digits = _stop_digits(self.draft.graph.op(candidate), self.draft.op(candidate), -back.shift)
         heap: list[tuple[int, int, _State[N, V]]] = []
-        count = self._push(heap, 0, [self._shift(_State({}, self.down.sinks), value, back, candidate)])
+        count = self._note(heap, 0, [self._shift(_State({}, self.down.sinks), value, back, candidate)])
         while heap:
             state = heappop(heap)[2]
             if not state.makers and not state.readers:
                 return self._move(state)
             if count > STATE_LIMIT or len(state.backs) > STEP_LIMIT:
                 return Blocked(Stop(Reason.SEARCH_LIMIT, f"more than {STEP_LIMIT} values would shift"), candidate)
-            count = self._push(heap, count, self._advance(state))
+            count = self._note(heap, count, self._advance(state))
         return max(self.blocked, key=lambda each: self.draft.position[each.at])
 
-    def _push(
+    def _note(
         self,
         heap: list[tuple[int, int, _State[N, V]]],
         count: int,
@@ -154,55 +154,89 @@ class _Search(Generic[N, V]):
         else:
             node, value = min(state.readers, key=lambda each: position[each[0]])
             state = replace(state, readers=state.readers - {(node, value)})
-        if is_made and value not in self.draft.graph.outputs(node):
+        op, outputs = self._op(node), self.draft.graph.outputs(node)
+        if is_made and value not in (outputs[:1] if isinstance(op, Linear | ChannelAffine) else outputs):
             return [Blocked(SIDE_OUTPUT, node)]
-        op = self._op(state, node)
         if isinstance(op, Linear | ChannelAffine):
-            return [self._absorb(state, node, op, value, is_made=is_made)]
+            return [self._absorb(state, node, op)]
         state = replace(state, through=state.through | {node})
         if isinstance(op, Sum):
             return self._balance(state, node, op)
-        return [self._carry(state, node, option, is_made=is_made) for option in (variants(op) if is_made else (op,))]
+        if is_made:
+            return [self._pull(state, node, option) for option in variants(op)]
+        return [self._push(state, node, op)]
 
-    def _op(self, state: _State[N, V], node: N) -> Op:
-        op, absorbed = self.draft.op(node), state.sinks.get(node)
+    def _op(self, node: N) -> Op:
+        """What a node does once the scale went downstream."""
+        op, absorbed = self.draft.op(node), self.down.sinks.get(node)
         if isinstance(absorbed, Linear):
             return absorbed
         return replace(op, affine=absorbed) if absorbed and isinstance(op, ChannelAffine) else op
 
-    def _absorb(
-        self, state: _State[N, V], node: N, op: Linear | ChannelAffine, value: V, *, is_made: bool
-    ) -> _State[N, V] | Blocked[N]:
-        """The state in which an operator made up for a value that it makes or reads."""
-        back = state.backs[value]
-        if is_made:
-            is_first = value == self.draft.graph.outputs(node)[0]
-            absorbed = absorb_output(op, _inverse(back) if is_first else None, is_batchnorm=False)
-        else:
+    def _absorb(self, state: _State[N, V], node: N, op: Linear | ChannelAffine) -> _State[N, V] | Blocked[N]:
+        """The state in which an operator made up for what it makes and reads."""
+        absorbed: Linear | Affine | Stop = op if isinstance(op, Linear) else op.affine
+        (value,) = self.draft.inputs(node)[:1]
+        if value in state.backs:
+            back = state.backs[value]
             absorbed = absorb_input(op, back, is_batchnorm=False)
             if isinstance(op, ChannelAffine) and not isinstance(absorbed, Stop):
                 absorbed = _stop_digits(self.draft.graph.op(node), op, -back.shift) or absorbed
+        value = self.draft.graph.outputs(node)[0]
+        if value in state.backs and not isinstance(absorbed, Stop):
+            inner = (
+                absorbed if isinstance(absorbed, Linear) else ChannelAffine(absorbed, is_batchnorm=_is_batchnorm(op))
+            )
+            absorbed = absorb_output(inner, _inverse(state.backs[value]), is_batchnorm=False)
         if isinstance(absorbed, Stop):
             return Blocked(absorbed, node)
         return replace(state, sinks={**state.sinks, node: absorbed})
 
-    def _carry(self, state: _State[N, V], node: N, op: object, *, is_made: bool) -> _State[N, V] | Blocked[N]:
-        """The state in which the values on the other side of a carrier shift as they must."""
-        inputs, outputs = self.draft.inputs(node), self.draft.graph.outputs(node)
-        known, others = (outputs, inputs) if is_made else (inputs, outputs)
-        carried = (pull if is_made else push)(op, *(state.backs.get(value) for value in known))
-        if isinstance(carried, Stop):
-            return Blocked(carried, node)
-        result: _State[N, V] | Blocked[N] = state
-        demands: dict[V, Affine | None] = {}
-        for value, back in zip(others, carried, strict=True):
-            demand = back if back is not None and back.has_shift else None
-            if value in demands and not _are_equal(demands[value], demand):
+    def _pull(self, state: _State[N, V], node: N, op: object) -> _State[N, V] | Blocked[N]:
+        """The state in which what a carrier reads shifts as what it makes must."""
+        inputs = self.draft.inputs(node)
+        backs = [state.backs.get(value) for value in inputs]
+        wanted = [state.backs.get(value) for value in self.draft.graph.outputs(node)]
+        there = push(op, *backs) if any(backs) else [None] * len(wanted)
+        if isinstance(there, Stop):
+            return Blocked(there, node)
+        if not all(map(_are_alike, wanted, there)):
+            return Blocked(CONFLICT, node)
+        missing = [_difference(one, other) for one, other in zip(wanted, there, strict=True)]
+        if not any(missing):
+            return state
+        pulled = pull(op, *missing)
+        if isinstance(pulled, Stop):
+            return Blocked(pulled, node)
+        changes: dict[V, Affine | None] = {}
+        for value, change in zip(inputs, pulled, strict=True):
+            if value in changes and not _are_equal(changes[value], change):
                 return Blocked(CONFLICT, node)
-            demands[value] = demand
-            if isinstance(result, _State) and not _are_equal(result.backs.get(value), demand):
-                result = Blocked(CONFLICT, node) if demand is None else self._shift(result, value, demand, node)
-        return result
+            changes[value] = change
+        for value, change in changes.items():
+            before = state.backs.get(value)
+            if change is not None and change.has_shift:
+                if not _are_alike(before, change):
+                    return Blocked(CONFLICT, node)
+                after = self._shift(state, value, before.plus(change) if before else change, node)
+                if isinstance(after, Blocked):
+                    return after
+                state = after
+        return state
+
+    def _push(self, state: _State[N, V], node: N, op: object) -> _State[N, V] | Blocked[N]:
+        """The state in which what a carrier makes shifts as what it reads does."""
+        pushed = push(op, *(state.backs.get(value) for value in self.draft.inputs(node)))
+        if isinstance(pushed, Stop):
+            return Blocked(pushed, node)
+        for value, back in zip(self.draft.graph.outputs(node), pushed, strict=True):
+            wanted = back if back is not None and back.has_shift else None
+            if not _are_equal(state.backs.get(value), wanted):
+                after = self._shift(state, value, wanted, node) if wanted else Blocked(CONFLICT, node)
+                if isinstance(after, Blocked):
+                    return after
+                state = after
+        return state
 
     def _balance(self, state: _State[N, V], node: N, op: Sum) -> list[_State[N, V] | Blocked[N]]:
         """The states in which what a sum makes shifts as much as what it reads, fewer values first."""
@@ -214,7 +248,7 @@ class _Search(Generic[N, V]):
             if isinstance(pushed, Stop):
                 return [Blocked(pushed, node)]
             (total,) = pushed
-        if total is not None and made is not None and (total.axis, total.size) != (made.axis, made.size):
+        if not _are_alike(total, made):
             return [Blocked(CONFLICT, node)]
         sums = total or made
         assert sums is not None
@@ -237,7 +271,7 @@ class _Search(Generic[N, V]):
     def _shift(self, state: _State[N, V], value: V, back: Affine, asked_by: N) -> _State[N, V] | Blocked[N]:
         """The state in which a value shifts as well, and all that makes or reads it is to be looked at."""
         graph = self.draft.graph
-        if value in state.backs or value in self.down.affines:
+        if value in self.down.affines:
             return Blocked(CONFLICT, asked_by)
         maker = graph.producer(value)
         if maker is None:
@@ -263,6 +297,24 @@ class _Search(Generic[N, V]):
 def _inverse(back: Affine) -> Affine:
     """The map from what a value was to what it will be."""
     return Affine(back.scale, -back.shift, back.axis)
+
+
+def _difference(wanted: Affine | None, there: Affine | None) -> Affine | None:
+    """The shift that is missing on top of another one along the same axis; None where there is none."""
+    if wanted is None or there is None:
+        missing = wanted or (_inverse(there) if there else None)
+    else:
+        missing = wanted.with_shift(wanted.shift - there.shift)
+    return missing if missing is not None and missing.has_shift else None
+
+
+def _are_alike(one: Affine | None, other: Affine | None) -> bool:
+    """Whether two maps lie on the same channels, as far as there are two."""
+    return one is None or other is None or (one.axis, one.size) == (other.axis, other.size)
+
+
+def _is_batchnorm(op: Linear | ChannelAffine) -> bool:
+    return isinstance(op, ChannelAffine) and op.is_batchnorm
 
 
 def _are_equal(one: Affine | None, other: Affine | None) -> bool:

@@ -175,6 +175,29 @@ def test_a_convolution_without_padding_takes_a_shift_into_its_bias() -> None:
     assert fold.into == ("Conv_s0", "Conv_c0", "Conv_d")
 
 
+@pytest.mark.parametrize("is_split", [True, False])
+def test_parts_of_one_value_shift_each_for_itself(is_split: bool) -> None:
+    """As in dual path networks: one part is added to, the other one joined again."""
+    nodes = [
+        node("Conv", "x stem", "s"),
+        node("Split", "s sizes", "a b", axis=1),
+        node("Conv", "x other", "t"),
+        node("Add", "a t", "d"),
+        node("Concat", "d b", "s0", axis=1),
+        *block(0)[:3],
+        node("Concat", "b d", "e", axis=1),
+        node("Sub", "e c0", "s1"),
+        node("Sigmoid", "s1", "y"),
+    ]
+    if not is_split:
+        nodes[1:2] = [node("Gather", "s first", "a", axis=1), node("Gather", "s second", "b", axis=1)]
+    constants = {"stem": kernel(C, 3), "other": kernel(2, 3), "k0": kernel(C, C, 3), **centred("p0")}
+    constants |= {"sizes": np.array([2, 2]), "first": np.array([0, 1]), "second": np.array([2, 3])}
+    fused, outcomes = fuse(model(nodes, constants, IMAGE), 1e-12)
+    assert "BatchNormalization" not in operators(fused)
+    assert directions(outcomes) == ["both"]
+
+
 def test_a_batchnorm_in_front_of_a_border_goes_both_ways() -> None:
     """Nothing else reads its input: what stops it is the sum in front of it, and the padding behind."""
     nodes = [
