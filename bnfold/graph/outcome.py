@@ -67,7 +67,7 @@ class Fold:
     Attributes:
         batchnorm: the node's name.
         scope: the graph that holds it: "main", or a path of nodes and bodies.
-        direction: "upstream" or "downstream".
+        direction: "upstream", "downstream", or "both": the shift upstream and the scale downstream.
         into: names of the operators that absorbed it.
         through: names of the operators that carried it.
         rounding: largest relative rounding error of the weights written; None until they are computed.

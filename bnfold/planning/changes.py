@@ -26,10 +26,12 @@ class Change:
 
     def then(self, direction: Direction, affine: Affine) -> Change:
         """With what one more move does on top."""
-        if direction == "downstream":
+        if direction != "upstream":
             return replace(self, pushed=self.pushed.after(affine) if self.pushed else affine)
         if self.pushed is None:
             return replace(self, pulled=affine.after(self.pulled) if self.pulled else affine)
+        if np.all(affine.scale == 1):
+            return replace(self, pushed=self.pushed.after(affine.negated()))
         constant = self.pushed.scale == 0
         is_known = self.is_known and not affine.scale[constant].any()
         scale = np.where(constant, 1.0, self.pushed.scale)
@@ -82,9 +84,8 @@ class _Trace(Generic[N, V]):
     def follow(self, step: Move[N, V] | Join[N, V]) -> None:
         graph = self.graph
         if isinstance(step, Move):
-            for value, affine in step.affines.items():
-                for each in (value, *self.alike.get(value, ())):
-                    self.changes[each] = self.changes.get(each, Change()).then(step.direction, affine)
+            self._change(step.affines, step.direction)
+            self._change(step.shifts, "upstream")
             self._bypass(step.node, 0)
             return
         made, wanted = graph.outputs(step.host)[0], graph.outputs(step.root)[0]
@@ -97,6 +98,11 @@ class _Trace(Generic[N, V]):
         for addition in step.bypassed:
             self._bypass(addition.node, addition.index)
             self.hosts[addition.node] = step.host
+
+    def _change(self, affines: Mapping[V, Affine], direction: Direction) -> None:
+        for value, affine in affines.items():
+            for each in (value, *self.alike.get(value, ())):
+                self.changes[each] = self.changes.get(each, Change()).then(direction, affine)
 
     def _bypass(self, node: N, index: int) -> None:
         self.vanished.add(node)

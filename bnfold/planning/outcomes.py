@@ -63,4 +63,9 @@ def _refusal(draft: Draft[N, V], node: N, op: ChannelAffine | Opaque) -> Refusal
     upstream, downstream = draft.blocked[node, "upstream"], draft.blocked[node, "downstream"]
     at, below = graph.name(upstream.at), graph.name(downstream.at)
     detail = f"upstream {at}: {upstream.stop.detail}; downstream {below}: {downstream.stop.detail}"
-    return Refusal(name, scope, upstream.stop.reason, detail, at)
+    both = draft.blocked.get((node, "both"))
+    if both is None or (both.stop, both.at) in ((upstream.stop, upstream.at), (downstream.stop, downstream.at)):
+        return Refusal(name, scope, upstream.stop.reason, detail, at)
+    at = graph.name(both.at)
+    detail += f"; its shift upstream and its scale downstream, at {at}: {both.stop.detail}"
+    return Refusal(name, scope, both.stop.reason, detail, at)

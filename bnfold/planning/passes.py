@@ -13,6 +13,7 @@ from bnfold.planning.cost import pays_for_bias
 from bnfold.planning.draft import Draft
 from bnfold.planning.merging.search import find_chain, find_part, find_stack, find_sum
 from bnfold.planning.plan import Direction, Join, Move
+from bnfold.planning.shifts import shift_walk
 from bnfold.planning.walks import pull_walk, push_walk
 
 
@@ -36,6 +37,24 @@ class Folding:
 
 
 @dataclass(frozen=True)
+class Shifting:
+    """Moves each BatchNorm both ways, its shift upstream and its scale downstream, the first in the data first."""
+
+    def run(self, draft: Draft[N, V]) -> bool:
+        """Add the moves; whether there are any."""
+        before = len(draft.steps)
+        for node in draft.in_order(draft.candidates - draft.gone):
+            op = draft.op(node)
+            result = shift_walk(draft, node) if isinstance(op, ChannelAffine) and op.is_batchnorm else None
+            draft.blocked.pop((node, "both"), None)
+            if isinstance(result, Move):
+                draft.add(result)
+            elif result is not None:
+                draft.blocked[node, "both"] = result
+        return len(draft.steps) > before
+
+
+@dataclass(frozen=True)
 class Merging:
     """Lets operators become one wherever `find` finds that they are, the first in the data first, or the last."""
 
@@ -52,9 +71,9 @@ class Merging:
         return len(draft.steps) > before
 
 
-Pass = Folding | Merging
+Pass = Folding | Shifting | Merging
 
-FOLDS: tuple[Pass, ...] = (Folding("upstream"), Folding("downstream"))
+FOLDS: tuple[Pass, ...] = (Folding("upstream"), Folding("downstream"), Shifting())
 
 FOLDS_AND_MERGES: tuple[Pass, ...] = (
     Merging(find_sum, is_last_first=True),  # first, since an affine in a sum may have nowhere else to go

@@ -11,7 +11,7 @@ from bnfold.algebra.linear import Linear
 from bnfold.graph.outcome import Outcome, Stop
 from bnfold.graph.protocol import N, V
 
-Direction = Literal["upstream", "downstream"]
+Direction = Literal["upstream", "downstream", "both"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,12 +20,13 @@ class Move(Generic[N, V]):
 
     Attributes:
         node: the per-channel affine.
-        direction: whether it goes against the data or with it.
+        direction: whether it goes against the data or with it; or both, its shift upstream and its scale downstream.
         sinks: the operators that absorb it, with what each becomes.
         through: the operators on the way.
         changed: values that hold something else then.
         gain: the largest scale that goes in front of a sum or a mean, whose operands may be larger than its result.
-        affines: of each value that changes from `v` to `w`: upstream ``w = affine(v)``, downstream ``v = affine(w)``.
+        affines: of each value that changes from `v` to `w`: upstream ``w = affine(v)``, else ``v = affine(w)``.
+        shifts: of each value that shifts from `v` to ``w = v + shift``, where the candidate goes both ways.
     """
 
     node: N
@@ -35,6 +36,7 @@ class Move(Generic[N, V]):
     changed: tuple[V, ...] = ()
     gain: float = 0.0
     affines: Mapping[V, Affine] = field(default_factory=dict)
+    shifts: Mapping[V, Affine] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)

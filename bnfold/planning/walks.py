@@ -127,8 +127,8 @@ def _stop_demand(draft: Draft[N, V], value: V, demands: list[Affine]) -> Stop | 
     return None
 
 
-def push_walk(draft: Draft[N, V], candidate: N) -> Move[N, V] | Blocked[N]:
-    """Downstream, along every reader of what changes."""
+def push_walk(draft: Draft[N, V], candidate: N, affine: Affine | None = None) -> Move[N, V] | Blocked[N]:
+    """Downstream, along every reader of what changes; the candidate's own affine, or a part of it."""
     sinks: dict[N, Linear | Affine] = {}
     through: list[N] = []
     changed: list[V] = []
@@ -151,8 +151,9 @@ def push_walk(draft: Draft[N, V], candidate: N) -> Move[N, V] | Blocked[N]:
 
     start = draft.op(candidate)
     assert isinstance(start, ChannelAffine)
-    affines = {draft.graph.outputs(candidate)[0]: draft.affine(candidate)}
-    if failure := arrive(candidate, draft.graph.outputs(candidate)[0], draft.affine(candidate)):
+    affine = affine or draft.affine(candidate)
+    affines = {draft.graph.outputs(candidate)[0]: affine}
+    if failure := arrive(candidate, draft.graph.outputs(candidate)[0], affine):
         return failure
     if not queue:
         return Blocked(Stop(Reason.NOT_LINEAR, "nothing reads its output"), candidate)

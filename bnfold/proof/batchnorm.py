@@ -84,15 +84,16 @@ def check_parameters(
         epsilon: in the result.
     """
     inner, outer = relations
-    if (inner is not None and inner.pulled) or (outer is not None and outer.pushed):
+    back = inner.back if inner else None
+    forth = outer.forth if outer else None
+    if (inner and back is None) or (outer and forth is None):
         raise ProofError("weights", name, "what it reads or makes changed in a way that is not covered")
-    if inner is not None and inner.pushed:
-        size = np.abs(affine.scale * _fits(name, inner.pushed, affine).shift) + size
-        affine = affine.after(inner.pushed)
-    if outer is not None and outer.pulled:
-        pulled = _fits(name, outer.pulled, affine)
-        size = np.abs(pulled.scale) * size + np.abs(pulled.shift)
-        affine = pulled.after(affine)
+    if back is not None:
+        size = np.abs(affine.scale * _fits(name, back, affine).shift) + size
+        affine = affine.after(back)
+    if forth is not None:
+        size = np.abs(_fits(name, forth, affine).scale) * size + np.abs(forth.shift)
+        affine = forth.after(affine)
     gamma, beta, mean, var = stored
     if gamma.size != affine.size:
         raise ProofError("weights", name, f"it has {gamma.size} channels, not {affine.size}")

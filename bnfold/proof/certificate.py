@@ -42,6 +42,27 @@ class Relation:
     pulled: Affine | None = None
     pushed: Affine | None = None
 
+    @property
+    def forth(self) -> Affine | None:
+        """`w` as a map of `v`; None where what is pushed is more than a shift."""
+        if self.pushed is None:
+            return self.pulled
+        back = _unshift(self.pushed)
+        return back if back is None or self.pulled is None else back.after(self.pulled)
+
+    @property
+    def back(self) -> Affine | None:
+        """`v` as a map of `w`; None where what is pulled is more than a shift."""
+        if self.pulled is None:
+            return self.pushed
+        back = _unshift(self.pulled)
+        return back if back is None or self.pushed is None else back.after(self.pushed)
+
+
+def _unshift(affine: Affine) -> Affine | None:
+    """The inverse of a shift, whose inverse is a subtraction; None of any other map."""
+    return affine.with_shift(-affine.shift) if np.all(affine.scale == 1) else None
+
 
 @dataclass(frozen=True, eq=False)
 class Certificate:

@@ -167,10 +167,7 @@ def check_merge(pair: Pair, scope: Scope, other: Scope, root: onnx.NodeProto) ->
         if node.op_type not in PARTS or node.domain not in ("", "ai.onnx") or (len(data) != 1 and not is_sum):
             raise ProofError("merges", first_output(node), f"a {node.op_type} merged")
     made = next(each for each in root.output if each)
-    ends = {pair.name(scope, each): each for each in reads}
-    if len(ends) != len(reads):
-        raise ProofError("merges", name, "it reads two values that became one")
-    stands = _stands(pair, scope, other, pair.name(scope, made), set(ends), name)
+    stands = _stands(pair, scope, other, pair.name(scope, made), {pair.name(scope, each) for each in reads}, name)
     try:
         return _compare(pair, scope, other, name, made, nodes, reads, stands)
     except UnevaluatedError as error:
@@ -268,9 +265,9 @@ def _compare(
 ) -> Worst:
     generator = np.random.default_rng()
     relation = pair.relation(scope, made)
-    if relation is not None and relation.pushed is not None:
+    pulled = relation.forth if relation else None
+    if relation is not None and pulled is None:
         raise ProofError("merges", name, "what it makes changed in a way that is not covered")
-    pulled = relation.pulled if relation else None
     old, new = _Part.of(scope, nodes, made), _Part.of(other, stands, pair.name(scope, made))
 
     def judge(given: dict[str, AnyArray], now: dict[str, AnyArray], base: tuple[AnyArray, ...] | None) -> Any:
@@ -293,10 +290,19 @@ def _compare(
             raise ProofError("merges", name, f"it gives {float(right[at])!r}, not {float(left[at])!r}")
         return before, after, bound, sizes
 
-    shapes = {value: _shape(pair, scope, value, nodes) for value in reads}
     names = {value: pair.name(scope, value) for value in reads}
-    drawn = {value: draw(pair.relation(scope, value), shapes[value], generator) for value in reads}
-    judge({value: each[0] for value, each in drawn.items()}, {names[key]: each[1] for key, each in drawn.items()}, None)
+    firsts = {names[value]: value for value in reversed(reads)}  # several may have become one
+    shapes = {now: _shape(pair, scope, value, nodes) for now, value in firsts.items()}
+
+    def undone(fed: dict[str, AnyArray]) -> dict[str, AnyArray]:
+        """The values of the original for which the result has these."""
+        return {value: undo(pair.relation(scope, value), fed[names[value]]) for value in reads}
+
+    drawn = {now: draw(pair.relation(scope, value), shapes[now], generator) for now, value in firsts.items()}
+    others = [value for value in reads if value not in firsts.values()]
+    given = {firsts[now]: each[0] for now, each in drawn.items()}
+    given |= {value: undo(pair.relation(scope, value), drawn[names[value]][1]) for value in others}
+    judge(given, {now: each[1] for now, each in drawn.items()}, None)
 
     def both(now: AnyArray, value: str) -> tuple[Any, Any]:
         """Data of which one value is given, and the others are zero."""
@@ -304,21 +310,19 @@ def _compare(
         fed = {
             each: now if each == value else np.zeros((shape[0] * times, *shape[1:])) for each, shape in shapes.items()
         }
-        before = {each: undo(pair.relation(scope, each), x) for each, x in fed.items()}
-        return before, {names[each]: x for each, x in fed.items()}
+        return undone(fed), fed
 
     def run(now: AnyArray) -> tuple[AnyArray, AnyArray]:
-        fed = {names[reads[0]]: now}
-        given = {reads[0]: undo(pair.relation(scope, reads[0]), now)}
-        before = old.run(given)
+        fed = dict.fromkeys(firsts, now)
+        before = old.run(undone(fed))
         return before if pulled is None else pulled(before), new.run(fed)
 
     worst = Worst()
-    for value in reads:
-        base = judge(*both(np.zeros(shapes[value]), value), None)
-        if len(reads) == 1:
-            worst = _check_weights(name, old, new, (1, *shapes[value][1:]), run, (base[2] + base[3])[:1])
-        judge(*both(impulses(shapes[value], generator, FEW if worst.count else IMPULSES), value), base)
+    for value, shape in shapes.items():
+        base = judge(*both(np.zeros(shape), value), None)
+        if len(shapes) == 1:
+            worst = _check_weights(name, old, new, (1, *shape[1:]), run, (base[2] + base[3])[:1])
+        judge(*both(impulses(shape, generator, FEW if worst.count else IMPULSES), value), base)
     return worst
 
 

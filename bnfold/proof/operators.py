@@ -97,7 +97,8 @@ def _inner(pair: Pair, scope: Scope, node: onnx.NodeProto) -> Affine | None:
     relation = pair.relation(scope, node.input[index])
     if relation is None:
         return None
-    if relation.pulled or relation.pushed is None:
+    back = relation.back
+    if back is None:
         raise ProofError("weights", name, "what it reads changed in a way that is not covered")
     axis: int | None = 1
     if node.op_type == "Gemm":
@@ -106,9 +107,9 @@ def _inner(pair: Pair, scope: Scope, node: onnx.NodeProto) -> Affine | None:
         axis = 2
     elif node.op_type == "MatMul":
         axis = _product_axis(pair, scope, node)
-    if relation.pushed.axis != axis:
-        raise ProofError("weights", name, f"what it reads changed along axis {relation.pushed.axis}, not {axis}")
-    return relation.pushed
+    if back.axis != axis:
+        raise ProofError("weights", name, f"what it reads changed along axis {back.axis}, not {axis}")
+    return back
 
 
 def _outer(pair: Pair, scope: Scope, node: onnx.NodeProto, made: str) -> Affine | None:
@@ -119,12 +120,13 @@ def _outer(pair: Pair, scope: Scope, node: onnx.NodeProto, made: str) -> Affine 
     relation = pair.relation(scope, made)
     if relation is None:
         return None
-    if relation.pushed or relation.pulled is None or node.op_type in RECURRENT:
+    forth = relation.forth
+    if forth is None or node.op_type in RECURRENT:
         raise ProofError("weights", name, "what it makes changed in a way that is not covered")
     axis = _product_axis(pair, scope, node) if node.op_type == "MatMul" else 1
-    if relation.pulled.axis != axis:
-        raise ProofError("weights", name, f"what it makes changed along axis {relation.pulled.axis}, not {axis}")
-    return relation.pulled
+    if forth.axis != axis:
+        raise ProofError("weights", name, f"what it makes changed along axis {forth.axis}, not {axis}")
+    return forth
 
 
 def _product_axis(pair: Pair, scope: Scope, node: onnx.NodeProto) -> int:

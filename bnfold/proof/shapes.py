@@ -30,7 +30,7 @@ def infer(side: Side, assumed: Mapping[Name, tuple[Shape, int]]) -> Known:
                 light.graph.value_info.append(info)
     found = _inferred(light, side)
     is_partial = any(
-        (path, name) not in found or found[path, name][0] is None
+        _is_unknown(found.get((path, name), (None, 0))[0])
         for path, scope in side.scopes.items()
         for name in scope.makers
         if not scope.is_function
@@ -38,6 +38,11 @@ def infer(side: Side, assumed: Mapping[Name, tuple[Shape, int]]) -> Known:
     if is_partial and _evaluate_constants(light, side, found):
         return _inferred(light, side)
     return found
+
+
+def _is_unknown(shape: Shape | None) -> bool:
+    """Whether nothing is known of a shape but the number of its axes, as behind a Slice of computed bounds."""
+    return shape is None or (shape != () and all(size is None for size in shape))
 
 
 def _evaluate_constants(light: onnx.ModelProto, side: Side, known: Known) -> bool:

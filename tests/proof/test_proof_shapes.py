@@ -43,7 +43,28 @@ def a_scale_from_a_shape() -> onnx.ModelProto:
     return model(nodes, constants | statistics(4), (2, 3, 6, 6))
 
 
-@pytest.mark.parametrize("make", [axes_that_are_computed, a_scale_from_a_shape], ids=lambda f: f.__name__)
+def a_slice_of_computed_bounds() -> onnx.ModelProto:
+    """As an exporter writes it: of the shape of the result nothing but the number of axes is inferred."""
+    nodes = [
+        node("Conv", "x w", "c"),
+        node("Unsqueeze", "one zero", "start"),
+        node("Unsqueeze", "three zero", "end"),
+        node("Slice", "c start end axis", "s"),
+        node("Conv", "x v", "d"),
+        node("Add", "s d", "a"),
+        norm("a", "n"),
+        node("Relu", "n", "r"),
+        node("Conv", "r u", "e"),
+        node("Sub", "a e", "y"),
+    ]
+    constants = {"w": random(4, 3, 1, 1), "v": random(2, 3, 1, 1), "u": random(2, 2, 1, 1)}
+    constants |= {"zero": np.array([0]), "one": np.array(1), "three": np.array(3), "axis": np.array([1])}
+    return model(nodes, constants | statistics(2) | {"gamma": np.ones(2)}, (2, 3, 6, 6))
+
+
+@pytest.mark.parametrize(
+    "make", [axes_that_are_computed, a_scale_from_a_shape, a_slice_of_computed_bounds], ids=lambda f: f.__name__
+)
 def test_a_fold_that_rests_on_shapes_is_proved(make: Callable[[], onnx.ModelProto]) -> None:
     original = make()
     result, certificate = certify(original)

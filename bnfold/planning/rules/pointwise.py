@@ -9,10 +9,9 @@ import numpy as np
 from bnfold.algebra.affine import Affine
 from bnfold.graph.ops import Dim, Identity, Rectifier, Shape, Sum
 from bnfold.graph.outcome import Reason, Stop
-from bnfold.planning.rules.registry import CONFLICT, Carried, pull, push, variants
+from bnfold.planning.rules.registry import CONFLICT, Carried, pull, push, reversed_scale, variants
 
 SHIFTED = Stop(Reason.NONLINEAR, "it carries a positive scale, but no shift")
-REVERSED = Stop(Reason.NONLINEAR, "it carries a positive scale, but not a negative one")
 SHAPES = Stop(Reason.UNKNOWN_SHAPE, "the shapes of its operands are not known")
 NARROW = Stop(Reason.OVERFLOW, "what fits the wider type behind the cast may overflow the narrower one in front of it")
 BROADCAST = Stop(Reason.MIXED_CHANNELS, "an operand is broadcast along the channel axis")
@@ -33,7 +32,7 @@ def _(op: Identity, affine: Affine) -> Carried:
 def _(op: Rectifier, affine: Affine) -> Carried:
     if affine.has_shift:
         return SHIFTED
-    return (affine,) if affine.is_increasing else REVERSED
+    return (affine,) if affine.is_increasing else reversed_scale(affine)
 
 
 @variants.register
@@ -47,20 +46,28 @@ def _(op: Sum) -> tuple[object, ...]:
 
 @pull.register
 def _(op: Sum, affine: Affine) -> Carried:
+    pulled: list[Affine] = []
+    for index, (sign, share) in enumerate(zip(op.signs, op.shares, strict=True)):
+        operand = pull_operand(op, index, affine)
+        if isinstance(operand, Stop):
+            return operand
+        pulled.append(operand.with_shift(sign * share * affine.shift))
+    return tuple(pulled)
+
+
+def pull_operand(op: Sum, index: int, affine: Affine) -> Affine | Stop:
+    """An affine on what a sum makes as one on an operand that has all of its channels."""
     if any(shape is None for shape in op.shapes):
         return SHAPES
     shapes = [shape for shape in op.shapes if shape is not None]
-    rank = max(len(shape) for shape in shapes)
+    rank, shape = max(len(shape) for shape in shapes), shapes[index]
     if affine.axis >= rank:
         return SHAPES
-    pulled: list[Affine] = []
-    for shape, sign, share in zip(shapes, op.signs, op.shares, strict=True):
-        axis = affine.axis - (rank - len(shape))
-        size = _size(shape, axis)
-        if axis < 0 or size != affine.size:
-            return SHAPES if not isinstance(size, int) else BROADCAST
-        pulled.append(Affine(affine.scale, sign * share * affine.shift, axis))
-    return tuple(pulled)
+    axis = affine.axis - (rank - len(shape))
+    size = _size(shape, axis)
+    if axis < 0 or size != affine.size:
+        return SHAPES if not isinstance(size, int) else BROADCAST
+    return Affine(affine.scale, affine.shift, axis)
 
 
 @push.register

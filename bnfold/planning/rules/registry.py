@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from functools import singledispatch
 
+import numpy as np
+
 from bnfold.algebra.affine import Affine
 from bnfold.graph.ops import Opaque
 from bnfold.graph.outcome import Reason, Stop
@@ -15,6 +17,12 @@ NO_RULE = Stop(Reason.NOT_LINEAR, "it neither absorbs nor carries a per-channel 
 AXIS = Stop(Reason.AXIS_MISMATCH, "it mixes values along the channel axis")
 MIXED = Stop(Reason.MIXED_CHANNELS, "it merges channels that need different affines")
 CONFLICT = Stop(Reason.CONFLICT, "its readers need it to change in different ways")
+
+
+def reversed_scale(affine: Affine) -> Stop:
+    """What stops an affine at an operator that carries positive scales alone."""
+    channel = int(np.argmax(affine.scale < 0))
+    return Stop(Reason.NEGATIVE_SCALE, f"it carries positive scales alone, and that of channel {channel} is negative")
 
 
 @singledispatch

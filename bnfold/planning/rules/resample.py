@@ -7,10 +7,9 @@ import numpy as np
 from bnfold.algebra.affine import Affine
 from bnfold.graph.ops import Average, Broadcast, Maximum, Pad
 from bnfold.graph.outcome import Reason, Stop
-from bnfold.planning.rules.registry import AXIS, Carried, pull, push
+from bnfold.planning.rules.registry import AXIS, Carried, pull, push, reversed_scale
 
 COUNTS_ZEROS = Stop(Reason.SHIFT, "its weights do not sum to one everywhere, so a shift does not commute with it")
-REVERSED = Stop(Reason.NEGATIVE_SCALE, "a negative scale turns the order of values around")
 PADDING = Stop(Reason.BORDER, "its padding constant is not one that the affine leaves alone")
 
 
@@ -45,7 +44,7 @@ def _(op: Maximum, affine: Affine) -> Carried:
 def _stop_maximum(op: Maximum, affine: Affine, axis: int) -> Stop | None:
     if axis in op.axes:
         return AXIS
-    return None if affine.is_increasing else REVERSED
+    return None if affine.is_increasing else reversed_scale(affine)
 
 
 def _undrop(axis: int, dropped: frozenset[int]) -> int:

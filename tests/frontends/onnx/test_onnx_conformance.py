@@ -421,7 +421,7 @@ def test_rectifiers_carry_a_positive_scale_alone(op: str, sign: float, has_shift
     if sign > 0 and not has_shift:
         assert_folds(proto, "upstream", [op])
     else:
-        assert_stays(proto, Reason.NONLINEAR)
+        assert_stays(proto, Reason.NONLINEAR if has_shift else Reason.NEGATIVE_SCALE)
 
 
 def test_max_pool_with_a_negative_scale_stays() -> None:

@@ -111,7 +111,7 @@ CONFLICTS = refuses(Reason.CONFLICT)
 NO_SHIFT = refuses(Reason.SHIFT, Kind.SCALE, Kind.POSITIVE)
 NO_BORDER = refuses(Reason.BORDER, Kind.SCALE, Kind.POSITIVE)
 NO_NEGATIVE: Verdict = dict.fromkeys([Kind.ANY, Kind.SCALE, Kind.UNIFORM], Reason.NEGATIVE_SCALE)
-POSITIVE_ONLY = refuses(Reason.NONLINEAR, Kind.POSITIVE)
+POSITIVE_ONLY = {**refuses(Reason.NONLINEAR, Kind.POSITIVE), Kind.SCALE: Reason.NEGATIVE_SCALE}
 SHIFT_ONLY = refuses(Reason.CONFLICT, Kind.SHIFT, Kind.UNIFORM_SHIFT)
 
 
