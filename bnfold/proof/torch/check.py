@@ -142,9 +142,9 @@ def _check_product(pair: Pair, node: fx.Node, product: Product) -> Worst:
     """That a linear operator is its closed form."""
     name = node.name
     inner, outer = pair.relation(product.data), pair.relation(node)
-    if (inner is not None and inner.pulled) or (outer is not None and outer.pushed):
+    pushed, pulled = inner.back if inner else None, outer.forth if outer else None
+    if (inner and pushed is None) or (outer and pulled is None):
         raise ProofError("weights", name, "what it reads or makes changed in a way that is not covered")
-    pushed, pulled = inner.pushed if inner else None, outer.pulled if outer else None
     core, constant = _core(pair, node, product)
     now = read_product(pair.result, core)
     if now is None:

@@ -290,9 +290,9 @@ def _compare(
 ) -> None:
     generator = np.random.default_rng()
     relation = pair.relation(old.made)
-    if relation is not None and relation.pushed is not None:
+    pulled = relation.forth if relation else None
+    if relation is not None and pulled is None:
         raise ProofError("merges", name, "what it makes changed in a way that is not covered")
-    pulled = relation.pulled if relation else None
 
     def judge(given: dict[fx.Node, AnyArray], now: dict[fx.Node, AnyArray], base: tuple[AnyArray, ...] | None) -> Any:
         """Both answers, or what they changed since `base`, which weights alone explain."""
