@@ -26,7 +26,11 @@ from bnfold.proof.rounding import Worst
 from bnfold.proof.shapes import infer
 from bnfold.proof.wiring import check_interface, check_models, check_node, check_rest
 
-READS_ONLY_THE_SHAPE = frozenset({"Shape", "Size"})
+READS_NO_CONTENT = {
+    "CastLike": 1,
+    **dict.fromkeys(("EyeLike", "RandomNormalLike", "RandomUniformLike", "Shape", "Size"), 0),
+}
+"""Operators that read the shape or element type of an input alone, with its index."""
 
 
 @dataclass(frozen=True)
@@ -125,11 +129,11 @@ def _check_node(pair: Pair, scope: Scope, other: Scope, node: onnx.NodeProto, ta
     outputs = [node.output[0]] if pair.bias_add(scope, node) is None else [pair.bias_add(scope, node).output[0]]  # type: ignore[union-attr]
     outputs += list(node.output[1:])
     is_changed = any(pair.relation(scope, each) for each in (*node.input, *outputs) if each)
-    if not is_changed or (node.op_type in READS_ONLY_THE_SHAPE and node.domain in ("", "ai.onnx")):
+    if not is_changed or _reads_no_change(pair, scope, node):
         check_node(pair, scope, other, node)
         for each in node.output if is_changed else ():
             if pair.relation(scope, each):
-                raise ProofError("wiring", first_output(node), "a shape cannot change")
+                raise ProofError("wiring", first_output(node), "a shape or a type cannot change")
         return
     is_default = node.domain in ("", "ai.onnx")
     if is_default and node.op_type == "BatchNormalization":
@@ -142,3 +146,12 @@ def _check_node(pair: Pair, scope: Scope, other: Scope, node: onnx.NodeProto, ta
         check_node(pair, scope, other, node)
         carriers.check_carrier(pair, scope, node)
         tally.met["carriers"] += 1
+
+
+def _reads_no_change(pair: Pair, scope: Scope, node: onnx.NodeProto) -> bool:
+    """Whether a node reads the shape or the element type alone of each value that changed."""
+    if node.domain not in ("", "ai.onnx"):
+        return False
+    index = READS_NO_CONTENT.get(node.op_type)
+    changed = {place for place, each in enumerate(node.input) if each and pair.relation(scope, each)}
+    return index is not None and changed <= {index}

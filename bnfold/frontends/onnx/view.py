@@ -30,8 +30,11 @@ from bnfold.graph.ops import ChannelAffine, Op, Opaque
 from bnfold.graph.outcome import Outcome, Reason, Refusal, Stop
 from bnfold.graph.protocol import Constant
 
-READS_ONLY_THE_SHAPE = frozenset({"Shape", "Size"})
-"""Operators that read the shape of a value alone. A per-channel affine changes nothing for them."""
+READS_NO_CONTENT = {
+    "CastLike": 1,
+    **dict.fromkeys(("EyeLike", "RandomNormalLike", "RandomUniformLike", "Shape", "Size"), 0),
+}
+"""Operators that read the shape or type of an input alone, with its index. A per-channel affine changes neither."""
 
 ARITHMETIC = frozenset({"Add", "Div", "Mul", "Neg", "Sub"})
 
@@ -189,7 +192,7 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
     def uses(self, value: ir.Value) -> Sequence[tuple[ir.Node | None, int]]:
         uses: list[tuple[ir.Node | None, int]] = []
         for reader, index in value.uses():
-            if _reads_only_the_shape(reader):
+            if _reads_no_content(reader, index):
                 continue
             node = self._product.get(reader, reader)
             indices = list(self._data_indices(node))
@@ -199,7 +202,7 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         return uses
 
     def is_measured(self, value: ir.Value) -> bool:
-        return any(_reads_only_the_shape(reader) for reader, _ in value.uses())
+        return any(_reads_no_content(reader, index) for reader, index in value.uses())
 
     def constants(self, node: ir.Node) -> tuple[Sequence[Constant], Sequence[Constant]]:
         indices = self._replaced_indices(node)
@@ -372,5 +375,5 @@ def _origin(value: ir.Value) -> ir.Node | ir.Value:
     return value.producer() or value
 
 
-def _reads_only_the_shape(node: ir.Node) -> bool:
-    return node.op_type in READS_ONLY_THE_SHAPE and node.domain == ""
+def _reads_no_content(node: ir.Node, index: int) -> bool:
+    return node.domain == "" and READS_NO_CONTENT.get(node.op_type) == index

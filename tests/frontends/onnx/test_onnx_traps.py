@@ -51,6 +51,40 @@ def test_reading_only_the_shape_is_no_second_use() -> None:
     assert outcomes(model(nodes, CONV, (2, 4, 3, 3))) == ["folded"]
 
 
+@pytest.mark.parametrize(
+    "reader",
+    [
+        node("CastLike", "k c", "k2"),
+        node("RandomNormalLike", "c", "k2"),
+        node("RandomUniformLike", "c", "k2"),
+        node("Size", "c", "k2"),
+    ],
+    ids=lambda reader: reader.op_type,
+)
+def test_reading_only_the_type_or_shape_is_no_second_use(reader: onnx.NodeProto) -> None:
+    """Exporters write CastLike for each constant beside a value."""
+    last = node("Cast", "k2", "z", to=TensorProto.DOUBLE)
+    around = {"w": CONV["w"], "k": np.asarray(2, np.int64), **statistics(3)}
+    upstream = model([node("Conv", "x w", "c"), reader, last, norm("c", "y")], around, (2, 4, 3, 3), outputs="y z")
+    assert [each.op_type for each in bnfold.fuse(upstream).graph.node].count("BatchNormalization") == 0
+    if reader.op_type in ("CastLike", "Size"):  # whose result is no other one each time
+        assert outcomes(upstream) == ["folded"]
+
+
+def test_a_constant_in_the_type_of_what_folds() -> None:
+    """A CastLike that is constant itself, and goes into the kernel together with the BatchNorm."""
+    nodes = [node("Conv", "x w", "c"), norm("c", "n"), node("CastLike", "k n", "k2"), node("Mul", "n k2", "y")]
+    proto = model(nodes, {**CONV, "k": random(3, 1, 1).astype(np.float32)}, (2, 4, 3, 3))
+    fused = fuse(proto)[0]
+    assert operators(fused) == ["Conv"]
+
+
+def test_casting_the_content_is_a_second_use() -> None:
+    """CastLike reads the content of its first operand, and here that of a value which it reads the type of as well."""
+    nodes = [node("Conv", "x w", "c"), norm("c", "y"), node("CastLike", "c c", "z")]
+    assert outcomes(model(nodes, CONV, (2, 4, 3, 3), outputs="y z")) == ["second-use"]
+
+
 def test_concat_reading_one_value_twice_refuses_different_halves() -> None:
     nodes = [node("Conv", "x w", "c"), node("Concat", "c c", "d", axis=1), norm("d", "y")]
     assert outcomes(model(nodes, {"w": CONV["w"], **statistics(6)}, (2, 4, 3, 3))) == ["conflict"]

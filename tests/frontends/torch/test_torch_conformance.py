@@ -49,6 +49,17 @@ class Gated(nn.Module):
         return self.inner(x) + x * x
 
 
+class Beside(nn.Module):
+    """Adds to what a module makes of a value something of the same shape and type."""
+
+    def __init__(self, make: Callable[[Tensor], Tensor], inner: nn.Module) -> None:
+        super().__init__()
+        self.make, self.inner = make, inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x) + self.make(x)
+
+
 def swapped(x: Tensor) -> Tensor:
     """The halves of the channels, the second one first."""
     first, second = torch.split(x, [2, 2], 1)
@@ -136,6 +147,8 @@ TOYS: dict[str, Toy] = {
     "sum": Toy(lambda: Branches(torch.add, conv(size=3, padding=1), conv(size=1), after=norm()), IMAGE, (UP,)),
     "scale by a constant": Toy(lambda: Row(conv(), lambda x: x * 2.5 + 1.0, norm()), IMAGE, (UP,)),
     # stays
+    "shape of a second use": Toy(lambda: Row(conv(), Beside(torch.zeros_like, norm())), IMAGE, (UP,)),
+    "type of a second use": Toy(lambda: Row(conv(), Beside(lambda x: x.new_ones(6, 6), norm())), IMAGE, (UP,)),
     "second use": Toy(lambda: Branches(lambda x: x, conv(), after=Gated(norm())), IMAGE, ("second-use",)),
     "of the input": Toy(lambda: Row(norm(4)), IMAGE, ("graph-input",)),
     "behind a gate": Toy(
