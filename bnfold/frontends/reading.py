@@ -70,6 +70,11 @@ def in_training_mode() -> Unreadable:
     return Unreadable(Reason.TRAINING_MODE, "it is in training mode")
 
 
+def leads_nowhere() -> Unreadable:
+    """The operator reads a value that outputs depend on, but none depends on what it makes."""
+    return Unreadable(Reason.NOT_LINEAR, "no output depends on what it makes")
+
+
 def read_elsewhere() -> Unreadable:
     """An output behind the first, such as a mask or the indices of a maximum, has a reader."""
     return Unreadable(Reason.NOT_LINEAR, "a further output of it is read")

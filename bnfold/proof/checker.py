@@ -99,6 +99,8 @@ def _check_scope(pair: Pair, path: str, tally: _Tally) -> None:
     scope, other = pair.original.scopes[path], pair.counterpart(path)
     check_interface(pair, scope, other)
     roots = merges.roots(pair, scope)
+    unread = _find_unread(scope)
+    beside = pair.within(scope, unread)
     for node in scope.nodes:
         name = first_output(node)
         key = path, name
@@ -119,7 +121,7 @@ def _check_scope(pair: Pair, path: str, tally: _Tally) -> None:
             if any(pair.name(scope, each) != each or pair.relation(scope, each) for each in node.output if each):
                 raise ProofError("wiring", name, "a constant is gone, and something else stands for it")
             continue
-        _check_node(pair, scope, other, node, tally)
+        _check_node(beside if name in unread else pair, scope, other, node, tally)
     check_rest(pair, scope, other)
 
 
@@ -133,7 +135,7 @@ def _check_node(pair: Pair, scope: Scope, other: Scope, node: onnx.NodeProto, ta
         check_node(pair, scope, other, node)
         for each in node.output if is_changed else ():
             if pair.relation(scope, each):
-                raise ProofError("wiring", first_output(node), "a shape or a type cannot change")
+                raise ProofError("wiring", first_output(node), "what it makes cannot change")
         return
     is_default = node.domain in ("", "ai.onnx")
     if is_default and node.op_type == "BatchNormalization":
@@ -155,3 +157,21 @@ def _reads_no_change(pair: Pair, scope: Scope, node: onnx.NodeProto) -> bool:
     index = READS_NO_CONTENT.get(node.op_type)
     changed = {place for place, each in enumerate(node.input) if each and pair.relation(scope, each)}
     return index is not None and changed <= {index}
+
+
+def _find_unread(scope: Scope) -> set[str]:
+    """Values that lead to no output of their graph: what becomes of them is nobody's.
+
+    Nodes of other domains and with bodies may do more than make a value.
+    """
+    counts = Counter(each for node in scope.nodes for each in node.input)
+    needed = {each for each, count in scope.readers.items() if counts[each] != count}  # by a body, or as an output
+    unread: set[str] = set()
+    for node in reversed(scope.nodes):
+        has_bodies = any(each.HasField("g") or each.graphs for each in node.attribute)
+        made = set(filter(None, node.output))
+        if node.domain in ("", "ai.onnx") and not has_bodies and needed.isdisjoint(made):
+            unread |= made
+        else:
+            needed.update(node.input)
+    return unread

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from copy import copy
+from dataclasses import replace
+
 import onnx
 
 from bnfold.errors import InvalidModelError
@@ -25,6 +29,17 @@ class Pair:
         self.parameters: set[tuple[str, str]] = set()
         self.helpers: set[tuple[str, str]] = set()
         self._counterparts: dict[str, Scope] = {}
+
+    def within(self, scope: Scope, values: Collection[str]) -> Pair:
+        """The pair as a branch of these values sees it that leads to no output: all that it reads is as it was."""
+        if not values:
+            return self
+        branch = copy(self)
+        relations = {
+            key: each for key, each in self.certificate.relations.items() if key[0] == scope.path and key[1] in values
+        }
+        branch.certificate = replace(self.certificate, relations=relations)
+        return branch
 
     def insist_on_names(self) -> None:
         """That the certificate names what there is.

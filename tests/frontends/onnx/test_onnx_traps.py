@@ -79,6 +79,34 @@ def test_a_constant_in_the_type_of_what_folds() -> None:
     assert operators(fused) == ["Conv"]
 
 
+ENDS = {
+    "rectifier": [node("Relu", "c", "d1")],
+    "batchnorm": [norm("c", "d1", "o_")],
+    "product and bias": [node("MatMul", "c k", "d1"), node("Add", "d1 k", "d2")],
+    "convolution and batchnorm": [node("Sin", "c", "d1"), node("Conv", "d1 v", "d2"), norm("d2", "d3", "o_")],
+    "batchnorm and convolution": [norm("c", "d1", "o_"), node("Conv", "d1 v", "d2")],
+    "sum": [node("Add", "c c", "d1"), norm("d1", "d2", "o_")],
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_a_reader_that_leads_to_no_output_is_no_second_use(end: str) -> None:
+    constants = {**CONV, **statistics(3, "o_"), "k": random(3, 3), "v": random(3, 3, 1, 1)}
+    proto = model([node("Conv", "x w", "c"), norm("c", "y"), *ENDS[end]], constants, (2, 4, 3, 3))
+    outcomes = fuse(proto)[1]
+    assert isinstance(outcomes[0], Fold)
+    kept = [each.detail for each in outcomes[1:] if isinstance(each, Refusal)]
+    assert kept == [] if end == "convolution and batchnorm" else all("no output" in each for each in kept)
+
+
+def test_a_reader_of_another_domain_is_a_second_use() -> None:
+    """Nobody reads what it makes, but it may do more than that."""
+    proto = model([node("Conv", "x w", "c"), norm("c", "y"), node("Relu", "c", "d")], CONV, (2, 4, 3, 3))
+    proto.graph.node[2].domain = "org.example"
+    proto.opset_import.append(helper.make_opsetid("org.example", 1))
+    assert [each.reason for each in bnfold.plan(proto)] == ["second-use"]  # type: ignore[union-attr]
+
+
 def test_casting_the_content_is_a_second_use() -> None:
     """CastLike reads the content of its first operand, and here that of a value which it reads the type of as well."""
     nodes = [node("Conv", "x w", "c"), norm("c", "y"), node("CastLike", "c c", "z")]
