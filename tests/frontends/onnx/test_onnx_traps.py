@@ -79,6 +79,24 @@ def test_a_constant_in_the_type_of_what_folds() -> None:
     assert operators(fused) == ["Conv"]
 
 
+@pytest.mark.parametrize(("outputs", "folds"), [("y", True), ("a y", True), ("b y", True), ("a b y", False)])
+def test_batchnorms_that_make_the_same_of_one_value_fold_together(outputs: str, folds: bool) -> None:
+    nodes = [node("Conv", "x w", "c"), norm("c", "a"), norm("c", "b", "o_"), node("Concat", "a b", "y", axis=1)]
+    same = {f"o_{name}": array for name, array in statistics(3).items()}
+    proto = model(nodes, {**CONV, **same}, (2, 4, 3, 3), outputs=outputs)
+    assert outcomes(proto) == (["folded", "folded"] if folds else ["second-use", "second-use"])
+    assert operators(fuse(proto)[0]).count("BatchNormalization") == (0 if folds else 2)
+
+
+def test_batchnorms_that_make_almost_the_same_of_one_value_stay() -> None:
+    nodes = [node("Conv", "x w", "c"), norm("c", "a"), norm("c", "b", "o_"), node("Concat", "a b", "y", axis=1)]
+    other = {f"o_{name}": array for name, array in statistics(3).items()}
+    other["o_beta"] = np.nextafter(other["o_beta"], 9.0)
+    assert outcomes(model(nodes, {**CONV, **other}, (2, 4, 3, 3))) == ["second-use", "second-use"]
+    third = [*nodes, norm("c", "d"), node("Add", "a d", "z")]
+    assert outcomes(model(third, {**CONV, **other}, (2, 4, 3, 3), outputs="y z")) == ["second-use"] * 3
+
+
 ENDS = {
     "rectifier": [node("Relu", "c", "d1")],
     "batchnorm": [norm("c", "d1", "o_")],
