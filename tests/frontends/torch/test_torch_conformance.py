@@ -158,6 +158,7 @@ TOYS: dict[str, Toy] = {
     "sum": Toy(lambda: Branches(torch.add, conv(size=3, padding=1), conv(size=1), after=norm()), IMAGE, (UP,)),
     "scale by a constant": Toy(lambda: Row(conv(), lambda x: x * 2.5 + 1.0, norm()), IMAGE, (UP,)),
     # stays
+    "transposed conv of one tap behind": Toy(lambda: Row(norm(4), nn.ConvTranspose2d(4, 6, 1)), IMAGE, (DOWN,)),
     "one norm, twice": Toy(lambda: Branches(lambda c: c, conv(), after=Twice(norm())), IMAGE, (UP, UP)),
     "shape of a second use": Toy(lambda: Row(conv(), Beside(torch.zeros_like, norm())), IMAGE, (UP,)),
     "type of a second use": Toy(lambda: Row(conv(), Beside(lambda x: x.new_ones(6, 6), norm())), IMAGE, (UP,)),
