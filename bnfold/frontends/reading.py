@@ -70,6 +70,11 @@ def in_training_mode() -> Unreadable:
     return Unreadable(Reason.TRAINING_MODE, "it is in training mode")
 
 
+def leads_nowhere() -> Unreadable:
+    """The operator reads a value that outputs depend on, but none depends on what it makes."""
+    return Unreadable(Reason.NOT_LINEAR, "no output depends on what it makes")
+
+
 def read_elsewhere() -> Unreadable:
     """An output behind the first, such as a mask or the indices of a maximum, has a reader."""
     return Unreadable(Reason.NOT_LINEAR, "a further output of it is read")
@@ -389,15 +394,19 @@ def no_constant_operand() -> Unreadable:
     return Unreadable(Reason.NOT_CONSTANT, "neither of its operands is constant")
 
 
-def convolution(shape: tuple[int, ...], groups: int, axis: int, *, is_transposed: bool) -> tuple[Linear, Layout]:
+def convolution(
+    shape: tuple[int, ...], groups: int, axis: int, *, is_transposed: bool, is_dense: bool = False
+) -> tuple[Linear, Layout]:
     """Conv or ConvTranspose with a kernel of this shape. The channels lie along `axis`.
 
-    A Conv is taken to have no padding. At the border of a ConvTranspose, outputs do not see every tap.
+    A Conv is taken to have no padding. At the border of a ConvTranspose, outputs do not see every tap, unless there is
+    one, and it `is_dense`: with strides of one, and no padding on either side.
     """
     if len(shape) < 3 or groups < 1 or shape[0] % groups:
         raise Unreadable(Reason.INVALID_PARAMETERS, f"its weight of shape {shape} does not fit {groups} groups")
     if is_transposed:
-        return Linear(groups, shape[1] * groups, shape[0], axis, axis, Border.PARTIAL), Layout.CONV_TRANSPOSE
+        border = Border.NONE if is_dense and prod(shape[2:]) == 1 else Border.PARTIAL
+        return Linear(groups, shape[1] * groups, shape[0], axis, axis, border), Layout.CONV_TRANSPOSE
     return Linear(groups, shape[0], shape[1] * groups, axis, axis), Layout.CONV
 
 

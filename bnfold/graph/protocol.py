@@ -71,7 +71,7 @@ class Graph(Protocol[N, V]):
         ...
 
     def is_measured(self, value: V) -> bool:
-        """Whether something reads the value's shape alone: no use, but the shape has to stay."""
+        """Whether something reads the value's shape or type alone: no use, but these have to stay."""
         ...
 
     def constants(self, node: N) -> tuple[Sequence[Constant], Sequence[Constant]]:

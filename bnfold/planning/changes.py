@@ -86,7 +86,8 @@ class _Trace(Generic[N, V]):
         if isinstance(step, Move):
             self._change(step.affines, step.direction)
             self._change(step.shifts, "upstream")
-            self._bypass(step.node, 0)
+            for node in step.vanishing:
+                self._bypass(node, 0)
             return
         made, wanted = graph.outputs(step.host)[0], graph.outputs(step.root)[0]
         read, data = self.root(graph.inputs(step.host)[0]), self.root(graph.inputs(step.source)[0])
@@ -131,7 +132,7 @@ def _regrouped(graph: Graph[N, V], plan: Plan[N, V], trace: _Trace[N, V], vanish
     gone = set(vanished)
     for step in plan.steps:
         if isinstance(step, Move):
-            gone.add(step.node)
+            gone.update(step.vanishing)
             continue
         gone.update(step.gone)
         for value in step.changed:

@@ -79,7 +79,8 @@ class Draft(Generic[N, V]):
                 self._bypass(addition.node, addition.index)
         else:
             self._absorb(step.sinks)
-            self._bypass(step.node, 0)
+            for node in step.vanishing:
+                self._bypass(node, 0)
         self.steps.append(step)
 
     def op(self, node: N) -> Op:

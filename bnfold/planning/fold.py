@@ -15,6 +15,8 @@ def fold(graph: Graph[N, V], plan: Plan[N, V]) -> None:
     for step in plan.steps:
         if isinstance(step, Move):
             graph.bypass(step.node, keep_output_name=step.direction == "upstream")
+            for twin in step.twins:
+                graph.bypass(twin, keep_output_name=False)
         else:
             graph.join(step.host, step.source, step.root)
         for value in step.changed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from bnfold.graph.ops import ChannelAffine, Opaque
 from bnfold.graph.outcome import Fold, Merge, Outcome, Reason, Refusal
@@ -21,7 +22,8 @@ def outcomes(draft: Draft[N, V], rounding: Mapping[N, float]) -> Iterable[Outcom
             node = hosts[node]
         return node
 
-    moves = {move.node: move for step in draft.steps for move in (step.moves if isinstance(step, Join) else (step,))}
+    steps = [move for step in draft.steps for move in (step.moves if isinstance(step, Join) else (step,))]
+    moves = {node: replace(move, node=node) for move in steps for node in move.vanishing}
     for node in draft.position:
         op = draft.op(node)
         if node in moves:

@@ -28,6 +28,8 @@ class Folding:
         left = draft.in_order(draft.candidates - draft.gone)
         is_upstream, before = self.direction == "upstream", len(draft.steps)
         for node in left if is_upstream else reversed(left):
+            if node in draft.gone:  # with another that does the same
+                continue
             result = pull_walk(draft, node) if is_upstream else push_walk(draft, node)
             if isinstance(result, Move):
                 draft.add(result)

@@ -25,6 +25,7 @@ class Move(Generic[N, V]):
         through: the operators on the way.
         changed: values that hold something else then.
         gain: the largest scale that goes in front of a sum or a mean, whose operands may be larger than its result.
+        twins: operators like `node` that read the same value, and leave the graph with it.
         affines: of each value that changes from `v` to `w`: upstream ``w = affine(v)``, else ``v = affine(w)``.
         shifts: of each value that shifts from `v` to ``w = v + shift``, where the candidate goes both ways.
     """
@@ -37,6 +38,12 @@ class Move(Generic[N, V]):
     gain: float = 0.0
     affines: Mapping[V, Affine] = field(default_factory=dict)
     shifts: Mapping[V, Affine] = field(default_factory=dict)
+    twins: tuple[N, ...] = ()
+
+    @property
+    def vanishing(self) -> tuple[N, ...]:
+        """All operators that leave the graph."""
+        return (self.node, *self.twins)
 
 
 @dataclass(frozen=True, eq=False)

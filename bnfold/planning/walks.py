@@ -74,8 +74,10 @@ def _pull_once(
 
     start = draft.op(candidate)
     assert isinstance(start, ChannelAffine)
-    if failure := demand(candidate, draft.inputs(candidate)[0], start.affine):
-        return failure
+    twins = _twins(draft, candidate, start)
+    for node in (candidate, *twins):
+        if failure := demand(node, draft.inputs(candidate)[0], start.affine):
+            return failure
     while queue:
         node = heappop(queue)[1]
         if len(queued) > STEP_LIMIT:
@@ -108,7 +110,24 @@ def _pull_once(
         changed.extend(value for value in outputs if value in demands)
     changed.remove(draft.inputs(candidate)[0])
     pulled_through = {value: demanded[0] for value, demanded in demands.items()}
-    return Move(candidate, "upstream", sinks, tuple(through), tuple(changed), gain, pulled_through)
+    return Move(candidate, "upstream", sinks, tuple(through), tuple(changed), gain, pulled_through, twins=twins)
+
+
+def _twins(draft: Draft[N, V], candidate: N, start: ChannelAffine) -> tuple[N, ...]:
+    """The other candidates that read the same value and make the same of it, none of them an output of the graph."""
+    twins: list[N] = []
+    for reader, _ in draft.uses(draft.inputs(candidate)[0]):
+        if reader is None or reader == candidate or reader not in draft.candidates:
+            continue
+        if draft.graph.scope(reader) != draft.graph.scope(candidate):
+            continue
+        op = draft.op(reader)
+        is_like = (
+            isinstance(op, ChannelAffine) and op.is_batchnorm == start.is_batchnorm and op.affine.equals(start.affine)
+        )
+        if is_like and (None, -1) not in draft.uses(draft.graph.outputs(reader)[0]):
+            twins.append(reader)
+    return tuple(twins)
 
 
 def _is_identity(affine: Affine) -> bool:

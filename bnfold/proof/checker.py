@@ -29,7 +29,11 @@ from bnfold.proof.wiring import check_interface, check_models, check_node, check
 KINDS = ("wiring", "weights", "carriers", "merges")
 """Of obligations."""
 
-READS_ONLY_THE_SHAPE = frozenset({"Shape", "Size"})
+READS_NO_CONTENT = {
+    "CastLike": 1,
+    **dict.fromkeys(("EyeLike", "RandomNormalLike", "RandomUniformLike", "Shape", "Size"), 0),
+}
+"""Operators that read the shape or element type of an input alone, with its index."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +124,8 @@ def _check_scope(pair: Pair, path: str, tally: _Tally) -> None:
     scope, other = pair.original.scopes[path], pair.counterpart(path)
     check_interface(pair, scope, other)
     roots = merges.roots(pair, scope)
+    unread = _find_unread(scope)
+    beside = pair.within(scope, unread)
     for node in scope.nodes:
         name = first_output(node)
         key = path, name
@@ -141,7 +147,7 @@ def _check_scope(pair: Pair, path: str, tally: _Tally) -> None:
             if any(pair.name(scope, each) != each or pair.relation(scope, each) for each in node.output if each):
                 raise ProofError("wiring", name, "a constant is gone, and something else stands for it")
             continue
-        _check_node(pair, scope, other, node, tally)
+        _check_node(beside if name in unread else pair, scope, other, node, tally)
     check_rest(pair, scope, other)
 
 
@@ -151,11 +157,11 @@ def _check_node(pair: Pair, scope: Scope, other: Scope, node: onnx.NodeProto, ta
     outputs = [node.output[0]] if pair.bias_add(scope, node) is None else [pair.bias_add(scope, node).output[0]]  # type: ignore[union-attr]
     outputs += list(node.output[1:])
     is_changed = any(pair.relation(scope, each) for each in (*node.input, *outputs) if each)
-    if not is_changed or (node.op_type in READS_ONLY_THE_SHAPE and node.domain in ("", "ai.onnx")):
+    if not is_changed or _reads_no_change(pair, scope, node):
         check_node(pair, scope, other, node)
         for each in node.output if is_changed else ():
             if pair.relation(scope, each):
-                raise ProofError("wiring", first_output(node), "a shape cannot change")
+                raise ProofError("wiring", first_output(node), "what it makes cannot change")
         return
     is_default = node.domain in ("", "ai.onnx")
     if is_default and node.op_type == "BatchNormalization":
@@ -168,3 +174,30 @@ def _check_node(pair: Pair, scope: Scope, other: Scope, node: onnx.NodeProto, ta
         check_node(pair, scope, other, node)
         carriers.check_carrier(pair, scope, node)
         tally.met["carriers"] += 1
+
+
+def _reads_no_change(pair: Pair, scope: Scope, node: onnx.NodeProto) -> bool:
+    """Whether a node reads the shape or the element type alone of each value that changed."""
+    if node.domain not in ("", "ai.onnx"):
+        return False
+    index = READS_NO_CONTENT.get(node.op_type)
+    changed = {place for place, each in enumerate(node.input) if each and pair.relation(scope, each)}
+    return index is not None and changed <= {index}
+
+
+def _find_unread(scope: Scope) -> set[str]:
+    """Values that lead to no output of their graph: what becomes of them is nobody's.
+
+    Nodes of other domains and with bodies may do more than make a value.
+    """
+    counts = Counter(each for node in scope.nodes for each in node.input)
+    needed = {each for each, count in scope.readers.items() if counts[each] != count}  # by a body, or as an output
+    unread: set[str] = set()
+    for node in reversed(scope.nodes):
+        has_bodies = any(each.HasField("g") or each.graphs for each in node.attribute)
+        made = set(filter(None, node.output))
+        if node.domain in ("", "ai.onnx") and not has_bodies and needed.isdisjoint(made):
+            unread |= made
+        else:
+            needed.update(node.input)
+    return unread

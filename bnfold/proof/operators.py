@@ -220,7 +220,7 @@ def _check_data(
         kernel = scope.constant(node.input[1]) if node.op_type in ("Conv", "ConvTranspose") else None
         is_point = kernel is None or kernel[0, 0].size == 1
         is_padded = (auto == "NOTSET" and any(pads)) or (auto.startswith("SAME") and not is_point)
-        if is_padded or node.op_type == "ConvTranspose":
+        if is_padded or (node.op_type == "ConvTranspose" and not (is_point and _is_dense(node))):
             raise ProofError("weights", name, "a shift went through it, and its outputs near the border do not see it")
         return
     pad = other.makers.get(read)
@@ -251,6 +251,13 @@ def _check_data(
     if found is None or list(found) != wanted or fill.size != 1:
         raise ProofError("wiring", name, "its padding differs")
     _check_fill(name, fill, dtype, inner)
+
+
+def _is_dense(node: onnx.NodeProto) -> bool:
+    """Whether a ConvTranspose puts an output on each place of its input, and on no other."""
+    numbers = [*attribute(node, "pads", []), *attribute(node, "output_padding", [])]
+    is_sized = bool(attribute(node, "output_shape", [])) or attribute(node, "auto_pad", "NOTSET").startswith("SAME")
+    return set(attribute(node, "strides", [])) <= {1} and not any(numbers) and not is_sized
 
 
 def _check_fill(name: str, fill: AnyArray, dtype: np.dtype[Any], inner: Affine | None) -> None:

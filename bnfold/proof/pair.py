@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from copy import copy
+from dataclasses import replace
 from functools import cached_property
 
 import onnx
@@ -40,6 +43,17 @@ class Pair:
             for annotation in scope.message.quantization_annotation if not scope.is_function else ():
                 names.update(entry.value for entry in annotation.quant_parameter_tensor_names)
         return frozenset(names)
+
+    def within(self, scope: Scope, values: Collection[str]) -> Pair:
+        """The pair as a branch of these values sees it that leads to no output: all that it reads is as it was."""
+        if not values:
+            return self
+        branch = copy(self)
+        relations = {
+            key: each for key, each in self.certificate.relations.items() if key[0] == scope.path and key[1] in values
+        }
+        branch.certificate = replace(self.certificate, relations=relations)
+        return branch
 
     def insist_on_names(self) -> None:
         """That the certificate names what there is.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import onnx_ir as ir
 
@@ -62,6 +62,19 @@ class Scopes:
     def is_in_function(self, graph: ir.Graph) -> bool:
         """Whether the graph belongs to a function, which cannot hold initializers."""
         return self._roots[graph] in self._functions
+
+
+def find_unread(nodes: Sequence[ir.Node]) -> frozenset[ir.Node]:
+    """Nodes of the standard domain that no output depends on, of `nodes` in the order of the data."""
+    unread: set[ir.Node] = set()
+    for node in reversed(nodes):
+        has_effects = node.domain != "" or next(bodies(node), None) is not None
+        leads = any(
+            out.is_graph_output() or any(reader not in unread for reader, _ in out.uses()) for out in node.outputs
+        )
+        if not has_effects and not leads:
+            unread.add(node)
+    return frozenset(unread)
 
 
 def _opset(imports: Mapping[str, int]) -> int:

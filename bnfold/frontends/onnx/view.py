@@ -20,18 +20,21 @@ from bnfold.frontends.onnx.operators.quantized import insist_on_output_scales
 from bnfold.frontends.onnx.operators.read_linear import Weights
 from bnfold.frontends.onnx.operators.reader import Facts, Reader
 from bnfold.frontends.onnx.operators.shapes import Inference
-from bnfold.frontends.onnx.scopes import Scopes, label
+from bnfold.frontends.onnx.scopes import Scopes, find_unread, label
 from bnfold.frontends.onnx.shape_inference import Confirm
 from bnfold.frontends.parameters import Stored, View
-from bnfold.frontends.reading import AnyArray, Normalization, Unreadable, foreign, opaque, unit
-from bnfold.frontends.traversal import in_order
+from bnfold.frontends.reading import AnyArray, Normalization, Unreadable, foreign, leads_nowhere, opaque, unit
+from bnfold.frontends.traversal import in_order, reach
 from bnfold.graph.cautions import Caution, DeclarationCaution
 from bnfold.graph.ops import ChannelAffine, Op, Opaque
 from bnfold.graph.outcome import Outcome, Reason, Refusal, Stop
 from bnfold.graph.protocol import Constant
 
-READS_ONLY_THE_SHAPE = frozenset({"Shape", "Size"})
-"""Operators that read the shape of a value alone. A per-channel affine changes nothing for them."""
+READS_NO_CONTENT = {
+    "CastLike": 1,
+    **dict.fromkeys(("EyeLike", "RandomNormalLike", "RandomUniformLike", "Shape", "Size"), 0),
+}
+"""Operators that read the shape or type of an input alone, with its index. A per-channel affine changes neither."""
 
 ARITHMETIC = frozenset({"Add", "Div", "Mul", "Neg", "Sub"})
 
@@ -58,6 +61,8 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         self._hints = Hints(model, Inference(model, constants), scopes)
         self._facts = Facts(constants, scopes, self._hints.shapes, self._hints.types)
         self._missing: set[str] = set()
+        self._unread = find_unread(scopes.nodes)
+        self._renewed: set[ir.Node] = set()
         self._learn()
         self._editor = Editor(model, scopes)
 
@@ -133,16 +138,29 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         if node.domain != "":
             return opaque(Reason.NOT_LINEAR, f"{node.domain}.{node.op_type} is not an operator that bnfold knows")
         reader = self._reader(node)
+        if (linear := read_linear.read_linear(reader, self._bias_add.get(node))) is not None:
+            return linear[0]
+        if any(value is not None and self._is_end(node, value) for value in node.inputs):
+            raise leads_nowhere()
         if node.op_type == "BatchNormalization":
             return read_affine.read_batchnorm(reader)
         if node.op_type in ARITHMETIC and (affine := read_affine.read_arithmetic(reader)):
             return affine
-        if (linear := read_linear.read_linear(reader, self._bias_add.get(node))) is not None:
-            return linear[0]
         if (read := read_carry.READERS.get(node.op_type)) is not None:
             self._insist_on_fixed_parameters(node)
             return read(reader)
         return foreign(node.op_type)
+
+    def _is_end(self, reader: ir.Node, value: ir.Value) -> bool:
+        """Whether outputs depend on a value, but not on what a reader makes of it: it counts for nothing.
+
+        What it makes is another value, then. Only a linear operator may take in what follows it: all others would hand
+        that on to what outputs depend on.
+        """
+        maker = value.producer()
+        return (
+            reader in self._unread and maker is not None and maker not in self._unread and maker.graph is reader.graph
+        )
 
     def _insist_on_fixed_parameters(self, node: ir.Node) -> None:
         """Refuse parameters that a caller can replace. Shape inference may have used the default of a target shape."""
@@ -189,7 +207,7 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
     def uses(self, value: ir.Value) -> Sequence[tuple[ir.Node | None, int]]:
         uses: list[tuple[ir.Node | None, int]] = []
         for reader, index in value.uses():
-            if _reads_only_the_shape(reader):
+            if _reads_no_content(reader, index) or self._is_end(reader, value):
                 continue
             node = self._product.get(reader, reader)
             indices = list(self._data_indices(node))
@@ -199,7 +217,7 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         return uses
 
     def is_measured(self, value: ir.Value) -> bool:
-        return any(_reads_only_the_shape(reader) for reader, _ in value.uses())
+        return any(_reads_no_content(reader, index) for reader, index in value.uses())
 
     def constants(self, node: ir.Node) -> tuple[Sequence[Constant], Sequence[Constant]]:
         indices = self._replaced_indices(node)
@@ -296,7 +314,7 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         self._editor.set_parameter(node, index, SolvedTensor(stored.source(linear, load), linear, dtype))
         self._editor.drop_attributes(node, "alpha", "beta")
         if node in self._bias_add:  # the product changes, though only the sum is a value of this view
-            self.renew(node.outputs[0])
+            self._rename(node.outputs[0])
         if bias is not None:
             self._write_bias(node, linear, stored, round_once(stored.native_bias(bias), dtype))
         if linear.fill:
@@ -339,8 +357,11 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
     def bypass(self, node: ir.Node, *, keep_output_name: bool, index: int = 0) -> None:
         kept = self._data_indices(node)[index]
         value = node.inputs[kept]
-        if value is not None and len(self._data_indices(node)) == 1:
+        assert value is not None
+        if len(self._data_indices(node)) == 1:
             self._know_rank(value, self.outputs(node)[0])
+        self._renew_ends(value)
+        self._renew_ends(self.outputs(node)[0])
         self._editor.bypass(node, kept, self._parameter_indices(node), keep_output_name=keep_output_name)
 
     def join(self, host: ir.Node, source: ir.Node, root: ir.Node) -> None:
@@ -366,6 +387,20 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         return [index for index in range(len(node.inputs)) if index not in self._data_indices(node)]
 
     def renew(self, value: ir.Value) -> None:
+        self._rename(value)
+        self._renew_ends(value)
+
+    def _renew_ends(self, value: ir.Value) -> None:
+        """Give fresh names to all that is computed from a value that changes, and that no output depends on."""
+        readers = (reader for reader, index in value.uses() if not _reads_no_content(reader, index))
+        ends = [reader for reader in readers if self._is_end(reader, value)]
+        for node in reach(ends, lambda node: node.successors()) - self._renewed:
+            self._renewed.add(node)
+            for output in node.outputs:
+                if output.name:
+                    self._rename(output)
+
+    def _rename(self, value: ir.Value) -> None:
         self._editor.rename(value, f"{value.name}_folded")
         self._declare_known(value, value)
 
@@ -380,5 +415,5 @@ def _origin(value: ir.Value) -> ir.Node | ir.Value:
     return value.producer() or value
 
 
-def _reads_only_the_shape(node: ir.Node) -> bool:
-    return node.op_type in READS_ONLY_THE_SHAPE and node.domain == ""
+def _reads_no_content(node: ir.Node, index: int) -> bool:
+    return node.domain == "" and READS_NO_CONTENT.get(node.op_type) == index

@@ -285,7 +285,8 @@ class TorchGraph(View[fx.Node, Value, Weights]):
                 pass
         if call.operator.is_arithmetic and read_affine.read_arithmetic(reader) is not None:
             return [read_node for read_node in occurrences(node) if read_node not in self._facts.constants.nodes]
-        return occurrences(node)
+        measured = self._measured_arguments(node)
+        return [read_node for read_node in occurrences(node) if read_node not in measured]
 
     def inputs(self, node: fx.Node) -> Sequence[Value]:
         return [self._value(data) for data in self._data_nodes(node)]
@@ -329,17 +330,18 @@ class TorchGraph(View[fx.Node, Value, Weights]):
         if self._calls[user].op == "shape" or user in self._scalars:
             return []
         indices = [index for index, data in enumerate(self._data_nodes(user)) if data is carrier]
-        rest = 0 if self._reads_shape_of_other(user, carrier) else count - len(indices)
+        rest = count - len(indices) - self._measured_arguments(user).count(carrier)
         uses: list[tuple[fx.Node | None, int]] = [(user, index) for index in indices]
         return uses + [(user, -1)] * rest
 
-    def _reads_shape_of_other(self, user: fx.Node, carrier: fx.Node) -> bool:
-        call = self._calls[user]
-        return call.op in ("reshape_as", "expand_as") and call.get("input") is not carrier
+    def _measured_arguments(self, node: fx.Node) -> list[fx.Node]:
+        """What a node reads the shape and type of, and nothing else."""
+        call = self._calls[node]
+        return [argument for name in call.operator.measures.split() if (argument := call.get(name)) is not None]
 
     def is_measured(self, value: Value) -> bool:
         return any(
-            self._calls[user].op == "shape" or user in self._scalars or self._reads_shape_of_other(user, carrier)
+            self._calls[user].op == "shape" or user in self._scalars or carrier in self._measured_arguments(user)
             for carrier in self._carriers(value)
             for user in carrier.users
             if user in self._calls

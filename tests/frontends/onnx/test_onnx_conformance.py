@@ -83,6 +83,25 @@ def test_transposed_convolution(attributes: dict[str, Any]) -> None:
     assert_folds(model(nodes, {"w": random(4, 3, 2, 2), **statistics(3)}, (2, 4, 5, 5)), "upstream", [])
 
 
+@pytest.mark.parametrize("attributes", [{}, {"strides": [1, 1]}, {"auto_pad": "VALID"}], ids=str)
+def test_a_transposed_convolution_of_one_tap_takes_a_shift(attributes: dict[str, Any]) -> None:
+    nodes = [norm("x", "n"), node("ConvTranspose", "n w", "y", **attributes)]
+    assert_folds(model(nodes, {"w": random(4, 3, 1, 1), **statistics(4)}, (2, 4, 5, 5)), "downstream", [])
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [{"strides": [2, 1]}, {"pads": [0, 0, 1, 0]}, {"strides": [2, 2], "output_padding": [1, 0]},
+     {"output_shape": [6, 6]}, {"auto_pad": "SAME_UPPER", "strides": [2, 2]}],
+    ids=str,
+)  # fmt: skip
+def test_a_transposed_convolution_of_one_tap_beside_empty_places_takes_no_shift(attributes: dict[str, Any]) -> None:
+    nodes = [norm("x", "n"), node("ConvTranspose", "n w", "y", **attributes)]
+    proto = model(nodes, {"w": random(4, 3, 1, 1), **statistics(4)}, (2, 4, 5, 5))
+    (outcome,) = bnfold.plan(proto)
+    assert isinstance(outcome, Refusal)
+
+
 @pytest.mark.parametrize("transposed", [0, 1])
 @pytest.mark.parametrize("c", [None, (1,), (3,), (1, 3), (1, 1)], ids=str)
 @pytest.mark.parametrize("factors", [{}, {"alpha": 0.5, "beta": 3.0}], ids=["plain", "alpha and beta"])

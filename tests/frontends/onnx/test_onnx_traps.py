@@ -51,6 +51,86 @@ def test_reading_only_the_shape_is_no_second_use() -> None:
     assert outcomes(model(nodes, CONV, (2, 4, 3, 3))) == ["folded"]
 
 
+@pytest.mark.parametrize(
+    "reader",
+    [
+        node("CastLike", "k c", "k2"),
+        node("RandomNormalLike", "c", "k2"),
+        node("RandomUniformLike", "c", "k2"),
+        node("Size", "c", "k2"),
+    ],
+    ids=lambda reader: reader.op_type,
+)
+def test_reading_only_the_type_or_shape_is_no_second_use(reader: onnx.NodeProto) -> None:
+    """Exporters write CastLike for each constant beside a value."""
+    last = node("Cast", "k2", "z", to=TensorProto.DOUBLE)
+    around = {"w": CONV["w"], "k": np.asarray(2, np.int64), **statistics(3)}
+    upstream = model([node("Conv", "x w", "c"), reader, last, norm("c", "y")], around, (2, 4, 3, 3), outputs="y z")
+    assert [each.op_type for each in bnfold.fuse(upstream).graph.node].count("BatchNormalization") == 0
+    if reader.op_type in ("CastLike", "Size"):  # whose result is no other one each time
+        assert outcomes(upstream) == ["folded"]
+
+
+def test_a_constant_in_the_type_of_what_folds() -> None:
+    """A CastLike that is constant itself, and goes into the kernel together with the BatchNorm."""
+    nodes = [node("Conv", "x w", "c"), norm("c", "n"), node("CastLike", "k n", "k2"), node("Mul", "n k2", "y")]
+    proto = model(nodes, {**CONV, "k": random(3, 1, 1).astype(np.float32)}, (2, 4, 3, 3))
+    fused = fuse(proto)[0]
+    assert operators(fused) == ["Conv"]
+
+
+@pytest.mark.parametrize(("outputs", "folds"), [("y", True), ("a y", True), ("b y", True), ("a b y", False)])
+def test_batchnorms_that_make_the_same_of_one_value_fold_together(outputs: str, folds: bool) -> None:
+    nodes = [node("Conv", "x w", "c"), norm("c", "a"), norm("c", "b", "o_"), node("Concat", "a b", "y", axis=1)]
+    same = {f"o_{name}": array for name, array in statistics(3).items()}
+    proto = model(nodes, {**CONV, **same}, (2, 4, 3, 3), outputs=outputs)
+    assert outcomes(proto) == (["folded", "folded"] if folds else ["second-use", "second-use"])
+    assert operators(fuse(proto)[0]).count("BatchNormalization") == (0 if folds else 2)
+
+
+def test_batchnorms_that_make_almost_the_same_of_one_value_stay() -> None:
+    nodes = [node("Conv", "x w", "c"), norm("c", "a"), norm("c", "b", "o_"), node("Concat", "a b", "y", axis=1)]
+    other = {f"o_{name}": array for name, array in statistics(3).items()}
+    other["o_beta"] = np.nextafter(other["o_beta"], 9.0)
+    assert outcomes(model(nodes, {**CONV, **other}, (2, 4, 3, 3))) == ["second-use", "second-use"]
+    third = [*nodes, norm("c", "d"), node("Add", "a d", "z")]
+    assert outcomes(model(third, {**CONV, **other}, (2, 4, 3, 3), outputs="y z")) == ["second-use"] * 3
+
+
+ENDS = {
+    "rectifier": [node("Relu", "c", "d1")],
+    "batchnorm": [norm("c", "d1", "o_")],
+    "product and bias": [node("MatMul", "c k", "d1"), node("Add", "d1 k", "d2")],
+    "convolution and batchnorm": [node("Sin", "c", "d1"), node("Conv", "d1 v", "d2"), norm("d2", "d3", "o_")],
+    "batchnorm and convolution": [norm("c", "d1", "o_"), node("Conv", "d1 v", "d2")],
+    "sum": [node("Add", "c c", "d1"), norm("d1", "d2", "o_")],
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_a_reader_that_leads_to_no_output_is_no_second_use(end: str) -> None:
+    constants = {**CONV, **statistics(3, "o_"), "k": random(3, 3), "v": random(3, 3, 1, 1)}
+    proto = model([node("Conv", "x w", "c"), norm("c", "y"), *ENDS[end]], constants, (2, 4, 3, 3))
+    outcomes = fuse(proto)[1]
+    assert isinstance(outcomes[0], Fold)
+    kept = [each.detail for each in outcomes[1:] if isinstance(each, Refusal)]
+    assert kept == [] if end == "convolution and batchnorm" else all("no output" in each for each in kept)
+
+
+def test_a_reader_of_another_domain_is_a_second_use() -> None:
+    """Nobody reads what it makes, but it may do more than that."""
+    proto = model([node("Conv", "x w", "c"), norm("c", "y"), node("Relu", "c", "d")], CONV, (2, 4, 3, 3))
+    proto.graph.node[2].domain = "org.example"
+    proto.opset_import.append(helper.make_opsetid("org.example", 1))
+    assert [each.reason for each in bnfold.plan(proto)] == ["second-use"]  # type: ignore[union-attr]
+
+
+def test_casting_the_content_is_a_second_use() -> None:
+    """CastLike reads the content of its first operand, and here that of a value which it reads the type of as well."""
+    nodes = [node("Conv", "x w", "c"), norm("c", "y"), node("CastLike", "c c", "z")]
+    assert outcomes(model(nodes, CONV, (2, 4, 3, 3), outputs="y z")) == ["second-use"]
+
+
 def test_concat_reading_one_value_twice_refuses_different_halves() -> None:
     nodes = [node("Conv", "x w", "c"), node("Concat", "c c", "d", axis=1), norm("d", "y")]
     assert outcomes(model(nodes, {"w": CONV["w"], **statistics(6)}, (2, 4, 3, 3))) == ["conflict"]

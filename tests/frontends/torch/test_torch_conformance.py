@@ -49,6 +49,28 @@ class Gated(nn.Module):
         return self.inner(x) + x * x
 
 
+class Twice(nn.Module):
+    """Joins what a module makes of one value in two calls."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.inner(x), torch.relu(self.inner(x))], 1)
+
+
+class Beside(nn.Module):
+    """Adds to what a module makes of a value something of the same shape and type."""
+
+    def __init__(self, make: Callable[[Tensor], Tensor], inner: nn.Module) -> None:
+        super().__init__()
+        self.make, self.inner = make, inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x) + self.make(x)
+
+
 def swapped(x: Tensor) -> Tensor:
     """The halves of the channels, the second one first."""
     first, second = torch.split(x, [2, 2], 1)
@@ -136,6 +158,10 @@ TOYS: dict[str, Toy] = {
     "sum": Toy(lambda: Branches(torch.add, conv(size=3, padding=1), conv(size=1), after=norm()), IMAGE, (UP,)),
     "scale by a constant": Toy(lambda: Row(conv(), lambda x: x * 2.5 + 1.0, norm()), IMAGE, (UP,)),
     # stays
+    "transposed conv of one tap behind": Toy(lambda: Row(norm(4), nn.ConvTranspose2d(4, 6, 1)), IMAGE, (DOWN,)),
+    "one norm, twice": Toy(lambda: Branches(lambda c: c, conv(), after=Twice(norm())), IMAGE, (UP, UP)),
+    "shape of a second use": Toy(lambda: Row(conv(), Beside(torch.zeros_like, norm())), IMAGE, (UP,)),
+    "type of a second use": Toy(lambda: Row(conv(), Beside(lambda x: x.new_ones(6, 6), norm())), IMAGE, (UP,)),
     "second use": Toy(lambda: Branches(lambda x: x, conv(), after=Gated(norm())), IMAGE, ("second-use",)),
     "of the input": Toy(lambda: Row(norm(4)), IMAGE, ("graph-input",)),
     "behind a gate": Toy(
@@ -163,8 +189,8 @@ def merges(outcomes: tuple[bnfold.Outcome, ...]) -> int:
     return sum(isinstance(each, bnfold.Merge) for each in outcomes)
 
 
-WITHOUT_ONNX = {"adjoint", "transposes as attributes"}
-"""Toys that torch does not export to ONNX: it does not know `mH`."""
+WITHOUT_ONNX = {"adjoint", "one norm, twice", "transposes as attributes"}
+"""Toys that torch does not export to ONNX as they are: it does not know `mH`, and computes nothing twice."""
 
 
 @pytest.mark.parametrize("name", TOYS)

@@ -136,7 +136,10 @@ def window(reader: Reader, taps: tuple[int, ...]) -> Window | None:
 
 def _conv_transpose(reader: Reader) -> tuple[Linear, Weights]:
     groups = int(reader.attribute("group", 1))
-    linear, layout = reading.convolution(_kernel_shape(reader, 1), groups, 1, is_transposed=True)
+    pads = *reader.attribute("pads", ()), *reader.attribute("output_padding", ())
+    is_sized = "output_shape" in reader.node.attributes or reader.attribute("auto_pad", "NOTSET").startswith("SAME")
+    is_dense = set(reader.attribute("strides", ())) <= {1} and not any(pads) and not is_sized
+    linear, layout = reading.convolution(_kernel_shape(reader, 1), groups, 1, is_transposed=True, is_dense=is_dense)
     return linear, Weights(1, _bias(reader, 2, linear.out_channels), 2, layout, groups)
 
 

@@ -67,6 +67,7 @@ class Operator:
         modules: classes whose forward does this, and the arguments that they bring.
         memory: with which inputs the result may share memory.
         keeps: what it has in common with its input.
+        measures: names of arguments of which it reads shape and type alone.
         outputs: how many values it makes.
         is_batchnorm: whether it normalises with statistics.
         is_arithmetic: whether it is arithmetic, a per-channel affine where one of two operands is constant.
@@ -85,6 +86,7 @@ class Operator:
     modules: Mapping[type[nn.Module], Describe] = field(default_factory=dict)
     memory: Memory = Memory.ANY
     keeps: Keeps = Keeps.NOTHING
+    measures: str = ""
     outputs: Outputs = Outputs.ONE
     is_batchnorm: bool = False
     is_arithmetic: bool = False

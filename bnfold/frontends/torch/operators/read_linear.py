@@ -57,7 +57,9 @@ def conv(reader: Reader) -> tuple[Linear, Weights]:
     transposed = bool(reader.get("transposed", False)) if op == "convolution" else "transpose" in op
     shape, groups = _kernel_shape(reader, "weight"), int(reader.get("groups", 1))
     axis = reader.rank() - (len(shape) - 2) - 1
-    linear, layout = reading.convolution(shape, groups, axis, is_transposed=transposed)
+    linear, layout = reading.convolution(
+        shape, groups, axis, is_transposed=transposed, is_dense=transposed and _is_dense(reader)
+    )
     if axis not in (0, 1):
         raise Unreadable(Reason.INVALID_PARAMETERS, f"its weight of shape {shape} does not fit its input")
     _check_bias(reader, "bias", (linear.out_channels,))
@@ -65,6 +67,16 @@ def conv(reader: Reader) -> tuple[Linear, Weights]:
     if not transposed:
         linear = replace(linear, border=_border(reader, shape), window=window(reader, shape[2:]))
     return linear, Weights("input", "weight", "bias", layout, groups)
+
+
+def _is_dense(reader: Reader) -> bool:
+    """Whether a transposed convolution has strides of one, and no padding on either side."""
+    wanted = (("stride", 1), ("padding", 0), ("output_padding", 0))
+    return all(set(_listed(reader.call.get(name, number))) <= {number} for name, number in wanted)
+
+
+def _listed(value: object) -> list[object]:
+    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def _kernel_shape(reader: Reader, name: str) -> tuple[int, ...]:
@@ -96,7 +108,7 @@ def window(reader: Reader, taps: tuple[int, ...], default_stride: object = 1) ->
 
 def each(value: object, axes: int) -> tuple[int, ...] | None:
     """One number for each axis. In torch, a single number stands for all axes."""
-    listed = list(value) if isinstance(value, list | tuple) else [value]
+    listed = _listed(value)
     sizes = [number for number in listed if type(number) is int]
     sizes = sizes * axes if len(listed) == 1 else sizes
     return tuple(sizes) if len(sizes) == axes else None
@@ -113,8 +125,7 @@ def _border(reader: Reader, shape: tuple[int, ...]) -> Border:
         return Border.NONE
     if isinstance(padding, str):
         return Border.PARTIAL if padding == "same" and prod(shape[2:]) > 1 else Border.NONE
-    sizes = padding if isinstance(padding, list | tuple) else [padding]
-    return Border.PARTIAL if any(not isinstance(size, int) or size for size in sizes) else Border.NONE
+    return Border.PARTIAL if any(not isinstance(size, int) or size for size in _listed(padding)) else Border.NONE
 
 
 def _check_bias(reader: Reader, name: str, *shapes: tuple[int, ...]) -> None:

@@ -52,11 +52,11 @@ def _instance_norm(module: Any, path: str) -> dict[str, Any]:
     return {**_statistics(module, path), "use_input_stats": module.training or not module.track_running_stats}
 
 
-def _same(name: str, *modules: type[nn.Module]) -> Operator:
+def _same(name: str, *modules: type[nn.Module], measures: str = "") -> Operator:
     """A row of which all spellings have one name, and that only tells that the result is fresh."""
     functions = {id(function): function for space in (torch, F) if (function := getattr(space, name, None)) is not None}
     return Operator(name, "input *rest", tuple(functions.values()), name if hasattr(torch.Tensor, name) else "",
-                    modules=dict.fromkeys(modules, _named()), memory=Memory.FRESH)  # fmt: skip
+                    modules=dict.fromkeys(modules, _named()), memory=Memory.FRESH, measures=measures)  # fmt: skip
 
 
 _CONV = "input weight bias stride padding dilation groups"
@@ -69,15 +69,18 @@ _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropo
 
 _OF_ONE_NAME = (
     "acos acosh addcdiv addcmul all amin any argmax argmin asin asinh atan atan2 atanh bitwise_and bitwise_not"
-    " bitwise_or ceil cos cosh cumprod cumsum empty_like eq erf erfc exp2 expm1 floor floor_divide fmod full_like"
+    " bitwise_or ceil cos cosh cumprod cumsum eq erf erfc exp2 expm1 floor floor_divide fmod"
     " gather ge gt hypot index_add index_copy index_fill index_put isfinite isinf isnan kthvalue le lerp log log10"
     " log1p log2 logaddexp logical_and logical_not logical_or logit logsumexp lt masked_fill masked_scatter"
-    " masked_select max maximum median min minimum nan_to_num native_group_norm native_layer_norm ne new_full"
-    " new_ones new_zeros nonzero ones_like outer prod rand_like randn_like remainder repeat_interleave roll round"
+    " masked_select max maximum median min minimum nan_to_num native_group_norm native_layer_norm ne nonzero"
+    " outer prod remainder repeat_interleave roll round"
     " scatter scatter_add scatter_reduce sgn sign sin sinh sort square take_along_dim tan topk tril triu trunc"
-    " where zeros_like"
+    " where"
 )
 """Operators of which all spellings have one name, and that are only known to make fresh tensors."""
+
+_OF_A_SHAPE = "empty_like full_like new_full new_ones new_zeros ones_like rand_like randn_like zeros_like"
+"""Operators that make fresh tensors by the shape or type of their input alone."""
 
 FRESH, INPUT, REPEATED = Memory.FRESH, Memory.INPUT, Memory.REPEATED
 TYPE, SHAPE_AND_TYPE, RANK_AND_TYPE = Keeps.TYPE, Keeps.SHAPE | Keeps.TYPE, Keeps.RANK | Keeps.TYPE
@@ -161,7 +164,7 @@ OPERATORS: tuple[Operator, ...] = (
              aten="view _unsafe_view _reshape_copy _reshape_alias view_copy",
              memory=INPUT, keeps=TYPE, is_evaluated=True, carry=read_carry.reshape),
     Operator("reshape_as", "input other", methods="reshape_as view_as",
-             memory=INPUT, is_evaluated=True, carry=read_carry.reshape),
+             memory=INPUT, measures="other", is_evaluated=True, carry=read_carry.reshape),
     Operator("flatten", "input start_dim end_dim", (torch.flatten,), "flatten",
              modules={nn.Flatten: _named("start_dim", "end_dim")},
              memory=INPUT, keeps=TYPE, is_evaluated=True, carry=read_carry.reshape),
@@ -184,7 +187,7 @@ OPERATORS: tuple[Operator, ...] = (
     Operator("expand", "input *size", (torch.broadcast_to,), "expand broadcast_to", aten="broadcast_to",
              memory=REPEATED, keeps=TYPE, is_evaluated=True, carry=read_carry.expand),
     Operator("expand_as", "input other", methods="expand_as",
-             memory=REPEATED, is_evaluated=True, carry=read_carry.expand),
+             memory=REPEATED, measures="other", is_evaluated=True, carry=read_carry.expand),
     Operator("repeat", "input *repeats", methods="repeat", memory=FRESH, is_evaluated=True, carry=read_carry.repeat),
     Operator("tile", "input *repeats", (torch.tile,), "tile", memory=FRESH, carry=read_carry.repeat),
     # pools, means, resizing, padding
@@ -257,7 +260,8 @@ OPERATORS: tuple[Operator, ...] = (
              memory=INPUT, keeps=Keeps.SHAPE, is_evaluated=True, carry=read_carry.cast),
     Operator("cast", "input", methods=" ".join(CASTS),
              memory=INPUT, keeps=Keeps.SHAPE, is_evaluated=True, carry=read_carry.cast),
-    Operator("type_as", "input other", methods="type_as", memory=INPUT, keeps=Keeps.SHAPE, carry=read_carry.cast),
+    Operator("type_as", "input other", methods="type_as", memory=INPUT, keeps=Keeps.SHAPE, measures="other",
+             carry=read_carry.cast),
     Operator("flip", "input *dims", (torch.flip,), "flip", memory=FRESH, keeps=RANK_AND_TYPE),
     # evaluated where they are constant
     *[Operator(name, "input", (getattr(torch, name),), name, memory=FRESH, is_evaluated=True)
@@ -302,6 +306,7 @@ OPERATORS: tuple[Operator, ...] = (
         ("threshold", nn.Threshold),
     )],
     *[_same(name) for name in _OF_ONE_NAME.split()],
+    *[_same(name, measures="input") for name in _OF_A_SHAPE.split()],
 )  # fmt: skip
 
 
