@@ -77,6 +77,8 @@ class TorchGraph:
         self._names.update({node: node.name for node in self._inside})
         self._data: dict[fx.Node, list[int]] = {}
         self._constants: dict[int | fx.Node, Constant] = {}
+        self.stands: dict[fx.Node, fx.Node] = {}
+        """What stands now for the values of nodes that were replaced; part of no protocol."""
 
     def _know(self, constants: Constants, values: Mapping[fx.Node, Any]) -> Facts:
         if any(isinstance(value, torch.Tensor) for value in values.values()):
@@ -411,6 +413,7 @@ class TorchGraph:
             like = read_linear.operand(reader, stored.weights.kernel)
             total = self._store.insert_add(node, round_once(bias, dtype).reshape(shape), like)
             self._facts.copy(node, total)
+            self.stands[node] = total
             self._calls.update({user: spell(user, self.root) for user in total.users if user in self._calls})
         self._store.drop_factors(node)
 
@@ -441,6 +444,7 @@ class TorchGraph:
         for carrier in carriers:
             readers = list(carrier.users)
             carrier.replace_all_uses_with(kept, propagate_meta=False)
+            self.stands[carrier] = kept
             self._refresh(readers)
 
     def _refresh(self, readers: Sequence[fx.Node]) -> None:
