@@ -19,6 +19,7 @@ from bnfold.algebra.affine import Affine
 from bnfold.algebra.linear import Linear
 from bnfold.algebra.rounding import BatchNorm, Rounding, round_once, solve_batchnorm
 from bnfold.algebra.terms import Parameters
+from bnfold.errors import InvalidModelError
 from bnfold.frontends.torch.change.store import Store, take_name
 from bnfold.frontends.torch.operators import read_affine, read_carry, read_linear, shapes
 from bnfold.frontends.torch.operators.aliases import exposed, tangled
@@ -160,6 +161,9 @@ class TorchGraph:
             is_inside = module is not None and _holds_batchnorms(module)
             is_batchnorm = is_inside or read_affine.is_batchnorm(self._reader(node))
             return opaque(error.stop.reason, error.stop.detail, is_batchnorm=is_batchnorm)
+        except InvalidModelError as error:  # a constant that cannot be evaluated
+            is_batchnorm = read_affine.is_batchnorm(self._reader(node))
+            return opaque(Reason.NOT_CONSTANT, str(error), is_batchnorm=is_batchnorm)
 
     def _read(self, node: fx.Node) -> Op:
         reader = self._reader(node)

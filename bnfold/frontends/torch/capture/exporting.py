@@ -63,7 +63,8 @@ def _export(module: nn.Module, inputs: Inputs, sizes: Mapping[str, Any] | None, 
     shapes = dict(sizes) if sizes is not None else None
     try:
         with quiet(), same_randomness(), torch.no_grad(), oblivion:
-            program = torch.export.export(module, inputs.args, dict(inputs.kwargs), dynamic_shapes=shapes, strict=False)
+            args, kwargs = _pytree.tree_map(_unmarked, (inputs.args, dict(inputs.kwargs)))
+            program = torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
     finally:
         recorder.remove()
     return Export(program, tuple(recorder.borders), sizes is None)
@@ -77,6 +78,13 @@ def _squeezes_one(program: ExportedProgram) -> bool:
             if any(isinstance(size, torch.SymInt) and size.node.hint == 1 for size in value.shape):
                 return True
     return False
+
+
+def _unmarked(value: Any) -> Any:
+    """A copy of a tensor, on which an export may note which sizes are dynamic."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    return value.detach().clone().requires_grad_(value.requires_grad)
 
 
 def _every_size(value: Any) -> Any:

@@ -87,7 +87,9 @@ class Projection:
             regions = {"": self._whole()}
             if not self._holds(regions, capture):
                 kind = type(self._module).__name__
-                raise UnsupportedModelError(f"other code for {kind} is not what was captured: pass an ExportedProgram")
+                raise UnsupportedModelError(
+                    f"{kind} is another graph each time it is captured: pass an ExportedProgram"
+                )
         return self._changed(make(), regions)
 
     def apply_kept(self, make: Callable[[], nn.Module], capture: Callable[[nn.Module], Source]) -> nn.Module | None:
@@ -270,9 +272,9 @@ class Projection:
             reader = _submodule(module, path)
             if reader is not None and any(not each or f"{path}.".startswith(f"{each}.") for each in regions):
                 for held in (reader._parameters, reader._buffers):
-                    for gone in (last, "num_batches_tracked") if last == "running_mean" else (last,):
-                        if gone in held:
-                            held[gone] = None
+                    for unread in (last, "num_batches_tracked") if last == "running_mean" else (last,):
+                        if unread in held:
+                            held[unread] = None
         return module
 
 
