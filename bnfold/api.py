@@ -125,7 +125,14 @@ class FileResult:
     smoke: SmokeRun | None = None
 
 
-def plan(model: Any, *, example_inputs: Any = None, merge: bool = True, limits: Limits = LIMITS) -> tuple[Outcome, ...]:
+def plan(
+    model: Any,
+    *,
+    example_inputs: Any = None,
+    merge: bool = True,
+    limits: Limits = LIMITS,
+    code: Literal["change", "keep"] = "change",
+) -> tuple[Outcome, ...]:
     """What `fuse` would do with each BatchNorm, and why not; reads only.
 
     Args:
@@ -133,18 +140,23 @@ def plan(model: Any, *, example_inputs: Any = None, merge: bool = True, limits: 
         example_inputs: as for `fuse`.
         merge: whether linear operators may become one.
         limits: how much the model may ask for.
+        code: as for `fuse`.
 
     Raises:
         BnfoldError: the model cannot be read.
     """
-    opened = open_model(model, _options(limits, example_inputs=example_inputs))
+    opened = open_model(model, _options(limits, example_inputs=example_inputs, code=code))
     decided, _ = _decide(opened, merge=merge)
     return _explain(opened, decided, merge=merge)
 
 
 def _options(limits: Limits, inputs: InputOptions = DRAWN, **further: Any) -> OpenOptions:
     """How a model is opened; one whose shapes are only declared is run on `inputs` to confirm them."""
-    return OpenOptions(limits=limits, observe=partial(confirmer, inputs=inputs), **further)
+    return OpenOptions(limits=limits, observe=partial(confirmer, inputs=inputs), rehearse=_rehearse, **further)
+
+
+def _rehearse(graph: Graph[Any, Any]) -> None:
+    fold(graph, make_plan(graph))
 
 
 class FuseOptions(TypedDict, total=False):
@@ -157,6 +169,8 @@ class FuseOptions(TypedDict, total=False):
     limits: Limits
     example_inputs: Any
     prove: bool
+    code: Literal["change", "keep"]
+    share: bool
 
 
 @overload
@@ -186,6 +200,8 @@ def fuse(
     limits: Limits = LIMITS,
     example_inputs: Any = None,
     prove: bool = True,
+    code: Literal["change", "keep"] = "change",
+    share: bool = False,
 ) -> Any:
     """The same model with every BatchNorm folded that can fold exactly.
 
@@ -206,18 +222,21 @@ def fuse(
         prove: prove each fold by its weights before anything is returned, without running the model. So far this is
             done for ONNX models, programs and graph modules, not for other modules; with `inplace`, a model that is
             not proved has been changed all the same.
+        code: "keep" forbids a torch module new forward code: what only that would fold stays, with the reason.
+        share: let the tensors of a torch model that no fold changes be those of the argument.
 
     Returns:
         What was given. An `nn.Module` comes back as the same class, a ModelProto as a ModelProto, a path as what the
         file holds: an `ExportedProgram`, or an `onnx_ir.Model`, whose new weights are lazy tensors, computed when they
-        are read or saved. Tensors of a torch model that no fold changes are shared with the argument.
+        are read or saved. Where the forward code of a torch module has to change, the smallest submodule that holds the
+        place gets generated code, by a subclass of its own class.
 
     Raises:
         NotEquivalentError: the result is not proved, which is a bug of bnfold.
         BnfoldError: the model cannot be read.
     """
     selection = Selection(tuple(only), tuple(skip))
-    opened = open_model(model, _options(limits, inplace=inplace, example_inputs=example_inputs))
+    opened = open_model(model, _options(limits, inplace=inplace, example_inputs=example_inputs, code=code, share=share))
     decided, _ = _decide(opened, selection, merge=merge)
     outcomes = _explain(opened, decided, merge=merge) if return_outcomes else ()
     prover = begin(find_entry(model), opened, lambda: trace_changes(opened.graph, decided)) if prove else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from bnfold.frontends.limits import LIMITS, Limits
 from bnfold.graph.cautions import Caution, DeclarationCaution
@@ -58,12 +58,18 @@ class OpenOptions:
         inplace: let the edits change the model itself, not a copy.
         limits: how much it may ask for.
         example_inputs: the inputs that a torch module is called with.
+        code: whether the forward code of a torch module may change: "keep" forbids it.
+        share: let a torch model that is given back share the tensors that no fold changes with the original.
+        rehearse: plans and folds a view, of a trial that is thrown away.
         observe: given a way to read an ONNX model, makes a way to run it for shapes that are only declared.
     """
 
     inplace: bool = False
     limits: Limits = LIMITS
     example_inputs: Any = None
+    code: Literal["change", "keep"] = "change"
+    share: bool = False
+    rehearse: Callable[[Graph[Any, Any]], None] | None = None
     observe: Callable[[Any], Any] | None = None
 
 

@@ -100,7 +100,8 @@ def fuse(model: Any, *inputs: Any, **options: Any) -> tuple[Any, tuple[Outcome, 
     now = model.state_dict if isinstance(model, ExportedProgram) else model.state_dict()
     assert list(now) == list(state)
     assert all(torch.equal(now[name], state[name]) for name in state)
-    assert type(fused) is type(model) or isinstance(model, fx.GraphModule)
+    assert isinstance(fused, type(model)) or isinstance(model, fx.GraphModule)
+    assert type(fused).__name__ == type(model).__name__ or isinstance(model, fx.GraphModule)
     assert_same(before, run(fused, *inputs))
     assert_settled(fused, **options)
     return fused, outcomes

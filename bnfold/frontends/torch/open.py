@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,18 @@ from torch.export import ExportedProgram
 
 from bnfold.errors import UnsupportedModelError
 from bnfold.frontends.protocol import Cautions, OpenOptions, Replan, Size, Written
-from bnfold.frontends.torch.capture import tracing
-from bnfold.frontends.torch.capture.copies import copy_module, copy_program
-from bnfold.frontends.torch.capture.tracing import Inputs
-from bnfold.frontends.torch.change.module import OwnedGraph, Replaceable, fixed_batchnorms
+from bnfold.frontends.torch.capture import values
+from bnfold.frontends.torch.capture.copies import copy_module, copy_program, separate, separate_program
+from bnfold.frontends.torch.capture.exporting import borders_of_hooked, export, strip_hooks
+from bnfold.frontends.torch.capture.inputs import Inputs, bind
+from bnfold.frontends.torch.capture.readable import insist_on_readable
+from bnfold.frontends.torch.capture.source import Source, of_export, of_trace
+from bnfold.frontends.torch.capture.trace import UntraceableError, trace
+from bnfold.frontends.torch.capture.wrappers import unwrap
+from bnfold.frontends.torch.change.keep import KeptGraph
 from bnfold.frontends.torch.change.program import ProgramStore
-from bnfold.frontends.torch.change.store import ModuleStore
+from bnfold.frontends.torch.change.project import Projection
+from bnfold.frontends.torch.change.store import ModuleStore, Store
 from bnfold.frontends.torch.files.programs import count_nodes, load, save
 from bnfold.frontends.torch.operators import shapes
 from bnfold.frontends.torch.view import TorchGraph
@@ -32,8 +38,8 @@ class OpenTorchModel:
 
     Attributes:
         graph: its view; edits change `model`.
-        model: what is given back.
-        settle: makes `model` valid again after the edits.
+        model: what was opened.
+        settle: gives what the edits left.
         free: where `graph` can change parameters and submodules only: a view of the same that could change the code as
             well, which tells what would then fold. It must not be edited.
         bytes: of the file that it was read from.
@@ -42,7 +48,7 @@ class OpenTorchModel:
 
     graph: TorchGraph
     model: Any
-    settle: Callable[[], None]
+    settle: Callable[[], Any]
     free: Callable[[], TorchGraph] | None = None
     bytes: int = 0
     inputs: Inputs | None = None
@@ -73,8 +79,7 @@ class OpenTorchModel:
 
     def finish(self) -> Any:
         """A module, a GraphModule or a program."""
-        self.settle()
-        return self.model
+        return self.settle()
 
     def save(self, path: Path) -> Written:
         save(self.finish(), path)
@@ -99,7 +104,7 @@ def is_model(model: object) -> bool:
 def open_model(model: Any, options: OpenOptions) -> OpenTorchModel:
     """A view of an `nn.Module`, an `fx.GraphModule`, an `ExportedProgram`, or of the program in a `.pt2` file.
 
-    Unless it is changed itself, a copy, which shares its tensors, is what the edits change.
+    Unless it is changed itself, a copy is what the edits change.
 
     Raises:
         UnsupportedModelError: it cannot be captured, or is in a state that has no meaning to keep.
@@ -108,17 +113,32 @@ def open_model(model: Any, options: OpenOptions) -> OpenTorchModel:
     if isinstance(model, str | Path):
         path = Path(model)
         return replace(open_program(load(path, options.limits)), bytes=path.stat().st_size, files=(path,))
-    inputs = Inputs.of(options.example_inputs)
     if isinstance(model, ExportedProgram):
-        return open_program(model if options.inplace else copy_program(model))
+        opened = open_program(model if options.inplace else copy_program(model))
+        return opened if options.inplace or options.share else _separated(opened, separate_program, model)
     assert isinstance(model, nn.Module)
-    tracing.insist_on_readable(model)
-    copied = model if options.inplace else copy_module(model)
-    if isinstance(copied, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        return replace(_open_module(copied.module, inputs), model=copied)
-    if isinstance(copied, fx.GraphModule):
-        return _open_graph_module(copied, inputs)
-    return _open_module(copied, inputs)
+    inner, rewrap = unwrap(model)
+    if inner is not model:
+        opened = open_model(inner, options)
+        return replace(opened, settle=lambda: rewrap(opened.settle()))
+    insist_on_readable(model)
+    if isinstance(model, fx.GraphModule):
+        copied = model if options.inplace else copy_module(model, share=True)
+        opened = _open_graph_module(copied, Inputs.of(options.example_inputs))
+        return opened if options.inplace or options.share else _separated(opened, separate, model)
+    with torch.inference_mode(False):
+        return _open_module(model, options)
+
+
+def _separated(opened: OpenTorchModel, separate: Callable[[Any, Any], None], original: Any) -> OpenTorchModel:
+    """A model that shares no tensor with the original in the end."""
+
+    def settle() -> Any:
+        made = opened.settle()
+        separate(made, original)
+        return made
+
+    return replace(opened, settle=settle)
 
 
 def open_program(program: ExportedProgram) -> OpenTorchModel:
@@ -130,15 +150,16 @@ def open_program(program: ExportedProgram) -> OpenTorchModel:
     for node, value in recorded.items():
         if (held := store.tensor(node)) is not None and (held.shape, held.dtype) != (value.shape, value.dtype):
             recorded[node] = held
-    known = tracing.recompute(graph_module, graph_module.graph, recorded)
+    known = values.recompute(graph_module, graph_module.graph, recorded)
     graph = TorchGraph(graph_module.graph, graph_module, store, known, observed)
 
-    def finish() -> None:
+    def finish() -> ExportedProgram:
         graph_module.graph.lint()
         graph_module.recompile()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             program.validate()  # type: ignore[no-untyped-call]
+        return program
 
     return OpenTorchModel(graph, program, finish)
 
@@ -154,93 +175,121 @@ def _preserved(program: ExportedProgram) -> dict[fx.Node, str]:
 
 
 def _open_graph_module(module: fx.GraphModule, inputs: Inputs | None) -> OpenTorchModel:
-    values = tracing.propagate(module, module.graph, inputs) if inputs is not None else None
-    if values is None:
+    known = values.propagate(module, module.graph, inputs) if inputs is not None else None
+    if known is None:
         recorded = shapes.recorded(module.graph)
         inputs_are_known = all(node in recorded or node.op != "placeholder" for node in module.graph.nodes) and any(
             isinstance(value, torch.Tensor) for value in recorded.values()
         )
-        values = tracing.recompute(module, module.graph, recorded) if inputs_are_known else None
-    graph = TorchGraph(module.graph, module, ModuleStore(module, module.graph), values)
+        known = values.recompute(module, module.graph, recorded) if inputs_are_known else None
+    graph = TorchGraph(module.graph, module, ModuleStore(module, module.graph), known)
 
-    def finish() -> None:
+    def finish() -> fx.GraphModule:
         module.graph.lint()
         module.recompile()
+        return module
 
     return OpenTorchModel(graph, module, finish, inputs=inputs)
 
 
-def _open_module(module: nn.Module, inputs: Inputs | None) -> OpenTorchModel:
-    """Capture a twin of the module, since running its code under a trace changes its attributes."""
+@dataclass(frozen=True, eq=False)
+class _Captured:
+    """A module as a graph, whichever way it was captured.
+
+    Attributes:
+        source: what is folded.
+        store: where its parameters are.
+        values: an example value of each node, as far as there is one.
+        recast: nodes that run under an autocast of their own.
+    """
+
+    source: Source
+    store: Store
+    values: Mapping[fx.Node, Any] | None
+    recast: frozenset[fx.Node] = frozenset()
+
+
+def _open_module(module: nn.Module, options: OpenOptions) -> OpenTorchModel:
+    """A view of a module: it is not run."""
+    inputs = Inputs.of(options.example_inputs)
+    if inputs is not None:
+        bind(module, inputs)
+    if options.code != "keep" and not strip_hooks(_twin(module)):
+        return _open_captured(module, inputs, options)
+    if options.rehearse is not None:
+        trial = _open_captured(module, inputs, replace(options, inplace=False, share=True), is_kept=True)
+        options.rehearse(trial.graph)
+        try:
+            trial.finish()
+        except UnsupportedModelError:
+            return _open_captured(module, inputs, options, is_kept=True, is_fixed=True)
+    return _open_captured(module, inputs, options, is_kept=True)
+
+
+def _open_captured(
+    module: nn.Module, inputs: Inputs | None, options: OpenOptions, *, is_kept: bool = False, is_fixed: bool = False
+) -> OpenTorchModel:
+    """What is read and tried are twins, since running code leaves its marks in the attributes of a module."""
     twin = _twin(module)
-    try:
-        traced = tracing.trace(twin, inputs)
-    except tracing.UntraceableError as error:
-        if inputs is None:
-            kind = type(module).__name__
-            raise UnsupportedModelError(
-                f"the forward of {kind} cannot be traced ({error}): pass example_inputs, or an ExportedProgram"
-            ) from error
-        return _open_exported(module, _twin(module), inputs)
-
-    portrait = tracing.portray(traced.graph, twin)
-    called = {str(node.target) for node in traced.graph.nodes if node.op == "call_module"}
-
-    def survives(_: list[str]) -> bool:
-        return tracing.portray(tracing.trace(twin, inputs, is_outline=True).graph, twin) == portrait
-
-    fixed = fixed_batchnorms(twin, called, survives)
-    store = ModuleStore(twin, traced.graph)
-    graph = OwnedGraph(
-        traced.graph,
-        twin,
-        store,
-        traced.values,
-        traced.observed,
-        traced.recast,
-        module,
-        fixed,
-        Replaceable(twin, survives),
-    )
+    hooked = strip_hooks(twin)
+    captured = _capture(twin, inputs)
+    source = captured.source
+    observed = borders_of_hooked(hooked, source.graph)
+    given = (source.graph, source.root, captured.store, captured.values, observed, captured.recast)
 
     def free() -> TorchGraph:
-        store = ModuleStore(twin, traced.graph)
-        return TorchGraph(traced.graph, twin, store, traced.values, traced.observed, traced.recast)
+        return TorchGraph(*given)
 
-    return OpenTorchModel(graph, module, graph.finish, free)
+    graph = KeptGraph(*given, module, is_fixed=is_fixed) if is_kept else free()
+
+    def pristine() -> nn.Module:
+        made = _twin(module)
+        strip_hooks(made)
+        return made
+
+    projection = Projection(source, graph, pristine)
+
+    def make() -> nn.Module:
+        return module if options.inplace else copy_module(module, share=options.share)
+
+    def capture(trial: nn.Module) -> Source:
+        return _capture(trial, inputs).source
+
+    def settle() -> nn.Module:
+        with torch.inference_mode(False):
+            if not is_kept:
+                return projection.apply(make, capture)
+            made = projection.apply_kept(make, capture)
+        if made is None:
+            raise UnsupportedModelError(f"the forward code of {type(module).__name__} looks at what these folds change")
+        return made
+
+    return OpenTorchModel(graph, module, settle, free if is_kept else None)
 
 
 def _twin(module: nn.Module) -> nn.Module:
     try:
-        return copy_module(module, is_twin=True)
+        return copy_module(module, share=True)
     except UnsupportedModelError:
         return module
 
 
-def _open_exported(module: nn.Module, twin: nn.Module, inputs: Inputs) -> OpenTorchModel:
-    program = tracing.export(twin, inputs)
-    nodes = program.graph_module.graph
+def _capture(module: nn.Module, inputs: Inputs | None) -> _Captured:
+    """A module as a graph; its code runs.
 
-    def survives(paths: list[str]) -> bool:
-        return tracing.portray_program(tracing.export(twin, inputs)) == tracing.portray_program(program, paths)
-
-    called = {path for node in nodes.nodes for path in tracing.stack(node)[-1:]}
-    fixed = fixed_batchnorms(twin, called, survives)
-    observed = tracing.borders_of_hooked(twin, nodes)
-    known = shapes.recorded(nodes)
-    graph = OwnedGraph(
-        nodes,
-        program.graph_module,
-        ProgramStore(program),
-        known,
-        observed,
-        frozenset(),
-        module,
-        fixed,
-        Replaceable(twin, survives),
-    )
-
-    def free() -> TorchGraph:
-        return TorchGraph(nodes, program.graph_module, ProgramStore(program), known, observed)
-
-    return OpenTorchModel(graph, module, graph.finish, free)
+    Raises:
+        UnsupportedModelError: it cannot be captured.
+    """
+    if inputs is not None:
+        found = export(module, inputs)
+        source = of_export(found, module)
+        return _Captured(source, ProgramStore(found.program), shapes.recorded(source.graph))
+    try:
+        traced = trace(module)
+    except UntraceableError as error:
+        kind = type(module).__name__
+        raise UnsupportedModelError(
+            f"the forward of {kind} cannot be traced ({error}): pass example_inputs, or an ExportedProgram"
+        ) from error
+    root = fx.GraphModule(module, traced.graph)
+    return _Captured(of_trace(traced, root, module), ModuleStore(root, root.graph), None, traced.recast)

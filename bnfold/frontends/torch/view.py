@@ -16,6 +16,7 @@ from torch.fx.node import map_arg
 from bnfold.algebra.affine import Affine
 from bnfold.algebra.linear import Linear
 from bnfold.algebra.rounding import round_once
+from bnfold.errors import InvalidModelError
 from bnfold.frontends.parameters import Stored, View
 from bnfold.frontends.reading import Normalization, Unreadable, foreign, opaque
 from bnfold.frontends.torch.change.store import Store, take_name
@@ -77,6 +78,8 @@ class TorchGraph(View[fx.Node, Value, Weights]):
         self._names.update({node: node.name for node in self._inside})
         self._data: dict[fx.Node, list[int]] = {}
         self._constants: dict[int | fx.Node, Constant] = {}
+        self.stands: dict[fx.Node, fx.Node] = {}
+        """What stands now for the values of nodes that were replaced; part of no protocol."""
 
     def _know(self, constants: Constants, values: Mapping[fx.Node, Any]) -> Facts:
         if any(isinstance(value, torch.Tensor) for value in values.values()):
@@ -158,6 +161,9 @@ class TorchGraph(View[fx.Node, Value, Weights]):
             is_inside = module is not None and _holds_batchnorms(module)
             is_batchnorm = is_inside or read_affine.is_batchnorm(self._reader(node))
             return opaque(error.stop.reason, error.stop.detail, is_batchnorm=is_batchnorm)
+        except InvalidModelError as error:  # a constant that cannot be evaluated
+            is_batchnorm = read_affine.is_batchnorm(self._reader(node))
+            return opaque(Reason.NOT_CONSTANT, str(error), is_batchnorm=is_batchnorm)
 
     def _read(self, node: fx.Node) -> Op:
         reader = self._reader(node)
@@ -388,6 +394,7 @@ class TorchGraph(View[fx.Node, Value, Weights]):
             like = read_linear.operand(reader, stored.weights.kernel)
             total = self._store.insert_add(node, bias.reshape(shape), like)
             self._facts.copy(node, total)
+            self.stands[node] = total
             self._calls.update({user: spell(user, self.root) for user in total.users if user in self._calls})
         self._store.drop_factors(node)
 
@@ -418,6 +425,7 @@ class TorchGraph(View[fx.Node, Value, Weights]):
         for carrier in carriers:
             readers = list(carrier.users)
             carrier.replace_all_uses_with(kept, propagate_meta=False)
+            self.stands[carrier] = kept
             self._refresh(readers)
 
     def _refresh(self, readers: Sequence[fx.Node]) -> None:

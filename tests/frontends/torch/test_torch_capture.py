@@ -292,8 +292,9 @@ def test_what_tells_nothing_of_the_content_of_parameters_folds() -> None:
 
 
 @pytest.mark.parametrize("name", ["parameters()", "_parameters", "state_dict()"])
-def test_parameters_read_elsewhere_stay_where_the_model_is_exported(name: str) -> None:
-    _, outcomes = fuse(pair(OUTSIDE[name]), IMAGE, example_inputs=IMAGE)
+def test_parameters_read_elsewhere_are_kept_for_that(name: str) -> None:
+    assert_folds(pair(OUTSIDE[name]), IMAGE, example_inputs=IMAGE)
+    _, outcomes = fuse(pair(OUTSIDE[name]), IMAGE, example_inputs=IMAGE, code="keep")
     assert isinstance(sole(outcomes), Refusal)
 
 
@@ -325,8 +326,9 @@ MADE: dict[str, Callable[[], nn.Module]] = {
 
 
 @pytest.mark.parametrize("name", MADE)
-def test_a_weight_that_is_no_parameter_stays(name: str) -> None:
-    _, outcomes = fuse(MADE[name](), IMAGE, example_inputs=IMAGE)
+def test_a_weight_that_is_no_parameter_becomes_one(name: str) -> None:
+    assert_folds(MADE[name](), IMAGE, example_inputs=IMAGE)
+    _, outcomes = fuse(MADE[name](), IMAGE, example_inputs=IMAGE, code="keep")
     assert isinstance(sole(outcomes), Refusal)
 
 
@@ -365,8 +367,10 @@ LOOKING: dict[str, Callable[[], Any]] = {
 
 
 @pytest.mark.parametrize("name", LOOKING)
-def test_forward_code_that_looks_at_a_module_or_holds_old_parameters_stays(name: str) -> None:
-    _, outcomes = fuse(LOOKING[name](), IMAGE)
+def test_forward_code_that_looks_at_a_module_or_holds_old_parameters_is_replaced(name: str) -> None:
+    assert_folds(LOOKING[name](), IMAGE)
+    assert_folds(LOOKING[name](), IMAGE, example_inputs=IMAGE)
+    _, outcomes = fuse(LOOKING[name](), IMAGE, code="keep")
     assert isinstance(sole(outcomes), Refusal)
 
 
@@ -375,10 +379,11 @@ def test_an_output_that_tells_the_type_of_a_module_stays() -> None:
     assert bnfold.fuse(model)(IMAGE)[1] is True
 
 
-def test_a_batchnorm_in_a_plain_list_stays_where_the_model_is_exported() -> None:
+def test_a_batchnorm_in_a_plain_list_folds_in_other_code() -> None:
     model = pair(through_list)
     model.layers = [model.conv, model.norm]
-    _, outcomes = fuse(model, IMAGE, example_inputs=IMAGE)
+    assert_folds(model, IMAGE, example_inputs=IMAGE)
+    _, outcomes = fuse(model, IMAGE, example_inputs=IMAGE, code="keep")
     assert isinstance(sole(outcomes), Refusal)
 
 
@@ -420,8 +425,7 @@ LOOKS_AT_SCALE: dict[str, Callable[[Any, Tensor], Tensor]] = {
 
 
 @pytest.mark.parametrize("case", ["nothing", *LOOKS_AT_SCALE])
-def test_a_module_of_ones_own_is_replaced_where_nothing_looks_at_it(case: str) -> None:
-    """It would be a graph without its attributes, of another type, and in its place alone."""
+def test_a_module_of_ones_own_keeps_its_class_and_its_attributes(case: str) -> None:
 
     class Model(nn.Module):
         def __init__(self) -> None:
@@ -437,6 +441,8 @@ def test_a_module_of_ones_own_is_replaced_where_nothing_looks_at_it(case: str) -
 
     model = trained(Model())
     fused, outcomes = bnfold.fuse(model, example_inputs=(IMAGE,), return_outcomes=True)
-    assert bool(outcomes) == (case == "nothing")
+    assert outcomes
+    assert isinstance(fused.scale, Scale)
+    assert fused.scale.is_bounded
     with torch.no_grad():
         assert_same(model(IMAGE), fused(IMAGE))

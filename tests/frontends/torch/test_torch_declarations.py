@@ -88,7 +88,7 @@ def test_the_size_of_a_parameter_is_that_of_the_parameter() -> None:
 
 def test_what_is_noted_of_a_graph_that_nobody_edited_is_what_follows() -> None:
     """Sizes that are symbols, and operators that take the example's sizes where they run by themselves."""
-    from bnfold.frontends.torch.capture import tracing
+    from bnfold.frontends.torch.capture import values
     from bnfold.frontends.torch.operators import shapes
 
     class Resized(nn.Module):
@@ -99,5 +99,5 @@ def test_what_is_noted_of_a_graph_that_nobody_edited_is_what_follows() -> None:
     sizes = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
     program = torch.export.export(Resized(), (torch.randn(2, 3, 8, 9),), dynamic_shapes=(sizes,))
     recorded = shapes.recorded(program.graph_module.graph)
-    known = tracing.recompute(program.graph_module, program.graph_module.graph, recorded)
+    known = values.recompute(program.graph_module, program.graph_module.graph, recorded)
     assert shapes.noted(known) == shapes.noted(recorded)

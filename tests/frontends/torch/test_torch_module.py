@@ -14,7 +14,18 @@ from torch import Tensor, nn
 
 import bnfold
 from bnfold import Fold, Reason, Refusal, UnsupportedModelError
-from tests.toys.torch_models import EXACT, assert_folds, assert_same, assert_stays, fuse, norms, run, sole, trained
+from tests.toys.torch_models import (
+    EXACT,
+    assert_folds,
+    assert_same,
+    assert_stays,
+    fuse,
+    norms,
+    of_batchnorms,
+    run,
+    sole,
+    trained,
+)
 from tests.toys.torch_networks import IMAGE, Net, net
 
 # What survives
@@ -41,9 +52,17 @@ def test_state_dict_keys_that_remain_keep_their_names() -> None:
     assert after - before == {"blocks.0.conv1.bias", "blocks.1.conv1.bias"}
 
 
-def test_only_changed_tensors_are_copied() -> None:
+def test_the_result_shares_no_tensor_with_the_original() -> None:
     model = net()
-    fused = assert_folds(model, IMAGE)
+    for options in ({}, {"example_inputs": IMAGE}):
+        fused = assert_folds(model, IMAGE, **options)
+        own = {each.data_ptr() for each in (*fused.parameters(), *fused.buffers())}
+        assert own.isdisjoint(each.data_ptr() for each in (*model.parameters(), *model.buffers()))
+
+
+def test_only_changed_tensors_are_copied_where_sharing_is_asked_for() -> None:
+    model = net()
+    fused = assert_folds(model, IMAGE, share=True)
     assert fused.head.weight is model.head.weight
     assert fused.counter is model.counter
     assert fused.blocks[0].conv1.weight is not model.blocks[0].conv1.weight
@@ -156,16 +175,28 @@ SHARED: dict[str, tuple[Callable[[Any, Tensor], Tensor], list[bool]]] = {
 
 
 @pytest.mark.parametrize("name", SHARED)
-def test_sharing_is_exact_or_refused(name: str) -> None:
+def test_sharing_is_exact_or_refused_where_the_code_stays(name: str) -> None:
     call, folds = SHARED[name]
-    _, outcomes = fuse(trained(Twice(call)), IMAGE)
+    fused, outcomes = fuse(trained(Twice(call)), IMAGE, code="keep")
     assert [isinstance(each, Fold) for each in outcomes] == folds
+    assert type(fused) is Twice
 
 
-def test_tied_weights_stay() -> None:
+@pytest.mark.parametrize("options", [{}, {"example_inputs": IMAGE}], ids=["traced", "exported"])
+@pytest.mark.parametrize("name", SHARED)
+def test_what_is_called_twice_folds_into_weights_of_each_call(name: str, options: dict[str, Any]) -> None:
+    _, outcomes = fuse(trained(Twice(SHARED[name][0])), IMAGE, **options)
+    folded = [isinstance(each, Fold) for each in of_batchnorms(outcomes)]
+    assert all(folded) or name == "a convolution with one reader beside"
+
+
+def test_tied_weights_are_copied_on_write() -> None:
     model = trained(nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.SiLU(), nn.Conv2d(4, 4, 1)))
     model[3].weight = model[0].weight
-    refusal = assert_stays(model, Reason.FORWARD_CODE, IMAGE)
+    fused = assert_folds(model, IMAGE, example_inputs=IMAGE)
+    assert fused[0].weight is not fused[3].weight
+    assert torch.equal(fused[3].weight, model[3].weight)
+    refusal = assert_stays(model, Reason.FORWARD_CODE, IMAGE, code="keep")
     assert "its weight is tied: 0.weight, 3.weight" in refusal.detail
 
 
@@ -238,9 +269,10 @@ class Functional(nn.Module):
         return F.batch_norm(self.conv(x), norm.running_mean, norm.running_var, norm.weight, norm.bias)
 
 
-def test_a_functional_batchnorm_says_what_to_pass() -> None:
-    refusal = assert_stays(trained(Functional()), Reason.FORWARD_CODE, IMAGE)
-    assert "GraphModule or an ExportedProgram" in (refusal.advice or "")
+def test_a_functional_batchnorm_needs_other_code() -> None:
+    assert_folds(trained(Functional()), IMAGE, example_inputs=IMAGE)
+    refusal = assert_stays(trained(Functional()), Reason.FORWARD_CODE, IMAGE, example_inputs=IMAGE, code="keep")
+    assert refusal.advice
 
 
 class Parallel(nn.Module):
@@ -265,13 +297,20 @@ class Identities(nn.Module):
         return torch.relu(self.norm(self.conv(x)) + self.skip(x))
 
 
-def test_what_only_a_merge_folds_says_what_to_pass() -> None:
-    _, outcomes = fuse(trained(Identities()), IMAGE, example_inputs=IMAGE)
+def test_an_identity_branch_needs_other_code() -> None:
+    fused = assert_folds(trained(nn.Sequential(Identities())), IMAGE, example_inputs=IMAGE)
+    assert type(fused) is nn.Sequential
+    assert isinstance(fused[0], Identities)
+    assert list(fused.state_dict()) == ["0.stem.weight", "0.stem.bias", "0.conv.weight", "0.conv.bias"]
+
+
+def test_what_only_a_merge_folds_says_so_where_the_code_stays() -> None:
+    _, outcomes = fuse(trained(Identities()), IMAGE, example_inputs=IMAGE, code="keep")
     folded, kept = outcomes
     assert isinstance(folded, Fold)
     assert isinstance(kept, Refusal)
     assert (kept.batchnorm, kept.reason) == ("skip", Reason.FORWARD_CODE)
-    assert "GraphModule or an ExportedProgram" in (kept.advice or "")
+    assert kept.advice
 
 
 class Peeking(nn.Module):
@@ -286,8 +325,10 @@ class Peeking(nn.Module):
         return y * 2 if isinstance(self.norm, nn.BatchNorm2d) else y
 
 
-def test_forward_code_that_looks_at_the_batchnorm_refuses() -> None:
-    assert_stays(trained(Peeking()), Reason.FORWARD_CODE, IMAGE)
+@pytest.mark.parametrize("options", [{}, {"example_inputs": IMAGE}], ids=["traced", "exported"])
+def test_forward_code_that_looks_at_the_batchnorm_is_replaced(options: dict[str, Any]) -> None:
+    assert_folds(trained(Peeking()), IMAGE, **options)
+    assert_stays(trained(Peeking()), Reason.FORWARD_CODE, IMAGE, code="keep", **options)
 
 
 class PeekingAtBias(nn.Module):
@@ -302,8 +343,10 @@ class PeekingAtBias(nn.Module):
         return y if self.conv.bias is None else y * 2
 
 
-def test_forward_code_that_looks_for_a_bias_refuses() -> None:
-    assert_stays(trained(PeekingAtBias()), Reason.FORWARD_CODE, IMAGE)
+@pytest.mark.parametrize("options", [{}, {"example_inputs": IMAGE}], ids=["traced", "exported"])
+def test_forward_code_that_looks_for_a_bias_is_replaced(options: dict[str, Any]) -> None:
+    assert_folds(trained(PeekingAtBias()), IMAGE, **options)
+    assert_stays(trained(PeekingAtBias()), Reason.FORWARD_CODE, IMAGE, code="keep", **options)
 
 
 # dtypes and devices
@@ -361,9 +404,13 @@ def test_tensors_stay_on_their_device() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_a_compiled_module_is_an_error_with_the_way_out() -> None:
-    with pytest.raises(UnsupportedModelError, match="_orig_mod"):
-        bnfold.fuse(torch.compile(net()))
+def test_a_compiled_module_is_unwrapped_and_wrapped_again() -> None:
+    model = net()
+    compiled = torch.compile(model)
+    fused = bnfold.fuse(compiled, example_inputs=IMAGE)
+    assert type(fused) is type(compiled)
+    assert norms(fused) == []
+    assert_same(run(model, IMAGE), run(fused._orig_mod, IMAGE))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -1,50 +1,62 @@
-"""Copies of a model's structure that share its tensors."""
+"""Copies of a model's structure, with tensors of their own or with those of the original."""
 
 from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
+from torch.utils import _pytree
 
 from bnfold.errors import UnsupportedModelError, one_line
 
 M = TypeVar("M", bound=nn.Module)
 
 
-def _shared(module: nn.Module, *, is_twin: bool = False) -> dict[int, Any]:
-    """A memo that lets `deepcopy` keep every tensor of a module as it is; for a twin, those that are registered."""
-    memo: dict[int, Any] = {}
-    for each in module.modules():
-        plain = () if is_twin else vars(each).values()
-        held = [*each._parameters.values(), *each._buffers.values(), *plain]
-        memo.update((id(tensor), tensor) for tensor in held if isinstance(tensor, torch.Tensor))
-    return memo
-
-
-def copy_module(module: M, *, is_twin: bool = False) -> M:
-    """A module of the same class and structure, whose tensors are those of the original.
+def copy_module(module: M, *, share: bool = False) -> M:
+    """A module of the same class and structure, with the same flags.
 
     Args:
         module: what is copied.
-        is_twin: the copy's code will run: it gets plain tensor attributes of its own, which the code may write into.
+        share: let its parameters and buffers be those of the original; plain tensors are copied.
 
     Raises:
         UnsupportedModelError: something in it cannot be copied.
     """
+    memo = _registered(module) if share else {}
+    _add_uncopyable(module, memo)
     try:
-        memo = _shared(module, is_twin=is_twin)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # torch's own, of the structure of inputs and outputs
-            twin = copy.deepcopy(module, memo)
-            _complete(module, twin, memo)
-        return twin
+            made = copy.deepcopy(module, memo)
+            _complete(module, made, memo)
     except Exception as error:  # a module's own __deepcopy__ or __reduce__ may raise anything
         text = one_line(str(error), 200)
         raise UnsupportedModelError(f"{type(module).__name__} cannot be copied ({text}): pass inplace=True") from error
+    for old, new in zip(module.modules(), made.modules(), strict=False):  # a class's own __deepcopy__ may call train()
+        new.training = old.training
+    return made
+
+
+def _registered(module: nn.Module) -> dict[int, Any]:
+    """A memo that lets `deepcopy` keep the parameters and buffers of a module as they are."""
+    held = [tensor for each in module.modules() for tensor in (*each._parameters.values(), *each._buffers.values())]
+    return {id(tensor): tensor for tensor in held if tensor is not None}
+
+
+def _add_uncopyable(module: nn.Module, memo: dict[int, Any]) -> None:
+    """Note copies of tensors that torch does not copy, or not well: results of autograd, and of inference mode."""
+    for each in module.modules():
+        for leaf in _pytree.tree_leaves([*vars(each).values(), each._parameters, each._buffers]):
+            is_odd = isinstance(leaf, torch.Tensor) and (not leaf.is_leaf or leaf.is_inference())
+            if is_odd and id(leaf) not in memo:
+                plain = leaf.detach().clone()
+                is_parameter = isinstance(leaf, nn.Parameter)
+                memo[id(leaf)] = nn.Parameter(plain, leaf.requires_grad) if is_parameter else plain
 
 
 OF_A_GRAPH = frozenset(
@@ -65,7 +77,7 @@ def _complete(module: nn.Module, twin: nn.Module, memo: dict[int, Any]) -> None:
 
 def copy_program(program: ExportedProgram) -> ExportedProgram:
     """A program with its own graph, signature and dictionaries, whose tensors are those of the original."""
-    graph_module = copy.deepcopy(program.graph_module, _shared(program.graph_module))
+    graph_module = copy.deepcopy(program.graph_module, _registered(program.graph_module))
     for old, new in zip(program.graph_module.graph.nodes, graph_module.graph.nodes, strict=True):
         new.name = old.name  # a copy does not keep "input", since Python has a function of that name
         if new.op == "placeholder":
@@ -80,3 +92,23 @@ def copy_program(program: ExportedProgram) -> ExportedProgram:
         )
     twin._guards_code = list(program._guards_code)
     return twin
+
+
+def separate(module: nn.Module, original: nn.Module) -> None:
+    """Give a module copies of the parameters and buffers that it shares with another."""
+    shared, memo = _registered(original), dict[int, Any]()
+    for each in module.modules():
+        for held in (each._parameters, each._buffers):
+            held.update(_copies(held, shared, memo))
+
+
+def separate_program(program: ExportedProgram, original: ExportedProgram) -> None:
+    """Give a program copies of the tensors that it shares with another."""
+    held = (*original.state_dict.values(), *original.constants.values())
+    shared, memo = {id(tensor): tensor for tensor in held}, dict[int, Any]()
+    for mine in (program.state_dict, program.constants):
+        mine.update(_copies(mine, shared, memo))
+
+
+def _copies(held: Mapping[str, Any], shared: Mapping[int, Any], memo: dict[int, Any]) -> dict[str, Any]:
+    return {name: copy.deepcopy(each, memo) for name, each in held.items() if id(each) in shared and each is not None}

@@ -10,7 +10,7 @@ import torch
 from torch import fx, nn
 
 from bnfold.frontends.torch.operators.calls import Slot
-from bnfold.frontends.torch.operators.spelling import spell
+from bnfold.frontends.torch.operators.spelling import is_plain_module, spell
 from bnfold.frontends.torch.operators.table import FUNCTIONS, METHODS
 from bnfold.frontends.torch.tensors import AnyArray, like
 
@@ -367,13 +367,19 @@ def put_all(module: nn.Module, arrays: dict[str, AnyArray]) -> None:
             setattr(module, name, nn.Parameter(fresh.detach(), requires_grad))
         else:
             setattr(module, name, like(array, old))
+    note_channels(module)
+
+
+def note_channels(module: nn.Module) -> None:
+    """Let the sizes that a torch.nn module tells be those of its weight; and a BatchNorm tell that it has one."""
     if isinstance(module, nn.modules.batchnorm._NormBase):
-        module.affine = True
-    if "weight" in arrays and not isinstance(module, nn.modules.conv._ConvTransposeNd):
+        module.affine = module.weight is not None
+    weight = module._parameters.get("weight")
+    if is_plain_module(module) and weight is not None and not isinstance(module, nn.modules.conv._ConvTransposeNd):
         for name, axis in CHANNELS.items():
             if hasattr(module, name):
-                groups = module.groups if name == "in_channels" else 1
-                setattr(module, name, arrays["weight"].shape[axis] * groups)
+                groups = int(getattr(module, "groups", 1)) if name == "in_channels" else 1
+                setattr(module, name, weight.shape[axis] * groups)
 
 
 def drop_factors(node: fx.Node) -> None:

@@ -86,13 +86,20 @@ class Constants:
     def _run(self, node: fx.Node) -> Any:
         with torch.no_grad():
             try:
-                size = _elements(_call(node, lambda each: _meta(self._value(each))))
+                size = self._size(node)
                 if size > ELEMENT_LIMIT:
                     raise InvalidModelError(f"constant node {node.name!r} asks for {size} elements")
                 return _call(node, lambda each: _detached(self._value(each)))
             # what torch's operators raise on arguments of other types, ranks and sizes than they take
             except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, NotImplementedError) as error:
                 raise InvalidModelError(f"constant node {node.name!r} cannot be evaluated: {error}") from error
+
+    def _size(self, node: fx.Node) -> int:
+        """The elements that a node makes, asked of torch without data; where that cannot tell, those that it reads."""
+        try:
+            return _elements(_call(node, lambda each: _meta(self._value(each))))
+        except NotImplementedError:  # a copy to a device
+            return sum(_elements(self._value(each)) for each in node.all_input_nodes)
 
     def _value(self, node: fx.Node) -> Any:
         stored = self._stored(node)

@@ -1,0 +1,94 @@
+"""What enters and leaves each call of a module while it is captured, as nodes of the graph."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.fx.experimental.proxy_tensor import _ProxyTensor, get_proxy_mode, get_proxy_slot
+from torch.utils._thunk import Thunk
+
+from bnfold.frontends.torch.capture.structure import Structure, flatten
+
+
+@dataclass(frozen=True, eq=False)
+class Border:
+    """One call of a module.
+
+    Attributes:
+        path: of the module.
+        signature: of its forward.
+        leaves: what its arguments hold, defaults included: nodes and constants.
+        arguments: what holds them, by the names of the parameters.
+        results, result: the same of what it gives back.
+    """
+
+    path: str
+    signature: inspect.Signature
+    leaves: list[Any]
+    arguments: Structure
+    results: list[Any]
+    result: Structure
+
+
+UNSEEN = object()
+"""What stands for a tensor, or a size, that no node of the graph makes."""
+
+
+def bound(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a call, defaults included, by the names of the forward's parameters."""
+    found = inspect.signature(module.forward).bind(*args, **kwargs)
+    found.apply_defaults()
+    return dict(found.arguments)
+
+
+class Recorder:
+    """Notes the borders of all calls of a module's submodules, and its own, while it is exported.
+
+    What the model itself gives back is taken apart, since an export knows fewer kinds of results than Python.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.borders: list[Border] = []
+        self._pending: list[tuple[list[Any], Structure]] = []
+        self._handles: list[Any] = []
+        for path, each in module.named_modules():
+            self._handles.append(each.register_forward_pre_hook(self._enter, with_kwargs=True))
+            self._handles.append(each.register_forward_hook(self._leave(path), with_kwargs=True))
+
+    def remove(self) -> None:
+        """Stop noting."""
+        for handle in self._handles:
+            handle.remove()
+
+    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        leaves, structure = flatten(bound(module, args, kwargs))
+        self._pending.append(([_node(leaf) for leaf in leaves], structure))
+
+    def _leave(self, path: str) -> Any:
+        def leave(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], made: Any) -> Any:
+            leaves, structure = self._pending.pop()
+            results, result = flatten(made)
+            signature = inspect.signature(module.forward)
+            nodes = [_node(leaf) for leaf in results]
+            self.borders.append(Border(path, signature, leaves, structure, nodes, result))
+            return None if path else tuple(leaf for leaf in results if isinstance(leaf, torch.Tensor))
+
+        return leave
+
+
+def _node(leaf: Any) -> Any:
+    """The node that makes a tensor or a size; a constant is itself."""
+    if not isinstance(leaf, torch.Tensor | torch.SymInt | torch.SymFloat | torch.SymBool):
+        return leaf
+    mode = get_proxy_mode()
+    found: Any = None if mode is None else get_proxy_slot(leaf, mode.tracer, None)
+    if isinstance(found, Thunk):
+        found = found.force()
+    if isinstance(found, _ProxyTensor):
+        found = found.proxy
+    return found.node if isinstance(found, fx.Proxy) else UNSEEN

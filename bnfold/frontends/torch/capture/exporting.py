@@ -1,0 +1,143 @@
+"""A module as an exported program, captured once, with the calls of its submodules."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.export import ExportedProgram
+from torch.fx.experimental import _config as symbolic_config
+from torch.utils import _pytree
+
+from bnfold.errors import UnsupportedModelError, one_line
+from bnfold.frontends.torch.capture.borders import Border, Recorder
+from bnfold.frontends.torch.capture.inputs import Inputs, bind
+from bnfold.frontends.torch.capture.silence import quiet, same_randomness
+from bnfold.frontends.torch.view import VALUE_HOOKS, hook_of
+
+
+@dataclass(frozen=True, eq=False)
+class Export:
+    """A program, and what its graph does not show.
+
+    Attributes:
+        program: whose outputs are the tensors that the module gives back.
+        borders: of all calls of modules; the last is that of the module itself.
+        is_static: whether it holds for the sizes of the example alone.
+    """
+
+    program: ExportedProgram
+    borders: tuple[Border, ...]
+    is_static: bool
+
+
+def export(module: nn.Module, inputs: Inputs) -> Export:
+    """An export of a module whose code may be run, with every size dynamic where that can be.
+
+    A size of 1 is as free as any other, but where an operator gives another rank for it.
+
+    Raises:
+        UnsupportedModelError: it cannot be exported.
+    """
+    dynamic = _pytree.tree_map(_every_size, (inputs.args, dict(inputs.kwargs)))
+    sizes = dict(bind(module, Inputs(*dynamic)).arguments)
+    failure: Exception | None = None
+    for given, oblivious in ((sizes, True), (None, False)):
+        try:
+            found = _export(module, inputs, given, oblivious=oblivious)
+            if oblivious and _squeezes_one(found.program):
+                found = _export(module, inputs, given, oblivious=False)
+            return found
+        except Exception as error:  # an export runs the module's code, which may raise anything
+            failure = failure or error
+    raise UnsupportedModelError(f"{type(module).__name__} cannot be exported: {line(failure)}") from failure
+
+
+def _export(module: nn.Module, inputs: Inputs, sizes: Mapping[str, Any] | None, *, oblivious: bool) -> Export:
+    recorder = Recorder(module)
+    oblivion = symbolic_config.patch(backed_size_oblivious=oblivious)  # type: ignore[attr-defined]
+    shapes = dict(sizes) if sizes is not None else None
+    try:
+        with quiet(), same_randomness(), torch.no_grad(), oblivion:
+            args, kwargs = _pytree.tree_map(_unmarked, (inputs.args, dict(inputs.kwargs)))
+            program = torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
+    finally:
+        recorder.remove()
+    return Export(program, tuple(recorder.borders), sizes is None)
+
+
+def _squeezes_one(program: ExportedProgram) -> bool:
+    """Whether an axis is dropped, or not, by a size that is 1 in the example and a symbol in the program."""
+    for node in program.graph.nodes:
+        if "squeeze" in str(node.target) and "unsqueeze" not in str(node.target):
+            value = node.args[0].meta.get("val")
+            if any(isinstance(size, torch.SymInt) and size.node.hint == 1 for size in value.shape):
+                return True
+    return False
+
+
+def _unmarked(value: Any) -> Any:
+    """A copy of a tensor, on which an export may note which sizes are dynamic."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    return value.detach().clone().requires_grad_(value.requires_grad)
+
+
+def _every_size(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return dict.fromkeys(range(value.dim()), torch.export.Dim.AUTO)
+    return None
+
+
+def line(error: Exception | None) -> str:
+    """The type of an error, and what it says on one line."""
+    return f"{type(error).__name__}: {one_line(str(error), 200)}"
+
+
+NOWHERE = "_empty_nn_module_stack_from_metadata_hook"
+
+
+def stack(node: fx.Node) -> list[str]:
+    """The paths of the modules in whose forward a node was made, the model's first, innermost last."""
+    entries = (node.meta.get("nn_module_stack") or {}).values()
+    paths = [str(path) for path, _ in entries if path != NOWHERE]
+    return paths if paths[:1] == [""] else ["", *paths]
+
+
+def strip_hooks(module: nn.Module) -> dict[str, str]:
+    """Take away the hooks that see values, which might note what is no tensor; the name of one for each module."""
+    found: dict[str, str] = {}
+    for path, each in module.named_modules():
+        if (name := hook_of(each, VALUE_HOOKS)) is not None:
+            found[path] = name
+            for kind in VALUE_HOOKS:
+                held = getattr(each, kind)
+                for key in [key for key, hook in held.items() if not _is_torchs(hook)]:
+                    del held[key]
+                    for companion in (f"{kind}_with_kwargs", f"{kind}_always_called"):
+                        getattr(each, companion, {}).pop(key, None)
+    return found
+
+
+def _is_torchs(hook: Any) -> bool:
+    function = getattr(hook, "hook", hook)
+    return str(getattr(function, "__module__", "")).startswith("torch.nn.utils.")
+
+
+def borders_of_hooked(hooked: Mapping[str, str], graph: fx.Graph) -> dict[fx.Node, str]:
+    """The values that enter and leave modules with hooks, with the hook's name."""
+    found: dict[fx.Node, str] = {}
+    for path, hook in hooked.items():
+        if path:
+            inside = {node for node in graph.nodes if path in stack(node)}
+            leaving = {node for node in inside if any(user not in inside for user in node.users)}
+            entering = {source for node in inside for source in node.all_input_nodes if source not in inside}
+            found.update(dict.fromkeys(leaving | entering, f"{hook} on {path}"))
+    return found
+
+
+__all__ = ["Export", "borders_of_hooked", "export", "inspect", "line", "stack", "strip_hooks"]

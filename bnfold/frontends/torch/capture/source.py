@@ -1,0 +1,198 @@
+"""A captured module, however it was captured: its graph, its tensors by name, and the calls of its submodules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.export.graph_signature import OutputKind
+from torch.fx.node import map_arg
+
+from bnfold.frontends.torch.capture.borders import Border
+from bnfold.frontends.torch.capture.exporting import Export, stack
+from bnfold.frontends.torch.capture.trace import Trace
+from bnfold.frontends.torch.change.program import HELD
+
+CALLS = ("call_function", "call_method", "call_module")
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """What is folded in the place of a module.
+
+    Attributes:
+        graph: its nodes.
+        root: holds what nodes of the graph name.
+        borders: the calls of its submodules, and last its own.
+        name: the qualified name of the tensor that a node stands for; None for another node.
+        tensors: reads the tensors that the graph holds now, by their names.
+        writes: buffers that get a new content at the end, with the nodes that make it.
+        places: the names of the tensors that the module had.
+        owners: the paths of its modules.
+        is_static: whether it holds for the sizes of an example alone.
+    """
+
+    graph: fx.Graph
+    root: nn.Module
+    borders: tuple[Border, ...]
+    name: Callable[[fx.Node], str | None]
+    tensors: Callable[[], dict[str, torch.Tensor]]
+    writes: Mapping[str, str]
+    places: frozenset[str]
+    owners: frozenset[str]
+    is_static: bool = False
+
+    def calls(self) -> Iterator[fx.Node]:
+        """The nodes that do something."""
+        return (node for node in self.graph.nodes if node.op in CALLS)
+
+
+def of_export(export: Export, module: nn.Module) -> Source:
+    """A program as what is folded; `module` is what was exported."""
+    program = export.program
+
+    known: list[dict[str, str]] = [{}]
+
+    def names() -> dict[str, str]:
+        specs = [spec for spec in program.graph_signature.input_specs if spec.target and spec.kind in HELD]
+        if len(specs) != len(known[0]):
+            known[0] = {spec.arg.name: str(spec.target) for spec in specs}
+        return known[0]
+
+    def name(node: fx.Node) -> str | None:
+        return names().get(node.name) if node.op == "placeholder" else None
+
+    def tensors() -> dict[str, torch.Tensor]:
+        held = {**program.constants, **program.state_dict}
+        return {target: held[target] for target in names().values() if isinstance(held.get(target), torch.Tensor)}
+
+    writes = {
+        spec.target: spec.arg.name
+        for spec in program.graph_signature.output_specs
+        if spec.kind is OutputKind.BUFFER_MUTATION and spec.target is not None
+    }
+    root, owners = program.graph_module, _owners(module)
+    places = frozenset(each for each in tensors() if isinstance(_get(module, each), torch.Tensor))
+    return Source(root.graph, root, export.borders, name, tensors, writes, places, owners, export.is_static)
+
+
+def of_trace(trace: Trace, root: fx.GraphModule, module: nn.Module) -> Source:
+    """A trace as what is folded; `root` holds its graph, which is that of `module`."""
+
+    def name(node: fx.Node) -> str | None:
+        return (
+            str(node.target)
+            if node.op == "get_attr" and isinstance(_get(root, str(node.target)), torch.Tensor)
+            else None
+        )
+
+    def tensors() -> dict[str, torch.Tensor]:
+        held = {
+            **dict(root.named_parameters(remove_duplicate=False)),
+            **dict(root.named_buffers(remove_duplicate=False)),
+        }
+        plain = {str(node.target): _get(root, str(node.target)) for node in root.graph.nodes if name(node)}
+        return {**plain, **held}
+
+    places = frozenset(each for each in tensors() if not each.startswith("_tensor_constant"))
+    return Source(root.graph, root, trace.borders, name, tensors, {}, places, _owners(module))
+
+
+def _owners(module: nn.Module) -> frozenset[str]:
+    return frozenset(path for path, _ in module.named_modules(remove_duplicate=False))
+
+
+def _get(root: nn.Module, name: str) -> Any:
+    found: Any = root
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return found
+
+
+def is_scalar(node: fx.Node) -> bool:
+    """Whether a node computes with sizes alone."""
+    value = node.meta.get("val")
+    return node.op in CALLS and value is not None and not isinstance(value, torch.Tensor | list | tuple)
+
+
+def is_check(node: fx.Node) -> bool:
+    """Whether a node only insists on what an export saw."""
+    return isinstance(node.target, torch._ops.OpOverload) and "_assert" in str(node.target)
+
+
+def is_same(one: Source, two: Source) -> bool:
+    """Whether two graphs do the same with the same tensors, in the same order."""
+    numbers: dict[Any, int] = {}
+    return _portray(one, numbers) == _portray(two, numbers)
+
+
+def _portray(source: Source, numbers: dict[Any, int]) -> list[Any]:
+    seen: dict[fx.Node, int] = {}
+    lines: list[Any] = []
+    tensors = source.tensors()
+    inputs = 0
+    for node in source.graph.nodes:
+        name = source.name(node)
+        if name is not None:
+            key: Any = ("tensor", _identity(tensors[name])) if name in tensors else ("name", name)
+        elif node.op == "placeholder":
+            key, inputs = ("input", inputs), inputs + 1
+        elif node.op == "output":
+            lines.append(_key(node.args, seen))
+            continue
+        elif node.op == "get_attr":
+            key = ("attribute", _describe(_get(source.root, str(node.target))))
+        elif is_check(node):
+            continue
+        elif node.op == "call_module" and type(_get(source.root, str(node.target))) is nn.Identity:
+            seen[node] = seen[node.all_input_nodes[0]]
+            continue
+        else:
+            what = _describe(_get(source.root, str(node.target))) if node.op == "call_module" else node.target
+            args = node.args[:1] if node.target is torch._assert else node.args  # its message may name a proxy
+            key = (node.op, what, _key(_trimmed(args), seen), _key(node.kwargs, seen))
+        seen[node] = numbers.setdefault(key, len(numbers))
+        if node.op in CALLS and not is_scalar(node) and node.target is not getattr:  # which is traced where it is read
+            lines.append(seen[node])
+    return lines
+
+
+def _trimmed(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    while args and args[-1] is None:
+        args = args[:-1]
+    return args
+
+
+def _key(value: Any, seen: Mapping[fx.Node, int]) -> str:
+    return repr(map_arg(value, lambda node: _Name(f"<{seen.get(node)}>")))
+
+
+class _Name(str):
+    """What stands for a node, which is no literal text."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def _identity(tensor: torch.Tensor) -> Any:
+    """What tells a parameter or buffer from others; of any other tensor its content."""
+    if isinstance(tensor, nn.Parameter) or tensor.numel() > 1 << 16:
+        return tensor.data_ptr(), tuple(tensor.shape), tensor.dtype
+    held = tensor.detach().cpu().contiguous().reshape(-1)
+    return tuple(tensor.shape), tensor.dtype, held.view(torch.uint8).numpy().tobytes()
+
+
+def _describe(held: Any) -> Any:
+    if isinstance(held, fx.GraphModule):
+        return held.code
+    if isinstance(held, nn.Module):
+        return type(held), str(held), tuple(_identity(each) for each in (*held.parameters(), *held.buffers()))
+    return repr(held)
+
+
+__all__ = ["CALLS", "Source", "is_check", "is_same", "is_scalar", "of_export", "of_trace", "stack"]

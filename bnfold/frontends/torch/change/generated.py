@@ -1,0 +1,137 @@
+"""A class of a module's own class, whose forward is generated code."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx.graph_module import _forward_from_src
+
+from bnfold.frontends.torch.capture.structure import Structure, flatten
+
+
+@dataclass(frozen=True, eq=False)
+class Code:
+    """A forward as what can be pickled.
+
+    Attributes:
+        body: the source of a function of the module and of the tensors among the leaves of its arguments.
+        imports: what its names are.
+        head: the parameters of the forward, as they are written; a default is an entry of `_defaults`.
+        names: of the parameters.
+        defaults: of the parameters.
+        arguments: what holds the leaves of the arguments.
+        constants: those leaves that the code was generated for, by their index.
+        sizes: of the other leaves, the sizes that the code was generated for.
+        results, result: the leaves of what is given back, where they are constants, and what holds them.
+    """
+
+    body: str
+    imports: str
+    head: str
+    names: tuple[str, ...]
+    defaults: tuple[Any, ...]
+    arguments: Structure
+    constants: dict[int, Any]
+    sizes: dict[int, tuple[int | None, ...]]
+    results: tuple[Any, ...]
+    result: Structure
+
+
+@dataclass(frozen=True)
+class Made:
+    """What stands in `Code.results` for a leaf that the code makes."""
+
+    index: int
+
+
+def install(module: nn.Module, code: Code) -> None:
+    """Give a module a forward, by a class of its own."""
+    vars(module).pop("forward", None)
+    module.__class__ = _derive(getattr(type(module), "_bnfold_base", type(module)), code)
+
+
+def written(signature: inspect.Signature) -> tuple[str, tuple[str, ...], tuple[Any, ...]]:
+    """Parameters as they are written, their names, and their defaults."""
+    defaults: list[Any] = []
+    parts: list[str] = []
+    kinds = inspect.Parameter
+    has_star = False
+    parameters = list(signature.parameters.values())
+    for index, each in enumerate(parameters):
+        text = str(each.replace(default=kinds.empty, annotation=kinds.empty))
+        if each.kind is kinds.KEYWORD_ONLY and not has_star:
+            parts.append("*")
+            has_star = True
+        has_star |= each.kind is kinds.VAR_POSITIONAL
+        if each.default is not kinds.empty:
+            text += f"=_defaults[{len(defaults)}]"
+            defaults.append(each.default)
+        parts.append(text)
+        is_last = index + 1 == len(parameters) or parameters[index + 1].kind is not kinds.POSITIONAL_ONLY
+        if each.kind is kinds.POSITIONAL_ONLY and is_last:
+            parts.append("/")
+    return ", ".join(parts), tuple(signature.parameters), tuple(defaults)
+
+
+def _derive(base: type, code: Code) -> type:
+    run = _forward_from_src(code.imports + code.body, {})
+    given = ", ".join(f"{name!r}: {name}" for name in code.names)
+    source = f"def forward(self, {code.head}):\n    return _call(self, {{{given}}})\n"
+
+    def call(module: nn.Module, arguments: dict[str, Any]) -> Any:
+        made = run(module, *_tensors(code, base, arguments))
+        return code.result.build([made[each.index] if isinstance(each, Made) else each for each in code.results])
+
+    held = {"_call": call, "_defaults": code.defaults}
+    members = {
+        "forward": _forward_from_src(source, held),
+        "__module__": base.__module__,
+        "__qualname__": base.__qualname__,
+        "__doc__": base.__doc__,
+        "__reduce_ex__": _reduce,
+        "__deepcopy__": _deepcopy,
+        "_bnfold_base": base,
+        "_bnfold_code": code,
+    }
+    return type(base.__name__, (base,), members)
+
+
+def _tensors(code: Code, base: type, arguments: dict[str, Any]) -> Sequence[Any]:
+    """The leaves of the arguments that are no constants.
+
+    Raises:
+        ValueError: the call is not of the kind that the code was generated for.
+    """
+    leaves, structure = flatten(arguments)
+    if structure != code.arguments:
+        raise ValueError(f"bnfold generated the forward of {base.__name__} for other arguments: fuse with these")
+    for index, constant in code.constants.items():
+        if leaves[index] is not constant and leaves[index] != constant:
+            raise ValueError(f"bnfold generated the forward of {base.__name__} for {constant!r}: fuse with this value")
+    for index, sizes in code.sizes.items():
+        for axis, size in enumerate(sizes):
+            if size is not None:
+                text = f"bnfold generated the forward of {base.__name__} for inputs of the example's sizes"
+                torch._assert(leaves[index].shape[axis] == size, text)  # type: ignore[no-untyped-call]
+    return [leaf for index, leaf in enumerate(leaves) if index not in code.constants]
+
+
+def _rebuild(base: type, code: Code) -> Any:
+    return object.__new__(_derive(base, code))
+
+
+def _reduce(self: Any, protocol: int) -> Any:
+    return _rebuild, (type(self)._bnfold_base, type(self)._bnfold_code), dict(vars(self))
+
+
+def _deepcopy(self: Any, memo: dict[int, Any]) -> Any:
+    made = object.__new__(type(self))
+    memo[id(self)] = made
+    vars(made).update(copy.deepcopy(vars(self), memo))
+    return made
