@@ -6,21 +6,21 @@ the place of a BatchNorm. Where it does not, the smallest module around the plac
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import takewhile
 from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.fx.graph_module import _format_import_block
 from torch.fx.node import map_arg
-from torch.package.importer import sys_importer
 
 from bnfold.errors import UnsupportedModelError
-from bnfold.frontends.torch.capture.borders import UNSEEN, Border
-from bnfold.frontends.torch.capture.source import CALLS, Source, is_check, is_same, is_scalar, stack
-from bnfold.frontends.torch.change.generated import Code, Made, install, written
+from bnfold.frontends.torch.capture.borders import Border
+from bnfold.frontends.torch.capture.source import CALLS, Source, is_check, is_same, stack
+from bnfold.frontends.torch.change.draft import Draft, OpenError, Region, code_of, is_simple
+from bnfold.frontends.torch.change.generated import install
 from bnfold.frontends.torch.change.store import note_channels, put
 from bnfold.frontends.torch.operators.spelling import is_plain_module
 from bnfold.frontends.torch.view import TorchGraph, occurrences
@@ -33,25 +33,6 @@ class _Before:
     target: Any
     arguments: Any
     stack: list[str]
-
-
-@dataclass(frozen=True, eq=False)
-class _Region:
-    """A module that gets generated code.
-
-    Attributes:
-        border: of its call.
-        graph: of its forward.
-        attributes: tensors and modules that the code reads, and that the module does not have yet.
-    """
-
-    border: Border
-    graph: fx.Graph
-    attributes: Mapping[str, Any]
-
-
-class _OpenError(Exception):
-    """A module reads or makes something that its call does not pass."""
 
 
 class Projection:
@@ -68,6 +49,7 @@ class Projection:
         self._view = view
         self._twin = twin
         self._module = twin()
+        self._closed: dict[str, bool] = {}
         self._before = {node: _Before(node.target, (node.args, node.kwargs), stack(node)) for node in source.calls()}
         self._tensors = source.tensors()
         self._names = {node: name for node in source.graph.nodes if (name := source.name(node)) is not None}
@@ -82,7 +64,10 @@ class Projection:
             make: what is changed and given back.
             capture: of a changed module, in the way of the first one.
         """
-        regions = self._regions()
+        try:
+            regions = self._regions()
+        except OpenError:
+            regions = {"": self._whole()}
         if not self._holds(regions, capture):
             regions = {"": self._whole()}
             if not self._holds(regions, capture):
@@ -94,21 +79,21 @@ class Projection:
 
     def apply_kept(self, make: Callable[[], nn.Module], capture: Callable[[nn.Module], Source]) -> nn.Module | None:
         """The module without what folded, with the code that it had; None where that would do something else."""
-        if list(self._differences()) or not self._holds({}, capture):
+        if self._differences() or not self._holds({}, capture):
             return None
         return self._changed(make(), {})
 
-    def _holds(self, regions: Mapping[str, _Region], capture: Callable[[nn.Module], Source]) -> bool:
+    def _holds(self, regions: Mapping[str, Region], capture: Callable[[nn.Module], Source]) -> bool:
         """Whether the changed module, captured again, is what was folded."""
         try:
             return is_same(self._source, capture(self._changed(self._twin(), regions)))
         except UnsupportedModelError:
             return False
 
-    def _whole(self) -> _Region:
+    def _whole(self) -> Region:
         try:
-            return _Draft(self._source, self._borders[""], self._stand, self._place).region()
-        except _OpenError as error:
+            return self._draft("", None)
+        except OpenError as error:
             raise UnsupportedModelError(f"{type(self._module).__name__} cannot get other code: {error}") from error
 
     @cached_property
@@ -127,33 +112,35 @@ class Projection:
 
     # What differs
 
-    def _regions(self) -> dict[str, _Region]:
-        """The modules that need generated code, by their paths; none lies in another."""
-        found: dict[str, _Region] = {}
-        for places in self._differences():
-            if not any(path in found for path in places):
-                region = self._smallest(places)
-                path = region.border.path
-                found = {other: each for other, each in found.items() if path not in self._around(other)}
-                found[path] = region
-        return found
+    def _regions(self) -> dict[str, Region]:
+        """The modules that need generated code, by their paths."""
+        chosen = [(self._smallest(_common(stacks)), stacks) for stacks in self._differences()]
+        spoiled = {path for place, stacks in chosen for one in stacks for path in one[one.index(place) + 1 :]}
+        return {place: self._draft(place, spoiled) for place, _ in chosen}
 
-    def _smallest(self, places: list[str]) -> _Region:
-        for path in reversed(places[1:]):
-            if path in self._borders:
-                try:
-                    return _Draft(self._source, self._borders[path], self._stand, self._place).region()
-                except _OpenError:
-                    continue
-        return self._whole()
+    def _smallest(self, places: list[str]) -> str:
+        """The smallest of some modules, of which each holds the next, whose call passes all that its code needs."""
+        return next(filter(self._is_closed, reversed(places[1:])), "")
 
-    def _around(self, path: str) -> list[str]:
-        """The modules in whose forward a module is called."""
-        stacks = (before.stack for before in self._before.values() if path in before.stack)
-        return next((found[: found.index(path)] for found in stacks), [""])
+    def _is_closed(self, path: str) -> bool:
+        if path not in self._closed:
+            try:
+                self._closed[path] = path in self._borders and bool(self._draft(path, None))
+            except OpenError:
+                self._closed[path] = False
+        return self._closed[path]
 
-    def _differences(self) -> Iterator[list[str]]:
-        """For each place where the code has to change, the modules that hold all of it, the model first."""
+    def _draft(self, path: str, spoiled: Collection[str] | None) -> Region:
+        """The code of a module; it calls the modules in it, but for some, and none if that is None."""
+
+        def called(inner: str) -> Border | None:
+            is_kept = spoiled is not None and inner not in spoiled and self._is_closed(inner)
+            return self._borders[inner] if is_kept and is_simple(self._borders[inner]) else None
+
+        return Draft(self._source, self._borders[path], self._stand, self._place, called).region()
+
+    def _differences(self) -> list[list[list[str]]]:
+        """For each place where the code has to change, the stacks of what differs there."""
         gone = self._gone
         nodes: dict[fx.Node, list[str]] = {}
         for node, before in self._before.items():
@@ -169,7 +156,7 @@ class Projection:
             is_new = name is not None and self._source.tensors()[name] is not self._tensors.get(name)
             if name is not None and is_new and not self._has(self._place(name)):
                 nodes.update((user, stack(user)) for user in node.users if user.op in CALLS)
-        yield from _components(nodes, self._before)
+        return _components(nodes, self._before)
 
     @cached_property
     def _gone(self) -> set[str]:
@@ -250,7 +237,7 @@ class Projection:
 
     # What changes
 
-    def _changed(self, module: nn.Module, regions: Mapping[str, _Region]) -> nn.Module:
+    def _changed(self, module: nn.Module, regions: Mapping[str, Region]) -> nn.Module:
         gone = self._gone
         now = self._source.tensors()
         for name, tensor in now.items():
@@ -263,7 +250,7 @@ class Projection:
             owner = module.get_submodule(path)
             for name, held in region.attributes.items():
                 _attach(owner, name, held)
-            install(owner, _code(region, is_static=self._source.is_static))
+            install(owner, code_of(region, is_static=self._source.is_static))
         for path in gone:
             owner = module.get_submodule(path)
             replace_module(module, owner, nn.Identity().train(owner.training))
@@ -278,143 +265,6 @@ class Projection:
         return module
 
 
-class _Draft:
-    """The code of one module, made of the nodes of a graph.
-
-    Args:
-        source: the graph.
-        border: of the only call of the module.
-        stand: the node that stands now for the value of one that was captured.
-        place: the name in the module for that of a tensor in the graph.
-    """
-
-    def __init__(
-        self,
-        source: Source,
-        border: Border,
-        stand: Callable[[fx.Node], fx.Node],
-        place: Callable[[str], str],
-    ) -> None:
-        self._source = source
-        self._border = border
-        self._stand = stand
-        self._place = place
-        self._graph = fx.Graph()
-        self._copies: dict[fx.Node, fx.Node] = {}
-        self._attributes: dict[str, Any] = {}
-        self._inputs: list[tuple[fx.Node, fx.Node]] = []
-        path = border.path
-        self._inside = {node: None for node in source.calls() if not path or path in stack(node)}
-
-    def region(self) -> _Region:
-        """The module's code.
-
-        Raises:
-            _OpenError: it needs more than its call passes.
-        """
-        border = self._border
-        if any(leaf is UNSEEN for leaf in (*border.leaves, *border.results)):
-            raise _OpenError("a tensor enters or leaves it that the capture does not show")
-        for leaf in border.leaves:
-            if isinstance(leaf, fx.Node):
-                self._enter(self._stand(leaf), leaf.name)
-        for node in self._inside:
-            if not is_check(node):
-                self._copies[node] = self._copy(node)
-        made = [self._read(self._stand(leaf)) for leaf in border.results if isinstance(leaf, fx.Node)]
-        self._insist_on_closed()
-        self._write_buffers()
-        self._graph.output(tuple(made))
-        self._graph.lint()
-        return _Region(border, self._graph, self._attributes)
-
-    def _enter(self, node: fx.Node, name: str) -> None:
-        if node in self._inside:
-            raise _OpenError("what enters it is made in it")
-        placeholder = self._graph.placeholder(name)
-        placeholder.meta = dict(node.meta)
-        self._copies.setdefault(node, placeholder)
-        self._inputs.append((node, placeholder))
-
-    def _copy(self, node: fx.Node) -> fx.Node:
-        if node in self._copies:
-            return self._copies[node]
-        made = self._graph.node_copy(node, self._read)
-        if node.op == "call_module":
-            made.target = self._module(str(node.target))
-        return made
-
-    def _module(self, target: str) -> str:
-        path = self._border.path
-        if target not in self._source.owners:
-            name = target.replace(".", "_")
-            self._attributes[name] = self._source.root.get_submodule(target)
-            return name
-        if path and not target.startswith(f"{path}."):
-            raise _OpenError(f"it calls {target}")
-        return target.removeprefix(f"{path}.") if path else target
-
-    def _read(self, node: fx.Node) -> fx.Node:
-        if node not in self._copies:
-            self._copies[node] = self._fetch(node)
-        return self._copies[node]
-
-    def _fetch(self, node: fx.Node) -> fx.Node:
-        name = self._source.name(node)
-        if name is not None:
-            return self._graph.get_attr(self._tensor(name))
-        if node.op == "get_attr":
-            self._attributes[str(node.target)] = getattr(self._source.root, str(node.target))
-            return self._graph.get_attr(str(node.target))
-        if is_scalar(node):
-            return self._size(node)
-        raise _OpenError(f"it reads {node.name}, which is made elsewhere")
-
-    def _tensor(self, name: str) -> str:
-        """Where the code finds a tensor."""
-        path, place = self._border.path, self._place(name)
-        is_below = not path or place.startswith(f"{path}.")
-        if place in self._source.places:
-            if not is_below:
-                raise _OpenError(f"it reads {place}")
-            return place.removeprefix(f"{path}.") if path else place
-        owner = place.rpartition(".")[0]
-        if is_below and owner in self._source.owners:
-            return place.removeprefix(f"{path}.") if path else place
-        attribute = place.replace(".", "_")
-        self._attributes[attribute] = self._source.tensors()[name]
-        return attribute
-
-    def _size(self, node: fx.Node) -> fx.Node:
-        """A size that was computed elsewhere, by what enters."""
-        value = node.meta.get("val")
-        if isinstance(value, torch.SymInt):
-            for _, placeholder in self._inputs:
-                entering = placeholder.meta.get("val")
-                for axis, size in enumerate(entering.shape if isinstance(entering, torch.Tensor) else ()):
-                    if isinstance(size, torch.SymInt) and size.node.expr == value.node.expr:
-                        return self._graph.call_function(torch.ops.aten.sym_size.int, (placeholder, axis))
-        return self._graph.node_copy(node, self._read)
-
-    def _insist_on_closed(self) -> None:
-        """Refuse where something else reads what is made inside, but for what the call gives back."""
-        leaving = {self._stand(leaf) for leaf in self._border.results if isinstance(leaf, fx.Node)}
-        for node in self._inside:
-            if node in leaving or is_scalar(node):
-                continue
-            for user in node.users:
-                is_outside = user not in self._inside and not is_scalar(user) and not is_check(user)
-                if is_outside and (self._border.path or user.op != "output"):
-                    raise _OpenError(f"{user.name} reads {node.name}")
-
-    def _write_buffers(self) -> None:
-        names = {node.name: node for node in self._copies}
-        for target, name in self._source.writes.items():
-            if name in names and names[name] in self._inside:
-                held = self._graph.get_attr(self._tensor(target))
-                self._graph.call_function(torch.ops.aten.copy_.default, (held, self._copies[names[name]]))
-
-
 class _Name(str):
     """What stands for a node, which is no literal text."""
 
@@ -424,8 +274,8 @@ class _Name(str):
         return str(self)
 
 
-def _components(nodes: Mapping[fx.Node, list[str]], captured: Mapping[fx.Node, _Before]) -> Iterator[list[str]]:
-    """What all nodes that are connected, before or now, have in common of their stacks."""
+def _components(nodes: Mapping[fx.Node, list[str]], captured: Mapping[fx.Node, _Before]) -> list[list[list[str]]]:
+    """The stacks of nodes, those together that are connected, before or now."""
     links: dict[fx.Node, set[fx.Node]] = {node: set() for node in nodes}
     for node in nodes:
         read: list[fx.Node] = [] if node._erased else occurrences(node)
@@ -435,24 +285,26 @@ def _components(nodes: Mapping[fx.Node, list[str]], captured: Mapping[fx.Node, _
             if each in nodes:
                 links[node].add(each)
                 links[each].add(node)
+    found: list[list[list[str]]] = []
     seen: set[fx.Node] = set()
     for start in nodes:
-        if start in seen:
-            continue
-        common, todo = list(nodes[start]), [start]
+        todo = [] if start in seen else [start]
         seen.add(start)
+        stacks: list[list[str]] = []
         while todo:
             node = todo.pop()
-            common = _shared(common, nodes[node])
+            stacks.append(nodes[node])
             fresh = links[node] - seen
             seen |= fresh
             todo.extend(fresh)
-        yield common
+        if stacks:
+            found.append(stacks)
+    return found
 
 
-def _shared(one: list[str], two: list[str]) -> list[str]:
-    count = next((index for index, pair in enumerate(zip(one, two, strict=False)) if pair[0] != pair[1]), None)
-    return one[: min(len(one), len(two))] if count is None else one[:count]
+def _common(stacks: list[list[str]]) -> list[str]:
+    """What stacks begin with, all of them."""
+    return [level[0] for level in takewhile(lambda level: len(set(level)) == 1, zip(*stacks, strict=False))]
 
 
 def _tensor(module: nn.Module, name: str) -> torch.Tensor | None:
@@ -480,35 +332,6 @@ def _attach(owner: nn.Module, name: str, held: Any) -> None:
         owner.register_parameter(name, held)
     elif not isinstance(getattr(owner, name, None), torch.Tensor):
         owner.register_buffer(name, held, persistent=False)
-
-
-def _code(region: _Region, *, is_static: bool) -> Code:
-    border = region.border
-    text = region.graph.python_code("self")
-    head, names, defaults = written(border.signature)
-    made = iter(range(len(border.results)))
-    constants = {index: leaf for index, leaf in enumerate(border.leaves) if not isinstance(leaf, fx.Node)}
-    return Code(
-        text.src,
-        _format_import_block(text.globals, sys_importer),
-        head,
-        names,
-        defaults,
-        border.arguments,
-        constants,
-        _sizes(border) if is_static else {},
-        tuple(Made(next(made)) if isinstance(leaf, fx.Node) else leaf for leaf in border.results),
-        border.result,
-    )
-
-
-def _sizes(border: Border) -> dict[int, tuple[int | None, ...]]:
-    found: dict[int, tuple[int | None, ...]] = {}
-    for index, leaf in enumerate(border.leaves):
-        value = leaf.meta.get("val") if isinstance(leaf, fx.Node) else None
-        if isinstance(value, torch.Tensor):
-            found[index] = tuple(size if isinstance(size, int) else None for size in value.shape)
-    return found
 
 
 def replace_module(root: nn.Module, old: nn.Module, new: nn.Module) -> None:
