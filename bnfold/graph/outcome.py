@@ -51,7 +51,7 @@ ADVICE: dict[Reason, str] = {
     Reason.PARAMETRIZED: "materialise the weight before: parametrize.remove_parametrizations or remove_weight_norm",
     Reason.OVERFLOW: "store the weight in a wider type",
     Reason.PRECISION_LOSS: "store the weight in a wider type",
-    Reason.CANCELLATION: "subtract the mean from the data before the model reads it, or in a wider type",
+    Reason.CANCELLATION: "where the model reads that data, subtract its mean before, or in a wider type",
     Reason.PER_ACTIVATION: "retrain with statistics per channel",
     Reason.SECOND_USE: "let the BatchNorm alone read that value, or put one BatchNorm behind all its readers",
     Reason.SCOPE_BOUNDARY: "move the BatchNorm into the graph that makes its input",

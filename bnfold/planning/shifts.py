@@ -66,8 +66,10 @@ def shift_walk(draft: Draft[N, V], candidate: N) -> Move[N, V] | Blocked[N] | No
         return None
     if dead.any():
         stopped = stopped or Blocked(Stop(Reason.SHIFT, DEAD.format(int(np.argmax(dead)))), candidate)
-    move = _Search(draft, down).run(back)
-    return move if stopped is None or isinstance(move, Blocked) else stopped
+    move = _Search(draft, down, judges_digits=False).run(back)
+    if isinstance(move, Blocked):
+        return move
+    return stopped or _Search(draft, down).run(back)
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,22 +98,24 @@ class _Search(Generic[N, V]):
     Attributes:
         draft: the graph as it will be.
         down: how the scale goes downstream.
+        judges_digits: whether rounding may stop it.
         digits: what keeps the shift from being taken back anywhere.
         blocked: where ways ended.
     """
 
     draft: Draft[N, V]
     down: Move[N, V]
+    judges_digits: bool = True
     digits: Stop | None = None
     blocked: list[Blocked[N]] = field(default_factory=list)
 
     def run(self, back: Affine) -> Move[N, V] | Blocked[N]:
-        """The move that shifts the fewest values; where there is none, the last obstacle in the data."""
+        """The move that shifts the fewest values; else what digits it would lose, or the last obstacle in the data."""
         candidate = self.down.node
         (value,) = self.draft.inputs(candidate)
         if not back.is_finite:
             return Blocked(Stop(Reason.OVERFLOW, "its shift over its scale is not finite"), candidate)
-        self.digits = _stop_digits(self.draft.graph.op(candidate), self.draft.op(candidate), -back.shift)
+        self.digits = self._stop_digits(candidate, self.draft.op(candidate), back)
         heap: list[tuple[int, int, _State[N, V]]] = []
         count = self._note(heap, 0, [self._shift(_State({}, self.down.sinks), value, back, candidate)])
         while heap:
@@ -121,7 +125,31 @@ class _Search(Generic[N, V]):
             if count > STATE_LIMIT or len(state.backs) > STEP_LIMIT:
                 return Blocked(Stop(Reason.SEARCH_LIMIT, f"more than {STEP_LIMIT} values would shift"), candidate)
             count = self._note(heap, count, self._advance(state))
-        return max(self.blocked, key=lambda each: self.draft.position[each.at])
+        lossy = [each for each in self.blocked if each.stop.reason is Reason.CANCELLATION]
+        return lossy[0] if lossy else max(self.blocked, key=lambda each: self.draft.position[each.at])
+
+    def _stop_digits(self, node: N, op: Op, back: Affine) -> Stop | None:
+        """What keeps the data of a BatchNorm from being shifted, where something takes the shift back.
+
+        That has the rounding errors of the larger data, be it a part of what the BatchNorm reads. How large it is, and
+        how large it was in the original, its statistics tell; both beside the deviation, which a scale changes.
+        """
+        original = self.draft.graph.op(node)
+        assert isinstance(original, ChannelAffine)
+        assert isinstance(op, ChannelAffine)
+        first, now = original.affine.statistics, op.affine.statistics
+        if first is None or now is None or not self.judges_digits:
+            return None
+        growth = _growth(first, now, back.shift)
+        if growth.factor <= GROWTH_LIMIT:
+            return None
+        with np.errstate(all="ignore"):
+            deviations = abs(back.shift[growth.channel]) / np.sqrt(now.variance[growth.channel])
+        detail = (
+            f"the shift over the scale of channel {growth.channel} is {deviations:.3g} deviations of the data, "
+            f"and what else reads that would have {growth.factor:.3g} times the rounding error"
+        )
+        return Stop(Reason.CANCELLATION, detail)
 
     def _note(
         self,
@@ -181,7 +209,7 @@ class _Search(Generic[N, V]):
             back = state.backs[value]
             absorbed = absorb_input(op, back, is_batchnorm=False)
             if isinstance(op, ChannelAffine) and not isinstance(absorbed, Stop):
-                absorbed = _stop_digits(self.draft.graph.op(node), op, -back.shift) or absorbed
+                absorbed = self._stop_digits(node, op, back) or absorbed
         value = self.draft.graph.outputs(node)[0]
         if value in state.backs and not isinstance(absorbed, Stop):
             inner = (
@@ -321,33 +349,10 @@ def _are_equal(one: Affine | None, other: Affine | None) -> bool:
     return one is other or (one is not None and other is not None and one.equals(other))
 
 
-def _stop_digits(original: Op, reader: Op, shift: Array) -> Stop | None:
-    """What keeps the data of a BatchNorm from being shifted, where something takes the shift back.
-
-    That has the rounding errors of the larger data, be it a part of what the BatchNorm reads. How large it is, and how
-    large it was in the original, the BatchNorm's statistics tell; both beside the deviation, which a scale changes.
-    """
-    assert isinstance(original, ChannelAffine)
-    assert isinstance(reader, ChannelAffine)
-    first, now = original.affine.statistics, reader.affine.statistics
-    if first is None or now is None:
-        return None
-    growth = _growth(first, now, shift)
-    if growth.factor <= GROWTH_LIMIT:
-        return None
-    with np.errstate(all="ignore"):
-        deviations = abs(shift[growth.channel]) / np.sqrt(now.variance[growth.channel])
-    detail = (
-        f"the shift over the scale of channel {growth.channel} is {deviations:.3g} deviations of the data, "
-        f"and what else reads that would have {growth.factor:.3g} times the rounding error"
-    )
-    return Stop(Reason.CANCELLATION, detail)
-
-
-def _growth(first: Statistics, now: Statistics, shift: Array) -> Growth:
+def _growth(first: Statistics, now: Statistics, back: Array) -> Growth:
     """How much more the data rounds, and what an addition makes up for it with, once it shifts."""
     change = np.divide(first.variance, now.variance, out=np.ones_like(now.variance), where=now.variance > 0)
     with np.errstate(all="ignore"):
-        data = ((now.mean + shift) ** 2 + now.variance + shift**2) * change
+        data = ((now.mean - back) ** 2 + now.variance + back**2) * change
     zeros = np.zeros_like(data)
     return measure_growth(data, first.mean**2 + first.variance, zeros, zeros)

@@ -37,7 +37,9 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-TESTS = ("conformance", "traps", "merge", "merge_traps", "merge_scopes", "merge_kernels", "quantized", "recurrent")
+TESTS = (
+    "conformance", "traps", "shifts", "merge", "merge_traps", "merge_scopes", "merge_kernels", "quantized", "recurrent",
+)  # fmt: skip
 """Of ONNX, whose models are recorded."""
 
 CASES_PER_TEST = 40
@@ -204,7 +206,11 @@ def collect(options: argparse.Namespace) -> None:
     if not corpus.entries:
         sys.exit(f"the tests cannot be run:\n{printed.getvalue()}")
 
-    from tests.frontends.onnx import test_random_branches, test_random_graphs  # after pytest, which wants to load them
+    from tests.frontends.onnx import (
+        test_random_branches,
+        test_random_graphs,
+        test_random_streams,
+    )  # after pytest, which wants to load them
 
     for seed in SEEDS:
         generator = np.random.default_rng(seed)
@@ -213,6 +219,7 @@ def collect(options: argparse.Namespace) -> None:
         branchy = test_random_branches.build(seed)
         corpus.add(f"random branches {seed}", branchy, {})
         corpus.add(f"random branches {seed}, not merged", branchy, {"merge": False})
+        corpus.add(f"random streams {seed}", test_random_streams.build(seed), {})
     corpus.close()
 
 

@@ -14,7 +14,7 @@ import bnfold
 from bnfold import Fold
 from tests.toys.torch_models import Row, drawn, exported, fuse, of_batchnorms, to_onnx, traced, trained
 
-UP, DOWN = "upstream", "downstream"
+UP, DOWN, BOTH = "upstream", "downstream", "both"
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,17 @@ class Beside(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.inner(x) + self.make(x)
+
+
+class PreActivation(nn.Module):
+    """Adds to a value what a convolution makes of its normalised and rectified form."""
+
+    def __init__(self, inner: nn.Module, size: int = 3) -> None:
+        super().__init__()
+        self.inner, self.conv = inner, conv(6, 6, size, padding=size // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv(torch.relu(self.inner(x)))
 
 
 def swapped(x: Tensor) -> Tensor:
@@ -156,6 +167,14 @@ TOYS: dict[str, Toy] = {
     ),
     "split": Toy(lambda: Row(conv(4, 4, 1), swapped, norm(4)), IMAGE, (UP,)),
     "sum": Toy(lambda: Branches(torch.add, conv(size=3, padding=1), conv(size=1), after=norm()), IMAGE, (UP,)),
+    # its shift upstream, its scale downstream
+    "pre-activation": Toy(
+        lambda: Row(conv(), *(PreActivation(nn.BatchNorm2d(6, affine=False)) for _ in range(3))), IMAGE, (BOTH,) * 3
+    ),
+    "pre-activation of mixed signs": Toy(lambda: Row(conv(), PreActivation(norm())), IMAGE, ("negative-scale",)),
+    "pre-activation of the input": Toy(
+        lambda: Row(PreActivation(nn.BatchNorm2d(6, affine=False))), (2, 6, 8, 8), ("graph-input",)
+    ),
     "scale by a constant": Toy(lambda: Row(conv(), lambda x: x * 2.5 + 1.0, norm()), IMAGE, (UP,)),
     # stays
     "transposed conv of one tap behind": Toy(lambda: Row(norm(4), nn.ConvTranspose2d(4, 6, 1)), IMAGE, (DOWN,)),
