@@ -254,7 +254,7 @@ def certify(
     """The folded model of a protobuf whose tensors are inside, with its certificate."""
     opened = open_model(model, _options(LIMITS))
     decided, _ = _decide(opened, Selection(tuple(only), tuple(skip)), merge=merge)
-    ledger, deeds = Ledger.of(opened.graph.model), deeds_of(trace_changes(opened.graph, decided))  # type: ignore[attr-defined]
+    ledger, deeds = Ledger.of(opened.graph.model), deeds_of(opened.graph, trace_changes(opened.graph, decided))  # type: ignore[attr-defined]
     fold(opened.graph, decided)
     result: onnx.ModelProto = opened.finish()
     return result, ledger.certificate(deeds, digest(Files(model)), digest(Files(result)))

@@ -6,12 +6,14 @@ import filecmp
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from bnfold.frontends.limits import UNLIMITED, Limits
 from bnfold.frontends.onnx.files.loading import read_proto
 from bnfold.frontends.onnx.files.saving import Lent
 from bnfold.frontends.onnx.open import OpenOnnxModel
 from bnfold.frontends.protocol import OpenModel, Written
+from bnfold.graph.protocol import Graph
 from bnfold.proof.certificate import Certificate, Name, Relation
 from bnfold.proof.checker import Proof, check_pair, check_proof
 from bnfold.proof.ledger import Changes, Deeds, Ledger
@@ -30,7 +32,7 @@ class OnnxProver:
     """
 
     def __init__(self, opened: OpenOnnxModel, changes: Changes) -> None:
-        self._opened, self._deeds = opened, deeds_of(changes)
+        self._opened, self._deeds = opened, deeds_of(opened.graph, changes)
         self._original = _files(opened.original())
         self._ledger = Ledger.of(opened.graph.model)
         self._seen = {self._ledger.values[value]: kind for value, kind in opened.graph.confirmed_shapes().items()}
@@ -76,8 +78,8 @@ def begin(opened: OpenModel, changes: Changes) -> OnnxProver:
     return OnnxProver(opened, changes)
 
 
-def deeds_of(changes: Changes) -> Deeds:
-    """What a plan changes, for a certificate."""
+def deeds_of(graph: Graph[Any, Any], changes: Changes) -> Deeds:
+    """What a plan changes in a graph, for a certificate; asked before it is applied."""
     relations = {
         value: Relation(change.pulled, change.pushed)
         for value, change in changes.values.items()
@@ -85,7 +87,7 @@ def deeds_of(changes: Changes) -> Deeds:
     }
     merged = dict(changes.merged)
     for node, into in changes.merged.items():
-        merged[node.outputs[0].producer()] = into
+        merged[graph.outputs(node)[0].producer()] = into  # the Add that is the bias of a matrix product
     return Deeds(relations, dict(changes.stands), frozenset(changes.vanished), merged)
 
 

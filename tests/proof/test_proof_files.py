@@ -122,12 +122,11 @@ def test_a_certificate_does_not_take_the_place_of_a_model(name: str, tmp_path: P
     assert not (tmp_path / "b.onnx").exists()
 
 
-def test_a_program_has_no_certificate_yet(tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch")
-    program = torch.export.export(torch.nn.Linear(3, 3).eval(), (torch.zeros(2, 3),))
-    torch.export.save(program, tmp_path / "a.pt2")
-    with pytest.raises(UnsupportedModelError, match="ONNX"):
-        api.fuse_file(tmp_path / "a.pt2", tmp_path / "b.pt2", proof=tmp_path / "p.json")
+def test_a_certificate_is_of_two_files_of_one_kind(tmp_path: Path) -> None:
+    api.fuse_file(MODELS / "digits_cnn.onnx", tmp_path / "a.onnx", proof=tmp_path / "p.json", checks="none")
+    (tmp_path / "b.pt2").write_bytes(b"")
+    with pytest.raises(UnsupportedModelError, match="two files of one kind"):
+        api.prove_files(MODELS / "digits_cnn.onnx", tmp_path / "b.pt2", tmp_path / "p.json")
 
 
 def test_weights_in_another_file_are_part_of_the_proof(tmp_path: Path) -> None:

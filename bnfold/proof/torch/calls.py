@@ -80,6 +80,7 @@ SPACES = (F, torch, operator)
 _SHAPES = (
     "size dim ndimension numel nelement is_floating_point stride get_device is_contiguous element_size shape"
     " ndim dtype device requires_grad is_cuda layout sym_size sym_stride sym_numel _assert_tensor_metadata"
+    " empty_like full_like new_empty new_full new_ones new_zeros ones_like rand_like randn_like zeros_like"
 )
 
 SHAPES = frozenset(_SHAPES.split())

@@ -114,7 +114,9 @@ def _check_node(pair: Pair, node: fx.Node, tally: _Tally) -> None:
     if not any(read) and not made:
         check_node(pair, node)
         return
-    if side.calls[node].name in SHAPES:
+    call = side.calls[node]
+    is_type = call.name == "type_as" and node.all_input_nodes == [call.get("input"), call.get("other")] and not read[0]
+    if call.name in SHAPES or is_type:
         check_node(pair, node)
         if made:
             raise ProofError("wiring", node.name, "a shape cannot change")

@@ -109,11 +109,20 @@ def _convolution(side: Side, node: fx.Node) -> Product | None:
         pads = any(
             type(each) is not int or each for each in (padding if isinstance(padding, list | tuple) else [padding])
         )
-    is_padded = is_transposed or (bool(pads) and call.get("padding_mode", "zeros") == "zeros")
+    is_padded = bool(pads) and call.get("padding_mode", "zeros") == "zeros"
+    if is_transposed:  # of one tap, it puts an output on each place of its input, and on no other
+        is_padded = pads or prod(kernel.shape[2:]) > 1 or not _are(call.get("stride", 1), 1)
+        is_padded = is_padded or not _are(call.get("output_padding", 0), 0)
     return Product(
         call.get("input"), layout, kernel, bias, (-taps - 1, -taps - 1), _rest(call.arguments, "weight", "bias"),
         (call.get("weight"), call.get("bias")), is_padded=is_padded,
     )  # fmt: skip
+
+
+def _are(given: Any, number: int) -> bool:
+    """Whether one number, or each of several, is this one."""
+    numbers = given if isinstance(given, list | tuple) else [given]
+    return all(type(each) is int and each == number for each in numbers)
 
 
 def _rest(arguments: Mapping[str, Any], *names: str) -> dict[str, Any]:
