@@ -132,7 +132,7 @@ def test_every_batchnorm_of_a_module_folds(name: str) -> None:
     model, x = used(name), torch.randn(2, 3, 64, 64, dtype=torch.float64)
     fused, outcomes = bnfold.fuse(model, return_outcomes=True, example_inputs=x)
     assert [type(each) for each in of_batchnorms(outcomes)] == [Fold] * NETWORKS[name][1]
-    assert type(fused) is type(model)
+    assert isinstance(fused, type(model))  # by a subclass, where convolutions of two modules became one
     assert not any(is_normalisation(each) for each in fused.modules())
     assert_same(outputs(model, x), outputs(fused, x), 1e-9)
 
