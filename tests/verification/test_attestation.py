@@ -97,13 +97,13 @@ def test_external_data_is_a_subject_and_an_original_of_its_own(tmp_path: Path) -
         assert all(each["digest"]["sha256"] == sha256(tmp_path / each["name"]) for each in described)
 
 
-def test_a_program_is_attested_without_a_proof(tmp_path: Path) -> None:
+def test_a_program_is_attested_too(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4)).eval()
     torch.export.save(torch.export.export(network, (torch.zeros(1, 3, 4, 4),)), tmp_path / "a.pt2")
     api.fuse_file(tmp_path / "a.pt2", tmp_path / "b.pt2", attestation=tmp_path / "b.json")
     predicate = read(tmp_path / "b.json")["predicate"]
-    assert (predicate["proof"], predicate["verdict"]) == (None, "equivalent")
+    assert (predicate["proof"]["proved"], predicate["proof"]["folds"], predicate["verdict"]) == (True, 1, "proved")
     assert predicate["original"] == [{"name": "a.pt2", "digest": {"sha256": sha256(tmp_path / "a.pt2")}}]
 
 
