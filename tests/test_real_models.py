@@ -48,8 +48,8 @@ def test_architectures_fold(name: str, batchnorms: int, kept: int, tmp_path: Pat
     found = [each for each in result.outcomes if each.is_batchnorm]
     refused = [each for each in found if isinstance(each, Refusal)]
     assert (len(found), len(refused)) == (batchnorms, kept)
-    # densenet: each concatenation is read by the next layer as well, and a Relu follows
-    assert {each.reason for each in refused} <= {Reason.SECOND_USE, Reason.NONLINEAR}
+    # densenet: each concatenation is read by the next layer as well, and a Relu follows; generated shifts are large
+    assert {each.reason for each in refused} <= {Reason.CANCELLATION, Reason.NONLINEAR}
     proto = onnx.load(output)
     onnx.checker.check_model(proto, full_check=True)
     assert sum(node.op_type == "BatchNormalization" for node in proto.graph.node) == kept

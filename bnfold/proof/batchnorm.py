@@ -40,7 +40,10 @@ def parameters(scope: Scope, node: onnx.NodeProto) -> tuple[list[npt.NDArray[Any
 
 
 def as_affine(scope: Scope, node: onnx.NodeProto) -> tuple[Affine, Array]:
-    """The map of a BatchNormalization, and the size of what its shift is the difference of."""
+    """The map of a BatchNormalization, and the size of what its shift is the difference of.
+
+    Shifts of what it reads may add up to little, each rounded at its own size: that of the data, which becomes gamma.
+    """
     stored, epsilon = parameters(scope, node)
     gamma, beta, mean, var = (each.astype(np.float64) for each in stored)
     with np.errstate(all="ignore"):
@@ -48,7 +51,7 @@ def as_affine(scope: Scope, node: onnx.NodeProto) -> tuple[Affine, Array]:
         affine = Affine(scale, beta - mean * scale, 1)
     if not affine.is_finite:
         raise ProofError("weights", first_output(node), "its map is not finite")
-    return affine, np.abs(beta) + np.abs(mean * scale)
+    return affine, np.abs(beta) + np.abs(mean * scale) + np.abs(gamma)
 
 
 def check_batchnorm(pair: Pair, scope: Scope, other: Scope, node: onnx.NodeProto) -> Worst:

@@ -165,3 +165,9 @@ def test_random_streams_are_never_wrong(start: int) -> None:
     found = [each for seed in range(start, start + CHUNK) for each in check(seed)]
     both = [each for each in found if isinstance(each, Fold) and each.direction == "both"]
     assert len(both) >= CHUNK // 5
+
+
+@pytest.mark.parametrize("seed", [1005, 11003], ids=["a part of a sum loses digits", "shifts that nearly cancel"])
+def test_streams_that_were_hard(seed: int) -> None:
+    """A second fuse folded what the first had refused; and a fold whose shifts add up to little was not proved."""
+    check(seed)
