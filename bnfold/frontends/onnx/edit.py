@@ -92,9 +92,9 @@ class Editor:
             node = unread.producer()
             if node is None:
                 self._drop_initializer(unread)
-            elif not any(output.uses() or output.is_graph_output() for output in node.outputs):
-                graph = node.graph
-                assert graph is not None
+            elif (graph := node.graph) is not None and not any(
+                output.uses() or output.is_graph_output() for output in node.outputs
+            ):  # it may be gone already, by another of its outputs or readers
                 stack.extend(Counter(each for each in node.inputs if each is not None).items())
                 graph.remove(node, safe=True)
 
