@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,11 +18,17 @@ class Editor:
     """Changes a model in place, and removes constants and nodes that an edit left without a reader.
 
     A constant that had no reader before stays.
+
+    Args:
+        model: what is changed.
+        scopes: its graphs.
+        is_constant: whether a value is a constant. One may be computed from the type or shape of data, which stays.
     """
 
-    def __init__(self, model: ir.Model, scopes: Scopes) -> None:
+    def __init__(self, model: ir.Model, scopes: Scopes, is_constant: Callable[[ir.Value | None], bool]) -> None:
         self._model = model
         self._scopes = scopes
+        self._is_constant = is_constant
         original = original_of(model)
         self._names = {*_names(model), *(original.names() if original is not None else ())}
         self._read_elsewhere = frozenset(original.names_read_elsewhere() if original is not None else ())
@@ -94,8 +100,8 @@ class Editor:
                 self._drop_initializer(unread)
             elif (graph := node.graph) is not None and not any(
                 output.uses() or output.is_graph_output() for output in node.outputs
-            ):  # it may be gone already, by another of its outputs or readers
-                stack.extend(Counter(each for each in node.inputs if each is not None).items())
+            ):  # its node may be gone already, by another of its outputs or readers
+                stack.extend(Counter(each for each in node.inputs if each and self._is_constant(each)).items())
                 graph.remove(node, safe=True)
 
     def _drop_initializer(self, value: ir.Value) -> None:

@@ -64,7 +64,7 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         self._unread = find_unread(scopes.nodes)
         self._renewed: set[ir.Node] = set()
         self._learn()
-        self._editor = Editor(model, scopes)
+        self._editor = Editor(model, scopes, constants.holds)
 
     def _learn(self) -> None:
         """Compute again everything that depends on the known shapes and types."""

@@ -12,7 +12,7 @@ import onnx
 import pytest
 
 from tests.toys.onnx_branches import CONSTANTS, SAME, C, conv
-from tests.toys.onnx_graphs import fuse, model, node, norm, operators
+from tests.toys.onnx_graphs import fuse, model, node, norm, operators, random, statistics
 
 ONE, ZERO = np.ones(C), np.zeros(C)
 
@@ -141,3 +141,26 @@ def test_a_bias_that_its_type_stores_as_zero_is_none() -> None:
     half = {name: array.astype(np.float16) for name, array in constants.items() if name in named}
     fused, _ = fuse(model(nodes, half, (2, C, 3, 3), dtype=np.float16), tolerance=2.0**-8)
     assert operators(fused) == ["Conv"]
+
+
+def test_a_constant_that_another_was_computed_from_twice_goes_once() -> None:
+    nodes = [
+        node("Conv", "x w", "c"),
+        node("Abs", "k", "once"),
+        node("Neg", "once", "twice"),
+        node("Mul", "once twice", "factor"),
+        node("Mul", "c factor", "y"),
+    ]
+    fused, _ = fuse(model(nodes, {"w": random(4, 3, 1, 1), "k": np.array(2.0)}, (2, 3, 5, 5)))
+    assert operators(fused) == ["Conv"]
+
+
+@pytest.mark.parametrize("readers", [1, 2])
+def test_what_a_constant_takes_its_type_from_is_not_taken_out_with_it(readers: int) -> None:
+    """A convolution and its BatchNorm, of which nothing else reads the result: their own folds are still to be made."""
+    nodes = [node("Conv", "x w", "c"), norm("c", "n"), node("Conv", "x v", "d")]
+    nodes += [node("CastLike", "k n", f"k{number}") for number in range(readers)]
+    nodes += [node("Mul", "d k0", "e"), node("Add", f"e k{readers - 1}", "f"), norm("f", "y", "other_")]
+    constants = {"w": random(4, 3, 1, 1), "v": random(4, 3, 1, 1), "k": np.array(2.0)}
+    fused, _ = fuse(model(nodes, constants | statistics(4) | statistics(4, "other_"), (2, 3, 5, 5)))
+    assert operators(fused) == ["Conv", "Conv"]
