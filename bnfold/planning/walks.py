@@ -200,4 +200,6 @@ def push_walk(draft: Draft[N, V], candidate: N, affine: Affine | None = None) ->
                 affines[value] = affine
                 if failure := arrive(node, value, affine):
                     return failure
+    if not sinks and any(not draft.uses(value) for value in affines):
+        return Blocked(Stop(Reason.NOT_LINEAR, "nothing reads what it leads to"), candidate)
     return Move(candidate, "downstream", sinks, tuple(through), tuple(changed), affines=affines)

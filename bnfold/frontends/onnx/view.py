@@ -217,7 +217,7 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         return uses
 
     def is_measured(self, value: ir.Value) -> bool:
-        return any(_reads_no_content(reader, index) for reader, index in value.uses())
+        return any(_reads_no_content(reader, index) or self._is_end(reader, value) for reader, index in value.uses())
 
     def constants(self, node: ir.Node) -> tuple[Sequence[Constant], Sequence[Constant]]:
         indices = self._replaced_indices(node)

@@ -117,6 +117,27 @@ def test_a_reader_that_leads_to_no_output_is_no_second_use(end: str) -> None:
     assert kept == [] if end == "convolution and batchnorm" else all("no output" in each for each in kept)
 
 
+def test_what_leads_to_no_output_keeps_operators_from_merging() -> None:
+    """The value that it reads would be gone."""
+    nodes = [node("Conv", "x w", "c"), node("Conv", "c v", "y"), node("Relu", "c", "d")]
+    proto = model(nodes, {"w": random(3, 4, 1, 1), "v": random(3, 3, 1, 1)}, (2, 4, 3, 3))
+    assert operators(fuse(proto)[0]) == ["Conv", "Conv", "Relu"]
+
+
+def test_a_batchnorm_that_leads_to_no_output_stays() -> None:
+    """Each would fold into nothing, along one axis and along another."""
+    nodes = [
+        node("Conv", "x w", "y"),
+        node("Sigmoid", "y", "s"),
+        norm("s", "n"),
+        node("Mul", "n k", "m"),
+        node("Transpose", "m", "t", perm=[0, 2, 3, 1]),
+    ]
+    proto = model(nodes, CONV | {"k": random(6)}, (2, 4, 6, 6), outputs="y")
+    (outcome,) = [each for each in fuse(proto)[1] if each.is_batchnorm]
+    assert isinstance(outcome, Refusal)
+
+
 def test_a_reader_of_another_domain_is_a_second_use() -> None:
     """Nobody reads what it makes, but it may do more than that."""
     proto = model([node("Conv", "x w", "c"), norm("c", "y"), node("Relu", "c", "d")], CONV, (2, 4, 3, 3))
