@@ -16,9 +16,8 @@ import pytest
 
 import bnfold
 from bnfold import errors
-from bnfold.bench import worker
 from bnfold.report import files
-from bnfold.runtimes.child import run_module
+from bnfold.runtimes.child import run_module, serve
 
 KINDS = [each for each in vars(errors).values() if isclass(each) and issubclass(each, bnfold.BnfoldError)]
 
@@ -49,15 +48,14 @@ def test_a_copy_of_an_error_says_the_same(kind: type[bnfold.BnfoldError], remake
 def test_an_error_of_the_process_of_a_cold_start_is_raised_here(
     kind: type[bnfold.BnfoldError], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(job: object) -> None:
+    def fail(job: object) -> dict[str, Any]:
         raise example(kind)
 
     def run_here(command: list[str], *, input: str, **options: Any) -> subprocess.CompletedProcess[str]:  # noqa: A002
         monkeypatch.setattr(sys, "stdin", io.StringIO(input))
-        worker.main()
+        serve(fail)
         return subprocess.CompletedProcess(command, 0, capsys.readouterr().out, "")
 
-    monkeypatch.setattr(worker, "start", fail)
     monkeypatch.setattr(subprocess, "run", run_here)
     with pytest.raises(bnfold.BnfoldError, match=r"net\.onnx: is wrong") as raised:
         run_module("bnfold.bench.worker", {}, "net.onnx")

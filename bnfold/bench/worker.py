@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from bnfold.errors import BnfoldError
+from bnfold.runtimes.child import serve
 from bnfold.runtimes.inputs import Feeds
 from bnfold.runtimes.setting import Engine, Level, Setting
 from bnfold.runtimes.timed_session import open_session, require
@@ -110,14 +110,5 @@ def _kernels(path: Path, setting: Setting) -> str | None:
     return hashlib.sha256("\n".join(kernels).encode()).hexdigest()
 
 
-def main() -> None:
-    """One job."""
-    try:
-        result = start(json.load(sys.stdin))
-    except BnfoldError as error:
-        result = {"error": str(error), "kind": type(error).__name__}
-    print(json.dumps(result))
-
-
 if __name__ == "__main__":
-    main()
+    serve(start)

@@ -22,7 +22,10 @@ class UnevaluatedError(Exception):
 
 
 class BatchNormalization(OpRun):
-    """In eval mode whatever the opset; the evaluator's own trains in opsets 9 to 13."""
+    """In eval mode whatever the opset; the evaluator's own trains in opsets 9 to 13.
+
+    The formula is written out, and not that of `bnfold.algebra.affine`: what judges a fold must not share its mistakes.
+    """
 
     def _run(
         self, x: AnyArray, gamma: AnyArray, beta: AnyArray, mean: AnyArray, var: AnyArray, **attributes: Any

@@ -6,11 +6,12 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from bnfold import errors
-from bnfold.errors import IncomparableError
+from bnfold.errors import BnfoldError, IncomparableError
 
 
 class CrashError(IncomparableError):
@@ -63,3 +64,14 @@ def run_module(module: str, job: dict[str, Any], name: str, seconds: float | Non
     if "error" in result:
         raise getattr(errors, result["kind"])(result["error"])
     return result
+
+
+def serve(work: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """What such a module does: one job from standard input, and its result, or its error, to standard output."""
+    try:
+        result = work(json.load(sys.stdin))
+    except BnfoldError as error:
+        result = {"error": str(error), "kind": type(error).__name__}
+    except MemoryError:
+        result = {"error": "it takes too much memory", "kind": IncomparableError.__name__}
+    print(json.dumps(result))

@@ -10,31 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx.reference import ReferenceEvaluator
-from onnx.reference.op_run import OpRun
 
+from bnfold.proof.evaluate import BatchNormalization
 from bnfold.runtimes.inputs import Feeds
-
-
-class BatchNormalization(OpRun):
-    """In eval mode whatever the opset; the evaluator's own trains in opsets 9 to 13.
-
-    The formula is written out, and not that of `bnfold.algebra.affine`: what judges a fold must not share its mistakes.
-    """
-
-    def _run(
-        self,
-        x: npt.NDArray[Any],
-        scale: npt.NDArray[Any],
-        bias: npt.NDArray[Any],
-        mean: npt.NDArray[Any],
-        var: npt.NDArray[Any],
-        **attributes: Any,
-    ) -> tuple[npt.NDArray[Any], ...]:
-        shape = (1, -1) + (1,) * (x.ndim - 2)
-        scale, bias, mean, var = (each.reshape(shape) for each in (scale, bias, mean, var))
-        epsilon = attributes.get("epsilon")
-        epsilon = float(np.float32(1e-5)) if epsilon is None else epsilon
-        return ((x - mean) / np.sqrt(var + epsilon) * scale + bias,)
 
 
 class _Timed:

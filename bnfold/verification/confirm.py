@@ -6,8 +6,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -22,7 +20,7 @@ from google.protobuf.message import EncodeError
 from bnfold.errors import BnfoldError, IncomparableError
 from bnfold.frontends.onnx.nesting import bodies, nested
 from bnfold.frontends.onnx.shape_inference import Confirm, Seen
-from bnfold.runtimes.child import run_module
+from bnfold.runtimes.child import run_module, serve
 from bnfold.runtimes.inputs import Effort, Feeds, InputOptions, find_samples
 from bnfold.runtimes.onnx_runtime import OnnxSession
 from bnfold.verification.onnx_subject import OnnxSubject, reads
@@ -155,16 +153,5 @@ def observe(job: dict[str, Any]) -> dict[str, Any]:
     return {"shapes": shapes, "types": {name: types[name] for name in names}}
 
 
-def main() -> None:
-    """One job."""
-    try:
-        result = observe(json.load(sys.stdin))
-    except BnfoldError as error:
-        result = {"error": str(error), "kind": type(error).__name__}
-    except MemoryError:
-        result = {"error": "it takes too much memory", "kind": IncomparableError.__name__}
-    print(json.dumps(result))
-
-
 if __name__ == "__main__":
-    main()
+    serve(observe)

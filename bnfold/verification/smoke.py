@@ -9,10 +9,8 @@ from standard input, which `run_once` writes, and writes one to standard output.
 
 from __future__ import annotations
 
-import json
 import re
 import signal
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -25,8 +23,8 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from bnfold.errors import BnfoldError, IncomparableError
-from bnfold.runtimes.child import CrashError, run_module
+from bnfold.errors import IncomparableError
+from bnfold.runtimes.child import CrashError, run_module, serve
 from bnfold.runtimes.inputs import Declared, Feeds, InputOptions, find_one, insist_on_fitting
 from bnfold.runtimes.onnx_runtime import OnnxSession
 
@@ -306,16 +304,5 @@ def _subject(model: Path) -> Subject:
     return OnnxSubject(read_proto(model, UNLIMITED), "the model", model)
 
 
-def main() -> None:
-    """One job."""
-    try:
-        result = _run(json.load(sys.stdin))
-    except BnfoldError as error:
-        result = {"error": str(error), "kind": type(error).__name__}
-    except MemoryError:
-        result = {"error": "it takes too much memory", "kind": IncomparableError.__name__}
-    print(json.dumps(result))
-
-
 if __name__ == "__main__":
-    main()
+    serve(_run)
