@@ -20,6 +20,7 @@ _FRESH = (
     " tanh silu gelu hardswish hardsigmoid hardtanh relu6 elu selu celu mish softplus softmax _softmax"
     " log_softmax exp log sqrt rsqrt pow abs sin cos erf clamp clamp_min layer_norm group_norm native_layer_norm"
     " native_group_norm scaled_dot_product_attention upsample_nearest2d upsample_bilinear2d interpolate"
+    " pad reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d"
     " embedding where stack full zeros ones arange eq ne lt le gt ge argmax argmin topk var var_mean std cumsum"
 )
 

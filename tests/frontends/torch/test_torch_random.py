@@ -13,7 +13,8 @@ from torch import Tensor, nn
 import bnfold
 from tests.toys.torch_models import assert_same, assert_settled, drawn, exported, run, traced, trained
 
-SEEDS = range(60)
+SEEDS = [*range(60), 1043]
+"""The last one writes in place behind a padding, which the checker took for a view of what it pads."""
 
 Step = Callable[["Drawn", dict[int, Tensor]], Tensor]
 

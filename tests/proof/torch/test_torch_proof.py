@@ -19,9 +19,12 @@ from torch.export import ExportedProgram
 from bnfold.algebra.affine import Affine
 from bnfold.errors import InvalidModelError
 from bnfold.frontends.torch.capture.copies import copy_module, copy_program
+from bnfold.frontends.torch.operators import table
+from bnfold.frontends.torch.operators.calls import Memory
 from bnfold.proof.certificate import Certificate, Relation
 from bnfold.proof.checker import Proof
 from bnfold.proof.torch.check import check_program
+from bnfold.proof.torch.memory import FRESH
 from bnfold.proof.torch.shapes import Shapes
 from bnfold.proof.torch.sides import Side, digest
 from tests.toys.torch_models import exported, traced, trained
@@ -699,3 +702,11 @@ def test_a_part_that_has_fewer_axes_is_not_taken_for_one_that_has_as_many() -> N
     nodes = {node.name: node for node in original.graph.nodes}
     assert ranks.rank(nodes["norm"]) == 4
     assert ranks.rank(nodes["getitem"]) is None
+
+
+def test_what_makes_fresh_memory_is_the_same_to_those_who_fold_and_who_check() -> None:
+    """Two lists, made apart; that of the front end is held against real storages."""
+    declared = {operator.name: operator.memory for operator in table.OPERATORS}
+    known = FRESH & declared.keys()
+    assert len(known) > 60
+    assert {name for name in known if declared[name] is not Memory.FRESH} == set()
