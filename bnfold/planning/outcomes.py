@@ -10,6 +10,7 @@ from bnfold.graph.outcome import Fold, Merge, Outcome, Reason, Refusal
 from bnfold.graph.protocol import N, V
 from bnfold.planning.draft import Draft
 from bnfold.planning.plan import Join, Move
+from bnfold.planning.shifts import why_no_shift
 
 
 def outcomes(draft: Draft[N, V], rounding: Mapping[N, float]) -> Iterable[Outcome]:
@@ -65,7 +66,7 @@ def _refusal(draft: Draft[N, V], node: N, op: ChannelAffine | Opaque) -> Refusal
     upstream, downstream = draft.blocked[node, "upstream"], draft.blocked[node, "downstream"]
     at, below = graph.name(upstream.at), graph.name(downstream.at)
     detail = f"upstream {at}: {upstream.stop.detail}; downstream {below}: {downstream.stop.detail}"
-    both = draft.blocked.get((node, "both"))
+    both = why_no_shift(draft, node)
     if both is None or (both.stop, both.at) in ((upstream.stop, upstream.at), (downstream.stop, downstream.at)):
         return Refusal(name, scope, upstream.stop.reason, detail, at)
     at = graph.name(both.at)

@@ -47,12 +47,9 @@ class Shifting:
         before = len(draft.steps)
         for node in draft.in_order(draft.candidates - draft.gone):
             op = draft.op(node)
-            result = shift_walk(draft, node) if isinstance(op, ChannelAffine) and op.is_batchnorm else None
-            draft.blocked.pop((node, "both"), None)
-            if isinstance(result, Move):
-                draft.add(result)
-            elif result is not None:
-                draft.blocked[node, "both"] = result
+            move = shift_walk(draft, node) if isinstance(op, ChannelAffine) and op.is_batchnorm else None
+            if move:
+                draft.add(move)
         return len(draft.steps) > before
 
 

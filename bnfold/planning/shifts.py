@@ -44,8 +44,46 @@ SIDE_OUTPUT = Stop(Reason.NOT_LINEAR, "only a side output of it is read")
 DEAD = "channel {} has a scale of zero, so no shift in front of it stands for the one behind"
 
 
-def shift_walk(draft: Draft[N, V], candidate: N) -> Move[N, V] | Blocked[N] | None:
-    """Both ways; None where a BatchNorm has no shift, or its scale alone does not go downstream."""
+def shift_walk(draft: Draft[N, V], candidate: N) -> Move[N, V] | None:
+    """Both ways, where that can be."""
+    ways = _part(draft, candidate)
+    if ways is None or ways.stopped:
+        return None
+    found = _Search(draft, ways.down).run(ways.back)
+    return None if isinstance(found, Blocked) else found
+
+
+def why_no_shift(draft: Draft[N, V], candidate: N) -> Blocked[N] | None:
+    """What keeps a BatchNorm from going both ways: a value that cannot shift, or else the sign of a scale, or digits.
+
+    None where it has no shift, or its scale alone does not go downstream.
+    """
+    ways = _part(draft, candidate)
+    if ways is None:
+        return None
+    found = _Search(draft, ways.down, judges_digits=False).run(ways.back)
+    if not isinstance(found, Blocked):
+        found = ways.stopped or _Search(draft, ways.down).run(ways.back)
+    return found if isinstance(found, Blocked) else None
+
+
+@dataclass(frozen=True, eq=False)
+class _Ways(Generic[N, V]):
+    """A BatchNorm in two parts.
+
+    Attributes:
+        back: the map that takes its shift back, upstream.
+        down: how its scale goes downstream.
+        stopped: the channel of which it does not, or that has no shift in front of the scale.
+    """
+
+    back: Affine
+    down: Move[N, V]
+    stopped: Blocked[N] | None
+
+
+def _part(draft: Draft[N, V], candidate: N) -> _Ways[N, V] | None:
+    """The parts of a BatchNorm; None where it has no shift, or its scale alone does not go downstream."""
     whole = draft.affine(candidate)
     if not whole.has_shift:
         return None
@@ -66,10 +104,7 @@ def shift_walk(draft: Draft[N, V], candidate: N) -> Move[N, V] | Blocked[N] | No
         return None
     if dead.any():
         stopped = stopped or Blocked(Stop(Reason.SHIFT, DEAD.format(int(np.argmax(dead)))), candidate)
-    move = _Search(draft, down, judges_digits=False).run(back)
-    if isinstance(move, Blocked):
-        return move
-    return stopped or _Search(draft, down).run(back)
+    return _Ways(back, down, stopped)
 
 
 @dataclass(frozen=True, eq=False)
