@@ -26,7 +26,7 @@ def logits(model: Path, images: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("model", sorted(MODELS.glob("*.onnx")), ids=lambda path: path.stem)
 def test_digits_keep_their_answers(model: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.onnx"
-    result = fuse_file(model, output, comparison=CompareOptions(InputOptions(MODELS / "digits_test.npz")))
+    result = fuse_file(model, output, comparison=CompareOptions(InputOptions((MODELS / "digits_test.npz",))))
     assert all(isinstance(outcome, Fold) for outcome in result.outcomes)
     proto = onnx.load(output)
     onnx.checker.check_model(proto, full_check=True)

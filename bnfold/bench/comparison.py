@@ -191,7 +191,7 @@ def benchmark(
         options = replace(options, threads=threads)
     arrays: Any = None
     if isinstance(inputs, InputOptions | str | Path):
-        options = replace(options, inputs=inputs if isinstance(inputs, InputOptions) else InputOptions(Path(inputs)))
+        options = replace(options, inputs=inputs if isinstance(inputs, InputOptions) else InputOptions((Path(inputs),)))
     else:
         arrays = inputs
     return run(models, options, arrays=arrays, progress=progress)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import click
 
 from bnfold.cli.lazily import lazily
+from bnfold.cli.parsing import Command, FiniteRange
 from bnfold.errors import BnfoldError, NotEquivalentError, one_line
 from bnfold.frontends.limits import LIMITS, Limits
 
@@ -81,7 +82,12 @@ MERGE_OPTION = click.option(
 )
 
 INPUT_OPTIONS = _options(
-    click.option("--inputs", "inputs_path", type=PATH, help="Real inputs: .npz, folder of .npy, or test_data_set_*."),
+    click.option(
+        "--inputs",
+        multiple=True,
+        type=PATH,
+        help="Real inputs: .npz, folder of .npy, or test_data_set_*; repeatable.",
+    ),
     click.option(
         "--dim",
         "dims",
@@ -91,7 +97,7 @@ INPUT_OPTIONS = _options(
         help="Size of a dynamic dimension; repeatable.",
     ),
     click.option("--samples", type=click.IntRange(1), default=2, show_default=True, help="How many random inputs."),
-    click.option("--seed", type=int, default=0, show_default=True, help="Of the drawn inputs."),
+    click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the drawn inputs."),
 )
 
 EFFORT_OPTIONS = _options(
@@ -118,7 +124,7 @@ def cli() -> None:
     """
 
 
-@cli.command(short_help="Fold, prove and write a model.")
+@cli.command(cls=Command, short_help="Fold, prove and write a model.")
 @click.argument("model", type=PATH)
 @click.option(
     "-o", "--output", type=PATH, required=True, help="Where to write the folded model, in the format of MODEL."
@@ -190,13 +196,13 @@ def _inputs(options: dict[str, Any]) -> tuple[InputOptions, dict[str, Any]]:
     """What the options of `INPUT_OPTIONS` and `EFFORT_OPTIONS` ask for, and the options that are left."""
     from bnfold.runtimes.inputs import Effort, InputOptions
 
-    names = ("inputs_path", "dims", "samples", "seed", "effort")
-    path, dims, samples, seed, effort = (options[name] for name in names)
+    names = ("inputs", "dims", "samples", "seed", "effort")
+    paths, dims, samples, seed, effort = (options[name] for name in names)
     left = {name: value for name, value in options.items() if name not in names}
-    return InputOptions(path, dims, samples, seed, Effort(effort or "standard")), left
+    return InputOptions(paths, dims, samples, seed, Effort(effort or "standard")), left
 
 
-@cli.command(short_help="Decide whether two models are the same.")
+@cli.command(cls=Command, short_help="Decide whether two models are the same.")
 @click.argument("reference", type=PATH)
 @click.argument("candidate", type=PATH)
 @click.option(
@@ -206,8 +212,8 @@ def _inputs(options: dict[str, Any]) -> tuple[InputOptions, dict[str, Any]]:
     metavar="NAME",
     help="Where CANDIDATE must agree too, as deployed: cpu, cuda ...; repeatable.",
 )
-@click.option("--atol", type=click.FloatRange(0), help="Fixed absolute tolerance for outputs, in place of the budget.")
-@click.option("--rtol", type=click.FloatRange(0), help="Fixed relative tolerance for outputs, in place of the budget.")
+@click.option("--atol", type=FiniteRange(0), help="Fixed absolute tolerance for outputs, in place of the budget.")
+@click.option("--rtol", type=FiniteRange(0), help="Fixed relative tolerance for outputs, in place of the budget.")
 @click.option("--proof", type=PATH, help="Check this certificate, which `fuse --proof` wrote, and run nothing.")
 @click.option("--outputs-only", is_flag=True, help="Do not compare inner values that carry the same name.")
 @INPUT_OPTIONS
@@ -251,7 +257,7 @@ def verify(
         sys.exit(1)
 
 
-@cli.command(short_help="Say where each BatchNorm would go, or why it stays.")
+@cli.command(cls=Command, short_help="Say where each BatchNorm would go, or why it stays.")
 @click.argument("model", type=PATH)
 @click.option("--fail-on-foldable", is_flag=True, help="Exit 1 if a BatchNorm that could fold is still there.")
 @MERGE_OPTION
@@ -278,7 +284,7 @@ def inspect(
         sys.exit(1)
 
 
-@cli.command(short_help="Time models beside the first of them.")
+@cli.command(cls=Command, short_help="Time models beside the first of them.")
 @click.argument("models", type=PATH, nargs=-1, required=True, metavar="MODEL [MODEL ...]")
 @click.option(
     "--level",
@@ -301,12 +307,12 @@ def inspect(
 @click.option("--rounds", type=click.IntRange(32), default=240, show_default=True, help="Most turns of each model.")
 @click.option(
     "--seconds",
-    type=click.FloatRange(1),
+    type=FiniteRange(1),
     help="How long a provider and level may take, in place of --rounds.",
 )
 @click.option(
     "--require",
-    type=click.FloatRange(0, min_open=True),
+    type=FiniteRange(0, min_open=True),
     metavar="RATIO",
     help="Exit 1 unless each further MODEL is that many times as fast, with 95 % confidence.",
 )
@@ -317,7 +323,7 @@ def inspect(
 @OUTPUT_OPTIONS
 def bench(
     models: tuple[Path, ...],
-    inputs_path: Path | None,
+    inputs: tuple[Path, ...],
     dims: dict[str, int],
     samples: int,
     seed: int,
@@ -333,7 +339,7 @@ def bench(
     if len(models) < 2 and (given["require"] is not None or given["no_slower"]):
         raise click.UsageError("--require and --no-slower need a second MODEL")
     with _progress(rendering) as progress:
-        result = benchmark(models, inputs=InputOptions(inputs_path, dims, samples, seed), progress=progress, **given)
+        result = benchmark(models, inputs=InputOptions(inputs, dims, samples, seed), progress=progress, **given)
     _render(record_bench(result), **rendering)
     if not result.passes:
         sys.exit(1)

@@ -14,7 +14,7 @@ from zipfile import BadZipFile
 import numpy as np
 import numpy.typing as npt
 
-from bnfold.errors import IncomparableError, InvalidModelError
+from bnfold.errors import IncomparableError, InvalidModelError, NoEvidenceError
 
 Feeds = dict[str, npt.NDArray[Any]]
 """One array for each input of a model."""
@@ -62,7 +62,8 @@ class InputOptions:
     """How inputs are found.
 
     Attributes:
-        path: real inputs: an `.npz`, a folder of `.npy`, or an ONNX `test_data_set_*` folder; None to draw them.
+        paths: real inputs, all of these: an `.npz`, a folder of `.npy`, or an ONNX `test_data_set_*` folder; none to
+            draw them.
         given: real inputs as arrays, one set after the other; None to draw them.
         dims: sizes of dynamic dimensions, by symbol.
         samples: how many random inputs are drawn.
@@ -70,12 +71,17 @@ class InputOptions:
         effort: whether inputs with a structure (zeros, impulses, large values ...) are added.
     """
 
-    path: Path | None = None
+    paths: tuple[Path, ...] = ()
     dims: Mapping[str, int] | None = None
     samples: int = 2
     seed: int = 0
     effort: Effort = Effort.STANDARD
     given: tuple[Feeds, ...] | None = None
+
+    @property
+    def is_given(self) -> bool:
+        """Whether the caller gives them, so that none is drawn."""
+        return self.given is not None or bool(self.paths)
 
 
 DRAWN = InputOptions()
@@ -111,7 +117,7 @@ def find(declared: Sequence[Declared], options: InputOptions) -> list[Feeds]:
 
     Raises:
         InvalidModelError: the path cannot be read.
-        IncomparableError: it holds no array that fits an input, or a dimension is not the model's.
+        IncomparableError: it holds no array that fits an input, or no element, or a dimension is not the model's.
     """
     if (real := _real(declared, options)) is not None:
         return [sample.feeds for sample in real]
@@ -174,7 +180,7 @@ def insist_on_fitting(declared: Sequence[Declared], options: InputOptions) -> No
 
     Raises:
         InvalidModelError: the path cannot be read.
-        IncomparableError: it holds no array that fits an input, or a dimension is not the model's.
+        IncomparableError: it holds no array that fits an input, or no element, or a dimension is not the model's.
     """
     if _real(declared, options) is None:
         _check_dims(declared, options.dims or {})
@@ -342,12 +348,17 @@ def _draw_one(declared: Declared, sizes: Sizes, pattern: Pattern, generator: np.
 def _real(declared: Sequence[Declared], options: InputOptions) -> list[Sample] | None:
     """The inputs that the caller gives; None where they are to be drawn."""
     if options.given is not None:
+        if not options.given:
+            raise NoEvidenceError("no inputs are given; pass None to have them drawn")
         sets = [(f"given {index}", feeds) for index, feeds in enumerate(options.given)]
         return [Sample(label, _matching(declared, feeds, label)) for label, feeds in sets]
-    if options.path is None:
+    if not options.paths:
         return None
-    paths = (sorted(options.path.glob("test_data_set_*")) if options.path.is_dir() else []) or [options.path]
-    return [Sample(each.name, _matching(declared, _read(each), str(each))) for each in paths]
+    return [
+        Sample(each.name, _matching(declared, _read(each), str(each)))
+        for path in options.paths
+        for each in (sorted(path.glob("test_data_set_*")) if path.is_dir() else []) or [path]
+    ]
 
 
 def _read(path: Path) -> Feeds:
@@ -396,6 +407,9 @@ def _matching(declared: Sequence[Declared], arrays: Feeds, origin: str) -> Feeds
             given, wanted = f"{array.dtype}{list(array.shape)}", f"{each.dtype}{list(each.shape)}"
             raise IncomparableError(f"{origin}: {each.name!r} is {given}, the model wants {wanted}")
         feeds[each.name] = array
+    if feeds and not any(array.size for array in feeds.values()):
+        shapes = ", ".join(f"{name} {array.dtype}{list(array.shape)}" for name, array in feeds.items())
+        raise NoEvidenceError(f"{origin}: its inputs have no element, so a run of them shows nothing ({shapes})")
     return feeds
 
 

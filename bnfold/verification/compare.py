@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bnfold.errors import IncomparableError
+from bnfold.errors import IncomparableError, NoEvidenceError
 from bnfold.runtimes.inputs import DRAWN, Declared, Effort, Feeds, InputOptions, Sample, find_samples, merge_declared
 from bnfold.verification import opinion
+from bnfold.verification.evidence import insist_on_evidence
 from bnfold.verification.observe import Move, Observation, is_float, is_narrow, observe, observe_move, observe_within
 from bnfold.verification.onnx_weights import Disturbance
 from bnfold.verification.subject import Run, Subject
@@ -91,6 +92,8 @@ def compare(
     pair = _Pair(reference, candidate, options)
     trial = reference.start(reference.outputs)
     samples, findings = find_samples(pair.inputs, options.inputs, lambda feeds: _failure(trial, feeds))
+    for sample in samples if options.inputs.is_given else ():
+        insist_on_evidence(sample.label, sample.feeds, trial(sample.feeds))
     seen = pair.observe(samples, findings, progress)
     widened = [_widen_sample(each) for each in samples]
     wide = None if options.tolerance else _widen(pair, widened[0], findings)
@@ -99,6 +102,7 @@ def compare(
             seen.setdefault(name, []).extend(found)
     verdicts = {name: _close(name, found) for name, found in seen.items()}
     outputs = [verdicts[name] for name in reference.outputs]
+    findings += _note_empty(outputs)
     values = [verdicts[name] for name in pair.shared if name in verdicts]
     deployed = list(pair.as_deployed(samples, findings))
     if all(each.is_equivalent for each in outputs):
@@ -139,6 +143,18 @@ def _widen_sample(sample: Sample) -> Sample:
     return replace(sample, label=f"{sample.label}, in float32", feeds=feeds)
 
 
+def _note_empty(outputs: Sequence[ValueVerdict]) -> list[str]:
+    """A sentence about the outputs that have no element on any input.
+
+    Raises:
+        NoEvidenceError: all are such.
+    """
+    empty = [each.name for each in outputs if not each.observation.counts.size]
+    if empty and len(empty) == len(outputs):
+        raise NoEvidenceError(f"output {empty[0]!r} has no element on any input, so nothing can be compared")
+    return [f"output {name!r} has no element on any input, so nothing is known of it" for name in empty]
+
+
 def _note_runtime(candidate: Subject, verdict: ValueVerdict) -> str:
     return (
         f"at its default optimisation level on {verdict.provider}, the runtime by itself changes {verdict.name!r} of "
@@ -161,8 +177,9 @@ def _failure(trial: Run, feeds: Feeds) -> IncomparableError | None:
 
 def _close(name: str, seen: Sequence[tuple[Sample, Observation]], provider: str | None = None) -> ValueVerdict:
     """The verdict on one value: that of its worst input, where any says something."""
-    telling = [each for each in seen if each[1].reason or not each[1].is_void]
-    sample, worst = max(telling or seen, key=lambda each: each[1].rank)
+    filled = [each for each in seen if each[1].counts.size] or seen
+    telling = [each for each in filled if each[1].reason or not each[1].is_void]
+    sample, worst = max(telling or filled, key=lambda each: each[1].rank)
     reason = worst.reason
     if not telling:
         reason = "void: the reference has no number there, or moves by rounding alone as much as it is large"

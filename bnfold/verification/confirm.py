@@ -68,12 +68,12 @@ def _observe(
             raise IncomparableError(f"the model is too large for a protobuf ({error})") from error
         if inputs.given:
             np.savez(Path(place) / "inputs.npz", **inputs.given[0])  # type: ignore[arg-type]
-            inputs = replace(inputs, given=None, path=Path(place) / "inputs.npz")
+            inputs = replace(inputs, given=None, paths=(Path(place) / "inputs.npz",))
         job = {
             "model": str(path),
             "folder": None if folder is None else str(folder.resolve()),
             "names": list(names),
-            "inputs": None if inputs.path is None else str(inputs.path),
+            "inputs": [str(each) for each in inputs.paths],
             "dims": dict(inputs.dims or {}),
             "seed": inputs.seed,
         }
@@ -144,8 +144,7 @@ def observe(job: dict[str, Any]) -> dict[str, Any]:
             shapes[name].append([int(size) for size in shape])
         return None
 
-    path = None if job["inputs"] is None else Path(job["inputs"])
-    options = InputOptions(path=path, dims=job["dims"], seed=job["seed"], effort=Effort.FAST)
+    options = InputOptions(tuple(map(Path, job["inputs"])), dims=job["dims"], seed=job["seed"], effort=Effort.FAST)
     samples, _ = find_samples(subject.inputs, options, run)
     for sample in samples[len(next(iter(shapes.values()), [])) : RUNS]:
         if (error := run(sample.feeds)) is not None:

@@ -81,7 +81,7 @@ def verify(
     """
     found = InputOptions(dims=dims, samples=samples, seed=seed, effort=Effort(effort))
     if isinstance(inputs, str | Path):
-        found = InputOptions(Path(inputs), effort=Effort(effort), seed=seed)
+        found = InputOptions((Path(inputs),), effort=Effort(effort), seed=seed)
     elif inputs is not None:
         sets = [inputs] if isinstance(inputs, Mapping) else inputs
         given = tuple({name: np.asarray(array) for name, array in each.items()} for each in sets)

@@ -23,10 +23,11 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from bnfold.errors import IncomparableError
+from bnfold.errors import IncomparableError, NoEvidenceError
 from bnfold.runtimes.child import CrashError, run_module, serve
 from bnfold.runtimes.inputs import Declared, Feeds, InputOptions, find_one, insist_on_fitting
 from bnfold.runtimes.onnx_runtime import OnnxSession
+from bnfold.verification.evidence import insist_on_evidence
 
 if TYPE_CHECKING:
     from bnfold.verification.subject import Subject
@@ -91,7 +92,7 @@ def run_once(original: Path, result: Path, declare: Callable[[], Sequence[Declar
         inputs: what they run on: the first of what the caller gives, or one that is drawn.
 
     Raises:
-        BnfoldError: the inputs that the caller gives do not fit.
+        BnfoldError: the inputs that the caller gives do not fit, or show nothing.
     """
     began = time.perf_counter()
     if find_spec("onnxruntime") is None:
@@ -105,13 +106,13 @@ def run_once(original: Path, result: Path, declare: Callable[[], Sequence[Declar
         job = {
             "models": [str(original), str(result)],
             "declared": [[each.name, each.dtype.name, each.shape, each.high, each.has_rank] for each in declared],
-            "inputs": None if inputs.path is None else str(inputs.path),
+            "inputs": [str(path) for path in inputs.paths],
             "dims": dict(inputs.dims or {}),
             "seed": inputs.seed,
         }
         if inputs.given:
             np.savez(Path(folder) / "inputs.npz", **inputs.given[0])  # type: ignore[arg-type]
-            job["inputs"] = str(Path(folder) / "inputs.npz")
+            job["inputs"] = [str(Path(folder) / "inputs.npz")]
         try:
             found = run_module("bnfold.verification.smoke", job, "the model", SECONDS)
         except CrashError as error:
@@ -120,6 +121,8 @@ def run_once(original: Path, result: Path, declare: Callable[[], Sequence[Declar
                 crash = f"onnxruntime crashes on the result (signal {error.signal}), and not on the original"
                 run = SmokeRun(True, difference=crash)
             return replace(run, seconds=time.perf_counter() - began)
+        except NoEvidenceError:
+            raise
         except IncomparableError as error:
             return replace(_not_run(_explain(str(error))), seconds=time.perf_counter() - began)
     return SmokeRun(
@@ -265,7 +268,7 @@ def _run(job: dict[str, Any]) -> dict[str, Any]:
         Declared(name, np.dtype(dtype), tuple(shape), high, has_rank)
         for name, dtype, shape, high, has_rank in job["declared"]
     ]
-    path = None if job["inputs"] is None else Path(job["inputs"])
+    paths = tuple(map(Path, job["inputs"]))
     expected: Outputs = {}
 
     def run(session: OnnxSession, feeds: Feeds) -> Outputs:
@@ -281,10 +284,12 @@ def _run(job: dict[str, Any]) -> dict[str, Any]:
 
     def original() -> Feeds:
         session = OnnxSession(models[0], "the model")  # freed at the end
-        options = InputOptions(path, job["dims"], seed=job["seed"])
+        options = InputOptions(paths, job["dims"], seed=job["seed"])
         return find_one(declared, options, lambda feeds: attempt(session, feeds))
 
     feeds = original()
+    if paths:
+        insist_on_evidence(paths[0].name, feeds, list(expected.values()))
     print(ABOUT, flush=True)
     shapes = {name: list(array.shape) for name, array in feeds.items()}
     try:

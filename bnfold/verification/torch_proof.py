@@ -10,7 +10,7 @@ from typing import Any
 from torch import fx
 from torch.export import ExportedProgram
 
-from bnfold.errors import IncomparableError
+from bnfold.errors import IncomparableError, NoEvidenceError
 from bnfold.frontends.limits import UNLIMITED, Limits
 from bnfold.frontends.protocol import OpenModel, Written
 from bnfold.frontends.torch.capture.copies import copy_module, copy_program
@@ -23,6 +23,7 @@ from bnfold.proof.torch.check import check_program
 from bnfold.proof.torch.ledger import Ledger
 from bnfold.proof.torch.sides import digest
 from bnfold.runtimes.inputs import Feeds, InputOptions, find_one, insist_on_fitting
+from bnfold.verification.evidence import insist_on_evidence
 from bnfold.verification.smoke import SmokeRun, compare
 from bnfold.verification.torch_subject import TorchSubject
 
@@ -69,7 +70,11 @@ class TorchProver:
             ]
             insist_on_fitting(subjects[0].inputs, inputs)
             feeds, expected = _run(subjects[0], inputs)
+            if inputs.is_given:
+                insist_on_evidence("the inputs", feeds, list(expected.values()))
             actual = dict(zip(subjects[1].outputs, subjects[1].start(subjects[1].outputs)(feeds), strict=True))
+        except NoEvidenceError:
+            raise
         except IncomparableError as error:
             notes = (f"not run: {error}",)
             return SmokeRun(False, notes=notes, seconds=time.perf_counter() - began, runtime="torch")

@@ -57,7 +57,7 @@ def main() -> None:
         for model in sorted(MODELS.glob("*.onnx")):
             output = Path(folder) / model.name
             result = fuse_file(
-                model, output, checks="full", comparison=CompareOptions(InputOptions(MODELS / "digits_test.npz"))
+                model, output, checks="full", comparison=CompareOptions(InputOptions((MODELS / "digits_test.npz",)))
             )
             (before, total), (after, _) = correct(model), correct(output)
             print(row(result, f"{before} -> {after} of {total}"), flush=True)

@@ -68,6 +68,7 @@ def folder(tmp_path: Path) -> Path:
     for name in ("digits_cnn.onnx", "digits_mlp.onnx", "digits_test.npz"):
         shutil.copy(MODELS / name, tmp_path)
     onnx.save(branches(), tmp_path / "branches.onnx")
+    np.savez(tmp_path / "nothing.npz", image=np.zeros((0, 1, 8, 8), np.float32))
     (tmp_path / "empty.onnx").touch()
     (tmp_path / "text.onnx").write_text("This is not a model.\n")
     (tmp_path / "old.onnx").write_text("precious")

@@ -317,7 +317,7 @@ def test_an_error_that_is_no_number_is_drawn_as_beyond(error: object) -> None:
 
 
 def test_a_real_record(tmp_path: Path) -> None:
-    options = CompareOptions(InputOptions(MODELS / "digits_test.npz"))
+    options = CompareOptions(InputOptions((MODELS / "digits_test.npz",)))
     result = fuse_file(MODELS / "digits_residual.onnx", tmp_path / "out.onnx", comparison=options)
     record = record_file("fuse", result)
     text = html.render(record)

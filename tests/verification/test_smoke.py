@@ -143,7 +143,7 @@ def test_an_input_without_a_shape_is_run_on_what_the_caller_gives(is_path: bool,
     assert not run(shapeless(), shapeless()).has_run
     feeds: dict[str, Any] = {"x": np.ones((2, 4, 5, 5), FLOAT)}
     np.savez(tmp_path / "x.npz", **feeds)
-    inputs = InputOptions(tmp_path / "x.npz") if is_path else InputOptions(given=(feeds,))
+    inputs = InputOptions((tmp_path / "x.npz",)) if is_path else InputOptions(given=(feeds,))
     found = run(shapeless(), shapeless(), inputs)
     assert (found.error, found.shapes) == (0.0, {"x": [2, 4, 5, 5]})
 

@@ -379,7 +379,7 @@ def test_a_file_is_run_on_the_inputs_that_the_caller_gives(tmp_path: Path) -> No
     proto.graph.initializer.append(numpy_helper.from_array(np.array(1, FLOAT), "one"))
     onnx.save(proto, tmp_path / "model.onnx")
     np.savez(tmp_path / "inputs.npz", x=np.zeros((2, 16), FLOAT))
-    given = CompareOptions(InputOptions(tmp_path / "inputs.npz"))
+    given = CompareOptions(InputOptions((tmp_path / "inputs.npz",)))
     drawn = api.fuse_file(tmp_path / "model.onnx", tmp_path / "drawn.onnx")
     assert isinstance(drawn.outcomes[0], Refusal)
     result = api.fuse_file(tmp_path / "model.onnx", tmp_path / "given.onnx", comparison=given)

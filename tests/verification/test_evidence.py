@@ -1,0 +1,91 @@
+"""Two models agree on nothing: inputs that show nothing are an error, whoever gives them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from bnfold.api import fuse_file
+from bnfold.errors import NoEvidenceError
+from bnfold.runtimes.inputs import InputOptions
+from bnfold.verification.compare import CompareOptions
+from bnfold.verification.equivalence import verify
+from tests.toys.onnx_graphs import model, node, norm, random, statistics
+
+FLOAT = np.float32
+
+
+def chain(kernel: np.ndarray[Any, Any], *, batch: int | str = "N") -> onnx.ModelProto:
+    """A convolution with a BatchNorm."""
+    nodes = [node("Conv", "x w", "c"), norm("c", "y")]
+    return model(nodes, {"w": kernel, **statistics(4, dtype=FLOAT)}, (batch, 3, 5, 5), dtype=FLOAT)
+
+
+RIGHT = random(4, 3, 3, 3, dtype=FLOAT)
+WRONG = RIGHT + 1
+
+
+@pytest.mark.parametrize("kind", ["empty", "nan"])
+@pytest.mark.parametrize("others", [0, 1])
+def test_a_set_that_shows_nothing_is_an_error_that_names_it(kind: str, others: int) -> None:
+    bad = np.zeros((0, 3, 5, 5), FLOAT) if kind == "empty" else np.full((1, 3, 5, 5), np.nan, FLOAT)
+    sets = [*[{"x": random(1, 3, 5, 5, dtype=FLOAT)}] * others, {"x": bad}]
+    with pytest.raises(NoEvidenceError, match=f"given {others}: .*{'no element' if kind == 'empty' else 'NaN'}"):
+        verify(chain(RIGHT), chain(WRONG), inputs=sets)
+
+
+def test_no_set_at_all_is_an_error() -> None:
+    with pytest.raises(NoEvidenceError, match="no inputs are given"):
+        verify(chain(RIGHT), chain(WRONG), inputs=[])
+
+
+def test_a_nan_that_leaves_numbers_is_an_input_like_any_other() -> None:
+    feeds = random(2, 3, 5, 5, dtype=FLOAT)
+    feeds[0] = np.nan
+    assert verify(chain(RIGHT), chain(RIGHT), inputs={"x": feeds}).is_equivalent
+    assert not verify(chain(RIGHT), chain(WRONG), inputs={"x": feeds}).is_equivalent
+
+
+def cached(kernel: np.ndarray[Any, Any]) -> onnx.ModelProto:
+    """The same beside a cache that may be empty, and comes out again."""
+    made = chain(kernel)
+    for values in (made.graph.input, made.graph.output):
+        name = "past" if values is made.graph.input else "present"
+        values.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["L", 2]))
+    made.graph.node.append(node("Identity", "past", "present"))
+    return made
+
+
+def test_an_empty_output_beside_others_is_no_evidence_and_no_failure() -> None:
+    feeds = {"x": random(1, 3, 5, 5, dtype=FLOAT), "past": np.zeros((0, 2), FLOAT)}
+    verdict = verify(cached(RIGHT), cached(RIGHT), inputs=feeds)
+    assert verdict.is_equivalent
+    assert any("'present' has no element" in each for each in verdict.findings)
+    assert not verify(cached(RIGHT), cached(WRONG), inputs=feeds).is_equivalent
+
+
+def test_of_an_output_that_is_empty_once_the_other_inputs_tell() -> None:
+    first, second = ({"x": random(1, 3, 5, 5, dtype=FLOAT), "past": np.ones((size, 2), FLOAT)} for size in (0, 3))
+    other = cached(RIGHT)
+    other.graph.node[-1].CopyFrom(node("Neg", "past", "present"))
+    assert not verify(cached(RIGHT), other, inputs=[first, second]).is_equivalent
+    assert not any("no element" in each for each in verify(cached(RIGHT), other, inputs=[first, second]).findings)
+
+
+def test_a_model_without_elements_cannot_be_compared() -> None:
+    with pytest.raises(NoEvidenceError, match="'y' has no element on any input"):
+        verify(chain(RIGHT, batch=0), chain(WRONG, batch=0))
+
+
+@pytest.mark.parametrize("kind", ["empty", "nan"])
+def test_fuse_writes_nothing_where_its_inputs_show_nothing(kind: str, tmp_path: Path) -> None:
+    source, output, inputs = tmp_path / "m.onnx", tmp_path / "out.onnx", tmp_path / "x.npz"
+    onnx.save(chain(RIGHT), source)
+    np.savez(inputs, x=np.zeros((0, 3, 5, 5), FLOAT) if kind == "empty" else np.full((1, 3, 5, 5), np.nan, FLOAT))
+    with pytest.raises(NoEvidenceError, match=r"x\.npz"):
+        fuse_file(source, output, comparison=CompareOptions(InputOptions((inputs,))))
+    assert not output.exists()
