@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from bnfold.errors import IncomparableError as IncomparableError
     from bnfold.errors import InvalidModelError as InvalidModelError
     from bnfold.errors import MissingExtraError as MissingExtraError
+    from bnfold.errors import NoEvidenceError as NoEvidenceError
     from bnfold.errors import NotEquivalentError as NotEquivalentError
     from bnfold.errors import OutputError as OutputError
     from bnfold.errors import OutputExistsError as OutputExistsError
@@ -37,6 +38,7 @@ _MODULES = {
     "Limits": "frontends.limits",
     "Merge": "graph.outcome",
     "MissingExtraError": "errors",
+    "NoEvidenceError": "errors",
     "NotEquivalentError": "errors",
     "Outcome": "graph.outcome",
     "OutputError": "errors",
