@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -312,6 +312,7 @@ def fuse_file(
     progress: Progress = _silent,
     proof: Path | None = None,
     attestation: Path | None = None,
+    render: Callable[[FileResult, Written], Mapping[Path, str]] = lambda result, written: {},
 ) -> FileResult:
     """Fold a file into another, which appears complete or not at all, and only if it is equivalent.
 
@@ -327,6 +328,7 @@ def fuse_file(
         progress: told of each stage.
         proof: where to write the certificate, once the checker has accepted it; of ONNX models alone.
         attestation: where to write an in-toto statement about it all.
+        render: texts to write beside the output, all or nothing, given the result and the files as they are now.
 
     Raises:
         OutputExistsError: `output` exists and `overwrite` is False.
@@ -392,6 +394,7 @@ def fuse_file(
             options = {"only": [*selection.only], "skip": [*selection.skip], "merge": merge, "verify": str(checks)}
             texts[attestation] = attest(subject, seal.describe(), options, outcomes, proved, smoke, verdict)
         done = result(written)
+        texts |= render(done, written)
         with beside(texts):
             publish(written, output)
     return replace(done, seconds=time.perf_counter() - start)

@@ -30,7 +30,9 @@ class OutputError(BnfoldError):
 
 
 class OutputExistsError(OutputError):
-    """The output would replace a file that is already there."""
+    """The output would replace a file that is already there: wrong use of the command line, and no answer."""
+
+    exit_code = 2
 
 
 class NotEquivalentError(BnfoldError):

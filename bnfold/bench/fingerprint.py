@@ -27,7 +27,7 @@ def fingerprint() -> dict[str, Any]:
         "platform": platform.platform(),
         "machine": platform.machine(),
         "python": platform.python_version(),
-        "libraries": _versions(),
+        "libraries": versions(),
         "environment": {
             name: value
             for name, value in sorted(os.environ.items())
@@ -77,7 +77,8 @@ def _gpus() -> list[dict[str, str]]:
     return [dict(zip(fields, map(str.strip, line.split(",")), strict=False)) for line in done.stdout.splitlines()]
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of what a result depends on, as far as it is installed."""
     found = {}
     for name in LIBRARIES:
         try:

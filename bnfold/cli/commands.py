@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
+from bnfold.cli import recording
 from bnfold.cli.lazily import lazily
 from bnfold.cli.parsing import Command, FiniteRange
 from bnfold.errors import BnfoldError, NotEquivalentError, one_line
 from bnfold.frontends.limits import LIMITS, Limits
 
 if TYPE_CHECKING:
-    from bnfold.report.documents import Document
+    from bnfold.frontends.protocol import Written
     from bnfold.runtimes.inputs import InputOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -110,8 +111,9 @@ EXIT_CODES = """\b
 Exit codes:
   0  done, or equivalent
   1  not proved, not equivalent (nothing is written), --fail-on-foldable found one, --require or --no-slower not met
-  2  wrong use of the command line
+  2  wrong use of the command line, or an output that exists and is not to be replaced
   3  a file is missing, unreadable, invalid or unsafe, or two models cannot be compared
+  130  interrupted; nothing is written
 """
 
 
@@ -166,11 +168,22 @@ def fuse(
     """Fold every BatchNorm of MODEL that can fold exactly, prove the result, and write it."""
     from bnfold import api
     from bnfold.cli.allocation import keep_freed_memory
+    from bnfold.report import files
     from bnfold.report.record import record_file
     from bnfold.verification.compare import CompareOptions
 
     keep_freed_memory()
     inputs, rendering = _inputs(others)
+    report: Path | None = rendering["report"]
+
+    def render(result: api.FileResult, written: Written) -> dict[Path, str]:
+        """The report, which appears together with the output."""
+        if report is None:
+            return {}
+        record = record_file("fuse", result)
+        recording.trace(record, {output: written.model})
+        return {report: files.render(record, report)}
+
     with _progress(rendering) as progress:
         try:
             result = api.fuse_file(
@@ -185,11 +198,16 @@ def fuse(
                 progress=progress,
                 proof=proof,
                 attestation=attest,
+                render=render,
             )
         except NotEquivalentError as error:
-            _render(record_file("fuse", error.result), **{**rendering, "quiet": True})
+            record = record_file("fuse", error.result)
+            recording.trace(record)
+            recording.show(record, **{**rendering, "quiet": True})
             raise
-    _render(record_file("fuse", result), **rendering)
+    record = record_file("fuse", result)
+    recording.trace(record, {output: output})
+    recording.show(record, **{**rendering, "report": None})
 
 
 def _inputs(options: dict[str, Any]) -> tuple[InputOptions, dict[str, Any]]:
@@ -244,7 +262,9 @@ def verify(
         from bnfold.report.record import record_proof
 
         checked = api.prove_files(reference, candidate, proof, Limits(max_nodes, max_depth, max_bytes))
-        _render(record_proof(checked), **rendering)
+        record = record_proof(checked)
+        recording.trace(record)
+        recording.show(record, **rendering)
         if not checked.proof.is_proved:
             sys.exit(1)
         return
@@ -252,7 +272,9 @@ def verify(
     options = CompareOptions(inputs, providers, tolerance, outputs_only)
     with _progress(rendering) as progress:
         result = verify_files(reference, candidate, options, progress, Limits(max_nodes, max_depth, max_bytes))
-    _render(record_comparison(result), **rendering)
+    record = record_comparison(result)
+    recording.trace(record)
+    recording.show(record, **rendering)
     if not result.verdict.is_equivalent:
         sys.exit(1)
 
@@ -279,7 +301,10 @@ def inspect(
     with _progress(rendering) as progress:
         limits = Limits(max_nodes, max_depth, max_bytes)
         record = record_file("inspect", api.inspect_file(model, merge=merge, limits=limits, progress=progress))
-    _render(record, **rendering)
+    if fail_on_foldable:
+        record["fail_on_foldable"] = True
+    recording.trace(record)
+    recording.show(record, **rendering)
     if fail_on_foldable and record["batchnorms"]["folded"]:
         sys.exit(1)
 
@@ -340,7 +365,9 @@ def bench(
         raise click.UsageError("--require and --no-slower need a second MODEL")
     with _progress(rendering) as progress:
         result = benchmark(models, inputs=InputOptions(inputs, dims, samples, seed), progress=progress, **given)
-    _render(record_bench(result), **rendering)
+    record = record_bench(result)
+    recording.trace(record)
+    recording.show(record, **rendering)
     if not result.passes:
         sys.exit(1)
 
@@ -366,23 +393,6 @@ def _progress(rendering: dict[str, Any]) -> Iterator[Callable[[str, int, int], N
         yield advance
 
 
-def _render(record: Document, as_json: bool, report: Path | None, quiet: bool, verbose: bool) -> None:
-    from rich.console import Console
-
-    from bnfold.report import bench_terminal, files, terminal
-
-    if report is not None:
-        files.write(record, report)
-    if as_json:
-        click.echo(files.to_json(record))
-    elif record["command"] == "verify":
-        terminal.show_comparison(record, Console(), verbose=verbose, quiet=quiet)
-    elif record["command"] == "bench":
-        bench_terminal.show(record, Console(), verbose=verbose, quiet=quiet)
-    else:
-        terminal.show(record, Console(), verbose=verbose, quiet=quiet)
-
-
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:
     """End like an error does, so that temporary files are removed on the way; the shell's code for a signal."""
     signal.signal(number, signal.SIG_IGN)
@@ -395,10 +405,17 @@ def main() -> None:
     logging.getLogger("onnx_ir").addHandler(logging.NullHandler())  # what matters of it is an error of ours
     try:
         with lazily("sympy", "onnx_ir._symbolic_shapes"):  # take longer than a fold, to calculate with unknown sizes
-            cli(prog_name="bnfold")
+            code = cli(prog_name="bnfold", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.Abort:
+        click.echo("bnfold: interrupted", err=True)
+        sys.exit(128 + signal.SIGINT)
     except BnfoldError as error:
         click.echo(f"bnfold: {one_line(str(error))}", err=True)
         sys.exit(error.exit_code)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,9 @@ from typing import Any
 
 import click
 
+from bnfold.cli import recording
+from bnfold.errors import BnfoldError, NotEquivalentError
+
 
 class FiniteRange(click.FloatRange):
     """A number within a range; neither NaN, which no comparison keeps out, nor infinite."""
@@ -25,7 +28,11 @@ class FiniteRange(click.FloatRange):
 
 
 class Command(click.Command):
-    """A command in which an option that holds one value is given once: the last of several does not win silently."""
+    """A command of ours.
+
+    An option that holds one value is given once: the last of several does not win silently. A record that was asked for
+    is written where the command ends with an error, too.
+    """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """As click does.
@@ -45,6 +52,16 @@ class Command(click.Command):
             if len(options) > 1 and not _is_flag(options[0]):
                 raise click.UsageError(f"{names[0]} can be given only once", ctx)
         return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """As click does."""
+        try:
+            return super().invoke(ctx)
+        except NotEquivalentError:  # has a result, which the command writes
+            raise
+        except BnfoldError as error:
+            recording.show_error(error)
+            raise
 
 
 def _is_flag(option: click.Parameter) -> bool:

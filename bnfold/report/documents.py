@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final, Literal, NotRequired, TypedDict
+from typing import Any, Final, Literal, NotRequired, TypedDict, final
 
 SCHEMA: Final = "bnfold/1"
 
@@ -185,6 +185,40 @@ class Proof(TypedDict):
     seconds: float
 
 
+class Provenance(TypedDict):
+    """Where a document comes from: the moment, the command line, the versions, and SHA-256 of each model's files.
+
+    It is null for a file that cannot be read. `seed` is that of the drawn inputs, null where none are drawn.
+    """
+
+    date: str
+    command: list[str]
+    python: str
+    platform: str
+    libraries: dict[str, str]
+    files: dict[str, str | None]
+    seed: int | None
+
+
+class Failure(TypedDict):
+    """Why there is no answer: the class of the error, and its message."""
+
+    kind: str
+    message: str
+
+
+@final
+class ErrorDocument(TypedDict):
+    """What a command says that could not be done; `exit_code` is 2 or 3."""
+
+    schema: Literal["bnfold/1"]
+    command: Literal["fuse", "inspect", "verify", "bench"]
+    error: Failure
+    exit_code: int
+    provenance: NotRequired[Provenance]
+
+
+@final
 class FileDocument(TypedDict):
     """What `fuse` did to a file, or what `inspect` says that it would do."""
 
@@ -203,8 +237,11 @@ class FileDocument(TypedDict):
     seconds: float
     verification: Verification | None
     proof: NotRequired[Proof]
+    fail_on_foldable: NotRequired[bool]
+    provenance: NotRequired[Provenance]
 
 
+@final
 class VerifyDocument(Verification):
     """What `verify` found."""
 
@@ -214,6 +251,7 @@ class VerifyDocument(Verification):
     candidate: str
     seconds: float
     proof: NotRequired[Proof]
+    provenance: NotRequired[Provenance]
 
 
 class BenchModel(TypedDict):
@@ -317,6 +355,7 @@ class Fingerprint(TypedDict):
     load_after: float | None
 
 
+@final
 class BenchDocument(TypedDict):
     """What `bench` measured."""
 
@@ -331,9 +370,13 @@ class BenchDocument(TypedDict):
     fingerprint: Fingerprint
     warnings: list[str]
     seconds: float
+    provenance: NotRequired[Provenance]
 
 
 Document = FileDocument | VerifyDocument | BenchDocument
+
+AnyDocument = Document | ErrorDocument
+
 
 COMMANDS: dict[str, Any] = {
     "fuse": FileDocument,
@@ -342,3 +385,6 @@ COMMANDS: dict[str, Any] = {
     "bench": BenchDocument,
 }
 """The type of each command's document."""
+
+SCHEMAS: dict[str, Any] = {**COMMANDS, "error": ErrorDocument}
+"""All of them, and what takes their place where a command ends with an error."""

@@ -8,19 +8,19 @@ from pathlib import Path
 
 from bnfold.errors import OutputError
 from bnfold.report import html, junit
-from bnfold.report.documents import Document
+from bnfold.report.documents import AnyDocument
 
 
-def to_json(record: Document) -> str:
+def to_json(record: AnyDocument) -> str:
     """The record as one JSON document."""
     return json.dumps(record, indent=2, ensure_ascii=False)
 
 
-def _json(record: Document) -> str:
+def _json(record: AnyDocument) -> str:
     return to_json(record) + "\n"
 
 
-RENDERERS: dict[str, Callable[[Document], str]] = {".html": html.render, ".json": _json, ".xml": junit.render}
+RENDERERS: dict[str, Callable[[AnyDocument], str]] = {".html": html.render, ".json": _json, ".xml": junit.render}
 """What writes a report, by the ending of its name."""
 
 
@@ -34,14 +34,23 @@ def require(path: Path) -> None:
         html.require()
 
 
-def write(record: Document, path: Path) -> None:
+def render(record: AnyDocument, path: Path) -> str:
+    """The text of a report.
+
+    Raises:
+        MissingExtraError: an `.html` report without the `report` extra.
+    """
+    return RENDERERS.get(path.suffix, _json)(record)
+
+
+def write(record: AnyDocument, path: Path) -> None:
     """Write a report.
 
     Raises:
         MissingExtraError: an `.html` report without the `report` extra.
         OutputError: the file cannot be written.
     """
-    text = RENDERERS.get(path.suffix, _json)(record)
+    text = render(record, path)
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:

@@ -1,26 +1,58 @@
-"""The record as JUnit XML: a test case for each BatchNorm and output, for inner values, the proof, the smoke run."""
+"""The record as JUnit XML: a test case for each BatchNorm and output, for inner values, the proof, the smoke run.
+
+It is red where the exit code is not 0. Elements and attributes are those of the schema that Jenkins validates against:
+properties belong to the suite, and the figures of a case are its output.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, cast
 from xml.etree import ElementTree
 
+from bnfold.errors import escape
 from bnfold.report.bench_terminal import gate_line
 from bnfold.report.documents import (
+    AnyDocument,
     BenchEntry,
     Document,
+    ErrorDocument,
     FileDocument,
     Folded,
     Kept,
     Method,
     Proof,
+    Provenance,
     SmokeRun,
     Value,
     Verification,
 )
 
 
-def render(record: Document) -> str:
+def render(record: AnyDocument) -> str:
     """A `testsuite` document; a BatchNorm that stays is a skipped case, an output that differs a failure."""
+    cases = [_error(cast(ErrorDocument, record))] if "error" in record else _cases(record)
+    found = {kind: sum(case.find(kind) is not None for case in cases) for kind in ("failure", "error", "skipped")}
+    suite = ElementTree.Element(
+        "testsuite",
+        name=f"bnfold {record['command']}",
+        tests=str(len(cases)),
+        failures=str(found["failure"]),
+        errors=str(found["error"]),
+        skipped=str(found["skipped"]),
+    )
+    if "error" not in record:
+        suite.set("time", f"{record['seconds']:.3f}")
+    if "provenance" in record:
+        suite.set("timestamp", record["provenance"]["date"])
+        suite.append(_properties(record["provenance"]))
+    suite.extend(cases)
+    _make_printable(suite)
+    ElementTree.indent(suite)
+    return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def _cases(record: Document) -> list[ElementTree.Element]:
     if record["command"] == "bench":
         cases = [_timing(entry, record["method"]) for entry in record["entries"]]
     elif record["command"] == "verify":
@@ -30,28 +62,50 @@ def render(record: Document) -> str:
         cases += _verification(record["model"], record["verification"]) if record["verification"] else []
     if record["command"] != "bench" and "proof" in record:
         cases.append(_proof(record["candidate"] if record["command"] == "verify" else record["model"], record["proof"]))
-    suite = ElementTree.Element(
-        "testsuite",
-        name=f"bnfold {record['command']}",
-        tests=str(len(cases)),
-        failures=str(sum(case.find("failure") is not None for case in cases)),
-        skipped=str(sum(case.find("skipped") is not None for case in cases)),
-        time=str(record["seconds"]),
-    )
-    suite.extend(cases)
-    ElementTree.indent(suite)
-    return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
+    return cases
+
+
+def _error(record: ErrorDocument) -> ElementTree.Element:
+    """One case, for a command that has no answer."""
+    case = ElementTree.Element("testcase", classname="bnfold", name=record["command"])
+    ElementTree.SubElement(case, "error", type=record["error"]["kind"], message=record["error"]["message"])
+    return case
+
+
+def _properties(provenance: Provenance) -> ElementTree.Element:
+    """Where the record comes from."""
+    found = {f"sha256 of {name}": digest or "cannot be read" for name, digest in provenance["files"].items()}
+    found |= {f"version of {name}": version for name, version in provenance["libraries"].items()}
+    found |= {"command": " ".join(provenance["command"]), "python": provenance["python"]}
+    if provenance["seed"] is not None:
+        found["seed"] = str(provenance["seed"])
+    properties = ElementTree.Element("properties")
+    for name, value in found.items():
+        ElementTree.SubElement(properties, "property", name=name, value=value)
+    return properties
+
+
+def _show(case: ElementTree.Element, figures: Mapping[str, Any]) -> None:
+    """Figures, as the output of a case."""
+    output = ElementTree.SubElement(case, "system-out")
+    output.text = "\n".join(f"{name}: {value}" for name, value in figures.items())
+
+
+def _make_printable(element: ElementTree.Element) -> None:
+    """Replace what XML cannot hold by its escape; a name of a model may hold anything."""
+    for name, value in element.items():
+        element.set(name, escape(value))
+    for inner in element:
+        _make_printable(inner)
 
 
 def _proof(model: str, proof: Proof) -> ElementTree.Element:
     """The obligations that were met; one that is not met is a failure."""
     case = ElementTree.Element("testcase", classname=model, name="proof", time=str(proof["seconds"]))
-    properties = ElementTree.SubElement(case, "properties")
     figures = {f"obligations_{kind}": met for kind, met in proof["obligations"].items()}
-    for name, value in {**figures, "weights": proof["weights"], "worst_ulp": proof["worst_ulp"]}.items():
-        ElementTree.SubElement(properties, "property", name=name, value=str(value))
     if not proof["proved"]:
         ElementTree.SubElement(case, "failure", message=proof["failure"] or "not proved")
+    _show(case, {**figures, "weights": proof["weights"], "worst_ulp": proof["worst_ulp"]})
     return case
 
 
@@ -59,13 +113,12 @@ def _timing(entry: BenchEntry, method: Method) -> ElementTree.Element:
     """One inference of one model, in seconds; a slower model is a failure where a gate asked."""
     place = "/".join(filter(None, ["bench", entry["provider"], entry["level"]]))
     case = ElementTree.Element("testcase", classname=place, name=entry["model"], time=f"{entry['median_ms'] / 1e3:.9f}")
-    properties = ElementTree.SubElement(case, "properties")
-    for name in ("verdict", "ratio", "ratio_low", "ratio_high", "visible_change", "gate", "session_ms"):
-        ElementTree.SubElement(properties, "property", name=name, value=str(entry[name]))
     if entry["gate"] in ("not met", "cannot tell"):
         is_failure = entry["gate"] == "not met" or method["require"] is not None
         kind = "failure" if is_failure else "skipped"
         ElementTree.SubElement(case, kind, message=gate_line(method, entry))
+    names = ("verdict", "ratio", "ratio_low", "ratio_high", "visible_change", "gate", "session_ms")
+    _show(case, {name: entry[name] for name in names})  # type: ignore[literal-required]
     return case
 
 
@@ -108,4 +161,6 @@ def _case(record: FileDocument, outcome: Folded | Kept) -> ElementTree.Element:
     case = ElementTree.Element("testcase", classname=f"{record['model']}/{outcome['scope']}", name=outcome["batchnorm"])
     if outcome["status"] == "kept":
         ElementTree.SubElement(case, "skipped", message=f"{outcome['reason']} at {outcome['at']}: {outcome['detail']}")
+    elif record.get("fail_on_foldable"):
+        ElementTree.SubElement(case, "failure", message=f"it could fold into {', '.join(outcome['into'])}")
     return case

@@ -32,11 +32,13 @@ def show(record: FileDocument, console: Console, *, verbose: bool = False, quiet
     """Print what became of each BatchNorm, and a summary."""
     if not quiet:
         rows = [*record["outcomes"], *(record["affine_outcomes"] if verbose else [])]
+        is_done = record["output"] is not None
         if console.is_terminal and rows:
-            console.print(tabulate(_COLUMNS, rows))
+            console.print(tabulate(_columns(is_done=is_done), rows))
         else:
+            width = len("folded" if is_done else "would fold")
             for row in rows:
-                print_line(console, "  ".join([row["status"].ljust(6), _name(row), _where(row)]))
+                print_line(console, "  ".join([_status(row, is_done=is_done).ljust(width), _name(row), _where(row)]))
         for merge in record["merges"]:
             print_line(console, _merge(merge))
         for line in _advice(rows):
@@ -198,11 +200,15 @@ def _advice(rows: list[Folded | Kept]) -> Iterator[str]:
     yield from dict.fromkeys(f"{row['reason']}: {row['advice']}" for row in kept if row["advice"])
 
 
-_COLUMNS: tuple[Column[Folded | Kept, str | Text], ...] = (
-    Column("BatchNorm", _name),
-    Column("", lambda row: Text(row["status"], style="green" if row["status"] == "folded" else "yellow")),
-    Column("where it goes, or why it stays", _where),
-)
+def _status(row: Folded | Kept, *, is_done: bool) -> str:
+    return row["status"] if is_done or row["status"] == "kept" else "would fold"
+
+
+def _columns(*, is_done: bool) -> tuple[Column[Folded | Kept, str | Text], ...]:
+    def status(row: Folded | Kept) -> Text:
+        return Text(_status(row, is_done=is_done), style="green" if row["status"] == "folded" else "yellow")
+
+    return (Column("BatchNorm", _name), Column("", status), Column("where it goes, or why it stays", _where))
 
 
 def tabulate(

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, NotRequired, Union, get_args, get_origin, get_type_hints, is_typeddict
 
-from bnfold.report.documents import COMMANDS
+from bnfold.report.documents import COMMANDS, SCHEMAS
 
 TARGET = Path(__file__).parents[2] / "bnfold" / "report" / "schema"
 
@@ -59,17 +59,18 @@ def object_of(kind: Any, definitions: dict[str, Schema]) -> Schema:
     }
 
 
-def document(command: str) -> Schema:
-    """The schema of what a command writes."""
+def document(name: str) -> Schema:
+    """The schema of what a command writes, or of an error."""
     definitions: dict[str, Schema] = {}
-    schema = object_of(COMMANDS[command], definitions)
-    schema["properties"]["command"] = {"const": command}
-    dialect = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": f"bnfold {command}"}
+    schema = object_of(SCHEMAS[name], definitions)
+    if name in COMMANDS:
+        schema["properties"]["command"] = {"const": name}
+    dialect = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": f"bnfold {name}"}
     return dialect | schema | {"$defs": definitions}
 
 
 def main() -> None:
-    texts = {TARGET / f"{command}.json": json.dumps(document(command), indent=2) + "\n" for command in COMMANDS}
+    texts = {TARGET / f"{name}.json": json.dumps(document(name), indent=2) + "\n" for name in SCHEMAS}
     if "--check" in sys.argv:
         sys.exit({path: path.read_text() for path in TARGET.iterdir()} != texts)
     for path, text in texts.items():

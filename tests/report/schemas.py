@@ -34,4 +34,5 @@ def insist_on_schema(document: Any) -> None:
         jsonschema.ValidationError: it is not what its schema says, or has a key too many.
     """
     stored = json.loads(json.dumps(document, allow_nan=False))
-    jsonschema.validate(stored, closed(schema(stored["command"])), jsonschema.Draft202012Validator)
+    name = "error" if "error" in stored else stored["command"]
+    jsonschema.validate(stored, closed(schema(name)), jsonschema.Draft202012Validator)

@@ -25,7 +25,7 @@ def test_the_schemas_are_current() -> None:
     assert done.returncode == 0, "run: python scripts/tools/make_schemas.py"
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [*COMMANDS, "error"])
 def test_a_schema_is_one(command: str) -> None:
     jsonschema.Draft202012Validator.check_schema(schema(command))
 

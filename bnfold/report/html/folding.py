@@ -21,11 +21,11 @@ def outcome_name(outcome: Mapping[str, Any], key: str = "batchnorm") -> str:
     return name if scope == "main" else f"{scope}/{name}"
 
 
-def batchnorms(outcomes: Sequence[Record] | None) -> Section | None:
-    """What became of each BatchNorm, with a picture."""
+def batchnorms(outcomes: Sequence[Record] | None, *, is_done: bool) -> Section | None:
+    """What became of each BatchNorm, or would become of it, with a picture."""
     if outcomes is None:
         return None
-    rows = [Numbered(number, each) for number, each in enumerate(outcomes)]
+    rows = [Numbered(number, each, is_done) for number, each in enumerate(outcomes)]
     sentences = [
         "A BatchNorm in evaluation mode is a scale and a shift for each channel. Operators absorb it into their "
         "weights; others on the way carry it. Rounding is the largest relative error of the weights written. A picture "
@@ -40,15 +40,17 @@ def batchnorms(outcomes: Sequence[Record] | None) -> Section | None:
 
 
 class Numbered(NamedTuple):
-    """A row: an outcome, and its number."""
+    """A row: an outcome, its number, and whether it is written."""
 
     number: int
     outcome: Record
+    is_done: bool
 
 
-def _status(outcome: Record) -> Cell:
-    status = outcome.get("status", MISSING)
-    return Cell(shown(status), mood="good" if status == "folded" else "unsure")
+def _status(row: Numbered) -> Cell:
+    status = row.outcome.get("status", MISSING)
+    told = "would fold" if status == "folded" and not row.is_done else shown(status)
+    return Cell(told, mood="good" if status == "folded" else "unsure")
 
 
 def _picture(row: Numbered) -> Cell:
@@ -59,7 +61,7 @@ def _picture(row: Numbered) -> Cell:
 
 _OUTCOME: tuple[Column[Numbered], ...] = (
     Column("BatchNorm", lambda row: name_cell(outcome_name(row.outcome))),
-    Column("outcome", lambda row: _status(row.outcome)),
+    Column("outcome", lambda row: _status(row)),
     Column("the graph around it", _picture, is_sortable=False),
     Column("where, or why not", lambda row: Cell(_where(row.outcome)), is_wide=True),
     Column("rounding", lambda row: number_of("rounding", scientific)(row.outcome), is_number=True),

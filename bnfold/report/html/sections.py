@@ -14,7 +14,7 @@ def sections(record: Record) -> Iterator[Section]:
     """The sections in the order in which a reader wants them."""
     verification = checking.verification_of(record)
     for section in (
-        folding.batchnorms(record.get("outcomes")),
+        folding.batchnorms(record.get("outcomes"), is_done=record.get("output") is not None),
         folding.stayed(record.get("outcomes")),
         folding.merges(record.get("merges")),
         folding.cautions(record.get("warnings")),
@@ -26,6 +26,7 @@ def sections(record: Record) -> Iterator[Section]:
         folding.affines(record.get("affine_outcomes")),
         _properties("method", "Method", record.get("method"), record.get("inputs")),
         _properties("fingerprint", "Fingerprint", record.get("fingerprint"), None),
+        _properties("provenance", "Provenance", record.get("provenance"), None),
     ):
         if section is not None:
             yield section

@@ -16,6 +16,9 @@ from bnfold.report.html.timing import model_names, setting
 
 def summarize(record: Record) -> Summary:
     """The summary of a record of any command."""
+    if record.get("error"):
+        message = shown(record["error"].get("message", ""), 400)
+        return Summary("bad", "There is no answer", [message], [])
     if "batchnorms" in record:
         return _of_fold(record)
     if record.get("entries"):

@@ -1,0 +1,118 @@
+"""What a command found, as it is shown and written: on the terminal, as JSON, as a report, whatever the exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import click
+
+from bnfold.errors import BnfoldError, OutputError
+
+if TYPE_CHECKING:
+    from bnfold.report.documents import AnyDocument, Document, ErrorDocument
+
+MODELS = ("model", "reference", "candidate", "models")
+"""Parameters that name model files to read."""
+
+
+def show(record: Document, as_json: bool, report: Path | None, quiet: bool, verbose: bool) -> None:
+    """Write what a command found, to the places that it was asked for.
+
+    Raises:
+        OutputError: one cannot be written to.
+    """
+    from bnfold.report import files
+
+    if report is not None:
+        files.write(record, report)
+    with _standard_output():
+        if as_json:
+            click.echo(files.to_json(record))
+        else:
+            _print(record, quiet=quiet, verbose=verbose)
+
+
+def _print(record: Document, *, quiet: bool, verbose: bool) -> None:
+    from rich.console import Console
+
+    from bnfold.report import bench_terminal, terminal
+
+    class Terminal(Console):
+        """One that lets us decide what a reader means who has gone."""
+
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
+    if record["command"] == "verify":
+        terminal.show_comparison(record, Terminal(), verbose=verbose, quiet=quiet)
+    elif record["command"] == "bench":
+        bench_terminal.show(record, Terminal(), verbose=verbose, quiet=quiet)
+    else:
+        terminal.show(record, Terminal(), verbose=verbose, quiet=quiet)
+
+
+@contextmanager
+def _standard_output() -> Iterator[None]:
+    """Standard output; that its reader has read enough, as `head` does, is no error and changes no exit code.
+
+    Raises:
+        OutputError: nothing can be written to it.
+    """
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or it fails again at the end
+        raise OutputError(f"standard output: {error.strerror}") from error
+
+
+def trace(record: AnyDocument, places: Mapping[Path, Path] | None = None) -> None:
+    """Add where a record comes from, if it is kept.
+
+    Args:
+        record: of the command that runs.
+        places: of the output, where it is now, by where it will be.
+    """
+    from bnfold.report import provenance
+
+    context = click.get_current_context()
+    given = context.params
+    if not given["as_json"] and given["report"] is None:
+        return
+    models: dict[str, Path] = {}
+    for name in MODELS:
+        value = given.get(name) or ()
+        models |= {str(path): path for path in (value if isinstance(value, tuple) else (value,))}
+    models |= {str(path): place for path, place in (places or {}).items()}
+    record["provenance"] = provenance.trace(sys.argv[1:], models, given.get("seed"))
+
+
+def show_error(error: BnfoldError) -> None:
+    """Write the record of a command that ends with an error, if one was asked for."""
+    from bnfold.report import files
+
+    context = click.get_current_context()
+    given: dict[str, Any] = context.params
+    report: Path | None = given["report"]
+    record: ErrorDocument = {
+        "schema": "bnfold/1",
+        "command": cast(Any, context.info_name),
+        "error": {"kind": type(error).__name__, "message": str(error)},
+        "exit_code": error.exit_code,
+    }
+    trace(record)
+    with _standard_output():
+        if given["as_json"]:
+            click.echo(files.to_json(record))
+    if report is not None:
+        try:
+            files.write(record, report)
+        except BnfoldError:
+            return  # the error that is reported may be this one

@@ -1,0 +1,45 @@
+"""How a command ends that is not left alone: interrupted, with a reader that has gone, or with nowhere to write to."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+MODELS = Path(__file__).parents[2] / "models"
+BNFOLD = [sys.executable, "-m", "bnfold"]
+
+
+def test_an_interrupted_command_ends_with_130_and_leaves_nothing(tmp_path: Path) -> None:
+    command = [*BNFOLD, "bench", str(MODELS / "digits_cnn.onnx"), "--seconds", "600", "--level", "all"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    time.sleep(3)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors.strip()) == (130, "bnfold: interrupted")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]])
+@pytest.mark.parametrize(("asked", "code"), [([], 0), (["--fail-on-foldable"], 1)])
+def test_a_reader_that_has_gone_changes_no_exit_code(form: list[str], asked: list[str], code: int) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [*BNFOLD, "inspect", str(MODELS / "digits_cnn.onnx"), *asked, *form]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (code, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no device that is full")
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_a_standard_output_that_is_full_is_one_line(form: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [*BNFOLD, "inspect", str(MODELS / "digits_cnn.onnx"), *form]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (3, "bnfold: standard output: No space left on device\n")
