@@ -160,6 +160,8 @@ def judgement_line(verification: Verification) -> str:
     """The answer, and what it rests on."""
     inputs, values = verification["inputs"], len(verification["values"])
     on = f"{plural(inputs, 'set')} of inputs"
+    if not inputs and verification["equivalent"]:
+        return "equivalent: the same model, bit for bit"
     if not verification["equivalent"]:
         return f"NOT equivalent, on {on}"
     inside = f", {plural(values, 'inner value')}" if values else ""

@@ -5,18 +5,24 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from filecmp import cmp
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from bnfold.frontends.door import find_entry
-from bnfold.frontends.limits import LIMITS, Limits
-from bnfold.runtimes.inputs import Effort, InputOptions
+from bnfold.frontends.door import find_entry, open_model
+from bnfold.frontends.limits import LIMITS, UNLIMITED, Limits
+from bnfold.frontends.protocol import OpenOptions
+from bnfold.runtimes.inputs import Effort, InputOptions, insist_on_fitting
 from bnfold.verification.compare import CompareOptions, Tolerance, compare
+from bnfold.verification.metrics import Counts
+from bnfold.verification.noise import Judgement
+from bnfold.verification.observe import Observation
 from bnfold.verification.subject import Subject
-from bnfold.verification.verdict import Verdict
+from bnfold.verification.verdict import ValueVerdict, Verdict
 
 Inputs = str | Path | Mapping[str, npt.ArrayLike] | Sequence[Mapping[str, npt.ArrayLike]]
 """Real inputs: a path as for ``--inputs``, or one array (or several sets of one array) for each input."""
@@ -106,13 +112,32 @@ def verify_files(
 ) -> Comparison:
     """`verify` for two files, neither of which may ask for more than `limits`.
 
+    Files that hold the same bytes are not run, unless a provider is asked for, which may compute something else.
+
     Raises:
         BnfoldError: as `verify`.
     """
     start = time.perf_counter()
-    subjects = _subjects((reference, candidate), (str(reference), str(candidate)), options, limits)
-    verdict = compare(*subjects, options, lambda done, total: progress("verify", done, total))
+    first, second = _subjects((reference, candidate), (str(reference), str(candidate)), options, limits)
+    if not options.providers and _are_one_model(reference, candidate):
+        insist_on_fitting(first.inputs, options.inputs)
+        verdict = Verdict(tuple(ValueVerdict(name, SAME, "none") for name in first.outputs), findings=(IDENTICAL,))
+    else:
+        verdict = compare(first, second, options, partial(progress, "verify"))
     return Comparison(reference, candidate, verdict, time.perf_counter() - start)
+
+
+IDENTICAL = "both files are the same model, bit for bit, so neither was run"
+
+SAME = Observation(Judgement(0.0, 0.0, 0.0, "identical"), Counts(0, 0))
+
+
+def _are_one_model(reference: Path, candidate: Path) -> bool:
+    """Whether two files hold the same bytes, and so do those of their external data."""
+    both = [open_model(path, OpenOptions(limits=UNLIMITED)).files for path in (reference, candidate)]
+    return len(both[0]) == len(both[1]) and all(
+        cmp(one, other, shallow=False) for one, other in zip(*both, strict=True)
+    )
 
 
 def _subjects(

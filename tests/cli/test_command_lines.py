@@ -67,6 +67,9 @@ def folder(tmp_path: Path) -> Path:
     """A folder with a model, inputs, and files that are no models."""
     for name in ("digits_cnn.onnx", "digits_mlp.onnx", "digits_test.npz"):
         shutil.copy(MODELS / name, tmp_path)
+    twin = onnx.load(MODELS / "digits_cnn.onnx")
+    twin.doc_string = "the same, in other words"
+    onnx.save(twin, tmp_path / "twin.onnx")
     onnx.save(branches(), tmp_path / "branches.onnx")
     np.savez(tmp_path / "nothing.npz", image=np.zeros((0, 1, 8, 8), np.float32))
     (tmp_path / "empty.onnx").touch()

@@ -13,7 +13,7 @@ from bnfold.api import fuse_file
 from bnfold.errors import NoEvidenceError
 from bnfold.runtimes.inputs import InputOptions
 from bnfold.verification.compare import CompareOptions
-from bnfold.verification.equivalence import verify
+from bnfold.verification.equivalence import verify, verify_files
 from tests.toys.onnx_graphs import model, node, norm, random, statistics
 
 FLOAT = np.float32
@@ -89,3 +89,24 @@ def test_fuse_writes_nothing_where_its_inputs_show_nothing(kind: str, tmp_path: 
     with pytest.raises(NoEvidenceError, match=r"x\.npz"):
         fuse_file(source, output, comparison=CompareOptions(InputOptions((inputs,))))
     assert not output.exists()
+
+
+def stored(folder: Path, kernel: np.ndarray[Any, Any]) -> Path:
+    """A model whose weights are in a file of their own."""
+    folder.mkdir()
+    onnx.save(chain(kernel), folder / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)
+    return folder / "m.onnx"
+
+
+def test_files_of_the_same_bytes_are_the_same_model_and_not_run(tmp_path: Path) -> None:
+    first, second = stored(tmp_path / "a", RIGHT), stored(tmp_path / "b", RIGHT)
+    verdict = verify_files(first, second, CompareOptions()).verdict
+    assert verdict.is_equivalent
+    assert not verdict.samples
+    assert verify_files(first, second, CompareOptions(providers=("cpu",))).verdict.samples
+
+
+def test_files_whose_external_data_differ_are_run(tmp_path: Path) -> None:
+    first, second = stored(tmp_path / "a", RIGHT), stored(tmp_path / "b", WRONG)
+    assert first.read_bytes() == second.read_bytes()
+    assert not verify_files(first, second, CompareOptions()).verdict.is_equivalent
