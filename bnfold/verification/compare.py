@@ -57,13 +57,16 @@ class CompareOptions:
         inputs: what they run on.
         providers: where the candidate must agree too, as deployed; empty for the CPU, as a finding only.
         tolerance: a fixed one for the outputs, in place of the budget; inner values are then left out.
-        outputs_only: leave out inner values, for models whose inner names mean different things.
+        outputs_only: leave out inner values.
+        strict_inside: an inner value that carries one name in both must be one value, even where its difference is
+            taken back.
     """
 
     inputs: InputOptions = DRAWN
     providers: tuple[str, ...] = ()
     tolerance: Tolerance | None = None
     outputs_only: bool = False
+    strict_inside: bool = False
 
 
 Progress = Callable[[int, int], None]
@@ -233,7 +236,7 @@ class _Pair:
                 for name, observation in found.items():
                     seen.setdefault(name, []).append((sample, observation))
         findings += self.left_out()
-        return opinion.settle(self, seen, findings)
+        return opinion.settle(self, seen, findings, strict_inside=self.options.strict_inside)
 
     def chunks(self, samples: Sequence[Sample]) -> list[list[str]]:
         """The values to ask for, a run at a time: the outputs, and as many inner values as fit and are worth it."""

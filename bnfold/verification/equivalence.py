@@ -57,6 +57,7 @@ def verify(
     atol: float | None = None,
     rtol: float | None = None,
     outputs_only: bool = False,
+    strict_inside: bool = False,
     limits: Limits = LIMITS,
 ) -> Verdict:
     """Whether two models are equivalent, apart from rounding.
@@ -76,6 +77,8 @@ def verify(
         atol: absolute tolerance for outputs in place of the measured budget.
         rtol: relative tolerance for outputs in place of the measured budget.
         outputs_only: do not compare inner values that carry the same name.
+        strict_inside: an inner value that carries one name in both models must be one value, even where what follows
+            takes its difference back.
         limits: how much each model may ask for.
 
     Returns:
@@ -93,7 +96,7 @@ def verify(
         given = tuple({name: np.asarray(array) for name, array in each.items()} for each in sets)
         found = InputOptions(given=given, effort=Effort(effort), seed=seed)
     tolerance = None if atol is None and rtol is None else Tolerance(atol or 0.0, rtol or 0.0)
-    options = CompareOptions(found, tuple(providers), tolerance, outputs_only)
+    options = CompareOptions(found, tuple(providers), tolerance, outputs_only, strict_inside)
     return compare_models(reference, candidate, options, limits)
 
 

@@ -230,6 +230,17 @@ class OnnxSubject:
         given = self._weights if disturbance is None else self._disturb(disturbance)
         return lambda feeds: session({**given, **feeds}, fetch)
 
+    def start_replacing(self, value: str, fetch: Sequence[str]) -> Run:
+        """With the node's output under another name, and an input in its place."""
+        more = [name for name in fetch if name not in self._declared_outputs]
+        model = with_weights_as_inputs(self._disturbable, more)
+        for node in model.graph.node:
+            node.output[:] = [f"{name}/replaced" if name == value else name for name in node.output]
+        kind = self._infer({})[value][0]
+        model.graph.input.append(helper.make_tensor_value_info(value, kind, None))
+        session = OnnxSession(model.SerializeToString(), self.label, folder=self._folder)
+        return lambda feeds: session({**self._weights, **feeds}, fetch)
+
     def _disturb(self, disturbance: Disturbance) -> dict[str, npt.NDArray[Any]]:
         """The weights, disturbed; kept, since the runs of one draw are asked for again with other values."""
         if disturbance not in self._disturbed:

@@ -1,19 +1,18 @@
-"""Second opinions on what seems to differ: the truth in float64, and a value that changed its name."""
+"""Second opinions on what seems to differ: the truth in float64, and values that changed their name or meaning."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from bnfold.runtimes.inputs import Sample
+from bnfold.verification.insides import Pair, find_taken_back
 from bnfold.verification.metrics import spacing
 from bnfold.verification.noise import judge, measure
 from bnfold.verification.observe import Observation, is_float
-from bnfold.verification.subject import Run, Subject
 
 AnyArray = npt.NDArray[Any]
 
@@ -29,41 +28,47 @@ TRUST = 16.0
 NEIGHBOURS = 8
 """How many later values one may stand for under an earlier one's name."""
 
+LISTED = 3
+"""How many values a sentence names."""
+
 Seen = dict[str, list[tuple[Sample, Observation]]]
 
 
-class Pair(Protocol):
-    """What is asked of the two models."""
-
-    reference: Subject
-    candidate: Subject
-
-    def start_both(self, names: Sequence[str]) -> tuple[Run, Run]:
-        """Both, ready to give the named values."""
-        ...
-
-
-def settle(pair: Pair, seen: Seen, findings: list[str]) -> Seen:
+def settle(pair: Pair, seen: Seen, findings: list[str], *, strict_inside: bool = False) -> Seen:
     """The observations, with those that a second opinion clears marked as passing.
 
     1. The reference may be farther from the truth than its noise tells. A candidate that is as near to the float64
        result as the reference is passes, within the same factor.
     2. A tool may give a fused operator the name of its first part. An inner value that equals a later value of the
        reference, one that the candidate no longer has, passes as renamed.
+    3. Two layers may exchange channels, or scale them up and down again: an inner difference that is taken back, as
+       `bnfold.verification.insides` finds out, passes as another meaning, unless that is not allowed.
     """
     failing = {name: found for name, found in seen.items() if any(each.reason for _, each in found)}
     if not failing:
         return seen
     renamed = _find_renamed(pair, failing, findings)
     rest = {name: found for name, found in failing.items() if name not in renamed}
+    taken = [] if strict_inside else find_taken_back(pair, rest, seen)
+    findings += _note_meanings(taken)
+    rest = {name: found for name, found in rest.items() if name not in taken}
     near = _find_near_truth(pair, rest, findings)
+    other = {*renamed, *taken}
     return {
         name: [
-            (sample, _cleared(each) if name in renamed or (name, id(sample)) in near else each)
-            for sample, each in found
+            (sample, _cleared(each) if name in other or (name, id(sample)) in near else each) for sample, each in found
         ]
         for name, found in seen.items()
     }
+
+
+def _note_meanings(names: list[str]) -> list[str]:
+    """A sentence on values whose difference is taken back."""
+    if not names:
+        return []
+    rest = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    listed = ", ".join(map(repr, names[:LISTED]))
+    return [f"{listed}{rest}: something else in the candidate, and what follows agrees"]
 
 
 def _cleared(observation: Observation) -> Observation:

@@ -65,6 +65,14 @@ class Subject(Protocol):
         """
         ...
 
+    def start_replacing(self, value: str, fetch: Sequence[str]) -> Run:
+        """The same as `start`, with an inner value that is given among the inputs, under its name.
+
+        Raises:
+            IncomparableError: it cannot be run.
+        """
+        ...
+
     def start_as_deployed(self, provider: str) -> tuple[Run, str | None]:
         """Make ready to run as a deployment would: on `provider`, at its default optimisation, for the outputs.
 

@@ -206,6 +206,10 @@ class TorchSubject:
 
         return run
 
+    def start_replacing(self, value: str, fetch: Sequence[str]) -> Run:
+        """Never asked for: there are no inner values."""
+        raise IncomparableError(f"{self.label}: has no inner value {value!r}")
+
     def start_as_deployed(self, provider: str) -> tuple[Run, str | None]:
         """PyTorch deploys to "cpu" and "cuda"; eagerly, which optimises nothing."""
         if provider == "cpu":
