@@ -15,10 +15,17 @@ from torch.export import ExportedProgram
 from bnfold.errors import UnsupportedModelError
 from bnfold.frontends.protocol import Cautions, OpenOptions, Replan, Size, Written
 from bnfold.frontends.torch.capture import values
-from bnfold.frontends.torch.capture.copies import copy_module, copy_program, separate, separate_program
+from bnfold.frontends.torch.capture.copies import (
+    copy_module,
+    copy_program,
+    has_inference_tensors,
+    separate,
+    separate_program,
+)
 from bnfold.frontends.torch.capture.exporting import borders_of_hooked, export, strip_hooks
 from bnfold.frontends.torch.capture.inputs import Inputs, bind
 from bnfold.frontends.torch.capture.readable import insist_on_readable
+from bnfold.frontends.torch.capture.silence import same_randomness
 from bnfold.frontends.torch.capture.source import Source, of_export, of_trace
 from bnfold.frontends.torch.capture.trace import UntraceableError, trace
 from bnfold.frontends.torch.capture.wrappers import unwrap
@@ -126,7 +133,7 @@ def open_model(model: Any, options: OpenOptions) -> OpenTorchModel:
         copied = model if options.inplace else copy_module(model, share=True)
         opened = _open_graph_module(copied, Inputs.of(options.example_inputs))
         return opened if options.inplace or options.share else _separated(opened, separate, model)
-    with torch.inference_mode(False):
+    with torch.inference_mode(False), same_randomness():
         return _open_module(model, options)
 
 
@@ -230,11 +237,12 @@ def _open_captured(
     module: nn.Module, inputs: Inputs | None, options: OpenOptions, *, is_kept: bool = False, is_fixed: bool = False
 ) -> OpenTorchModel:
     """What is read and tried are twins, since running code leaves its marks in the attributes of a module."""
-    twin = _twin(module)
+    model = copy_module(module) if has_inference_tensors(module) else module
+    twin = _twin(model)
     hooked = strip_hooks(twin)
     captured = _capture(twin, inputs)
     source = captured.source
-    observed = borders_of_hooked(hooked, source.graph)
+    observed = borders_of_hooked(hooked, source.graph, source.name)
     given = (source.graph, source.root, captured.store, captured.values, observed, captured.recast)
 
     def free() -> TorchGraph:
@@ -243,7 +251,7 @@ def _open_captured(
     graph = KeptGraph(*given, module, is_fixed=is_fixed) if is_kept else free()
 
     def pristine() -> nn.Module:
-        made = _twin(module)
+        made = _twin(model)
         strip_hooks(made)
         return made
 
@@ -256,7 +264,7 @@ def _open_captured(
         return _capture(trial, inputs).source
 
     def settle() -> nn.Module:
-        with torch.inference_mode(False):
+        with torch.inference_mode(False), same_randomness():
             if not is_kept:
                 return projection.apply(make, capture)
             made = projection.apply_kept(make, capture)

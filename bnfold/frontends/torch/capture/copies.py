@@ -48,6 +48,11 @@ def _registered(module: nn.Module) -> dict[int, Any]:
     return {id(tensor): tensor for tensor in held if tensor is not None}
 
 
+def has_inference_tensors(module: nn.Module) -> bool:
+    """Whether it was made in inference mode."""
+    return any(each.is_inference() for each in _registered(module).values())
+
+
 def _add_uncopyable(module: nn.Module, memo: dict[int, Any]) -> None:
     """Note copies of tensors that torch does not copy, or not well: results of autograd, and of inference mode."""
     for each in module.modules():

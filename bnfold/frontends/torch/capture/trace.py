@@ -146,6 +146,8 @@ class _Tracer(fx.Tracer):
         return _Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if isinstance(m, torch.jit.ScriptModule):
+            return True
         if is_plain_module(m) or (is_parametrized(m) and is_known_forward(m)):
             return True
         if is_known_forward(m) or isinstance(m, CONTAINERS) or "forward" in vars(m):

@@ -22,7 +22,7 @@ from bnfold.frontends.torch.capture.source import CALLS, Source, is_check, is_sa
 from bnfold.frontends.torch.change.draft import Draft, OpenError, Region, code_of, is_simple
 from bnfold.frontends.torch.change.generated import install
 from bnfold.frontends.torch.change.store import note_channels, put
-from bnfold.frontends.torch.operators.spelling import is_plain_module
+from bnfold.frontends.torch.operators.spelling import is_known_forward, is_parametrized, is_plain_module
 from bnfold.frontends.torch.view import TorchGraph, occurrences
 
 
@@ -143,8 +143,11 @@ class Projection:
         """For each place where the code has to change, the stacks of what differs there."""
         gone = self._gone
         nodes: dict[fx.Node, list[str]] = {}
+        computed = {source for node in self._materialised for source in self._ancestors(node)}
         for node, before in self._before.items():
-            if node._erased:
+            if node in computed or node in self._materialised:
+                is_changed = not (node._erased or node in self._materialised)
+            elif node._erased:
                 is_changed = before.stack[-1] not in gone
             else:
                 is_changed = node.target != before.target or not self._reads_the_same(node, before)
@@ -195,11 +198,38 @@ class Projection:
             return
         path = paths.pop()
         place = f"{path}.{name.rpartition('.')[2].partition('_folded')[0]}"
+        weight = next((each for each in self._materialised if each.args[1] is node), None)
+        if weight is not None:
+            yield name, f"{path}.weight"
         is_sole = sum(before.stack[-1] == path for before in self._before.values()) == 1
         held = self._tensors.get(name)
         is_there = held is None or held is _tensor(self._module, place)
         if is_sole and is_there and is_plain_module(self._module.get_submodule(path)) and self._has(place):
             yield name, place
+
+    @cached_property
+    def _materialised(self) -> dict[fx.Node, str]:
+        """Calls of modules whose weight was computed from other parameters, and is one itself now, by their paths."""
+        found: dict[fx.Node, str] = {}
+        for node, before in self._before.items():
+            owner = _submodule(self._module, before.stack[-1])
+            is_computed = owner is not None and is_parametrized(owner) and is_known_forward(owner)
+            if is_computed and not node._erased and len(node.args) > 1 and isinstance(node.args[1], fx.Node):
+                name = self._source.name(node.args[1])
+                if name is not None and name not in self._tensors:
+                    found[node] = before.stack[-1]
+        return found
+
+    def _ancestors(self, node: fx.Node) -> set[fx.Node]:
+        """What the weight of a node was computed from."""
+        found: set[fx.Node] = set()
+        todo: list[Any] = [self._before[node].arguments[0][1]]
+        while todo:
+            top = todo.pop()
+            if isinstance(top, fx.Node) and top in self._before and top not in found:
+                found.add(top)
+                map_arg(self._before[top].arguments, todo.append)
+        return found
 
     @cached_property
     def _origins(self) -> dict[str, torch.Tensor | None]:
@@ -240,6 +270,8 @@ class Projection:
     def _changed(self, module: nn.Module, regions: Mapping[str, Region]) -> nn.Module:
         gone = self._gone
         now = self._source.tensors()
+        for path in self._materialised.values():
+            materialise(module.get_submodule(path))  # the weight is put below
         for name, tensor in now.items():
             path, _, last = self._place(name).rpartition(".")
             if tensor is not self._tensors.get(name) and _submodule(module, path) is not None:
@@ -332,6 +364,29 @@ def _attach(owner: nn.Module, name: str, held: Any) -> None:
         owner.register_parameter(name, held)
     elif not isinstance(getattr(owner, name, None), torch.Tensor):
         owner.register_buffer(name, held, persistent=False)
+
+
+def materialise(module: nn.Module) -> None:
+    """Let the weights of a module that are computed from other parameters be parameters.
+
+    torch's own functions for this write into the class, or the tensors, that a copy shares with the original.
+    """
+    names: set[str] = set()
+    if isinstance(parametrizations := module._modules.pop("parametrizations", None), nn.ModuleDict):
+        names.update(parametrizations)
+        module.__class__ = type(module).__bases__[0]
+    for hooks in (module._forward_pre_hooks, module._load_state_dict_pre_hooks):
+        for key, hook in list(hooks.items()):
+            function = getattr(hook, "hook", hook)
+            if str(getattr(function, "__module__", "")).startswith("torch.nn.utils."):
+                names.update(filter(None, (getattr(hook, each, None) for each in ("name", "_tensor_name"))))
+                del hooks[key]
+    for name in names:
+        for held in (module._parameters, module._buffers):
+            for part in ("orig", "mask", "g", "v", "u"):
+                held.pop(f"{name}_{part}", None)
+        vars(module).pop(name, None)
+        module.register_parameter(name, None)
 
 
 def replace_module(root: nn.Module, old: nn.Module, new: nn.Module) -> None:

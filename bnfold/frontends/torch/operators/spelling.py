@@ -137,7 +137,12 @@ _PARTS = ("_conv_forward", "_output_padding", "_check_input_dim", "_apply_instan
 
 def is_known_forward(module: nn.Module) -> bool:
     """Whether the forward of the module is one of torch.nn's that are described here."""
-    return type(module).forward in MODULES and "forward" not in vars(module)
+    return _forward(module) in MODULES and "forward" not in vars(module)
+
+
+def _forward(module: nn.Module) -> Any:
+    """What the class does; None for a ScriptModule."""
+    return getattr(type(module), "forward", None)
 
 
 def is_plain_module(module: nn.Module) -> bool:
@@ -165,12 +170,12 @@ def is_code_of_torch(function: object) -> bool:
 
 
 def _is_from_torch(module: nn.Module) -> bool:
-    return is_code_of_torch(type(module).forward) and "forward" not in vars(module)
+    return is_code_of_torch(_forward(module)) and "forward" not in vars(module)
 
 
 def _module(node: fx.Node, module: nn.Module) -> Call:
     is_inplace = bool(getattr(module, "inplace", False))
-    described = MODULES.get(type(module).forward) if _is_as_described(module) else None
+    described = MODULES.get(_forward(module)) if _is_as_described(module) else None
     if described is None or is_parametrized(module):
         inside = [inner for path, inner in module.named_modules() if "parametrizations" not in path.split(".")]
         known = all(map(_is_from_torch, inside))
