@@ -49,6 +49,7 @@ class OpenTorchModel:
         settle: gives what the edits left.
         free: where `graph` can change parameters and submodules only: a view of the same that could change the code as
             well, which tells what would then fold. It must not be edited.
+        kept: where it can change the code as well: a view that could not. It must not be edited.
         bytes: of the file that it was read from.
         files: that file.
     """
@@ -57,6 +58,7 @@ class OpenTorchModel:
     model: Any
     settle: Callable[[], Any]
     free: Callable[[], TorchGraph] | None = None
+    kept: Callable[[], KeptGraph] | None = None
     bytes: int = 0
     inputs: Inputs | None = None
     files: tuple[Path, ...] = ()
@@ -68,7 +70,16 @@ class OpenTorchModel:
         return False
 
     def explain(self, outcomes: Sequence[Outcome], replan: Replan) -> tuple[Outcome, ...]:
-        """Mark the refusals that hold only because a module keeps its forward code."""
+        """Mark the refusals that hold only because a module keeps its forward code, and the folds that change it."""
+        if self.kept is not None:
+            view = self.kept()
+            changing = {view.name(node) for node in view.nodes() if view.changes_code(node)}
+            return tuple(
+                replace(each, changes_code=not changing.isdisjoint((each.batchnorm, *each.into)))
+                if isinstance(each, Fold)
+                else each
+                for each in outcomes
+            )
         kept = {each.batchnorm for each in outcomes if isinstance(each, Refusal) and each.reason not in ADVISED}
         if self.free is None or not kept:
             return tuple(outcomes)
@@ -248,7 +259,10 @@ def _open_captured(
     def free() -> TorchGraph:
         return TorchGraph(*given)
 
-    graph = KeptGraph(*given, module, is_fixed=is_fixed) if is_kept else free()
+    def kept() -> KeptGraph:
+        return KeptGraph(*given, module, is_fixed=is_fixed)
+
+    graph = kept() if is_kept else free()
 
     def pristine() -> nn.Module:
         made = _twin(model)
@@ -272,7 +286,7 @@ def _open_captured(
             raise UnsupportedModelError(f"the forward code of {type(module).__name__} looks at what these folds change")
         return made
 
-    return OpenTorchModel(graph, module, settle, free if is_kept else None)
+    return OpenTorchModel(graph, module, settle, free if is_kept else None, None if is_kept else kept)
 
 
 def _twin(module: nn.Module) -> nn.Module:

@@ -374,6 +374,15 @@ def test_the_smallest_module_gets_the_code() -> None:
         assert_same(run(model, size), run(bnfold.fuse(model, example_inputs=IMAGE[:1]), size))
 
 
+def test_the_outcome_says_whether_the_code_changes() -> None:
+    for options in ({}, {"example_inputs": IMAGE}):
+        outcomes = of_batchnorms(bnfold.plan(trained(nn.Sequential(net().blocks, nn.Conv2d(4, 4, 1))), **options))
+        assert [each.changes_code for each in outcomes if isinstance(each, Fold)] == [False] * 4
+    outcomes = of_batchnorms(bnfold.plan(trained(Holder()), example_inputs=IMAGE))
+    changing = {each.batchnorm for each in outcomes if isinstance(each, Fold) and each.changes_code}
+    assert changing == {"block.norm"}
+
+
 def test_generated_code_calls_what_need_not_change() -> None:
     class Outer(Holder):
         def forward(self, x: Tensor) -> dict[str, Tensor]:

@@ -134,8 +134,12 @@ class Projection:
         """The code of a module; it calls the modules in it, but for some, and none if that is None."""
 
         def called(inner: str) -> Border | None:
-            is_kept = spoiled is not None and inner not in spoiled and self._is_closed(inner)
-            return self._borders[inner] if is_kept and is_simple(self._borders[inner]) else None
+            if spoiled is None or inner in spoiled or not self._is_closed(inner):
+                return None
+            border = self._borders[inner]
+            passed = [self._stand(leaf) for leaf in border.leaves if isinstance(leaf, fx.Node)]
+            is_there = not any(node._erased for node in passed)  # a value may be passed, not read, and merged away
+            return border if is_there and is_simple(border) else None
 
         return Draft(self._source, self._borders[path], self._stand, self._place, called).region()
 
