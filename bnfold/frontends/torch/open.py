@@ -18,6 +18,7 @@ from bnfold.frontends.torch.capture import values
 from bnfold.frontends.torch.capture.copies import (
     copy_module,
     copy_program,
+    copy_structure,
     has_inference_tensors,
     separate,
     separate_program,
@@ -293,7 +294,7 @@ def _twin(module: nn.Module) -> nn.Module:
     try:
         return copy_module(module, share=True)
     except UnsupportedModelError:
-        return module
+        return copy_structure(module)
 
 
 def _capture(module: nn.Module, inputs: Inputs | None) -> _Captured:

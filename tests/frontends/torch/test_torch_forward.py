@@ -312,6 +312,19 @@ def test_code_without_gradients_is_no_border() -> None:
     assert_folds(pair(call), IMAGE, example_inputs=IMAGE)
 
 
+def test_a_failing_export_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    model = pair(lambda m, x: both(m, x) if x.sum() > 0 else x)
+    with pytest.raises(bnfold.UnsupportedModelError, match="cannot be exported"):
+        bnfold.fuse(model, example_inputs=IMAGE)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_module_of_a_program_folds_behind_its_input() -> None:
+    """It has a module for guards, which reads the inputs."""
+    model = trained(nn.Sequential(nn.BatchNorm2d(4), nn.Conv2d(4, 6, 3)))
+    assert_folds(exported(model, IMAGE).module(), IMAGE)
+
+
 WEIGHTS: dict[str, Callable[[nn.Module], Any]] = {
     "weight_norm": nn.utils.parametrizations.weight_norm,
     "the old weight_norm": nn.utils.weight_norm,

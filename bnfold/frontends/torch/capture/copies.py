@@ -42,6 +42,21 @@ def copy_module(module: M, *, share: bool = False) -> M:
     return made
 
 
+def copy_structure(module: nn.Module) -> nn.Module:
+    """A module whose submodules and containers are others, and hold the same, for one that cannot be copied."""
+    twins = {each: object.__new__(type(each)) for each in module.modules()}
+    for each, twin in twins.items():
+        vars(twin).update({name: _container(value) for name, value in vars(each).items()})
+        vars(twin)["_modules"].update(
+            {name: twins[child] for name, child in each._modules.items() if child is not None}
+        )
+    return twins[module]
+
+
+def _container(value: Any) -> Any:
+    return copy.copy(value) if isinstance(value, dict | list | set) else value
+
+
 def _registered(module: nn.Module) -> dict[int, Any]:
     """A memo that lets `deepcopy` keep the parameters and buffers of a module as they are."""
     held = [tensor for each in module.modules() for tensor in (*each._parameters.values(), *each._buffers.values())]

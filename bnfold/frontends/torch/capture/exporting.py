@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stderr
 from dataclasses import dataclass
+from io import StringIO
 from typing import Any
 
 import torch
@@ -62,7 +64,7 @@ def _export(module: nn.Module, inputs: Inputs, sizes: Mapping[str, Any] | None, 
     oblivion = symbolic_config.patch(backed_size_oblivious=oblivious)  # type: ignore[attr-defined]
     shapes = dict(sizes) if sizes is not None else None
     try:
-        with quiet(), torch.no_grad(), oblivion:
+        with quiet(), torch.no_grad(), oblivion, redirect_stderr(StringIO()):  # which gets the graph of a failure
             args, kwargs = _pytree.tree_map(_unmarked, (inputs.args, dict(inputs.kwargs)))
             program = torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
     finally:
@@ -74,7 +76,7 @@ def _squeezes_one(program: ExportedProgram) -> bool:
     """Whether an axis is dropped, or not, by a size that is 1 in the example and a symbol in the program."""
     for node in program.graph.nodes:
         if "squeeze" in str(node.target) and "unsqueeze" not in str(node.target):
-            value = node.args[0].meta.get("val")
+            value = node.all_input_nodes[0].meta["val"]
             if any(isinstance(size, torch.SymInt) and size.node.hint == 1 for size in value.shape):
                 return True
     return False

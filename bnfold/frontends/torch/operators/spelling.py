@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812 (its name everywhere)
 from torch import fx, nn
+from torch.export._unlift import GuardsFn
 
 from bnfold.frontends.torch.operators.calls import Call, Memory, Operator
 from bnfold.frontends.torch.operators.table import ATEN, ATTRIBUTES, CASTS, FUNCTIONS, METHODS, MODULES, NOBODY_KNOWS
@@ -170,7 +171,9 @@ def is_code_of_torch(function: object) -> bool:
 
 
 def _is_from_torch(module: nn.Module) -> bool:
-    return is_code_of_torch(_forward(module)) and "forward" not in vars(module)
+    """Whether it writes into nothing unless it is told to; an exported program's guards only read its inputs."""
+    is_torchs = is_code_of_torch(_forward(module)) and "forward" not in vars(module)
+    return type(module) is GuardsFn or is_torchs
 
 
 def _module(node: fx.Node, module: nn.Module) -> Call:
