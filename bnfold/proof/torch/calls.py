@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812 (its name everywhere)
 from torch import fx, nn
+from torch.export._unlift import GuardsFn
 
 CALLS = ("call_function", "call_method", "call_module")
 
@@ -224,6 +225,8 @@ def _is_inplace(target: Any, node: fx.Node) -> bool:
 
 def _module(node: fx.Node, module: nn.Module) -> Call:
     everything = tuple(node.all_input_nodes)
+    if type(module) is GuardsFn and not _has_hooks(module):  # checks the inputs of an exported program, reads alone
+        return Call("", {}, module, ())
     parts = list(module.modules())
     if not all(_is_plain(each) for each in parts):
         return Call("", {}, module, everything, is_stateful=True)
@@ -258,4 +261,8 @@ def _is_plain(module: nn.Module) -> bool:
     """Whether it is a module of torch itself, and does nothing but what its class does."""
     kind = type(module)
     is_own = kind.__module__.startswith("torch.nn.modules.") and getattr(nn, kind.__name__, None) is kind
-    return is_own and "forward" not in vars(module) and not any(getattr(module, each, None) for each in HOOKS)
+    return is_own and "forward" not in vars(module) and not _has_hooks(module)
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return any(getattr(module, each, None) for each in HOOKS)
