@@ -455,3 +455,13 @@ def test_hooks_keep_the_code(options: dict[str, Any]) -> None:
     seen.clear()
     assert_same(expected, run(fused, IMAGE))
     assert_same(expected, seen)
+
+
+@OPTIONS
+def test_a_forward_that_is_set_on_the_instance_is_what_is_read(options: dict[str, Any]) -> None:
+    """A symbolic trace asks the class."""
+    model = pair(both)
+    model.forward = (lambda self, x: self.norm(self.conv(x)) + self.conv(x)).__get__(model)
+    before, (fused, _) = run(model, IMAGE), fuse(model, IMAGE, **options)
+    assert_same(before, run(fused, IMAGE), 1e-5)
+    assert_same(before, run(model, IMAGE), 0)

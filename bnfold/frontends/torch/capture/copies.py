@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -51,6 +51,28 @@ def copy_structure(module: nn.Module) -> nn.Module:
             {name: twins[child] for name, child in each._modules.items() if child is not None}
         )
     return twins[module]
+
+
+def snapshot(module: nn.Module) -> Callable[[], None]:
+    """Notes what a module and its submodules hold; calling it lets them hold that again."""
+    held = [(vars(each), dict(vars(each)), each, type(each)) for each in module.modules()]
+    values = [value for _, attributes, *_ in held for value in attributes.values()]
+    inside = [(value, dict(value)) for value in values if isinstance(value, dict)]
+
+    def restore() -> None:
+        for attributes, before, each, kind in held:
+            each.__class__ = kind
+            _refill(attributes, before)
+        for entries, before in inside:
+            _refill(entries, before)
+
+    return restore
+
+
+def _refill(entries: dict[Any, Any], before: Mapping[Any, Any]) -> None:
+    """Let a dictionary, which others may know, have the entries that it had."""
+    entries.clear()
+    entries.update(before)
 
 
 def _container(value: Any) -> Any:

@@ -18,7 +18,7 @@ from torch.fx.node import map_arg
 
 from bnfold.errors import UnsupportedModelError
 from bnfold.frontends.torch.capture.borders import Border
-from bnfold.frontends.torch.capture.source import CALLS, Source, is_check, is_same, stack
+from bnfold.frontends.torch.capture.source import CALLS, Source, is_check, stack
 from bnfold.frontends.torch.change.draft import Draft, OpenError, Region, code_of, is_simple
 from bnfold.frontends.torch.change.generated import install
 from bnfold.frontends.torch.change.store import note_channels, put
@@ -41,14 +41,13 @@ class Projection:
     Args:
         source: what is folded.
         view: by which it is.
-        twin: makes a module like the one that was captured, whose code has not run.
+        module: like the one that was captured, whose code has not run.
     """
 
-    def __init__(self, source: Source, view: TorchGraph, twin: Callable[[], nn.Module]) -> None:
+    def __init__(self, source: Source, view: TorchGraph, module: nn.Module) -> None:
         self._source = source
         self._view = view
-        self._twin = twin
-        self._module = twin()
+        self._module = module
         self._closed: dict[str, bool] = {}
         self._before = {node: _Before(node.target, (node.args, node.kwargs), stack(node)) for node in source.calls()}
         self._tensors = source.tensors()
@@ -57,38 +56,27 @@ class Projection:
         if source.graph.find_nodes(op="call_module"):
             self._read = set(self._tensors)
 
-    def apply(self, make: Callable[[], nn.Module], capture: Callable[[nn.Module], Source]) -> nn.Module:
-        """The module without what folded, by other code where that is needed.
+    def drafts(self, make: Callable[[], nn.Module], *, keep_code: bool) -> Iterator[nn.Module]:
+        """The module without what folded: with the least other code, then with the code of the whole graph.
+
+        Forward code that looks at its modules or holds old parameters does something else in the first; so each draft
+        has to be captured again.
 
         Args:
-            make: what is changed and given back.
-            capture: of a changed module, in the way of the first one.
+            make: the module as it was; called for each draft.
+            keep_code: leave out what has other code.
         """
+        if keep_code:
+            if not self._differences():
+                yield self._changed(make(), {})
+            return
         try:
             regions = self._regions()
         except OpenError:
-            regions = {"": self._whole()}
-        if not self._holds(regions, capture):
-            regions = {"": self._whole()}
-            if not self._holds(regions, capture):
-                kind = type(self._module).__name__
-                raise UnsupportedModelError(
-                    f"{kind} is another graph each time it is captured: pass an ExportedProgram"
-                )
-        return self._changed(make(), regions)
-
-    def apply_kept(self, make: Callable[[], nn.Module], capture: Callable[[nn.Module], Source]) -> nn.Module | None:
-        """The module without what folded, with the code that it had; None where that would do something else."""
-        if self._differences() or not self._holds({}, capture):
-            return None
-        return self._changed(make(), {})
-
-    def _holds(self, regions: Mapping[str, Region], capture: Callable[[nn.Module], Source]) -> bool:
-        """Whether the changed module, captured again, is what was folded."""
-        try:
-            return is_same(self._source, capture(self._changed(self._twin(), regions)))
-        except UnsupportedModelError:
-            return False
+            pass
+        else:
+            yield self._changed(make(), regions)
+        yield self._changed(make(), {"": self._whole()})
 
     def _whole(self) -> Region:
         try:
