@@ -219,9 +219,9 @@ def fuse(
             result then stands for calls that take the same way through the code: the same arguments given, tensors of
             the same ranks, and of such sizes that code which asks for a size decides alike. A size of 1 says less than
             one of 2, since an export may take it for fixed.
-        prove: prove each fold by its weights before anything is returned, without running the model. So far this is
-            done for ONNX models, programs and graph modules, not for other modules; with `inplace`, a model that is
-            not proved has been changed all the same.
+        prove: prove each fold by its weights before anything is returned, without running the model. Of a module this
+            is done for what is captured of it before and afterwards; one that is not proved is as it was. With
+            `inplace`, another model that is not proved has been changed all the same.
         code: "keep" forbids a torch module new forward code: what only that would fold stays, with the reason.
         share: let the tensors of a torch model that no fold changes be those of the argument.
 

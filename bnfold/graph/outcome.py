@@ -46,7 +46,10 @@ ADVICE: dict[Reason, str] = {
     Reason.UNKNOWN_SHAPE: (
         "export with static shapes, at least along the channel axis; for a torch module, pass example_inputs"
     ),
-    Reason.FORWARD_CODE: "pass a GraphModule or an ExportedProgram, whose code can change",
+    Reason.FORWARD_CODE: (
+        'let the forward code change (code="change"), and register hooks afterwards; '
+        "or pass a GraphModule or an ExportedProgram"
+    ),
     Reason.HOOK: "remove the hook before, and register it again afterwards where it still means the same",
     Reason.PARAMETRIZED: "materialise the weight before: parametrize.remove_parametrizations or remove_weight_norm",
     Reason.OVERFLOW: "store the weight in a wider type",
@@ -72,6 +75,7 @@ class Fold:
         through: names of the operators that carried it.
         rounding: largest relative rounding error of the weights written; None until they are computed.
         is_batchnorm: False for a per-channel Mul, Add, ... that folded in its own right.
+        changes_code: whether a torch module gets generated forward code for it.
     """
 
     batchnorm: str
@@ -81,6 +85,7 @@ class Fold:
     through: tuple[str, ...]
     rounding: float | None = None
     is_batchnorm: bool = True
+    changes_code: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,27 +1,30 @@
-"""Proves what a plan does to an exported program or a graph module."""
+"""Proves what a plan does to an exported program, a graph module, or what was captured of another module."""
 
 from __future__ import annotations
 
 import inspect
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import fx
 from torch.export import ExportedProgram
 
-from bnfold.errors import IncomparableError, NoEvidenceError
+from bnfold.errors import IncomparableError, NoEvidenceError, UnsupportedModelError
 from bnfold.frontends.limits import UNLIMITED, Limits
 from bnfold.frontends.protocol import OpenModel, Written
 from bnfold.frontends.torch.capture.copies import copy_module, copy_program
 from bnfold.frontends.torch.files.programs import load
-from bnfold.frontends.torch.open import OpenTorchModel
+from bnfold.frontends.torch.open import Captured, OpenTorchModel
 from bnfold.proof.certificate import Certificate
 from bnfold.proof.checker import Proof
+from bnfold.proof.failure import ProofError
 from bnfold.proof.ledger import Changes
 from bnfold.proof.torch.check import check_program
 from bnfold.proof.torch.ledger import Ledger
-from bnfold.proof.torch.sides import digest
+from bnfold.proof.torch.same import find_difference
+from bnfold.proof.torch.sides import digest, root_of
 from bnfold.runtimes.inputs import Feeds, InputOptions, find_one, insist_on_fitting
 from bnfold.verification.evidence import insist_on_evidence
 from bnfold.verification.smoke import SmokeRun, compare
@@ -38,13 +41,49 @@ class TorchProver:
 
     def __init__(self, opened: OpenTorchModel, changes: Changes) -> None:
         self._opened, self._changes = opened, changes
-        model = opened.model
-        self._original = copy_program(model) if isinstance(model, ExportedProgram) else copy_module(model)
+        model = opened.captured.model if opened.captured is not None else opened.model
+        self._original: ExportedProgram | fx.GraphModule
+        if isinstance(model, ExportedProgram):
+            self._original = copy_program(model)
+        else:
+            self._original = copy_module(model, share=opened.captured is not None)
         self._ledger = Ledger.of(opened.graph.graph, changes)
 
     def prove(self) -> Proof:
-        """Of what the edits left in memory."""
-        return self._check(self._opened.finish())
+        """Of what the edits left in memory.
+
+        Of a module, that what was captured of it became a folded graph, and that what is captured of the module that is
+        given back is that graph; so it does not matter how the module was changed.
+
+        Raises:
+            UnsupportedModelError: the module is another graph each time that it is captured.
+        """
+        captured = self._opened.captured
+        if captured is None:
+            return self._check(self._opened.finish())
+        root_of(captured.model).recompile()
+        proofs: list[Proof] = []
+
+        def judge(draft: Captured) -> bool:
+            """Both are told when the draft is made: it may share tensors with the graph."""
+            failure = find_difference(captured.model, draft.model)
+            if failure is None and captured.results != draft.results:
+                failure = ProofError("wiring", "", "the module that is given back returns another structure")
+            proof = self._check(captured.model)
+            proofs.append(replace(proof, failures=(*proof.failures, *filter(None, [failure]))))
+            return proofs[-1].is_proved
+
+        try:
+            self._opened.settle(judge)
+        except UnsupportedModelError:
+            if not proofs or not self._is_stable():
+                raise
+        return proofs[-1]
+
+    def _is_stable(self) -> bool:
+        """Whether the module is the same graph when it is captured again."""
+        assert self._opened.capture is not None
+        return find_difference(self._original, self._opened.capture().model) is None
 
     def prove_file(self, original: Path, written: Written) -> Proof:
         """Of the program in the file that was written, as it is read again."""
@@ -63,6 +102,7 @@ class TorchProver:
     def run_once(self, original: Path, written: Written, inputs: InputOptions) -> SmokeRun:
         """In eager mode; torch has no kernel that is missing, and nothing here crashes it."""
         began = time.perf_counter()
+        assert isinstance(self._original, ExportedProgram)  # files hold nothing else
         try:
             subjects = [
                 TorchSubject.of_program(program, name)
@@ -113,11 +153,9 @@ def _example(opened: OpenTorchModel) -> tuple[Any, ...] | None:
     return tuple(bound.arguments.values())
 
 
-def begin(opened: OpenModel, changes: Changes) -> TorchProver | None:
-    """Note what a program or a graph module is before it is changed; None for another module."""
+def begin(opened: OpenModel, changes: Changes) -> TorchProver:
+    """Note what a model is before it is changed."""
     assert isinstance(opened, OpenTorchModel)
-    if not isinstance(opened.model, ExportedProgram | fx.GraphModule):
-        return None
     return TorchProver(opened, changes)
 
 

@@ -15,11 +15,20 @@ from torch.export import ExportedProgram
 from bnfold.errors import UnsupportedModelError
 from bnfold.frontends.protocol import Cautions, OpenOptions, Replan, Size, Written
 from bnfold.frontends.torch.capture import values
-from bnfold.frontends.torch.capture.copies import copy_module, copy_program, separate, separate_program
+from bnfold.frontends.torch.capture.copies import (
+    copy_module,
+    copy_program,
+    copy_structure,
+    has_inference_tensors,
+    separate,
+    separate_program,
+    snapshot,
+)
 from bnfold.frontends.torch.capture.exporting import borders_of_hooked, export, strip_hooks
 from bnfold.frontends.torch.capture.inputs import Inputs, bind
 from bnfold.frontends.torch.capture.readable import insist_on_readable
-from bnfold.frontends.torch.capture.source import Source, of_export, of_trace
+from bnfold.frontends.torch.capture.silence import same_randomness
+from bnfold.frontends.torch.capture.source import Source, is_same, of_export, of_trace
 from bnfold.frontends.torch.capture.trace import UntraceableError, trace
 from bnfold.frontends.torch.capture.wrappers import unwrap
 from bnfold.frontends.torch.change.keep import KeptGraph
@@ -33,25 +42,65 @@ from bnfold.graph.outcome import Fold, Outcome, Reason, Refusal
 
 
 @dataclass(frozen=True, eq=False)
+class Captured:
+    """A module as a graph, whichever way it was captured.
+
+    Attributes:
+        model: the graph, with what it holds.
+        source: what is folded.
+        store: where its parameters are.
+        values: an example value of each node, as far as there is one.
+        recast: nodes that run under an autocast of their own.
+    """
+
+    model: ExportedProgram | fx.GraphModule
+    source: Source
+    store: Store
+    values: Mapping[fx.Node, Any] | None
+    recast: frozenset[fx.Node] = frozenset()
+
+    def is_done_by(self, other: Captured) -> bool:
+        """Whether another module does the same."""
+        return is_same(self.source, other.source) and self.results == other.results
+
+    @property
+    def results(self) -> tuple[Any, ...]:
+        """What the module gives back but for its tensors: how it holds them, and what else."""
+        border = self.source.borders[-1]
+        return border.result, [None if isinstance(leaf, fx.Node) else leaf for leaf in border.results]
+
+
+Judge = Callable[[Captured], bool]
+"""Whether what was captured of a draft of the result is what it has to be."""
+
+
+@dataclass(frozen=True, eq=False)
 class OpenTorchModel:
     """A `bnfold.frontends.protocol.OpenModel`.
 
     Attributes:
         graph: its view; edits change `model`.
         model: what was opened.
-        settle: gives what the edits left.
+        settle: gives what the edits left; of a module, the first draft that passes a judge of what is captured of it.
         free: where `graph` can change parameters and submodules only: a view of the same that could change the code as
             well, which tells what would then fold. It must not be edited.
+        kept: where it can change the code as well: a view that could not. It must not be edited.
         bytes: of the file that it was read from.
+        inputs: what a graph module is called with, where that was given.
+        captured: what is folded in the place of a module.
+        capture: captures the module again, of which nothing was changed.
         files: that file.
     """
 
     graph: TorchGraph
     model: Any
-    settle: Callable[[], Any]
+    settle: Callable[[Judge | None], Any]
     free: Callable[[], TorchGraph] | None = None
+    kept: Callable[[], KeptGraph] | None = None
     bytes: int = 0
     inputs: Inputs | None = None
+    captured: Captured | None = None
+    capture: Callable[[], Captured] | None = None
     files: tuple[Path, ...] = ()
 
     def measure(self) -> Size:
@@ -61,7 +110,16 @@ class OpenTorchModel:
         return False
 
     def explain(self, outcomes: Sequence[Outcome], replan: Replan) -> tuple[Outcome, ...]:
-        """Mark the refusals that hold only because a module keeps its forward code."""
+        """Mark the refusals that hold only because a module keeps its forward code, and the folds that change it."""
+        if self.kept is not None:
+            view = self.kept()
+            changing = {view.name(node) for node in view.nodes() if view.changes_code(node)}
+            return tuple(
+                replace(each, changes_code=not changing.isdisjoint((each.batchnorm, *each.into)))
+                if isinstance(each, Fold)
+                else each
+                for each in outcomes
+            )
         kept = {each.batchnorm for each in outcomes if isinstance(each, Refusal) and each.reason not in ADVISED}
         if self.free is None or not kept:
             return tuple(outcomes)
@@ -79,7 +137,7 @@ class OpenTorchModel:
 
     def finish(self) -> Any:
         """A module, a GraphModule or a program."""
-        return self.settle()
+        return self.settle(None)
 
     def save(self, path: Path) -> Written:
         save(self.finish(), path)
@@ -120,21 +178,21 @@ def open_model(model: Any, options: OpenOptions) -> OpenTorchModel:
     inner, rewrap = unwrap(model)
     if inner is not model:
         opened = open_model(inner, options)
-        return replace(opened, settle=lambda: rewrap(opened.settle()))
+        return replace(opened, settle=lambda judge: rewrap(opened.settle(judge)))
     insist_on_readable(model)
     if isinstance(model, fx.GraphModule):
         copied = model if options.inplace else copy_module(model, share=True)
         opened = _open_graph_module(copied, Inputs.of(options.example_inputs))
         return opened if options.inplace or options.share else _separated(opened, separate, model)
-    with torch.inference_mode(False):
+    with torch.inference_mode(False), same_randomness():
         return _open_module(model, options)
 
 
 def _separated(opened: OpenTorchModel, separate: Callable[[Any, Any], None], original: Any) -> OpenTorchModel:
     """A model that shares no tensor with the original in the end."""
 
-    def settle() -> Any:
-        made = opened.settle()
+    def settle(judge: Judge | None) -> Any:
+        made = opened.settle(judge)
         separate(made, original)
         return made
 
@@ -153,7 +211,7 @@ def open_program(program: ExportedProgram) -> OpenTorchModel:
     known = values.recompute(graph_module, graph_module.graph, recorded)
     graph = TorchGraph(graph_module.graph, graph_module, store, known, observed)
 
-    def finish() -> ExportedProgram:
+    def finish(_: Judge | None) -> ExportedProgram:
         graph_module.graph.lint()
         graph_module.recompile()
         with warnings.catch_warnings():
@@ -184,29 +242,12 @@ def _open_graph_module(module: fx.GraphModule, inputs: Inputs | None) -> OpenTor
         known = values.recompute(module, module.graph, recorded) if inputs_are_known else None
     graph = TorchGraph(module.graph, module, ModuleStore(module, module.graph), known)
 
-    def finish() -> fx.GraphModule:
+    def finish(_: Judge | None) -> fx.GraphModule:
         module.graph.lint()
         module.recompile()
         return module
 
     return OpenTorchModel(graph, module, finish, inputs=inputs)
-
-
-@dataclass(frozen=True, eq=False)
-class _Captured:
-    """A module as a graph, whichever way it was captured.
-
-    Attributes:
-        source: what is folded.
-        store: where its parameters are.
-        values: an example value of each node, as far as there is one.
-        recast: nodes that run under an autocast of their own.
-    """
-
-    source: Source
-    store: Store
-    values: Mapping[fx.Node, Any] | None
-    recast: frozenset[fx.Node] = frozenset()
 
 
 def _open_module(module: nn.Module, options: OpenOptions) -> OpenTorchModel:
@@ -230,51 +271,74 @@ def _open_captured(
     module: nn.Module, inputs: Inputs | None, options: OpenOptions, *, is_kept: bool = False, is_fixed: bool = False
 ) -> OpenTorchModel:
     """What is read and tried are twins, since running code leaves its marks in the attributes of a module."""
-    twin = _twin(module)
+    model = copy_module(module) if has_inference_tensors(module) else module
+    twin = _twin(model)
     hooked = strip_hooks(twin)
     captured = _capture(twin, inputs)
     source = captured.source
-    observed = borders_of_hooked(hooked, source.graph)
+    observed = borders_of_hooked(hooked, source.graph, source.name)
     given = (source.graph, source.root, captured.store, captured.values, observed, captured.recast)
 
     def free() -> TorchGraph:
         return TorchGraph(*given)
 
-    graph = KeptGraph(*given, module, is_fixed=is_fixed) if is_kept else free()
+    def kept() -> KeptGraph:
+        return KeptGraph(*given, module, is_fixed=is_fixed)
 
-    def pristine() -> nn.Module:
+    graph = kept() if is_kept else free()
+
+    def pristine(module: nn.Module = model) -> nn.Module:
         made = _twin(module)
         strip_hooks(made)
         return made
 
-    projection = Projection(source, graph, pristine)
+    projection = Projection(source, graph, pristine())
+    restore = snapshot(module) if options.inplace else None
 
     def make() -> nn.Module:
-        return module if options.inplace else copy_module(module, share=options.share)
+        if restore is None:
+            return copy_module(module, share=options.share)
+        restore()
+        return module
 
-    def capture(trial: nn.Module) -> Source:
-        return _capture(trial, inputs).source
+    settled: list[nn.Module] = []
 
-    def settle() -> nn.Module:
-        with torch.inference_mode(False):
-            if not is_kept:
-                return projection.apply(make, capture)
-            made = projection.apply_kept(make, capture)
-        if made is None:
-            raise UnsupportedModelError(f"the forward code of {type(module).__name__} looks at what these folds change")
-        return made
+    def settle(judge: Judge | None) -> nn.Module:
+        if not settled:
+            with torch.inference_mode(False), same_randomness():
+                settled.append(choose(judge or captured.is_done_by))
+        return settled[0]
 
-    return OpenTorchModel(graph, module, settle, free if is_kept else None)
+    def choose(judge: Judge) -> nn.Module:
+        for draft in projection.drafts(make, keep_code=is_kept):
+            try:
+                if judge(_capture(pristine(draft), inputs)):
+                    return draft
+            except UnsupportedModelError:  # its code does not run without what folded
+                continue
+        if restore is not None:
+            restore()
+        kind = type(module).__name__
+        if is_kept:
+            raise UnsupportedModelError(f"the forward code of {kind} looks at what these folds change")
+        raise UnsupportedModelError(f"{kind} is another graph each time it is captured: pass an ExportedProgram")
+
+    def again() -> Captured:
+        with torch.inference_mode(False), same_randomness():
+            return _capture(pristine(), inputs)
+
+    opened = OpenTorchModel(graph, module, settle, captured=captured, capture=again)
+    return replace(opened, free=free) if is_kept else replace(opened, kept=kept)
 
 
 def _twin(module: nn.Module) -> nn.Module:
     try:
         return copy_module(module, share=True)
     except UnsupportedModelError:
-        return module
+        return copy_structure(module)
 
 
-def _capture(module: nn.Module, inputs: Inputs | None) -> _Captured:
+def _capture(module: nn.Module, inputs: Inputs | None) -> Captured:
     """A module as a graph; its code runs.
 
     Raises:
@@ -283,7 +347,7 @@ def _capture(module: nn.Module, inputs: Inputs | None) -> _Captured:
     if inputs is not None:
         found = export(module, inputs)
         source = of_export(found, module)
-        return _Captured(source, ProgramStore(found.program), shapes.recorded(source.graph))
+        return Captured(found.program, source, ProgramStore(found.program), shapes.recorded(source.graph))
     try:
         traced = trace(module)
     except UntraceableError as error:
@@ -292,4 +356,4 @@ def _capture(module: nn.Module, inputs: Inputs | None) -> _Captured:
             f"the forward of {kind} cannot be traced ({error}): pass example_inputs, or an ExportedProgram"
         ) from error
     root = fx.GraphModule(module, traced.graph)
-    return _Captured(of_trace(traced, root, module), ModuleStore(root, root.graph), None, traced.recast)
+    return Captured(root, of_trace(traced, root, module), ModuleStore(root, root.graph), None, traced.recast)

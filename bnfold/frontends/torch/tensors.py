@@ -54,9 +54,9 @@ def from_numpy(array: AnyArray) -> torch.Tensor:
 
 def like(array: AnyArray, old: torch.Tensor) -> torch.Tensor:
     """A fresh tensor with the array's values: a parameter if `old` is one, on its device, with its strides."""
-    tensor = from_numpy(array)
-    fresh = torch.empty_like(old.detach()) if tensor.shape == old.shape else old.detach().new_empty(tensor.shape)
-    fresh = fresh.to(tensor.dtype)
-    with torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad():  # a tensor made in inference mode could not be trained
+        tensor = from_numpy(array)
+        fresh = torch.empty_like(old.detach()) if tensor.shape == old.shape else old.detach().new_empty(tensor.shape)
+        fresh = fresh.to(tensor.dtype)
         fresh.copy_(tensor)
-    return torch.nn.Parameter(fresh, old.requires_grad) if isinstance(old, torch.nn.Parameter) else fresh
+        return torch.nn.Parameter(fresh, old.requires_grad) if isinstance(old, torch.nn.Parameter) else fresh

@@ -88,14 +88,6 @@ class TorchGraph(View[fx.Node, Value, Weights]):
         guessed = shapes.Inference(self.graph, self._calls, self._store.tensor, values)
         return Facts(self._calls, constants, guessed.shapes, guessed.ranks, guessed.dtypes)
 
-    def call(self, node: fx.Node) -> Call:
-        """A node's call. Not part of `Graph`."""
-        return self._calls[node]
-
-    def held(self, node: fx.Node) -> torch.Tensor | None:
-        """The tensor that a node stands for. Not part of `Graph`."""
-        return self._store.tensor(node)
-
     def _is_of_interest(self, node: fx.Node) -> bool:
         return node not in self._facts.constants.nodes and node not in self._scalars and self._source(node) is None
 
@@ -260,10 +252,10 @@ class TorchGraph(View[fx.Node, Value, Weights]):
     def _data_nodes(self, node: fx.Node) -> list[fx.Node]:
         """The nodes that a node reads as data, not as parameters, in order."""
         read = occurrences(node)
-        return [read[place] for place in self.data_places(node)]
+        return [read[place] for place in self._data_places(node)]
 
-    def data_places(self, node: fx.Node) -> list[int]:
-        """Which of the nodes among the arguments are data, settled before anything changes. Not part of `Graph`."""
+    def _data_places(self, node: fx.Node) -> list[int]:
+        """Which of the nodes among the arguments are data, settled before anything changes."""
         if node not in self._data:
             places: list[int] = []
             for data in self._find_data(node):
@@ -271,10 +263,6 @@ class TorchGraph(View[fx.Node, Value, Weights]):
                 places.append(next(place for place, other in read if other is data and place not in places))
             self._data[node] = places
         return self._data[node]
-
-    def settle_data(self, node: fx.Node, places: list[int]) -> None:
-        """Set which arguments of a node are data. Not part of `Graph`."""
-        self._data[node] = places
 
     def _find_data(self, node: fx.Node) -> list[fx.Node]:
         reader, call = self._reader(node), self._calls[node]

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812 (its name everywhere)
 from torch import fx, nn
+from torch.export._unlift import GuardsFn
 
 CALLS = ("call_function", "call_method", "call_module")
 
@@ -85,6 +86,9 @@ _SHAPES = (
 
 SHAPES = frozenset(_SHAPES.split())
 """Operators and attributes that see no content."""
+
+SIZES = frozenset(name for name in SHAPES if not name.endswith("_like") and not name.startswith("new_"))
+"""Those that make no tensor."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,11 +228,14 @@ def _is_inplace(target: Any, node: fx.Node) -> bool:
 
 def _module(node: fx.Node, module: nn.Module) -> Call:
     everything = tuple(node.all_input_nodes)
+    if type(module) is GuardsFn and not _has_hooks(module):  # checks the inputs of an exported program, reads alone
+        return Call("", {}, module, ())
     parts = list(module.modules())
     if not all(_is_plain(each) for each in parts):
         return Call("", {}, module, everything, is_stateful=True)
     is_inplace = any(getattr(each, "inplace", False) for each in parts)
-    name = MODULES.get(type(module), "")
+    kind = kind_of(module)
+    name = "" if kind is None else MODULES.get(kind, "")
     if any(_normalises_by_batch(each) for each in parts) or (name == "dropout" and module.training):
         name = ""
     arguments: dict[str, Any] = {"input": node.args[0] if node.args else node.kwargs.get("input")}
@@ -255,7 +262,34 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_p
 
 
 def _is_plain(module: nn.Module) -> bool:
-    """Whether it is a module of torch itself, and does nothing but what its class does."""
-    kind = type(module)
-    is_own = kind.__module__.startswith("torch.nn.modules.") and getattr(nn, kind.__name__, None) is kind
-    return is_own and "forward" not in vars(module) and not any(getattr(module, each, None) for each in HOOKS)
+    """Whether it does nothing but what a class of torch does."""
+    return kind_of(module) is not None and "forward" not in vars(module) and not _has_hooks(module)
+
+
+_HARMLESS = (
+    "__init__ __module__ __qualname__ __doc__ __annotations__ __dict__ __weakref__ __firstlineno__"
+    " __static_attributes__ __constants__ __parameters__ __orig_bases__ __repr__ extra_repr reset_parameters"
+    " reset_running_stats train _save_to_state_dict _load_from_state_dict _version"
+)
+
+HARMLESS = frozenset(_HARMLESS.split())
+"""What a subclass may define without doing something else in eval mode."""
+
+
+def kind_of(module: nn.Module) -> type[nn.Module] | None:
+    """The class of torch that a module is of, by itself or by a subclass that leaves alone all that it does."""
+    kinds = type(module).__mro__
+    found: type[nn.Module] | None = next((each for each in kinds if getattr(nn, each.__name__, None) is each), None)
+    if found is None or not found.__module__.startswith("torch.nn.modules."):
+        return None
+    noted = {name for each in found.__mro__ for name in vars(each).get("__annotations__", ())}
+    for each in kinds:
+        if each in found.__mro__:
+            continue
+        if any(name not in HARMLESS and (hasattr(found, name) or name in noted) for name in vars(each)):
+            return None
+    return found
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return any(getattr(module, each, None) for each in HOOKS)

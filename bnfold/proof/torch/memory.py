@@ -35,7 +35,7 @@ def find_tangled(side: Side) -> set[fx.Node]:
         shared = set(call.writes)
         if call.name not in FRESH and call.name not in SHAPES:
             shared.update(node.all_input_nodes)
-        for each in shared:
+        for each in shared - side.sizes:
             neighbours[node].add(each)
             neighbours[each].add(node)
     found: set[fx.Node] = set()

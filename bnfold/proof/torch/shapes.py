@@ -17,7 +17,7 @@ from torch.export import ExportedProgram
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils import _pytree
 
-from bnfold.proof.torch.calls import SPREAD
+from bnfold.proof.torch.calls import SPREAD, kind_of
 from bnfold.proof.torch.sides import Side
 
 Shape = tuple[Any, ...]
@@ -188,8 +188,9 @@ class _Ranks:
 
     def _visit(self, node: fx.Node, name: str, source: Any, module: nn.Module | None) -> None:
         self._assertion(node)
-        if isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d):
-            self.found[node] = 4 if isinstance(module, nn.BatchNorm2d) else 5
+        kind = None if module is None else kind_of(module)
+        if kind in (nn.BatchNorm2d, nn.BatchNorm3d):
+            self.found[node] = 4 if kind is nn.BatchNorm2d else 5
         picked = self._side.pick(node)
         if picked is not None:
             if self._side.calls[picked[0]].name in SPREAD - {"unbind"}:

@@ -18,7 +18,7 @@ from torch.export.graph_signature import InputKind, InputSpec
 from torch.fx.node import map_arg
 
 from bnfold.proof.failure import ProofError
-from bnfold.proof.torch.calls import CALLS, SPREAD, Call, read_call
+from bnfold.proof.torch.calls import CALLS, SIZES, SPREAD, Call, read_call
 
 AnyArray = npt.NDArray[Any]
 
@@ -39,6 +39,9 @@ _PURE = (
 
 PURE = frozenset(_PURE.split())
 """Deterministic operators, whose results are constants where all that they read is constant."""
+
+NUMBERS = frozenset({"math", "_operator", "torch", "torch.fx.experimental.symbolic_shapes"})
+"""Where functions of numbers are from."""
 
 LIMIT = 1 << 28
 """Elements of a constant that is computed."""
@@ -162,13 +165,30 @@ class Side:
             return held
         try:
             with torch.no_grad():
-                meta = run_node(node, lambda each: _move(self._memo[each]))
-                sizes = meta if isinstance(meta, tuple | list) else [meta]
-                if sum(each.numel() for each in sizes if isinstance(each, torch.Tensor)) > LIMIT:
+                if self._size(node) > LIMIT:
                     raise ProofError("weights", node.name, "it is too large to be evaluated")
                 return run_node(node, lambda each: _detached(self._memo[each]))
         except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, NotImplementedError) as error:
             raise ProofError("weights", node.name, f"it cannot be evaluated ({type(error).__name__})") from error
+
+    def _size(self, node: fx.Node) -> int:
+        """The elements of a constant, told without data; of one that moves to a device, those of what it reads."""
+        try:
+            made = run_node(node, lambda each: _move(self._memo[each]))
+        except NotImplementedError:
+            made = [self._memo[each] for each in node.all_input_nodes]
+        listed = made if isinstance(made, tuple | list) else [made]
+        return sum(each.numel() for each in listed if isinstance(each, torch.Tensor))
+
+    @cached_property
+    def sizes(self) -> frozenset[fx.Node]:
+        """Nodes that are no tensors: what is asked of one, and what is computed of that alone."""
+        found: set[fx.Node] = set()
+        for node, call in self.calls.items():
+            home, read = str(getattr(node.target, "__module__", "")), node.all_input_nodes
+            if call.name in SIZES or (home in NUMBERS and read and found.issuperset(read)):
+                found.add(node)
+        return frozenset(found)
 
     def pick(self, node: fx.Node) -> tuple[fx.Node, int] | None:
         """Which entry of a tuple of data a node is."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from types import MethodType
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
+from torch.nn.modules.module import _WrappedHook
 
 from bnfold.proof.failure import ProofError
 from bnfold.proof.torch.calls import CALLS
@@ -131,6 +133,8 @@ def differs(one: nn.Module, other: nn.Module, but: Collection[str] = ()) -> str 
     graphs = [isinstance(each, fx.GraphModule) for each in (one, other)]
     if graphs[0] != graphs[1] or (not graphs[0] and type(one) is not type(other)):
         return f"it is a {type(other).__name__}, not a {type(one).__name__}"
+    if isinstance(one, torch.jit.ScriptModule) and isinstance(other, torch.jit.ScriptModule):
+        return None if _script(one) == _script(other) else "its script"
     values = [
         {
             key: value
@@ -146,6 +150,11 @@ def differs(one: nn.Module, other: nn.Module, but: Collection[str] = ()) -> str 
         if key == "forward" and values[0][key] is not values[1][key]:
             return f"its attribute {key}"
     return None
+
+
+def _script(module: torch.jit.ScriptModule) -> str:
+    """The code and the attributes of a scripted module, wherever they lie in memory."""
+    return re.sub(r" object at 0x[0-9a-f]+", "", module._c.dump_to_str(True, True, True))
 
 
 def _is_same(one: Any, other: Any, seen: dict[tuple[int, int], bool]) -> bool:
@@ -167,9 +176,11 @@ def _is_same(one: Any, other: Any, seen: dict[tuple[int, int], bool]) -> bool:
         return len(one) == len(other) and all(_is_same(mine, its, seen) for mine, its in zip(one, other, strict=True))
     if isinstance(one, nn.Module):
         return is_same_module(one, other)
+    if isinstance(one, _WrappedHook) and isinstance(other, _WrappedHook):
+        return one.with_module == other.with_module and _is_same(one.hook, other.hook, seen)
     if isinstance(one, MethodType) and isinstance(one.__self__, nn.Module):
         return one.__func__ is other.__func__ and isinstance(other.__self__, nn.Module)
-    if hasattr(one, "__dict__") and not callable(one) and _compares_identity(one):
+    if hasattr(one, "__dict__") and _compares_identity(one) and (not callable(one) or _is_record(one)):
         return _is_same(vars(one), vars(other), seen)
     try:
         return bool(one == other) or (one != one and other != other)
@@ -179,6 +190,17 @@ def _is_same(one: Any, other: Any, seen: dict[tuple[int, int], bool]) -> bool:
 
 def _compares_identity(value: object) -> bool:
     return getattr(type(value), "__eq__", None) is getattr(object, "__eq__", None)
+
+
+def _is_record(value: object) -> bool:
+    """Whether its attributes are all that an object is, as far as pickle knows: a hook may be such an object."""
+    kind = type(value)
+    if isinstance(value, type) or (kind.__reduce__, kind.__reduce_ex__) != (object.__reduce__, object.__reduce_ex__):
+        return False
+    try:
+        return value.__reduce_ex__(4)[2] is vars(value) or not vars(value)
+    except TypeError:
+        return False
 
 
 def is_same_module(one: nn.Module, other: nn.Module, but: Collection[str] = ()) -> bool:

@@ -436,6 +436,10 @@ def test_a_module_that_cannot_be_copied_says_inplace() -> None:
 
     model = trained(Locked())
     expected = run(model, IMAGE)
+    seen: list[str] = []
+    model.head.register_forward_hook(lambda module, args, output: seen.append("head"))
     with pytest.raises(UnsupportedModelError, match=r"no copies of this.*inplace=True"):
         bnfold.fuse(model)
-    assert_same(expected, run(bnfold.fuse(model, inplace=True), IMAGE), EXACT)
+    for options in ({}, {"example_inputs": IMAGE}):
+        assert_same(expected, run(bnfold.fuse(model, inplace=True, **options), IMAGE), EXACT)
+    assert seen == ["head", "head"]

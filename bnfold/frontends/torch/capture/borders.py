@@ -57,6 +57,8 @@ class Recorder:
         self._pending: list[tuple[list[Any], Structure]] = []
         self._handles: list[Any] = []
         for path, each in module.named_modules():
+            if isinstance(each, torch.jit.ScriptModule):
+                continue
             self._handles.append(each.register_forward_pre_hook(self._enter, with_kwargs=True))
             self._handles.append(each.register_forward_hook(self._leave(path), with_kwargs=True))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -42,10 +42,52 @@ def copy_module(module: M, *, share: bool = False) -> M:
     return made
 
 
+def copy_structure(module: nn.Module) -> nn.Module:
+    """A module whose submodules and containers are others, and hold the same, for one that cannot be copied."""
+    twins = {each: object.__new__(type(each)) for each in module.modules()}
+    for each, twin in twins.items():
+        vars(twin).update({name: _container(value) for name, value in vars(each).items()})
+        vars(twin)["_modules"].update(
+            {name: twins[child] for name, child in each._modules.items() if child is not None}
+        )
+    return twins[module]
+
+
+def snapshot(module: nn.Module) -> Callable[[], None]:
+    """Notes what a module and its submodules hold; calling it lets them hold that again."""
+    held = [(vars(each), dict(vars(each)), each, type(each)) for each in module.modules()]
+    values = [value for _, attributes, *_ in held for value in attributes.values()]
+    inside = [(value, dict(value)) for value in values if isinstance(value, dict)]
+
+    def restore() -> None:
+        for attributes, before, each, kind in held:
+            each.__class__ = kind
+            _refill(attributes, before)
+        for entries, before in inside:
+            _refill(entries, before)
+
+    return restore
+
+
+def _refill(entries: dict[Any, Any], before: Mapping[Any, Any]) -> None:
+    """Let a dictionary, which others may know, have the entries that it had."""
+    entries.clear()
+    entries.update(before)
+
+
+def _container(value: Any) -> Any:
+    return copy.copy(value) if isinstance(value, dict | list | set) else value
+
+
 def _registered(module: nn.Module) -> dict[int, Any]:
     """A memo that lets `deepcopy` keep the parameters and buffers of a module as they are."""
     held = [tensor for each in module.modules() for tensor in (*each._parameters.values(), *each._buffers.values())]
     return {id(tensor): tensor for tensor in held if tensor is not None}
+
+
+def has_inference_tensors(module: nn.Module) -> bool:
+    """Whether it was made in inference mode."""
+    return any(each.is_inference() for each in _registered(module).values())
 
 
 def _add_uncopyable(module: nn.Module, memo: dict[int, Any]) -> None:

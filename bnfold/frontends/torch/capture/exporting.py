@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import redirect_stderr
 from dataclasses import dataclass
+from io import StringIO
 from typing import Any
 
 import torch
@@ -16,7 +18,7 @@ from torch.utils import _pytree
 from bnfold.errors import UnsupportedModelError, one_line
 from bnfold.frontends.torch.capture.borders import Border, Recorder
 from bnfold.frontends.torch.capture.inputs import Inputs, bind
-from bnfold.frontends.torch.capture.silence import quiet, same_randomness
+from bnfold.frontends.torch.capture.silence import quiet
 from bnfold.frontends.torch.view import VALUE_HOOKS, hook_of
 
 
@@ -62,7 +64,7 @@ def _export(module: nn.Module, inputs: Inputs, sizes: Mapping[str, Any] | None, 
     oblivion = symbolic_config.patch(backed_size_oblivious=oblivious)  # type: ignore[attr-defined]
     shapes = dict(sizes) if sizes is not None else None
     try:
-        with quiet(), same_randomness(), torch.no_grad(), oblivion:
+        with quiet(), torch.no_grad(), oblivion, redirect_stderr(StringIO()):  # which gets the graph of a failure
             args, kwargs = _pytree.tree_map(_unmarked, (inputs.args, dict(inputs.kwargs)))
             program = torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
     finally:
@@ -74,7 +76,7 @@ def _squeezes_one(program: ExportedProgram) -> bool:
     """Whether an axis is dropped, or not, by a size that is 1 in the example and a symbol in the program."""
     for node in program.graph.nodes:
         if "squeeze" in str(node.target) and "unsqueeze" not in str(node.target):
-            value = node.args[0].meta.get("val")
+            value = node.all_input_nodes[0].meta["val"]
             if any(isinstance(size, torch.SymInt) and size.node.hint == 1 for size in value.shape):
                 return True
     return False
@@ -128,14 +130,23 @@ def _is_torchs(hook: Any) -> bool:
     return str(getattr(function, "__module__", "")).startswith("torch.nn.utils.")
 
 
-def borders_of_hooked(hooked: Mapping[str, str], graph: fx.Graph) -> dict[fx.Node, str]:
-    """The values that enter and leave modules with hooks, with the hook's name."""
+def borders_of_hooked(
+    hooked: Mapping[str, str], graph: fx.Graph, name: Callable[[fx.Node], str | None]
+) -> dict[fx.Node, str]:
+    """The values that enter and leave modules with hooks, with the hook's name.
+
+    Args:
+        hooked: the name of a hook on each module that has one, by its path.
+        graph: what was captured.
+        name: that of a tensor of the model; None for a value.
+    """
     found: dict[fx.Node, str] = {}
     for path, hook in hooked.items():
         if path:
             inside = {node for node in graph.nodes if path in stack(node)}
             leaving = {node for node in inside if any(user not in inside for user in node.users)}
-            entering = {source for node in inside for source in node.all_input_nodes if source not in inside}
+            read = {source for node in inside for source in node.all_input_nodes} - inside
+            entering = {node for node in read if name(node) is None}
             found.update(dict.fromkeys(leaving | entering, f"{hook} on {path}"))
     return found
 

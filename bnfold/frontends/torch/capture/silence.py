@@ -11,11 +11,13 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+LOGGERS = ("torch._subclasses.fake_tensor", "torch._export", "torch.export", "torch.fx.experimental.symbolic_shapes")
+
 
 @contextmanager
 def quiet() -> Iterator[None]:
     """Without what torch says of operators that do not run on symbols, and of sizes that cannot vary."""
-    loggers = [logging.getLogger(name) for name in ("torch._subclasses.fake_tensor", "torch._export", "torch.export")]
+    loggers = [logging.getLogger(name) for name in LOGGERS]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)

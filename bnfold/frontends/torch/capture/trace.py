@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MethodType
 from typing import Any
 
 import torch
@@ -146,6 +147,8 @@ class _Tracer(fx.Tracer):
         return _Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if isinstance(m, torch.jit.ScriptModule):
+            return True
         if is_plain_module(m) or (is_parametrized(m) and is_known_forward(m)):
             return True
         if is_known_forward(m) or isinstance(m, CONTAINERS) or "forward" in vars(m):
@@ -181,6 +184,7 @@ def trace(module: nn.Module) -> Trace:
     """
     if is_plain_module(module):
         return _trace_leaf(module)
+    _let_class_know(module)
     fixed = _defaults(module)
     found = _trace(module, fixed)
     if fixed:  # nothing may follow from a default: what is read is the trace without them
@@ -192,6 +196,21 @@ def trace(module: nn.Module) -> Trace:
             raise UntraceableError(f"its code depends on what {', '.join(fixed)} is")
         found = free
     return found
+
+
+def _let_class_know(module: nn.Module) -> None:
+    """Let a forward that is set on the instance be one of its class, which is what fx reads.
+
+    Raises:
+        UntraceableError: it is no method of the module.
+    """
+    own = vars(module).get("forward")
+    if own is None:
+        return
+    if not isinstance(own, MethodType) or own.__self__ is not module:
+        raise UntraceableError("its forward is set on the instance, and is no method")
+    kind = type(module)
+    module.__class__ = type(kind.__name__, (kind,), {"forward": own.__func__, "__module__": kind.__module__})
 
 
 def _trace(module: nn.Module, fixed: Mapping[str, Any]) -> Trace:

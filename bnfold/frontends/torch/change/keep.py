@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -66,6 +67,13 @@ class KeptGraph(TorchGraph):
             stop = stop or _forward_code("the forward code looks at the module or its parameters")
         return op if stop is None else Opaque(stop, isinstance(op, ChannelAffine) and op.is_batchnorm)
 
+    def changes_code(self, node: fx.Node) -> bool:
+        """Whether a fold that changes the node needs other code."""
+        op = super().op(node)
+        if isinstance(op, Linear):
+            return self._stop_linear(node) is not None
+        return isinstance(op, ChannelAffine) and self._stop_affine(node) is not None
+
     def _home(self, handle: object) -> tuple[str, str] | None:
         """The path of the module that holds a tensor, and its name there; None for a computed one."""
         if isinstance(handle, Slot) or (isinstance(handle, fx.Node) and self._store.tensor(handle) is not None):
@@ -121,13 +129,16 @@ class KeptGraph(TorchGraph):
 
     def _reads(self, path: str, name: str) -> int:
         """How often a tensor of the module is read."""
-        wanted = f"{path}.{name}".removeprefix(".")
-        for node in self.graph.nodes:
-            if node.op in ("placeholder", "get_attr") and self._store.place_of_source(node) == wanted:
-                tensor = self._store.tensor(node)
-                return 0 if tensor is None else self._readings[id(tensor)]
-        held: torch.Tensor | None = self._store.tensor(Slot(path, name))
+        held = self._held.get(f"{path}.{name}".removeprefix("."))
+        if held is None:
+            held = self._store.tensor(Slot(path, name))
         return 0 if held is None else self._readings[id(held)]
+
+    @cached_property
+    def _held(self) -> dict[str | None, torch.Tensor | None]:
+        """The tensors that nodes stand for, by their names."""
+        nodes = [node for node in self.graph.nodes if node.op in ("placeholder", "get_attr")]
+        return {self._store.place_of_source(node): self._store.tensor(node) for node in nodes}
 
     def _stop_affine(self, node: fx.Node) -> Stop | None:
         for each in (node, *node.all_input_nodes):

@@ -18,11 +18,11 @@ from torch.fx.node import map_arg
 
 from bnfold.errors import UnsupportedModelError
 from bnfold.frontends.torch.capture.borders import Border
-from bnfold.frontends.torch.capture.source import CALLS, Source, is_check, is_same, stack
+from bnfold.frontends.torch.capture.source import CALLS, Source, is_check, stack
 from bnfold.frontends.torch.change.draft import Draft, OpenError, Region, code_of, is_simple
 from bnfold.frontends.torch.change.generated import install
 from bnfold.frontends.torch.change.store import note_channels, put
-from bnfold.frontends.torch.operators.spelling import is_plain_module
+from bnfold.frontends.torch.operators.spelling import is_known_forward, is_parametrized, is_plain_module
 from bnfold.frontends.torch.view import TorchGraph, occurrences
 
 
@@ -41,14 +41,13 @@ class Projection:
     Args:
         source: what is folded.
         view: by which it is.
-        twin: makes a module like the one that was captured, whose code has not run.
+        module: like the one that was captured, whose code has not run.
     """
 
-    def __init__(self, source: Source, view: TorchGraph, twin: Callable[[], nn.Module]) -> None:
+    def __init__(self, source: Source, view: TorchGraph, module: nn.Module) -> None:
         self._source = source
         self._view = view
-        self._twin = twin
-        self._module = twin()
+        self._module = module
         self._closed: dict[str, bool] = {}
         self._before = {node: _Before(node.target, (node.args, node.kwargs), stack(node)) for node in source.calls()}
         self._tensors = source.tensors()
@@ -57,38 +56,27 @@ class Projection:
         if source.graph.find_nodes(op="call_module"):
             self._read = set(self._tensors)
 
-    def apply(self, make: Callable[[], nn.Module], capture: Callable[[nn.Module], Source]) -> nn.Module:
-        """The module without what folded, by other code where that is needed.
+    def drafts(self, make: Callable[[], nn.Module], *, keep_code: bool) -> Iterator[nn.Module]:
+        """The module without what folded: with the least other code, then with the code of the whole graph.
+
+        Forward code that looks at its modules or holds old parameters does something else in the first; so each draft
+        has to be captured again.
 
         Args:
-            make: what is changed and given back.
-            capture: of a changed module, in the way of the first one.
+            make: the module as it was; called for each draft.
+            keep_code: leave out what has other code.
         """
+        if keep_code:
+            if not self._differences():
+                yield self._changed(make(), {})
+            return
         try:
             regions = self._regions()
         except OpenError:
-            regions = {"": self._whole()}
-        if not self._holds(regions, capture):
-            regions = {"": self._whole()}
-            if not self._holds(regions, capture):
-                kind = type(self._module).__name__
-                raise UnsupportedModelError(
-                    f"{kind} is another graph each time it is captured: pass an ExportedProgram"
-                )
-        return self._changed(make(), regions)
-
-    def apply_kept(self, make: Callable[[], nn.Module], capture: Callable[[nn.Module], Source]) -> nn.Module | None:
-        """The module without what folded, with the code that it had; None where that would do something else."""
-        if self._differences() or not self._holds({}, capture):
-            return None
-        return self._changed(make(), {})
-
-    def _holds(self, regions: Mapping[str, Region], capture: Callable[[nn.Module], Source]) -> bool:
-        """Whether the changed module, captured again, is what was folded."""
-        try:
-            return is_same(self._source, capture(self._changed(self._twin(), regions)))
-        except UnsupportedModelError:
-            return False
+            pass
+        else:
+            yield self._changed(make(), regions)
+        yield self._changed(make(), {"": self._whole()})
 
     def _whole(self) -> Region:
         try:
@@ -134,8 +122,12 @@ class Projection:
         """The code of a module; it calls the modules in it, but for some, and none if that is None."""
 
         def called(inner: str) -> Border | None:
-            is_kept = spoiled is not None and inner not in spoiled and self._is_closed(inner)
-            return self._borders[inner] if is_kept and is_simple(self._borders[inner]) else None
+            if spoiled is None or inner in spoiled or not self._is_closed(inner):
+                return None
+            border = self._borders[inner]
+            passed = [self._stand(leaf) for leaf in border.leaves if isinstance(leaf, fx.Node)]
+            is_there = not any(node._erased for node in passed)  # a value may be passed, not read, and merged away
+            return border if is_there and is_simple(border) else None
 
         return Draft(self._source, self._borders[path], self._stand, self._place, called).region()
 
@@ -143,8 +135,11 @@ class Projection:
         """For each place where the code has to change, the stacks of what differs there."""
         gone = self._gone
         nodes: dict[fx.Node, list[str]] = {}
+        computed = {source for node in self._materialised for source in self._ancestors(node)}
         for node, before in self._before.items():
-            if node._erased:
+            if node in computed or node in self._materialised:
+                is_changed = not (node._erased or node in self._materialised)
+            elif node._erased:
                 is_changed = before.stack[-1] not in gone
             else:
                 is_changed = node.target != before.target or not self._reads_the_same(node, before)
@@ -195,11 +190,38 @@ class Projection:
             return
         path = paths.pop()
         place = f"{path}.{name.rpartition('.')[2].partition('_folded')[0]}"
+        weight = next((each for each in self._materialised if each.args[1] is node), None)
+        if weight is not None:
+            yield name, f"{path}.weight"
         is_sole = sum(before.stack[-1] == path for before in self._before.values()) == 1
         held = self._tensors.get(name)
         is_there = held is None or held is _tensor(self._module, place)
         if is_sole and is_there and is_plain_module(self._module.get_submodule(path)) and self._has(place):
             yield name, place
+
+    @cached_property
+    def _materialised(self) -> dict[fx.Node, str]:
+        """Calls of modules whose weight was computed from other parameters, and is one itself now, by their paths."""
+        found: dict[fx.Node, str] = {}
+        for node, before in self._before.items():
+            owner = _submodule(self._module, before.stack[-1])
+            is_computed = owner is not None and is_parametrized(owner) and is_known_forward(owner)
+            if is_computed and not node._erased and len(node.args) > 1 and isinstance(node.args[1], fx.Node):
+                name = self._source.name(node.args[1])
+                if name is not None and name not in self._tensors:
+                    found[node] = before.stack[-1]
+        return found
+
+    def _ancestors(self, node: fx.Node) -> set[fx.Node]:
+        """What the weight of a node was computed from."""
+        found: set[fx.Node] = set()
+        todo: list[Any] = [self._before[node].arguments[0][1]]
+        while todo:
+            top = todo.pop()
+            if isinstance(top, fx.Node) and top in self._before and top not in found:
+                found.add(top)
+                map_arg(self._before[top].arguments, todo.append)
+        return found
 
     @cached_property
     def _origins(self) -> dict[str, torch.Tensor | None]:
@@ -240,6 +262,8 @@ class Projection:
     def _changed(self, module: nn.Module, regions: Mapping[str, Region]) -> nn.Module:
         gone = self._gone
         now = self._source.tensors()
+        for path in self._materialised.values():
+            materialise(module.get_submodule(path))  # the weight is put below
         for name, tensor in now.items():
             path, _, last = self._place(name).rpartition(".")
             if tensor is not self._tensors.get(name) and _submodule(module, path) is not None:
@@ -332,6 +356,29 @@ def _attach(owner: nn.Module, name: str, held: Any) -> None:
         owner.register_parameter(name, held)
     elif not isinstance(getattr(owner, name, None), torch.Tensor):
         owner.register_buffer(name, held, persistent=False)
+
+
+def materialise(module: nn.Module) -> None:
+    """Let the weights of a module that are computed from other parameters be parameters.
+
+    torch's own functions for this write into the class, or the tensors, that a copy shares with the original.
+    """
+    names: set[str] = set()
+    if isinstance(parametrizations := module._modules.pop("parametrizations", None), nn.ModuleDict):
+        names.update(parametrizations)
+        module.__class__ = type(module).__bases__[0]
+    for hooks in (module._forward_pre_hooks, module._load_state_dict_pre_hooks):
+        for key, hook in list(hooks.items()):
+            function = getattr(hook, "hook", hook)
+            if str(getattr(function, "__module__", "")).startswith("torch.nn.utils."):
+                names.update(filter(None, (getattr(hook, each, None) for each in ("name", "_tensor_name"))))
+                del hooks[key]
+    for name in names:
+        for held in (module._parameters, module._buffers):
+            for part in ("orig", "mask", "g", "v", "u"):
+                held.pop(f"{name}_{part}", None)
+        vars(module).pop(name, None)
+        module.register_parameter(name, None)
 
 
 def replace_module(root: nn.Module, old: nn.Module, new: nn.Module) -> None:

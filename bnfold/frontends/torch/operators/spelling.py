@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812 (its name everywhere)
 from torch import fx, nn
+from torch.export._unlift import GuardsFn
 
 from bnfold.frontends.torch.operators.calls import Call, Memory, Operator
 from bnfold.frontends.torch.operators.table import ATEN, ATTRIBUTES, CASTS, FUNCTIONS, METHODS, MODULES, NOBODY_KNOWS
@@ -137,7 +138,12 @@ _PARTS = ("_conv_forward", "_output_padding", "_check_input_dim", "_apply_instan
 
 def is_known_forward(module: nn.Module) -> bool:
     """Whether the forward of the module is one of torch.nn's that are described here."""
-    return type(module).forward in MODULES and "forward" not in vars(module)
+    return _forward(module) in MODULES and "forward" not in vars(module)
+
+
+def _forward(module: nn.Module) -> Any:
+    """What the class does; None for a ScriptModule."""
+    return getattr(type(module), "forward", None)
 
 
 def is_plain_module(module: nn.Module) -> bool:
@@ -165,12 +171,14 @@ def is_code_of_torch(function: object) -> bool:
 
 
 def _is_from_torch(module: nn.Module) -> bool:
-    return is_code_of_torch(type(module).forward) and "forward" not in vars(module)
+    """Whether it writes into nothing unless it is told to; an exported program's guards only read its inputs."""
+    is_torchs = is_code_of_torch(_forward(module)) and "forward" not in vars(module)
+    return type(module) is GuardsFn or is_torchs
 
 
 def _module(node: fx.Node, module: nn.Module) -> Call:
     is_inplace = bool(getattr(module, "inplace", False))
-    described = MODULES.get(type(module).forward) if _is_as_described(module) else None
+    described = MODULES.get(_forward(module)) if _is_as_described(module) else None
     if described is None or is_parametrized(module):
         inside = [inner for path, inner in module.named_modules() if "parametrizations" not in path.split(".")]
         known = all(map(_is_from_torch, inside))
