@@ -6,8 +6,8 @@ the reason that users read. Both front ends therefore refuse an operator in the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, Protocol, TypeVar
 
@@ -152,6 +152,8 @@ class Type(Protocol):
 
 T = TypeVar("T", bound=Type)
 
+Operand = TypeVar("Operand", ops.Sum, ops.Select)
+
 
 def cast(before: T | None, after: T | None, floats: Container[T | None]) -> ops.Identity:
     """Cast, which hands its input on where the type stays or becomes wider."""
@@ -269,6 +271,30 @@ def total(
     if len(types) > 1:
         raise Unreadable(Reason.NOT_LINEAR, "it adds values of different types")
     return ops.Sum(tuple(signs), tuple(shapes), (1.0,) + (0.0,) * (len(signs) - 1))
+
+
+def with_constant(op: Operand, constants: Collection[int], rank: int) -> Operand:
+    """An operator that reads a constant as data, which takes in affines itself.
+
+    Its shape gets as many axes as the output has.
+    """
+    if len(constants) != 1:
+        return op
+    index: int = next(iter(constants))
+    shape = op.shapes[index] or ()
+    shapes = (*op.shapes[:index], (1,) * (rank - len(shape)) + shape, *op.shapes[index + 1 :])
+    return replace(op, shapes=shapes, constants=frozenset({index}))
+
+
+def select(
+    shapes: Sequence[Shape | None], condition: Shape | None, dtypes: Iterable[T | None], floats: Container[T | None]
+) -> ops.Select:
+    """Where: takes each element from one of two values of one floating-point type."""
+    if condition is None or None in shapes:
+        raise Unreadable(Reason.UNKNOWN_SHAPE, "the shapes that it selects from are not known")
+    if not all(dtype in floats for dtype in dtypes):
+        raise Unreadable(Reason.NOT_LINEAR, "it does not select floating-point values")
+    return ops.Select(tuple(shapes), max(len(shape) for shape in (*shapes, condition) if shape is not None))
 
 
 # ------------------------------------------------------------------------------------------------------------- affines

@@ -6,7 +6,8 @@ nothing is carried through it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -178,11 +179,59 @@ class Sum:
         signs: +1 or -1 for each input.
         shapes: of each input; None where not known.
         shares: how much of a pulled shift each input takes; they sum to one.
+        constants: inputs that take in an affine themselves. Their shapes have as many axes as the output.
+        pending: what they have taken in.
     """
 
     signs: tuple[int, ...]
     shapes: tuple[Shape | None, ...]
     shares: tuple[float, ...]
+    constants: frozenset[int] = frozenset()
+    pending: Mapping[int, Affine] = field(default_factory=dict, compare=False)
+
+
+@dataclass(frozen=True)
+class Select:
+    """Takes each element from one of its inputs, with numpy broadcasting, by a condition (Where).
+
+    Attributes:
+        shapes: of each input; None where not known.
+        rank: the number of axes of the output.
+        constants, pending: as those of `Sum`.
+    """
+
+    shapes: tuple[Shape | None, ...]
+    rank: int
+    constants: frozenset[int] = frozenset()
+    pending: Mapping[int, Affine] = field(default_factory=dict, compare=False)
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """Takes entries of a constant table along `axis`, by indices that are data and have `rank` axes (an embedding).
+
+    Attributes:
+        axis: of the table.
+        rank: the number of axes of the indices, which take the place of that one.
+        constants: the table, its only input, takes in an affine itself.
+        pending: what it has taken in.
+    """
+
+    axis: int
+    rank: int
+    constants: frozenset[int] = frozenset({0})
+    pending: Mapping[int, Affine] = field(default_factory=dict, compare=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Operands:
+    """What the constants that an operator reads as data take in, by their index among its inputs."""
+
+    affines: Mapping[int, Affine]
+
+
+Absorbed = Linear | Affine | Operands
+"""What an operator becomes: a linear one, a BatchNorm, or one that reads constants as data."""
 
 
 @dataclass(frozen=True)
@@ -207,5 +256,7 @@ Op = (
     | Pad
     | Broadcast
     | Sum
+    | Select
+    | Lookup
     | Rectifier
 )

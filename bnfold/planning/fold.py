@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bnfold.graph.ops import Operands
 from bnfold.graph.protocol import Graph, N, V
 from bnfold.planning.plan import Join, Move, Plan
 
@@ -25,7 +26,10 @@ def fold(graph: Graph[N, V], plan: Plan[N, V]) -> None:
             for addition in step.bypassed:
                 graph.bypass(addition.node, keep_output_name=addition.keep_output_name, index=addition.index)
     for node, absorbed in plan.absorbed.items():
-        graph.write(node, absorbed)
+        if isinstance(absorbed, Operands):
+            graph.write_operands(node, absorbed)
+        else:
+            graph.write(node, absorbed)
     for step in plan.steps:
         if isinstance(step, Join):
             for node in reversed(step.gone):

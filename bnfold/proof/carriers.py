@@ -28,7 +28,22 @@ ELEMENTS = 1 << 25
 """Of what an evaluation may read."""
 
 POINTWISE = frozenset(
-    {"Add", "Cast", "Concat", "Dropout", "Identity", "LeakyRelu", "Neg", "PRelu", "Relu", "Sub", "Sum", "Mul", "Div"}
+    {
+        "Add",
+        "Cast",
+        "Concat",
+        "Dropout",
+        "Identity",
+        "LeakyRelu",
+        "Neg",
+        "PRelu",
+        "Relu",
+        "Sub",
+        "Sum",
+        "Mul",
+        "Div",
+        "Where",
+    }
 )
 """Operators that do the same whatever the sizes of axes are that are not channels."""
 

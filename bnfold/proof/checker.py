@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 import onnx
 
 from bnfold.errors import InvalidModelError
-from bnfold.proof import batchnorm, carriers, merges
+from bnfold.proof import batchnorm, carriers, merges, operands
 from bnfold.proof.certificate import Certificate, Name
 from bnfold.proof.failure import ProofError
 from bnfold.proof.linear import LINEAR
@@ -169,6 +169,9 @@ def _check_node(pair: Pair, scope: Scope, other: Scope, node: onnx.NodeProto, ta
         tally.met["weights"] += 1
     elif is_default and node.op_type in LINEAR and pair.has_kernel(scope, node):
         tally.worst = tally.worst.joined(check_linear(pair, scope, other, node))
+        tally.met["weights"] += 1
+    elif (operand := operands.find_operand(pair, scope, other, node)) is not None:
+        tally.worst = tally.worst.joined(operands.check_operand(pair, scope, other, node, operand))
         tally.met["weights"] += 1
     else:
         check_node(pair, scope, other, node)

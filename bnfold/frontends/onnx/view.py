@@ -26,7 +26,7 @@ from bnfold.frontends.parameters import Stored, View
 from bnfold.frontends.reading import AnyArray, Normalization, Unreadable, foreign, leads_nowhere, opaque, unit
 from bnfold.frontends.traversal import in_order, reach
 from bnfold.graph.cautions import Caution, DeclarationCaution
-from bnfold.graph.ops import ChannelAffine, Op, Opaque
+from bnfold.graph.ops import ChannelAffine, Op, Opaque, Operands, Select, Sum
 from bnfold.graph.outcome import Outcome, Reason, Refusal, Stop
 from bnfold.graph.protocol import Constant
 
@@ -181,6 +181,8 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
             return (1 - self._matmul_kernel(node),)
         if node.op_type in ARITHMETIC and isinstance(self.op(node), ChannelAffine):
             return [index for index in range(len(node.inputs)) if not self._facts.constants.holds(node.inputs[index])]
+        if node.op_type == "Where":
+            return (1, 2)
         if node.op_type in read_carry.ALL_INPUTS_ARE_DATA:
             return range(len(node.inputs))
         return (0,)
@@ -285,6 +287,10 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
             if kind.shape is not None and kind.dtype is not None
         }
 
+    def write_operands(self, node: ir.Node, absorbed: Operands) -> None:
+        for index, (_, rounded) in self._operands(node, absorbed).items():
+            self._editor.set_parameter(node, self._data_indices(node)[index], ir.tensor(rounded))
+
     def write(self, node: ir.Node, absorbed: Linear | Affine) -> None:
         if isinstance(absorbed, Linear):
             self._write_linear(node, absorbed)
@@ -292,6 +298,11 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         fresh = self._normalization(node).replaced(absorbed)
         for index, array in enumerate(fresh, start=1):
             self._editor.set_parameter(node, index, ir.tensor(array))
+
+    def _operand(self, node: ir.Node, index: int) -> AnyArray:
+        op, constant = self.op(node), self._reader(node).constant(self._data_indices(node)[index], "operand")
+        shape = op.shapes[index] if isinstance(op, Sum | Select) else None
+        return constant if shape is None else constant.reshape((1,) * (len(shape) - constant.ndim) + constant.shape)
 
     def _is_batchnorm(self, node: ir.Node) -> bool:
         return node.op_type == "BatchNormalization" and node.domain == ""

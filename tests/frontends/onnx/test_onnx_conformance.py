@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto
 
 import bnfold
 from bnfold import Fold, Outcome, Reason, Refusal
@@ -144,6 +145,99 @@ def test_matmul_with_the_constant_in_front() -> None:
 def test_matmul_along_the_last_axis_is_another_axis_than_one() -> None:
     proto = model([node("MatMul", "x w", "m"), norm("m", "y")], {"w": random(5, 5), **statistics(5)}, (2, 5, 5))
     assert_stays(proto, Reason.AXIS_MISMATCH)
+
+
+# Constants that are read as data take in their part
+
+POSITIONS = random(3, 5, 4)
+MASK = np.array([[True, False, False, True]])
+
+OPERANDS: dict[str, tuple[onnx.NodeProto, Any, list[str]]] = {
+    "added": (node("Add", "c k", "d"), POSITIONS, ["Add"]),
+    "added in front": (node("Add", "k c", "d"), POSITIONS, ["Add"]),
+    "subtracted": (node("Sub", "c k", "d"), POSITIONS, ["Sub"]),
+    "subtracted from": (node("Sub", "k c", "d"), POSITIONS, ["Sub"]),
+    "added up": (node("Sum", "c k c", "d"), POSITIONS, ["Sum"]),
+    "added to all of a batch": (node("Add", "c k", "d"), POSITIONS[None], ["Add"]),
+    "a number, selected": (node("Where", "m k c", "d"), np.asarray(-7.0), ["Where"]),
+    "a number with axes, selected": (node("Where", "m c k", "d"), np.asarray([[-7.0]]), ["Where"]),
+    "channels, selected": (node("Where", "m c k", "d"), random(3, 1, 1), ["Where"]),
+    "positions, selected": (node("Where", "m k c", "d"), POSITIONS, ["Where"]),
+}
+
+
+@pytest.mark.parametrize("case", OPERANDS)
+@pytest.mark.parametrize("bias", ["", " b"], ids=["no bias", "bias"])
+def test_constant_operand(case: str, bias: str) -> None:
+    between, constant, through = OPERANDS[case]
+    constants = {"w": random(3, 4, 1, 1), "b": random(3), "k": constant, "m": MASK, **statistics(3)}
+    assert_folds(
+        model([node("Conv", f"x w{bias}", "c"), between, norm("d", "y")], constants, (2, 4, 5, 4)), "upstream", through
+    )
+
+
+def test_constant_operand_of_a_product() -> None:
+    """The shift goes into the constant that is there, and makes no bias."""
+    constants = {"w": random(4, 3), "k": random(5, 3), "s": np.asarray([2.0, -1.0, 0.5]), "t": random(3)}
+    nodes = [node("MatMul", "x w", "c"), node("Add", "c k", "d"), node("Add", "d t", "y")]
+    assert operators(fuse(model(nodes, constants, (2, 5, 4)))[0]) == ["MatMul", "Add"]
+    nodes = [*nodes[:2], node("Mul", "d s", "e"), node("Add", "e t", "y")]
+    assert operators(fuse(model(nodes, constants, (2, 5, 4)))[0]) == ["MatMul", "Add"]
+
+
+@pytest.mark.parametrize(
+    ("constant", "reason"),
+    [(POSITIONS[:1], Reason.MIXED_CHANNELS), (random(2, 1, 5, 4), Reason.MIXED_CHANNELS)],
+    ids=["for all channels", "for each of a batch"],
+)
+def test_a_constant_that_would_grow_takes_nothing_in(constant: Any, reason: Reason) -> None:
+    nodes = [node("Conv", "x w", "c"), node("Add", "c k", "d"), norm("d", "y")]
+    assert_stays(model(nodes, {"w": random(3, 4, 1, 1), "k": constant, **statistics(3)}, (2, 4, 5, 4)), reason)
+
+
+def test_a_constant_operand_that_something_else_reads_is_copied() -> None:
+    nodes = [node("Conv", "x w", "c"), node("Add", "c k", "d"), norm("d", "y"), node("Identity", "k", "z")]
+    constants = {"w": random(3, 4, 1, 1), "k": POSITIONS, **statistics(3)}
+    assert isinstance(fuse(model(nodes, constants, (2, 4, 5, 4), outputs="y z"))[1][0], Fold)
+
+
+def test_a_constant_operand_that_a_caller_may_replace_stays() -> None:
+    nodes = [node("Conv", "x w", "c"), node("Add", "c k", "d"), norm("d", "y")]
+    constants = {"w": random(3, 4, 1, 1), "k": POSITIONS, **statistics(3)}
+    assert isinstance(sole(fuse(model(nodes, constants, (2, 4, 5, 4), overridable=["k"]))[1]), Refusal)
+
+
+def test_two_affines_go_into_one_constant_operand() -> None:
+    """The second one in front of which a sum would have merged, had its constant not changed."""
+    nodes = [node("Conv", "x w", "c"), node("Add", "c k", "d"), norm("d", "e"), node("Conv", "x w", "f"),
+             node("Add", "e f", "g"), norm("g", "y", "o_")]  # fmt: skip
+    constants = {"w": random(3, 4, 1, 1), "k": POSITIONS, **statistics(3), **statistics(3, "o_")}
+    fused = fuse(model(nodes, constants, (2, 4, 5, 4)))[0]
+    assert "BatchNormalization" not in operators(fused)
+
+
+def test_what_two_axes_want_of_a_constant_operand() -> None:
+    nodes = [node("Conv", "x w", "c"), node("Add", "c k", "d"), norm("d", "e"),
+             node("Transpose", "e", "f", perm=[0, 2, 1, 3]), norm("f", "y", "o_")]  # fmt: skip
+    constants = {"w": random(3, 4, 1, 1), "k": POSITIONS, **statistics(3), **statistics(5, "o_")}
+    assert isinstance(fuse(model(nodes, constants, (2, 4, 5, 4)))[1][1], Refusal)
+
+
+@pytest.mark.parametrize(("axis", "order"), [(0, [0, 2, 1]), (1, [1, 0, 2])], ids=str)
+def test_table(axis: int, order: list[int]) -> None:
+    """An embedding, and a table of which columns are looked up."""
+    proto = model(
+        [node("Cast", "x", "i", to=TensorProto.INT64), node("Gather", "t i", "c", axis=axis),
+         node("Transpose", "c", "d", perm=order), norm("d", "y")],
+        {"t": random(7, 6) if axis == 0 else random(6, 7), **statistics(6)}, (2, 4),
+    )  # fmt: skip
+    fused = assert_folds(proto, "upstream", ["Transpose"])
+    assert operators(fused) == ["Cast", "Gather", "Transpose"]
+
+
+def test_a_table_looked_up_along_the_channels_stays() -> None:
+    nodes = [node("Cast", "x", "i", to=TensorProto.INT64), node("Gather", "t i", "c"), norm("c", "y")]
+    assert_stays(model(nodes, {"t": random(7, 6), **statistics(4)}, (2, 4)), Reason.AXIS_MISMATCH)
 
 
 # BatchNormalization itself
