@@ -417,7 +417,7 @@ def other_bias(shape: tuple[int, ...]) -> Unreadable:
 
 def no_constant_operand() -> Unreadable:
     """Both operands of a matrix product are computed."""
-    return Unreadable(Reason.NOT_CONSTANT, "neither of its operands is constant")
+    return Unreadable(Reason.NOT_LINEAR, "both of its operands are computed")
 
 
 def convolution(

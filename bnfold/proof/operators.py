@@ -349,12 +349,12 @@ def _check_scales(
     old, new = owners[0].makers[before], None if owners[1] is None else owners[1].makers.get(after)
     if inner is not None:
         raise ProofError("weights", name, "its quantised weight takes no change of its input")
-    if new is None or new.op_type != "DequantizeLinear" or new.domain or new.input[0] != old.input[0]:
-        raise ProofError("weights", name, "its weight is not dequantised from the same integers")
+    if new is None or new.op_type != "DequantizeLinear" or new.domain:
+        raise ProofError("weights", name, "its weight is not dequantised")
     parts = [(side.constant(each.input[0]), side.constant(each.input[1]), side.constant(each.input[2]) if _has(each, 2)
               else None) for side, each in ((scope, old), (other, new))]  # fmt: skip
     (integers, scales, zeros), (same, stored, zeros_now) = parts
-    if integers is None or scales is None or same is None or stored is None or not np.array_equal(integers, same):
+    if integers is None or scales is None or same is None or stored is None or integers.dtype != same.dtype:
         raise ProofError("weights", name, "its quantised weight differs")
     kinds = [
         {each.name: each.SerializeToString() for each in part.attribute if each.name != "axis"} for part in (old, new)
@@ -379,11 +379,23 @@ def _check_scales(
     zero_now = np.zeros(1, integers.dtype) if zeros_now is None else zeros_now.reshape(-1)
     if not np.array_equal(np.broadcast_to(zero, (channels,)), np.broadcast_to(zero_now, (channels,))):
         raise ProofError("weights", name, "its zero points differ")
+    factor = np.ones(channels) if outer is None else outer.scale
+    _check_integers(name, integers, same, zero, factor, axis)
     if scales.dtype != stored.dtype:
         raise ProofError("weights", name, "its scales are of another type")
     exact = np.broadcast_to(scales.astype(np.float64).reshape(-1), (channels,))
-    exact = exact * outer.scale if outer is not None else exact
+    exact = exact * np.where(factor == 0, 1.0, np.abs(factor))
     found = check_rounded(np.broadcast_to(stored.reshape(-1), (channels,)), exact, 4 * UNIT * np.abs(exact))
     if isinstance(found, Wrong):
         raise ProofError("weights", name, f"scale {found.index} is {found.stored!r} and should be {found.exact!r}")
     return found
+
+
+def _check_integers(name: str, old: AnyArray, new: AnyArray, zero: AnyArray, factor: Array, axis: int) -> None:
+    """That integers are the old ones, mirrored at the zero point or on it where the factor is negative or zero."""
+    shape = [1] * old.ndim
+    shape[axis] = factor.size
+    signs = np.sign(factor).reshape(shape)
+    points = np.broadcast_to(zero.astype(np.float64), factor.shape).reshape(shape)
+    if not np.array_equal(new.astype(np.float64), points + signs * (old.astype(np.float64) - points)):
+        raise ProofError("weights", name, "its quantised weight differs")

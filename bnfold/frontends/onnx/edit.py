@@ -183,14 +183,15 @@ class Editor:
         node: ir.Node,
         index: int,
         old: ir.Node,
+        integers: npt.NDArray[Any] | None,
         scales: npt.NDArray[Any],
         zero_points: npt.NDArray[Any],
         axis: int,
     ) -> None:
-        """Give input `index` of a node a DequantizeLinear of its own, like `old` with other scales."""
+        """Give input `index` of a node a DequantizeLinear of its own, like `old` with other scales, maybe integers."""
         name = self.fresh(f"{old.name or old.outputs[0].name}_folded")
         inputs = [
-            old.inputs[0],
+            old.inputs[0] if integers is None else self._initializer(node, ir.tensor(integers), f"{name}_integers"),
             self._initializer(node, ir.tensor(scales), f"{name}_scale"),
             self._initializer(node, ir.tensor(zero_points), f"{name}_zero_point"),
         ]

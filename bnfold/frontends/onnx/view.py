@@ -338,7 +338,9 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         axis = insist_on_output_scales(old, stored.weights.layout, stored.weights.groups, version)
         scales = round_once(old.rescaled(linear.after.scale), old.scales.dtype)
         zero_points = np.broadcast_to(old.zero_points, scales.shape).copy()
-        self._editor.requantize(node, stored.weights.kernel, old.node, scales, zero_points, axis)
+        integers = old.resigned(linear.after.scale, axis)
+        changed = None if integers is old.integers else integers
+        self._editor.requantize(node, stored.weights.kernel, old.node, changed, scales, zero_points, axis)
         fresh = node.inputs[stored.weights.kernel]
         assert fresh is not None
         self._declare_known(fresh, old.node.outputs[0])

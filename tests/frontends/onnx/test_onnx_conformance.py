@@ -235,6 +235,19 @@ def test_table(axis: int, order: list[int]) -> None:
     assert operators(fused) == ["Cast", "Gather", "Transpose"]
 
 
+def test_computed_indices_and_two_computed_operands_have_no_advice() -> None:
+    """An integer that depends on the data cannot be made an initializer."""
+    nodes = [node("Cast", "x", "i", to=TensorProto.INT64), node("Flatten", "i", "j", axis=0),
+             node("ReduceMax", "j", "k"), node("Conv", "x w", "c"), node("Gather", "c k", "d", axis=2),
+             norm("d", "y")]  # fmt: skip
+    proto = model(nodes, {"w": random(3, 4, 1, 1), **statistics(3)}, (2, 4, 5, 5))
+    product = [node("MatMul", "x x", "c"), norm("c", "y")]
+    for refused in (proto, model(product, statistics(4), (2, 4, 5, 5))):
+        (outcome,) = bnfold.plan(refused)
+        assert isinstance(outcome, Refusal)
+        assert outcome.advice is None
+
+
 def test_a_table_looked_up_along_the_channels_stays() -> None:
     nodes = [node("Cast", "x", "i", to=TensorProto.INT64), node("Gather", "t i", "c"), norm("c", "y")]
     assert_stays(model(nodes, {"t": random(7, 6), **statistics(4)}, (2, 4)), Reason.AXIS_MISMATCH)

@@ -57,6 +57,9 @@ def _gather(reader: Reader) -> ops.Take | ops.Lookup:
     axis = reader.axis(int(reader.attribute("axis", 0)))
     if reader.facts.constants.holds(reader.value(0)) and reader.dtype() in FLOATS:
         return ops.Lookup(axis, reader.rank(1))
+    indices, constants = reader.value(1), reader.facts.constants
+    if indices is not None and not constants.holds(indices) and not constants.is_overridable(indices):
+        raise Unreadable(Reason.NOT_LINEAR, "its indices are computed")
     return reading.gather(axis, reader.constant(1, "indices"), reader.shape())
 
 

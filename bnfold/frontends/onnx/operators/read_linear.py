@@ -65,10 +65,10 @@ def read_linear(reader: Reader, add: ir.Node | None) -> tuple[Linear, Weights] |
     source = quantized.find(value, reader.facts)
     if source is None:
         return linear, weights
-    quantized.insist_on_output_scales(source, weights.layout, weights.groups, reader.version)
+    axis = quantized.insist_on_output_scales(source, weights.layout, weights.groups, reader.version)
     if weights.kernel_factor != 1:
-        raise Unreadable(Reason.NOT_CONSTANT, "its quantised weight has an alpha as well")
-    return replace(linear, is_quantized=True), replace(weights, quantized=source)
+        raise Unreadable(Reason.QUANTIZED, "its quantised weight has an alpha as well")
+    return replace(linear, is_quantized=True, mirrored=source.mirrored(axis)), replace(weights, quantized=source)
 
 
 def _kernel_shape(reader: Reader, index: int) -> tuple[int, ...]:
