@@ -236,12 +236,11 @@ def both(before: Shape | None, after: Shape | None) -> tuple[Shape, Shape]:
     return before, after
 
 
-def blocks(factor: object, shape: Shape | None) -> tuple[int, int]:
+def blocks(factor: object, shape: Shape | None) -> tuple[int, int | None]:
     """The two numbers of a DepthToSpace or SpaceToDepth: the side of a block, and the channels of this shape."""
-    channels = size(shape[1]) if shape is not None and len(shape) == 4 else None
-    if channels is None or not isinstance(factor, int) or factor < 1:
-        raise Unreadable(Reason.UNKNOWN_SHAPE, "the number of its channels is not known")
-    return factor, channels
+    if shape is None or len(shape) != 4 or not isinstance(factor, int) or factor < 1:
+        raise Unreadable(Reason.UNKNOWN_SHAPE, "the number of its axes is not known")
+    return factor, size(shape[1])
 
 
 def expand(before: Shape | None, after: Shape | None) -> ops.Broadcast:

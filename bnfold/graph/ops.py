@@ -112,12 +112,12 @@ class PixelShuffle:
 
     Attributes:
         factor: side of a block.
-        channels: C.
+        channels: C; None where that is not known, as affines on the channels tell it.
         channel_first: CRD order (PyTorch's pixel_shuffle): each C is split; else DCR: C runs fastest.
     """
 
     factor: int
-    channels: int
+    channels: int | None
     channel_first: bool
 
 
@@ -126,7 +126,7 @@ class PixelUnshuffle:
     """The inverse of `PixelShuffle` (SpaceToDepth)."""
 
     factor: int
-    channels: int
+    channels: int | None
     channel_first: bool
 
 

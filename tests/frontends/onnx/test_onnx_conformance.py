@@ -19,7 +19,10 @@ from onnx import TensorProto
 
 import bnfold
 from bnfold import Fold, Outcome, Reason, Refusal
-from tests.toys.onnx_graphs import fuse, model, node, norm, operators, random, statistics
+from bnfold.api import certify
+from bnfold.proof.checker import check_proof
+from bnfold.proof.models import Files
+from tests.toys.onnx_graphs import evaluate, fuse, model, node, norm, operators, random, statistics
 
 I64 = np.int64
 EXAMPLES = int(os.environ.get("BNFOLD_EXAMPLES", "500"))
@@ -251,6 +254,19 @@ def test_computed_indices_and_two_computed_operands_have_no_advice() -> None:
 def test_a_table_looked_up_along_the_channels_stays() -> None:
     nodes = [node("Cast", "x", "i", to=TensorProto.INT64), node("Gather", "t i", "c"), norm("c", "y")]
     assert_stays(model(nodes, {"t": random(7, 6), **statistics(4)}, (2, 4)), Reason.AXIS_MISMATCH)
+
+
+@pytest.mark.parametrize("mode", ["DCR", "CRD"])
+def test_blocks_of_a_number_of_channels_that_is_not_known(mode: str) -> None:
+    """The BatchNorm tells it."""
+    nodes = [node("DepthToSpace", "x", "d", blocksize=2, mode=mode), norm("d", "e"),
+             node("SpaceToDepth", "e", "f", blocksize=2), node("Conv", "f w", "y")]  # fmt: skip
+    proto = model(nodes, {"w": random(2, 12, 1, 1), **statistics(3)}, (2, "C", 2, 2))
+    fused, certificate = certify(proto)
+    assert operators(fused) == ["DepthToSpace", "SpaceToDepth", "Conv"]
+    assert check_proof(Files(proto), Files(fused), certificate).failures == ()
+    expected, actual = (evaluate(each, {"C": 12})["y"] for each in (proto, fused))
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-12)
 
 
 # BatchNormalization itself
