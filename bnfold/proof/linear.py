@@ -29,7 +29,9 @@ BLOCK = 1 << 20
 
 RECURRENT = frozenset({"GRU", "LSTM", "RNN"})
 
-LINEAR = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", *RECURRENT})
+CONVOLUTIONS = frozenset({"Conv", "ConvTranspose", "DeformConv"})
+
+LINEAR = frozenset({*CONVOLUTIONS, "Gemm", "MatMul", *RECURRENT})
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,11 +128,11 @@ def read_kernel(scope: Scope, node: onnx.NodeProto, values: AnyArray) -> Kernel:
 
 def _layout(scope: Scope, node: onnx.NodeProto, values: AnyArray) -> Kernel:
     shape = values.shape
-    if node.op_type in ("Conv", "ConvTranspose"):
+    if node.op_type in CONVOLUTIONS:
         groups = int(attribute(node, "group", 1))
         if shape[0] % groups:
             raise ValueError(f"{shape[0]} rows in {groups} groups")
-        return Kernel(values.reshape(*shape[:2], -1), groups, node.op_type == "Conv")
+        return Kernel(values.reshape(*shape[:2], -1), groups, node.op_type != "ConvTranspose")
     if node.op_type == "Gemm":
         is_by_output = bool(attribute(node, "transB", 0))
         return Kernel(values.reshape(*shape, 1), 1, is_by_output, float(attribute(node, "alpha", 1.0)))

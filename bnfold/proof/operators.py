@@ -11,6 +11,7 @@ import onnx
 from bnfold.algebra.affine import Affine
 from bnfold.proof.failure import ProofError
 from bnfold.proof.linear import (
+    CONVOLUTIONS,
     RECURRENT,
     Kernel,
     attribute,
@@ -40,7 +41,7 @@ def check_linear(pair: Pair, scope: Scope, other: Scope, node: onnx.NodeProto) -
     core, constant = _core(pair, scope, other, node, add)
     index = data_index(scope, node)
     kernel_index = 1 - index if node.op_type == "MatMul" else 1
-    bias_index = None if node.op_type == "MatMul" else 3 if node.op_type in RECURRENT else 2
+    bias_index = None if node.op_type == "MatMul" else _bias_index(node)
     for position, _read in enumerate(node.input):
         if position not in (index, kernel_index, bias_index):
             same_input(pair, scope, other, node, position, core.input[position] if position < len(core.input) else "")
@@ -82,6 +83,10 @@ def check_linear(pair: Pair, scope: Scope, other: Scope, node: onnx.NodeProto) -
         if constant.dtype not in (values.dtype, before.dtype if before is not None else values.dtype):
             raise ProofError("weights", name, f"its bias is of type {constant.dtype}")
     return worst.joined(check_bias(name, *exact, constant))
+
+
+def _bias_index(node: onnx.NodeProto) -> int:
+    return 3 if node.op_type in RECURRENT or node.op_type == "DeformConv" else 2
 
 
 def _has(node: onnx.NodeProto, index: int) -> bool:
@@ -209,18 +214,19 @@ def _check_data(
     """What the operator reads: what it read, or that padded; a shift meets no padding with zeros."""
     name = first_output(node)
     read = core.input[index]
-    pads = list(attribute(node, "pads", [])) if node.op_type in ("Conv", "ConvTranspose") else []
-    auto = attribute(node, "auto_pad", "NOTSET") if node.op_type in ("Conv", "ConvTranspose") else "NOTSET"
-    now = list(attribute(core, "pads", [])) if node.op_type in ("Conv", "ConvTranspose") else []
+    pads = list(attribute(node, "pads", [])) if node.op_type in CONVOLUTIONS else []
+    auto = attribute(node, "auto_pad", "NOTSET") if node.op_type in CONVOLUTIONS else "NOTSET"
+    now = list(attribute(core, "pads", [])) if node.op_type in CONVOLUTIONS else []
     if read == pair.name(scope, node.input[index]):
         if now != pads and (any(now) or any(pads)):
             raise ProofError("wiring", name, "its padding differs")
         if inner is None or not inner.has_shift:
             return
-        kernel = scope.constant(node.input[1]) if node.op_type in ("Conv", "ConvTranspose") else None
+        kernel = scope.constant(node.input[1]) if node.op_type in CONVOLUTIONS else None
         is_point = kernel is None or kernel[0, 0].size == 1
         is_padded = (auto == "NOTSET" and any(pads)) or (auto.startswith("SAME") and not is_point)
-        if is_padded or (node.op_type == "ConvTranspose" and not (is_point and _is_dense(node))):
+        sees_border = node.op_type == "ConvTranspose" and not (is_point and _is_dense(node))
+        if is_padded or sees_border or node.op_type == "DeformConv":
             raise ProofError("weights", name, "a shift went through it, and its outputs near the border do not see it")
         return
     pad = other.makers.get(read)
@@ -291,7 +297,7 @@ def _bias(scope: Scope, node: onnx.NodeProto, add: onnx.NodeProto | None, kernel
         if scope.version >= 7 and long not in ([], [wanted]):
             raise ProofError("weights", name, "its bias lies along another axis")
         return _broadcast(name, found.astype(np.float64), out)
-    index = 3 if node.op_type in RECURRENT else 2
+    index = _bias_index(node)
     if not _has(node, index):
         return None
     found = scope.constant(node.input[index])
@@ -366,7 +372,7 @@ def _check_scales(
     elif node.op_type == "Gemm":
         axis = 0 if attribute(node, "transB", 0) else 1
     else:
-        axis = 0 if node.op_type == "Conv" else 1
+        axis = 1 if node.op_type == "ConvTranspose" else 0
     if node.op_type == "ConvTranspose" and attribute(node, "group", 1) != 1:
         raise ProofError("weights", name, "its groups share scales")
     channels = integers.shape[axis]

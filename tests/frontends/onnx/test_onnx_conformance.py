@@ -106,6 +106,33 @@ def test_a_transposed_convolution_of_one_tap_beside_empty_places_takes_no_shift(
     assert isinstance(outcome, Refusal)
 
 
+@pytest.mark.parametrize("operands", ["", " b", " b m", " _ m"], ids=["no bias", "bias", "bias and mask", "mask"])
+def test_deformable_convolution(operands: str) -> None:
+    offsets = {"o": random(2, 8, 4, 4), "m": random(2, 4, 4, 4), "b": random(6)}
+    constants = {"w": random(6, 4, 2, 2), **offsets, **statistics(6)}
+    nodes = [node("DeformConv", f"x w o{operands}", "c", kernel_shape=[2, 2]), norm("c", "y")]
+    assert_folds(model(nodes, constants, (2, 4, 5, 5), opset=19, ir_version=9), "upstream", [])
+
+
+def test_a_deformable_convolution_takes_a_scale_of_its_data_and_no_shift() -> None:
+    constants = {"w": random(6, 4, 2, 2), "o": random(2, 8, 4, 4), **statistics(4)}
+    nodes = [norm("x", "n"), node("DeformConv", "n w o", "y", kernel_shape=[2, 2])]
+    shape, options = (2, 4, 5, 5), {"opset": 19, "ir_version": 9}
+    assert_stays(model(nodes, constants, shape, **options), Reason.GRAPH_INPUT)
+    constants["beta"] = np.zeros(4)
+    constants["mean"] = np.zeros(4)
+    assert_folds(model(nodes, constants, shape, **options), "downstream", [])
+
+
+def test_the_offsets_of_a_deformable_convolution_are_no_data() -> None:
+    nodes = [node("Conv", "x v", "c"), norm("c", "o"), node("DeformConv", "x w o", "y", kernel_shape=[2, 2])]
+    constants = {"v": random(8, 4, 2, 2), "w": random(6, 4, 2, 2), **statistics(8)}
+    assert_folds(model(nodes, constants, (2, 4, 5, 5), opset=19, ir_version=9), "upstream", [])
+    nodes = [norm("x", "n"), node("DeformConv", "x w n", "y", kernel_shape=[1, 1])]
+    constants = {"w": random(6, 2, 1, 1), **statistics(2)}
+    assert_stays(model(nodes, constants, (2, 2, 5, 5), opset=19, ir_version=9), Reason.GRAPH_INPUT)
+
+
 @pytest.mark.parametrize("transposed", [0, 1])
 @pytest.mark.parametrize("c", [None, (1,), (3,), (1, 3), (1, 1)], ids=str)
 @pytest.mark.parametrize("factors", [{}, {"alpha": 0.5, "beta": 3.0}], ids=["plain", "alpha and beta"])

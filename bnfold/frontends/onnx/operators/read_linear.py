@@ -143,6 +143,13 @@ def _conv_transpose(reader: Reader) -> tuple[Linear, Weights]:
     return linear, Weights(1, _bias(reader, 2, linear.out_channels), 2, layout, groups)
 
 
+def _deform_conv(reader: Reader) -> tuple[Linear, Weights]:
+    """DeformConv: linear in its data, whose taps may lie outside of it, where they read zeros."""
+    shape, groups = _kernel_shape(reader, 1), int(reader.attribute("group", 1))
+    linear, layout = reading.convolution(shape, groups, 1, is_transposed=False)
+    return replace(linear, border=Border.PARTIAL), Weights(1, _bias(reader, 3, shape[0]), 3, layout, groups)
+
+
 def _gemm(reader: Reader) -> tuple[Linear, Weights]:
     layout = Layout.OUT_IN if reader.attribute("transB", 0) else Layout.IN_OUT
     axis_in = 0 if reader.attribute("transA", 0) else 1
@@ -235,6 +242,7 @@ READERS: dict[str, Callable[[Reader], tuple[Linear, Weights]]] = {
     "RNN": _recurrent,
     "Conv": _conv,
     "ConvTranspose": _conv_transpose,
+    "DeformConv": _deform_conv,
     "Gemm": _gemm,
 }
 
