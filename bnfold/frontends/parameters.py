@@ -17,7 +17,7 @@ from bnfold.algebra.rounding import Rounding, is_narrow, measure_rounding, round
 from bnfold.algebra.terms import Load, Parameters
 from bnfold.frontends.reading import AnyArray, Normalization, unit
 from bnfold.graph.cautions import Caution, examine
-from bnfold.graph.ops import Absorbed, ChannelAffine, Operands
+from bnfold.graph.ops import Absorbed, ChannelAffine, Lowered, Operands
 from bnfold.graph.protocol import Graph
 
 N = TypeVar("N", bound=Hashable)
@@ -128,6 +128,16 @@ class View(Graph[N, V], Generic[N, V, W]):
 
     def write_operands(self, node: N, absorbed: Operands) -> None:
         """See `Graph`. A front end whose operators read no constants as data needs none."""
+        raise NotImplementedError
+
+    can_lower = False
+
+    def round_lowered(self, node: N, lowered: Lowered) -> Rounding | None:
+        """See `Graph`. A front end that writes no BatchNorm as other operators needs none of this."""
+        return None
+
+    def lower(self, node: N, lowered: Lowered) -> None:
+        """See `Graph`."""
         raise NotImplementedError
 
     def _operands(self, node: N, absorbed: Operands) -> dict[int, tuple[Array, AnyArray]]:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 import numpy as np
 import numpy.typing as npt
 
-from bnfold.algebra.affine import Affine
+from bnfold.algebra.affine import Affine, Array
 from bnfold.algebra.linear import Linear, Window
 from bnfold.graph.outcome import Stop
 
@@ -228,6 +229,33 @@ class Operands:
     """What the constants that an operator reads as data take in, by their index among its inputs."""
 
     affines: Mapping[int, Affine]
+
+
+class Form(StrEnum):
+    """What a BatchNorm that stays is written as, for runtimes that have none."""
+
+    DEPTHWISE = "depthwise"
+    MUL_ADD = "mul-add"
+
+
+@dataclass(frozen=True, eq=False)
+class Lowered:
+    """A BatchNorm as other operators.
+
+    Attributes:
+        affine: its map.
+        mean: what is subtracted first; zeros where nothing is.
+        form: which operators.
+    """
+
+    affine: Affine
+    mean: Array
+    form: Form
+
+    @property
+    def shift(self) -> Array:
+        """What is added last, in float64."""
+        return self.affine.shift + self.affine.scale * self.mean
 
 
 Absorbed = Linear | Affine | Operands

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from bnfold.algebra.affine import Affine
 from bnfold.algebra.linear import Layout, Linear
 from bnfold.algebra.rounding import Rounding, measure_parameters, round_once
-from bnfold.frontends.onnx.edit import Editor
+from bnfold.frontends.onnx.edit import Editor, Stage
 from bnfold.frontends.onnx.files.pieces import SolvedTensor
 from bnfold.frontends.onnx.operators import read_affine, read_carry, read_linear
 from bnfold.frontends.onnx.operators.constants import Constants
@@ -26,7 +26,7 @@ from bnfold.frontends.parameters import Stored, View
 from bnfold.frontends.reading import AnyArray, Normalization, Unreadable, foreign, leads_nowhere, opaque, unit
 from bnfold.frontends.traversal import in_order, reach
 from bnfold.graph.cautions import Caution, DeclarationCaution
-from bnfold.graph.ops import ChannelAffine, Op, Opaque, Operands, Select, Sum
+from bnfold.graph.ops import ChannelAffine, Form, Lowered, Op, Opaque, Operands, Select, Sum
 from bnfold.graph.outcome import Outcome, Reason, Refusal, Stop
 from bnfold.graph.protocol import Constant
 
@@ -35,6 +35,9 @@ READS_NO_CONTENT = {
     **dict.fromkeys(("EyeLike", "RandomNormalLike", "RandomUniformLike", "Shape", "Size"), 0),
 }
 """Operators that read the shape or type of an input alone, with its index. A per-channel affine changes neither."""
+
+CONVOLVED = (3, 4, 5)
+"""Ranks of data that runtimes convolve."""
 
 ARITHMETIC = frozenset({"Add", "Div", "Mul", "Neg", "Sub"})
 
@@ -286,6 +289,47 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
             for value, kind in self._hints.confirmed().items()
             if kind.shape is not None and kind.dtype is not None
         }
+
+    can_lower = True
+
+    def round_lowered(self, node: ir.Node, lowered: Lowered) -> Rounding | None:
+        dtype = self._lowered_type(node)
+        if dtype is None or (self._rank(node) is None and self._reader(node).version >= 7):
+            return None
+        rounding = measure_parameters(lowered.affine.scale.reshape(1, -1, 1), lowered.shift, dtype, unit(dtype))
+        is_mean_lost = not np.isfinite(round_once(lowered.mean, dtype).astype(np.float64)).all()
+        return None if is_mean_lost else rounding
+
+    def lower(self, node: ir.Node, lowered: Lowered) -> None:
+        dtype, rank = self._lowered_type(node), self._rank(node)
+        assert dtype is not None
+        is_aligned = self._reader(node).version >= 7
+        shape = (-1, *(1,) * (rank - 2)) if is_aligned and rank else (-1,)
+        attributes = [] if is_aligned else [ir.AttrInt64("broadcast", 1), ir.AttrInt64("axis", 1)]
+        scale, shift, mean = (
+            round_once(vector, dtype) for vector in (lowered.affine.scale, lowered.shift, lowered.mean)
+        )
+        stages: list[Stage] = []
+        if lowered.mean.any():
+            stages.append(Stage("Sub", (mean.reshape(shape),), tuple(attributes)))
+        if lowered.form is Form.DEPTHWISE and rank in CONVOLVED:
+            kernel = scale.reshape(-1, 1, *(1,) * (rank - 2))
+            stages.append(Stage("Conv", (kernel, shift), (ir.AttrInt64("group", len(scale)),)))
+        else:
+            stages.append(Stage("Mul", (scale.reshape(shape),), tuple(attributes)))
+            stages.append(Stage("Add", (shift.reshape(shape),), tuple(attributes)))
+        self._editor.replace_operator(node, stages)
+
+    def _lowered_type(self, node: ir.Node) -> np.dtype[np.generic] | None:
+        """The element type of a BatchNorm's data; that of its parameters may be another one from opset 14 on."""
+        known = self._reader(node).dtype()
+        if known is not None:
+            return known.numpy()
+        return self._normalization(node).gamma.dtype if self._reader(node).version < 14 else None
+
+    def _rank(self, node: ir.Node) -> int | None:
+        shape = self._reader(node).shape()
+        return None if shape is None else len(shape)
 
     def write_operands(self, node: ir.Node, absorbed: Operands) -> None:
         for index, (_, rounded) in self._operands(node, absorbed).items():
