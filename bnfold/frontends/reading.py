@@ -318,8 +318,14 @@ class Normalization:
         """The per-channel affine along `axis`; see `ChannelAffine` for `stored`."""
         with np.errstate(all="ignore"):
             affine = Affine.from_batchnorm(self.gamma, self.beta, self.mean, self.var, self.epsilon, axis)
-        if not affine.is_finite:
-            raise Unreadable(Reason.INVALID_PARAMETERS, "its scale or shift is not finite in any precision")
+        channel = _first(~(np.isfinite(affine.scale) & np.isfinite(affine.shift)))
+        if channel is not None:
+            detail = f"the scale or shift of channel {channel} is not finite in any precision"
+            raise Unreadable(Reason.INVALID_PARAMETERS, detail)
+        if affine.statistics is not None:  # of an infinite variance, whose channel is a constant, nothing is known
+            known = affine.statistics
+            variance = np.where(np.isinf(known.variance), 1.0, known.variance)
+            affine = affine.with_statistics(replace(known, variance=variance))
         return ops.ChannelAffine(affine, is_batchnorm=True, stored=stored)
 
     def solve(self, affine: Affine) -> BatchNorm:
@@ -346,12 +352,20 @@ def normalization(
             raise Unreadable(Reason.INVALID_PARAMETERS, f"its {what} is of type {array.dtype}")
         if array.ndim != 1 or array.size != channels:
             raise Unreadable(Reason.INVALID_PARAMETERS, f"its {what} has shape {array.shape} for {channels} channels")
-        if not np.isfinite(array.astype(np.float64)).all():
-            raise Unreadable(Reason.INVALID_PARAMETERS, f"its {what} is not finite in every channel")
+        wide = array.astype(np.float64)
+        channel = _first(np.isnan(wide) if what == "variance" else ~np.isfinite(wide))
+        if channel is not None:
+            raise Unreadable(Reason.INVALID_PARAMETERS, f"its {what} is not finite in channel {channel}")
     variance = var.astype(np.float64)
-    if not np.all(variance + epsilon > 0) or np.any(variance < 0):
-        raise Unreadable(Reason.INVALID_PARAMETERS, "its variance is negative, or zero with epsilon zero")
+    if (channel := _first((variance < 0) | ~(variance + epsilon > 0))) is not None:
+        detail = f"its variance is negative, or zero with epsilon zero, in channel {channel}"
+        raise Unreadable(Reason.INVALID_PARAMETERS, detail)
     return Normalization(gamma, beta, mean, var, epsilon)
+
+
+def _first(channels: npt.NDArray[np.bool_]) -> int | None:
+    """The first of the channels that are marked."""
+    return int(np.argmax(channels)) if channels.any() else None
 
 
 def arithmetic(
