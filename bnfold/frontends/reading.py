@@ -465,6 +465,43 @@ def product(shape: tuple[int, ...], rank: int, *, on_right: bool) -> tuple[Linea
     return dense(shape[-2:], layout, axis, axis), layout
 
 
+def einsum(equation: str, kernel_index: int | None) -> tuple[Callable[[tuple[int, ...]], Linear], Layout, int]:
+    """Einsum ``"...i..., io -> ...o..."`` with distinct letters: a matrix product along any axis.
+
+    Args:
+        equation: with or without spaces.
+        kernel_index: which operand is constant, of two; None for anything else.
+
+    Returns:
+        The operator, given the shape of its matrix; how that is laid out; how many axes are behind its output channels.
+    """
+    operands, arrow, result = equation.replace(" ", "").partition("->")
+    terms = operands.split(",")
+    if kernel_index is None or len(terms) != 2 or not arrow or "." in equation:
+        raise _no_product(equation)
+    kernel, data = terms[kernel_index], terms[1 - kernel_index]
+    contracted = [letter for letter in kernel if letter in data and letter not in result]
+    produced = [letter for letter in kernel if letter in result and letter not in data]
+    one_each = all(len(set(term)) == len(term) for term in (kernel, data, result))
+    is_matrix = len(kernel) == 2 and len(contracted) == 1 and len(produced) == 1
+    if not one_each or not is_matrix or set(data) - set(contracted) != set(result) - set(produced):
+        raise _no_product(equation)
+    (into,), (out,) = contracted, produced
+    layout = Layout.IN_OUT if kernel[0] == into else Layout.OUT_IN
+    is_in_place = data.replace(into, out) == result
+
+    def describe(shape: tuple[int, ...]) -> Linear:
+        linear = dense(shape, layout, data.index(into), result.index(out))
+        linear = replace(linear, has_bias_slot=False, has_bias=False)
+        return linear if is_in_place else replace(linear, window=None)
+
+    return describe, layout, len(result) - 1 - result.index(out)
+
+
+def _no_product(equation: str) -> Unreadable:
+    return Unreadable(Reason.NOT_LINEAR, f"einsum {equation!r} is not a product with one constant matrix")
+
+
 # ------------------------------------------------------------------------------------------------------------- windows
 
 

@@ -31,7 +31,10 @@ RECURRENT = frozenset({"GRU", "LSTM", "RNN"})
 
 CONVOLUTIONS = frozenset({"Conv", "ConvTranspose", "DeformConv"})
 
-LINEAR = frozenset({*CONVOLUTIONS, "Gemm", "MatMul", *RECURRENT})
+PRODUCTS = frozenset({"Einsum", "MatMul"})
+"""Operators that have their kernel on either side, and no bias."""
+
+LINEAR = frozenset({*CONVOLUTIONS, "Gemm", *PRODUCTS, *RECURRENT})
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +118,39 @@ def attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
 
 def data_index(scope: Scope, node: onnx.NodeProto) -> int:
     """Which input of a linear operator is data."""
-    return 1 if node.op_type == "MatMul" and not scope.is_constant(node.input[1]) else 0
+    return 1 if node.op_type in PRODUCTS and not scope.is_constant(node.input[1]) else 0
+
+
+@dataclass(frozen=True)
+class Equation:
+    """An Einsum that is a product with a matrix: where its channels are in what it reads and makes.
+
+    Attributes:
+        axis_in, axis_out: of data and result.
+        rank: of the result.
+        is_by_output: whether the rows of the matrix are output channels.
+    """
+
+    axis_in: int
+    axis_out: int
+    rank: int
+    is_by_output: bool
+
+
+def read_equation(scope: Scope, node: onnx.NodeProto) -> Equation:
+    """What the letters of an Einsum say. Each term has each letter once, and only the matrix's two differ."""
+    name, equation = first_output(node), str(attribute(node, "equation", "")).replace(" ", "")
+    terms, _, result = equation.partition("->")
+    index = data_index(scope, node)
+    parts = terms.split(",")
+    if len(parts) != 2 or "." in equation or "->" not in equation or len(parts[1 - index]) != 2:
+        raise ProofError("weights", name, f"{equation!r} is no product with a matrix")
+    data, matrix = parts[index], parts[1 - index]
+    for first, second in (matrix, matrix[::-1]):  # the letter that is summed over, and the one that takes its place
+        is_product = first in data and second not in data and set(result) == set(data) - {first} | {second}
+        if is_product and all(len(set(term)) == len(term) for term in (data, matrix, result)):
+            return Equation(data.index(first), result.index(second), len(result), matrix[0] == second)
+    raise ProofError("weights", name, f"{equation!r} is no product with a matrix")
 
 
 def read_kernel(scope: Scope, node: onnx.NodeProto, values: AnyArray) -> Kernel:
@@ -136,6 +171,8 @@ def _layout(scope: Scope, node: onnx.NodeProto, values: AnyArray) -> Kernel:
     if node.op_type == "Gemm":
         is_by_output = bool(attribute(node, "transB", 0))
         return Kernel(values.reshape(*shape, 1), 1, is_by_output, float(attribute(node, "alpha", 1.0)))
+    if node.op_type == "Einsum":
+        return Kernel(values.reshape(*shape, 1), 1, read_equation(scope, node).is_by_output)
     if node.op_type == "MatMul":
         return Kernel(values.reshape(*shape[-2:], 1), 1, data_index(scope, node) == 1)
     return Kernel(values.reshape(-1, shape[-1], 1), 1, True)

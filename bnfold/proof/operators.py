@@ -12,12 +12,14 @@ from bnfold.algebra.affine import Affine
 from bnfold.proof.failure import ProofError
 from bnfold.proof.linear import (
     CONVOLUTIONS,
+    PRODUCTS,
     RECURRENT,
     Kernel,
     attribute,
     check_bias,
     check_kernel,
     data_index,
+    read_equation,
     read_kernel,
     solve_bias,
 )
@@ -40,8 +42,8 @@ def check_linear(pair: Pair, scope: Scope, other: Scope, node: onnx.NodeProto) -
     inner, outer = _inner(pair, scope, node), _outer(pair, scope, node, made)
     core, constant = _core(pair, scope, other, node, add)
     index = data_index(scope, node)
-    kernel_index = 1 - index if node.op_type == "MatMul" else 1
-    bias_index = None if node.op_type == "MatMul" else _bias_index(node)
+    kernel_index = 1 - index if node.op_type in PRODUCTS else 1
+    bias_index = None if node.op_type in PRODUCTS else _bias_index(node)
     for position, _read in enumerate(node.input):
         if position not in (index, kernel_index, bias_index):
             same_input(pair, scope, other, node, position, core.input[position] if position < len(core.input) else "")
@@ -110,6 +112,8 @@ def _inner(pair: Pair, scope: Scope, node: onnx.NodeProto) -> Affine | None:
         axis = 0 if attribute(node, "transA", 0) else 1
     elif node.op_type in RECURRENT:
         axis = 2
+    elif node.op_type == "Einsum":
+        axis = read_equation(scope, node).axis_in
     elif node.op_type == "MatMul":
         axis = _product_axis(pair, scope, node)
     if back.axis != axis:
@@ -128,7 +132,11 @@ def _outer(pair: Pair, scope: Scope, node: onnx.NodeProto, made: str) -> Affine 
     forth = relation.forth
     if forth is None or node.op_type in RECURRENT:
         raise ProofError("weights", name, "what it makes changed in a way that is not covered")
-    axis = _product_axis(pair, scope, node) if node.op_type == "MatMul" else 1
+    axis = 1
+    if node.op_type == "Einsum":
+        axis = read_equation(scope, node).axis_out
+    elif node.op_type == "MatMul":
+        axis = _product_axis(pair, scope, node)
     if forth.axis != axis:
         raise ProofError("weights", name, f"what it makes changed along axis {forth.axis}, not {axis}")
     return forth
@@ -163,7 +171,7 @@ def _core(
     if found is None:
         raise ProofError("wiring", name, f"the result does not make {made!r}")
     constant: AnyArray | None = None
-    if node.op_type == "MatMul" and found.op_type == "Add":
+    if node.op_type in PRODUCTS and found.op_type == "Add":
         if add is not None:
             same_node(pair, scope, other, add, ("broadcast", "axis"), found)
         elif found.domain or len(found.input) != 2:
@@ -193,7 +201,12 @@ def _check_side(
     name = first_output(node)
     long = [axis - constant.ndim for axis, size in enumerate(constant.shape) if size != 1]
     wanted = -1 if data_index(scope, node) == 0 else -2
-    if other.version < 7:
+    if node.op_type == "Einsum":
+        equation = read_equation(scope, node)
+        wanted = equation.axis_out - equation.rank
+        if constant.ndim > equation.rank:
+            raise ProofError("wiring", name, "its bias has more axes than it")
+    elif other.version < 7:
         rank = pair.rank(scope, node.input[data_index(scope, node)])
         axis = attribute(add, "axis", None)
         if place != 1 or not attribute(add, "broadcast", 0) or rank is None:
@@ -287,7 +300,7 @@ def _check_fill(name: str, fill: AnyArray, dtype: np.dtype[Any], inner: Affine |
 def _bias(scope: Scope, node: onnx.NodeProto, add: onnx.NodeProto | None, kernel: Kernel) -> Array | None:
     """The bias of the original, in float64."""
     name, out = first_output(node), kernel.sizes[0]
-    if node.op_type == "MatMul":
+    if node.op_type in PRODUCTS:
         if add is None:
             return None
         found = scope.constant(add.input[1 if add.input[0] == node.output[0] else 0])

@@ -140,7 +140,7 @@ class Pair:
         if len(node.input) < 2:
             return False
         constants = [each for each in node.input[:2] if scope.is_constant(each)]
-        return len(constants) == 1 and (node.op_type == "MatMul" or constants[0] == node.input[1])
+        return len(constants) == 1 and (node.op_type in ("Einsum", "MatMul") or constants[0] == node.input[1])
 
     def bias_add(self, scope: Scope, node: onnx.NodeProto) -> onnx.NodeProto | None:
         """The Add that is the bias of a matrix product with a constant: its only reader, in the same graph."""

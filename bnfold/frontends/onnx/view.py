@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from bnfold.algebra.affine import Affine
-from bnfold.algebra.linear import Layout, Linear
+from bnfold.algebra.linear import Linear
 from bnfold.algebra.rounding import Rounding, measure_parameters, round_once
 from bnfold.frontends.onnx.edit import Editor, Stage
 from bnfold.frontends.onnx.files.pieces import SolvedTensor
@@ -38,6 +38,9 @@ READS_NO_CONTENT = {
 
 CONVOLVED = (3, 4, 5)
 """Ranks of data that runtimes convolve."""
+
+PRODUCTS = frozenset({"Einsum", "MatMul"})
+"""Operators that have a constant on either side, and take no bias."""
 
 ARITHMETIC = frozenset({"Add", "Div", "Mul", "Neg", "Sub"})
 
@@ -180,7 +183,7 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
     def _find_data(self, node: ir.Node) -> Sequence[int]:
         if node.domain != "" or not node.inputs:
             return range(len(node.inputs))
-        if node.op_type == "MatMul":
+        if node.op_type in PRODUCTS and len(node.inputs) == 2:
             return (1 - self._matmul_kernel(node),)
         if node.op_type in ARITHMETIC and isinstance(self.op(node), ChannelAffine):
             return [index for index in range(len(node.inputs)) if not self._facts.constants.holds(node.inputs[index])]
@@ -396,8 +399,8 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
             if node.op_type == "Gemm" and version < 7:
                 node.attributes["broadcast"] = ir.AttrInt64("broadcast", 1)
             return
-        if stored.weights.layout is Layout.OUT_IN and version >= 7:
-            bias = bias.reshape(-1, 1)
+        if version >= 7:
+            bias = bias.reshape(-1, *(1,) * stored.weights.behind)
         attributes = [] if version >= 7 else [ir.AttrInt64("broadcast", 1), ir.AttrInt64("axis", linear.axis_out or 0)]
         add = self._bias_add.get(node)
         if add is not None:

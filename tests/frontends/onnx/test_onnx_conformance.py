@@ -172,6 +172,42 @@ def test_matmul_with_the_constant_in_front() -> None:
     assert_folds(proto, "upstream", [])
 
 
+EQUATIONS = {
+    "last axis": ("nchi,io->ncho", (2, 3, 4, 5), (5, 6), 6, [0, 3, 1, 2]),
+    "in front": ("oi,nihw->nohw", (2, 5, 4, 3), (6, 5), 6, None),
+    "in the middle": ("nihw , io -> nohw", (2, 5, 4, 3), (5, 6), 6, None),
+    "another order": ("nhwi,oi->nohw", (2, 4, 3, 5), (6, 5), 6, None),
+}
+
+
+@pytest.mark.parametrize("case", EQUATIONS)
+def test_einsum_is_a_product(case: str) -> None:
+    equation, shape, kernel, channels, order = EQUATIONS[case]
+    operands = "w x" if case == "in front" else "x w"
+    nodes = [node("Einsum", operands, "c", equation=equation), node("Transpose", "c", "d", perm=order or [0, 1, 2, 3])]
+    proto = model([*nodes, norm("d", "y")], {"w": random(*kernel), **statistics(channels)}, shape)
+    assert operators(assert_folds(proto, "upstream", ["Transpose"])) == ["Einsum", "Add", "Transpose"]
+
+
+def test_einsum_takes_a_batchnorm_in_front() -> None:
+    nodes = [norm("x", "n"), node("Einsum", "n w", "y", equation="nihw,io->nohw")]
+    proto = model(nodes, {"w": random(5, 6), **statistics(5)}, (2, 5, 4, 3))
+    assert operators(assert_folds(proto, "downstream", [])) == ["Einsum", "Add"]
+
+
+@pytest.mark.parametrize(
+    ("equation", "kernel"),
+    [("nihw,io->now", (5, 6)), ("nihw,ih->nhw", (5, 4)), ("nchw,cc->nchw", (5, 5)), ("...i,io->...o", (3, 6)),
+     ("nchw,c->nchw", (5,)), ("nchw,coh->nohw", (5, 6, 4))],
+    ids=str,
+)  # fmt: skip
+def test_einsum_of_another_form_stays(equation: str, kernel: tuple[int, ...]) -> None:
+    nodes = [norm("x", "n"), node("Einsum", "n w", "y", equation=equation)]
+    (outcome,) = bnfold.plan(model(nodes, {"w": random(*kernel), **statistics(5)}, (2, 5, 4, 3)))
+    assert isinstance(outcome, Refusal)
+    assert "not a product" in outcome.detail
+
+
 def test_matmul_along_the_last_axis_is_another_axis_than_one() -> None:
     proto = model([node("MatMul", "x w", "m"), norm("m", "y")], {"w": random(5, 5), **statistics(5)}, (2, 5, 5))
     assert_stays(proto, Reason.AXIS_MISMATCH)
