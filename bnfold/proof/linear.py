@@ -146,7 +146,8 @@ def read_equation(scope: Scope, node: onnx.NodeProto) -> Equation:
     if len(parts) != 2 or "." in equation or "->" not in equation or len(parts[1 - index]) != 2:
         raise ProofError("weights", name, f"{equation!r} is no product with a matrix")
     data, matrix = parts[index], parts[1 - index]
-    for first, second in (matrix, matrix[::-1]):  # the letter that is summed over, and the one that takes its place
+    # the letter that is summed over, and the one that takes its place
+    for first, second in (tuple(matrix), tuple(matrix[::-1])):
         is_product = first in data and second not in data and set(result) == set(data) - {first} | {second}
         if is_product and all(len(set(term)) == len(term) for term in (data, matrix, result)):
             return Equation(data.index(first), result.index(second), len(result), matrix[0] == second)
