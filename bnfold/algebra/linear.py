@@ -206,6 +206,15 @@ class Linear:
         return np.asarray(np.ldexp(1.0, np.frexp(sizes)[1] - np.frexp(largest)[1]), np.float64)
 
     @property
+    def output_sums(self) -> tuple[Array, Array] | None:
+        """Mean squares of its outputs before and behind the shift that it absorbed; infinite where nothing tells it."""
+        if self.after is None or self.after.statistics is None or self.terms:
+            return None
+        is_measured = self.after.statistics.measured > 0
+        products, results = self.after.sizes
+        return np.where(is_measured, products, np.inf), np.where(is_measured, results, 0.0)
+
+    @property
     def may_cancel(self) -> bool:
         """Whether it absorbed a shift on its input side, of data whose size is known."""
         return self.before is not None and self.before.has_shift and self.before.statistics is not None

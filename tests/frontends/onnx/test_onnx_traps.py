@@ -288,8 +288,9 @@ def test_odd_parameters(change: dict[str, np.ndarray], expected: str) -> None:
     assert ("folded" if isinstance(found, Fold) else str(found.reason)) == expected
 
 
-def half(gamma: float, kernel: float) -> onnx.ModelProto:
+def half(gamma: float, kernel: float, beta: float = 0.5) -> onnx.ModelProto:
     stats = {name: array.astype(np.float16) for name, array in statistics(3).items()}
+    stats["beta"][1] = beta
     stats["gamma"] = np.asarray([1, gamma, 1], np.float16)
     stats["var"] = np.ones(3, np.float16)
     constants = {"w": np.full((3, 4, 1, 1), kernel, np.float16), **stats}
@@ -304,10 +305,25 @@ def test_float16_overflow_refuses_and_names_the_channel() -> None:
 
 
 def test_float16_subnormal_loss_refuses() -> None:
-    (found,) = bnfold.plan(half(1e-4, 1.234e-3))
+    (found,) = bnfold.plan(half(1e-4, 1.234e-3, 0.0))
     assert isinstance(found, Refusal)
     assert found.reason is Reason.PRECISION_LOSS
     assert isinstance(bnfold.plan(half(0.0, 1.234e-3))[0], Fold)
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize(
+    ("size", "beta", "folds"), [(1.0, 0.0, True), (30.0, 0.5, True), (30.0, 0.02, False), (30.0, 0.0, False)], ids=str
+)
+def test_a_pruned_channel_of_float16_keeps_no_batchnorm(size: float, beta: float, folds: bool, groups: int) -> None:
+    """Its weights become subnormal. Beside beta, or the spacing of what it makes, that is nothing; else it is."""
+    weights = np.random.default_rng(0).normal(size=(4, 4 // groups, 3, 3)) * 0.1
+    variance = size**2 * (weights**2).sum(axis=(1, 2, 3))
+    stats = {"gamma": np.array([1, 1e-5, 1, 1]), "beta": np.array([0.1, beta, 0.2, 0.3]), "mean": np.zeros(4)}
+    constants = {"w": weights, **stats, "var": variance}
+    narrow = {name: array.astype(np.float16) for name, array in constants.items()}
+    proto = model([node("Conv", "x w", "c", group=groups), norm("c", "y")], narrow, (2, 4, 5, 5), dtype=np.float16)
+    assert isinstance(bnfold.plan(proto)[0], Fold) == folds
 
 
 def test_an_overflow_bars_the_latest_affine_alone() -> None:
