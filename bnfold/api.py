@@ -29,10 +29,12 @@ from bnfold.frontends.door import find_entry, open_model
 from bnfold.frontends.limits import LIMITS, UNLIMITED, Limits
 from bnfold.frontends.onnx.files.publishing import beside, publish, staging
 from bnfold.frontends.protocol import Cautions, OpenModel, OpenOptions, Size, Written
+from bnfold.graph.ops import Form, Lowered
 from bnfold.graph.outcome import Fold, Outcome, Refusal
 from bnfold.graph.protocol import Graph
 from bnfold.planning.changes import trace_changes
 from bnfold.planning.fold import fold
+from bnfold.planning.lowering import describe_lowered, find_lowered
 from bnfold.planning.plan import Plan
 from bnfold.planning.planner import make_plan
 from bnfold.proof.certificate import Certificate
@@ -171,6 +173,7 @@ class FuseOptions(TypedDict, total=False):
     prove: bool
     code: Literal["change", "keep"]
     share: bool
+    lower: Literal["depthwise", "mul-add"] | None
 
 
 @overload
@@ -202,6 +205,7 @@ def fuse(
     prove: bool = True,
     code: Literal["change", "keep"] = "change",
     share: bool = False,
+    lower: Literal["depthwise", "mul-add"] | None = None,
 ) -> Any:
     """The same model with every BatchNorm folded that can fold exactly.
 
@@ -224,6 +228,8 @@ def fuse(
             `inplace`, another model that is not proved has been changed all the same.
         code: "keep" forbids a torch module new forward code: what only that would fold stays, with the reason.
         share: let the tensors of a torch model that no fold changes be those of the argument.
+        lower: what BatchNorms that stay are written as, for runtimes that have none: a depthwise convolution of one
+            tap, or Mul and Add. Each of the new parameters is rounded once, and outcomes say so; ONNX models only.
 
     Returns:
         What was given. An `nn.Module` comes back as the same class, a ModelProto as a ModelProto, a path as what the
@@ -238,9 +244,12 @@ def fuse(
     selection = Selection(tuple(only), tuple(skip))
     opened = open_model(model, _options(limits, inplace=inplace, example_inputs=example_inputs, code=code, share=share))
     decided, _ = _decide(opened, selection, merge=merge)
-    outcomes = _explain(opened, decided, merge=merge) if return_outcomes else ()
+    lowered = _lowered(opened, decided, lower)
+    outcomes = (
+        describe_lowered(opened.graph, lowered, _explain(opened, decided, merge=merge)) if return_outcomes else ()
+    )
     prover = begin(find_entry(model), opened, lambda: trace_changes(opened.graph, decided)) if prove else None
-    fold(opened.graph, decided)
+    fold(opened.graph, decided, lowered)
     proved = None if prover is None else prover.prove()
     if proved is not None and not proved.is_proved:
         raise NotEquivalentError(f"the result is not returned, since {_unproved(proved)}", proved)
@@ -248,14 +257,32 @@ def fuse(
     return (fused, outcomes) if return_outcomes else fused
 
 
+def _lowered(opened: OpenModel, decided: Plan[Any, Any], form: str | None) -> dict[Any, Lowered]:
+    """The BatchNorms that a plan leaves, as what they are written as; none without a form.
+
+    Raises:
+        UnsupportedModelError: it is no ONNX model.
+    """
+    if form is None:
+        return {}
+    if not opened.graph.can_lower:
+        raise UnsupportedModelError("only BatchNorms of ONNX models are written as other operators so far")
+    return find_lowered(opened.graph, decided, Form(form))
+
+
 def certify(
-    model: onnx.ModelProto, *, merge: bool = True, only: Sequence[str] = (), skip: Sequence[str] = ()
+    model: onnx.ModelProto,
+    *,
+    merge: bool = True,
+    only: Sequence[str] = (),
+    skip: Sequence[str] = (),
+    lower: Literal["depthwise", "mul-add"] | None = None,
 ) -> tuple[onnx.ModelProto, Certificate]:
     """The folded model of a protobuf whose tensors are inside, with its certificate."""
     opened = open_model(model, _options(LIMITS))
     decided, _ = _decide(opened, Selection(tuple(only), tuple(skip)), merge=merge)
     ledger, deeds = Ledger.of(opened.graph.model), deeds_of(opened.graph, trace_changes(opened.graph, decided))  # type: ignore[attr-defined]
-    fold(opened.graph, decided)
+    fold(opened.graph, decided, _lowered(opened, decided, lower))
     result: onnx.ModelProto = opened.finish()
     return result, ledger.certificate(deeds, digest(Files(model)), digest(Files(result)))
 
@@ -313,6 +340,7 @@ def fuse_file(
     proof: Path | None = None,
     attestation: Path | None = None,
     render: Callable[[FileResult, Written], Mapping[Path, str]] = lambda result, written: {},
+    lower: Literal["depthwise", "mul-add"] | None = None,
 ) -> FileResult:
     """Fold a file into another, which appears complete or not at all, and only if it is equivalent.
 
@@ -329,6 +357,7 @@ def fuse_file(
         proof: where to write the certificate, once the checker has accepted it; of ONNX models alone.
         attestation: where to write an in-toto statement about it all.
         render: texts to write beside the output, all or nothing, given the result and the files as they are now.
+        lower: as for `fuse`.
 
     Raises:
         OutputExistsError: `output` exists and `overwrite` is False.
@@ -352,13 +381,15 @@ def fuse_file(
         before = opened.measure()
         seal = Seal.of(opened.files)
         decided, has_learnt = _decide(opened, selection, progress, merge=merge)
-        outcomes, warnings = _explain(opened, decided, merge=merge), opened.warn(has_learnt=has_learnt)
+        lowered = _lowered(opened, decided, lower)
+        outcomes = describe_lowered(opened.graph, lowered, _explain(opened, decided, merge=merge))
+        warnings = opened.warn(has_learnt=has_learnt)
         prover = None
         if checks is not Checks.NONE or proof is not None or attestation is not None:
             prover = begin(entry, opened, lambda: trace_changes(opened.graph, decided))
         if prover is None and proof is not None:
             raise UnsupportedModelError(f"{model}: folds of such models have no certificate")
-        fold(opened.graph, decided)
+        fold(opened.graph, decided, lowered)
     proved: Proof | None = None
     smoke: SmokeRun | None = None
     verdict: Verdict | None = None
@@ -391,7 +422,13 @@ def fuse_file(
             texts[proof] = prover.certify(written).to_json()
         if attestation is not None:
             subject = [describe(file, file.name) for file in reversed(written.files)]
-            options = {"only": [*selection.only], "skip": [*selection.skip], "merge": merge, "verify": str(checks)}
+            options = {
+                "only": [*selection.only],
+                "skip": [*selection.skip],
+                "merge": merge,
+                "lower": lower,
+                "verify": str(checks),
+            }
             texts[attestation] = attest(subject, seal.describe(), options, outcomes, proved, smoke, verdict)
         done = result(written)
         texts |= render(done, written)

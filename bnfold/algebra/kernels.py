@@ -128,7 +128,9 @@ class Kernel:
         measured = _in_parallel(measure_block, blocks)
         for block, part in zip(blocks, measured, strict=True):
             peaks.add(part, block.outputs, block.inputs(linear))
-        return peaks.judge(bias, dtype, unit)
+        sums = linear.output_sums
+        harmless = None if sums is None else peaks.hidden(sums, dtype, unit)
+        return peaks.judge(bias, dtype, unit, harmless, linear.groups)
 
     def measure_growth(self, linear: Linear, bias: Array | None) -> Growth:
         """How much more the operator rounds by what it absorbed on its input side; `bias` is that of before."""

@@ -114,7 +114,8 @@ class Linear:
         axis_in, axis_out: channel axis of the data that it reads and makes; None where that side cannot absorb.
         border: whether a constant added to the input reaches every output alike.
         has_bias_slot: whether the native operator takes a bias; else a new bias costs a node.
-        is_quantized: whether its kernel stays as it is but for a positive scale of each output channel.
+        is_quantized: whether its kernel is one of integers, which has a scale for each output channel.
+        mirrored: of a quantised kernel, the output channels of which every integer has a negative.
         before, after: pending affines on the input and on the output side; None is the identity.
         window: where its taps lie; None where it is not known, or the kernel must stay: it then merges with nothing.
         has_bias: whether a bias other than zero is stored.
@@ -131,6 +132,7 @@ class Linear:
     border: Border = Border.NONE
     has_bias_slot: bool = True
     is_quantized: bool = False
+    mirrored: npt.NDArray[np.bool_] | None = None
     before: Affine | None = None
     after: Affine | None = None
     window: Window | None = None
@@ -202,6 +204,15 @@ class Linear:
             return None
         sizes = np.maximum(sizes, largest / DATA_RANGE)  # a channel that never varied may vary once
         return np.asarray(np.ldexp(1.0, np.frexp(sizes)[1] - np.frexp(largest)[1]), np.float64)
+
+    @property
+    def output_sums(self) -> tuple[Array, Array] | None:
+        """Mean squares of its outputs before and behind the shift that it absorbed; infinite where nothing tells it."""
+        if self.after is None or self.after.statistics is None or self.terms:
+            return None
+        is_measured = self.after.statistics.measured > 0
+        products, results = self.after.sizes
+        return np.where(is_measured, products, np.inf), np.where(is_measured, results, 0.0)
 
     @property
     def may_cancel(self) -> bool:

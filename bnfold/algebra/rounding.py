@@ -9,8 +9,13 @@ import numpy.typing as npt
 
 from bnfold.algebra.affine import Affine, Array
 
+Mask = npt.NDArray[np.bool_]
+
 FLOAT64_UNIT = 2.0**-52
 """The spacing of float64 at 1, in which everything is computed."""
+
+DEVIATIONS = 64.0
+"""How large data may be, in deviations of what its statistics say, where the loss of a weight must not show."""
 
 DATA_RANGE = 2.0**20
 """How much larger one input channel's data may be than another's: from a sixteenth to the largest float16."""
@@ -98,13 +103,15 @@ def measure_rounding(exact: Array, rounded: npt.NDArray[np.generic], unit: float
     return _judge(errors, peaks, np.maximum(peaks, floor), unit)
 
 
-def _judge(errors: Array, peaks: Array, sizes: Array, unit: float) -> Rounding:
+def _judge(errors: Array, peaks: Array, sizes: Array, unit: float, harmless: Mask | None = None) -> Rounding:
     """The rounding of output channels with these largest errors and values, judged against `sizes`."""
     infinite = ~(np.isfinite(errors) & np.isfinite(peaks))
     if infinite.any():
         return Rounding(float("inf"), overflow=int(np.argmax(infinite)))
-    lost = errors > unit * sizes
-    relative = np.divide(errors, sizes, out=np.zeros_like(errors), where=sizes > 0)
+    lost, is_judged = errors > unit * sizes, sizes > 0
+    if harmless is not None:
+        lost, is_judged = lost & ~harmless, is_judged & ~harmless
+    relative = np.divide(errors, sizes, out=np.zeros_like(errors), where=is_judged)
     return Rounding(float(relative.max(initial=0.0)), loss=int(np.argmax(lost)) if lost.any() else None)
 
 
@@ -159,7 +166,31 @@ class KernelPeaks:
         for mine, other in ((self.input_errors, block.input_errors), (self.input_peaks, block.input_peaks)):
             np.maximum(mine[inputs], other, out=mine[inputs])
 
-    def judge(self, bias: Array | None, dtype: np.dtype[np.generic], unit: float) -> Rounding:
+    def hidden(self, sums: tuple[Array, Array], dtype: np.dtype[np.generic], unit: float) -> Mask:
+        """Output channels whose loss does not show in what they add up to.
+
+        The weights of a channel that is scaled down to almost nothing lose digits, as they become subnormal. Beside
+        what is added to them, or beside the spacing of the type, that is nothing.
+
+        Args:
+            sums: mean squares of what each output channel adds up to, before and after a shift, by its statistics.
+            dtype: of weights and output.
+            unit: its spacing at 1.
+        """
+        products, results = (np.sqrt(each) for each in sums)
+        peaks = self.output_peaks
+        share = np.divide(self.output_errors, peaks, out=np.zeros_like(peaks), where=peaks > 0)
+        lost, roundings = share * products, 2 * _smallest(dtype)  # four, of half the spacing each
+        return np.asarray((share > unit) & ((DEVIATIONS * lost <= unit * results) | (lost <= roundings)))
+
+    def judge(
+        self,
+        bias: Array | None,
+        dtype: np.dtype[np.generic],
+        unit: float,
+        harmless: Mask | None = None,
+        groups: int = 1,
+    ) -> Rounding:
         """What storing the kernel, and a bias beside it, in `dtype` does; see `measure_rounding` for `unit`.
 
         An input channel of which no weight keeps its digits (subnormal ones beside normal ones) counts as much as
@@ -167,12 +198,14 @@ class KernelPeaks:
         beside the weights loses nothing that counts. It may have half the size that its type allows: what it is added
         to is as large.
         """
-        kernel = _judge(self.output_errors, self.output_peaks, self.output_peaks, unit)
+        kernel = _judge(self.output_errors, self.output_peaks, self.output_peaks, unit, harmless)
         kernel = replace(kernel, is_narrow=is_narrow(dtype))
         if kernel.overflow is not None:
             return kernel
         peak = float(self.output_peaks.max(initial=0.0))
         lost = (self.input_errors > unit * self.input_peaks) & (self.input_errors * DATA_RANGE > unit * peak)
+        if harmless is not None:
+            lost &= ~_read_by(harmless, groups, len(lost))
         kernel = replace(kernel, input_loss=int(np.argmax(lost)) if lost.any() else None)
         if bias is None:
             return kernel
@@ -182,6 +215,17 @@ class KernelPeaks:
         crowded = ~np.isfinite(round_once(2 * bias, dtype).astype(np.float64))
         overflow = int(np.argmax(crowded)) if crowded.any() else None
         return replace(kernel, error=max(kernel.error, beside.error), overflow=overflow, loss=loss)
+
+
+def _read_by(outputs: Mask, groups: int, inputs: int) -> Mask:
+    """The input channels of a kernel that none but these output channels read."""
+    return np.repeat(outputs.reshape(groups, -1).all(axis=1), inputs // groups)
+
+
+def _smallest(dtype: np.dtype[np.generic]) -> float:
+    """The smallest number of a type that is more than zero."""
+    powers = np.ldexp(1.0, -np.arange(1075))
+    return float(powers[round_once(powers, dtype).astype(np.float64) > 0].min())
 
 
 def measure_parameters(

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 
 import click
 
@@ -141,6 +141,11 @@ def cli() -> None:
 @click.option("--no-verify", is_flag=True, help="The same as --verify none.")
 @click.option("--proof", type=PATH, help="Write the certificate of the proof there, whatever --verify says.")
 @click.option("--attest", type=PATH, help="Write an in-toto statement of what was done and proved there, to be signed.")
+@click.option(
+    "--lower",
+    type=click.Choice(["depthwise", "mul-add"]),
+    help="Write BatchNorms that stay as depthwise convolutions, or as Mul and Add, for runtimes that have none.",
+)
 @click.option("--only", multiple=True, metavar="GLOB", help="Fold only BatchNorms with such names; repeatable.")
 @click.option("--skip", multiple=True, metavar="GLOB", help="Keep BatchNorms with such names; repeatable.")
 @MERGE_OPTION
@@ -156,6 +161,7 @@ def fuse(
     no_verify: bool,
     proof: Path | None,
     attest: Path | None,
+    lower: Literal["depthwise", "mul-add"] | None,
     only: tuple[str, ...],
     skip: tuple[str, ...],
     merge: bool,
@@ -199,6 +205,7 @@ def fuse(
                 proof=proof,
                 attestation=attest,
                 render=render,
+                lower=lower,
             )
         except NotEquivalentError as error:
             record = record_file("fuse", error.result)

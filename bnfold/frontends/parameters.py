@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
@@ -13,11 +13,11 @@ from bnfold.algebra import terms
 from bnfold.algebra.affine import Affine, Array
 from bnfold.algebra.kernels import Kernel, Rows, row_count
 from bnfold.algebra.linear import Layout, Linear
-from bnfold.algebra.rounding import Rounding, round_once
+from bnfold.algebra.rounding import Rounding, is_narrow, measure_rounding, round_once
 from bnfold.algebra.terms import Load, Parameters
 from bnfold.frontends.reading import AnyArray, Normalization, unit
 from bnfold.graph.cautions import Caution, examine
-from bnfold.graph.ops import ChannelAffine
+from bnfold.graph.ops import Absorbed, ChannelAffine, Lowered, Operands
 from bnfold.graph.protocol import Graph
 
 N = TypeVar("N", bound=Hashable)
@@ -122,8 +122,44 @@ class View(Graph[N, V], Generic[N, V, W]):
         captured = {node: self._stored(cast("N", node)).parameters() for node in terms.nodes(linear)}
         return captured.__getitem__
 
-    def round(self, node: N, absorbed: Linear | Affine) -> Rounding:
+    def _operand(self, node: N, index: int) -> AnyArray:
+        """A constant that a node reads as data, by its index among these, with as many axes as its output has."""
+        raise NotImplementedError
+
+    def write_operands(self, node: N, absorbed: Operands) -> None:
+        """See `Graph`. A front end whose operators read no constants as data needs none."""
+        raise NotImplementedError
+
+    can_lower = False
+
+    def round_lowered(self, node: N, lowered: Lowered) -> Rounding | None:
+        """See `Graph`. A front end that writes no BatchNorm as other operators needs none of this."""
+        return None
+
+    def lower(self, node: N, lowered: Lowered) -> None:
         """See `Graph`."""
+        raise NotImplementedError
+
+    def _operands(self, node: N, absorbed: Operands) -> dict[int, tuple[Array, AnyArray]]:
+        """Constants with all that they have taken in, in float64 and rounded once."""
+        operands: dict[int, tuple[Array, AnyArray]] = {}
+        for index, affine in absorbed.affines.items():
+            constant = self._operand(node, index)
+            exact = affine(constant.astype(np.float64))
+            operands[index] = exact, round_once(exact, constant.dtype)
+        return operands
+
+    def _measure_operands(self, node: N, absorbed: Operands) -> Rounding:
+        """The effect of storing the only constant that a node reads as data."""
+        ((index, (exact, rounded)),) = self._operands(node, absorbed).items()
+        axis, spacing = absorbed.affines[index].axis, unit(rounded.dtype)
+        rounding = measure_rounding(np.moveaxis(exact, axis, 0), np.moveaxis(rounded, axis, 0), spacing)
+        return replace(rounding, is_narrow=is_narrow(rounded.dtype))
+
+    def round(self, node: N, absorbed: Absorbed) -> Rounding:
+        """See `Graph`."""
+        if isinstance(absorbed, Operands):
+            return self._measure_operands(node, absorbed)
         if isinstance(absorbed, Affine):
             return self._normalization(node).solve(absorbed).rounding
         return self._measure(self._stored(node), absorbed)

@@ -6,8 +6,8 @@ the reason that users read. Both front ends therefore refuse an operator in the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, Protocol, TypeVar
 
@@ -152,6 +152,8 @@ class Type(Protocol):
 
 T = TypeVar("T", bound=Type)
 
+Operand = TypeVar("Operand", ops.Sum, ops.Select)
+
 
 def cast(before: T | None, after: T | None, floats: Container[T | None]) -> ops.Identity:
     """Cast, which hands its input on where the type stays or becomes wider."""
@@ -234,12 +236,11 @@ def both(before: Shape | None, after: Shape | None) -> tuple[Shape, Shape]:
     return before, after
 
 
-def blocks(factor: object, shape: Shape | None) -> tuple[int, int]:
+def blocks(factor: object, shape: Shape | None) -> tuple[int, int | None]:
     """The two numbers of a DepthToSpace or SpaceToDepth: the side of a block, and the channels of this shape."""
-    channels = size(shape[1]) if shape is not None and len(shape) == 4 else None
-    if channels is None or not isinstance(factor, int) or factor < 1:
-        raise Unreadable(Reason.UNKNOWN_SHAPE, "the number of its channels is not known")
-    return factor, channels
+    if shape is None or len(shape) != 4 or not isinstance(factor, int) or factor < 1:
+        raise Unreadable(Reason.UNKNOWN_SHAPE, "the number of its axes is not known")
+    return factor, size(shape[1])
 
 
 def expand(before: Shape | None, after: Shape | None) -> ops.Broadcast:
@@ -271,6 +272,30 @@ def total(
     return ops.Sum(tuple(signs), tuple(shapes), (1.0,) + (0.0,) * (len(signs) - 1))
 
 
+def with_constant(op: Operand, constants: Collection[int], rank: int) -> Operand:
+    """An operator that reads a constant as data, which takes in affines itself.
+
+    Its shape gets as many axes as the output has.
+    """
+    if len(constants) != 1:
+        return op
+    index: int = next(iter(constants))
+    shape = op.shapes[index] or ()
+    shapes = (*op.shapes[:index], (1,) * (rank - len(shape)) + shape, *op.shapes[index + 1 :])
+    return replace(op, shapes=shapes, constants=frozenset({index}))
+
+
+def select(
+    shapes: Sequence[Shape | None], condition: Shape | None, dtypes: Iterable[T | None], floats: Container[T | None]
+) -> ops.Select:
+    """Where: takes each element from one of two values of one floating-point type."""
+    if condition is None or None in shapes:
+        raise Unreadable(Reason.UNKNOWN_SHAPE, "the shapes that it selects from are not known")
+    if not all(dtype in floats for dtype in dtypes):
+        raise Unreadable(Reason.NOT_LINEAR, "it does not select floating-point values")
+    return ops.Select(tuple(shapes), max(len(shape) for shape in (*shapes, condition) if shape is not None))
+
+
 # ------------------------------------------------------------------------------------------------------------- affines
 
 
@@ -293,8 +318,14 @@ class Normalization:
         """The per-channel affine along `axis`; see `ChannelAffine` for `stored`."""
         with np.errstate(all="ignore"):
             affine = Affine.from_batchnorm(self.gamma, self.beta, self.mean, self.var, self.epsilon, axis)
-        if not affine.is_finite:
-            raise Unreadable(Reason.INVALID_PARAMETERS, "its scale or shift is not finite in any precision")
+        channel = _first(~(np.isfinite(affine.scale) & np.isfinite(affine.shift)))
+        if channel is not None:
+            detail = f"the scale or shift of channel {channel} is not finite in any precision"
+            raise Unreadable(Reason.INVALID_PARAMETERS, detail)
+        if affine.statistics is not None:  # of an infinite variance, whose channel is a constant, nothing is known
+            known = affine.statistics
+            variance = np.where(np.isinf(known.variance), 1.0, known.variance)
+            affine = affine.with_statistics(replace(known, variance=variance))
         return ops.ChannelAffine(affine, is_batchnorm=True, stored=stored)
 
     def solve(self, affine: Affine) -> BatchNorm:
@@ -321,12 +352,20 @@ def normalization(
             raise Unreadable(Reason.INVALID_PARAMETERS, f"its {what} is of type {array.dtype}")
         if array.ndim != 1 or array.size != channels:
             raise Unreadable(Reason.INVALID_PARAMETERS, f"its {what} has shape {array.shape} for {channels} channels")
-        if not np.isfinite(array.astype(np.float64)).all():
-            raise Unreadable(Reason.INVALID_PARAMETERS, f"its {what} is not finite in every channel")
+        wide = array.astype(np.float64)
+        channel = _first(np.isnan(wide) if what == "variance" else ~np.isfinite(wide))
+        if channel is not None:
+            raise Unreadable(Reason.INVALID_PARAMETERS, f"its {what} is not finite in channel {channel}")
     variance = var.astype(np.float64)
-    if not np.all(variance + epsilon > 0) or np.any(variance < 0):
-        raise Unreadable(Reason.INVALID_PARAMETERS, "its variance is negative, or zero with epsilon zero")
+    if (channel := _first((variance < 0) | ~(variance + epsilon > 0))) is not None:
+        detail = f"its variance is negative, or zero with epsilon zero, in channel {channel}"
+        raise Unreadable(Reason.INVALID_PARAMETERS, detail)
     return Normalization(gamma, beta, mean, var, epsilon)
+
+
+def _first(channels: npt.NDArray[np.bool_]) -> int | None:
+    """The first of the channels that are marked."""
+    return int(np.argmax(channels)) if channels.any() else None
 
 
 def arithmetic(
@@ -391,7 +430,7 @@ def other_bias(shape: tuple[int, ...]) -> Unreadable:
 
 def no_constant_operand() -> Unreadable:
     """Both operands of a matrix product are computed."""
-    return Unreadable(Reason.NOT_CONSTANT, "neither of its operands is constant")
+    return Unreadable(Reason.NOT_LINEAR, "both of its operands are computed")
 
 
 def convolution(
@@ -424,6 +463,43 @@ def product(shape: tuple[int, ...], rank: int, *, on_right: bool) -> tuple[Linea
         raise Unreadable(Reason.NOT_LINEAR, f"its weight of shape {shape} is not one matrix")
     axis, layout = (rank - 1, Layout.IN_OUT) if on_right else (rank - 2, Layout.OUT_IN)
     return dense(shape[-2:], layout, axis, axis), layout
+
+
+def einsum(equation: str, kernel_index: int | None) -> tuple[Callable[[tuple[int, ...]], Linear], Layout, int]:
+    """Einsum ``"...i..., io -> ...o..."`` with distinct letters: a matrix product along any axis.
+
+    Args:
+        equation: with or without spaces.
+        kernel_index: which operand is constant, of two; None for anything else.
+
+    Returns:
+        The operator, given the shape of its matrix; how that is laid out; how many axes are behind its output channels.
+    """
+    operands, arrow, result = equation.replace(" ", "").partition("->")
+    terms = operands.split(",")
+    if kernel_index is None or len(terms) != 2 or not arrow or "." in equation:
+        raise _no_product(equation)
+    kernel, data = terms[kernel_index], terms[1 - kernel_index]
+    contracted = [letter for letter in kernel if letter in data and letter not in result]
+    produced = [letter for letter in kernel if letter in result and letter not in data]
+    one_each = all(len(set(term)) == len(term) for term in (kernel, data, result))
+    is_matrix = len(kernel) == 2 and len(contracted) == 1 and len(produced) == 1
+    if not one_each or not is_matrix or set(data) - set(contracted) != set(result) - set(produced):
+        raise _no_product(equation)
+    (into,), (out,) = contracted, produced
+    layout = Layout.IN_OUT if kernel[0] == into else Layout.OUT_IN
+    is_in_place = data.replace(into, out) == result
+
+    def describe(shape: tuple[int, ...]) -> Linear:
+        linear = dense(shape, layout, data.index(into), result.index(out))
+        linear = replace(linear, has_bias_slot=False, has_bias=False)
+        return linear if is_in_place else replace(linear, window=None)
+
+    return describe, layout, len(result) - 1 - result.index(out)
+
+
+def _no_product(equation: str) -> Unreadable:
+    return Unreadable(Reason.NOT_LINEAR, f"einsum {equation!r} is not a product with one constant matrix")
 
 
 # ------------------------------------------------------------------------------------------------------------- windows

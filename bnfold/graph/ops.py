@@ -6,12 +6,14 @@ nothing is carried through it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
 
 import numpy as np
 import numpy.typing as npt
 
-from bnfold.algebra.affine import Affine
+from bnfold.algebra.affine import Affine, Array
 from bnfold.algebra.linear import Linear, Window
 from bnfold.graph.outcome import Stop
 
@@ -111,12 +113,12 @@ class PixelShuffle:
 
     Attributes:
         factor: side of a block.
-        channels: C.
+        channels: C; None where that is not known, as affines on the channels tell it.
         channel_first: CRD order (PyTorch's pixel_shuffle): each C is split; else DCR: C runs fastest.
     """
 
     factor: int
-    channels: int
+    channels: int | None
     channel_first: bool
 
 
@@ -125,7 +127,7 @@ class PixelUnshuffle:
     """The inverse of `PixelShuffle` (SpaceToDepth)."""
 
     factor: int
-    channels: int
+    channels: int | None
     channel_first: bool
 
 
@@ -178,11 +180,86 @@ class Sum:
         signs: +1 or -1 for each input.
         shapes: of each input; None where not known.
         shares: how much of a pulled shift each input takes; they sum to one.
+        constants: inputs that take in an affine themselves. Their shapes have as many axes as the output.
+        pending: what they have taken in.
     """
 
     signs: tuple[int, ...]
     shapes: tuple[Shape | None, ...]
     shares: tuple[float, ...]
+    constants: frozenset[int] = frozenset()
+    pending: Mapping[int, Affine] = field(default_factory=dict, compare=False)
+
+
+@dataclass(frozen=True)
+class Select:
+    """Takes each element from one of its inputs, with numpy broadcasting, by a condition (Where).
+
+    Attributes:
+        shapes: of each input; None where not known.
+        rank: the number of axes of the output.
+        constants, pending: as those of `Sum`.
+    """
+
+    shapes: tuple[Shape | None, ...]
+    rank: int
+    constants: frozenset[int] = frozenset()
+    pending: Mapping[int, Affine] = field(default_factory=dict, compare=False)
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """Takes entries of a constant table along `axis`, by indices that are data and have `rank` axes (an embedding).
+
+    Attributes:
+        axis: of the table.
+        rank: the number of axes of the indices, which take the place of that one.
+        constants: the table, its only input, takes in an affine itself.
+        pending: what it has taken in.
+    """
+
+    axis: int
+    rank: int
+    constants: frozenset[int] = frozenset({0})
+    pending: Mapping[int, Affine] = field(default_factory=dict, compare=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Operands:
+    """What the constants that an operator reads as data take in, by their index among its inputs."""
+
+    affines: Mapping[int, Affine]
+
+
+class Form(StrEnum):
+    """What a BatchNorm that stays is written as, for runtimes that have none."""
+
+    DEPTHWISE = "depthwise"
+    MUL_ADD = "mul-add"
+
+
+@dataclass(frozen=True, eq=False)
+class Lowered:
+    """A BatchNorm as other operators.
+
+    Attributes:
+        affine: its map.
+        mean: what is subtracted first; zeros where nothing is.
+        form: which operators.
+    """
+
+    affine: Affine
+    mean: Array
+    form: Form
+
+    @property
+    def shift(self) -> Array:
+        """What is added last, in float64."""
+        return self.affine.shift + self.affine.scale * self.mean
+
+
+Absorbed = Linear | Affine | Operands
+"""What an operator becomes: a linear one, a BatchNorm, or one that reads constants as data."""
 
 
 @dataclass(frozen=True)
@@ -207,5 +284,7 @@ Op = (
     | Pad
     | Broadcast
     | Sum
+    | Select
+    | Lookup
     | Rectifier
 )

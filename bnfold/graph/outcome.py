@@ -23,6 +23,7 @@ class Reason(StrEnum):
     AXIS_MISMATCH = "axis-mismatch"
     MIXED_CHANNELS = "mixed-channels"
     UNKNOWN_SHAPE = "unknown-shape"
+    QUANTIZED = "quantized"
     NEGATIVE_SCALE = "negative-scale"
     SHIFT = "shift"
     BORDER = "border"
@@ -55,6 +56,7 @@ ADVICE: dict[Reason, str] = {
     Reason.OVERFLOW: "store the weight in a wider type",
     Reason.PRECISION_LOSS: "store the weight in a wider type",
     Reason.CANCELLATION: "where the model reads that data, subtract its mean before, or in a wider type",
+    Reason.QUANTIZED: "fold before the model is quantised",
     Reason.PER_ACTIVATION: "retrain with statistics per channel",
     Reason.SECOND_USE: "let the BatchNorm alone read that value, or put one BatchNorm behind all its readers",
     Reason.SCOPE_BOUNDARY: "move the BatchNorm into the graph that makes its input",

@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar
 from bnfold.algebra.affine import Affine
 from bnfold.algebra.linear import Linear
 from bnfold.algebra.rounding import Rounding
-from bnfold.graph.ops import Op
+from bnfold.graph.ops import Absorbed, Lowered, Op, Operands
 
 N = TypeVar("N", bound=Hashable)
 V = TypeVar("V", bound=Hashable)
@@ -78,7 +78,7 @@ class Graph(Protocol[N, V]):
         """The constants that a node reads: those that `write` replaces (kernel, bias; gamma, beta), and the others."""
         ...
 
-    def round(self, node: N, absorbed: Linear | Affine) -> Rounding:
+    def round(self, node: N, absorbed: Absorbed) -> Rounding:
         """What storing the solved parameters in their types would do; reads one kernel, changes nothing.
 
         Where ``absorbed.terms`` is not empty, `bnfold.algebra.terms` makes kernel and bias of those of other nodes.
@@ -91,6 +91,21 @@ class Graph(Protocol[N, V]):
 
     def write(self, node: N, absorbed: Linear | Affine) -> None:
         """Give a linear operator or a BatchNorm fresh parameters; those it had are never overwritten in place."""
+        ...
+
+    def write_operands(self, node: N, absorbed: Operands) -> None:
+        """Give a node fresh constants in place of those that it reads as data."""
+        ...
+
+    can_lower: bool
+    """Whether this front end writes BatchNorms as other operators."""
+
+    def round_lowered(self, node: N, lowered: Lowered) -> Rounding | None:
+        """What storing the parameters of a BatchNorm as other operators does; None where it cannot be written so."""
+        ...
+
+    def lower(self, node: N, lowered: Lowered) -> None:
+        """Write a BatchNorm as other operators, whose result has its name."""
         ...
 
     def bypass(self, node: N, *, keep_output_name: bool, index: int = 0) -> None:

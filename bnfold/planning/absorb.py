@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from bnfold.algebra.affine import Affine
 from bnfold.algebra.linear import Linear
 from bnfold.graph.ops import ChannelAffine
@@ -32,9 +34,18 @@ def absorb_output(
         return Stop(Reason.AXIS_MISMATCH, "the channels lie on another axis than its output channels")
     if affine.size != op.out_channels:
         return Stop(Reason.MIXED_CHANNELS, f"it makes {op.out_channels} channels, not {affine.size}")
-    if op.is_quantized and not (affine.scale > 0).all():
-        return Stop(Reason.NEGATIVE_SCALE, "its quantised weight takes positive scales only")
+    if op.is_quantized and (stop := _stop_negation(op, affine)):
+        return stop
     return _checked(op, op.absorb_output(affine), is_free=is_batchnorm or is_bias)
+
+
+def _stop_negation(op: Linear, affine: Affine) -> Stop | None:
+    """What keeps the integers of a kernel from becoming negative."""
+    fixed = (affine.scale < 0) if op.mirrored is None else (affine.scale < 0) & ~op.mirrored
+    if not fixed.any():
+        return None
+    detail = f"channel {int(np.argmax(fixed))} of its quantised weight holds a number without a negative, such as -128"
+    return Stop(Reason.NEGATIVE_SCALE, detail)
 
 
 def absorb_input(op: Linear | ChannelAffine, affine: Affine, *, is_batchnorm: bool) -> Linear | Affine | Stop:
@@ -42,7 +53,7 @@ def absorb_input(op: Linear | ChannelAffine, affine: Affine, *, is_batchnorm: bo
     if isinstance(op, ChannelAffine):
         return _stop_batchnorm(op, affine) or _finite(op.affine.after(affine))
     if op.is_quantized:
-        return Stop(Reason.NOT_CONSTANT, "its quantised weight takes no scale per input channel")
+        return Stop(Reason.QUANTIZED, "its quantised weight takes no scale per input channel")
     if affine.axis != op.axis_in:
         return Stop(Reason.AXIS_MISMATCH, "the channels lie on another axis than its input channels")
     if affine.size != op.in_channels:

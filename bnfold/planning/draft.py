@@ -10,7 +10,7 @@ import numpy as np
 
 from bnfold.algebra.affine import Affine, narrowest
 from bnfold.algebra.linear import Factor, Linear
-from bnfold.graph.ops import ChannelAffine, Op
+from bnfold.graph.ops import Absorbed, ChannelAffine, Lookup, Op, Operands, Select, Sum
 from bnfold.graph.protocol import Constant, Graph, N, V
 from bnfold.planning.plan import Blocked, Direction, Join, Step
 
@@ -45,7 +45,7 @@ class Draft(Generic[N, V]):
         self.biases = biases
         self.steps: list[Step[N, V]] = []
         self.blocked: dict[tuple[N, Direction], Blocked[N]] = {}
-        self.absorbed: dict[N, Linear | Affine] = {}
+        self.absorbed: dict[N, Absorbed] = {}
         self.gone: set[N] = set()
         self._moved: set[N] = set()  # BatchNorms that stay, with other statistics
         self._ops: dict[N, Op] = {}
@@ -90,9 +90,11 @@ class Draft(Generic[N, V]):
         op, absorbed = self._ops[node], self.absorbed.get(node)
         if isinstance(absorbed, Linear):
             return absorbed
+        if isinstance(absorbed, Operands) and isinstance(op, Sum | Select | Lookup):
+            return replace(op, pending=absorbed.affines)
         if isinstance(op, Linear) and op.is_shared and not self._shares(node, op):
             op = self._ops[node] = replace(op, is_shared=False)
-        return replace(op, affine=absorbed) if absorbed and isinstance(op, ChannelAffine) else op
+        return replace(op, affine=absorbed) if isinstance(absorbed, Affine) and isinstance(op, ChannelAffine) else op
 
     def affine(self, node: N) -> Affine:
         """A per-channel affine, with what is known or assumed of the data that it reads."""
@@ -158,7 +160,7 @@ class Draft(Generic[N, V]):
             if not self._readings[read]:
                 stack.extend(read.sources)
 
-    def _absorb(self, sinks: Mapping[N, Linear | Affine]) -> None:
+    def _absorb(self, sinks: Mapping[N, Absorbed]) -> None:
         for node, absorbed in sinks.items():
             replaced, others = self.graph.constants(node)
             if node not in self.absorbed:
@@ -168,7 +170,7 @@ class Draft(Generic[N, V]):
                 self._release(others)
             self.absorbed[node] = absorbed
 
-    def _moves_statistics(self, node: N, absorbed: Linear | Affine) -> bool:
+    def _moves_statistics(self, node: N, absorbed: Absorbed) -> bool:
         """Whether a BatchNorm that stays gets another running mean and variance."""
         op = self._ops[node]
         if not isinstance(absorbed, Affine) or not isinstance(op, ChannelAffine):

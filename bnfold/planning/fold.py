@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from bnfold.graph.ops import Lowered, Operands
 from bnfold.graph.protocol import Graph, N, V
 from bnfold.planning.plan import Join, Move, Plan
 
 
-def fold(graph: Graph[N, V], plan: Plan[N, V]) -> None:
-    """Change the graph as planned.
+def fold(graph: Graph[N, V], plan: Plan[N, V], lowered: Mapping[N, Lowered] = MappingProxyType({})) -> None:
+    """Change the graph as planned, and write BatchNorms that stay as other operators.
 
     Names are settled first (a value whose content changes must not keep its name), then the parameters are written.
     What merged into another operator goes last, since its parameters are read until then.
@@ -25,7 +29,14 @@ def fold(graph: Graph[N, V], plan: Plan[N, V]) -> None:
             for addition in step.bypassed:
                 graph.bypass(addition.node, keep_output_name=addition.keep_output_name, index=addition.index)
     for node, absorbed in plan.absorbed.items():
-        graph.write(node, absorbed)
+        if node in lowered:
+            continue
+        if isinstance(absorbed, Operands):
+            graph.write_operands(node, absorbed)
+        else:
+            graph.write(node, absorbed)
+    for node, other in lowered.items():
+        graph.lower(node, other)
     for step in plan.steps:
         if isinstance(step, Join):
             for node in reversed(step.gone):

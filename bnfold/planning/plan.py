@@ -8,6 +8,7 @@ from typing import Generic, Literal
 
 from bnfold.algebra.affine import Affine
 from bnfold.algebra.linear import Linear
+from bnfold.graph.ops import Absorbed
 from bnfold.graph.outcome import Outcome, Stop
 from bnfold.graph.protocol import N, V
 
@@ -32,7 +33,7 @@ class Move(Generic[N, V]):
 
     node: N
     direction: Direction
-    sinks: Mapping[N, Linear | Affine]
+    sinks: Mapping[N, Absorbed]
     through: tuple[N, ...]
     changed: tuple[V, ...] = ()
     gain: float = 0.0
@@ -87,7 +88,7 @@ class Join(Generic[N, V]):
     changed: tuple[V, ...] = ()
 
     @property
-    def sinks(self) -> Mapping[N, Linear | Affine]:
+    def sinks(self) -> Mapping[N, Absorbed]:
         """The host, with what it becomes."""
         return {self.host: self.absorbed}
 
@@ -108,11 +109,12 @@ class Plan(Generic[N, V]):
     """What would be done to a graph.
 
     Attributes:
-        absorbed: linear operators with everything pending on them, and BatchNorms that stay with what they become.
+        absorbed: linear operators with everything pending on them, BatchNorms that stay with what they become, and
+            what goes into constants that are read as data.
         steps: what moves and what merges, in order.
         outcomes: one for each BatchNorm, one for each other per-channel affine that folds, and one for each merge.
     """
 
-    absorbed: Mapping[N, Linear | Affine]
+    absorbed: Mapping[N, Absorbed]
     steps: tuple[Step[N, V], ...]
     outcomes: tuple[Outcome, ...]

@@ -24,7 +24,7 @@ import numpy as np
 from bnfold.algebra.affine import Affine, Array, Statistics
 from bnfold.algebra.linear import Linear
 from bnfold.algebra.rounding import Growth, measure_growth
-from bnfold.graph.ops import ChannelAffine, Op, Sum
+from bnfold.graph.ops import Absorbed, ChannelAffine, Op, Sum
 from bnfold.graph.outcome import Reason, Stop
 from bnfold.graph.protocol import N, V
 from bnfold.planning.absorb import absorb_input, absorb_output
@@ -120,7 +120,7 @@ class _State(Generic[N, V]):
     """
 
     backs: Mapping[V, Affine]
-    sinks: Mapping[N, Linear | Affine]
+    sinks: Mapping[N, Absorbed]
     through: frozenset[N] = frozenset()
     makers: frozenset[tuple[N, V]] = frozenset()
     readers: frozenset[tuple[N, V]] = frozenset()
@@ -234,7 +234,7 @@ class _Search(Generic[N, V]):
         op, absorbed = self.draft.op(node), self.down.sinks.get(node)
         if isinstance(absorbed, Linear):
             return absorbed
-        return replace(op, affine=absorbed) if absorbed and isinstance(op, ChannelAffine) else op
+        return replace(op, affine=absorbed) if isinstance(absorbed, Affine) and isinstance(op, ChannelAffine) else op
 
     def _absorb(self, state: _State[N, V], node: N, op: Linear | ChannelAffine) -> _State[N, V] | Blocked[N]:
         """The state in which an operator made up for what it makes and reads."""

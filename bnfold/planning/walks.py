@@ -5,16 +5,17 @@ A walk ends in operators that absorb the affine: all of its paths, or the candid
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from heapq import heappop, heappush
 
 import numpy as np
 
 from bnfold.algebra.affine import Affine
 from bnfold.algebra.linear import Linear
-from bnfold.graph.ops import Average, ChannelAffine, Sum
+from bnfold.graph.ops import Absorbed, Average, ChannelAffine, Lookup, Op, Operands, Select, Sum
 from bnfold.graph.outcome import Reason, Stop
 from bnfold.graph.protocol import N, V
-from bnfold.planning.absorb import absorb_input, absorb_output
+from bnfold.planning.absorb import NOT_FINITE, absorb_input, absorb_output
 from bnfold.planning.biases import is_bias
 from bnfold.planning.draft import Draft
 from bnfold.planning.plan import Blocked, Move
@@ -52,7 +53,7 @@ def pull_walk(draft: Draft[N, V], candidate: N) -> Move[N, V] | Blocked[N]:
 def _pull_once(
     draft: Draft[N, V], candidate: N, choices: dict[N, int], counts: dict[N, int]
 ) -> Move[N, V] | Blocked[N]:
-    sinks: dict[N, Linear | Affine] = {}
+    sinks: dict[N, Absorbed] = {}
     through: list[N] = []
     changed: list[V] = []
     gain = 0.0
@@ -101,10 +102,17 @@ def _pull_once(
             pulled = pull(options[choices.get(node, 0)], *affines)
             if isinstance(pulled, Stop):
                 return Blocked(pulled, node)
-            through.append(node)
+            if not isinstance(op, Lookup):  # which has nothing in front of it
+                through.append(node)
             if isinstance(op, Average | Sum) and affines[0] is not None:
                 gain = max(gain, float(np.abs(affines[0].scale).max(initial=0.0)))
-            for value, affine in zip(draft.inputs(node), pulled, strict=True):
+            taken = _take_in(op, pulled)
+            if isinstance(taken, Stop):
+                return Blocked(taken, node)
+            if taken.affines:
+                sinks[node] = taken
+            for index, value in enumerate(draft.inputs(node)):
+                affine = None if index in taken.affines else pulled[index]
                 if affine and not _is_identity(affine) and (failure := demand(node, value, affine)):
                     return failure
         changed.extend(value for value in outputs if value in demands)
@@ -130,6 +138,22 @@ def _twins(draft: Draft[N, V], candidate: N, start: ChannelAffine) -> tuple[N, .
     return tuple(twins)
 
 
+def _take_in(op: Op, pulled: Sequence[Affine | None]) -> Operands | Stop:
+    """What the constants among an operator's inputs have taken in, with what is pulled now."""
+    affines: dict[int, Affine] = {}
+    if not isinstance(op, Sum | Select | Lookup):
+        return Operands(affines)
+    for index in op.constants:
+        affine, before = pulled[index], op.pending.get(index)
+        assert affine is not None
+        if before is not None and (affine.axis, affine.size) != (before.axis, before.size):
+            return Stop(Reason.AXIS_MISMATCH, "a constant that it reads takes in affines along one axis only")
+        affines[index] = affine if before is None else affine.after(before)
+        if not affines[index].is_finite:
+            return NOT_FINITE
+    return Operands(affines)
+
+
 def _is_identity(affine: Affine) -> bool:
     return not affine.has_shift and bool((affine.scale == 1).all())
 
@@ -148,7 +172,7 @@ def _stop_demand(draft: Draft[N, V], value: V, demands: list[Affine]) -> Stop | 
 
 def push_walk(draft: Draft[N, V], candidate: N, affine: Affine | None = None) -> Move[N, V] | Blocked[N]:
     """Downstream, along every reader of what changes; the candidate's own affine, or a part of it."""
-    sinks: dict[N, Linear | Affine] = {}
+    sinks: dict[N, Absorbed] = {}
     through: list[N] = []
     changed: list[V] = []
     arrivals: dict[N, dict[int, Affine]] = {}

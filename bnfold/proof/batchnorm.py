@@ -86,17 +86,7 @@ def check_parameters(
         stored: gamma, beta, mean and var in the result.
         epsilon: in the result.
     """
-    inner, outer = relations
-    back = inner.back if inner else None
-    forth = outer.forth if outer else None
-    if (inner and back is None) or (outer and forth is None):
-        raise ProofError("weights", name, "what it reads or makes changed in a way that is not covered")
-    if back is not None:
-        size = np.abs(affine.scale * _fits(name, back, affine).shift) + size
-        affine = affine.after(back)
-    if forth is not None:
-        size = np.abs(_fits(name, forth, affine).scale) * size + np.abs(forth.shift)
-        affine = forth.after(affine)
+    affine, size = changed_map(name, affine, size, relations)
     gamma, beta, mean, var = stored
     if gamma.size != affine.size:
         raise ProofError("weights", name, f"it has {gamma.size} channels, not {affine.size}")
@@ -115,6 +105,24 @@ def check_parameters(
             raise ProofError("weights", name, detail)
         worst = worst.joined(found)
     return worst
+
+
+def changed_map(
+    name: str, affine: Affine, size: Array, relations: tuple[Relation | None, Relation | None]
+) -> tuple[Affine, Array]:
+    """The map of a BatchNorm that stays, between what it reads and makes now; and sizes as of `as_affine`."""
+    inner, outer = relations
+    back = inner.back if inner else None
+    forth = outer.forth if outer else None
+    if (inner and back is None) or (outer and forth is None):
+        raise ProofError("weights", name, "what it reads or makes changed in a way that is not covered")
+    if back is not None:
+        size = np.abs(affine.scale * _fits(name, back, affine).shift) + size
+        affine = affine.after(back)
+    if forth is not None:
+        size = np.abs(_fits(name, forth, affine).scale) * size + np.abs(forth.shift)
+        affine = forth.after(affine)
+    return affine, size
 
 
 def _fits(name: str, affine: Affine, other: Affine) -> Affine:

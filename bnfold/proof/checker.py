@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 import onnx
 
 from bnfold.errors import InvalidModelError
-from bnfold.proof import batchnorm, carriers, merges
+from bnfold.proof import batchnorm, carriers, lowered, merges, operands
 from bnfold.proof.certificate import Certificate, Name
 from bnfold.proof.failure import ProofError
 from bnfold.proof.linear import LINEAR
@@ -157,18 +157,25 @@ def _check_node(pair: Pair, scope: Scope, other: Scope, node: onnx.NodeProto, ta
     outputs = [node.output[0]] if pair.bias_add(scope, node) is None else [pair.bias_add(scope, node).output[0]]  # type: ignore[union-attr]
     outputs += list(node.output[1:])
     is_changed = any(pair.relation(scope, each) for each in (*node.input, *outputs) if each)
-    if not is_changed or _reads_no_change(pair, scope, node):
+    is_lowered = node.op_type == "BatchNormalization" and lowered.is_lowered(pair, scope, other, node)
+    if (not is_changed and not is_lowered) or _reads_no_change(pair, scope, node):
         check_node(pair, scope, other, node)
         for each in node.output if is_changed else ():
             if pair.relation(scope, each):
                 raise ProofError("wiring", first_output(node), "what it makes cannot change")
         return
     is_default = node.domain in ("", "ai.onnx")
-    if is_default and node.op_type == "BatchNormalization":
+    if is_default and is_lowered:
+        tally.worst = tally.worst.joined(lowered.check_lowered(pair, scope, other, node))
+        tally.met["weights"] += 1
+    elif is_default and node.op_type == "BatchNormalization":
         tally.worst = tally.worst.joined(batchnorm.check_batchnorm(pair, scope, other, node))
         tally.met["weights"] += 1
     elif is_default and node.op_type in LINEAR and pair.has_kernel(scope, node):
         tally.worst = tally.worst.joined(check_linear(pair, scope, other, node))
+        tally.met["weights"] += 1
+    elif (operand := operands.find_operand(pair, scope, other, node)) is not None:
+        tally.worst = tally.worst.joined(operands.check_operand(pair, scope, other, node, operand))
         tally.met["weights"] += 1
     else:
         check_node(pair, scope, other, node)

@@ -29,7 +29,12 @@ BLOCK = 1 << 20
 
 RECURRENT = frozenset({"GRU", "LSTM", "RNN"})
 
-LINEAR = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", *RECURRENT})
+CONVOLUTIONS = frozenset({"Conv", "ConvTranspose", "DeformConv"})
+
+PRODUCTS = frozenset({"Einsum", "MatMul"})
+"""Operators that have their kernel on either side, and no bias."""
+
+LINEAR = frozenset({*CONVOLUTIONS, "Gemm", *PRODUCTS, *RECURRENT})
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +118,40 @@ def attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
 
 def data_index(scope: Scope, node: onnx.NodeProto) -> int:
     """Which input of a linear operator is data."""
-    return 1 if node.op_type == "MatMul" and not scope.is_constant(node.input[1]) else 0
+    return 1 if node.op_type in PRODUCTS and not scope.is_constant(node.input[1]) else 0
+
+
+@dataclass(frozen=True)
+class Equation:
+    """An Einsum that is a product with a matrix: where its channels are in what it reads and makes.
+
+    Attributes:
+        axis_in, axis_out: of data and result.
+        rank: of the result.
+        is_by_output: whether the rows of the matrix are output channels.
+    """
+
+    axis_in: int
+    axis_out: int
+    rank: int
+    is_by_output: bool
+
+
+def read_equation(scope: Scope, node: onnx.NodeProto) -> Equation:
+    """What the letters of an Einsum say. Each term has each letter once, and only the matrix's two differ."""
+    name, equation = first_output(node), str(attribute(node, "equation", "")).replace(" ", "")
+    terms, _, result = equation.partition("->")
+    index = data_index(scope, node)
+    parts = terms.split(",")
+    if len(parts) != 2 or "." in equation or "->" not in equation or len(parts[1 - index]) != 2:
+        raise ProofError("weights", name, f"{equation!r} is no product with a matrix")
+    data, matrix = parts[index], parts[1 - index]
+    # the letter that is summed over, and the one that takes its place
+    for first, second in (tuple(matrix), tuple(matrix[::-1])):
+        is_product = first in data and second not in data and set(result) == set(data) - {first} | {second}
+        if is_product and all(len(set(term)) == len(term) for term in (data, matrix, result)):
+            return Equation(data.index(first), result.index(second), len(result), matrix[0] == second)
+    raise ProofError("weights", name, f"{equation!r} is no product with a matrix")
 
 
 def read_kernel(scope: Scope, node: onnx.NodeProto, values: AnyArray) -> Kernel:
@@ -126,14 +164,16 @@ def read_kernel(scope: Scope, node: onnx.NodeProto, values: AnyArray) -> Kernel:
 
 def _layout(scope: Scope, node: onnx.NodeProto, values: AnyArray) -> Kernel:
     shape = values.shape
-    if node.op_type in ("Conv", "ConvTranspose"):
+    if node.op_type in CONVOLUTIONS:
         groups = int(attribute(node, "group", 1))
         if shape[0] % groups:
             raise ValueError(f"{shape[0]} rows in {groups} groups")
-        return Kernel(values.reshape(*shape[:2], -1), groups, node.op_type == "Conv")
+        return Kernel(values.reshape(*shape[:2], -1), groups, node.op_type != "ConvTranspose")
     if node.op_type == "Gemm":
         is_by_output = bool(attribute(node, "transB", 0))
         return Kernel(values.reshape(*shape, 1), 1, is_by_output, float(attribute(node, "alpha", 1.0)))
+    if node.op_type == "Einsum":
+        return Kernel(values.reshape(*shape, 1), 1, read_equation(scope, node).is_by_output)
     if node.op_type == "MatMul":
         return Kernel(values.reshape(*shape[-2:], 1), 1, data_index(scope, node) == 1)
     return Kernel(values.reshape(-1, shape[-1], 1), 1, True)

@@ -11,12 +11,15 @@ import onnx
 from bnfold.algebra.affine import Affine
 from bnfold.proof.failure import ProofError
 from bnfold.proof.linear import (
+    CONVOLUTIONS,
+    PRODUCTS,
     RECURRENT,
     Kernel,
     attribute,
     check_bias,
     check_kernel,
     data_index,
+    read_equation,
     read_kernel,
     solve_bias,
 )
@@ -39,8 +42,8 @@ def check_linear(pair: Pair, scope: Scope, other: Scope, node: onnx.NodeProto) -
     inner, outer = _inner(pair, scope, node), _outer(pair, scope, node, made)
     core, constant = _core(pair, scope, other, node, add)
     index = data_index(scope, node)
-    kernel_index = 1 - index if node.op_type == "MatMul" else 1
-    bias_index = None if node.op_type == "MatMul" else 3 if node.op_type in RECURRENT else 2
+    kernel_index = 1 - index if node.op_type in PRODUCTS else 1
+    bias_index = None if node.op_type in PRODUCTS else _bias_index(node)
     for position, _read in enumerate(node.input):
         if position not in (index, kernel_index, bias_index):
             same_input(pair, scope, other, node, position, core.input[position] if position < len(core.input) else "")
@@ -84,6 +87,10 @@ def check_linear(pair: Pair, scope: Scope, other: Scope, node: onnx.NodeProto) -
     return worst.joined(check_bias(name, *exact, constant))
 
 
+def _bias_index(node: onnx.NodeProto) -> int:
+    return 3 if node.op_type in RECURRENT or node.op_type == "DeformConv" else 2
+
+
 def _has(node: onnx.NodeProto, index: int) -> bool:
     return index < len(node.input) and bool(node.input[index])
 
@@ -105,6 +112,8 @@ def _inner(pair: Pair, scope: Scope, node: onnx.NodeProto) -> Affine | None:
         axis = 0 if attribute(node, "transA", 0) else 1
     elif node.op_type in RECURRENT:
         axis = 2
+    elif node.op_type == "Einsum":
+        axis = read_equation(scope, node).axis_in
     elif node.op_type == "MatMul":
         axis = _product_axis(pair, scope, node)
     if back.axis != axis:
@@ -123,7 +132,11 @@ def _outer(pair: Pair, scope: Scope, node: onnx.NodeProto, made: str) -> Affine 
     forth = relation.forth
     if forth is None or node.op_type in RECURRENT:
         raise ProofError("weights", name, "what it makes changed in a way that is not covered")
-    axis = _product_axis(pair, scope, node) if node.op_type == "MatMul" else 1
+    axis = 1
+    if node.op_type == "Einsum":
+        axis = read_equation(scope, node).axis_out
+    elif node.op_type == "MatMul":
+        axis = _product_axis(pair, scope, node)
     if forth.axis != axis:
         raise ProofError("weights", name, f"what it makes changed along axis {forth.axis}, not {axis}")
     return forth
@@ -158,7 +171,7 @@ def _core(
     if found is None:
         raise ProofError("wiring", name, f"the result does not make {made!r}")
     constant: AnyArray | None = None
-    if node.op_type == "MatMul" and found.op_type == "Add":
+    if node.op_type in PRODUCTS and found.op_type == "Add":
         if add is not None:
             same_node(pair, scope, other, add, ("broadcast", "axis"), found)
         elif found.domain or len(found.input) != 2:
@@ -188,7 +201,12 @@ def _check_side(
     name = first_output(node)
     long = [axis - constant.ndim for axis, size in enumerate(constant.shape) if size != 1]
     wanted = -1 if data_index(scope, node) == 0 else -2
-    if other.version < 7:
+    if node.op_type == "Einsum":
+        equation = read_equation(scope, node)
+        wanted = equation.axis_out - equation.rank
+        if constant.ndim > equation.rank:
+            raise ProofError("wiring", name, "its bias has more axes than it")
+    elif other.version < 7:
         rank = pair.rank(scope, node.input[data_index(scope, node)])
         axis = attribute(add, "axis", None)
         if place != 1 or not attribute(add, "broadcast", 0) or rank is None:
@@ -209,18 +227,19 @@ def _check_data(
     """What the operator reads: what it read, or that padded; a shift meets no padding with zeros."""
     name = first_output(node)
     read = core.input[index]
-    pads = list(attribute(node, "pads", [])) if node.op_type in ("Conv", "ConvTranspose") else []
-    auto = attribute(node, "auto_pad", "NOTSET") if node.op_type in ("Conv", "ConvTranspose") else "NOTSET"
-    now = list(attribute(core, "pads", [])) if node.op_type in ("Conv", "ConvTranspose") else []
+    pads = list(attribute(node, "pads", [])) if node.op_type in CONVOLUTIONS else []
+    auto = attribute(node, "auto_pad", "NOTSET") if node.op_type in CONVOLUTIONS else "NOTSET"
+    now = list(attribute(core, "pads", [])) if node.op_type in CONVOLUTIONS else []
     if read == pair.name(scope, node.input[index]):
         if now != pads and (any(now) or any(pads)):
             raise ProofError("wiring", name, "its padding differs")
         if inner is None or not inner.has_shift:
             return
-        kernel = scope.constant(node.input[1]) if node.op_type in ("Conv", "ConvTranspose") else None
+        kernel = scope.constant(node.input[1]) if node.op_type in CONVOLUTIONS else None
         is_point = kernel is None or kernel[0, 0].size == 1
         is_padded = (auto == "NOTSET" and any(pads)) or (auto.startswith("SAME") and not is_point)
-        if is_padded or (node.op_type == "ConvTranspose" and not (is_point and _is_dense(node))):
+        sees_border = node.op_type == "ConvTranspose" and not (is_point and _is_dense(node))
+        if is_padded or sees_border or node.op_type == "DeformConv":
             raise ProofError("weights", name, "a shift went through it, and its outputs near the border do not see it")
         return
     pad = other.makers.get(read)
@@ -281,7 +300,7 @@ def _check_fill(name: str, fill: AnyArray, dtype: np.dtype[Any], inner: Affine |
 def _bias(scope: Scope, node: onnx.NodeProto, add: onnx.NodeProto | None, kernel: Kernel) -> Array | None:
     """The bias of the original, in float64."""
     name, out = first_output(node), kernel.sizes[0]
-    if node.op_type == "MatMul":
+    if node.op_type in PRODUCTS:
         if add is None:
             return None
         found = scope.constant(add.input[1 if add.input[0] == node.output[0] else 0])
@@ -291,7 +310,7 @@ def _bias(scope: Scope, node: onnx.NodeProto, add: onnx.NodeProto | None, kernel
         if scope.version >= 7 and long not in ([], [wanted]):
             raise ProofError("weights", name, "its bias lies along another axis")
         return _broadcast(name, found.astype(np.float64), out)
-    index = 3 if node.op_type in RECURRENT else 2
+    index = _bias_index(node)
     if not _has(node, index):
         return None
     found = scope.constant(node.input[index])
@@ -349,12 +368,12 @@ def _check_scales(
     old, new = owners[0].makers[before], None if owners[1] is None else owners[1].makers.get(after)
     if inner is not None:
         raise ProofError("weights", name, "its quantised weight takes no change of its input")
-    if new is None or new.op_type != "DequantizeLinear" or new.domain or new.input[0] != old.input[0]:
-        raise ProofError("weights", name, "its weight is not dequantised from the same integers")
+    if new is None or new.op_type != "DequantizeLinear" or new.domain:
+        raise ProofError("weights", name, "its weight is not dequantised")
     parts = [(side.constant(each.input[0]), side.constant(each.input[1]), side.constant(each.input[2]) if _has(each, 2)
               else None) for side, each in ((scope, old), (other, new))]  # fmt: skip
     (integers, scales, zeros), (same, stored, zeros_now) = parts
-    if integers is None or scales is None or same is None or stored is None or not np.array_equal(integers, same):
+    if integers is None or scales is None or same is None or stored is None or integers.dtype != same.dtype:
         raise ProofError("weights", name, "its quantised weight differs")
     kinds = [
         {each.name: each.SerializeToString() for each in part.attribute if each.name != "axis"} for part in (old, new)
@@ -366,7 +385,7 @@ def _check_scales(
     elif node.op_type == "Gemm":
         axis = 0 if attribute(node, "transB", 0) else 1
     else:
-        axis = 0 if node.op_type == "Conv" else 1
+        axis = 1 if node.op_type == "ConvTranspose" else 0
     if node.op_type == "ConvTranspose" and attribute(node, "group", 1) != 1:
         raise ProofError("weights", name, "its groups share scales")
     channels = integers.shape[axis]
@@ -379,11 +398,23 @@ def _check_scales(
     zero_now = np.zeros(1, integers.dtype) if zeros_now is None else zeros_now.reshape(-1)
     if not np.array_equal(np.broadcast_to(zero, (channels,)), np.broadcast_to(zero_now, (channels,))):
         raise ProofError("weights", name, "its zero points differ")
+    factor = np.ones(channels) if outer is None else outer.scale
+    _check_integers(name, integers, same, zero, factor, axis)
     if scales.dtype != stored.dtype:
         raise ProofError("weights", name, "its scales are of another type")
     exact = np.broadcast_to(scales.astype(np.float64).reshape(-1), (channels,))
-    exact = exact * outer.scale if outer is not None else exact
+    exact = exact * np.where(factor == 0, 1.0, np.abs(factor))
     found = check_rounded(np.broadcast_to(stored.reshape(-1), (channels,)), exact, 4 * UNIT * np.abs(exact))
     if isinstance(found, Wrong):
         raise ProofError("weights", name, f"scale {found.index} is {found.stored!r} and should be {found.exact!r}")
     return found
+
+
+def _check_integers(name: str, old: AnyArray, new: AnyArray, zero: AnyArray, factor: Array, axis: int) -> None:
+    """That integers are the old ones, mirrored at the zero point or on it where the factor is negative or zero."""
+    shape = [1] * old.ndim
+    shape[axis] = factor.size
+    signs = np.sign(factor).reshape(shape)
+    points = np.broadcast_to(zero.astype(np.float64), factor.shape).reshape(shape)
+    if not np.array_equal(new.astype(np.float64), points + signs * (old.astype(np.float64) - points)):
+        raise ProofError("weights", name, "its quantised weight differs")

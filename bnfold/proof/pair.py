@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import itertools
+from collections.abc import Collection, Iterator
 from copy import copy
 from dataclasses import replace
 from functools import cached_property
@@ -12,6 +13,7 @@ import onnx
 from bnfold.errors import InvalidModelError
 from bnfold.proof.certificate import Certificate, Relation, Shape
 from bnfold.proof.failure import ProofError
+from bnfold.proof.instances import Instance, draw_instances
 from bnfold.proof.models import Scope, Side, first_output
 
 
@@ -29,6 +31,8 @@ class Pair:
         self.parameters: set[tuple[str, str]] = set()
         self.helpers: set[tuple[str, str]] = set()
         self._counterparts: dict[str, Scope] = {}
+        self._instances: list[Instance] = []
+        self._more = draw_instances(original.main)
 
     @cached_property
     def read_elsewhere(self) -> frozenset[str]:
@@ -43,6 +47,16 @@ class Pair:
             for annotation in scope.message.quantization_annotation if not scope.is_function else ():
                 names.update(entry.value for entry in annotation.quant_parameter_tensor_names)
         return frozenset(names)
+
+    def instances(self) -> Iterator[Instance]:
+        """Instances of the original's sizes, of larger and larger ones."""
+        for place in itertools.count():
+            if place == len(self._instances):
+                instance = next(self._more, None)
+                if instance is None:
+                    return
+                self._instances.append(instance)
+            yield self._instances[place]
 
     def within(self, scope: Scope, values: Collection[str]) -> Pair:
         """The pair as a branch of these values sees it that leads to no output: all that it reads is as it was."""
@@ -140,7 +154,7 @@ class Pair:
         if len(node.input) < 2:
             return False
         constants = [each for each in node.input[:2] if scope.is_constant(each)]
-        return len(constants) == 1 and (node.op_type == "MatMul" or constants[0] == node.input[1])
+        return len(constants) == 1 and (node.op_type in ("Einsum", "MatMul") or constants[0] == node.input[1])
 
     def bias_add(self, scope: Scope, node: onnx.NodeProto) -> onnx.NodeProto | None:
         """The Add that is the bias of a matrix product with a constant: its only reader, in the same graph."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import get_type_hints
+from typing import get_args, get_type_hints
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from bnfold.graph.ops import (
     Broadcast,
     Concat,
     Identity,
+    Lookup,
     Maximum,
     Op,
     Pad,
@@ -25,6 +26,7 @@ from bnfold.graph.ops import (
     PixelUnshuffle,
     Rectifier,
     Reshape,
+    Select,
     Split,
     Sum,
     Take,
@@ -63,6 +65,10 @@ EXAMPLES: list[tuple[str, Op]] = [
     ("of the channels", Broadcast(frozenset({1}))),
     ("of computed values of one shape", Sum((1, 1), (IMAGE, IMAGE), (1.0, 0.0))),
     ("with an operand that is broadcast along the channels", Sum((1, 1), (IMAGE, ("N", 1, 6, 6)), (1.0, 0.0))),
+    ("of a computed value and a constant", Sum((1, 1), (IMAGE, IMAGE), (0.0, 1.0), constants=frozenset({1}))),
+    ("between computed values of one shape", Select((IMAGE, IMAGE), 4)),
+    ("between a computed value and a constant", Select((IMAGE, (1, 1, 1, 1)), 4, frozenset({1}))),
+    ("of rows of a constant table, which absorbs it", Lookup(0, 1)),
     ("", Identity()),
     ("", Rectifier()),
 ]
@@ -138,7 +144,8 @@ TORCH = sorted(OPERATORS, key=lambda row: row.name)
 
 def names(op: Op, readers: Mapping[str, Callable[..., object]]) -> str:
     """The operators that are read as this kind."""
-    return ", ".join(name for name, read in readers.items() if get_type_hints(read)["return"] is type(op))
+    kinds = {name: get_type_hints(read)["return"] for name, read in readers.items()}
+    return ", ".join(name for name, kind in kinds.items() if kind != Op and type(op) in (get_args(kind) or (kind,)))
 
 
 def answer(rule: Callable[..., object], op: Op, arguments: Callable[[Affine], list[Affine | None]]) -> str:
@@ -174,7 +181,9 @@ def inputs(op: Op) -> Callable[[Affine], list[Affine | None]]:
     def arguments(affine: Affine) -> list[Affine | None]:
         if isinstance(op, Concat):
             return [affine] * len(op.sizes)
-        return [affine, None] if isinstance(op, Sum) else [affine]
+        if isinstance(op, Select) and not op.constants:
+            return [affine] * len(op.shapes)
+        return [affine, None] if isinstance(op, Sum | Select) else [affine]
 
     return arguments
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import onnx
 import pytest
 
+from bnfold.algebra.affine import Affine
 from bnfold.api import certify
+from bnfold.proof.certificate import Relation
 from tests.proof.test_proof import proof_of
 from tests.toys.onnx_graphs import model, node, norm, random, statistics
 
@@ -70,6 +73,66 @@ def test_a_fold_that_rests_on_shapes_is_proved(make: Callable[[], onnx.ModelProt
     result, certificate = certify(original)
     assert not [each for each in result.graph.node if each.op_type == "BatchNormalization"]
     assert proof_of(original, result, certificate).failures == ()
+
+
+def windows() -> onnx.ModelProto:
+    """As in Swin: channels last, and sizes that the input leaves open are cut into windows of two."""
+    sizes = [node("Gather", f"s {k}", f"size{k}") for k in "012"]
+    halves = [node("Div", f"size{k} two", f"half{k}") for k in "12"]
+    vectors = [node("Unsqueeze", f"{each} zero", f"{each}_") for each in ("size0", "half1", "half2")]
+    nodes = [
+        node("Sigmoid", "x", "i"),
+        norm("i", "n"),
+        node("Transpose", "n", "t", perm=[0, 2, 3, 1]),
+        node("Shape", "t", "s"),
+        *sizes,
+        *halves,
+        *vectors,
+        node("Concat", "size0_ half1_ pair half2_ pair channels", "target", axis=0),
+        node("Reshape", "t target", "r"),
+        node("MatMul", "r w", "y"),
+    ]
+    constants = {"0": np.array(0), "1": np.array(1), "2": np.array(2), "two": np.array(2), "zero": np.array([0])}
+    constants |= {"pair": np.array([2]), "channels": np.array([4]), "w": random(4, 3)}
+    return model(nodes, constants | statistics(4), ("N", 4, "H", "W"))
+
+
+def clips() -> onnx.ModelProto:
+    """As for video: a batch that is left open holds clips of three images each."""
+    nodes = [
+        node("Conv", "x w", "c"),
+        node("Reshape", "c target", "r"),
+        node("Transpose", "r", "t", perm=[0, 2, 1, 3, 4]),
+        norm("t", "n"),
+        node("Sigmoid", "n", "y"),
+    ]
+    constants = {"target": np.array([-1, 3, 4, 6, 6]), "w": random(4, 3, 1, 1)}
+    return model(nodes, constants | statistics(4), ("N", 3, 6, 6))
+
+
+@pytest.mark.parametrize("make", [windows, clips], ids=lambda f: f.__name__)
+def test_a_reshape_to_sizes_that_are_left_open_is_proved(make: Callable[[], onnx.ModelProto]) -> None:
+    """No size that is drawn alone fits it: sizes of the input are drawn, and the others follow."""
+    original = make()
+    result, certificate = certify(original)
+    assert not [each for each in result.graph.node if each.op_type == "BatchNormalization"]
+    assert proof_of(original, result, certificate).failures == ()
+
+
+@pytest.mark.parametrize("make", [windows, clips], ids=lambda f: f.__name__)
+def test_a_reshape_to_sizes_that_are_left_open_is_judged(make: Callable[[], onnx.ModelProto]) -> None:
+    """A map along another axis, or of the other channels, does not go through it."""
+    original = make()
+    result, certificate = certify(original)
+    key = "main", "r"
+    relation = certificate.relations[key]
+    affine = relation.pulled or relation.pushed
+    assert affine is not None
+    turned = Affine(affine.scale[::-1].copy(), affine.shift, affine.axis)
+    for wrong in (affine.along(1), turned):
+        changed = Relation(wrong) if relation.pulled else Relation(None, wrong)
+        relations = {**certificate.relations, key: changed}
+        assert not proof_of(original, result, replace(certificate, relations=relations)).is_proved
 
 
 def test_a_node_that_is_gone_though_something_reads_it_is_found() -> None:

@@ -68,7 +68,8 @@ def test_a_statement_says_what_was_made_of_what_and_how(folder: Path) -> None:
     assert document["subject"] == [{"name": "b.onnx", "digest": {"sha256": sha256(folder / "b.onnx")}}]
     predicate = document["predicate"]
     assert predicate["original"] == [{"name": "a.onnx", "digest": {"sha256": sha256(folder / "a.onnx")}}]
-    assert predicate["options"] == {"only": ["*_1__0"], "skip": ["no*"], "merge": False, "verify": "proof"}
+    options = {"only": ["*_1__0"], "skip": ["no*"], "merge": False, "lower": None, "verify": "proof"}
+    assert predicate["options"] == options
     assert predicate["outcomes"] == {"found": 4, "folded": 0, "kept": {"skipped": 4}, "affines": 0, "merges": 0}
     assert predicate["proof"]["identical"]
     assert predicate["verdict"] == "proved"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,15 @@ import onnx_ir as ir
 
 from bnfold.frontends.onnx.files.original import original_of
 from bnfold.frontends.onnx.scopes import Scopes
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One of several operators in a row, with the constants that it reads behind its data."""
+
+    operator: str
+    constants: tuple[npt.NDArray[Any], ...]
+    attributes: tuple[ir.Attr, ...]
 
 
 class Editor:
@@ -183,14 +193,15 @@ class Editor:
         node: ir.Node,
         index: int,
         old: ir.Node,
+        integers: npt.NDArray[Any] | None,
         scales: npt.NDArray[Any],
         zero_points: npt.NDArray[Any],
         axis: int,
     ) -> None:
-        """Give input `index` of a node a DequantizeLinear of its own, like `old` with other scales."""
+        """Give input `index` of a node a DequantizeLinear of its own, like `old` with other scales, maybe integers."""
         name = self.fresh(f"{old.name or old.outputs[0].name}_folded")
         inputs = [
-            old.inputs[0],
+            old.inputs[0] if integers is None else self._initializer(node, ir.tensor(integers), f"{name}_integers"),
             self._initializer(node, ir.tensor(scales), f"{name}_scale"),
             self._initializer(node, ir.tensor(zero_points), f"{name}_zero_point"),
         ]
@@ -202,6 +213,30 @@ class Editor:
         value = old.outputs[0]
         node.replace_input_with(index, fresh.outputs[0])
         self.release(value)
+
+    def replace_operator(self, node: ir.Node, stages: Sequence[Stage]) -> None:
+        """Make a node with one input of data the last of several operators in a row, and put the others before it."""
+        value, old = node.inputs[0], list(node.inputs[1:])
+        for stage in stages[:-1]:
+            inputs = [value, *self._constants(node, stage)]
+            name = self.fresh(f"{node.name or node.outputs[0].name}_{stage.operator.lower()}")
+            fresh = ir.Node("", stage.operator, inputs, stage.attributes, name=name)
+            self._insert(node, fresh, after=False)
+            value = fresh.outputs[0]
+            value.name = self.fresh(f"{name}_output")
+        inputs = [value, *self._constants(node, stages[-1])]
+        node.resize_inputs(len(inputs))
+        for index, read in enumerate(inputs):
+            node.replace_input_with(index, read)
+        node.op_type = stages[-1].operator
+        node.attributes.clear()
+        node.attributes.update({attribute.name: attribute for attribute in stages[-1].attributes})
+        for constant, readings in Counter(read for read in old if read is not None).items():
+            self.release(constant, readings)
+
+    def _constants(self, node: ir.Node, stage: Stage) -> list[ir.Value]:
+        wish = f"{node.outputs[0].name}_{stage.operator.lower()}"
+        return [self._initializer(node, ir.tensor(constant), wish) for constant in stage.constants]
 
     def pad_explicitly(self, node: ir.Node, fill: float, dtype: np.dtype[np.generic], version: int) -> None:
         """Replace the zero padding of a convolution by a Pad with the constant `fill`."""

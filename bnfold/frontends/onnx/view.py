@@ -9,9 +9,9 @@ import numpy as np
 import onnx_ir as ir
 
 from bnfold.algebra.affine import Affine
-from bnfold.algebra.linear import Layout, Linear
+from bnfold.algebra.linear import Linear
 from bnfold.algebra.rounding import Rounding, measure_parameters, round_once
-from bnfold.frontends.onnx.edit import Editor
+from bnfold.frontends.onnx.edit import Editor, Stage
 from bnfold.frontends.onnx.files.pieces import SolvedTensor
 from bnfold.frontends.onnx.operators import read_affine, read_carry, read_linear
 from bnfold.frontends.onnx.operators.constants import Constants
@@ -26,7 +26,7 @@ from bnfold.frontends.parameters import Stored, View
 from bnfold.frontends.reading import AnyArray, Normalization, Unreadable, foreign, leads_nowhere, opaque, unit
 from bnfold.frontends.traversal import in_order, reach
 from bnfold.graph.cautions import Caution, DeclarationCaution
-from bnfold.graph.ops import ChannelAffine, Op, Opaque
+from bnfold.graph.ops import ChannelAffine, Form, Lowered, Op, Opaque, Operands, Select, Sum
 from bnfold.graph.outcome import Outcome, Reason, Refusal, Stop
 from bnfold.graph.protocol import Constant
 
@@ -35,6 +35,12 @@ READS_NO_CONTENT = {
     **dict.fromkeys(("EyeLike", "RandomNormalLike", "RandomUniformLike", "Shape", "Size"), 0),
 }
 """Operators that read the shape or type of an input alone, with its index. A per-channel affine changes neither."""
+
+CONVOLVED = (3, 4, 5)
+"""Ranks of data that runtimes convolve."""
+
+PRODUCTS = frozenset({"Einsum", "MatMul"})
+"""Operators that have a constant on either side, and take no bias."""
 
 ARITHMETIC = frozenset({"Add", "Div", "Mul", "Neg", "Sub"})
 
@@ -177,10 +183,12 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
     def _find_data(self, node: ir.Node) -> Sequence[int]:
         if node.domain != "" or not node.inputs:
             return range(len(node.inputs))
-        if node.op_type == "MatMul":
+        if node.op_type in PRODUCTS and len(node.inputs) == 2:
             return (1 - self._matmul_kernel(node),)
         if node.op_type in ARITHMETIC and isinstance(self.op(node), ChannelAffine):
             return [index for index in range(len(node.inputs)) if not self._facts.constants.holds(node.inputs[index])]
+        if node.op_type == "Where":
+            return (1, 2)
         if node.op_type in read_carry.ALL_INPUTS_ARE_DATA:
             return range(len(node.inputs))
         return (0,)
@@ -285,6 +293,51 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
             if kind.shape is not None and kind.dtype is not None
         }
 
+    can_lower = True
+
+    def round_lowered(self, node: ir.Node, lowered: Lowered) -> Rounding | None:
+        dtype = self._lowered_type(node)
+        if dtype is None or (self._rank(node) is None and self._reader(node).version >= 7):
+            return None
+        rounding = measure_parameters(lowered.affine.scale.reshape(1, -1, 1), lowered.shift, dtype, unit(dtype))
+        is_mean_lost = not np.isfinite(round_once(lowered.mean, dtype).astype(np.float64)).all()
+        return None if is_mean_lost else rounding
+
+    def lower(self, node: ir.Node, lowered: Lowered) -> None:
+        dtype, rank = self._lowered_type(node), self._rank(node)
+        assert dtype is not None
+        is_aligned = self._reader(node).version >= 7
+        shape = (-1, *(1,) * (rank - 2)) if is_aligned and rank else (-1,)
+        attributes = [] if is_aligned else [ir.AttrInt64("broadcast", 1), ir.AttrInt64("axis", 1)]
+        scale, shift, mean = (
+            round_once(vector, dtype) for vector in (lowered.affine.scale, lowered.shift, lowered.mean)
+        )
+        stages: list[Stage] = []
+        if lowered.mean.any():
+            stages.append(Stage("Sub", (mean.reshape(shape),), tuple(attributes)))
+        if lowered.form is Form.DEPTHWISE and rank in CONVOLVED:
+            kernel = scale.reshape(-1, 1, *(1,) * (rank - 2))
+            stages.append(Stage("Conv", (kernel, shift), (ir.AttrInt64("group", len(scale)),)))
+        else:
+            stages.append(Stage("Mul", (scale.reshape(shape),), tuple(attributes)))
+            stages.append(Stage("Add", (shift.reshape(shape),), tuple(attributes)))
+        self._editor.replace_operator(node, stages)
+
+    def _lowered_type(self, node: ir.Node) -> np.dtype[np.generic] | None:
+        """The element type of a BatchNorm's data; that of its parameters may be another one from opset 14 on."""
+        known = self._reader(node).dtype()
+        if known is not None:
+            return known.numpy()
+        return self._normalization(node).gamma.dtype if self._reader(node).version < 14 else None
+
+    def _rank(self, node: ir.Node) -> int | None:
+        shape = self._reader(node).shape()
+        return None if shape is None else len(shape)
+
+    def write_operands(self, node: ir.Node, absorbed: Operands) -> None:
+        for index, (_, rounded) in self._operands(node, absorbed).items():
+            self._editor.set_parameter(node, self._data_indices(node)[index], ir.tensor(rounded))
+
     def write(self, node: ir.Node, absorbed: Linear | Affine) -> None:
         if isinstance(absorbed, Linear):
             self._write_linear(node, absorbed)
@@ -292,6 +345,11 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         fresh = self._normalization(node).replaced(absorbed)
         for index, array in enumerate(fresh, start=1):
             self._editor.set_parameter(node, index, ir.tensor(array))
+
+    def _operand(self, node: ir.Node, index: int) -> AnyArray:
+        op, constant = self.op(node), self._reader(node).constant(self._data_indices(node)[index], "operand")
+        shape = op.shapes[index] if isinstance(op, Sum | Select) else None
+        return constant if shape is None else constant.reshape((1,) * (len(shape) - constant.ndim) + constant.shape)
 
     def _is_batchnorm(self, node: ir.Node) -> bool:
         return node.op_type == "BatchNormalization" and node.domain == ""
@@ -327,7 +385,9 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         axis = insist_on_output_scales(old, stored.weights.layout, stored.weights.groups, version)
         scales = round_once(old.rescaled(linear.after.scale), old.scales.dtype)
         zero_points = np.broadcast_to(old.zero_points, scales.shape).copy()
-        self._editor.requantize(node, stored.weights.kernel, old.node, scales, zero_points, axis)
+        integers = old.resigned(linear.after.scale, axis)
+        changed = None if integers is old.integers else integers
+        self._editor.requantize(node, stored.weights.kernel, old.node, changed, scales, zero_points, axis)
         fresh = node.inputs[stored.weights.kernel]
         assert fresh is not None
         self._declare_known(fresh, old.node.outputs[0])
@@ -339,8 +399,8 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
             if node.op_type == "Gemm" and version < 7:
                 node.attributes["broadcast"] = ir.AttrInt64("broadcast", 1)
             return
-        if stored.weights.layout is Layout.OUT_IN and version >= 7:
-            bias = bias.reshape(-1, 1)
+        if version >= 7:
+            bias = bias.reshape(-1, *(1,) * stored.weights.behind)
         attributes = [] if version >= 7 else [ir.AttrInt64("broadcast", 1), ir.AttrInt64("axis", linear.axis_out or 0)]
         add = self._bias_add.get(node)
         if add is not None:

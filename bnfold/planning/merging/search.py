@@ -209,6 +209,6 @@ def _sign(leaf: Leaf[N, V]) -> float:
 
 def _is_even(op: Op) -> bool:
     """Whether all operands of a sum are known to have one shape: none is broadcast then, however they are grouped."""
-    if not isinstance(op, Sum) or op.shapes[0] is None or None in op.shapes[0]:
+    if not isinstance(op, Sum) or op.pending or op.shapes[0] is None or None in op.shapes[0]:
         return False
     return all(shape == op.shapes[0] for shape in op.shapes)

@@ -102,7 +102,7 @@ def _follow(draft: Draft[N, V], leaf: Leaf[N, V]) -> N | None:
     """Walk an operand upstream to the value that it is a branch of; or to the next addition, which is returned."""
     while (node := only_maker(draft, leaf.value, leaf.reader)) is not None:
         op = draft.op(node)
-        if isinstance(op, Sum) and not leaf.stages:
+        if isinstance(op, Sum) and not leaf.stages and not op.pending:
             return node
         if node in draft.candidates:
             leaf.front.append(draft.affine(node))

@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 
 from bnfold.algebra.affine import Affine
-from bnfold.graph.ops import Dim, Identity, Rectifier, Shape, Sum
+from bnfold.graph.ops import Dim, Identity, Lookup, Rectifier, Select, Shape, Sum
 from bnfold.graph.outcome import Reason, Stop
-from bnfold.planning.rules.registry import CONFLICT, Carried, pull, push, reversed_scale, variants
+from bnfold.planning.rules.registry import AXIS, CONFLICT, Carried, pull, push, reversed_scale, variants
 
 SHIFTED = Stop(Reason.NONLINEAR, "it carries a positive scale, but no shift")
 SHAPES = Stop(Reason.UNKNOWN_SHAPE, "the shapes of its operands are not known")
@@ -37,10 +37,14 @@ def _(op: Rectifier, affine: Affine) -> Carried:
 
 @variants.register
 def _(op: Sum) -> tuple[object, ...]:
-    """The shift to one operand, whichever can take it, or in equal parts (for one value read twice)."""
+    """The shift to one operand, whichever can take it, or in equal parts (for one value read twice).
+
+    A constant takes it for nothing.
+    """
     count = len(op.signs)
     unit = np.eye(count)
-    shares = [*unit, np.full(count, 1 / count)]
+    constants_first = sorted(range(count), key=lambda index: index not in op.constants)
+    shares = [*unit[constants_first], np.full(count, 1 / count)]
     return tuple(replace(op, shares=tuple(float(part) for part in share)) for share in shares)
 
 
@@ -64,10 +68,60 @@ def pull_operand(op: Sum, index: int, affine: Affine) -> Affine | Stop:
     if affine.axis >= rank:
         return SHAPES
     axis = affine.axis - (rank - len(shape))
+    stop = _stop_operand(shape, axis, affine.size, is_constant=index in op.constants)
+    return stop or Affine(affine.scale, affine.shift, axis)
+
+
+def _stop_operand(shape: Shape, axis: int, channels: int, *, is_constant: bool) -> Stop | None:
+    """What keeps an operand from taking in an affine. A constant without channels may get them, if it is one number."""
     size = _size(shape, axis)
-    if axis < 0 or size != affine.size:
+    if is_constant and set(shape) <= {1}:
+        return None
+    if axis < 0 or size != channels:
         return SHAPES if not isinstance(size, int) else BROADCAST
-    return Affine(affine.scale, affine.shift, axis)
+    return None
+
+
+@pull.register
+def _(op: Select, affine: Affine) -> Carried:
+    pulled: list[Affine] = []
+    for index, shape in enumerate(op.shapes):
+        if shape is None or affine.axis >= op.rank:
+            return SHAPES
+        axis = affine.axis - (op.rank - len(shape))
+        if stop := _stop_operand(shape, axis, affine.size, is_constant=index in op.constants):
+            return stop
+        pulled.append(affine.along(axis))
+    return tuple(pulled)
+
+
+@push.register
+def _(op: Select, *affines: Affine | None) -> Carried:
+    arrived: list[Affine] = []
+    for affine, shape in zip(affines, op.shapes, strict=True):
+        if shape is None:
+            return SHAPES
+        if affine is None:
+            return CONFLICT
+        if (size := _size(shape, affine.axis)) != affine.size:
+            return SHAPES if not isinstance(size, int) else BROADCAST
+        arrived.append(affine.along(affine.axis + op.rank - len(shape)))
+    return (arrived[0],) if all(arrived[0].equals(other) for other in arrived) else CONFLICT
+
+
+@pull.register
+def _(op: Lookup, affine: Affine) -> Carried:
+    behind = affine.axis - op.rank + 1
+    if affine.axis < op.axis:
+        return (affine,)
+    return (affine.along(behind),) if behind > op.axis else AXIS
+
+
+@push.register
+def _(op: Lookup, affine: Affine) -> Carried:
+    if affine.axis == op.axis:
+        return AXIS
+    return (affine if affine.axis < op.axis else affine.along(affine.axis + op.rank - 1),)
 
 
 @push.register

@@ -133,21 +133,22 @@ def _block_channels(factor: int, channels: int, channel_first: bool) -> npt.NDAr
     return packed // factor**2 if channel_first else packed % channels
 
 
-def _onto_blocks(affine: Affine, factor: int, channels: int, channel_first: bool) -> Carried:
+def _onto_blocks(affine: Affine, factor: int, channels: int | None, channel_first: bool) -> Carried:
     if affine.axis == 0:
         return (affine,)
     if affine.axis != 1:
         return AXIS
-    if affine.size != channels or factor**2 * channels > CHANNEL_LIMIT:
+    if channels not in (None, affine.size) or factor**2 * affine.size > CHANNEL_LIMIT:
         return SIZES
-    return (affine.take(_block_channels(factor, channels, channel_first)),)
+    return (affine.take(_block_channels(factor, affine.size, channel_first)),)
 
 
-def _off_blocks(affine: Affine, factor: int, channels: int, channel_first: bool) -> Carried:
+def _off_blocks(affine: Affine, factor: int, channels: int | None, channel_first: bool) -> Carried:
     if affine.axis == 0:
         return (affine,)
     if affine.axis != 1:
         return AXIS
+    channels = affine.size // factor**2 if channels is None else channels
     if affine.size != factor**2 * channels:
         return SIZES
     return _found(affine.spread(_block_channels(factor, channels, channel_first), channels))

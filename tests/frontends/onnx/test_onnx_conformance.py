@@ -15,10 +15,14 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto
 
 import bnfold
 from bnfold import Fold, Outcome, Reason, Refusal
-from tests.toys.onnx_graphs import fuse, model, node, norm, operators, random, statistics
+from bnfold.api import certify
+from bnfold.proof.checker import check_proof
+from bnfold.proof.models import Files
+from tests.toys.onnx_graphs import evaluate, fuse, model, node, norm, operators, random, statistics
 
 I64 = np.int64
 EXAMPLES = int(os.environ.get("BNFOLD_EXAMPLES", "500"))
@@ -102,6 +106,33 @@ def test_a_transposed_convolution_of_one_tap_beside_empty_places_takes_no_shift(
     assert isinstance(outcome, Refusal)
 
 
+@pytest.mark.parametrize("operands", ["", " b", " b m", " _ m"], ids=["no bias", "bias", "bias and mask", "mask"])
+def test_deformable_convolution(operands: str) -> None:
+    offsets = {"o": random(2, 8, 4, 4), "m": random(2, 4, 4, 4), "b": random(6)}
+    constants = {"w": random(6, 4, 2, 2), **offsets, **statistics(6)}
+    nodes = [node("DeformConv", f"x w o{operands}", "c", kernel_shape=[2, 2]), norm("c", "y")]
+    assert_folds(model(nodes, constants, (2, 4, 5, 5), opset=19, ir_version=9), "upstream", [])
+
+
+def test_a_deformable_convolution_takes_a_scale_of_its_data_and_no_shift() -> None:
+    constants = {"w": random(6, 4, 2, 2), "o": random(2, 8, 4, 4), **statistics(4)}
+    nodes = [norm("x", "n"), node("DeformConv", "n w o", "y", kernel_shape=[2, 2])]
+    shape, options = (2, 4, 5, 5), {"opset": 19, "ir_version": 9}
+    assert_stays(model(nodes, constants, shape, **options), Reason.GRAPH_INPUT)
+    constants["beta"] = np.zeros(4)
+    constants["mean"] = np.zeros(4)
+    assert_folds(model(nodes, constants, shape, **options), "downstream", [])
+
+
+def test_the_offsets_of_a_deformable_convolution_are_no_data() -> None:
+    nodes = [node("Conv", "x v", "c"), norm("c", "o"), node("DeformConv", "x w o", "y", kernel_shape=[2, 2])]
+    constants = {"v": random(8, 4, 2, 2), "w": random(6, 4, 2, 2), **statistics(8)}
+    assert_folds(model(nodes, constants, (2, 4, 5, 5), opset=19, ir_version=9), "upstream", [])
+    nodes = [norm("x", "n"), node("DeformConv", "x w n", "y", kernel_shape=[1, 1])]
+    constants = {"w": random(6, 2, 1, 1), **statistics(2)}
+    assert_stays(model(nodes, constants, (2, 2, 5, 5), opset=19, ir_version=9), Reason.GRAPH_INPUT)
+
+
 @pytest.mark.parametrize("transposed", [0, 1])
 @pytest.mark.parametrize("c", [None, (1,), (3,), (1, 3), (1, 1)], ids=str)
 @pytest.mark.parametrize("factors", [{}, {"alpha": 0.5, "beta": 3.0}], ids=["plain", "alpha and beta"])
@@ -141,9 +172,164 @@ def test_matmul_with_the_constant_in_front() -> None:
     assert_folds(proto, "upstream", [])
 
 
+EQUATIONS = {
+    "last axis": ("nchi,io->ncho", (2, 3, 4, 5), (5, 6), 6, [0, 3, 1, 2]),
+    "in front": ("oi,nihw->nohw", (2, 5, 4, 3), (6, 5), 6, None),
+    "in the middle": ("nihw , io -> nohw", (2, 5, 4, 3), (5, 6), 6, None),
+    "another order": ("nhwi,oi->nohw", (2, 4, 3, 5), (6, 5), 6, None),
+}
+
+
+@pytest.mark.parametrize("case", EQUATIONS)
+def test_einsum_is_a_product(case: str) -> None:
+    equation, shape, kernel, channels, order = EQUATIONS[case]
+    operands = "w x" if case == "in front" else "x w"
+    nodes = [node("Einsum", operands, "c", equation=equation), node("Transpose", "c", "d", perm=order or [0, 1, 2, 3])]
+    proto = model([*nodes, norm("d", "y")], {"w": random(*kernel), **statistics(channels)}, shape)
+    assert operators(assert_folds(proto, "upstream", ["Transpose"])) == ["Einsum", "Add", "Transpose"]
+
+
+def test_einsum_takes_a_batchnorm_in_front() -> None:
+    nodes = [norm("x", "n"), node("Einsum", "n w", "y", equation="nihw,io->nohw")]
+    proto = model(nodes, {"w": random(5, 6), **statistics(5)}, (2, 5, 4, 3))
+    assert operators(assert_folds(proto, "downstream", [])) == ["Einsum", "Add"]
+
+
+@pytest.mark.parametrize(
+    ("equation", "kernel"),
+    [("nihw,io->now", (5, 6)), ("nihw,ih->nhw", (5, 4)), ("nchw,cc->nchw", (5, 5)), ("...i,io->...o", (3, 6)),
+     ("nchw,c->nchw", (5,)), ("nchw,coh->nohw", (5, 6, 4))],
+    ids=str,
+)  # fmt: skip
+def test_einsum_of_another_form_stays(equation: str, kernel: tuple[int, ...]) -> None:
+    nodes = [norm("x", "n"), node("Einsum", "n w", "y", equation=equation)]
+    (outcome,) = bnfold.plan(model(nodes, {"w": random(*kernel), **statistics(5)}, (2, 5, 4, 3)))
+    assert isinstance(outcome, Refusal)
+    assert "not a product" in outcome.detail
+
+
 def test_matmul_along_the_last_axis_is_another_axis_than_one() -> None:
     proto = model([node("MatMul", "x w", "m"), norm("m", "y")], {"w": random(5, 5), **statistics(5)}, (2, 5, 5))
     assert_stays(proto, Reason.AXIS_MISMATCH)
+
+
+# Constants that are read as data take in their part
+
+POSITIONS = random(3, 5, 4)
+MASK = np.array([[True, False, False, True]])
+
+OPERANDS: dict[str, tuple[onnx.NodeProto, Any, list[str]]] = {
+    "added": (node("Add", "c k", "d"), POSITIONS, ["Add"]),
+    "added in front": (node("Add", "k c", "d"), POSITIONS, ["Add"]),
+    "subtracted": (node("Sub", "c k", "d"), POSITIONS, ["Sub"]),
+    "subtracted from": (node("Sub", "k c", "d"), POSITIONS, ["Sub"]),
+    "added up": (node("Sum", "c k c", "d"), POSITIONS, ["Sum"]),
+    "added to all of a batch": (node("Add", "c k", "d"), POSITIONS[None], ["Add"]),
+    "a number, selected": (node("Where", "m k c", "d"), np.asarray(-7.0), ["Where"]),
+    "a number with axes, selected": (node("Where", "m c k", "d"), np.asarray([[-7.0]]), ["Where"]),
+    "channels, selected": (node("Where", "m c k", "d"), random(3, 1, 1), ["Where"]),
+    "positions, selected": (node("Where", "m k c", "d"), POSITIONS, ["Where"]),
+}
+
+
+@pytest.mark.parametrize("case", OPERANDS)
+@pytest.mark.parametrize("bias", ["", " b"], ids=["no bias", "bias"])
+def test_constant_operand(case: str, bias: str) -> None:
+    between, constant, through = OPERANDS[case]
+    constants = {"w": random(3, 4, 1, 1), "b": random(3), "k": constant, "m": MASK, **statistics(3)}
+    assert_folds(
+        model([node("Conv", f"x w{bias}", "c"), between, norm("d", "y")], constants, (2, 4, 5, 4)), "upstream", through
+    )
+
+
+def test_constant_operand_of_a_product() -> None:
+    """The shift goes into the constant that is there, and makes no bias."""
+    constants = {"w": random(4, 3), "k": random(5, 3), "s": np.asarray([2.0, -1.0, 0.5]), "t": random(3)}
+    nodes = [node("MatMul", "x w", "c"), node("Add", "c k", "d"), node("Add", "d t", "y")]
+    assert operators(fuse(model(nodes, constants, (2, 5, 4)))[0]) == ["MatMul", "Add"]
+    nodes = [*nodes[:2], node("Mul", "d s", "e"), node("Add", "e t", "y")]
+    assert operators(fuse(model(nodes, constants, (2, 5, 4)))[0]) == ["MatMul", "Add"]
+
+
+@pytest.mark.parametrize(
+    ("constant", "reason"),
+    [(POSITIONS[:1], Reason.MIXED_CHANNELS), (random(2, 1, 5, 4), Reason.MIXED_CHANNELS)],
+    ids=["for all channels", "for each of a batch"],
+)
+def test_a_constant_that_would_grow_takes_nothing_in(constant: Any, reason: Reason) -> None:
+    nodes = [node("Conv", "x w", "c"), node("Add", "c k", "d"), norm("d", "y")]
+    assert_stays(model(nodes, {"w": random(3, 4, 1, 1), "k": constant, **statistics(3)}, (2, 4, 5, 4)), reason)
+
+
+def test_a_constant_operand_that_something_else_reads_is_copied() -> None:
+    nodes = [node("Conv", "x w", "c"), node("Add", "c k", "d"), norm("d", "y"), node("Identity", "k", "z")]
+    constants = {"w": random(3, 4, 1, 1), "k": POSITIONS, **statistics(3)}
+    assert isinstance(fuse(model(nodes, constants, (2, 4, 5, 4), outputs="y z"))[1][0], Fold)
+
+
+def test_a_constant_operand_that_a_caller_may_replace_stays() -> None:
+    nodes = [node("Conv", "x w", "c"), node("Add", "c k", "d"), norm("d", "y")]
+    constants = {"w": random(3, 4, 1, 1), "k": POSITIONS, **statistics(3)}
+    assert isinstance(sole(fuse(model(nodes, constants, (2, 4, 5, 4), overridable=["k"]))[1]), Refusal)
+
+
+def test_two_affines_go_into_one_constant_operand() -> None:
+    """The second one in front of which a sum would have merged, had its constant not changed."""
+    nodes = [node("Conv", "x w", "c"), node("Add", "c k", "d"), norm("d", "e"), node("Conv", "x w", "f"),
+             node("Add", "e f", "g"), norm("g", "y", "o_")]  # fmt: skip
+    constants = {"w": random(3, 4, 1, 1), "k": POSITIONS, **statistics(3), **statistics(3, "o_")}
+    fused = fuse(model(nodes, constants, (2, 4, 5, 4)))[0]
+    assert "BatchNormalization" not in operators(fused)
+
+
+def test_what_two_axes_want_of_a_constant_operand() -> None:
+    nodes = [node("Conv", "x w", "c"), node("Add", "c k", "d"), norm("d", "e"),
+             node("Transpose", "e", "f", perm=[0, 2, 1, 3]), norm("f", "y", "o_")]  # fmt: skip
+    constants = {"w": random(3, 4, 1, 1), "k": POSITIONS, **statistics(3), **statistics(5, "o_")}
+    assert isinstance(fuse(model(nodes, constants, (2, 4, 5, 4)))[1][1], Refusal)
+
+
+@pytest.mark.parametrize(("axis", "order"), [(0, [0, 2, 1]), (1, [1, 0, 2])], ids=str)
+def test_table(axis: int, order: list[int]) -> None:
+    """An embedding, and a table of which columns are looked up."""
+    proto = model(
+        [node("Cast", "x", "i", to=TensorProto.INT64), node("Gather", "t i", "c", axis=axis),
+         node("Transpose", "c", "d", perm=order), norm("d", "y")],
+        {"t": random(7, 6) if axis == 0 else random(6, 7), **statistics(6)}, (2, 4),
+    )  # fmt: skip
+    fused = assert_folds(proto, "upstream", ["Transpose"])
+    assert operators(fused) == ["Cast", "Gather", "Transpose"]
+
+
+def test_computed_indices_and_two_computed_operands_have_no_advice() -> None:
+    """An integer that depends on the data cannot be made an initializer."""
+    nodes = [node("Cast", "x", "i", to=TensorProto.INT64), node("Flatten", "i", "j", axis=0),
+             node("ReduceMax", "j", "k"), node("Conv", "x w", "c"), node("Gather", "c k", "d", axis=2),
+             norm("d", "y")]  # fmt: skip
+    proto = model(nodes, {"w": random(3, 4, 1, 1), **statistics(3)}, (2, 4, 5, 5))
+    product = [node("MatMul", "x x", "c"), norm("c", "y")]
+    for refused in (proto, model(product, statistics(4), (2, 4, 5, 5))):
+        (outcome,) = bnfold.plan(refused)
+        assert isinstance(outcome, Refusal)
+        assert outcome.advice is None
+
+
+def test_a_table_looked_up_along_the_channels_stays() -> None:
+    nodes = [node("Cast", "x", "i", to=TensorProto.INT64), node("Gather", "t i", "c"), norm("c", "y")]
+    assert_stays(model(nodes, {"t": random(7, 6), **statistics(4)}, (2, 4)), Reason.AXIS_MISMATCH)
+
+
+@pytest.mark.parametrize("mode", ["DCR", "CRD"])
+def test_blocks_of_a_number_of_channels_that_is_not_known(mode: str) -> None:
+    """The BatchNorm tells it."""
+    nodes = [node("DepthToSpace", "x", "d", blocksize=2, mode=mode), norm("d", "e"),
+             node("SpaceToDepth", "e", "f", blocksize=2), node("Conv", "f w", "y")]  # fmt: skip
+    proto = model(nodes, {"w": random(2, 12, 1, 1), **statistics(3)}, (2, "C", 2, 2))
+    fused, certificate = certify(proto)
+    assert operators(fused) == ["DepthToSpace", "SpaceToDepth", "Conv"]
+    assert check_proof(Files(proto), Files(fused), certificate).failures == ()
+    expected, actual = (evaluate(each, {"C": 12})["y"] for each in (proto, fused))
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-12)
 
 
 # BatchNormalization itself

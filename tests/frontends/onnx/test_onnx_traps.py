@@ -97,6 +97,45 @@ def test_batchnorms_that_make_almost_the_same_of_one_value_stay() -> None:
     assert outcomes(model(third, {**CONV, **other}, (2, 4, 3, 3), outputs="y z")) == ["second-use"] * 3
 
 
+@pytest.mark.parametrize("wide", [True, False], ids=["alone", "beside another"])
+def test_an_infinite_variance_makes_its_channel_a_constant(wide: bool) -> None:
+    """``gamma (x - mean) / inf + beta`` is beta, which is what the operator's definition says."""
+    constants = {**CONV, **statistics(3, "o_"), "var": np.asarray([1.0, np.inf, 2.0])}
+    nodes = [node("Conv", "x w", "c"), norm("c", "y" if wide else "d"), *([] if wide else [norm("d", "y", "o_")])]
+    fused, found = fuse(model(nodes, constants, (2, 4, 3, 3)))
+    assert operators(fused) == ["Conv"]
+    assert all(isinstance(each, Fold) for each in found)
+    behind = [norm("x", "n"), node("Conv", "n w", "y")]
+    constants = {"w": random(2, 3, 1, 1), **statistics(3), "var": np.asarray([1.0, np.inf, 2.0])}
+    assert outcomes(model(behind, constants, (2, 3, 3, 3))) == ["folded"]
+
+
+def test_a_batchnorm_of_infinite_variance_that_stays_takes_nothing_in() -> None:
+    """It has no gamma that would make it another map."""
+    constants = {**statistics(3), **statistics(3, "o_"), "var": np.asarray([1.0, np.inf, 2.0])}
+    proto = model([node("Sigmoid", "x", "s"), norm("s", "c"), norm("c", "y", "o_")], constants, (2, 3, 3, 3))
+    assert all(isinstance(each, Fold | Refusal) for each in fuse(proto)[1])
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"var": np.asarray([1.0, 1.0, np.nan])}, "its variance is not finite in channel 2"),
+        ({"mean": np.asarray([1.0, np.inf, 1.0])}, "its mean is not finite in channel 1"),
+        ({"var": np.asarray([1.0, 0.0, 1.0])}, "its variance is negative, or zero with epsilon zero, in channel 1"),
+        ({"var": np.asarray([1.0, 1.0, -np.inf])}, "its variance is negative, or zero with epsilon zero, in channel 2"),
+        ({"gamma": np.asarray([1.0, 1e300, 1.0]), "var": np.asarray([1.0, 1e-300, 1.0])}, "channel 1"),
+    ],
+    ids=["not a number", "infinite mean", "zero variance", "minus infinity", "overflow"],
+)
+def test_a_refusal_for_statistics_names_the_channel(changed: dict[str, np.ndarray], said: str) -> None:
+    proto = model([node("Conv", "x w", "c"), norm("c", "y", epsilon=0.0)], {**CONV, **changed}, (2, 4, 3, 3))
+    (outcome,) = bnfold.plan(proto)
+    assert isinstance(outcome, Refusal)
+    assert outcome.reason is Reason.INVALID_PARAMETERS
+    assert said in outcome.detail
+
+
 ENDS = {
     "rectifier": [node("Relu", "c", "d1")],
     "batchnorm": [norm("c", "d1", "o_")],
@@ -249,8 +288,9 @@ def test_odd_parameters(change: dict[str, np.ndarray], expected: str) -> None:
     assert ("folded" if isinstance(found, Fold) else str(found.reason)) == expected
 
 
-def half(gamma: float, kernel: float) -> onnx.ModelProto:
+def half(gamma: float, kernel: float, beta: float = 0.5) -> onnx.ModelProto:
     stats = {name: array.astype(np.float16) for name, array in statistics(3).items()}
+    stats["beta"][1] = beta
     stats["gamma"] = np.asarray([1, gamma, 1], np.float16)
     stats["var"] = np.ones(3, np.float16)
     constants = {"w": np.full((3, 4, 1, 1), kernel, np.float16), **stats}
@@ -265,10 +305,25 @@ def test_float16_overflow_refuses_and_names_the_channel() -> None:
 
 
 def test_float16_subnormal_loss_refuses() -> None:
-    (found,) = bnfold.plan(half(1e-4, 1.234e-3))
+    (found,) = bnfold.plan(half(1e-4, 1.234e-3, 0.0))
     assert isinstance(found, Refusal)
     assert found.reason is Reason.PRECISION_LOSS
     assert isinstance(bnfold.plan(half(0.0, 1.234e-3))[0], Fold)
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize(
+    ("size", "beta", "folds"), [(1.0, 0.0, True), (30.0, 0.5, True), (30.0, 0.02, False), (30.0, 0.0, False)], ids=str
+)
+def test_a_pruned_channel_of_float16_keeps_no_batchnorm(size: float, beta: float, folds: bool, groups: int) -> None:
+    """Its weights become subnormal. Beside beta, or the spacing of what it makes, that is nothing; else it is."""
+    weights = np.random.default_rng(0).normal(size=(4, 4 // groups, 3, 3)) * 0.1
+    variance = size**2 * (weights**2).sum(axis=(1, 2, 3))
+    stats = {"gamma": np.array([1, 1e-5, 1, 1]), "beta": np.array([0.1, beta, 0.2, 0.3]), "mean": np.zeros(4)}
+    constants = {"w": weights, **stats, "var": variance}
+    narrow = {name: array.astype(np.float16) for name, array in constants.items()}
+    proto = model([node("Conv", "x w", "c", group=groups), norm("c", "y")], narrow, (2, 4, 5, 5), dtype=np.float16)
+    assert isinstance(bnfold.plan(proto)[0], Fold) == folds
 
 
 def test_an_overflow_bars_the_latest_affine_alone() -> None:

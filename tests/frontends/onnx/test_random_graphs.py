@@ -256,8 +256,36 @@ def expand(b: Builder) -> None:
         b.add("Expand", [x, b.integers(*after)], after)
 
 
+def select(b: Builder) -> None:
+    if x := b.value():
+        shape = b.shapes[x]
+        mask = b.constant(b.random.random(shape[b.draw(len(shape)) :]) < 0.5)
+        axis = b.draw(len(shape))
+        sizes = [size if k == axis else 1 for k, size in enumerate(shape)]
+        other = (
+            b.value(lambda each: each == shape) if b.draw(3) == 0 else b.normal(*[[], sizes, list(shape)][b.draw(3)])
+        )
+        assert other is not None
+        b.add("Where", [mask, x, other] if b.draw(2) else [mask, other, x], shape)
+
+
+def einsum(b: Builder) -> None:
+    if x := b.value(lambda shape: len(shape) >= 2):
+        shape, out = b.shapes[x], 2 + b.draw(2)
+        letters = "abcdef"[: len(shape)]
+        axis = b.draw(len(shape))
+        sizes = {**dict(zip(letters, shape, strict=True)), "z": out}
+        result = letters.replace(letters[axis], "z")
+        if b.draw(3) == 0:
+            result = "".join(result[k] for k in b.random.permutation(len(result)))
+        kernel = [f"{letters[axis]}z", f"z{letters[axis]}"][b.draw(2)]
+        terms = [(x, letters), (b.normal(*(sizes[letter] for letter in kernel)), kernel)][:: 1 if b.draw(2) else -1]
+        equation = f"{terms[0][1]},{terms[1][1]}->{result}"
+        b.add("Einsum", [terms[0][0], terms[1][0]], tuple(sizes[letter] for letter in result), equation=equation)
+
+
 STEPS = [batchnorm, conv, batchnorm, arithmetic, add, concat, activation, transpose, reshape, pool, reduce, cut, pad]
-STEPS += [matmul, gemm, conv_transpose, shuffle, expand, batchnorm]
+STEPS += [matmul, gemm, conv_transpose, shuffle, expand, select, einsum, batchnorm]
 
 
 def build(draw: Draw, seed: int) -> onnx.ModelProto:
@@ -333,7 +361,7 @@ def test_random_graphs_are_never_wrong(data: st.DataObject, seed: int) -> None:
 def test_random_graphs_fold_often() -> None:
     """The graphs are not so odd that nothing in them ever folds."""
     found: list[Outcome] = []
-    for seed in range(200):
+    for seed in range(300):
         random = np.random.default_rng(seed)
         found.extend(check(build(lambda count, random=random: int(random.integers(count)), seed))[1])
     folds = [each for each in found if isinstance(each, Fold)]

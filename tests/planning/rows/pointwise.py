@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from bnfold.graph import ops
-from bnfold.graph.ops import Identity, Opaque, Rectifier, Sum
+from bnfold.graph.ops import Identity, Lookup, Opaque, Rectifier, Select, Sum
 from bnfold.graph.outcome import Reason, Stop
 from bnfold.planning.rules import pull, push
 from tests.planning.rows.law import (
     ALL,
     CONFLICTS,
     MIXED,
+    MIXES,
     POSITIVE_ONLY,
     SHIFT_ONLY,
     UNKNOWN,
@@ -83,6 +84,39 @@ def sum_of_three_with_signs(s: Sizes) -> Row:
         Trial(push, (1, 1, 1), ALL, Shared.SCALE),
         Trial(push, (1, None, 1), SHIFT_ONLY, Shared.SCALE),
         Trial(push, (None, None, 1), SHIFT_ONLY),
+    )
+
+
+def choosing(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Every other element of the one, with numpy broadcasting, and of the other."""
+    shape = np.broadcast_shapes(first.shape, second.shape)
+    return np.where(np.indices(shape).sum(axis=0) % 2, first, second)
+
+
+@row
+def selection(s: Sizes) -> Row:
+    return Row(
+        Select((s.image, s.image), s.rank),
+        choosing,
+        (s.image, s.image),
+        (
+            *pulls(*[ALL] * s.rank),
+            Trial(push, (1, 1), ALL, Shared.ALL),
+            Trial(push, (1, None), CONFLICTS),
+            Trial(push, (1, 0), CONFLICTS),
+        ),
+    )
+
+
+@row
+def lookup_by_a_matrix_of_indices(s: Sizes) -> Row:
+    indices = np.arange(6).reshape(2, 3) % s.image[1]
+    behind = [ALL] * (s.rank - 2)
+    return Row(
+        Lookup(1, 2),
+        lambda table: np.take(table, indices, axis=1),
+        (s.image,),
+        (*pulls(ALL, MIXES, MIXES, *behind), *pushes(ALL, MIXES, *behind)),
     )
 
 

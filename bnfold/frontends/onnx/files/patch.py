@@ -90,6 +90,7 @@ class _Patch:
         inputs, outputs = _names(node.inputs), _names(node.outputs)
         return edited(
             proto,
+            op_type=node.op_type,
             input=inputs,
             output=outputs,
             attribute=self._attributes(node, record),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import onnx_ir as ir
 
@@ -53,8 +53,13 @@ def _slice(reader: Reader) -> ops.Take:
     return reading.take(reader.shape(), {reader.axis(axis): cut for axis, cut in cuts})
 
 
-def _gather(reader: Reader) -> ops.Take:
+def _gather(reader: Reader) -> ops.Take | ops.Lookup:
     axis = reader.axis(int(reader.attribute("axis", 0)))
+    if reader.facts.constants.holds(reader.value(0)) and reader.dtype() in FLOATS:
+        return ops.Lookup(axis, reader.rank(1))
+    indices, constants = reader.value(1), reader.facts.constants
+    if indices is not None and not constants.holds(indices) and not constants.is_overridable(indices):
+        raise Unreadable(Reason.NOT_LINEAR, "its indices are computed")
     return reading.gather(axis, reader.constant(1, "indices"), reader.shape())
 
 
@@ -222,7 +227,22 @@ def _sum(reader: Reader) -> ops.Sum:
     total = reading.total(signs, shapes, [reader.dtype(index) for index in range(len(shapes))], FLOATS)
     if reader.version < 7 and operator != "Sum" and (shapes[0] is None or shapes[0] != shapes[-1]):
         raise Unreadable(Reason.UNKNOWN_SHAPE, "opsets below 7 broadcast in their own way")
-    return total
+    if reader.version < 7 or None in shapes:
+        return total
+    return reading.with_constant(
+        total, _constants(reader, range(len(shapes))), max(len(shape or ()) for shape in shapes)
+    )
+
+
+def _constants(reader: Reader, indices: Iterable[int]) -> list[int]:
+    """Which of the inputs `indices` are constant, by their place among these."""
+    return [place for place, index in enumerate(indices) if reader.facts.constants.holds(reader.value(index))]
+
+
+def _where(reader: Reader) -> ops.Select:
+    shapes = [reader.shape(1), reader.shape(2)]
+    select = reading.select(shapes, reader.shape(0), [reader.dtype(1), reader.dtype(2)], FLOATS)
+    return reading.with_constant(select, _constants(reader, (1, 2)), select.rank)
 
 
 def _dropout(reader: Reader) -> ops.Identity:
@@ -277,6 +297,7 @@ READERS: dict[str, Callable[[Reader], Op]] = {
     "Transpose": _transpose,
     "Unsqueeze": _reshape,
     "Upsample": _resize,
+    "Where": _where,
 }
 
 ALL_INPUTS_ARE_DATA = frozenset({"Add", "Concat", "Div", "Mul", "Sub", "Sum"})

@@ -31,6 +31,7 @@ class Weights:
         bias: the bias, a constant value of the graph, or None.
         bias_index: its index among the node's inputs; None for a matrix product, whose bias is an Add of its own.
         layout, groups: how the kernel is stored.
+        behind: how many axes are behind the output channels, for a product that takes no bias.
         quantized: the DequantizeLinear that makes the kernel, if one does.
         kernel_factor, bias_factor: Gemm's alpha and beta, which go into the new parameters.
     """
@@ -43,6 +44,7 @@ class Weights:
     kernel_factor: float = 1.0
     bias_factor: float = 1.0
     quantized: Quantized | None = None
+    behind: int = 0
 
 
 def read_linear(reader: Reader, add: ir.Node | None) -> tuple[Linear, Weights] | None:
@@ -65,10 +67,12 @@ def read_linear(reader: Reader, add: ir.Node | None) -> tuple[Linear, Weights] |
     source = quantized.find(value, reader.facts)
     if source is None:
         return linear, weights
-    quantized.insist_on_output_scales(source, weights.layout, weights.groups, reader.version)
+    if reader.node.op_type == "Einsum":
+        raise Unreadable(Reason.QUANTIZED, "its weight is quantised")
+    axis = quantized.insist_on_output_scales(source, weights.layout, weights.groups, reader.version)
     if weights.kernel_factor != 1:
-        raise Unreadable(Reason.NOT_CONSTANT, "its quantised weight has an alpha as well")
-    return replace(linear, is_quantized=True), replace(weights, quantized=source)
+        raise Unreadable(Reason.QUANTIZED, "its quantised weight has an alpha as well")
+    return replace(linear, is_quantized=True, mirrored=source.mirrored(axis)), replace(weights, quantized=source)
 
 
 def _kernel_shape(reader: Reader, index: int) -> tuple[int, ...]:
@@ -143,6 +147,13 @@ def _conv_transpose(reader: Reader) -> tuple[Linear, Weights]:
     return linear, Weights(1, _bias(reader, 2, linear.out_channels), 2, layout, groups)
 
 
+def _deform_conv(reader: Reader) -> tuple[Linear, Weights]:
+    """DeformConv: linear in its data, whose taps may lie outside of it, where they read zeros."""
+    shape, groups = _kernel_shape(reader, 1), int(reader.attribute("group", 1))
+    linear, layout = reading.convolution(shape, groups, 1, is_transposed=False)
+    return replace(linear, border=Border.PARTIAL), Weights(1, _bias(reader, 3, shape[0]), 3, layout, groups)
+
+
 def _gemm(reader: Reader) -> tuple[Linear, Weights]:
     layout = Layout.OUT_IN if reader.attribute("transB", 0) else Layout.IN_OUT
     axis_in = 0 if reader.attribute("transA", 0) else 1
@@ -163,7 +174,17 @@ def _matmul(reader: Reader, add: ir.Node | None) -> tuple[Linear, Weights]:
     linear, layout = reading.product(_kernel_shape(reader, kernel), reader.rank(1 - kernel), on_right=kernel == 1)
     bias = None if add is None else add.inputs[1 - add.inputs.index(reader.node.outputs[0])]
     linear = replace(linear, has_bias_slot=add is not None, has_bias=add is not None)
-    return linear, Weights(kernel, bias, None, layout)
+    return linear, Weights(kernel, bias, None, layout, behind=0 if kernel == 1 else 1)
+
+
+def _einsum(reader: Reader) -> tuple[Linear, Weights]:
+    """A matrix product along any axis. It merges with nothing."""
+    constant = [index for index, value in enumerate(reader.node.inputs) if reader.facts.constants.holds(value)]
+    kernel = constant[0] if len(reader.node.inputs) == 2 and len(constant) == 1 else None
+    describe, layout, behind = reading.einsum(str(reader.attribute("equation", "")), kernel)
+    assert kernel is not None
+    linear = replace(describe(_kernel_shape(reader, kernel)), window=None)
+    return linear, Weights(kernel, None, None, layout, behind=behind)
 
 
 def matmul_kernel(reader: Reader) -> int:
@@ -235,6 +256,8 @@ READERS: dict[str, Callable[[Reader], tuple[Linear, Weights]]] = {
     "RNN": _recurrent,
     "Conv": _conv,
     "ConvTranspose": _conv_transpose,
+    "DeformConv": _deform_conv,
+    "Einsum": _einsum,
     "Gemm": _gemm,
 }
 

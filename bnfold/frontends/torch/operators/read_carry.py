@@ -135,7 +135,7 @@ def last_axes_swapped(reader: Reader) -> ops.Transpose:
 
 def pixel_shuffle(reader: Reader) -> ops.PixelShuffle:
     factor, channels = reading.blocks(reader.get("upscale_factor"), reader.shape())
-    return ops.PixelShuffle(factor, channels // factor**2, channel_first=True)
+    return ops.PixelShuffle(factor, None if channels is None else channels // factor**2, channel_first=True)
 
 
 def pixel_unshuffle(reader: Reader) -> ops.PixelUnshuffle:

@@ -182,32 +182,14 @@ def baddbmm(reader: Reader) -> tuple[Linear, Weights]:
 
 
 def einsum(reader: Reader) -> tuple[Linear, Weights]:
-    """``"...i..., io -> ...o..."`` with distinct letters: a matrix product along any axis."""
-    equation = str(reader.get("equation", "")).replace(" ", "")
+    """A matrix product along any axis."""
     operands = list(reader.call.get("operands", reader.call.get("tensors", ())))
-    operands_in, arrow, result = equation.partition("->")
-    letters = operands_in.split(",")
     constants = [index for index, operand in enumerate(operands) if reader.facts.constants.holds(operand)]
-    if len(operands) != 2 or len(letters) != 2 or not arrow or len(constants) != 1 or "." in equation:
-        raise Unreadable(Reason.NOT_LINEAR, f"einsum {equation!r} is not a product with one constant matrix")
-    kernel, data = letters[constants[0]], letters[1 - constants[0]]
-    contracted = [letter for letter in kernel if letter in data and letter not in result]
-    produced = [letter for letter in kernel if letter in result and letter not in data]
-    rest = set(data) - set(contracted)
-    one_each = all(len(set(term)) == len(term) for term in (kernel, data, result))
-    is_product = (
-        len(kernel) == 2 and len(contracted) == 1 and len(produced) == 1 and rest == set(result) - set(produced)
-    )
-    if not (one_each and is_product):
-        raise Unreadable(Reason.NOT_LINEAR, f"einsum {equation!r} is not a product with one constant matrix")
-    shape = tuple(reader.facts.constants.get(operands[constants[0]]).shape)
-    layout = Layout.IN_OUT if kernel[0] == contracted[0] else Layout.OUT_IN
-    linear = reading.dense(reading.filled(shape), layout, data.index(contracted[0]), result.index(produced[0]))
-    linear = replace(linear, has_bias_slot=False, has_bias=False)
-    if data.replace(contracted[0], produced[0]) != result:
-        linear = replace(linear, window=None)
-    behind = len(result) - 1 - result.index(produced[0])
-    return linear, Weights(f"operands.{1 - constants[0]}", f"operands.{constants[0]}", None, layout, behind=behind)
+    kernel = constants[0] if len(operands) == 2 and len(constants) == 1 else None
+    describe, layout, behind = reading.einsum(str(reader.get("equation", "")), kernel)
+    assert kernel is not None
+    linear = describe(reading.filled(tuple(reader.facts.constants.get(operands[kernel]).shape)))
+    return linear, Weights(f"operands.{1 - kernel}", f"operands.{kernel}", None, layout, behind=behind)
 
 
 def operand(reader: Reader, name: str) -> object:
