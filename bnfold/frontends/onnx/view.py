@@ -373,7 +373,7 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         self._editor.drop_attributes(node, "alpha", "beta")
         if node in self._bias_add:  # the product changes, though only the sum is a value of this view
             self._rename(node.outputs[0])
-        if bias is not None:
+        if bias is not None and (node.op_type != "Einsum" or bias.any()):  # whose Add is an operator of its own
             self._write_bias(node, linear, stored, round_once(stored.native_bias(bias), dtype))
         if linear.fill:
             self._editor.pad_explicitly(node, linear.fill, dtype, self._reader(node).version)

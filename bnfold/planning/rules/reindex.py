@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from math import prod
@@ -9,7 +10,7 @@ from math import prod
 import numpy as np
 import numpy.typing as npt
 
-from bnfold.algebra.affine import Affine
+from bnfold.algebra.affine import Affine, Grid, lay_out
 from bnfold.graph.ops import (
     CHANNEL_LIMIT,
     Concat,
@@ -99,12 +100,20 @@ def _found(affine: Affine | None) -> Carried:
 
 @pull.register
 def _(op: Transpose, affine: Affine) -> Carried:
-    return (affine.along(op.order[affine.axis]),) if affine.axis < len(op.order) else SHAPES
+    return _moved(affine, op.order)
 
 
 @push.register
 def _(op: Transpose, affine: Affine) -> Carried:
-    return (affine.along(op.order.index(affine.axis)),) if affine.axis < len(op.order) else SHAPES
+    return _moved(affine, [op.order.index(axis) for axis in range(len(op.order))])
+
+
+def _moved(affine: Affine, places: Sequence[int]) -> Carried:
+    """A map of which each axis moves to another place."""
+    if any(axis >= len(places) for axis, _ in affine.places):
+        return SHAPES
+    axes, lengths = zip(*affine.places, strict=True)
+    return (lay_out(affine, [places[axis] for axis in axes], lengths),)
 
 
 @pull.register
@@ -156,7 +165,7 @@ def _off_blocks(affine: Affine, factor: int, channels: int | None, channel_first
 
 @pull.register
 def _(op: Reshape, affine: Affine) -> Carried:
-    return _transport(affine, op.after, op.before, op.choice)
+    return _follow(affine, op.after, op.before, op.choice)
 
 
 @variants.register
@@ -167,7 +176,7 @@ def _(op: Reshape) -> tuple[object, ...]:
 
 @push.register
 def _(op: Reshape, affine: Affine) -> Carried:
-    return _transport(affine, op.before, op.after, op.choice)
+    return _follow(affine, op.before, op.after, op.choice)
 
 
 Monomial = tuple[Fraction, tuple[str, ...]]
@@ -209,6 +218,60 @@ def _fill_in(sizes: Sizes, other: Sizes) -> Sizes:
     if missing is not None and not missing[1] and missing[0].denominator > 1:
         return sizes  # the shapes contradict each other
     return tuple(missing if size is None else size for size in sizes)
+
+
+def _follow(affine: Affine, before: Shape, after: Shape, choice: int) -> Carried:
+    """Follow the channels of the shape `before` to one axis of `after`, else to several."""
+    carried: Carried = MIXED if isinstance(affine, Grid) else _transport(affine, before, after, choice)
+    if choice or not isinstance(carried, Stop):
+        return carried
+    return _regroup(affine, before, after) or carried
+
+
+def _regroup(affine: Affine, before: Shape, after: Shape) -> Carried | None:
+    """Follow a map to all axes that the elements of its own are on; None where their sizes are not known.
+
+    Both shapes fall into groups of consecutive axes with the same number of elements, each a Reshape of its own.
+    """
+    places = dict(affine.places)
+    if any(axis >= len(before) or (isinstance(before[axis], int) and before[axis] != places[axis]) for axis in places):
+        return None
+    filled = [places.get(axis, size) for axis, size in enumerate(before)]
+    given = tuple(_monomial(dim) for dim in filled), tuple(_monomial(dim) for dim in after)
+    source, target = _fill_in(*given), _fill_in(*given[::-1])
+    found = [pair for pair in reversed([*_groups(source, target)]) if places.keys() & set(pair[0])]
+    old_axes, new_axes = ([axis for pair in found for axis in pair[side]] for side in (0, 1))
+    if not places.keys() <= set(old_axes):
+        return None
+    old_sizes, new_sizes = (_numbers(sizes, axes) for sizes, axes in ((source, old_axes), (target, new_axes)))
+    if old_sizes is None or new_sizes is None or not 0 < prod(old_sizes) == prod(new_sizes) <= CHANNEL_LIMIT:
+        return None
+    own = np.arange(affine.size).reshape([places.get(axis, 1) for axis in old_axes])
+    index = np.broadcast_to(own, old_sizes).reshape(-1)
+    return (lay_out(affine.take(index), new_axes, new_sizes),)
+
+
+def _groups(source: Sizes, target: Sizes) -> Iterator[tuple[range, range]]:
+    """The axes of two shapes of the same elements, in groups with as many on both sides, the last ones first."""
+    old_end, new_end = len(source), len(target)
+    for old in reversed(range(len(source) + 1)):
+        behind = _product(source[old:])
+        for new in reversed(range(new_end + 1)):
+            is_edge = (old, new) == (0, 0)
+            if (
+                old < old_end
+                and new < new_end
+                and (is_edge or (behind is not None and behind == _product(target[new:])))
+            ):
+                yield range(old, old_end), range(new, new_end)
+                old_end, new_end = old, new
+                break
+
+
+def _numbers(sizes: Sizes, axes: Iterable[int]) -> list[int] | None:
+    """The sizes of some axes, where all of them are numbers."""
+    found = [sizes[axis] for axis in axes]
+    return None if any(size is None or size[1] for size in found) else [int(size[0]) for size in found if size]
 
 
 def _transport(affine: Affine, before: Shape, after: Shape, choice: int) -> Carried:
