@@ -211,13 +211,23 @@ def _quotient(upper: Monomial | None, lower: Monomial | None) -> Monomial | None
 
 
 def _fill_in(sizes: Sizes, other: Sizes) -> Sizes:
-    """`sizes` with the only unknown one computed from the number of elements of `other`."""
-    if sizes.count(None) != 1:
+    """`sizes` with the only unknown one computed from the number of elements of `other`.
+
+    Where all have a name, that is one of a name that nothing else has: inference calls what it does not follow so.
+    """
+    unknown = [place for place, size in enumerate(sizes) if size is None]
+    if not unknown:
+        named = [symbol for size in (*sizes, *other) if size is not None for symbol in size[1]]
+        unknown = [
+            place for place, size in enumerate(sizes) if size and any(named.count(each) == 1 for each in size[1])
+        ]
+    if len(unknown) != 1:
         return sizes
-    missing = _quotient(_product(other), _product(tuple(size for size in sizes if size is not None)))
-    if missing is not None and not missing[1] and missing[0].denominator > 1:
-        return sizes  # the shapes contradict each other
-    return tuple(missing if size is None else size for size in sizes)
+    (place,) = unknown
+    missing = _quotient(_product(other), _product((*sizes[:place], *sizes[place + 1 :])))
+    if missing is None or (not missing[1] and missing[0].denominator > 1):
+        return sizes  # not known, or the shapes contradict each other
+    return *sizes[:place], missing, *sizes[place + 1 :]
 
 
 def _follow(affine: Affine, before: Shape, after: Shape, choice: int) -> Carried:
@@ -254,18 +264,19 @@ def _regroup(affine: Affine, before: Shape, after: Shape) -> Carried | None:
 def _groups(source: Sizes, target: Sizes) -> Iterator[tuple[range, range]]:
     """The axes of two shapes of the same elements, in groups with as many on both sides, the last ones first."""
     old_end, new_end = len(source), len(target)
-    for old in reversed(range(len(source) + 1)):
-        behind = _product(source[old:])
-        for new in reversed(range(new_end + 1)):
-            is_edge = (old, new) == (0, 0)
-            if (
-                old < old_end
-                and new < new_end
-                and (is_edge or (behind is not None and behind == _product(target[new:])))
-            ):
+    for old in reversed(range(len(source))):
+        for new in reversed(range(new_end)):
+            if _divide_alike(source, target, old, new):
                 yield range(old, old_end), range(new, new_end)
                 old_end, new_end = old, new
                 break
+
+
+def _divide_alike(source: Sizes, target: Sizes, old: int, new: int) -> bool:
+    """Whether as many elements lie behind one axis of a shape as behind one of the other; or in front of it."""
+    pairs = (source[old:], target[new:]), (source[:old], target[:new])
+    sizes = [(_product(one), _product(other)) for one, other in pairs]
+    return any(one is not None and one == other for one, other in sizes)
 
 
 def _numbers(sizes: Sizes, axes: Iterable[int]) -> list[int] | None:
@@ -277,7 +288,8 @@ def _numbers(sizes: Sizes, axes: Iterable[int]) -> list[int] | None:
 def _transport(affine: Affine, before: Shape, after: Shape, choice: int) -> Carried:
     """Follow the channels of the shape `before` to an axis of `after`, by the strides of both in row-major order.
 
-    With stride ``s`` an element at flat position ``f`` has channel ``(f // s) % size``. Two cases are exact:
+    With stride ``s`` an element at flat position ``f`` has channel ``(f // s) % size``. As both shapes have the same
+    elements, the ratio of two strides is that of what lies in front of them, too. Two cases are exact:
     (A) a target axis that determines the channel: its affine repeats the channels; (B) a target axis that the channel
     determines: its affine exists where all channels that share an index agree.
     """
@@ -286,13 +298,14 @@ def _transport(affine: Affine, before: Shape, after: Shape, choice: int) -> Carr
     given = tuple(_monomial(dim) for dim in before), tuple(_monomial(dim) for dim in after)
     source, target = _fill_in(*given), _fill_in(*given[::-1])
     stride = _product(source[affine.axis + 1 :])
-    known = stride is not None
-    found: list[Affine] = []
+    front = _product((*source[: affine.axis], _monomial(affine.size)))
+    known = stride is not None or front is not None
+    found: list[tuple[Affine, bool]] = []
     for axis, size in enumerate(target):
-        step = _product(target[axis + 1 :])
-        ratio = _quotient(stride, step)
-        inverse = _quotient(step, stride)
-        known = known and step is not None and size is not None
+        step, ahead = _product(target[axis + 1 :]), _product(target[: axis + 1])
+        ratio = _quotient(stride, step) or _quotient(ahead, front)
+        inverse = _quotient(step, stride) or _quotient(front, ahead)
+        known = known and (step is not None or ahead is not None) and size is not None
         if size is None or not size[0]:
             continue
         if size[1]:
@@ -301,19 +314,19 @@ def _transport(affine: Affine, before: Shape, after: Shape, choice: int) -> Carr
         for quotient, follow in ((ratio, _repeated), (inverse, _merged)):
             if quotient is not None and not quotient[1] and quotient[0].denominator == 1 and affine.size:
                 carried = follow(affine, int(quotient[0]), int(size[0]))
-                found.extend([carried.along(axis)] if carried else [])
+                found.extend([(carried.along(axis), quotient == _monomial(1))] if carried else [])
     if not found:
         return MIXED if known else SHAPES
 
-    def preference(carried: Affine) -> tuple[bool, bool, bool, int, int]:
+    def preference(each: tuple[Affine, bool]) -> tuple[bool, bool, bool, int, int]:
         """Several axes fit a single channel or a uniform affine: the one that stays, else the longest."""
-        axis = carried.axis
-        stays = carried.size == affine.size and _product(target[axis + 1 :]) == stride
+        (carried, has_stride), axis = each, each[0].axis
+        stays = carried.size == affine.size and has_stride
         front = axis == affine.axis and source[:axis] == target[:axis]
         back = len(target) - axis == len(source) - affine.axis
         return stays, stays and front, stays and back, carried.size, -axis
 
-    return (sorted(found, key=preference, reverse=True)[choice],) if choice < len(found) else MIXED
+    return (sorted(found, key=preference, reverse=True)[choice][0],) if choice < len(found) else MIXED
 
 
 def _repeated(affine: Affine, ratio: int, size: int) -> Affine | None:

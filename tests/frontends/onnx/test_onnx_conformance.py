@@ -398,6 +398,43 @@ def test_what_joins_one_of_several_axes_stays() -> None:
     assert operators(fused)[0] == "BatchNormalization"
 
 
+OPEN = {
+    "batch": ("N", 4, 6, 4),
+    "batch and space": ("N", 4, "H", "W"),
+}
+
+
+@pytest.mark.parametrize("shape", OPEN.values(), ids=OPEN)
+def test_sizes_that_are_computed_behind_the_channels(shape: tuple[Any, ...]) -> None:
+    """``flatten(2)`` as TorchScript writes it: as many elements lie in front of the channels as before."""
+    nodes = [node("Conv", "x w", "c"), node("Shape", "c", "s"), node("Slice", "s from to", "front"),
+             node("Concat", "front rest", "target", axis=0), node("Reshape", "c target", "r"),
+             norm("r", "y")]  # fmt: skip
+    constants = {"w": random(3, 4, 1, 1), "from": np.array([0]), "to": np.array([2]), "rest": np.array([-1])}
+    proto = model(nodes, constants | statistics(3), shape)
+    assert_folds(proto, "upstream", ["Reshape"])
+    fused, certificate = certify(proto)
+    assert check_proof(Files(proto), Files(fused), certificate).failures == ()
+
+
+@pytest.mark.parametrize("shape", OPEN.values(), ids=OPEN)
+def test_windows_of_computed_sizes(shape: tuple[Any, ...]) -> None:
+    """``view(b, c, h // 2, 2, w // 2, 2)``, of whose sizes shape inference knows one or none."""
+    numbers = [node("Gather", f"s {k}", f"size{k}") for k in "023"]
+    halves = [node("Div", f"size{k} two", f"half{k}") for k in "23"]
+    vectors = [node("Unsqueeze", f"{each} zero", f"{each}_") for each in ("size0", "half2", "half3")]
+    nodes = [node("Conv", "x w", "c"), node("Shape", "c", "s"), *numbers, *halves, *vectors,
+             node("Concat", "size0_ channels half2_ pair half3_ pair", "target", axis=0),
+             node("Reshape", "c target", "r"), node("Transpose", "r", "t", perm=[0, 2, 4, 1, 3, 5]),
+             node("Reshape", "t windows", "v"), norm("v", "y")]  # fmt: skip
+    constants = {"0": np.array(0), "2": np.array(2), "3": np.array(3), "two": np.array(2), "zero": np.array([0])}
+    constants |= {"pair": np.array([2]), "channels": np.array([3]), "windows": np.array([-1, 3, 2, 2])}
+    proto = model(nodes, constants | statistics(3) | {"w": random(3, 4, 1, 1)}, shape)
+    assert_folds(proto, "upstream", ["Reshape", "Transpose", "Reshape"])
+    fused, certificate = certify(proto)
+    assert check_proof(Files(proto), Files(fused), certificate).failures == ()
+
+
 # BatchNormalization itself
 
 
