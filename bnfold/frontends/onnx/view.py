@@ -59,6 +59,8 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         confirm: runs the model as it was for shapes that are only declared; they are not believed without.
     """
 
+    can_lower = True
+
     def __init__(self, model: ir.Model, confirm: Confirm | None = None) -> None:
         self.model = model
         scopes = Scopes(model)
@@ -292,8 +294,6 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
             for value, kind in self._hints.confirmed().items()
             if kind.shape is not None and kind.dtype is not None
         }
-
-    can_lower = True
 
     def round_lowered(self, node: ir.Node, lowered: Lowered) -> Rounding | None:
         dtype = self._lowered_type(node)
