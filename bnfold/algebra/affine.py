@@ -105,7 +105,7 @@ class Affine:
 
     def with_statistics(self, statistics: Statistics | None) -> Affine:
         """The same map of data with these statistics."""
-        return Affine(self.scale, self.shift, self.axis, statistics)
+        return replace(self, statistics=statistics)
 
     @classmethod
     def identity(cls, size: int, axis: int) -> Affine:
@@ -116,6 +116,11 @@ class Affine:
     def size(self) -> int:
         """The number of channels."""
         return len(self.scale)
+
+    @property
+    def places(self) -> tuple[tuple[int, int], ...]:
+        """The axes that it lies on, each with its size."""
+        return ((self.axis, self.size),)
 
     @property
     def has_shift(self) -> bool:
@@ -135,17 +140,17 @@ class Affine:
     def equals(self, other: Affine) -> bool:
         """Whether both are the same map on the same axis."""
         return (
-            self.axis == other.axis
+            self.places == other.places
             and np.array_equal(self.scale, other.scale)
             and np.array_equal(self.shift, other.shift)
         )
 
     def after(self, inner: Affine) -> Affine:
         """The composition ``self(inner(x))``."""
-        if (self.axis, self.size) != (inner.axis, inner.size):
+        if self.places != inner.places:
             raise ValueError("only affines of one axis and size compose")
         scale, shift = self.scale * inner.scale, self.scale * inner.shift + self.shift
-        return Affine(scale, shift, self.axis, self._statistics_after(inner))
+        return replace(self, scale=scale, shift=shift, statistics=self._statistics_after(inner))
 
     def _statistics_after(self, inner: Affine) -> Statistics | None:
         """Those of the inner map where they are measured; else those of this one tell what the inner one reads.
@@ -171,7 +176,7 @@ class Affine:
         statistics = self.statistics
         if statistics is not None:
             statistics = replace(statistics, mean=-statistics.mean)
-        return Affine(self.scale, -self.shift, self.axis, statistics)
+        return replace(self, shift=-self.shift, statistics=statistics)
 
     def plus(self, other: Affine) -> Affine:
         """The map of ``x + x'`` to ``y + y'``, where the other one has the same scale."""
@@ -188,7 +193,11 @@ class Affine:
 
     def with_shift(self, shift: Array) -> Affine:
         """The same scale with another shift."""
-        return Affine(self.scale, shift, self.axis, self.statistics)
+        return replace(self, shift=shift)
+
+    def with_vectors(self, scale: Array, shift: Array) -> Affine:
+        """Another map along the same axes, of data that nothing is known of."""
+        return replace(self, scale=scale, shift=shift, statistics=None)
 
     def take(self, index: npt.ArrayLike) -> Affine:
         """The channels that `index` names, in its order."""
@@ -247,8 +256,72 @@ class Affine:
     def __call__(self, x: Array) -> Array:
         """Apply to an array of any rank above `axis`."""
         shape = [1] * x.ndim
-        shape[self.axis] = self.size
+        for axis, size in self.places:
+            shape[axis] = size
         return self.scale.reshape(shape) * x + self.shift.reshape(shape)
+
+
+SEVERAL = 1 << 20
+"""The axis of a map that lies on several: one that no value has, so that nothing takes it for a map along one."""
+
+
+@dataclass(frozen=True, eq=False)
+class Grid(Affine):
+    """A map along several axes. Its vectors have an entry for each place on all of them, in row-major order.
+
+    Attributes:
+        lengths: of the axes; the first is the outermost.
+        axes: in ascending order.
+    """
+
+    axes: tuple[int, ...] = ()
+    lengths: tuple[int, ...] = ()
+
+    @property
+    def places(self) -> tuple[tuple[int, int], ...]:
+        """The axes that it lies on, each with its size."""
+        return tuple(zip(self.axes, self.lengths, strict=True))
+
+
+def lay_out(flat: Affine, axes: Sequence[int], lengths: Sequence[int]) -> Affine:
+    """The map along these axes of which `flat` has all places, in the order in which they are given.
+
+    Axes along which it does not vary are left out, but for one.
+    """
+    order = sorted(range(len(axes)), key=lambda each: axes[each])
+    index = np.arange(flat.size).reshape(tuple(lengths)).transpose(order)
+    kept = [axes[each] for each in order]
+    for place in reversed(range(len(kept))):
+        first = index.take([0], axis=place)
+        if len(kept) > 1 and all(np.all(vector[index] == vector[first]) for vector in (flat.scale, flat.shift)):
+            index = first.squeeze(place)
+            del kept[place]
+    along = flat.take(index.reshape(-1))
+    if len(kept) == 1:
+        return along.along(kept[0])
+    return Grid(along.scale, along.shift, SEVERAL, along.statistics, tuple(kept), index.shape)
+
+
+def align(*affines: Affine) -> tuple[Affine, ...]:
+    """Maps of one value, along all axes that one of them lies on.
+
+    Raises:
+        ValueError: they disagree about the size of an axis.
+    """
+    places = dict(place for affine in affines for place in affine.places)
+    if any(places[axis] != size for affine in affines for axis, size in affine.places):
+        raise ValueError("the axis of a value has one size")
+    axes = sorted(places)
+    lengths = tuple(places[axis] for axis in axes)
+    if len(axes) == 1:
+        return affines
+    aligned: list[Affine] = []
+    for affine in affines:
+        own = dict(affine.places)
+        index = np.arange(affine.size).reshape([own.get(axis, 1) for axis in axes])
+        flat = affine.take(np.broadcast_to(index, lengths).reshape(-1))
+        aligned.append(Grid(flat.scale, flat.shift, SEVERAL, flat.statistics, tuple(axes), lengths))
+    return tuple(aligned)
 
 
 def per_channel_axis(shape: tuple[int, ...], rank: int) -> int | None:

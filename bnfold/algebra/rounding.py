@@ -180,8 +180,9 @@ class KernelPeaks:
         products, results = (np.sqrt(each) for each in sums)
         peaks = self.output_peaks
         share = np.divide(self.output_errors, peaks, out=np.zeros_like(peaks), where=peaks > 0)
-        lost, roundings = share * products, 2 * _smallest(dtype)  # four, of half the spacing each
-        return np.asarray((share > unit) & ((DEVIATIONS * lost <= unit * results) | (lost <= roundings)))
+        is_lost = share > unit
+        lost, roundings = np.where(is_lost, share, 1.0) * products, 2 * _smallest(dtype)  # of half the spacing each
+        return np.asarray(is_lost & ((DEVIATIONS * lost <= unit * results) | (lost <= roundings)))
 
     def judge(
         self,

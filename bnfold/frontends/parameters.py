@@ -105,6 +105,8 @@ class Stored(Generic[W]):
 class View(Graph[N, V], Generic[N, V, W]):
     """The part of a graph that is about stored parameters."""
 
+    can_lower = False
+
     @abstractmethod
     def _is_batchnorm(self, node: N) -> bool:
         """Whether a node is a BatchNorm."""
@@ -129,8 +131,6 @@ class View(Graph[N, V], Generic[N, V, W]):
     def write_operands(self, node: N, absorbed: Operands) -> None:
         """See `Graph`. A front end whose operators read no constants as data needs none."""
         raise NotImplementedError
-
-    can_lower = False
 
     def round_lowered(self, node: N, lowered: Lowered) -> Rounding | None:
         """See `Graph`. A front end that writes no BatchNorm as other operators needs none of this."""

@@ -12,6 +12,7 @@ class Reason(StrEnum):
     TRAINING_MODE = "training-mode"
     PER_ACTIVATION = "per-activation"
     NOT_CONSTANT = "not-constant"
+    FUNCTION_INPUT = "function-input"
     OVERRIDABLE = "overridable"
     INVALID_PARAMETERS = "invalid-parameters"
     NOT_LINEAR = "not-linear"
@@ -42,6 +43,7 @@ class Reason(StrEnum):
 ADVICE: dict[Reason, str] = {
     Reason.TRAINING_MODE: "export the model in eval mode",
     Reason.NOT_CONSTANT: "make the parameter an initializer or a constant",
+    Reason.FUNCTION_INPUT: "inline the functions of the model before, with onnx.inliner.inline_local_functions",
     Reason.OVERRIDABLE: "remove the initializer from the graph inputs",
     Reason.GRAPH_OUTPUT: "drop that graph output if nobody reads it",
     Reason.UNKNOWN_SHAPE: (

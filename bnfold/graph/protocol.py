@@ -33,7 +33,12 @@ class Graph(Protocol[N, V]):
     """Questions about, and few edits of, a graph whose nodes and values stay native objects.
 
     Nodes come in topological order. A use is an *edge*: ``concat(y, y)`` uses `y` twice.
+
+    Attributes:
+        can_lower: whether this front end writes BatchNorms as other operators.
     """
+
+    can_lower: bool
 
     def nodes(self) -> Iterable[N]:
         """All nodes of all scopes, each after what it reads."""
@@ -96,9 +101,6 @@ class Graph(Protocol[N, V]):
     def write_operands(self, node: N, absorbed: Operands) -> None:
         """Give a node fresh constants in place of those that it reads as data."""
         ...
-
-    can_lower: bool
-    """Whether this front end writes BatchNorms as other operators."""
 
     def round_lowered(self, node: N, lowered: Lowered) -> Rounding | None:
         """What storing the parameters of a BatchNorm as other operators does; None where it cannot be written so."""

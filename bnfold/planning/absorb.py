@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from bnfold.algebra.affine import Affine
+from bnfold.algebra.affine import Affine, Grid
 from bnfold.algebra.linear import Linear
 from bnfold.graph.ops import ChannelAffine
 from bnfold.graph.outcome import Reason, Stop
 from bnfold.planning.cost import stop_fold
 
+ON_SEVERAL_AXES = Stop(
+    Reason.MIXED_CHANNELS, "the scale and shift differ along several of its axes, not by channel alone"
+)
 NOT_FINITE = Stop(Reason.OVERFLOW, "the combined scale or shift is not finite")
 
 
@@ -30,6 +33,8 @@ def absorb_output(
         return _stop_batchnorm(op, affine) or _finite(affine.after(op.affine))
     if op.axis_out is None:
         return Stop(Reason.NOT_LINEAR, "its output is not a linear function of one constant weight")
+    if isinstance(affine, Grid):
+        return ON_SEVERAL_AXES
     if affine.axis != op.axis_out:
         return Stop(Reason.AXIS_MISMATCH, "the channels lie on another axis than its output channels")
     if affine.size != op.out_channels:
@@ -54,6 +59,8 @@ def absorb_input(op: Linear | ChannelAffine, affine: Affine, *, is_batchnorm: bo
         return _stop_batchnorm(op, affine) or _finite(op.affine.after(affine))
     if op.is_quantized:
         return Stop(Reason.QUANTIZED, "its quantised weight takes no scale per input channel")
+    if isinstance(affine, Grid):
+        return ON_SEVERAL_AXES
     if affine.axis != op.axis_in:
         return Stop(Reason.AXIS_MISMATCH, "the channels lie on another axis than its input channels")
     if affine.size != op.in_channels:

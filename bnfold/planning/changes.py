@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Generic
 
 import numpy as np
 
-from bnfold.algebra.affine import Affine
+from bnfold.algebra.affine import Affine, align
 from bnfold.graph.protocol import Graph, N, V
 from bnfold.planning.plan import Direction, Join, Move, Plan
 
@@ -26,17 +26,21 @@ class Change:
 
     def then(self, direction: Direction, affine: Affine) -> Change:
         """With what one more move does on top."""
+        known = [each for each in (self.pulled, self.pushed, affine) if each is not None]
+        *others, affine = align(*known)
+        pulled = others[0] if self.pulled is not None else None
+        pushed = others[-1] if self.pushed is not None else None
         if direction != "upstream":
-            return replace(self, pushed=self.pushed.after(affine) if self.pushed else affine)
-        if self.pushed is None:
-            return replace(self, pulled=affine.after(self.pulled) if self.pulled else affine)
+            return Change(pulled, pushed.after(affine) if pushed else affine, self.is_known)
+        if pushed is None:
+            return Change(affine.after(pulled) if pulled else affine, None, self.is_known)
         if np.all(affine.scale == 1):
-            return replace(self, pushed=self.pushed.after(affine.negated()))
-        constant = self.pushed.scale == 0
+            return Change(pulled, pushed.after(affine.negated()), self.is_known)
+        constant = pushed.scale == 0
         is_known = self.is_known and not affine.scale[constant].any()
-        scale = np.where(constant, 1.0, self.pushed.scale)
-        back = Affine(1 / scale, -self.pushed.shift / scale, affine.axis)
-        return Change(affine.after(back.after(self.pulled) if self.pulled else back), None, is_known)
+        scale = np.where(constant, 1.0, pushed.scale)
+        back = affine.with_vectors(1 / scale, -pushed.shift / scale)
+        return Change(affine.after(back.after(pulled) if pulled else back), None, is_known)
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,7 +21,7 @@ from typing import Generic
 
 import numpy as np
 
-from bnfold.algebra.affine import Affine, Array, Statistics
+from bnfold.algebra.affine import Affine, Array, Grid, Statistics
 from bnfold.algebra.linear import Linear
 from bnfold.algebra.rounding import Growth, measure_growth
 from bnfold.graph.ops import Absorbed, ChannelAffine, Op, Sum
@@ -32,7 +32,7 @@ from bnfold.planning.draft import Draft
 from bnfold.planning.plan import Blocked, Move
 from bnfold.planning.rules import pull, push, variants
 from bnfold.planning.rules.pointwise import pull_operand
-from bnfold.planning.rules.registry import CONFLICT
+from bnfold.planning.rules.registry import CONFLICT, SEVERAL_AXES
 from bnfold.planning.survey import GROWTH_LIMIT
 from bnfold.planning.walks import STEP_LIMIT, push_walk
 
@@ -336,6 +336,8 @@ class _Search(Generic[N, V]):
         graph = self.draft.graph
         if value in self.down.affines:
             return Blocked(CONFLICT, asked_by)
+        if isinstance(back, Grid):
+            return Blocked(SEVERAL_AXES, asked_by)
         maker = graph.producer(value)
         if maker is None:
             return Blocked(Stop(Reason.GRAPH_INPUT, "nothing before it can absorb"), asked_by)

@@ -20,6 +20,7 @@ from bnfold.planning.biases import is_bias
 from bnfold.planning.draft import Draft
 from bnfold.planning.plan import Blocked, Move
 from bnfold.planning.rules import pull, push, variants
+from bnfold.planning.rules.registry import stop_several
 from bnfold.planning.survey import growth_of, stop_growth
 
 STEP_LIMIT = 256
@@ -99,7 +100,7 @@ def _pull_once(
             options = variants(op)
             if len(options) > 1:
                 counts[node] = len(options)
-            pulled = pull(options[choices.get(node, 0)], *affines)
+            pulled = stop_several(op, affines) or pull(options[choices.get(node, 0)], *affines)
             if isinstance(pulled, Stop):
                 return Blocked(pulled, node)
             if not isinstance(op, Lookup):  # which has nothing in front of it
@@ -214,7 +215,8 @@ def push_walk(draft: Draft[N, V], candidate: N, affine: Affine | None = None) ->
         inputs = draft.inputs(node)
         if isinstance(op, Average | Sum) and (stop := stop_growth(growth_of(arrivals[node].values()))):
             return Blocked(stop, node)
-        pushed = push(op, *(arrivals[node].get(index) for index in range(len(inputs))))
+        arrived = [arrivals[node].get(index) for index in range(len(inputs))]
+        pushed = stop_several(op, arrived) or push(op, *arrived)
         if isinstance(pushed, Stop):
             return Blocked(pushed, node)
         through.append(node)

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from bnfold.algebra.affine import Affine
+from bnfold.algebra.affine import Affine, align
 from bnfold.proof.batchnorm import as_affine
 from bnfold.proof.certificate import Relation
 from bnfold.proof.evaluate import UnevaluatedError, evaluate
@@ -77,13 +77,14 @@ def _draw_both(pulled: Affine, pushed: Affine, old: Array, new: Array) -> tuple[
     Where `pushed` has an inverse, the new value follows from the old one. Where it has none, the old value is one
     number, or may be any as well.
     """
-    axis, follows, is_fixed = pushed.axis, pushed.scale != 0, (pushed.scale == 0) & (pulled.scale != 0)
+    follows, is_fixed = pushed.scale != 0, (pushed.scale == 0) & (pulled.scale != 0)
     with np.errstate(all="ignore"):
         fixed = np.where(is_fixed, (pushed.shift - pulled.shift) / pulled.scale, 0.0)
-    old = _apply(Affine(np.where(is_fixed, 0.0, 1.0), fixed, axis), old)
+    old = _apply(pushed.with_vectors(np.where(is_fixed, 0.0, 1.0), fixed), old)
     scale, none = np.where(follows, pushed.scale, 1.0), np.zeros(pushed.size)
-    inverse = Affine(np.where(follows, 1 / scale, 0.0), np.where(follows, -pushed.shift / scale, 0.0), axis)
-    return old, _apply(inverse, _apply(pulled, old)) + _apply(Affine(np.where(follows, 0.0, 1.0), none, axis), new)
+    inverse = pushed.with_vectors(np.where(follows, 1 / scale, 0.0), np.where(follows, -pushed.shift / scale, 0.0))
+    free = pushed.with_vectors(np.where(follows, 0.0, 1.0), none)
+    return old, _apply(inverse, _apply(pulled, old)) + _apply(free, new)
 
 
 def undo(relation: Relation | None, now: Array) -> Array:
@@ -95,15 +96,16 @@ def undo(relation: Relation | None, now: Array) -> Array:
         return pushed
     if not np.all(relation.pulled.scale):
         raise UnevaluatedError("what it reads changed by a map that has no inverse")
-    inverse = Affine(1 / relation.pulled.scale, -relation.pulled.shift / relation.pulled.scale, relation.pulled.axis)
-    return _apply(inverse, pushed)
+    scale, shift = relation.pulled.scale, relation.pulled.shift
+    return _apply(relation.pulled.with_vectors(1 / scale, -shift / scale), pushed)
 
 
 def _apply(affine: Affine | None, x: Array) -> Array:
     if affine is None:
         return x
-    if affine.axis >= x.ndim or x.shape[affine.axis] != affine.size:
-        raise UnevaluatedError(f"{affine.size} channels on axis {affine.axis} of a value of shape {x.shape}")
+    for axis, size in affine.places:
+        if axis >= x.ndim or x.shape[axis] != size:
+            raise UnevaluatedError(f"{size} channels on axis {axis} of a value of shape {x.shape}")
     return affine(x)
 
 
@@ -122,16 +124,17 @@ def compare(
         if not np.array_equal(left, right):
             raise ProofError("carriers", name, "its results differ")
         return
-    axis = (pulled or pushed).axis if relation else None  # type: ignore[union-attr]
+    affine = pulled or pushed
+    axes = [axis for axis, _ in affine.places] if affine else []
     sizes = _size(pulled, np.maximum(np.abs(before), floors[0])), _size(pushed, np.maximum(np.abs(after), floors[1]))
-    others = tuple(each for each in range(left.ndim) if each != axis)
+    others = tuple(each for each in range(left.ndim) if each not in axes)
     scale = np.maximum(*(each.max(axis=others, keepdims=True, initial=0.0) for each in sizes))
     with np.errstate(all="ignore"):
         distance = np.abs(left - right)
     wrong = ~(distance <= TOLERANCE * scale) & ~(left == right)
     if wrong.any():
         place = np.unravel_index(int(np.argmax(wrong)), left.shape)
-        channel = "" if axis is None else f" in channel {int(place[axis])}"
+        channel = f" in channel {', '.join(str(int(place[axis])) for axis in axes)}" if axes else ""
         raise ProofError(
             "carriers",
             name,
@@ -141,7 +144,7 @@ def compare(
 
 def _size(affine: Affine | None, x: Array) -> Array:
     """How large the addends are of what an affine makes of data of sizes `x`."""
-    return x if affine is None else Affine(np.abs(affine.scale), np.abs(affine.shift), affine.axis)(x)
+    return x if affine is None else affine.with_vectors(np.abs(affine.scale), np.abs(affine.shift))(x)
 
 
 def largest(arrays: Iterable[AnyArray]) -> float:
@@ -267,8 +270,9 @@ def small_shape(
     channels = _channels(pair, scope, node, value, len(known))
     sizes = [fill if each is None else each for each in known]
     affine = (relation.pulled or relation.pushed) if relation else None
-    if affine is not None and affine.axis < len(sizes) and known[affine.axis] is None:
-        sizes[affine.axis] = affine.size
+    for axis, size in affine.places if affine is not None else ():
+        if axis < len(sizes) and known[axis] is None:
+            sizes[axis] = size
     for axis in range(len(sizes)):
         if axis in channels:
             continue
@@ -297,7 +301,7 @@ def _channels(pair: Pair, scope: Scope, node: onnx.NodeProto, value: str, rank: 
         affine = (relation.pulled or relation.pushed) if relation else None
         if affine is not None:
             other = pair.rank(scope, name)
-            found.add(affine.axis if other is None else affine.axis - other + rank)
+            found.update(axis if other is None else axis - other + rank for axis, _ in affine.places)
     for name in node.input:
         constant = scope.constant(name) if name else None
         if constant is not None and scope.version >= 7:
@@ -369,7 +373,7 @@ def _both_ways(made: Affine, a_x: Affine, p_x: Affine, p_y: Affine) -> tuple[Aff
         np.select([there, here], [through, its], free)
         for through, its, free in zip(of_x, (p_y.scale, p_y.shift), (np.zeros(made.size), p_y.shift), strict=True)
     ]
-    return Affine(left[0], left[1], made.axis), Affine(right[0], right[1], made.axis)
+    return made.with_vectors(left[0], left[1]), made.with_vectors(right[0], right[1])
 
 
 def check_maps(name: str, bn: Affine, size: Array, before: Relation | None, after: Relation | None) -> None:
@@ -377,9 +381,12 @@ def check_maps(name: str, bn: Affine, size: Array, before: Relation | None, afte
     identity = Affine.identity(bn.size, bn.axis)
     a_x, p_x = (before.pulled or identity, before.pushed or identity) if before else (identity, identity)
     a_y, p_y = (after.pulled or identity, after.pushed or identity) if after else (identity, identity)
-    if any((each.axis, each.size) != (bn.axis, bn.size) for each in (a_x, p_x, a_y, p_y)):
-        raise ProofError("weights", name, "what it reads or makes changed along another axis")
-    made = a_y.after(bn)
+    sizes = Affine(np.ones(bn.size), size, bn.axis)
+    try:
+        a_x, p_x, a_y, p_y, bn, sizes = align(a_x, p_x, a_y, p_y, bn, sizes)
+    except ValueError as error:
+        raise ProofError("weights", name, "what it reads or makes changed along another axis") from error
+    made, size = a_y.after(bn), sizes.shift
     if before is None or before.pulled is None:  # x = p_x(w)
         left, right = made.after(p_x), p_y
     else:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
 
-from bnfold.algebra.affine import Affine, Array
+from bnfold.algebra.affine import SEVERAL, Affine, Array, Grid
 from bnfold.errors import InvalidModelError
 
 SCHEMA = "bnfold-proof/1"
@@ -136,7 +137,10 @@ def _refuse(constant: str) -> Any:
 def _plain(affine: Affine | None) -> dict[str, Any] | None:
     if affine is None:
         return None
-    return {"axis": affine.axis, "scale": _encode(affine.scale), "shift": _encode(affine.shift)}
+    vectors = {"scale": _encode(affine.scale), "shift": _encode(affine.shift)}
+    if isinstance(affine, Grid):
+        return {"axes": [*affine.axes], "lengths": [*affine.lengths], **vectors}
+    return {"axis": affine.axis, **vectors}
 
 
 def _encode(vector: Array) -> str:
@@ -192,10 +196,8 @@ def _relation(entry: dict[str, Any]) -> Relation:
     relation = Relation(_affine(entry["pulled"]), _affine(entry["pushed"]))
     if relation.pulled is None and relation.pushed is None:
         raise ValueError(f"{entry['value']!r} does not change")
-    if relation.pulled and relation.pushed:
-        pairs = [(each.axis, each.size) for each in (relation.pulled, relation.pushed)]
-        if pairs[0] != pairs[1]:
-            raise ValueError(f"the two maps of {entry['value']!r} do not fit each other")
+    if relation.pulled and relation.pushed and relation.pulled.places != relation.pushed.places:
+        raise ValueError(f"the two maps of {entry['value']!r} do not fit each other")
     return relation
 
 
@@ -211,14 +213,22 @@ def _shape(entry: dict[str, Any]) -> tuple[Shape, int]:
 def _affine(found: Any) -> Affine | None:
     if found is None:
         return None
-    entry = _keys(found, ("axis", "scale", "shift"))
-    axis = entry["axis"]
-    if type(axis) is not int or not 0 <= axis < AXES:
+    is_grid = isinstance(found, dict) and "axes" in found
+    entry = _keys(found, ("axes", "lengths", "scale", "shift") if is_grid else ("axis", "scale", "shift"))
+    axes = entry["axes"] if is_grid else [entry["axis"]]
+    if not isinstance(axes, list) or any(type(axis) is not int or not 0 <= axis < AXES for axis in axes):
         raise ValueError("an axis is no small number")
     scale, shift = _decode(entry["scale"]), _decode(entry["shift"])
     if scale.shape != shift.shape:
         raise ValueError("scale and shift have different lengths")
-    return Affine(scale, shift, axis)
+    if not is_grid:
+        return Affine(scale, shift, axes[0])
+    lengths = entry["lengths"]
+    if len(axes) < 2 or axes != sorted(set(axes)) or not isinstance(lengths, list) or len(lengths) != len(axes):
+        raise ValueError("a map along several axes has no such axes")
+    if any(type(length) is not int or length < 1 for length in lengths) or math.prod(lengths) != scale.size:
+        raise ValueError("a map along several axes has no such lengths")
+    return Grid(scale, shift, SEVERAL, None, tuple(axes), tuple(lengths))
 
 
 def _decode(found: Any) -> Array:

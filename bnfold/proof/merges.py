@@ -378,7 +378,8 @@ def _rounded(name: str, what: str, stored: AnyArray, exact: AnyArray, error: Any
 def along(affine: Affine, rank: int) -> AnyArray:
     """The sizes of an affine's scales, so that they broadcast against a value of that rank."""
     shape = [1] * rank
-    shape[affine.axis] = affine.size
+    for axis, size in affine.places:
+        shape[axis] = size
     return np.abs(affine.scale).reshape(shape)
 
 

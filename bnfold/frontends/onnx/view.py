@@ -59,6 +59,8 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         confirm: runs the model as it was for shapes that are only declared; they are not believed without.
     """
 
+    can_lower = True
+
     def __init__(self, model: ir.Model, confirm: Confirm | None = None) -> None:
         self.model = model
         scopes = Scopes(model)
@@ -293,8 +295,6 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
             if kind.shape is not None and kind.dtype is not None
         }
 
-    can_lower = True
-
     def round_lowered(self, node: ir.Node, lowered: Lowered) -> Rounding | None:
         dtype = self._lowered_type(node)
         if dtype is None or (self._rank(node) is None and self._reader(node).version >= 7):
@@ -373,7 +373,7 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         self._editor.drop_attributes(node, "alpha", "beta")
         if node in self._bias_add:  # the product changes, though only the sum is a value of this view
             self._rename(node.outputs[0])
-        if bias is not None:
+        if bias is not None and (node.op_type != "Einsum" or bias.any()):  # whose Add is an operator of its own
             self._write_bias(node, linear, stored, round_once(stored.native_bias(bias), dtype))
         if linear.fill:
             self._editor.pad_explicitly(node, linear.fill, dtype, self._reader(node).version)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import singledispatch
 
 import numpy as np
 
-from bnfold.algebra.affine import Affine
-from bnfold.graph.ops import Opaque
+from bnfold.algebra.affine import Affine, Grid
+from bnfold.graph.ops import Identity, Opaque, Rectifier, Reshape, Transpose
 from bnfold.graph.outcome import Reason, Stop
 
 Carried = tuple[Affine | None, ...] | Stop
@@ -16,6 +17,7 @@ Carried = tuple[Affine | None, ...] | Stop
 NO_RULE = Stop(Reason.NOT_LINEAR, "it neither absorbs nor carries a per-channel affine")
 AXIS = Stop(Reason.AXIS_MISMATCH, "it mixes values along the channel axis")
 MIXED = Stop(Reason.MIXED_CHANNELS, "it merges channels that need different affines")
+SEVERAL_AXES = Stop(Reason.AXIS_MISMATCH, "the channels lie on several axes of what it reads and makes")
 CONFLICT = Stop(Reason.CONFLICT, "its readers need it to change in different ways")
 
 
@@ -23,6 +25,18 @@ def reversed_scale(affine: Affine) -> Stop:
     """What stops an affine at an operator that carries positive scales alone."""
     channel = int(np.argmax(affine.scale < 0))
     return Stop(Reason.NEGATIVE_SCALE, f"it carries positive scales alone, and that of channel {channel} is negative")
+
+
+CARRY_SEVERAL = (Identity, Rectifier, Reshape, Transpose)
+"""Operators whose rules know of maps along several axes; nothing else carries one."""
+
+
+def stop_several(op: object, affines: Iterable[Affine | None]) -> Stop | None:
+    """What keeps an operator from carrying a map along several axes, if one of these is one."""
+    if isinstance(op, Opaque):
+        return op.stop
+    is_grid = any(isinstance(affine, Grid) for affine in affines)
+    return SEVERAL_AXES if is_grid and not isinstance(op, CARRY_SEVERAL) else None
 
 
 @singledispatch

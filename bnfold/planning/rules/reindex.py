@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from math import prod
@@ -9,7 +10,7 @@ from math import prod
 import numpy as np
 import numpy.typing as npt
 
-from bnfold.algebra.affine import Affine
+from bnfold.algebra.affine import Affine, Grid, lay_out
 from bnfold.graph.ops import (
     CHANNEL_LIMIT,
     Concat,
@@ -99,12 +100,20 @@ def _found(affine: Affine | None) -> Carried:
 
 @pull.register
 def _(op: Transpose, affine: Affine) -> Carried:
-    return (affine.along(op.order[affine.axis]),) if affine.axis < len(op.order) else SHAPES
+    return _moved(affine, op.order)
 
 
 @push.register
 def _(op: Transpose, affine: Affine) -> Carried:
-    return (affine.along(op.order.index(affine.axis)),) if affine.axis < len(op.order) else SHAPES
+    return _moved(affine, [op.order.index(axis) for axis in range(len(op.order))])
+
+
+def _moved(affine: Affine, places: Sequence[int]) -> Carried:
+    """A map of which each axis moves to another place."""
+    if any(axis >= len(places) for axis, _ in affine.places):
+        return SHAPES
+    axes, lengths = zip(*affine.places, strict=True)
+    return (lay_out(affine, [places[axis] for axis in axes], lengths),)
 
 
 @pull.register
@@ -156,7 +165,7 @@ def _off_blocks(affine: Affine, factor: int, channels: int | None, channel_first
 
 @pull.register
 def _(op: Reshape, affine: Affine) -> Carried:
-    return _transport(affine, op.after, op.before, op.choice)
+    return _follow(affine, op.after, op.before, op.choice)
 
 
 @variants.register
@@ -167,7 +176,7 @@ def _(op: Reshape) -> tuple[object, ...]:
 
 @push.register
 def _(op: Reshape, affine: Affine) -> Carried:
-    return _transport(affine, op.before, op.after, op.choice)
+    return _follow(affine, op.before, op.after, op.choice)
 
 
 Monomial = tuple[Fraction, tuple[str, ...]]
@@ -202,19 +211,85 @@ def _quotient(upper: Monomial | None, lower: Monomial | None) -> Monomial | None
 
 
 def _fill_in(sizes: Sizes, other: Sizes) -> Sizes:
-    """`sizes` with the only unknown one computed from the number of elements of `other`."""
-    if sizes.count(None) != 1:
+    """`sizes` with the only unknown one computed from the number of elements of `other`.
+
+    Where all have a name, that is one of a name that nothing else has: inference calls what it does not follow so.
+    """
+    unknown = [place for place, size in enumerate(sizes) if size is None]
+    if not unknown:
+        named = [symbol for size in (*sizes, *other) if size is not None for symbol in size[1]]
+        unknown = [
+            place for place, size in enumerate(sizes) if size and any(named.count(each) == 1 for each in size[1])
+        ]
+    if len(unknown) != 1:
         return sizes
-    missing = _quotient(_product(other), _product(tuple(size for size in sizes if size is not None)))
-    if missing is not None and not missing[1] and missing[0].denominator > 1:
-        return sizes  # the shapes contradict each other
-    return tuple(missing if size is None else size for size in sizes)
+    (place,) = unknown
+    missing = _quotient(_product(other), _product((*sizes[:place], *sizes[place + 1 :])))
+    if missing is None or (not missing[1] and missing[0].denominator > 1):
+        return sizes  # not known, or the shapes contradict each other
+    return *sizes[:place], missing, *sizes[place + 1 :]
+
+
+def _follow(affine: Affine, before: Shape, after: Shape, choice: int) -> Carried:
+    """Follow the channels of the shape `before` to one axis of `after`, else to several."""
+    carried: Carried = MIXED if isinstance(affine, Grid) else _transport(affine, before, after, choice)
+    if choice or not isinstance(carried, Stop):
+        return carried
+    return _regroup(affine, before, after) or carried
+
+
+def _regroup(affine: Affine, before: Shape, after: Shape) -> Carried | None:
+    """Follow a map to all axes that the elements of its own are on; None where their sizes are not known.
+
+    Both shapes fall into groups of consecutive axes with the same number of elements, each a Reshape of its own.
+    """
+    places = dict(affine.places)
+    if any(axis >= len(before) or (isinstance(before[axis], int) and before[axis] != places[axis]) for axis in places):
+        return None
+    filled = [places.get(axis, size) for axis, size in enumerate(before)]
+    given = tuple(_monomial(dim) for dim in filled), tuple(_monomial(dim) for dim in after)
+    source, target = _fill_in(*given), _fill_in(*given[::-1])
+    found = [pair for pair in reversed([*_groups(source, target)]) if places.keys() & set(pair[0])]
+    old_axes, new_axes = ([axis for pair in found for axis in pair[side]] for side in (0, 1))
+    if not places.keys() <= set(old_axes):
+        return None
+    old_sizes, new_sizes = (_numbers(sizes, axes) for sizes, axes in ((source, old_axes), (target, new_axes)))
+    if old_sizes is None or new_sizes is None or not 0 < prod(old_sizes) == prod(new_sizes) <= CHANNEL_LIMIT:
+        return None
+    own = np.arange(affine.size).reshape([places.get(axis, 1) for axis in old_axes])
+    index = np.broadcast_to(own, old_sizes).reshape(-1)
+    return (lay_out(affine.take(index), new_axes, new_sizes),)
+
+
+def _groups(source: Sizes, target: Sizes) -> Iterator[tuple[range, range]]:
+    """The axes of two shapes of the same elements, in groups with as many on both sides, the last ones first."""
+    old_end, new_end = len(source), len(target)
+    for old in reversed(range(len(source))):
+        for new in reversed(range(new_end)):
+            if _divide_alike(source, target, old, new):
+                yield range(old, old_end), range(new, new_end)
+                old_end, new_end = old, new
+                break
+
+
+def _divide_alike(source: Sizes, target: Sizes, old: int, new: int) -> bool:
+    """Whether as many elements lie behind one axis of a shape as behind one of the other; or in front of it."""
+    pairs = (source[old:], target[new:]), (source[:old], target[:new])
+    sizes = [(_product(one), _product(other)) for one, other in pairs]
+    return any(one is not None and one == other for one, other in sizes)
+
+
+def _numbers(sizes: Sizes, axes: Iterable[int]) -> list[int] | None:
+    """The sizes of some axes, where all of them are numbers."""
+    found = [sizes[axis] for axis in axes]
+    return None if any(size is None or size[1] for size in found) else [int(size[0]) for size in found if size]
 
 
 def _transport(affine: Affine, before: Shape, after: Shape, choice: int) -> Carried:
     """Follow the channels of the shape `before` to an axis of `after`, by the strides of both in row-major order.
 
-    With stride ``s`` an element at flat position ``f`` has channel ``(f // s) % size``. Two cases are exact:
+    With stride ``s`` an element at flat position ``f`` has channel ``(f // s) % size``. As both shapes have the same
+    elements, the ratio of two strides is that of what lies in front of them, too. Two cases are exact:
     (A) a target axis that determines the channel: its affine repeats the channels; (B) a target axis that the channel
     determines: its affine exists where all channels that share an index agree.
     """
@@ -223,13 +298,14 @@ def _transport(affine: Affine, before: Shape, after: Shape, choice: int) -> Carr
     given = tuple(_monomial(dim) for dim in before), tuple(_monomial(dim) for dim in after)
     source, target = _fill_in(*given), _fill_in(*given[::-1])
     stride = _product(source[affine.axis + 1 :])
-    known = stride is not None
-    found: list[Affine] = []
+    front = _product((*source[: affine.axis], _monomial(affine.size)))
+    known = stride is not None or front is not None
+    found: list[tuple[Affine, bool]] = []
     for axis, size in enumerate(target):
-        step = _product(target[axis + 1 :])
-        ratio = _quotient(stride, step)
-        inverse = _quotient(step, stride)
-        known = known and step is not None and size is not None
+        step, ahead = _product(target[axis + 1 :]), _product(target[: axis + 1])
+        ratio = _quotient(stride, step) or _quotient(ahead, front)
+        inverse = _quotient(step, stride) or _quotient(front, ahead)
+        known = known and (step is not None or ahead is not None) and size is not None
         if size is None or not size[0]:
             continue
         if size[1]:
@@ -238,19 +314,19 @@ def _transport(affine: Affine, before: Shape, after: Shape, choice: int) -> Carr
         for quotient, follow in ((ratio, _repeated), (inverse, _merged)):
             if quotient is not None and not quotient[1] and quotient[0].denominator == 1 and affine.size:
                 carried = follow(affine, int(quotient[0]), int(size[0]))
-                found.extend([carried.along(axis)] if carried else [])
+                found.extend([(carried.along(axis), quotient == _monomial(1))] if carried else [])
     if not found:
         return MIXED if known else SHAPES
 
-    def preference(carried: Affine) -> tuple[bool, bool, bool, int, int]:
+    def preference(each: tuple[Affine, bool]) -> tuple[bool, bool, bool, int, int]:
         """Several axes fit a single channel or a uniform affine: the one that stays, else the longest."""
-        axis = carried.axis
-        stays = carried.size == affine.size and _product(target[axis + 1 :]) == stride
+        (carried, has_stride), axis = each, each[0].axis
+        stays = carried.size == affine.size and has_stride
         front = axis == affine.axis and source[:axis] == target[:axis]
         back = len(target) - axis == len(source) - affine.axis
         return stays, stays and front, stays and back, carried.size, -axis
 
-    return (sorted(found, key=preference, reverse=True)[choice],) if choice < len(found) else MIXED
+    return (sorted(found, key=preference, reverse=True)[choice][0],) if choice < len(found) else MIXED
 
 
 def _repeated(affine: Affine, ratio: int, size: int) -> Affine | None:

@@ -147,14 +147,16 @@ def _shape(pair: Pair, node: fx.Node, each: fx.Node, relation: Relation | None, 
         raise UnevaluatedError(f"the shape of {each.name!r} does not follow from the model's inputs")
     channels = _channels(pair, node, each, len(known))
     affine = (relation.pulled or relation.pushed) if relation else None
+    places = dict(affine.places) if affine is not None else {}
     is_pointwise = pair.original.calls[node].name in POINTWISE
     sizes: list[int] = []
     for axis, size in enumerate(known):
         found = concrete(size, step)
-        if affine is not None and axis == affine.axis:
-            if isinstance(size, torch.SymInt) or (size is not None and size != affine.size):
-                raise UnevaluatedError(f"{affine.size} channels on axis {axis} of a value of shape {tuple(known)}")
-            sizes.append(affine.size)
+        channels_here = places.get(axis)
+        if channels_here is not None:
+            if isinstance(size, torch.SymInt) or (size is not None and size != channels_here):
+                raise UnevaluatedError(f"{channels_here} channels on axis {axis} of a value of shape {tuple(known)}")
+            sizes.append(channels_here)
         elif found is None:
             sizes.append(channels[axis] if channels.get(axis) else 2 + step if axis == 0 else UNKNOWN + step)
         elif is_pointwise and axis not in channels and found != 1:
@@ -175,8 +177,8 @@ def _channels(pair: Pair, node: fx.Node, each: fx.Node, rank: int) -> dict[int, 
         affine = (relation.pulled or relation.pushed) if relation else None
         theirs = pair.shapes.rank(other)
         if affine is not None:
-            axis = affine.axis - (rank if theirs is None else theirs) + rank
-            found[axis] = 0 if is_joined else affine.size
+            for axis, size in affine.places:
+                found[axis - (rank if theirs is None else theirs) + rank] = 0 if is_joined else size
         constant = pair.original.constant(other) if other is not node else None
         if constant is not None:
             found.update({rank - constant.dim() + axis: size for axis, size in enumerate(constant.shape) if size != 1})

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
@@ -19,7 +19,9 @@ from onnx import TensorProto
 
 import bnfold
 from bnfold import Fold, Outcome, Reason, Refusal
+from bnfold.algebra.affine import Grid
 from bnfold.api import certify
+from bnfold.proof.certificate import Certificate, Relation
 from bnfold.proof.checker import check_proof
 from bnfold.proof.models import Files
 from tests.toys.onnx_graphs import evaluate, fuse, model, node, norm, operators, random, statistics
@@ -330,6 +332,107 @@ def test_blocks_of_a_number_of_channels_that_is_not_known(mode: str) -> None:
     assert check_proof(Files(proto), Files(fused), certificate).failures == ()
     expected, actual = (evaluate(each, {"C": 12})["y"] for each in (proto, fused))
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-12)
+
+
+# Channels on several axes
+
+GROUPS, UNGROUPED = np.array([0, 2, 3, 5, 4]), np.array([0, 6, 5, 4])
+
+
+def shuffled(value: str, result: str) -> list[onnx.NodeProto]:
+    """A channel shuffle in plain operators, as of two groups."""
+    return [node("Reshape", f"{value} halves", f"{value}1"), node("Relu", f"{value}1", f"{value}2"),
+            node("Transpose", f"{value}2", f"{value}3", perm=[0, 2, 1, 3, 4]),
+            node("Reshape", f"{value}3 whole", result)]  # fmt: skip
+
+
+def test_a_channel_shuffle_in_plain_operators() -> None:
+    """Its channels lie on two axes on the way, and no affine along one axis is theirs."""
+    shapes = {"halves": GROUPS, "whole": UNGROUPED}
+    stats = {**statistics(6), "gamma": np.linspace(0.5, 2, 6), "beta": np.zeros(6), "mean": np.zeros(6)}
+    for shape in ((2, 4, 5, 4), ("N", 4, 5, 4)):
+        nodes = [node("Conv", "x w", "c"), *shuffled("c", "d"), norm("d", "y")]
+        proto = model(nodes, {"w": random(6, 4, 1, 1), **shapes, **stats}, shape)
+        through = ["Reshape", "Relu", "Transpose", "Reshape"]
+        assert_folds(proto, "upstream", through)
+        assert_proved(proto)
+        nodes = [norm("x", "n"), *shuffled("n", "d"), node("Conv", "d w", "y")]
+        proto = model(nodes, {"w": random(3, 6, 1, 1), **shapes, **stats}, (shape[0], 6, 5, 4))
+        assert_folds(proto, "downstream", through)
+        assert_proved(proto)
+
+
+def test_batchnorms_along_both_axes_of_a_reshape() -> None:
+    """What lies between changes along one axis, and then along another."""
+    nodes = [node("Conv", "x w", "c"), node("Reshape", "c halves", "d"), norm("d", "e"),
+             node("Transpose", "e", "f", perm=[0, 2, 1, 3, 4]), norm("f", "y", "o_")]  # fmt: skip
+    constants = {"w": random(6, 4, 1, 1), "halves": GROUPS, **statistics(2), **statistics(3, "o_")}
+    proto = model(nodes, constants, (2, 4, 5, 4))
+    assert operators(fuse(proto)[0]) == ["Conv", "Reshape", "Transpose"]
+    assert_proved(proto)
+
+
+def assert_proved(proto: onnx.ModelProto) -> None:
+    """That the folded model is proved, by a certificate that is read from its text; and no other is."""
+    fused, certificate = certify(proto)
+    assert check_proof(Files(proto), Files(fused), Certificate.from_json(certificate.to_json())).failures == ()
+    grids = [(key, each) for key, each in certificate.relations.items() if isinstance(each.pulled or each.pushed, Grid)]
+    assert grids
+    for key, relation in grids:
+        wrong = {
+            name: each and replace(each, scale=np.roll(each.scale, 1))
+            for name, each in (("pulled", relation.pulled), ("pushed", relation.pushed))
+        }
+        relations = {**certificate.relations, key: Relation(**wrong)}
+        assert not check_proof(Files(proto), Files(fused), replace(certificate, relations=relations)).is_proved
+
+
+def test_what_joins_one_of_several_axes_stays() -> None:
+    """A Concat of halves gives each half of the channels to two places; that is exact, and no rule of a Concat yet."""
+    nodes = [norm("x", "n"), node("Reshape", "n halves", "h"), node("Concat", "h h", "i", axis=2),
+             node("Reshape", "i whole", "j"), node("Conv", "j w", "y")]  # fmt: skip
+    constants = {"w": random(3, 12, 1, 1), "halves": GROUPS, "whole": np.array([0, 12, 5, 4]), **statistics(6)}
+    fused, (outcome,) = fuse(model(nodes, constants, (2, 6, 5, 4)))
+    assert isinstance(outcome, Refusal)
+    assert "several axes" in outcome.detail
+    assert operators(fused)[0] == "BatchNormalization"
+
+
+OPEN = {
+    "batch": ("N", 4, 6, 4),
+    "batch and space": ("N", 4, "H", "W"),
+}
+
+
+@pytest.mark.parametrize("shape", OPEN.values(), ids=OPEN)
+def test_sizes_that_are_computed_behind_the_channels(shape: tuple[Any, ...]) -> None:
+    """``flatten(2)`` as TorchScript writes it: as many elements lie in front of the channels as before."""
+    nodes = [node("Conv", "x w", "c"), node("Shape", "c", "s"), node("Slice", "s from to", "front"),
+             node("Concat", "front rest", "target", axis=0), node("Reshape", "c target", "r"),
+             norm("r", "y")]  # fmt: skip
+    constants = {"w": random(3, 4, 1, 1), "from": np.array([0]), "to": np.array([2]), "rest": np.array([-1])}
+    proto = model(nodes, constants | statistics(3), shape)
+    assert_folds(proto, "upstream", ["Reshape"])
+    fused, certificate = certify(proto)
+    assert check_proof(Files(proto), Files(fused), certificate).failures == ()
+
+
+@pytest.mark.parametrize("shape", OPEN.values(), ids=OPEN)
+def test_windows_of_computed_sizes(shape: tuple[Any, ...]) -> None:
+    """``view(b, c, h // 2, 2, w // 2, 2)``, of whose sizes shape inference knows one or none."""
+    numbers = [node("Gather", f"s {k}", f"size{k}") for k in "023"]
+    halves = [node("Div", f"size{k} two", f"half{k}") for k in "23"]
+    vectors = [node("Unsqueeze", f"{each} zero", f"{each}_") for each in ("size0", "half2", "half3")]
+    nodes = [node("Conv", "x w", "c"), node("Shape", "c", "s"), *numbers, *halves, *vectors,
+             node("Concat", "size0_ channels half2_ pair half3_ pair", "target", axis=0),
+             node("Reshape", "c target", "r"), node("Transpose", "r", "t", perm=[0, 2, 4, 1, 3, 5]),
+             node("Reshape", "t windows", "v"), norm("v", "y")]  # fmt: skip
+    constants = {"0": np.array(0), "2": np.array(2), "3": np.array(3), "two": np.array(2), "zero": np.array([0])}
+    constants |= {"pair": np.array([2]), "channels": np.array([3]), "windows": np.array([-1, 3, 2, 2])}
+    proto = model(nodes, constants | statistics(3) | {"w": random(3, 4, 1, 1)}, shape)
+    assert_folds(proto, "upstream", ["Reshape", "Transpose", "Reshape"])
+    fused, certificate = certify(proto)
+    assert check_proof(Files(proto), Files(fused), certificate).failures == ()
 
 
 # BatchNormalization itself

@@ -7,6 +7,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import onnx
+import onnx.inliner
 import onnx_ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
@@ -630,7 +631,36 @@ def test_a_constant_that_each_call_of_a_function_gives_is_none() -> None:
     onnx.checker.check_model(proto)
     (found,) = bnfold.plan(proto)
     assert isinstance(found, Refusal)
-    assert found.reason is Reason.NOT_CONSTANT
+    assert found.reason is Reason.FUNCTION_INPUT
+
+
+@pytest.mark.parametrize("given", ["parameters", "epsilon"])
+def test_advice_for_what_the_call_of_a_function_gives_works(given: str) -> None:
+    """As exporters write them: a function for each module or operator, whose weights are its inputs."""
+    parameters = ["w", "gamma", "beta", "mean", "var"]
+    body = [node("Conv", "a w", "c"), node("Cast", "gamma", "scale", to=TensorProto.DOUBLE),
+            node("BatchNormalization", "c scale beta mean var", "b")]  # fmt: skip
+    body[-1].attribute.add(name="epsilon", type=onnx.AttributeProto.FLOAT, ref_attr_name="eps")
+    if given == "epsilon":
+        stored = [node("Constant", "", each, value=numpy_helper.from_array(CONV[each])) for each in parameters]
+        body, parameters = [*stored, *body], []
+    opsets = [helper.make_opsetid("", 17)]
+    block = helper.make_function("local", "Block", ["a", *parameters], ["b"], body, opsets, attributes=["eps"])
+    proto = model([node("Relu", "x", "y")], CONV, (2, 4, 3, 3), ir_version=9)
+    call = helper.make_node("Block", ["x", *parameters], ["y"], domain="local", eps=1e-3)
+    proto.graph.node[0].CopyFrom(call)
+    proto.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 3
+    proto.opset_import.append(helper.make_opsetid("local", 1))
+    proto.functions.append(block)
+    onnx.checker.check_model(proto)
+    (found,) = bnfold.plan(proto)
+    assert isinstance(found, Refusal)
+    assert found.reason is Reason.FUNCTION_INPUT
+    assert found.advice is not None
+    assert "onnx.inliner.inline_local_functions" in found.advice
+    fused, (found,) = bnfold.fuse(onnx.inliner.inline_local_functions(proto), return_outcomes=True)
+    assert isinstance(found, Fold)
+    assert "BatchNormalization" not in operators(fused)
 
 
 def test_sparse_weights_fold_and_others_stay_sparse() -> None:

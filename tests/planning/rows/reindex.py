@@ -14,7 +14,6 @@ from bnfold.planning.rules import pull, push
 from tests.planning.rows.law import (
     ALL,
     CONFLICTS,
-    MIXED,
     MIXES,
     UNIFORM_ONLY,
     UNKNOWN,
@@ -261,27 +260,27 @@ def reshaping(before: tuple[int, ...], after: tuple[int, ...], *trials: Trial, v
 
 @row
 def reshape_flatten(s: Sizes) -> Row:
-    pulled = pulls(ALL, UNIFORM_ONLY)
+    pulled = pulls(ALL, ALL)
     return reshaping(s.image, (s.n, prod(s.image[1:])), *pulled, *pushes(*[ALL] * s.rank))
 
 
 @row
 def reshape_unflatten(s: Sizes) -> Row:
     pulled = pulls(*[ALL] * s.rank)
-    return reshaping((s.n, prod(s.image[1:])), s.image, *pulled, *pushes(ALL, UNIFORM_ONLY))
+    return reshaping((s.n, prod(s.image[1:])), s.image, *pulled, *pushes(ALL, ALL))
 
 
 @row
 def reshape_flatten_of_symbolic_batch(s: Sizes) -> Row:
     view = Reshape(("batch", *s.image[1:]), ("batch", prod(s.image[1:])))
-    trials = (Trial(pull, (1,), UNIFORM_ONLY), *pushes(*[ALL] * s.rank)[1:])
+    trials = (Trial(pull, (1,)), *pushes(*[ALL] * s.rank)[1:])
     return reshaping(s.image, (s.n, prod(s.image[1:])), *trials, view=view)
 
 
 @row
 def reshape_flatten_to_an_unknown_batch(s: Sizes) -> Row:
     view = Reshape(("batch", *s.image[1:]), (None, prod(s.image[1:])))
-    trials = (Trial(pull, (1,), UNIFORM_ONLY), *pushes(*[ALL] * s.rank)[1:])
+    trials = (Trial(pull, (1,)), *pushes(*[ALL] * s.rank)[1:])
     return reshaping(s.image, (s.n, prod(s.image[1:])), *trials, view=view)
 
 
@@ -289,7 +288,7 @@ def reshape_flatten_to_an_unknown_batch(s: Sizes) -> Row:
 def reshape_flatten_to_an_unknown_width(s: Sizes) -> Row:
     """The one unknown size follows from the number of elements."""
     view = Reshape(("batch", *s.image[1:]), ("batch", None))
-    trials = (Trial(pull, (1,), UNIFORM_ONLY), *pushes(*[ALL] * s.rank)[1:])
+    trials = (Trial(pull, (1,)), *pushes(*[ALL] * s.rank)[1:])
     return reshaping(s.image, (s.n, prod(s.image[1:])), *trials, view=view)
 
 
@@ -300,7 +299,7 @@ def reshape_flatten_from_an_unknown_space(s: Sizes) -> Row:
     return reshaping(
         image,
         (s.n, prod(image[1:])),
-        *pulls(ALL, UNIFORM_ONLY),
+        *pulls(ALL, ALL),
         *pushes(*[ALL] * s.rank),
         view=view,
     )
@@ -342,16 +341,17 @@ def reshape_symbolic_space_with_channels_last(s: Sizes) -> Row:
 
 @row
 def reshape_with_unknown_space_behind_the_channels(s: Sizes) -> Row:
+    """As many elements lie in front of the channels on both sides, so as many lie behind them."""
     view = Reshape((s.n, s.c, *[None] * (len(s.space) + 1)), (s.n, s.c, None))
     before, after = (*s.image, 2), (s.n, s.c, 2 * prod(s.space))
-    return reshaping(before, after, Trial(push, (1,), UNKNOWN), Trial(pull, (1,), UNKNOWN), view=view)
+    return reshaping(before, after, Trial(push, (1,)), Trial(pull, (1,)), view=view)
 
 
 @row
 def reshape_tokens_into_rows(s: Sizes) -> Row:
     """LeViT: ``[B, N, C] -> [B*N, C]``, BatchNorm, and back."""
     before, after = (s.n, s.k, s.c), (s.n * s.k, s.c)
-    trials = (Trial(pull, (1,)), Trial(pull, (0,), UNIFORM_ONLY), *pushes(ALL, ALL, ALL))
+    trials = (Trial(pull, (1,)), Trial(pull, (0,)), *pushes(ALL, ALL, ALL))
     return reshaping(before, after, *trials)
 
 
@@ -359,12 +359,12 @@ def reshape_tokens_into_rows(s: Sizes) -> Row:
 def reshape_features_into_rows(s: Sizes) -> Row:
     """``[N, F*C] -> [N*F, C]``: features alike with a period of C become channels."""
     before, after = (s.n, s.f * s.c), (s.n * s.f, s.c)
-    return reshaping(before, after, Trial(push, (1,), UNIFORM_ONLY), Trial(pull, (1,)))
+    return reshaping(before, after, Trial(push, (1,)), Trial(pull, (1,)))
 
 
 @row
 def reshape_rows_into_tokens(s: Sizes) -> Row:
-    return reshaping((s.n * s.k, s.c), (s.n, s.k, s.c), *pulls(ALL, ALL, ALL), *pushes(UNIFORM_ONLY, ALL))
+    return reshaping((s.n * s.k, s.c), (s.n, s.k, s.c), *pulls(ALL, ALL, ALL), *pushes(ALL, ALL))
 
 
 @row
@@ -385,13 +385,13 @@ def reshape_rows_into_tokens_of_symbolic_batch(s: Sizes) -> Row:
 @row
 def reshape_repeats_channels_into_features(s: Sizes) -> Row:
     """``[N, C, F] -> [N, C*F]``: each channel F times in a row."""
-    return reshaping((s.n, s.c, s.f), (s.n, s.c * s.f), *pulls(ALL, UNIFORM_ONLY), *pushes(ALL, ALL, ALL))
+    return reshaping((s.n, s.c, s.f), (s.n, s.c * s.f), *pulls(ALL, ALL), *pushes(ALL, ALL, ALL))
 
 
 @row
 def reshape_tiles_channels_into_features(s: Sizes) -> Row:
     """``[N, F, C] -> [N, F*C]``: all channels F times over."""
-    return reshaping((s.n, s.f, s.c), (s.n, s.f * s.c), *pulls(ALL, UNIFORM_ONLY), *pushes(ALL, ALL, ALL))
+    return reshaping((s.n, s.f, s.c), (s.n, s.f * s.c), *pulls(ALL, ALL), *pushes(ALL, ALL, ALL))
 
 
 @row
@@ -399,13 +399,13 @@ def reshape_splits_groups(s: Sizes) -> Row:
     """``[N, G*C, *S] -> [N, G, C, *S]``, as a channel shuffle or a grouped head does."""
     before, after = (s.n, s.f * s.c, *s.space), (s.n, s.f, *s.image[1:])
     pulled = pulls(*[ALL] * (s.rank + 1))
-    return reshaping(before, after, *pulled, *pushes(ALL, UNIFORM_ONLY, *[ALL] * (s.rank - 2)))
+    return reshaping(before, after, *pulled, *pushes(ALL, ALL, *[ALL] * (s.rank - 2)))
 
 
 @row
 def reshape_merges_groups(s: Sizes) -> Row:
     before, after = (s.n, s.f, *s.image[1:]), (s.n, s.f * s.c, *s.space)
-    pulled = pulls(ALL, UNIFORM_ONLY, *[ALL] * (s.rank - 2))
+    pulled = pulls(ALL, ALL, *[ALL] * (s.rank - 2))
     return reshaping(before, after, *pulled, *pushes(*[ALL] * (s.rank + 1)))
 
 
@@ -413,7 +413,7 @@ def reshape_merges_groups(s: Sizes) -> Row:
 def reshape_folds_batch_into_channels(s: Sizes) -> Row:
     """``[N, C, *S] -> [1, N*C, *S]``, as dynamic convolutions do."""
     before, after = s.image, (1, s.n * s.c, *s.space)
-    pulled = (Trial(pull, (1,), UNIFORM_ONLY), Trial(pull, (2,)))
+    pulled = (Trial(pull, (1,)), Trial(pull, (2,)))
     return reshaping(before, after, *pulled, *pushes(*[ALL] * s.rank))
 
 
@@ -429,8 +429,8 @@ def reshape_adds_and_removes_ones(s: Sizes) -> Row:
 
 @row
 def reshape_across_channels(s: Sizes) -> Row:
-    """``[C, C+1] -> [C+1, C]``: neither axis is made of the other's."""
-    return reshaping((s.c, s.c + 1), (s.c + 1, s.c), Trial(push, (0,), MIXED))
+    """``[C, C+1] -> [C+1, C]``: neither axis is made of the other's, and both together are."""
+    return reshaping((s.c, s.c + 1), (s.c + 1, s.c), Trial(push, (0,)))
 
 
 @row

@@ -94,7 +94,7 @@ def find(value: ir.Value | None, facts: Facts) -> Quantized | None:
         return None
     if any(attribute.is_ref() for attribute in node.attributes.values()):
         raise Unreadable(
-            Reason.NOT_CONSTANT, "an attribute of its quantised weight is given by the caller of a function"
+            Reason.FUNCTION_INPUT, "an attribute of its quantised weight is given by the caller of a function"
         )
     if node.attributes.get_int("block_size", 0):
         raise Unreadable(Reason.QUANTIZED, "its weight is quantised in blocks")

@@ -18,6 +18,9 @@ from bnfold.graph.outcome import Reason
 
 FLOATS = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT, ir.DataType.DOUBLE})
 
+SAME = frozenset({"Cast", "CastLike", "Identity", "Reshape", "Squeeze", "Unsqueeze"})
+"""Operators that make the same numbers as they read."""
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -50,7 +53,7 @@ class Reader:
         if schema is None or name not in schema.attributes:  # else its type is the schema's
             raise Unreadable(Reason.INVALID_PARAMETERS, f"opset {self.version} gives it no attribute {name}")
         if attribute.is_ref():
-            raise Unreadable(Reason.NOT_CONSTANT, f"its attribute {name} is set by the function's caller")
+            raise Unreadable(Reason.FUNCTION_INPUT, f"its attribute {name} is set by the function's caller")
         return attribute.value
 
     def value(self, index: int) -> ir.Value | None:
@@ -71,7 +74,20 @@ class Reader:
             detail = f"its {what} {value.name!r} is a graph input too, so a caller may replace it"
             raise Unreadable(Reason.OVERRIDABLE, detail)
         if not self.facts.constants.holds(value):
+            if self._is_given(value):
+                raise Unreadable(Reason.FUNCTION_INPUT, f"its {what} {value.name!r} is given by the function's caller")
             raise not_constant(what, value.name)
+
+    def _is_given(self, value: ir.Value) -> bool:
+        """Whether an input or an attribute of a function stands for a value, be it in another type or shape."""
+        while (maker := value.producer()) is not None:
+            if maker.op_type == "Constant" and any(attribute.is_ref() for attribute in maker.attributes.values()):
+                return True
+            source = maker.inputs[0] if maker.op_type in SAME and not maker.domain and maker.inputs else None
+            if source is None:
+                return False
+            value = source
+        return isinstance(value.graph, ir.Graph) and self.facts.scopes.is_in_function(value.graph)
 
     def numbers(self, index: int, what: str) -> AnyArray:
         """A constant input that holds real numbers or truth values."""
