@@ -20,6 +20,7 @@ from bnfold.verification import opinion
 from bnfold.verification.evidence import insist_on_evidence
 from bnfold.verification.observe import Move, Observation, is_float, is_narrow, observe, observe_move, observe_within
 from bnfold.verification.onnx_weights import Disturbance
+from bnfold.verification.smoke import measure
 from bnfold.verification.subject import Run, Subject
 from bnfold.verification.verdict import Divergence, ValueVerdict, Verdict
 
@@ -97,6 +98,8 @@ def compare(
     samples, findings = find_samples(pair.inputs, options.inputs, lambda feeds: _failure(trial, feeds))
     for sample in samples if options.inputs.is_given else ():
         insist_on_evidence(sample.label, sample.feeds, trial(sample.feeds))
+    _insist_on_repeatable(reference, trial, samples[0].feeds)
+    findings += [*reference.notes, *candidate.notes]
     seen = pair.observe(samples, findings, progress)
     widened = [_widen_sample(each) for each in samples]
     wide = None if options.tolerance else _widen(pair, widened[0], findings)
@@ -144,6 +147,20 @@ def _widen_sample(sample: Sample) -> Sample:
         name: array.astype(np.float32) if is_narrow(array.dtype) else array for name, array in sample.feeds.items()
     }
     return replace(sample, label=f"{sample.label}, in float32", feeds=feeds)
+
+
+def _insist_on_repeatable(reference: Subject, run: Run, feeds: Feeds) -> None:
+    """That each output of the reference is the same when it runs again: two models that draw lots cannot be compared.
+
+    Raises:
+        IncomparableError: one is not; the message names it.
+    """
+    first, second = run(feeds), run(feeds)
+    for name, one, other in zip(reference.outputs, first, second, strict=True):
+        if measure(one, other).is_beyond(one.dtype):
+            raise IncomparableError(
+                f"{reference.label}: output {name!r} is another one each time: it draws random numbers"
+            )
 
 
 def _note_empty(outputs: Sequence[ValueVerdict]) -> list[str]:

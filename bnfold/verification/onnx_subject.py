@@ -22,6 +22,7 @@ from bnfold.runtimes import reference
 from bnfold.runtimes.inputs import Declared, Feeds
 from bnfold.runtimes.onnx_runtime import STRICT, OnnxSession
 from bnfold.runtimes.tensors import FLOATS, read
+from bnfold.verification.draws import fix_draws
 from bnfold.verification.onnx_weights import WIDE_STEPS, Disturbance, weights, with_initializers, with_weights_as_inputs
 from bnfold.verification.subject import Run, Subject
 from bnfold.verification.widening import widen
@@ -77,10 +78,13 @@ class OnnxSubject:
     def __init__(
         self, proto: onnx.ModelProto, label: str, path: Path | None = None, folder: Path | None = None
     ) -> None:
-        self._proto = proto
-        self._path = path
+        self._proto, count = fix_draws(proto)
+        self._path = None if count else path
         self._folder = folder if path is None else path.parent
         self.label = label
+        self.notes = (
+            [f"{label} draws random numbers ({plural(count, 'operator')}): both are given the same"] if count else []
+        )
         self._sessions: dict[tuple[str, ...], OnnxSession] = {}
         self._disturbed: dict[Disturbance, dict[str, npt.NDArray[Any]]] = {}
         self._declared_outputs = [each.name for each in proto.graph.output]

@@ -37,6 +37,11 @@ class Subject(Protocol):
         """The names of the outputs, in order."""
         ...
 
+    @property
+    def notes(self) -> Sequence[str]:
+        """Sentences on how it is run."""
+        ...
+
     def values(self) -> Mapping[str, str]:
         """Inner values that can be asked for, in graph order, each with the node that makes it."""
         ...

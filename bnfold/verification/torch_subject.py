@@ -7,6 +7,7 @@ import dataclasses
 import inspect
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,9 @@ from bnfold.verification.onnx_weights import WIDE_STEPS, Disturbance
 from bnfold.verification.subject import Run, Subject
 
 AnyArray = npt.NDArray[Any]
+
+SEED = 0
+"""Of the random numbers that a model draws."""
 
 NUMPY = {torch.bool: np.dtype(np.bool_), torch.bfloat16: np.dtype(ml_dtypes.bfloat16)}
 """Names that the two libraries spell in different ways."""
@@ -103,6 +107,7 @@ class TorchSubject:
         self._count = outputs
         self._arguments = arguments
         self._jumps = jumps
+        self.notes: list[str] = []
 
     @classmethod
     def of_program(cls, program: ExportedProgram, label: str) -> TorchSubject:
@@ -259,7 +264,7 @@ class TorchSubject:
         device = next((each.device for each in (*module.parameters(), *module.buffers())), torch.device("cpu"))
         args, kwargs = self._arguments.fill({name: _to_torch(array).to(device) for name, array in feeds.items()})
         try:
-            with torch.no_grad(), warnings.catch_warnings():
+            with torch.no_grad(), warnings.catch_warnings(), _same_draws(device):
                 warnings.simplefilter("ignore")
                 made = functional_call(module, dict(overrides or {}), args, kwargs)
         except Exception as error:  # a guard, an operator or the module's code may raise anything
@@ -268,6 +273,14 @@ class TorchSubject:
         if self._count and len(found) != self._count:
             raise IncomparableError(f"{self.label}: has {plural(len(found), 'output')}, not {self._count}")
         return found
+
+
+@contextmanager
+def _same_draws(device: torch.device) -> Iterator[None]:
+    """Random numbers that are the same each time, and leave those of the caller alone."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(SEED)
+        yield
 
 
 @dataclasses.dataclass(frozen=True)
