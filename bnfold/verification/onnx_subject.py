@@ -19,7 +19,7 @@ from bnfold.frontends.onnx import read_proto, serialize
 from bnfold.frontends.onnx.nesting import bodies, nested_nodes
 from bnfold.frontends.onnx.shape_inference import infer_shapes
 from bnfold.runtimes import reference
-from bnfold.runtimes.inputs import Declared, Feeds
+from bnfold.runtimes.inputs import Declared, Feeds, whole_range
 from bnfold.runtimes.onnx_runtime import STRICT, OnnxSession
 from bnfold.runtimes.tensors import FLOATS, read
 from bnfold.verification.draws import fix_draws
@@ -33,6 +33,15 @@ JUMPS = frozenset(
     | {"Greater", "Less", "GreaterOrEqual", "LessOrEqual", "Equal"}
 )
 """Operators whose output jumps where its input moves a little."""
+
+CARRIERS = frozenset({"Cast", "CastLike", "Identity", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze"})
+"""Operators behind which an integer input is still that."""
+
+NUMERIC = frozenset(
+    {"Add", "Sub", "Mul", "Div", "Conv", "Gemm", "MatMul", "Concat", "Resize", "Pad", "Slice", "DequantizeLinear"}
+    | {"BatchNormalization", "Relu", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger"}
+)
+"""Operators that compute with numbers."""
 
 INTEGERS = frozenset({onnx.TensorProto.INT8, onnx.TensorProto.INT16, onnx.TensorProto.INT32, onnx.TensorProto.INT64})
 
@@ -108,18 +117,29 @@ class OnnxSubject:
             if tensor.elem_type == onnx.TensorProto.STRING
             else np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type))
         )
-        rows = self._rows(info.name) if dtype.kind in "iu" else 2
-        return Declared(info.name, dtype, dims, rows, tensor.HasField("shape"))
+        span = self._span(info.name, dtype) if dtype.kind in "iu" else None
+        return Declared(info.name, dtype, dims, span, tensor.HasField("shape"))
 
-    def _rows(self, name: str) -> int:
-        """The rows of the smallest constant table that an integer input looks up."""
+    def _span(self, name: str, dtype: np.dtype[Any]) -> range | None:
+        """The integers that an input may be: rows of tables that it looks up; all of a small type that is a number.
+
+        An integer of one or two bytes is a number (an image, a quantised value) where it is only computed with.
+        """
+        names, readers = {name}, list[onnx.NodeProto]()
+        for node in self._proto.graph.node:
+            if not names.isdisjoint(reads(node)):
+                readers.append(node)
+                if node.op_type in CARRIERS:
+                    names.update(node.output)
         tables = {each.name: each.dims[0] for each in self._proto.graph.initializer if each.dims}
-        found = [
-            tables[node.input[0]]
-            for node in self._proto.graph.node
-            if node.op_type == "Gather" and node.input[1] == name and node.input[0] in tables
+        rows = [
+            int(tables[node.input[0]])
+            for node in readers
+            if node.op_type == "Gather" and node.input[1] in names and node.input[0] in tables
         ]
-        return int(min(found, default=2))
+        if not rows and dtype.itemsize <= 2 and all(node.op_type in CARRIERS | NUMERIC for node in readers):
+            return whole_range(dtype)
+        return range(min(rows)) if rows else None
 
     @property
     def outputs(self) -> list[str]:

@@ -105,7 +105,10 @@ def run_once(original: Path, result: Path, declare: Callable[[], Sequence[Declar
     with tempfile.TemporaryDirectory() as folder:
         job = {
             "models": [str(original), str(result)],
-            "declared": [[each.name, each.dtype.name, each.shape, each.high, each.has_rank] for each in declared],
+            "declared": [
+                [each.name, each.dtype.name, each.shape, each.span and [each.span.start, each.span.stop], each.has_rank]
+                for each in declared
+            ],
             "inputs": [str(path) for path in inputs.paths],
             "dims": dict(inputs.dims or {}),
             "seed": inputs.seed,
@@ -265,8 +268,8 @@ def _move(subject: Subject, feeds: Feeds, expected: Outputs) -> dict[str, list[D
 def _run(job: dict[str, Any]) -> dict[str, Any]:
     models = [Path(each) for each in job["models"]]
     declared = [
-        Declared(name, np.dtype(dtype), tuple(shape), high, has_rank)
-        for name, dtype, shape, high, has_rank in job["declared"]
+        Declared(name, np.dtype(dtype), tuple(shape), range(*span) if span else None, has_rank)
+        for name, dtype, shape, span, has_rank in job["declared"]
     ]
     paths = tuple(map(Path, job["inputs"]))
     expected: Outputs = {}

@@ -25,7 +25,7 @@ from torch.utils import _pytree
 from bnfold.errors import IncomparableError, one_line, plural
 from bnfold.frontends.limits import Limits
 from bnfold.frontends.torch import load
-from bnfold.runtimes.inputs import Declared, Feeds
+from bnfold.runtimes.inputs import Declared, Feeds, whole_range
 from bnfold.verification.observe import is_narrow
 from bnfold.verification.onnx_weights import WIDE_STEPS, Disturbance
 from bnfold.verification.subject import Run, Subject
@@ -37,6 +37,9 @@ SEED = 0
 
 NUMPY = {torch.bool: np.dtype(np.bool_), torch.bfloat16: np.dtype(ml_dtypes.bfloat16)}
 """Names that the two libraries spell in different ways."""
+
+NUMERIC = frozenset({"to", "_to_copy", "type_as", "div", "sub", "rsub", "mul", "add", "_assert_tensor_metadata"})
+"""Operators that compute with an integer image, or take its type."""
 
 JUMPS = frozenset(
     [
@@ -130,7 +133,9 @@ class TorchSubject:
                 raise IncomparableError(f"{label}: input {spec.arg.name!r} is no tensor and cannot be drawn")
             shape = tuple(dim if isinstance(dim, int) else str(dim) for dim in value.shape)
             places.append(_Fed(spec.arg.name))
-            declared.append(Declared(spec.arg.name, _dtype(value), shape))
+            dtype = _dtype(value)
+            is_number = dtype.kind in "iu" and dtype.itemsize <= 2 and _is_number(placeholders[spec.arg.name])
+            declared.append(Declared(spec.arg.name, dtype, shape, whole_range(dtype) if is_number else None))
         tree = program.call_spec.in_spec
         assert tree is not None
         count = sum(
@@ -323,6 +328,12 @@ def _copied(module: nn.Module) -> nn.Module:
 def _names_a_narrow_type(module: fx.GraphModule) -> bool:
     arguments = [(node.args, node.kwargs) for node in module.graph.nodes]
     return any(each in (torch.float16, torch.bfloat16) for each in _pytree.tree_leaves(arguments))
+
+
+def _is_number(node: fx.Node) -> bool:
+    """Whether what reads an integer input only computes with it; elsewhere it may be an index."""
+    names = {str(getattr(user.target, "_opname", "")) for user in node.users}
+    return names <= NUMERIC
 
 
 def _parameters(module: nn.Module) -> list[str]:
