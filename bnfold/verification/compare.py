@@ -18,6 +18,7 @@ from bnfold.errors import IncomparableError, NoEvidenceError
 from bnfold.runtimes.inputs import DRAWN, Declared, Effort, Feeds, InputOptions, Sample, find_samples, merge_declared
 from bnfold.verification import opinion
 from bnfold.verification.evidence import insist_on_evidence
+from bnfold.verification.interface import find_changes
 from bnfold.verification.observe import Move, Observation, is_float, is_narrow, observe, observe_move, observe_within
 from bnfold.verification.onnx_weights import Disturbance
 from bnfold.verification.smoke import measure
@@ -61,6 +62,7 @@ class CompareOptions:
         outputs_only: leave out inner values.
         strict_inside: an inner value that carries one name in both must be one value, even where its difference is
             taken back.
+        allow_interface: sizes may be fixed, and inputs with a default and declared outputs differ.
     """
 
     inputs: InputOptions = DRAWN
@@ -68,6 +70,7 @@ class CompareOptions:
     tolerance: Tolerance | None = None
     outputs_only: bool = False
     strict_inside: bool = False
+    allow_interface: bool = False
 
 
 Progress = Callable[[int, int], None]
@@ -110,6 +113,10 @@ def compare(
     outputs = [verdicts[name] for name in reference.outputs]
     findings += _note_empty(outputs)
     values = [verdicts[name] for name in pair.shared if name in verdicts]
+    changes = find_changes(reference, candidate)
+    if options.allow_interface:
+        findings += [f"the interface is another one: {each}" for each in changes]
+        changes = []
     deployed = list(pair.as_deployed(samples, findings))
     if all(each.is_equivalent for each in outputs):
         findings += [_note_runtime(candidate, each) for each in deployed if each.reason]
@@ -120,6 +127,7 @@ def compare(
         tuple(samples),
         tuple(dict.fromkeys(findings)),
         options.providers,
+        tuple(changes),
     )
 
 

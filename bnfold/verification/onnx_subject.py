@@ -109,16 +109,13 @@ class OnnxSubject:
         tensor = info.type.tensor_type
         if kind != "tensor_type":
             raise IncomparableError(f"{self.label}: input {info.name!r} is a {kind}, which cannot be drawn")
-        dims = tuple(
-            each.dim_value if each.HasField("dim_value") else (each.dim_param or None) for each in tensor.shape.dim
-        )
         dtype = (
             np.dtype(object)
             if tensor.elem_type == onnx.TensorProto.STRING
             else np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type))
         )
         span = self._span(info.name, dtype) if dtype.kind in "iu" else None
-        return Declared(info.name, dtype, dims, span, tensor.HasField("shape"))
+        return Declared(info.name, dtype, _sizes(info), span, tensor.HasField("shape"))
 
     def _span(self, name: str, dtype: np.dtype[Any]) -> range | None:
         """The integers that an input may be: rows of tables that it looks up; all of a small type that is a number.
@@ -140,6 +137,21 @@ class OnnxSubject:
         if not rows and dtype.itemsize <= 2 and all(node.op_type in CARRIERS | NUMERIC for node in readers):
             return whole_range(dtype)
         return range(min(rows)) if rows else None
+
+    @property
+    def defaults(self) -> list[str]:
+        """Initializers that are inputs as well; before version 4 of the format each had to be."""
+        initializers = {each.name for each in self._proto.graph.initializer}
+        is_choice = self._proto.ir_version >= 4
+        return [each.name for each in self._proto.graph.input if is_choice and each.name in initializers]
+
+    @property
+    def declared_outputs(self) -> list[Declared]:
+        """Those that are tensors."""
+        return [
+            Declared(each.name, np.dtype(object), _sizes(each), has_rank=each.type.tensor_type.HasField("shape"))
+            for each in self._proto.graph.output
+        ]
 
     @property
     def outputs(self) -> list[str]:
@@ -327,6 +339,12 @@ class OnnxSubject:
         deadline = time.monotonic() + seconds
         wide = widen(self._proto, self._folder, FLOATS, onnx.TensorProto.DOUBLE)
         return reference.evaluate(wide, feeds, fetch, deadline - time.monotonic())
+
+
+def _sizes(info: onnx.ValueInfoProto) -> tuple[int | str | None, ...]:
+    """The sizes of a tensor as it is declared: numbers, symbols, or nothing."""
+    dims = info.type.tensor_type.shape.dim
+    return tuple(each.dim_value if each.HasField("dim_value") else (each.dim_param or None) for each in dims)
 
 
 def reads(node: onnx.NodeProto) -> Iterator[str]:

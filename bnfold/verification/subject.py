@@ -38,6 +38,16 @@ class Subject(Protocol):
         ...
 
     @property
+    def defaults(self) -> Sequence[str]:
+        """The names of further inputs, which have a default."""
+        ...
+
+    @property
+    def declared_outputs(self) -> Sequence[Declared]:
+        """What the model declares of its outputs; nothing where it declares nothing."""
+        ...
+
+    @property
     def notes(self) -> Sequence[str]:
         """Sentences on how it is run."""
         ...

@@ -111,6 +111,8 @@ class TorchSubject:
         self._arguments = arguments
         self._jumps = jumps
         self.notes: list[str] = []
+        self.defaults: list[str] = []
+        self.declared_outputs: list[Declared] = []
 
     @classmethod
     def of_program(cls, program: ExportedProgram, label: str) -> TorchSubject:
