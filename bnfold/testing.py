@@ -47,6 +47,7 @@ def explain(verdict: Verdict) -> str:
         lines.append(f"    at {list(place.position)}: {place.actual} instead of {place.expected}")
     names = {each.name for each in verdict.outputs}
     lines += [_line(each, "output" if each.name in names else "inner value") for each in failing[:LINES]]
+    lines += [f"  interface: {change}" for change in verdict.interface]
     if len(failing) > LINES:
         lines.append(f"  and {len(failing) - LINES} more")
     return "\n".join([*lines, *(f"  note: {finding}" for finding in verdict.findings)])

@@ -242,6 +242,7 @@ def _inputs(options: dict[str, Any]) -> tuple[InputOptions, dict[str, Any]]:
 @click.option("--proof", type=PATH, help="Check this certificate, which `fuse --proof` wrote, and run nothing.")
 @click.option("--outputs-only", is_flag=True, help="Do not compare inner values that carry the same name.")
 @click.option("--strict-inside", is_flag=True, help="Inner values of one name must agree, even if what follows does.")
+@click.option("--allow-interface", is_flag=True, help="Sizes may be fixed, and defaults and declared outputs differ.")
 @INPUT_OPTIONS
 @EFFORT_OPTIONS
 @LIMIT_OPTIONS
@@ -254,6 +255,7 @@ def verify(
     rtol: float | None,
     outputs_only: bool,
     strict_inside: bool,
+    allow_interface: bool,
     proof: Path | None,
     max_nodes: int,
     max_depth: int,
@@ -278,7 +280,7 @@ def verify(
             sys.exit(1)
         return
     tolerance = None if atol is None and rtol is None else Tolerance(atol or 0.0, rtol or 0.0)
-    options = CompareOptions(inputs, providers, tolerance, outputs_only, strict_inside)
+    options = CompareOptions(inputs, providers, tolerance, outputs_only, strict_inside, allow_interface)
     with _progress(rendering) as progress:
         result = verify_files(reference, candidate, options, progress, Limits(max_nodes, max_depth, max_bytes))
     record = record_comparison(result)

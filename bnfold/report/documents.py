@@ -155,6 +155,7 @@ class Verification(TypedDict):
     values: list[Value]
     first_divergence: Divergence | None
     findings: list[str]
+    interface: NotRequired[list[str]]
     smoke: NotRequired[SmokeRun]
 
 

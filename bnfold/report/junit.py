@@ -130,6 +130,9 @@ def _verification(model: str, verification: Verification) -> list[ElementTree.El
         cases.append(_verdict(model, f"output {output['name']} ({where})", output))
         if verification["equivalent"] and output["reason"]:
             cases[-1][0].tag = "skipped"
+    for number, change in enumerate(verification.get("interface", ()), 1):
+        cases.append(ElementTree.Element("testcase", classname=model, name=f"interface {number}"))
+        ElementTree.SubElement(cases[-1], "failure", message=change)
     differing = [value for value in verification["values"] if value["reason"]]
     if "smoke" in verification:
         cases.append(_smoke(model, verification["smoke"], verification["findings"]))

@@ -172,6 +172,7 @@ def record_comparison(result: Comparison) -> documents.VerifyDocument:
         "values": verification["values"],
         "first_divergence": verification["first_divergence"],
         "findings": verification["findings"],
+        "interface": verification["interface"],
         "seconds": round(result.seconds, 3),
     }
 
@@ -186,6 +187,7 @@ def _verification(verdict: Verdict) -> documents.Verification:
         "values": [_value(each) for each in verdict.values],
         "first_divergence": None if divergence is None else _divergence(divergence),
         "findings": list(verdict.findings),
+        "interface": list(verdict.interface),
     }
 
 

@@ -77,6 +77,8 @@ def show_comparison(record: VerifyDocument, console: Console, *, verbose: bool =
             print_line(console, f"         and {len(values) - LINES} inner values more (--verbose lists them)")
         if record["first_divergence"] is not None:
             print_line(console, _divergence_line(record["first_divergence"]))
+        for change in record.get("interface", ()):
+            print_line(console, f"differs  interface: {change}")
         for finding in record["findings"] if "proof" not in record else ():
             print_line(console, f"note: {finding}")
     print_line(console, proof_line(record["proof"]) if "proof" in record else judgement_line(record))

@@ -46,14 +46,15 @@ class Declared:
     """An input as the model declares it: sizes are numbers, symbols, or nothing.
 
     Attributes:
-        high: integers are drawn below it (the rows of a table that the input looks up).
+        span: integers are drawn from its start on and below its stop (the rows of a table that the input looks up);
+            None where nothing is known, and 0 and 1 are safe.
         has_rank: whether the model says how many sizes there are; `shape` is empty where it does not.
     """
 
     name: str
     dtype: np.dtype[Any]
     shape: tuple[int | str | None, ...]
-    high: int = 2
+    span: range | None = None
     has_rank: bool = True
 
 
@@ -106,6 +107,12 @@ class Sample:
     def shapes(self) -> dict[str, list[int]]:
         """The shape of each input."""
         return {name: list(array.shape) for name, array in self.feeds.items()}
+
+
+def whole_range(dtype: np.dtype[Any]) -> range:
+    """All numbers of an integer type."""
+    about = np.iinfo(dtype)
+    return range(int(about.min), int(about.max) + 1)
 
 
 Sizes = dict[str, int]
@@ -337,7 +344,8 @@ def _draw_one(declared: Declared, sizes: Sizes, pattern: Pattern, generator: np.
         raise IncomparableError(f"input {declared.name!r} of shape {list(shape)} is too large to draw; use --inputs")
     kind = declared.dtype
     if kind.kind in "iu":
-        return generator.integers(0, declared.high, shape).astype(kind)
+        span = declared.span or range(2)
+        return generator.integers(span.start, span.stop, shape).astype(kind)
     if kind == np.bool_:
         return generator.integers(0, 2, shape).astype(np.bool_)
     if kind.kind in "OSU":
@@ -426,5 +434,8 @@ def merge_declared(reference: Sequence[Declared], candidate: Sequence[Declared])
             if isinstance(a, int) and isinstance(b, int) and a != b:
                 return None
             shape.append(b if isinstance(b, int) and not isinstance(a, int) else a)
-        merged.append(replace(mine, shape=tuple(shape), high=min(mine.high, other.high)))
+        span = mine.span
+        if span and other.span:
+            span = range(max(span.start, other.span.start), min(span.stop, other.span.stop))
+        merged.append(replace(mine, shape=tuple(shape), span=span))
     return merged

@@ -18,8 +18,10 @@ from bnfold.errors import IncomparableError, NoEvidenceError
 from bnfold.runtimes.inputs import DRAWN, Declared, Effort, Feeds, InputOptions, Sample, find_samples, merge_declared
 from bnfold.verification import opinion
 from bnfold.verification.evidence import insist_on_evidence
+from bnfold.verification.interface import find_changes
 from bnfold.verification.observe import Move, Observation, is_float, is_narrow, observe, observe_move, observe_within
 from bnfold.verification.onnx_weights import Disturbance
+from bnfold.verification.smoke import measure
 from bnfold.verification.subject import Run, Subject
 from bnfold.verification.verdict import Divergence, ValueVerdict, Verdict
 
@@ -60,6 +62,7 @@ class CompareOptions:
         outputs_only: leave out inner values.
         strict_inside: an inner value that carries one name in both must be one value, even where its difference is
             taken back.
+        allow_interface: sizes may be fixed, and inputs with a default and declared outputs differ.
     """
 
     inputs: InputOptions = DRAWN
@@ -67,6 +70,7 @@ class CompareOptions:
     tolerance: Tolerance | None = None
     outputs_only: bool = False
     strict_inside: bool = False
+    allow_interface: bool = False
 
 
 Progress = Callable[[int, int], None]
@@ -97,6 +101,8 @@ def compare(
     samples, findings = find_samples(pair.inputs, options.inputs, lambda feeds: _failure(trial, feeds))
     for sample in samples if options.inputs.is_given else ():
         insist_on_evidence(sample.label, sample.feeds, trial(sample.feeds))
+    _insist_on_repeatable(reference, trial, samples[0].feeds)
+    findings += [*reference.notes, *candidate.notes]
     seen = pair.observe(samples, findings, progress)
     widened = [_widen_sample(each) for each in samples]
     wide = None if options.tolerance else _widen(pair, widened[0], findings)
@@ -107,6 +113,10 @@ def compare(
     outputs = [verdicts[name] for name in reference.outputs]
     findings += _note_empty(outputs)
     values = [verdicts[name] for name in pair.shared if name in verdicts]
+    changes = find_changes(reference, candidate)
+    if options.allow_interface:
+        findings += [f"the interface is another one: {each}" for each in changes]
+        changes = []
     deployed = list(pair.as_deployed(samples, findings))
     if all(each.is_equivalent for each in outputs):
         findings += [_note_runtime(candidate, each) for each in deployed if each.reason]
@@ -117,6 +127,7 @@ def compare(
         tuple(samples),
         tuple(dict.fromkeys(findings)),
         options.providers,
+        tuple(changes),
     )
 
 
@@ -144,6 +155,20 @@ def _widen_sample(sample: Sample) -> Sample:
         name: array.astype(np.float32) if is_narrow(array.dtype) else array for name, array in sample.feeds.items()
     }
     return replace(sample, label=f"{sample.label}, in float32", feeds=feeds)
+
+
+def _insist_on_repeatable(reference: Subject, run: Run, feeds: Feeds) -> None:
+    """That each output of the reference is the same when it runs again: two models that draw lots cannot be compared.
+
+    Raises:
+        IncomparableError: one is not; the message names it.
+    """
+    first, second = run(feeds), run(feeds)
+    for name, one, other in zip(reference.outputs, first, second, strict=True):
+        if measure(one, other).is_beyond(one.dtype):
+            raise IncomparableError(
+                f"{reference.label}: output {name!r} is another one each time: it draws random numbers"
+            )
 
 
 def _note_empty(outputs: Sequence[ValueVerdict]) -> list[str]:

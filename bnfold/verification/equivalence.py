@@ -58,6 +58,7 @@ def verify(
     rtol: float | None = None,
     outputs_only: bool = False,
     strict_inside: bool = False,
+    allow_interface: bool = False,
     limits: Limits = LIMITS,
 ) -> Verdict:
     """Whether two models are equivalent, apart from rounding.
@@ -79,6 +80,8 @@ def verify(
         outputs_only: do not compare inner values that carry the same name.
         strict_inside: an inner value that carries one name in both models must be one value, even where what follows
             takes its difference back.
+        allow_interface: what callers of ONNX models meet may differ: a dynamic size that is fixed, an input with a
+            default that came or went, an output that is declared in another shape.
         limits: how much each model may ask for.
 
     Returns:
@@ -96,7 +99,7 @@ def verify(
         given = tuple({name: np.asarray(array) for name, array in each.items()} for each in sets)
         found = InputOptions(given=given, effort=Effort(effort), seed=seed)
     tolerance = None if atol is None and rtol is None else Tolerance(atol or 0.0, rtol or 0.0)
-    options = CompareOptions(found, tuple(providers), tolerance, outputs_only, strict_inside)
+    options = CompareOptions(found, tuple(providers), tolerance, outputs_only, strict_inside, allow_interface)
     return compare_models(reference, candidate, options, limits)
 
 

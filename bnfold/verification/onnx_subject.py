@@ -19,9 +19,10 @@ from bnfold.frontends.onnx import read_proto, serialize
 from bnfold.frontends.onnx.nesting import bodies, nested_nodes
 from bnfold.frontends.onnx.shape_inference import infer_shapes
 from bnfold.runtimes import reference
-from bnfold.runtimes.inputs import Declared, Feeds
+from bnfold.runtimes.inputs import Declared, Feeds, whole_range
 from bnfold.runtimes.onnx_runtime import STRICT, OnnxSession
 from bnfold.runtimes.tensors import FLOATS, read
+from bnfold.verification.draws import fix_draws
 from bnfold.verification.onnx_weights import WIDE_STEPS, Disturbance, weights, with_initializers, with_weights_as_inputs
 from bnfold.verification.subject import Run, Subject
 from bnfold.verification.widening import widen
@@ -32,6 +33,15 @@ JUMPS = frozenset(
     | {"Greater", "Less", "GreaterOrEqual", "LessOrEqual", "Equal"}
 )
 """Operators whose output jumps where its input moves a little."""
+
+CARRIERS = frozenset({"Cast", "CastLike", "Identity", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze"})
+"""Operators behind which an integer input is still that."""
+
+NUMERIC = frozenset(
+    {"Add", "Sub", "Mul", "Div", "Conv", "Gemm", "MatMul", "Concat", "Resize", "Pad", "Slice", "DequantizeLinear"}
+    | {"BatchNormalization", "Relu", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger"}
+)
+"""Operators that compute with numbers."""
 
 INTEGERS = frozenset({onnx.TensorProto.INT8, onnx.TensorProto.INT16, onnx.TensorProto.INT32, onnx.TensorProto.INT64})
 
@@ -77,10 +87,13 @@ class OnnxSubject:
     def __init__(
         self, proto: onnx.ModelProto, label: str, path: Path | None = None, folder: Path | None = None
     ) -> None:
-        self._proto = proto
-        self._path = path
+        self._proto, count = fix_draws(proto)
+        self._path = None if count else path
         self._folder = folder if path is None else path.parent
         self.label = label
+        self.notes = (
+            [f"{label} draws random numbers ({plural(count, 'operator')}): both are given the same"] if count else []
+        )
         self._sessions: dict[tuple[str, ...], OnnxSession] = {}
         self._disturbed: dict[Disturbance, dict[str, npt.NDArray[Any]]] = {}
         self._declared_outputs = [each.name for each in proto.graph.output]
@@ -96,26 +109,49 @@ class OnnxSubject:
         tensor = info.type.tensor_type
         if kind != "tensor_type":
             raise IncomparableError(f"{self.label}: input {info.name!r} is a {kind}, which cannot be drawn")
-        dims = tuple(
-            each.dim_value if each.HasField("dim_value") else (each.dim_param or None) for each in tensor.shape.dim
-        )
         dtype = (
             np.dtype(object)
             if tensor.elem_type == onnx.TensorProto.STRING
             else np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type))
         )
-        rows = self._rows(info.name) if dtype.kind in "iu" else 2
-        return Declared(info.name, dtype, dims, rows, tensor.HasField("shape"))
+        span = self._span(info.name, dtype) if dtype.kind in "iu" else None
+        return Declared(info.name, dtype, _sizes(info), span, tensor.HasField("shape"))
 
-    def _rows(self, name: str) -> int:
-        """The rows of the smallest constant table that an integer input looks up."""
+    def _span(self, name: str, dtype: np.dtype[Any]) -> range | None:
+        """The integers that an input may be: rows of tables that it looks up; all of a small type that is a number.
+
+        An integer of one or two bytes is a number (an image, a quantised value) where it is only computed with.
+        """
+        names, readers = {name}, list[onnx.NodeProto]()
+        for node in self._proto.graph.node:
+            if not names.isdisjoint(reads(node)):
+                readers.append(node)
+                if node.op_type in CARRIERS:
+                    names.update(node.output)
         tables = {each.name: each.dims[0] for each in self._proto.graph.initializer if each.dims}
-        found = [
-            tables[node.input[0]]
-            for node in self._proto.graph.node
-            if node.op_type == "Gather" and node.input[1] == name and node.input[0] in tables
+        rows = [
+            int(tables[node.input[0]])
+            for node in readers
+            if node.op_type == "Gather" and node.input[1] in names and node.input[0] in tables
         ]
-        return int(min(found, default=2))
+        if not rows and dtype.itemsize <= 2 and all(node.op_type in CARRIERS | NUMERIC for node in readers):
+            return whole_range(dtype)
+        return range(min(rows)) if rows else None
+
+    @property
+    def defaults(self) -> list[str]:
+        """Initializers that are inputs as well; before version 4 of the format each had to be."""
+        initializers = {each.name for each in self._proto.graph.initializer}
+        is_choice = self._proto.ir_version >= 4
+        return [each.name for each in self._proto.graph.input if is_choice and each.name in initializers]
+
+    @property
+    def declared_outputs(self) -> list[Declared]:
+        """Those that are tensors."""
+        return [
+            Declared(each.name, np.dtype(object), _sizes(each), has_rank=each.type.tensor_type.HasField("shape"))
+            for each in self._proto.graph.output
+        ]
 
     @property
     def outputs(self) -> list[str]:
@@ -303,6 +339,12 @@ class OnnxSubject:
         deadline = time.monotonic() + seconds
         wide = widen(self._proto, self._folder, FLOATS, onnx.TensorProto.DOUBLE)
         return reference.evaluate(wide, feeds, fetch, deadline - time.monotonic())
+
+
+def _sizes(info: onnx.ValueInfoProto) -> tuple[int | str | None, ...]:
+    """The sizes of a tensor as it is declared: numbers, symbols, or nothing."""
+    dims = info.type.tensor_type.shape.dim
+    return tuple(each.dim_value if each.HasField("dim_value") else (each.dim_param or None) for each in dims)
 
 
 def reads(node: onnx.NodeProto) -> Iterator[str]:

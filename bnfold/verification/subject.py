@@ -37,6 +37,21 @@ class Subject(Protocol):
         """The names of the outputs, in order."""
         ...
 
+    @property
+    def defaults(self) -> Sequence[str]:
+        """The names of further inputs, which have a default."""
+        ...
+
+    @property
+    def declared_outputs(self) -> Sequence[Declared]:
+        """What the model declares of its outputs; nothing where it declares nothing."""
+        ...
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """Sentences on how it is run."""
+        ...
+
     def values(self) -> Mapping[str, str]:
         """Inner values that can be asked for, in graph order, each with the node that makes it."""
         ...

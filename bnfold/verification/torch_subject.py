@@ -7,6 +7,7 @@ import dataclasses
 import inspect
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,15 +25,21 @@ from torch.utils import _pytree
 from bnfold.errors import IncomparableError, one_line, plural
 from bnfold.frontends.limits import Limits
 from bnfold.frontends.torch import load
-from bnfold.runtimes.inputs import Declared, Feeds
+from bnfold.runtimes.inputs import Declared, Feeds, whole_range
 from bnfold.verification.observe import is_narrow
 from bnfold.verification.onnx_weights import WIDE_STEPS, Disturbance
 from bnfold.verification.subject import Run, Subject
 
 AnyArray = npt.NDArray[Any]
 
+SEED = 0
+"""Of the random numbers that a model draws."""
+
 NUMPY = {torch.bool: np.dtype(np.bool_), torch.bfloat16: np.dtype(ml_dtypes.bfloat16)}
 """Names that the two libraries spell in different ways."""
+
+NUMERIC = frozenset({"to", "_to_copy", "type_as", "div", "sub", "rsub", "mul", "add", "_assert_tensor_metadata"})
+"""Operators that compute with an integer image, or take its type."""
 
 JUMPS = frozenset(
     [
@@ -103,6 +110,9 @@ class TorchSubject:
         self._count = outputs
         self._arguments = arguments
         self._jumps = jumps
+        self.notes: list[str] = []
+        self.defaults: list[str] = []
+        self.declared_outputs: list[Declared] = []
 
     @classmethod
     def of_program(cls, program: ExportedProgram, label: str) -> TorchSubject:
@@ -125,7 +135,9 @@ class TorchSubject:
                 raise IncomparableError(f"{label}: input {spec.arg.name!r} is no tensor and cannot be drawn")
             shape = tuple(dim if isinstance(dim, int) else str(dim) for dim in value.shape)
             places.append(_Fed(spec.arg.name))
-            declared.append(Declared(spec.arg.name, _dtype(value), shape))
+            dtype = _dtype(value)
+            is_number = dtype.kind in "iu" and dtype.itemsize <= 2 and _is_number(placeholders[spec.arg.name])
+            declared.append(Declared(spec.arg.name, dtype, shape, whole_range(dtype) if is_number else None))
         tree = program.call_spec.in_spec
         assert tree is not None
         count = sum(
@@ -259,7 +271,7 @@ class TorchSubject:
         device = next((each.device for each in (*module.parameters(), *module.buffers())), torch.device("cpu"))
         args, kwargs = self._arguments.fill({name: _to_torch(array).to(device) for name, array in feeds.items()})
         try:
-            with torch.no_grad(), warnings.catch_warnings():
+            with torch.no_grad(), warnings.catch_warnings(), _same_draws(device):
                 warnings.simplefilter("ignore")
                 made = functional_call(module, dict(overrides or {}), args, kwargs)
         except Exception as error:  # a guard, an operator or the module's code may raise anything
@@ -268,6 +280,14 @@ class TorchSubject:
         if self._count and len(found) != self._count:
             raise IncomparableError(f"{self.label}: has {plural(len(found), 'output')}, not {self._count}")
         return found
+
+
+@contextmanager
+def _same_draws(device: torch.device) -> Iterator[None]:
+    """Random numbers that are the same each time, and leave those of the caller alone."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(SEED)
+        yield
 
 
 @dataclasses.dataclass(frozen=True)
@@ -310,6 +330,12 @@ def _copied(module: nn.Module) -> nn.Module:
 def _names_a_narrow_type(module: fx.GraphModule) -> bool:
     arguments = [(node.args, node.kwargs) for node in module.graph.nodes]
     return any(each in (torch.float16, torch.bfloat16) for each in _pytree.tree_leaves(arguments))
+
+
+def _is_number(node: fx.Node) -> bool:
+    """Whether what reads an integer input only computes with it; elsewhere it may be an index."""
+    names = {str(getattr(user.target, "_opname", "")) for user in node.users}
+    return names <= NUMERIC
 
 
 def _parameters(module: nn.Module) -> list[str]:

@@ -77,6 +77,7 @@ class Verdict:
         samples: the inputs.
         findings: sentences about what is no failure but worth knowing.
         providers: those that the caller asked for, whose outputs count.
+        interface: sentences on what a caller of the candidate meets in another way.
     """
 
     outputs: tuple[ValueVerdict, ...]
@@ -85,11 +86,12 @@ class Verdict:
     samples: tuple[Sample, ...] = field(default=(), repr=False)
     findings: tuple[str, ...] = ()
     providers: tuple[str, ...] = ()
+    interface: tuple[str, ...] = ()
 
     @property
     def is_equivalent(self) -> bool:
         """Whether everything passes that counts: as deployed, only on providers that were asked for."""
-        return all(each.is_equivalent for each in self.counting)
+        return not self.interface and all(each.is_equivalent for each in self.counting)
 
     @property
     def worst(self) -> ValueVerdict:

@@ -90,6 +90,8 @@ def _sentences(verification: Record, samples: Sequence[Record], identical: int) 
     if identical:
         same = "The only inner value is" if identical == 1 else f"All {identical:,} inner values are"
         yield f"{same} identical."
+    for each in verification.get("interface") or []:
+        yield f"The interface is another one: {shown(each, 600)}."
     for finding in verification.get("findings") or []:
         yield f"Note: {shown(finding, 600)}"
 
