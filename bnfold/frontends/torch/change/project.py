@@ -7,7 +7,7 @@ the place of a BatchNorm. Where it does not, the smallest module around the plac
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import takewhile
 from typing import Any
@@ -274,7 +274,8 @@ class Projection:
             owner = module.get_submodule(path)
             for name, held in region.attributes.items():
                 _attach(owner, name, held)
-            install(owner, code_of(region, is_static=self._source.is_static))
+            lost = () if path else tuple(self._source.methods)
+            install(owner, replace(code_of(region, is_static=self._source.is_static), lost=lost))
         for path in gone:
             owner = module.get_submodule(path)
             replace_module(module, owner, nn.Identity().train(owner.training))
