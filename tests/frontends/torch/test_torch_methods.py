@@ -166,6 +166,31 @@ def test_a_method_that_other_code_does_not_call_says_so() -> None:
             made.forward_features(IMAGE)
 
 
+class Distilled(Features):
+    """Two heads that become one, beside features that stay."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.other = nn.Conv2d(6, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.forward_features(x)
+        return self.head(x) + self.other(x)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        made: Tensor = self.norm(self.block(self.bn(self.stem(x))))
+        return made
+
+
+def test_a_method_beside_other_code_is_kept_where_it_does_the_same() -> None:
+    model = trained(Distilled())
+    fused, _ = bnfold.fuse(model, example_inputs=IMAGE, return_outcomes=True)
+    assert fused.head.weight.shape == model.head.weight.shape
+    assert type(fused) is not Distilled  # the heads became one
+    assert_same(run(model, IMAGE), run(fused, IMAGE))
+    assert_same(*(run(each.forward_features, IMAGE) for each in (model, fused)))
+
+
 def test_a_tensor_that_forward_writes_over_is_no_result_to_keep() -> None:
     """A replay must not take what is there now for what was there then."""
 

@@ -59,6 +59,8 @@ class Projection:
     def drafts(self, make: Callable[[], nn.Module], *, keep_code: bool) -> Iterator[nn.Module]:
         """The module without what folded: with the least other code, then with the code of the whole graph.
 
+        Where forward itself has other code, further methods of the module may do what it does, or have to be refused.
+
         Forward code that looks at its modules or holds old parameters does something else in the first; so each draft
         has to be captured again.
 
@@ -76,7 +78,9 @@ class Projection:
             pass
         else:
             yield self._changed(make(), regions)
-        yield self._changed(make(), {"": self._whole()})
+            if "" in regions and self._source.methods:
+                yield self._changed(make(), regions, lost=tuple(self._source.methods))
+        yield self._changed(make(), {"": self._whole()}, lost=tuple(self._source.methods))
 
     def _whole(self) -> Region:
         try:
@@ -259,7 +263,7 @@ class Projection:
 
     # What changes
 
-    def _changed(self, module: nn.Module, regions: Mapping[str, Region]) -> nn.Module:
+    def _changed(self, module: nn.Module, regions: Mapping[str, Region], lost: tuple[str, ...] = ()) -> nn.Module:
         gone = self._gone
         now = self._source.tensors()
         for path in self._materialised.values():
@@ -274,8 +278,8 @@ class Projection:
             owner = module.get_submodule(path)
             for name, held in region.attributes.items():
                 _attach(owner, name, held)
-            lost = () if path else tuple(self._source.methods)
-            install(owner, replace(code_of(region, is_static=self._source.is_static), lost=lost))
+            code = code_of(region, is_static=self._source.is_static)
+            install(owner, code if path else replace(code, lost=lost))
         for path in gone:
             owner = module.get_submodule(path)
             replace_module(module, owner, nn.Identity().train(owner.training))
