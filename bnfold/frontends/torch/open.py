@@ -6,7 +6,7 @@ import operator
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from bnfold.frontends.torch.capture.inputs import Inputs, bind
 from bnfold.frontends.torch.capture.methods import Joint, methods_of
 from bnfold.frontends.torch.capture.readable import insist_on_readable
 from bnfold.frontends.torch.capture.silence import same_randomness
-from bnfold.frontends.torch.capture.source import Source, is_same, of_export, of_trace
+from bnfold.frontends.torch.capture.source import CALLS, Source, is_same, of_export, of_trace
 from bnfold.frontends.torch.capture.trace import UntraceableError, trace
 from bnfold.frontends.torch.capture.wrappers import unwrap
 from bnfold.frontends.torch.change.generated import is_lost
@@ -100,6 +100,7 @@ class OpenTorchModel:
         bytes: of the file that it was read from.
         inputs: what a graph module is called with, where that was given.
         captured: what is folded in the place of a module.
+        observed: values that hooks of a module see, with the hook.
         capture: captures the module again, of which nothing was changed.
         files: that file.
     """
@@ -112,6 +113,7 @@ class OpenTorchModel:
     bytes: int = 0
     inputs: Inputs | None = None
     captured: Captured | None = None
+    observed: Mapping[fx.Node, str] = field(default_factory=dict)
     capture: Callable[[], Captured] | None = None
     files: tuple[Path, ...] = ()
 
@@ -124,9 +126,7 @@ class OpenTorchModel:
     def explain(self, outcomes: Sequence[Outcome], replan: Replan) -> tuple[Outcome, ...]:
         """Mark the refusals that hold only because a module keeps its forward code, and the folds that change it."""
         if self.captured is not None:
-            outcomes = [
-                replace(each, crosses=self._crossed(each)) if isinstance(each, Fold) else each for each in outcomes
-            ]
+            outcomes = [self._of_module(each) for each in outcomes]
         if self.kept is not None:
             view = self.kept()
             changing = {view.name(node) for node in view.nodes() if view.changes_code(node)}
@@ -147,6 +147,16 @@ class OpenTorchModel:
             else each
             for each in outcomes
         )
+
+    def _of_module(self, outcome: Outcome) -> Outcome:
+        if isinstance(outcome, Fold):
+            return replace(outcome, crosses=self._crossed(outcome))
+        if isinstance(outcome, Refusal) and outcome.reason is Reason.GRAPH_OUTPUT:
+            hooks = {self.graph.name(node): hook for node, hook in self.observed.items() if node.op in CALLS}
+            hook = hooks.get(outcome.at, hooks.get(outcome.batchnorm))
+            if hook is not None:
+                return replace(outcome, reason=Reason.HOOK, detail=f"the hook {hook} sees a value that would change")
+        return outcome
 
     def _crossed(self, fold: Fold) -> tuple[str, ...]:
         """The submodules of which a value changes that they give back."""
@@ -285,16 +295,23 @@ def _open_module(module: nn.Module, options: OpenOptions) -> OpenTorchModel:
     inputs = Inputs.of(options.example_inputs)
     if inputs is not None:
         bind(module, inputs)
-    if options.code != "keep" and not strip_hooks(_twin(module)):
+    if options.code != "keep" and (not strip_hooks(_twin(module)) or _is_possible(module, inputs, options)):
         return _open_captured(module, inputs, options)
-    if options.rehearse is not None:
-        trial = _open_captured(module, inputs, replace(options, inplace=False, share=True), is_kept=True)
-        options.rehearse(trial.graph)
-        try:
-            trial.finish()
-        except UnsupportedModelError:
-            return _open_captured(module, inputs, options, is_kept=True, is_fixed=True)
-    return _open_captured(module, inputs, options, is_kept=True)
+    is_fixed = not _is_possible(module, inputs, options, is_kept=True)
+    return _open_captured(module, inputs, options, is_kept=True, is_fixed=is_fixed)
+
+
+def _is_possible(module: nn.Module, inputs: Inputs | None, options: OpenOptions, *, is_kept: bool = False) -> bool:
+    """Whether all that would fold can be put back on the module: with the hooks that it has, or the code."""
+    trial = _open_captured(module, inputs, replace(options, inplace=False, share=True), is_kept=is_kept)
+    if options.rehearse is None:
+        return is_kept
+    options.rehearse(trial.graph)
+    try:
+        trial.finish()
+    except UnsupportedModelError:
+        return False
+    return True
 
 
 def _open_captured(
@@ -324,7 +341,7 @@ def _open_captured(
         strip_hooks(made)
         return made
 
-    projection = Projection(source, graph, pristine())
+    projection = Projection(source, graph, pristine(), hooked)
     restore = snapshot(module) if options.inplace else None
 
     def make() -> nn.Module:
@@ -359,7 +376,7 @@ def _open_captured(
         with torch.inference_mode(False), same_randomness():
             return _capture(pristine(), inputs, tuple(source.methods))
 
-    opened = OpenTorchModel(graph, module, settle, captured=captured, capture=again)
+    opened = OpenTorchModel(graph, module, settle, captured=captured, capture=again, observed=observed)
     return replace(opened, free=free) if is_kept else replace(opened, kept=kept)
 
 

@@ -42,12 +42,14 @@ class Projection:
         source: what is folded.
         view: by which it is.
         module: like the one that was captured, whose code has not run.
+        hooked: paths of modules whose hooks see what they are called with.
     """
 
-    def __init__(self, source: Source, view: TorchGraph, module: nn.Module) -> None:
+    def __init__(self, source: Source, view: TorchGraph, module: nn.Module, hooked: Collection[str] = ()) -> None:
         self._source = source
         self._view = view
         self._module = module
+        self._hooked = hooked
         self._closed: dict[str, bool] = {}
         self._before = {node: _Before(node.target, (node.args, node.kwargs), stack(node)) for node in source.calls()}
         self._tensors = source.tensors()
@@ -133,7 +135,7 @@ class Projection:
             is_there = not any(node._erased for node in passed)  # a value may be passed, not read, and merged away
             return border if is_there and is_simple(border) else None
 
-        return Draft(self._source, self._borders[path], self._stand, self._place, called).region()
+        return Draft(self._source, self._borders[path], self._stand, self._place, called, self._hooked).region()
 
     def _differences(self) -> list[list[list[str]]]:
         """For each place where the code has to change, the stacks of what differs there."""
