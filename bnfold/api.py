@@ -134,6 +134,7 @@ def plan(
     merge: bool = True,
     limits: Limits = LIMITS,
     code: Literal["change", "keep"] = "change",
+    preserve: Sequence[str] | None = None,
 ) -> tuple[Outcome, ...]:
     """What `fuse` would do with each BatchNorm, and why not; reads only.
 
@@ -143,11 +144,12 @@ def plan(
         merge: whether linear operators may become one.
         limits: how much the model may ask for.
         code: as for `fuse`.
+        preserve: as for `fuse`.
 
     Raises:
         BnfoldError: the model cannot be read.
     """
-    opened = open_model(model, _options(limits, example_inputs=example_inputs, code=code))
+    opened = open_model(model, _options(limits, example_inputs=example_inputs, code=code, preserve=preserve))
     decided, _ = _decide(opened, merge=merge)
     return _explain(opened, decided, merge=merge)
 
@@ -174,6 +176,7 @@ class FuseOptions(TypedDict, total=False):
     code: Literal["change", "keep"]
     share: bool
     lower: Literal["depthwise", "mul-add"] | None
+    preserve: Sequence[str] | None
 
 
 @overload
@@ -206,6 +209,7 @@ def fuse(
     code: Literal["change", "keep"] = "change",
     share: bool = False,
     lower: Literal["depthwise", "mul-add"] | None = None,
+    preserve: Sequence[str] | None = None,
 ) -> Any:
     """The same model with every BatchNorm folded that can fold exactly.
 
@@ -230,6 +234,10 @@ def fuse(
         share: let the tensors of a torch model that no fold changes be those of the argument.
         lower: what BatchNorms that stay are written as, for runtimes that have none: a depthwise convolution of one
             tap, or Mul and Add. Each of the new parameters is rounded once, and outcomes say so; ONNX models only.
+        preserve: methods of a torch module that give back the same as before on the same inputs. If left out, these are
+            forward, and of the public methods ``forward_*`` those that forward calls, or that with `example_inputs` are
+            found to compute what forward computes; no fold goes across what they give back, but with `("forward",)`.
+            `Fold.crosses` names the submodules and methods that do give back something else.
 
     Returns:
         What was given. An `nn.Module` comes back as the same class, a ModelProto as a ModelProto, a path as what the
@@ -242,7 +250,10 @@ def fuse(
         BnfoldError: the model cannot be read.
     """
     selection = Selection(tuple(only), tuple(skip))
-    opened = open_model(model, _options(limits, inplace=inplace, example_inputs=example_inputs, code=code, share=share))
+    options = _options(
+        limits, inplace=inplace, example_inputs=example_inputs, code=code, share=share, preserve=preserve
+    )
+    opened = open_model(model, options)
     decided, _ = _decide(opened, selection, merge=merge)
     lowered = _lowered(opened, decided, lower)
     outcomes = (

@@ -60,6 +60,7 @@ class OpenOptions:
         example_inputs: the inputs that a torch module is called with.
         code: whether the forward code of a torch module may change: "keep" forbids it.
         share: let a torch model that is given back share the tensors that no fold changes with the original.
+        preserve: methods of a torch module that give back what they gave back; left out, those named ``forward_*``.
         rehearse: plans and folds a view, of a trial that is thrown away.
         observe: given a way to read an ONNX model, makes a way to run it for shapes that are only declared.
     """
@@ -69,6 +70,7 @@ class OpenOptions:
     example_inputs: Any = None
     code: Literal["change", "keep"] = "change"
     share: bool = False
+    preserve: Sequence[str] | None = None
     rehearse: Callable[[Graph[Any, Any]], None] | None = None
     observe: Callable[[Any], Any] | None = None
 

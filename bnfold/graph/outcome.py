@@ -80,6 +80,8 @@ class Fold:
         rounding: largest relative rounding error of the weights written; None until they are computed.
         is_batchnorm: False for a per-channel Mul, Add, ... that folded in its own right.
         changes_code: whether a torch module gets generated forward code for it.
+        crosses: submodules of a torch module that give back something else by themselves: to hooks, and to code that
+            picks features. What the module gives back is the same.
     """
 
     batchnorm: str
@@ -90,6 +92,7 @@ class Fold:
     rounding: float | None = None
     is_batchnorm: bool = True
     changes_code: bool = False
+    crosses: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import operator
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +28,13 @@ from bnfold.frontends.torch.capture.copies import (
 )
 from bnfold.frontends.torch.capture.exporting import borders_of_hooked, export, strip_hooks
 from bnfold.frontends.torch.capture.inputs import Inputs, bind
+from bnfold.frontends.torch.capture.methods import Joint, methods_of
 from bnfold.frontends.torch.capture.readable import insist_on_readable
 from bnfold.frontends.torch.capture.silence import same_randomness
-from bnfold.frontends.torch.capture.source import Source, is_same, of_export, of_trace
+from bnfold.frontends.torch.capture.source import CALLS, Source, is_same, of_export, of_trace
 from bnfold.frontends.torch.capture.trace import UntraceableError, trace
 from bnfold.frontends.torch.capture.wrappers import unwrap
+from bnfold.frontends.torch.change.generated import is_lost
 from bnfold.frontends.torch.change.keep import KeptGraph
 from bnfold.frontends.torch.change.program import ProgramStore
 from bnfold.frontends.torch.change.project import Projection
@@ -51,6 +55,7 @@ class Captured:
         store: where its parameters are.
         values: an example value of each node, as far as there is one.
         recast: nodes that run under an autocast of their own.
+        lost: methods that were kept before, and are refused now.
     """
 
     model: ExportedProgram | fx.GraphModule
@@ -58,16 +63,23 @@ class Captured:
     store: Store
     values: Mapping[fx.Node, Any] | None
     recast: frozenset[fx.Node] = frozenset()
+    lost: frozenset[str] = frozenset()
 
     def is_done_by(self, other: Captured) -> bool:
         """Whether another module does the same."""
-        return is_same(self.source, other.source) and self.results == other.results
+        return is_same(self.source, other.source, is_part=bool(other.lost)) and self.gives_alike(other)
+
+    def gives_alike(self, other: Captured) -> bool:
+        """Whether another module gives back the same but for its tensors: how it holds them, and what else."""
+        return {**self._results, **dict.fromkeys(other.lost)} == {**other._results, **dict.fromkeys(other.lost)}
 
     @property
-    def results(self) -> tuple[Any, ...]:
-        """What the module gives back but for its tensors: how it holds them, and what else."""
-        border = self.source.borders[-1]
-        return border.result, [None if isinstance(leaf, fx.Node) else leaf for leaf in border.results]
+    def _results(self) -> dict[str, Any]:
+        borders = {"": self.source.borders[-1], **self.source.methods}
+        return {
+            name: (border.result, [None if isinstance(leaf, fx.Node) else leaf for leaf in border.results])
+            for name, border in borders.items()
+        }
 
 
 Judge = Callable[[Captured], bool]
@@ -88,6 +100,7 @@ class OpenTorchModel:
         bytes: of the file that it was read from.
         inputs: what a graph module is called with, where that was given.
         captured: what is folded in the place of a module.
+        observed: values that hooks of a module see, with the hook.
         capture: captures the module again, of which nothing was changed.
         files: that file.
     """
@@ -100,6 +113,7 @@ class OpenTorchModel:
     bytes: int = 0
     inputs: Inputs | None = None
     captured: Captured | None = None
+    observed: Mapping[fx.Node, str] = field(default_factory=dict)
     capture: Callable[[], Captured] | None = None
     files: tuple[Path, ...] = ()
 
@@ -111,6 +125,8 @@ class OpenTorchModel:
 
     def explain(self, outcomes: Sequence[Outcome], replan: Replan) -> tuple[Outcome, ...]:
         """Mark the refusals that hold only because a module keeps its forward code, and the folds that change it."""
+        if self.captured is not None:
+            outcomes = [self._of_module(each) for each in outcomes]
         if self.kept is not None:
             view = self.kept()
             changing = {view.name(node) for node in view.nodes() if view.changes_code(node)}
@@ -131,6 +147,30 @@ class OpenTorchModel:
             else each
             for each in outcomes
         )
+
+    def _of_module(self, outcome: Outcome) -> Outcome:
+        if isinstance(outcome, Fold):
+            return replace(outcome, crosses=self._crossed(outcome))
+        if isinstance(outcome, Refusal) and outcome.reason is Reason.GRAPH_OUTPUT:
+            hooks = {self.graph.name(node): hook for node, hook in self.observed.items() if node.op in CALLS}
+            hook = hooks.get(outcome.at, hooks.get(outcome.batchnorm))
+            if hook is not None:
+                return replace(outcome, reason=Reason.HOOK, detail=f"the hook {hook} sees a value that would change")
+        return outcome
+
+    def _crossed(self, fold: Fold) -> tuple[str, ...]:
+        """The submodules of which a value changes that they give back."""
+        assert self.captured is not None
+        names = {*fold.through}
+        names.update(fold.into if fold.direction != "downstream" else ())
+        names.update([fold.batchnorm] if fold.direction != "upstream" else ())
+        changed = {node for node in self.graph.nodes() if self.graph.name(node) in names}
+        changed |= {user for node in changed for user in node.users if user.target is operator.getitem}
+        found = {str(node.target) for node in changed if node.op == "call_module"}
+        for border in self.captured.source.borders[:-1]:
+            if any(isinstance(leaf, fx.Node) and leaf in changed for leaf in border.results):
+                found.add(border.path)
+        return tuple(sorted(found))
 
     def warn(self, *, has_learnt: bool) -> Cautions:
         return tuple(self.graph.warnings())
@@ -255,16 +295,23 @@ def _open_module(module: nn.Module, options: OpenOptions) -> OpenTorchModel:
     inputs = Inputs.of(options.example_inputs)
     if inputs is not None:
         bind(module, inputs)
-    if options.code != "keep" and not strip_hooks(_twin(module)):
+    if options.code != "keep" and (not strip_hooks(_twin(module)) or _is_possible(module, inputs, options)):
         return _open_captured(module, inputs, options)
-    if options.rehearse is not None:
-        trial = _open_captured(module, inputs, replace(options, inplace=False, share=True), is_kept=True)
-        options.rehearse(trial.graph)
-        try:
-            trial.finish()
-        except UnsupportedModelError:
-            return _open_captured(module, inputs, options, is_kept=True, is_fixed=True)
-    return _open_captured(module, inputs, options, is_kept=True)
+    is_fixed = not _is_possible(module, inputs, options, is_kept=True)
+    return _open_captured(module, inputs, options, is_kept=True, is_fixed=is_fixed)
+
+
+def _is_possible(module: nn.Module, inputs: Inputs | None, options: OpenOptions, *, is_kept: bool = False) -> bool:
+    """Whether all that would fold can be put back on the module: with the hooks that it has, or the code."""
+    trial = _open_captured(module, inputs, replace(options, inplace=False, share=True), is_kept=is_kept)
+    if options.rehearse is None:
+        return is_kept
+    options.rehearse(trial.graph)
+    try:
+        trial.finish()
+    except UnsupportedModelError:
+        return False
+    return True
 
 
 def _open_captured(
@@ -274,7 +321,9 @@ def _open_captured(
     model = copy_module(module) if has_inference_tensors(module) else module
     twin = _twin(model)
     hooked = strip_hooks(twin)
-    captured = _capture(twin, inputs)
+    methods = methods_of(model, options.preserve)
+    captured = _capture(twin, inputs, methods)
+    _insist_on_methods(module, captured.source, options.preserve)
     source = captured.source
     observed = borders_of_hooked(hooked, source.graph, source.name)
     given = (source.graph, source.root, captured.store, captured.values, observed, captured.recast)
@@ -292,7 +341,7 @@ def _open_captured(
         strip_hooks(made)
         return made
 
-    projection = Projection(source, graph, pristine())
+    projection = Projection(source, graph, pristine(), hooked)
     restore = snapshot(module) if options.inplace else None
 
     def make() -> nn.Module:
@@ -312,7 +361,7 @@ def _open_captured(
     def choose(judge: Judge) -> nn.Module:
         for draft in projection.drafts(make, keep_code=is_kept):
             try:
-                if judge(_capture(pristine(draft), inputs)):
+                if judge(_capture(pristine(draft), inputs, tuple(source.methods))):
                     return draft
             except UnsupportedModelError:  # its code does not run without what folded
                 continue
@@ -325,9 +374,9 @@ def _open_captured(
 
     def again() -> Captured:
         with torch.inference_mode(False), same_randomness():
-            return _capture(pristine(), inputs)
+            return _capture(pristine(), inputs, tuple(source.methods))
 
-    opened = OpenTorchModel(graph, module, settle, captured=captured, capture=again)
+    opened = OpenTorchModel(graph, module, settle, captured=captured, capture=again, observed=observed)
     return replace(opened, free=free) if is_kept else replace(opened, kept=kept)
 
 
@@ -338,22 +387,36 @@ def _twin(module: nn.Module) -> nn.Module:
         return copy_structure(module)
 
 
-def _capture(module: nn.Module, inputs: Inputs | None) -> Captured:
+def _insist_on_methods(module: nn.Module, source: Source, preserve: Sequence[str] | None) -> None:
+    for name in preserve or ():
+        if name != "forward" and name not in source.methods:
+            kind = type(module).__name__
+            raise UnsupportedModelError(
+                f"{kind}.{name} cannot be preserved: forward has to call it, or to do what it does on the same inputs"
+            )
+
+
+def _capture(module: nn.Module, inputs: Inputs | None, methods: Sequence[str]) -> Captured:
     """A module as a graph; its code runs.
 
     Raises:
         UnsupportedModelError: it cannot be captured.
     """
+    lost = frozenset(name for name in methods if is_lost(getattr(module, name)))
+    kept = [name for name in methods if name not in lost]
     if inputs is not None:
-        found = export(module, inputs)
+        found = export(module, inputs, kept)
         source = of_export(found, module)
-        return Captured(found.program, source, ProgramStore(found.program), shapes.recorded(source.graph))
+        values = shapes.recorded(source.graph)
+        return Captured(found.program, source, ProgramStore(found.program), values, lost=lost)
     try:
-        traced = trace(module)
+        with Joint(module, kept, is_replayed=False) if kept else nullcontext():
+            traced = trace(module)
     except UntraceableError as error:
         kind = type(module).__name__
         raise UnsupportedModelError(
             f"the forward of {kind} cannot be traced ({error}): pass example_inputs, or an ExportedProgram"
         ) from error
     root = fx.GraphModule(module, traced.graph)
-    return Captured(root, of_trace(traced, root, module), ModuleStore(root, root.graph), None, traced.recast)
+    source = of_trace(traced, root, module)
+    return Captured(root, source, ModuleStore(root, root.graph), None, traced.recast, lost)

@@ -91,6 +91,22 @@ SIZES = frozenset(name for name in SHAPES if not name.endswith("_like") and not 
 """Those that make no tensor."""
 
 
+_FRESH = (
+    "add sub rsub mul div neg cat index index_select repeat tile relu leaky_relu prelu mean sum amax amin"
+    " max_pool1d max_pool2d max_pool3d max_pool2d_with_indices max_pool3d_with_indices avg_pool1d avg_pool2d"
+    " avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d _adaptive_avg_pool2d"
+    " _adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d constant_pad_nd sigmoid"
+    " tanh silu gelu hardswish hardsigmoid hardtanh relu6 elu selu celu mish softplus softmax _softmax"
+    " log_softmax exp log sqrt rsqrt pow abs sin cos erf clamp clamp_min layer_norm group_norm native_layer_norm"
+    " native_group_norm scaled_dot_product_attention upsample_nearest2d upsample_bilinear2d interpolate"
+    " pad reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d"
+    " embedding where stack full zeros ones arange eq ne lt le gt ge argmax argmin topk var var_mean std cumsum"
+)
+
+FRESH = (LINEAR - {"einsum"}) | BATCHNORMS | frozenset(_FRESH.split())
+"""Operators whose results share no memory with what they read; every other may."""
+
+
 @dataclass(frozen=True, eq=False)
 class Call:
     """A call of an operator of torch.
@@ -123,7 +139,30 @@ def read_call(node: fx.Node, root: nn.Module) -> Call:
         return _method(node)
     if isinstance(node.target, torch._ops.OpOverload):
         return _overload(node, node.target)
+    if node.target in REGIONS:
+        return Call("", {}, None, tuple(node.all_input_nodes) if _writes_out(node, root) else ())
     return _function(node)
+
+
+REGIONS = (torch.ops.higher_order.wrap_with_set_grad_enabled, torch.ops.higher_order.wrap_with_autocast)
+"""What an exported program calls for code under `torch.no_grad` or `torch.autocast`: a graph, with what it reads."""
+
+
+def _writes_out(node: fx.Node, root: nn.Module) -> bool:
+    """Whether a region writes into anything but what its own operators made."""
+    names = [str(each.target) for each in node.all_input_nodes if each.op == "get_attr"]
+    regions = [found for name in names if isinstance(found := getattr(root, name, None), fx.GraphModule)]
+    for region in regions:
+        own: set[object] = set()
+        for inner in region.graph.nodes:
+            if inner.op not in CALLS:
+                continue
+            call = read_call(inner, region)
+            if not own.issuperset(call.writes):
+                return True
+            if call.writes or call.name in FRESH:
+                own.add(inner)
+    return not regions
 
 
 def _canonical(name: str) -> str:

@@ -9,23 +9,8 @@ from __future__ import annotations
 
 from torch import fx
 
-from bnfold.proof.torch.calls import BATCHNORMS, LINEAR, SHAPES
+from bnfold.proof.torch.calls import FRESH, SHAPES
 from bnfold.proof.torch.sides import Side
-
-_FRESH = (
-    "add sub rsub mul div neg cat index index_select repeat tile relu leaky_relu prelu mean sum amax amin"
-    " max_pool1d max_pool2d max_pool3d max_pool2d_with_indices max_pool3d_with_indices avg_pool1d avg_pool2d"
-    " avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d _adaptive_avg_pool2d"
-    " _adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d constant_pad_nd sigmoid"
-    " tanh silu gelu hardswish hardsigmoid hardtanh relu6 elu selu celu mish softplus softmax _softmax"
-    " log_softmax exp log sqrt rsqrt pow abs sin cos erf clamp clamp_min layer_norm group_norm native_layer_norm"
-    " native_group_norm scaled_dot_product_attention upsample_nearest2d upsample_bilinear2d interpolate"
-    " pad reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d"
-    " embedding where stack full zeros ones arange eq ne lt le gt ge argmax argmin topk var var_mean std cumsum"
-)
-
-FRESH = (LINEAR - {"einsum"}) | BATCHNORMS | frozenset(_FRESH.split())
-"""Operators whose results share no memory with what they read; every other may."""
 
 
 def find_tangled(side: Side) -> set[fx.Node]:

@@ -22,8 +22,14 @@ from bnfold.proof.torch.sides import Model, Side, content
 from bnfold.proof.torch.wiring import is_same_module
 
 
-def find_difference(one: Model, other: Model) -> ProofError | None:
-    """Where two models first do something else, if they do; the first one's names are told."""
+def find_difference(one: Model, other: Model, *, is_part: bool = False) -> ProofError | None:
+    """Where two models first do something else, if they do; the first one's names are told.
+
+    Args:
+        one: what the other has to be.
+        other: the other.
+        is_part: whether it may end earlier, and give back only the first outputs.
+    """
     try:
         models = Side(one), Side(other)
     except ProofError as failure:
@@ -34,12 +40,15 @@ def find_difference(one: Model, other: Model) -> ProofError | None:
         if mine[1] != its[1]:
             return ProofError("wiring", mine[0].name, f"the model that is given back has {_text(its[0])} in its place")
     steps, others = sides[0].steps, sides[1].steps
+    returned = sides[0].returned
+    if is_part:
+        steps, returned = steps[: len(others)], returned[: len(sides[1].returned)]
     if len(steps) != len(others):
         longer, which = (steps, "lacks") if len(steps) > len(others) else (others, "has")
         return ProofError(
             "wiring", "", f"the model that is given back {which} {_text(longer[min(len(steps), len(others))][0])}"
         )
-    if sides[0].outputs != sides[1].outputs:
+    if returned != sides[1].returned or sides[0].written != sides[1].written:
         return ProofError(
             "wiring", "", "the model that is given back returns, or writes into its buffers, other values"
         )
@@ -86,7 +95,8 @@ class _Portrait:
 
     Attributes:
         steps: the nodes that do something, with what each does.
-        outputs: what is returned, and what becomes of what the model holds.
+        returned: what is given back.
+        written: what becomes of what the model holds.
     """
 
     def __init__(self, side: Side, known: _Known) -> None:
@@ -98,7 +108,8 @@ class _Portrait:
         self.steps: list[tuple[fx.Node, int]] = []
         for node in side.graph.nodes:
             self._visit(node)
-        self.outputs = self._outputs()
+        self.returned = [self._text(each) for node in side.graph.nodes if node.op == "output" for each in node.args[0]]
+        self.written = self._written()
 
     def _visit(self, node: fx.Node) -> None:
         if node.op == "output" or _is_check(node):
@@ -156,14 +167,11 @@ class _Portrait:
             type(self._side.root.get_submodule(str(node.target))) is nn.Identity and not self._side.calls[node].writes
         )
 
-    def _outputs(self) -> Any:
-        ends = [node for node in self._side.graph.nodes if node.op == "output"]
-        returned = [self._text(end.args) for end in ends]
+    def _written(self) -> list[tuple[str, str | None]]:
         if not isinstance(self._side.model, ExportedProgram):
-            return returned
+            return []
         specs = self._side.model.graph_signature.output_specs
-        named = [(str(each.kind), each.target) for each in specs if each.kind is not OutputKind.USER_OUTPUT]
-        return returned, named
+        return [(str(each.kind), each.target) for each in specs if each.kind is not OutputKind.USER_OUTPUT]
 
 
 def _is_check(node: fx.Node) -> bool:

@@ -29,7 +29,7 @@ HELD = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 _PURE = (
-    "abs add alias amax arange cat clamp clamp_min clip clone contiguous detach div dot exp expand expand_as"
+    "abs add alias amax arange cat clamp clamp_min clip clone contiguous detach div dot exp expand expand_as vdot"
     " flatten full getitem index index_select identity lift_fresh_copy mm mul mv neg norm ones permute pow"
     " reciprocal repeat reshape reshape_as rsqrt rsub scalar_tensor select slice sqrt squeeze stack std sub sum"
     " mean t to _to_copy float double half bfloat16 type type_as transpose swapaxes swapdims unsqueeze unflatten"

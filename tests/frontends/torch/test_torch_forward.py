@@ -328,6 +328,8 @@ def test_the_module_of_a_program_folds_behind_its_input() -> None:
 WEIGHTS: dict[str, Callable[[nn.Module], Any]] = {
     "weight_norm": nn.utils.parametrizations.weight_norm,
     "the old weight_norm": nn.utils.weight_norm,
+    "spectral_norm": nn.utils.parametrizations.spectral_norm,
+    "the old spectral_norm": nn.utils.spectral_norm,
     "pruning": lambda module: prune.l1_unstructured(module, "weight", 0.5),
 }
 
@@ -465,3 +467,60 @@ def test_a_forward_that_is_set_on_the_instance_is_what_is_read(options: dict[str
     before, (fused, _) = run(model, IMAGE), fuse(model, IMAGE, **options)
     assert_same(before, run(fused, IMAGE), 1e-5)
     assert_same(before, run(model, IMAGE), 0)
+
+
+class Watched(nn.Module):
+    """Some code of each kind: a part that keeps its code, parts that need other code."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plain = nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+        self.free, self.inner = Functional(), Functional()
+        self.last = nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = self.last(self.inner(self.free(self.plain(x))))
+        return made
+
+
+@OPTIONS
+def test_a_hook_keeps_only_the_batchnorms_that_it_sees(options: dict[str, Any]) -> None:
+    """Not the code of the whole model."""
+    model = trained(Watched())
+    seen: list[Tensor] = []
+    model.free.register_forward_hook(lambda module, args, made: seen.extend([*args, made]))
+    model.inner.conv.register_forward_hook(lambda module, args, made: seen.append(made))
+    outcomes = bnfold.plan(model, **options)
+    refused = [each for each in of_batchnorms(outcomes) if not isinstance(each, Fold)]
+    assert len(of_batchnorms(outcomes)) == 4
+    assert [each.batchnorm for each in refused] == ["inner.norm"]
+    assert "hook" in getattr(refused[0], "reason", "")
+    expected = run(model, IMAGE)
+    before = [*seen]
+    fused = bnfold.fuse(model, **options)
+    seen.clear()
+    assert_same(expected, run(fused, IMAGE))
+    assert_same(before, seen)
+
+
+def test_a_hook_on_what_other_code_would_not_call_keeps_the_code() -> None:
+    """Two convolutions with hooks, which would become one."""
+
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Conv2d(4, 6, 3), nn.Conv2d(4, 6, 3)
+            self.norm = nn.BatchNorm2d(6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.norm(self.one(x) + self.two(x))
+            return y
+
+    model = trained(Both())
+    seen: list[Tensor] = []
+    model.one.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    expected = run(model, IMAGE)
+    fused = bnfold.fuse(model, example_inputs=IMAGE)
+    seen.clear()
+    assert_same(expected, run(fused, IMAGE))
+    assert len(seen) == 1

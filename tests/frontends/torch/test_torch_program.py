@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import io
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -247,3 +249,43 @@ def test_fusing_before_and_after_the_export_are_equivalent() -> None:
         assert_equivalent(original, one, outputs_only=True)
     assert_equivalent(before, after, outputs_only=True)
     assert_equivalent(exported(model, x), before)
+
+
+class Regions(nn.Module):
+    """A pair in front of a region and one behind it."""
+
+    def __init__(self, region: Callable[[], Any], *, is_inplace: bool) -> None:
+        super().__init__()
+        self.region, self.is_inplace = region, is_inplace
+        self.first, self.norm = nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6)
+        self.between, self.act = nn.Conv2d(6, 6, 3), nn.ReLU(inplace=True)
+        self.last, self.end = nn.Conv2d(6, 6, 3), nn.BatchNorm2d(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.first(x))
+        with self.region():
+            if self.is_inplace:
+                x = x.mul_(2)
+            x = self.act(self.between(x)).sigmoid()
+        made: Tensor = self.end(self.last(x.to(torch.float64)))
+        return made
+
+
+REGIONS: dict[str, Callable[[], Any]] = {
+    "no_grad": torch.no_grad,
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+}
+
+
+@pytest.mark.parametrize("kind", REGIONS)
+def test_a_region_is_no_border_for_folds_beside_it(kind: str) -> None:
+    program = exported(trained(Regions(REGIONS[kind], is_inplace=False)), IMAGE)
+    assert any("wrap_with" in str(node.target) for node in program.graph.nodes)
+    assert_folds(program, IMAGE)
+
+
+@pytest.mark.parametrize("kind", REGIONS)
+def test_a_region_that_writes_into_what_it_reads_keeps_it(kind: str) -> None:
+    model = trained(Regions(REGIONS[kind], is_inplace=True))
+    _, outcomes = fuse(exported(model, IMAGE), IMAGE)
+    assert [type(each) for each in of_batchnorms(outcomes)] == [Refusal, Refusal]

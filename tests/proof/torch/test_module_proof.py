@@ -100,8 +100,8 @@ def plant(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Any], None]], 
     changed = Projection._changed
 
     def planted(fault: Callable[[Any], None]) -> None:
-        def faulty(self: Projection, *args: Any) -> nn.Module:
-            made = changed(self, *args)
+        def faulty(self: Projection, *args: Any, **options: Any) -> nn.Module:
+            made = changed(self, *args, **options)
             fault(made)
             return made
 

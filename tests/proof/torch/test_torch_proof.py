@@ -23,8 +23,8 @@ from bnfold.frontends.torch.operators import table
 from bnfold.frontends.torch.operators.calls import Memory
 from bnfold.proof.certificate import Certificate, Relation
 from bnfold.proof.checker import Proof
+from bnfold.proof.torch.calls import FRESH
 from bnfold.proof.torch.check import check_program
-from bnfold.proof.torch.memory import FRESH
 from bnfold.proof.torch.shapes import Shapes
 from bnfold.proof.torch.sides import Side, digest
 from tests.toys.torch_models import exported, traced, trained

@@ -12,7 +12,7 @@ from torch import fx, nn
 from torch.fx.experimental.proxy_tensor import _ProxyTensor, get_proxy_mode, get_proxy_slot
 from torch.utils._thunk import Thunk
 
-from bnfold.frontends.torch.capture.structure import Structure, flatten
+from bnfold.frontends.torch.capture.structure import Structure, Together, flatten
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,10 +50,16 @@ class Recorder:
     """Notes the borders of all calls of a module's submodules, and its own, while it is exported.
 
     What the model itself gives back is taken apart, since an export knows fewer kinds of results than Python.
+
+    Attributes:
+        borders: each once, the model's own last.
+        methods: what further methods of the model give back, by their names, with the arguments of the model.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self.borders: list[Border] = []
+        self.methods: dict[str, Border] = {}
+        self._known: set[Any] = set()
         self._pending: list[tuple[list[Any], Structure]] = []
         self._handles: list[Any] = []
         for path, each in module.named_modules():
@@ -74,13 +80,31 @@ class Recorder:
     def _leave(self, path: str) -> Any:
         def leave(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], made: Any) -> Any:
             leaves, structure = self._pending.pop()
-            results, result = flatten(made)
             signature = inspect.signature(module.forward)
-            nodes = [_node(leaf) for leaf in results]
-            self.borders.append(Border(path, signature, leaves, structure, nodes, result))
-            return None if path else tuple(leaf for leaf in results if isinstance(leaf, torch.Tensor))
+            methods = made.methods if isinstance(made, Together) else {}
+            tensors: list[torch.Tensor] = []
+
+            def border(name: str, made: Any) -> Border:
+                results, result = flatten(made)
+                tensors.extend(leaf for leaf in results if isinstance(leaf, torch.Tensor))
+                return Border(name, signature, leaves, structure, [_node(leaf) for leaf in results], result)
+
+            self._note(border(path, made.forward if isinstance(made, Together) else made))
+            self.methods = {name: border(name, each) for name, each in methods.items()}
+            return None if path else tuple(tensors)
 
         return leave
+
+    def _note(self, border: Border) -> None:
+        """A call that is there already was not made again: a method got what it gave back."""
+        key = border.path, *map(_key, (*border.leaves, *border.results))
+        if key not in self._known:
+            self._known.add(key)
+            self.borders.append(border)
+
+
+def _key(leaf: Any) -> Any:
+    return leaf if isinstance(leaf, fx.Node | int | float | str | None) else id(leaf)
 
 
 def _node(leaf: Any) -> Any:

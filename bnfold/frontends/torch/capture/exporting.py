@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from io import StringIO
@@ -18,6 +18,7 @@ from torch.utils import _pytree
 from bnfold.errors import UnsupportedModelError, one_line
 from bnfold.frontends.torch.capture.borders import Border, Recorder
 from bnfold.frontends.torch.capture.inputs import Inputs, bind
+from bnfold.frontends.torch.capture.methods import Joint
 from bnfold.frontends.torch.capture.silence import quiet
 from bnfold.frontends.torch.view import VALUE_HOOKS, hook_of
 
@@ -29,18 +30,21 @@ class Export:
     Attributes:
         program: whose outputs are the tensors that the module gives back.
         borders: of all calls of modules; the last is that of the module itself.
+        methods: what further methods of the module give back, by their names.
         is_static: whether it holds for the sizes of the example alone.
     """
 
     program: ExportedProgram
     borders: tuple[Border, ...]
+    methods: Mapping[str, Border]
     is_static: bool
 
 
-def export(module: nn.Module, inputs: Inputs) -> Export:
+def export(module: nn.Module, inputs: Inputs, methods: Sequence[str] = ()) -> Export:
     """An export of a module whose code may be run, with every size dynamic where that can be.
 
-    A size of 1 is as free as any other, but where an operator gives another rank for it.
+    A size of 1 is as free as any other, but where an operator gives another rank for it. Of the methods, those are left
+    out that do not run, or compute something anew.
 
     Raises:
         UnsupportedModelError: it cannot be exported.
@@ -50,13 +54,29 @@ def export(module: nn.Module, inputs: Inputs) -> Export:
     failure: Exception | None = None
     for given, oblivious in ((sizes, True), (None, False)):
         try:
-            found = _export(module, inputs, given, oblivious=oblivious)
+            found = _export_all(module, inputs, methods, given, oblivious=oblivious)
             if oblivious and _squeezes_one(found.program):
-                found = _export(module, inputs, given, oblivious=False)
+                found = _export_all(module, inputs, methods, given, oblivious=False)
             return found
         except Exception as error:  # an export runs the module's code, which may raise anything
             failure = failure or error
     raise UnsupportedModelError(f"{type(module).__name__} cannot be exported: {line(failure)}") from failure
+
+
+def _export_all(
+    module: nn.Module, inputs: Inputs, methods: Sequence[str], sizes: Mapping[str, Any] | None, *, oblivious: bool
+) -> Export:
+    """A method that raises something leaves a capture in pieces."""
+    if not methods:
+        return _export(module, inputs, sizes, oblivious=oblivious)
+    with Joint(module, methods, is_replayed=True) as joint:
+        try:
+            return _export(module, inputs, sizes, oblivious=oblivious)
+        except Exception:
+            if joint.failed is None:
+                raise
+    rest = [name for name in methods if name != joint.failed]
+    return _export_all(module, inputs, rest, sizes, oblivious=oblivious)
 
 
 def _export(module: nn.Module, inputs: Inputs, sizes: Mapping[str, Any] | None, *, oblivious: bool) -> Export:
@@ -69,7 +89,7 @@ def _export(module: nn.Module, inputs: Inputs, sizes: Mapping[str, Any] | None, 
             program = torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
     finally:
         recorder.remove()
-    return Export(program, tuple(recorder.borders), sizes is None)
+    return Export(program, tuple(recorder.borders), recorder.methods, sizes is None)
 
 
 def _squeezes_one(program: ExportedProgram) -> bool:

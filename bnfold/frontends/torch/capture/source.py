@@ -28,6 +28,7 @@ class Source:
         graph: its nodes.
         root: holds what nodes of the graph name.
         borders: the calls of its submodules, and last its own.
+        methods: what further methods of the module give back, by their names: outputs of the graph, behind its own.
         name: the qualified name of the tensor that a node stands for; None for another node.
         tensors: reads the tensors that the graph holds now, by their names.
         writes: buffers that get a new content at the end, with the nodes that make it.
@@ -39,6 +40,7 @@ class Source:
     graph: fx.Graph
     root: nn.Module
     borders: tuple[Border, ...]
+    methods: Mapping[str, Border]
     name: Callable[[fx.Node], str | None]
     tensors: Callable[[], dict[str, torch.Tensor]]
     writes: Mapping[str, str]
@@ -77,7 +79,9 @@ def of_export(export: Export, module: nn.Module) -> Source:
     }
     root, owners = program.graph_module, _owners(module)
     places = frozenset(each for each in tensors() if isinstance(_get(module, each), torch.Tensor))
-    return Source(root.graph, root, export.borders, name, tensors, writes, places, owners, export.is_static)
+    return Source(
+        root.graph, root, export.borders, export.methods, name, tensors, writes, places, owners, export.is_static
+    )
 
 
 def of_trace(trace: Trace, root: fx.GraphModule, module: nn.Module) -> Source:
@@ -99,7 +103,7 @@ def of_trace(trace: Trace, root: fx.GraphModule, module: nn.Module) -> Source:
         return {**plain, **held}
 
     places = frozenset(each for each in tensors() if not each.startswith("_tensor_constant"))
-    return Source(root.graph, root, trace.borders, name, tensors, {}, places, _owners(module))
+    return Source(root.graph, root, trace.borders, trace.methods, name, tensors, {}, places, _owners(module))
 
 
 def _owners(module: nn.Module) -> frozenset[str]:
@@ -124,16 +128,21 @@ def is_check(node: fx.Node) -> bool:
     return isinstance(node.target, torch._ops.OpOverload) and "_assert" in str(node.target)
 
 
-def is_same(one: Source, two: Source) -> bool:
-    """Whether two graphs do the same with the same tensors, in the same order."""
+def is_same(one: Source, two: Source, *, is_part: bool = False) -> bool:
+    """Whether two graphs do the same with the same tensors, in the same order; in part, as far as the second goes."""
     numbers: dict[Any, int] = {}
-    return _portray(one, numbers) == _portray(two, numbers)
+    sides = [_portray(source, numbers) for source in (one, two)]
+    if is_part:
+        sides[0] = [mine[: len(its)] for mine, its in zip(*sides, strict=True)]
+    return sides[0] == sides[1]
 
 
-def _portray(source: Source, numbers: dict[Any, int]) -> list[Any]:
+def _portray(source: Source, numbers: dict[Any, int]) -> list[list[Any]]:
+    """What the nodes of a graph do, and what is given back."""
     seen: dict[fx.Node, int] = {}
     lines: list[Any] = []
     tensors = source.tensors()
+    returned: list[Any] = []
     inputs = 0
     for node in source.graph.nodes:
         name = source.name(node)
@@ -142,7 +151,7 @@ def _portray(source: Source, numbers: dict[Any, int]) -> list[Any]:
         elif node.op == "placeholder":
             key, inputs = ("input", inputs), inputs + 1
         elif node.op == "output":
-            lines.append(_key(node.args, seen))
+            returned = [_key(each, seen) for each in node.args[0]]
             continue
         elif node.op == "get_attr":
             key = ("attribute", _describe(_get(source.root, str(node.target))))
@@ -158,7 +167,7 @@ def _portray(source: Source, numbers: dict[Any, int]) -> list[Any]:
         seen[node] = numbers.setdefault(key, len(numbers))
         if node.op in CALLS and not is_scalar(node) and node.target is not getattr:  # which is traced where it is read
             lines.append(seen[node])
-    return lines
+    return [lines, returned]
 
 
 def _trimmed(args: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -19,7 +19,8 @@ from torch.utils import _pytree
 from bnfold.errors import UnsupportedModelError
 from bnfold.frontends.torch.capture.borders import Border, bound
 from bnfold.frontends.torch.capture.exporting import line
-from bnfold.frontends.torch.capture.structure import flatten
+from bnfold.frontends.torch.capture.methods import LOOKS
+from bnfold.frontends.torch.capture.structure import Together, flatten
 from bnfold.frontends.torch.operators.spelling import (
     is_code_of_torch,
     is_known_forward,
@@ -32,29 +33,6 @@ class UntraceableError(UnsupportedModelError):
     """A forward that cannot be traced: its code was fed with proxies and raised something."""
 
 
-LOOKS = {
-    *(
-        getattr(torch.Tensor, name).__get__
-        for name in (
-            *("device", "dtype", "grad_fn", "is_cpu", "is_cuda", "is_leaf", "is_meta", "is_mps", "is_nested"),
-            *("is_quantized", "is_sparse", "is_xpu", "itemsize", "layout", "nbytes", "ndim"),
-            *("requires_grad", "shape"),
-        )
-    ),
-    *(
-        getattr(torch.Tensor, name)
-        for name in (
-            *("__hash__", "__len__", "dim", "element_size", "get_device", "is_complex", "is_contiguous"),
-            *("is_floating_point", "ndimension", "nelement", "numel", "size", "stride"),
-        )
-    ),
-    torch.is_complex,
-    torch.is_floating_point,
-    torch.is_tensor,
-    torch.numel,
-}
-"""What tells nothing of the content of a tensor."""
-
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
@@ -65,11 +43,13 @@ class Trace:
     Attributes:
         graph: whose `call_module` nodes are torch.nn modules with their own forward.
         borders: of all calls of other modules; the last is that of the module itself.
+        methods: what further methods of the module give back, by their names.
         recast: nodes that the code runs under an autocast of its own.
     """
 
     graph: fx.Graph
     borders: tuple[Border, ...]
+    methods: Mapping[str, Border]
     recast: frozenset[fx.Node]
 
 
@@ -217,22 +197,41 @@ def _trace(module: nn.Module, fixed: Mapping[str, Any]) -> Trace:
     tracer = _Tracer()
     graph = _quietly(tracer, module, fixed)
     leaves: list[Any] = [node for node in graph.nodes if node.op == "placeholder"]
-    results, result = flatten(next(iter(reversed(graph.nodes))).args[0])
+    end = next(iter(reversed(graph.nodes)))
+    made, methods = _apart(end)
     names = {str(node.target): node for node in leaves}
     signature = inspect.signature(module.forward)
     arguments = {name: names.get(name, names.get(f"*{name}", names.get(f"**{name}"))) for name in signature.parameters}
-    border = Border("", signature, list(arguments.values()), flatten(arguments)[1], results, result)
-    return Trace(graph, (*tracer.borders, border), frozenset(tracer.recast))
+    leaves, structure = list(arguments.values()), flatten(arguments)[1]
+
+    def border(name: str, made: Any) -> Border:
+        return Border(name, signature, leaves, structure, *flatten(made))
+
+    noted = {name: border(name, each) for name, each in methods.items()}
+    return Trace(graph, (*tracer.borders, border("", made)), noted, frozenset(tracer.recast))
+
+
+def _apart(end: fx.Node) -> tuple[Any, Mapping[str, Any]]:
+    """What the forward gives back, and what further methods do; a tuple of these is what the graph gives back then."""
+    made: Any = end.args[0]
+    together = made if isinstance(made, fx.Node) and made.target is Together else None  # which fx notes as a call
+    methods: Any = {}
+    if together is not None or isinstance(made, Together):
+        made, methods = made if together is None else together.args
+    end.args = ((made, *methods.values()),)
+    if together is not None:
+        end.graph.erase_node(together)
+    return made, methods
 
 
 def _trace_leaf(module: nn.Module) -> Trace:
     graph = fx.Graph()
     node = graph.placeholder("input")
     made = graph.call_module("", (node,))
-    graph.output(made)
+    graph.output((made,))
     signature = inspect.signature(module.forward)
     border = Border("", signature, [node], flatten({"input": node})[1], [made], flatten(made)[1])
-    return Trace(graph, (border,), frozenset())
+    return Trace(graph, (border,), {}, frozenset())
 
 
 def _quietly(tracer: fx.Tracer, module: nn.Module, fixed: Mapping[str, Any]) -> fx.Graph:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +47,7 @@ class Draft:
         stand: the node that stands now for the value of one that was captured.
         place: the name in the module for that of a tensor in the graph.
         called: the border of a module that the code calls, by its path; None for one whose nodes become code.
+        hooked: paths of modules whose hooks see what they are called with.
     """
 
     def __init__(
@@ -56,12 +57,14 @@ class Draft:
         stand: Callable[[fx.Node], fx.Node],
         place: Callable[[str], str],
         called: Callable[[str], Border | None],
+        hooked: Collection[str] = (),
     ) -> None:
         self._source = source
         self._border = border
         self._stand = stand
         self._place = place
         self._called = called
+        self._hooked = hooked
         self._graph = fx.Graph()
         self._copies: dict[fx.Node, fx.Node] = {}
         self._attributes: dict[str, Any] = {}
@@ -91,6 +94,7 @@ class Draft:
                 self._call(inner)
         made = [self._read(self._stand(leaf)) for leaf in border.results if isinstance(leaf, fx.Node)]
         self._insist_on_closed()
+        self._insist_on_hooks()
         self._write_buffers()
         self._graph.output(tuple(made))
         self._graph.lint()
@@ -200,6 +204,16 @@ class Draft:
                 is_outside = user not in self._inside and not is_scalar(user) and not is_check(user)
                 if is_outside and (self._border.path or user.op != "output"):
                     raise OpenError(f"{user.name} reads {node.name}")
+
+    def _insist_on_hooks(self) -> None:
+        """Refuse where a module with a hook would not be called any more, which the code of one around it calls."""
+        path = self._border.path
+        calls = [str(node.target) for node in self._graph.nodes if node.op == "call_module"]
+        below = [each for each in self._hooked if each != path and (not path or each.startswith(f"{path}."))]
+        for each in below:
+            inside = each.removeprefix(f"{path}.") if path else each
+            if not any(inside == call or inside.startswith(f"{call}.") for call in calls):
+                raise OpenError(f"a hook on {each} would not be called")
 
     def _write_buffers(self) -> None:
         names = {node.name: node for node in self._copies}

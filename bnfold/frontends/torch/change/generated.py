@@ -29,6 +29,7 @@ class Code:
         constants: those leaves that the code was generated for, by their index.
         sizes: of the other leaves, the sizes that the code was generated for.
         results, result: the leaves of what is given back, where they are constants, and what holds them.
+        lost: methods that would go on with what forward computed before.
     """
 
     body: str
@@ -41,6 +42,7 @@ class Code:
     sizes: dict[int, tuple[int | None, ...]]
     results: tuple[Any, ...]
     result: Structure
+    lost: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,22 @@ def _derive(base: type, code: Code) -> type:
         "_bnfold_base": base,
         "_bnfold_code": code,
     }
+    members.update({name: _refuse(base, name) for name in code.lost})
     return type(base.__name__, (base,), members)
+
+
+def _refuse(base: type, name: str) -> Any:
+    def refuse(self: Any, *args: Any, **kwargs: Any) -> Any:
+        text = f"{base.__name__}.{name}: bnfold gave forward other code, which this method does not call"
+        raise RuntimeError(f"{text}; take it from the original, or fuse with code='keep'")
+
+    vars(refuse)["_bnfold_lost"] = True
+    return refuse
+
+
+def is_lost(method: object) -> bool:
+    """Whether a method of a module only says that it is gone."""
+    return hasattr(method, "_bnfold_lost")
 
 
 def _tensors(code: Code, base: type, arguments: dict[str, Any]) -> Sequence[Any]:

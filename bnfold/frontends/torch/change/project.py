@@ -7,7 +7,7 @@ the place of a BatchNorm. Where it does not, the smallest module around the plac
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import takewhile
 from typing import Any
@@ -42,12 +42,14 @@ class Projection:
         source: what is folded.
         view: by which it is.
         module: like the one that was captured, whose code has not run.
+        hooked: paths of modules whose hooks see what they are called with.
     """
 
-    def __init__(self, source: Source, view: TorchGraph, module: nn.Module) -> None:
+    def __init__(self, source: Source, view: TorchGraph, module: nn.Module, hooked: Collection[str] = ()) -> None:
         self._source = source
         self._view = view
         self._module = module
+        self._hooked = hooked
         self._closed: dict[str, bool] = {}
         self._before = {node: _Before(node.target, (node.args, node.kwargs), stack(node)) for node in source.calls()}
         self._tensors = source.tensors()
@@ -58,6 +60,8 @@ class Projection:
 
     def drafts(self, make: Callable[[], nn.Module], *, keep_code: bool) -> Iterator[nn.Module]:
         """The module without what folded: with the least other code, then with the code of the whole graph.
+
+        Where forward itself has other code, further methods of the module may do what it does, or have to be refused.
 
         Forward code that looks at its modules or holds old parameters does something else in the first; so each draft
         has to be captured again.
@@ -76,7 +80,9 @@ class Projection:
             pass
         else:
             yield self._changed(make(), regions)
-        yield self._changed(make(), {"": self._whole()})
+            if "" in regions and self._source.methods:
+                yield self._changed(make(), regions, lost=tuple(self._source.methods))
+        yield self._changed(make(), {"": self._whole()}, lost=tuple(self._source.methods))
 
     def _whole(self) -> Region:
         try:
@@ -129,7 +135,7 @@ class Projection:
             is_there = not any(node._erased for node in passed)  # a value may be passed, not read, and merged away
             return border if is_there and is_simple(border) else None
 
-        return Draft(self._source, self._borders[path], self._stand, self._place, called).region()
+        return Draft(self._source, self._borders[path], self._stand, self._place, called, self._hooked).region()
 
     def _differences(self) -> list[list[list[str]]]:
         """For each place where the code has to change, the stacks of what differs there."""
@@ -259,7 +265,7 @@ class Projection:
 
     # What changes
 
-    def _changed(self, module: nn.Module, regions: Mapping[str, Region]) -> nn.Module:
+    def _changed(self, module: nn.Module, regions: Mapping[str, Region], lost: tuple[str, ...] = ()) -> nn.Module:
         gone = self._gone
         now = self._source.tensors()
         for path in self._materialised.values():
@@ -274,7 +280,8 @@ class Projection:
             owner = module.get_submodule(path)
             for name, held in region.attributes.items():
                 _attach(owner, name, held)
-            install(owner, code_of(region, is_static=self._source.is_static))
+            code = code_of(region, is_static=self._source.is_static)
+            install(owner, code if path else replace(code, lost=lost))
         for path in gone:
             owner = module.get_submodule(path)
             replace_module(module, owner, nn.Identity().train(owner.training))

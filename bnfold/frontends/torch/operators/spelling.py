@@ -34,11 +34,35 @@ def spell(node: fx.Node, root: nn.Module | None) -> Call:
         return replace(_aten(node, target), dims=_dims(target._schema.name))
     if target is getattr and len(node.args) > 1 and node.args[1] in ATTRIBUTES:
         return Call(ATTRIBUTES[str(node.args[1])], {"input": node.args[0]})
+    if target in REGIONS:
+        return Call(NOBODY_KNOWS, {"args": node.args, **node.kwargs}, is_inplace=_writes_out(node, root))
     name = str(_DISPATCHED.get(target) or getattr(target, "__name__", ""))
     entry = FUNCTIONS.get(target) if callable(target) else None
     is_foreign = entry is None and getattr(target, "__module__", None) not in _HARMLESS
     is_inplace = _ends_inplace(name) or target in _WRITERS or is_foreign or _is_told_to_write(node)
     return replace(_bind(node, entry, is_inplace=is_inplace), dims=_dims(name))
+
+
+REGIONS = (torch.ops.higher_order.wrap_with_set_grad_enabled, torch.ops.higher_order.wrap_with_autocast)
+"""What an exported program calls for code under `torch.no_grad` or `torch.autocast`: a graph, with what it reads."""
+
+
+def _writes_out(node: fx.Node, root: nn.Module | None) -> bool:
+    """Whether a region may write into what it is given: into anything but what its own operators made."""
+    graphs = [getattr(root, str(each.target), None) for each in node.all_input_nodes if each.op == "get_attr"]
+    regions = [each for each in graphs if isinstance(each, fx.GraphModule)]
+    if not regions:
+        return True
+    for region in regions:
+        calls = {inner: spell(inner, region) for inner in region.graph.nodes if inner.op.startswith("call_")}
+        own = set[fx.Node]()  # nodes whose memory is the region's
+        for inner, call in calls.items():
+            row, first = call.operator, call.get("input")
+            if call.is_inplace and first not in own:
+                return True
+            if call.is_inplace or row.linear or row.is_batchnorm or row.name == "add":
+                own.add(inner)
+    return False
 
 
 _DISPATCHED = {value: name for name, value in vars(F).items() if getattr(value, "__name__", "") == "fn"}

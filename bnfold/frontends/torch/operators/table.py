@@ -277,7 +277,7 @@ OPERATORS: tuple[Operator, ...] = (
              memory=FRESH, is_evaluated=True),
     Operator("stack", "tensors dim", (torch.stack,), memory=FRESH, is_evaluated=True),
     Operator("mv", "input vec", (torch.mv,), "mv", memory=FRESH, is_evaluated=True),
-    Operator("dot", "input other", (torch.dot, torch.vdot), "dot", memory=FRESH, is_evaluated=True),
+    Operator("dot", "input other", (torch.dot, torch.vdot), "dot", aten="vdot", memory=FRESH, is_evaluated=True),
     Operator("_weight_norm", "input g dim", (torch._weight_norm,), memory=FRESH, is_evaluated=True),
     Operator("_weight_norm_interface", memory=FRESH, outputs=Outputs.FIRST, is_evaluated=True),
     *[Operator(name, memory=FRESH, is_evaluated=True) for name in ("arange", "full", "ones", "scalar_tensor", "zeros")],
