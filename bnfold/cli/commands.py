@@ -26,6 +26,7 @@ from bnfold.frontends.limits import LIMITS, Limits
 
 if TYPE_CHECKING:
     from bnfold.frontends.protocol import Written
+    from bnfold.report.documents import BenchDocument
     from bnfold.runtimes.inputs import InputOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -149,6 +150,7 @@ def cli() -> None:
 @click.option("--only", multiple=True, metavar="GLOB", help="Fold only BatchNorms with such names; repeatable.")
 @click.option("--skip", multiple=True, metavar="GLOB", help="Keep BatchNorms with such names; repeatable.")
 @MERGE_OPTION
+@click.option("--bench", "is_timed", is_flag=True, help="Time the result beside MODEL, at the runtime's default level.")
 @click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
 @INPUT_OPTIONS
 @EFFORT_OPTIONS
@@ -165,6 +167,7 @@ def fuse(
     only: tuple[str, ...],
     skip: tuple[str, ...],
     merge: bool,
+    is_timed: bool,
     overwrite: bool,
     max_nodes: int,
     max_depth: int,
@@ -179,6 +182,8 @@ def fuse(
     from bnfold.verification.compare import CompareOptions
 
     keep_freed_memory()
+    if is_timed and model.absolute() == output.absolute():
+        raise click.UsageError("--bench needs MODEL beside the output, which replaces it")
     inputs, rendering = _inputs(others)
     report: Path | None = rendering["report"]
 
@@ -212,9 +217,25 @@ def fuse(
             recording.trace(record)
             recording.show(record, **{**rendering, "quiet": True})
             raise
-    record = record_file("fuse", result)
-    recording.trace(record, {output: output})
-    recording.show(record, **{**rendering, "report": None})
+        record = record_file("fuse", result)
+        recording.trace(record, {output: output})
+        if is_timed:
+            record["bench"] = _time(model, output, inputs, progress)
+    recording.show(record, **(rendering if is_timed else {**rendering, "report": None}))
+
+
+def _time(
+    model: Path, output: Path, inputs: InputOptions, progress: Callable[[str, int, int], None]
+) -> BenchDocument | None:
+    """The result beside its original, at the level that a deployment has; None, with a line, where neither runs."""
+    from bnfold.bench.comparison import benchmark
+    from bnfold.report.bench_record import record_bench
+
+    try:
+        return record_bench(benchmark((model, output), inputs=inputs, levels=("all",), progress=progress))
+    except BnfoldError as error:
+        click.echo(f"bnfold: not timed: {one_line(str(error))}", err=True)
+        return None
 
 
 def _inputs(options: dict[str, Any]) -> tuple[InputOptions, dict[str, Any]]:

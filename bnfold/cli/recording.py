@@ -54,6 +54,8 @@ def _print(record: Document, *, quiet: bool, verbose: bool) -> None:
         bench_terminal.show(record, Terminal(), verbose=verbose, quiet=quiet)
     else:
         terminal.show(record, Terminal(), verbose=verbose, quiet=quiet)
+        if timed := record.get("bench"):
+            bench_terminal.show(timed, Terminal(), verbose=verbose, quiet=quiet)
 
 
 @contextmanager

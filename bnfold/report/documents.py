@@ -221,7 +221,10 @@ class ErrorDocument(TypedDict):
 
 @final
 class FileDocument(TypedDict):
-    """What `fuse` did to a file, or what `inspect` says that it would do."""
+    """What `fuse` did to a file, or what `inspect` says that it would do.
+
+    Asked for, `bench` has the timings of the result beside its original; null where they cannot be run.
+    """
 
     schema: Literal["bnfold/1"]
     command: Literal["fuse", "inspect"]
@@ -239,6 +242,7 @@ class FileDocument(TypedDict):
     verification: Verification | None
     proof: NotRequired[Proof]
     fail_on_foldable: NotRequired[bool]
+    bench: NotRequired[BenchDocument | None]
     provenance: NotRequired[Provenance]
 
 

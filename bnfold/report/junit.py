@@ -60,6 +60,8 @@ def _cases(record: Document) -> list[ElementTree.Element]:
     else:
         cases = [_case(record, outcome) for outcome in record["outcomes"]]
         cases += _verification(record["model"], record["verification"]) if record["verification"] else []
+        if timed := record.get("bench"):
+            cases += [_timing(entry, timed["method"]) for entry in timed["entries"]]
     if record["command"] != "bench" and "proof" in record:
         cases.append(_proof(record["candidate"] if record["command"] == "verify" else record["model"], record["proof"]))
     return cases

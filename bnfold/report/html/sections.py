@@ -13,6 +13,7 @@ from bnfold.report.html.parts import Section, Terms, terms
 def sections(record: Record) -> Iterator[Section]:
     """The sections in the order in which a reader wants them."""
     verification = checking.verification_of(record)
+    timed = record.get("bench") or record
     for section in (
         folding.batchnorms(record.get("outcomes"), is_done=record.get("output") is not None),
         folding.stayed(record.get("outcomes")),
@@ -20,12 +21,12 @@ def sections(record: Record) -> Iterator[Section]:
         folding.cautions(record.get("warnings")),
         proving.proof_section(record.get("proof"), verification),
         checking.verification_section(verification) if verification else None,
-        timing.latency(record.get("entries"), record.get("noise")),
-        timing.start(record.get("entries")),
-        timing.models(record.get("models")),
+        timing.latency(timed.get("entries"), timed.get("noise")),
+        timing.start(timed.get("entries")),
+        timing.models(timed.get("models")),
         folding.affines(record.get("affine_outcomes")),
-        _properties("method", "Method", record.get("method"), record.get("inputs")),
-        _properties("fingerprint", "Fingerprint", record.get("fingerprint"), None),
+        _properties("method", "Method", timed.get("method"), timed.get("inputs")),
+        _properties("fingerprint", "Fingerprint", timed.get("fingerprint"), None),
         _properties("provenance", "Provenance", record.get("provenance"), None),
     ):
         if section is not None:
