@@ -319,6 +319,19 @@ def test_a_failing_export_prints_nothing(capfd: pytest.CaptureFixture[str]) -> N
     assert capfd.readouterr() == ("", "")
 
 
+def test_a_branch_on_values_names_the_way_out() -> None:
+    """Which is to fuse by itself what can be captured: code on the branch not taken may reach into any of it."""
+    part = trained(nn.Sequential(nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6)))
+    model = pair(lambda m, x: m.part(x) if x.sum() > 0 else m.part(-x), part=part)
+    with pytest.raises(bnfold.UnsupportedModelError, match="decides by values: fuse the submodules"):
+        bnfold.fuse(model, example_inputs=IMAGE)
+    expected = [run(model, each) for each in (IMAGE.abs(), -IMAGE.abs())]
+    model.part = bnfold.fuse(model.part, example_inputs=IMAGE)
+    for before, each in zip(expected, (IMAGE.abs(), -IMAGE.abs()), strict=True):
+        assert_same(before, run(model, each))
+    assert len(norms(model.part)) == 0
+
+
 def test_the_module_of_a_program_folds_behind_its_input() -> None:
     """It has a module for guards, which reads the inputs."""
     model = trained(nn.Sequential(nn.BatchNorm2d(4), nn.Conv2d(4, 6, 3)))

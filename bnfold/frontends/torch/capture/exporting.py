@@ -13,6 +13,7 @@ import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
 from torch.fx.experimental import _config as symbolic_config
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils import _pytree
 
 from bnfold.errors import UnsupportedModelError, one_line
@@ -60,7 +61,10 @@ def export(module: nn.Module, inputs: Inputs, methods: Sequence[str] = ()) -> Ex
             return found
         except Exception as error:  # an export runs the module's code, which may raise anything
             failure = failure or error
-    raise UnsupportedModelError(f"{type(module).__name__} cannot be exported: {line(failure)}") from failure
+    text = f"{type(module).__name__} cannot be exported: {line(failure)}"
+    if isinstance(failure, GuardOnDataDependentSymNode):
+        text += "; its code decides by values: fuse the submodules that do not, each with example_inputs of its own"
+    raise UnsupportedModelError(text) from failure
 
 
 def _export_all(
