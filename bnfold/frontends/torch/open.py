@@ -303,9 +303,9 @@ def _open_module(module: nn.Module, options: OpenOptions) -> OpenTorchModel:
 
 def _is_possible(module: nn.Module, inputs: Inputs | None, options: OpenOptions, *, is_kept: bool = False) -> bool:
     """Whether all that would fold can be put back on the module: with the hooks that it has, or the code."""
-    trial = _open_captured(module, inputs, replace(options, inplace=False, share=True), is_kept=is_kept)
     if options.rehearse is None:
         return is_kept
+    trial = _open_captured(module, inputs, replace(options, inplace=False, share=True), is_kept=is_kept)
     options.rehearse(trial.graph)
     try:
         trial.finish()
