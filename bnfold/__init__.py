@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from bnfold.errors import InvalidModelError as InvalidModelError
     from bnfold.errors import MissingExtraError as MissingExtraError
     from bnfold.errors import NoEvidenceError as NoEvidenceError
+    from bnfold.errors import NoKernelError as NoKernelError
     from bnfold.errors import NotEquivalentError as NotEquivalentError
     from bnfold.errors import OutputError as OutputError
     from bnfold.errors import OutputExistsError as OutputExistsError
@@ -39,6 +40,7 @@ _MODULES = {
     "Merge": "graph.outcome",
     "MissingExtraError": "errors",
     "NoEvidenceError": "errors",
+    "NoKernelError": "errors",
     "NotEquivalentError": "errors",
     "Outcome": "graph.outcome",
     "OutputError": "errors",

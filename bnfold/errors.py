@@ -21,6 +21,10 @@ class IncomparableError(BnfoldError):
     """Two models that cannot be compared: other inputs, other outputs, or inputs that do not fit."""
 
 
+class NoKernelError(IncomparableError):
+    """A runtime that knows a model's operators, and not for its types or its opset."""
+
+
 class NoEvidenceError(IncomparableError):
     """Inputs on which any two models agree: they have no element, or no output has a number on them."""
 

@@ -36,7 +36,7 @@ class BatchNormalization(OpRun):
         gamma, beta, mean, var = (each.reshape(shape) for each in (gamma, beta, mean, var))
         epsilon = attributes.get("epsilon")
         epsilon = float(np.float32(1e-5)) if epsilon is None else epsilon
-        return ((x - mean) / np.sqrt(var + epsilon) * gamma + beta,)
+        return (((x - mean) / np.sqrt(var + epsilon) * gamma + beta).astype(x.dtype),)
 
 
 def _align(a: AnyArray, b: AnyArray, attributes: dict[str, Any]) -> AnyArray:
@@ -92,6 +92,12 @@ class Div(_Old):
 OLD = [Add, Sub, Mul, Div]
 
 
+def own_operators(opsets: Iterable[onnx.OperatorSetIdProto]) -> list[type[OpRun]]:
+    """What takes the place of operators of the evaluator."""
+    is_old = any(each.domain in ("", "ai.onnx") and each.version < 7 for each in opsets)
+    return [BatchNormalization, *(OLD if is_old else [])]
+
+
 def wide(array: AnyArray) -> AnyArray:
     """An array with floating-point numbers as float64."""
     return array.astype(np.float64) if array.dtype.kind == "f" or array.dtype.name == "bfloat16" else array
@@ -132,13 +138,10 @@ def evaluate(
     outputs = [helper.make_tensor_value_info(name, onnx.TensorProto.DOUBLE, None) for name in fetch]
     graph = helper.make_graph(made, "part", inputs, outputs)
     imports = [helper.make_opsetid("" if each.domain == "ai.onnx" else each.domain, each.version) for each in opsets]
-    is_old = any(not each.domain and each.version < 7 for each in imports)
     try:
         model = helper.make_model(graph, opset_imports=imports)
         with np.errstate(all="ignore"):
-            found = ReferenceEvaluator(model, new_ops=[BatchNormalization, *(OLD if is_old else [])]).run(
-                list(fetch), given
-            )
+            found = ReferenceEvaluator(model, new_ops=own_operators(imports)).run(list(fetch), given)
     except Exception as error:  # it raises anything on an operator that it knows badly or not at all
         raise UnevaluatedError(f"{type(error).__name__}: {error}") from error
     return [np.asarray(each) for each in found]

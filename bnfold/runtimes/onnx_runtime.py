@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +12,15 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from bnfold.errors import IncomparableError, one_line
+from bnfold.errors import IncomparableError, NoKernelError, one_line
 from bnfold.runtimes.imported import import_onnxruntime
 from bnfold.runtimes.inputs import Feeds
+
+NO_KERNEL = (
+    r"Could not find an implementation for (?P<operator>\S+)",
+    r"Type 'tensor\(\w+\)' of \w+ parameter \(.*\) of operator \((?P<operator>\w+)\)",
+)
+"""What the runtime says of operators that it has for other types, or other opsets, alone."""
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -75,6 +82,7 @@ class OnnxSession:
         is_strict: without what `STRICT` names.
 
     Raises:
+        NoKernelError: the runtime has no kernel for one of its operators.
         IncomparableError: the provider is not installed, or the runtime does not take the model.
     """
 
@@ -106,7 +114,9 @@ class OnnxSession:
         try:
             self._session = onnxruntime.InferenceSession(model, options, providers=providers)
         except Exception as error:  # onnxruntime's exception types share no base class but Exception
-            raise IncomparableError(f"{label}: onnxruntime cannot load it ({one_line(str(error), 300)})") from error
+            is_kernel = any(re.search(pattern, str(error)) for pattern in NO_KERNEL)
+            kind = NoKernelError if is_kernel else IncomparableError
+            raise kind(f"{label}: onnxruntime cannot load it ({one_line(str(error), 300)})") from error
         self._session.disable_fallback()
         self._label, self._provider = label, PROVIDERS[provider]
 

@@ -1,9 +1,10 @@
-"""An ONNX model evaluated in float64: the truth that two rounded runs are measured against."""
+"""The reference evaluator of ONNX: for the truth in float64, and for models of which a runtime has no kernels."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,8 @@ import numpy.typing as npt
 import onnx
 from onnx.reference import ReferenceEvaluator
 
-from bnfold.proof.evaluate import BatchNormalization
+from bnfold.errors import IncomparableError, one_line
+from bnfold.proof.evaluate import own_operators
 from bnfold.runtimes.inputs import Feeds
 
 
@@ -46,10 +48,59 @@ def evaluate(
     wide.graph.output.extend(onnx.ValueInfoProto(name=name) for name in fetch if name not in names)
     inputs = {name: array.astype(np.float64) if array.dtype.kind == "f" else array for name, array in feeds.items()}
     try:
-        evaluator = ReferenceEvaluator(wide, new_ops=[BatchNormalization])
+        evaluator = ReferenceEvaluator(wide, new_ops=own_operators(wide.opset_import))
         evaluator.rt_nodes_ = [_Timed(node, deadline) for node in evaluator.rt_nodes_]
         with np.errstate(all="ignore"):
             found = evaluator.run(list(fetch), inputs)
     except Exception:  # it raises anything on an operator that it knows badly or not at all: then there is no truth
         return None
     return [np.asarray(each) for each in found]
+
+
+SECONDS = 10.0
+"""What one run may take: the evaluator is for small models."""
+
+
+class ReferenceSession:
+    """A model that is ready to run, in its own types.
+
+    Args:
+        model: the bytes of it.
+        label: what messages call it.
+        folder: of its external data.
+
+    Raises:
+        IncomparableError: the evaluator does not take it.
+    """
+
+    def __init__(self, model: bytes, label: str, folder: Path | None = None) -> None:
+        self._label = label
+        proto = onnx.load_model_from_string(model)
+        try:
+            if folder is not None:
+                onnx.load_external_data_for_model(proto, str(folder))
+            self._evaluator = ReferenceEvaluator(proto, new_ops=own_operators(proto.opset_import))
+        except Exception as error:  # it raises anything on an operator that it knows badly or not at all
+            raise self._failed("load", error) from error
+        self._nodes = list(self._evaluator.rt_nodes_)
+
+    def __call__(self, feeds: Feeds, fetch: Sequence[str]) -> list[npt.NDArray[Any]]:
+        """One inference, for the outputs named in `fetch`.
+
+        Raises:
+            IncomparableError: the evaluator cannot do it, or not in time.
+        """
+        deadline = time.monotonic() + SECONDS
+        self._evaluator.rt_nodes_ = [_Timed(node, deadline) for node in self._nodes]
+        try:
+            with np.errstate(all="ignore"):
+                return [np.asarray(each) for each in self._evaluator.run(list(fetch), feeds)]
+        except TimeoutError as error:
+            took = f"takes more than {SECONDS:g} seconds for one run"
+            raise IncomparableError(f"{self._label}: the reference evaluator of onnx {took}") from error
+        except Exception as error:
+            raise self._failed("run", error) from error
+
+    def _failed(self, what: str, error: Exception) -> IncomparableError:
+        said = one_line(f"{type(error).__name__}: {error}", 200)
+        return IncomparableError(f"{self._label}: the reference evaluator of onnx cannot {what} it ({said})")

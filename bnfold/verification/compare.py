@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bnfold.errors import IncomparableError, NoEvidenceError
+from bnfold.errors import IncomparableError, NoEvidenceError, NoKernelError
 from bnfold.runtimes.inputs import DRAWN, Declared, Effort, Feeds, InputOptions, Sample, find_samples, merge_declared
 from bnfold.verification import opinion
 from bnfold.verification.evidence import insist_on_evidence
@@ -102,7 +102,6 @@ def compare(
     for sample in samples if options.inputs.is_given else ():
         insist_on_evidence(sample.label, sample.feeds, trial(sample.feeds))
     _insist_on_repeatable(reference, trial, samples[0].feeds)
-    findings += [*reference.notes, *candidate.notes]
     seen = pair.observe(samples, findings, progress)
     widened = [_widen_sample(each) for each in samples]
     wide = None if options.tolerance else _widen(pair, widened[0], findings)
@@ -113,6 +112,7 @@ def compare(
     outputs = [verdicts[name] for name in reference.outputs]
     findings += _note_empty(outputs)
     values = [verdicts[name] for name in pair.shared if name in verdicts]
+    findings += [*reference.notes, *candidate.notes]
     changes = find_changes(reference, candidate)
     if options.allow_interface:
         findings += [f"the interface is another one: {each}" for each in changes]
@@ -372,7 +372,12 @@ class _Pair:
         """
         reference = self.reference.start(self.reference.outputs)
         for provider in self.options.providers or ("cpu",):
-            run, finding = self.candidate.start_as_deployed(provider)
+            try:
+                run, finding = self.candidate.start_as_deployed(provider)
+            except NoKernelError:
+                if self.options.providers:
+                    raise
+                return  # nobody deploys it there
             if finding:
                 findings.append(finding)
             yield from self._judge_run(reference, run, samples, provider)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import onnx
 from onnx import helper
 
-from bnfold.errors import IncomparableError, plural
+from bnfold.errors import IncomparableError, NoKernelError, plural
 from bnfold.frontends.limits import Limits
 from bnfold.frontends.onnx import read_proto, serialize
 from bnfold.frontends.onnx.nesting import bodies, nested_nodes
@@ -21,6 +21,7 @@ from bnfold.frontends.onnx.shape_inference import infer_shapes
 from bnfold.runtimes import reference
 from bnfold.runtimes.inputs import Declared, Feeds, whole_range
 from bnfold.runtimes.onnx_runtime import STRICT, OnnxSession
+from bnfold.runtimes.reference import ReferenceSession
 from bnfold.runtimes.tensors import FLOATS, read
 from bnfold.verification.draws import fix_draws
 from bnfold.verification.onnx_weights import WIDE_STEPS, Disturbance, weights, with_initializers, with_weights_as_inputs
@@ -94,7 +95,8 @@ class OnnxSubject:
         self.notes = (
             [f"{label} draws random numbers ({plural(count, 'operator')}): both are given the same"] if count else []
         )
-        self._sessions: dict[tuple[str, ...], OnnxSession] = {}
+        self._has_no_kernel = ""
+        self._sessions: dict[tuple[str, ...], OnnxSession | ReferenceSession] = {}
         self._disturbed: dict[Disturbance, dict[str, npt.NDArray[Any]]] = {}
         self._declared_outputs = [each.name for each in proto.graph.output]
 
@@ -274,7 +276,7 @@ class OnnxSubject:
             node.output[:] = [f"{name}/replaced" if name == value else name for name in node.output]
         kind = self._infer({})[value][0]
         model.graph.input.append(helper.make_tensor_value_info(value, kind, None))
-        session = OnnxSession(model.SerializeToString(), self.label, folder=self._folder)
+        session = self._open(model.SerializeToString())
         return lambda feeds: session({**self._weights, **feeds}, fetch)
 
     def _disturb(self, disturbance: Disturbance) -> dict[str, npt.NDArray[Any]]:
@@ -285,16 +287,29 @@ class OnnxSubject:
             }
         return self._disturbed[disturbance]
 
-    def _session(self, more_outputs: tuple[str, ...]) -> OnnxSession:
+    def _session(self, more_outputs: tuple[str, ...]) -> OnnxSession | ReferenceSession:
         """A session that gives the outputs and some inner values; the last few are kept."""
         found = self._sessions.pop(more_outputs, None)
         if found is None:
             model = with_weights_as_inputs(self._disturbable, more_outputs).SerializeToString()
-            found = OnnxSession(model, self.label, folder=self._folder)
+            found = self._open(model)
         self._sessions[more_outputs] = found
         if len(self._sessions) > SESSIONS:
             del self._sessions[next(iter(self._sessions))]
         return found
+
+    def _open(self, model: bytes) -> OnnxSession | ReferenceSession:
+        """A session of the runtime, or of the reference evaluator where that has no kernel for the model."""
+        if not self._has_no_kernel:
+            try:
+                return OnnxSession(model, self.label, folder=self._folder)
+            except NoKernelError as error:
+                self._has_no_kernel = str(error)
+        session = ReferenceSession(model, self.label, self._folder)
+        note = f"{self._has_no_kernel}: the reference evaluator of onnx runs it"
+        if note not in self.notes:
+            self.notes.append(note)
+        return session
 
     def start_as_deployed(self, provider: str) -> tuple[Run, str | None]:
         """All optimisations on, as is the default."""
