@@ -1,0 +1,56 @@
+"""Every command of docs/pipelines.md, in its order, in one folder: it does what the page says."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from bnfold.cli.commands import cli
+from tests.report.test_junit import insist_on_junit
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "pipelines.md").read_text(encoding="utf-8")
+
+COMMANDS = re.findall(r"^(?:```\n| +- run: )(bnfold .*)$", PAGE, re.MULTILINE)
+
+FOLDABLE = "inspect model.onnx --fail-on-foldable"
+"""The only one that is red: of a model that was not folded yet."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a pipeline has at the start, and a candidate that another tool could have made."""
+    place = tmp_path_factory.mktemp("pipeline")
+    shutil.copy(ROOT / "models" / "digits_cnn.onnx", place / "model.onnx")
+    with np.load(ROOT / "models" / "digits_test.npz") as data:
+        np.savez(place / "inputs.npz", image=data["image"][:32])
+    made = CliRunner().invoke(cli, ["fuse", str(place / "model.onnx"), "-o", str(place / "candidate.onnx"), "-q"])
+    assert made.exit_code == 0, made.output
+    return place
+
+
+def test_there_are_commands() -> None:
+    assert len(COMMANDS) >= 8
+    assert {command.split()[1] for command in COMMANDS} == {"inspect", "fuse", "verify", "bench"}
+
+
+@pytest.mark.parametrize("number", range(len(COMMANDS)), ids=lambda number: f"{number}-{COMMANDS[number].split()[1]}")
+def test_a_command_of_the_page(number: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    command = COMMANDS[number].replace("--seconds 60", "--seconds 5")
+    if " fuse " in command:  # the second pipeline starts afresh
+        for path in (Path("model.fused.onnx"), Path("model.proof.json"), Path("model.intoto.json")):
+            path.unlink(missing_ok=True)
+    done = CliRunner().invoke(cli, shlex.split(command)[1:])
+    if " bench " in command:  # what this machine does meanwhile decides; that it is an answer does not
+        assert done.exit_code in (0, 1), done.output
+    else:
+        assert done.exit_code == (1 if FOLDABLE in command else 0), done.output
+    report = Path(re.search(r"--report (\S+)", command)[1])  # type: ignore[index]
+    insist_on_junit(report.read_text(encoding="utf-8"))
