@@ -111,7 +111,7 @@ EFFORT_OPTIONS = _options(
 EXIT_CODES = """\b
 Exit codes:
   0  done, or equivalent
-  1  not proved, not equivalent (nothing is written), --fail-on-foldable found one, --require or --no-slower not met
+  1  not proved, not equivalent (nothing is written), a gate is not met (--fail-on-..., --require, --no-slower)
   2  wrong use of the command line, or an output that exists and is not to be replaced
   3  a file is missing, unreadable, invalid or unsafe, or two models cannot be compared
   130  interrupted; nothing is written
@@ -314,30 +314,56 @@ def verify(
 @cli.command(cls=Command, short_help="Say where each BatchNorm would go, or why it stays.")
 @click.argument("model", type=PATH)
 @click.option("--fail-on-foldable", is_flag=True, help="Exit 1 if a BatchNorm that could fold is still there.")
+@click.option(
+    "--inputs",
+    multiple=True,
+    type=PATH,
+    help="Data to compare the running statistics with: .npz, folder of .npy, or test_data_set_*; repeatable.",
+)
+@click.option(
+    "--fail-on-drift",
+    type=FiniteRange(0),
+    metavar="X",
+    help="Exit 1 if the data's mean is farther off than X running deviations.",
+)
 @MERGE_OPTION
 @LIMIT_OPTIONS
 @OUTPUT_OPTIONS
 def inspect(
     model: Path,
     fail_on_foldable: bool,
+    inputs: tuple[Path, ...],
+    fail_on_drift: float | None,
     merge: bool,
     max_nodes: int,
     max_depth: int,
     max_bytes: int,
     **rendering: Any,
 ) -> None:
-    """Say of every BatchNorm of MODEL where it would go, or why it stays; writes nothing."""
+    """Say of every BatchNorm of MODEL where it would go, or why it stays; writes nothing.
+
+    With --inputs, also how far that data are from its running statistics.
+    """
     from bnfold import api
-    from bnfold.report.record import record_file
+    from bnfold.report.record import record_drift, record_file
+
+    if fail_on_drift is not None and not inputs:
+        raise click.UsageError("--fail-on-drift needs --inputs")
 
     with _progress(rendering) as progress:
         limits = Limits(max_nodes, max_depth, max_bytes)
         record = record_file("inspect", api.inspect_file(model, merge=merge, limits=limits, progress=progress))
+        if inputs:
+            from bnfold.runtimes.inputs import InputOptions
+            from bnfold.verification.drift import measure_drift
+
+            record["drift"] = record_drift(measure_drift(model, InputOptions(inputs), limits), fail_on_drift)
     if fail_on_foldable:
         record["fail_on_foldable"] = True
     recording.trace(record)
     recording.show(record, **rendering)
-    if fail_on_foldable and record["batchnorms"]["folded"]:
+    has_drifted = fail_on_drift is not None and record["drift"]["largest"] > fail_on_drift
+    if has_drifted or (fail_on_foldable and record["batchnorms"]["folded"]):
         sys.exit(1)
 
 

@@ -219,6 +219,35 @@ class ErrorDocument(TypedDict):
     provenance: NotRequired[Provenance]
 
 
+class DriftOf(TypedDict):
+    """A BatchNorm beside the data that it reads, at the channels that drift most; `still` channels never vary.
+
+    `shift` is the mean of the data less the running mean, in running standard deviations; `chance` is how large that
+    may be by chance, null for a single sample. `ratio` is the variance of the data over the running variance.
+    """
+
+    batchnorm: str
+    scope: str
+    channels: int
+    channel: int
+    shift: float
+    chance: float | None
+    ratio_channel: int
+    ratio: float
+    still: list[int]
+
+
+class DriftDocument(TypedDict):
+    """Whether data look as the running statistics say; `largest` is the largest shift that chance does not explain."""
+
+    samples: int
+    untrained: bool
+    left_out: int
+    largest: float
+    limit: float | None
+    batchnorms: list[DriftOf]
+
+
 @final
 class FileDocument(TypedDict):
     """What `fuse` did to a file, or what `inspect` says that it would do.
@@ -242,6 +271,7 @@ class FileDocument(TypedDict):
     verification: Verification | None
     proof: NotRequired[Proof]
     fail_on_foldable: NotRequired[bool]
+    drift: NotRequired[DriftDocument]
     bench: NotRequired[BenchDocument | None]
     provenance: NotRequired[Provenance]
 

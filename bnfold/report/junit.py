@@ -16,6 +16,7 @@ from bnfold.report.documents import (
     AnyDocument,
     BenchEntry,
     Document,
+    DriftOf,
     ErrorDocument,
     FileDocument,
     Folded,
@@ -60,6 +61,11 @@ def _cases(record: Document) -> list[ElementTree.Element]:
     else:
         cases = [_case(record, outcome) for outcome in record["outcomes"]]
         cases += _verification(record["model"], record["verification"]) if record["verification"] else []
+        cases += (
+            [_drift(record["model"], row, record["drift"]["limit"]) for row in record["drift"]["batchnorms"]]
+            if "drift" in record
+            else []
+        )
         if timed := record.get("bench"):
             cases += [_timing(entry, timed["method"]) for entry in timed["entries"]]
     if record["command"] != "bench" and "proof" in record:
@@ -159,6 +165,16 @@ def _verdict(model: str, name: str, verdict: Value) -> ElementTree.Element:
     if verdict["reason"]:
         message = f"{verdict['name']}: {verdict['reason']} (on the input {verdict['input']!r})"
         ElementTree.SubElement(case, "failure", message=message)
+    return case
+
+
+def _drift(model: str, row: DriftOf, limit: float | None) -> ElementTree.Element:
+    """A BatchNorm beside data; one that drifts farther than a gate allows is a failure."""
+    case = ElementTree.Element("testcase", classname=f"{model}/data", name=row["batchnorm"])
+    if limit is not None and abs(row["shift"]) - (row["chance"] or 0.0) > limit:
+        message = f"channel {row['channel']}: mean off by {row['shift']:.3g} running deviations"
+        ElementTree.SubElement(case, "failure", message=message)
+    _show(case, {name: row[name] for name in ("channel", "shift", "chance", "ratio_channel", "ratio")})
     return case
 
 

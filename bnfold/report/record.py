@@ -11,6 +11,7 @@ from bnfold.graph.outcome import Fold, Merge, Refusal
 from bnfold.proof.checker import Proof
 from bnfold.report import documents
 from bnfold.report.documents import SCHEMA
+from bnfold.verification.drift import Drift, DriftReport
 from bnfold.verification.equivalence import Comparison
 from bnfold.verification.verdict import Divergence, ValueVerdict, Verdict
 
@@ -40,6 +41,33 @@ def record_file(command: Literal["fuse", "inspect"], result: FileResult) -> docu
     if result.proof is not None:
         record["proof"] = _proof(result.proof)
     return record
+
+
+def record_drift(report: DriftReport, limit: float | None) -> documents.DriftDocument:
+    """The record of running statistics beside data; `limit` is that of ``--fail-on-drift``."""
+    return {
+        "samples": report.samples,
+        "untrained": report.is_untrained,
+        "left_out": report.left_out,
+        "largest": report.largest,
+        "limit": limit,
+        "batchnorms": [_drift(drift) for drift in report.drifts],
+    }
+
+
+def _drift(drift: Drift) -> documents.DriftOf:
+    channel, other = drift.farthest, drift.strangest
+    return {
+        "batchnorm": drift.name,
+        "scope": drift.scope,
+        "channels": len(drift.shift),
+        "channel": channel,
+        "shift": float(drift.shift[channel]),
+        "chance": _number(float(drift.chance[channel])),
+        "ratio_channel": other,
+        "ratio": float(drift.ratio[other]),
+        "still": drift.still,
+    }
 
 
 def _checks(result: FileResult) -> documents.Verification | None:

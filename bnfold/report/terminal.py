@@ -14,6 +14,7 @@ from bnfold.report.columns import Column, Row
 from bnfold.report.documents import (
     Change,
     Divergence,
+    DriftDocument,
     FileDocument,
     Folded,
     Kept,
@@ -47,6 +48,30 @@ def show(record: FileDocument, console: Console, *, verbose: bool = False, quiet
             print_line(console, line)
     for line in summary(record):
         print_line(console, line)
+    if "drift" in record:
+        for line in _drift(record["drift"], quiet=quiet, verbose=verbose):
+            print_line(console, line)
+
+
+def _drift(drift: DriftDocument, *, quiet: bool, verbose: bool) -> Iterator[str]:
+    """The BatchNorms that drift most, and a summary."""
+    ordered = sorted(drift["batchnorms"], key=lambda row: -abs(row["shift"]))
+    for row in () if quiet else ordered if verbose else ordered[:LINES]:
+        chance = "" if row["chance"] is None else f", chance explains {row['chance']:.2g}"
+        still = f"; {plural(len(row['still']), 'channel')} never {'varies' if len(row['still']) == 1 else 'vary'}"
+        name = row["batchnorm"] if row["scope"] == "main" else f"{row['scope']}/{row['batchnorm']}"
+        yield (
+            f"data  {name}: mean off by {row['shift']:.2g} deviations in channel {row['channel']}{chance}; "
+            f"variance {row['ratio']:.2g} times in channel {row['ratio_channel']}{still if row['still'] else ''}"
+        )
+    if drift["left_out"]:
+        yield f"note: {plural(drift['left_out'], 'BatchNorm')} could not be compared with data"
+    if drift["untrained"]:
+        yield "note: all running statistics are those of a new model, mean 0 and variance 1: was it exported untrained?"
+    yield (
+        f"{plural(drift['samples'], 'sample')}: data are at most {drift['largest']:.2g} running deviations off, "
+        "beside what chance explains"
+    )
 
 
 LINES = 6

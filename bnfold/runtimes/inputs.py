@@ -182,6 +182,16 @@ def find_samples(
     return samples, notes
 
 
+def find_given(declared: Sequence[Declared], options: InputOptions) -> list[Sample]:
+    """The inputs that the caller gives; none where they are to be drawn.
+
+    Raises:
+        InvalidModelError: a path cannot be read.
+        IncomparableError: it holds no array that fits an input, or no element.
+    """
+    return _real(declared, options) or []
+
+
 def insist_on_fitting(declared: Sequence[Declared], options: InputOptions) -> None:
     """That what the caller says of the inputs fits a model.
 

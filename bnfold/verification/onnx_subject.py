@@ -25,7 +25,7 @@ from bnfold.runtimes.reference import ReferenceSession
 from bnfold.runtimes.tensors import FLOATS, read
 from bnfold.verification.draws import fix_draws
 from bnfold.verification.onnx_weights import WIDE_STEPS, Disturbance, weights, with_initializers, with_weights_as_inputs
-from bnfold.verification.subject import Run, Subject
+from bnfold.verification.subject import Inside, Run, Subject
 from bnfold.verification.widening import widen
 
 JUMPS = frozenset(
@@ -71,6 +71,21 @@ def open_subject(model: Any, label: str, limits: Limits, feeds: Feeds | None, ot
     if isinstance(model, str | Path):
         return OnnxSubject(read_proto(Path(model), limits), str(model), Path(model))
     return OnnxSubject(model if isinstance(model, onnx.ModelProto) else serialize(model), label)
+
+
+def start_inside(path: Path, limits: Limits, names: Sequence[str]) -> tuple[Sequence[Declared], Inside]:
+    """What a file takes, and a run that gives some of its values.
+
+    Raises:
+        BnfoldError: it cannot be read or run.
+    """
+    subject = OnnxSubject(read_proto(path, limits), str(path), path)
+    given = {each.name for each in subject.inputs}
+    fetch = [name for name in names if name not in given]
+    if not fetch:  # a session that is asked for nothing gives everything
+        return subject.inputs, dict
+    run = subject.start(fetch)
+    return subject.inputs, lambda feeds: {**feeds, **dict(zip(fetch, run(feeds), strict=True))}
 
 
 class OnnxSubject:

@@ -14,6 +14,10 @@ Run = Callable[[Feeds], list[npt.NDArray[Any]]]
 """One inference: an array for each value that was asked for."""
 
 
+Inside = Callable[[Feeds], Mapping[str, npt.NDArray[Any]]]
+"""One inference: inner values by their names."""
+
+
 class Subject(Protocol):
     """A model that can be run, looked into, and disturbed."""
 

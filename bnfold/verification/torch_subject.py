@@ -28,7 +28,7 @@ from bnfold.frontends.torch import load
 from bnfold.runtimes.inputs import Declared, Feeds, whole_range
 from bnfold.verification.observe import is_narrow
 from bnfold.verification.onnx_weights import WIDE_STEPS, Disturbance
-from bnfold.verification.subject import Run, Subject
+from bnfold.verification.subject import Inside, Run, Subject
 
 AnyArray = npt.NDArray[Any]
 
@@ -78,6 +78,50 @@ def open_subject(model: Any, label: str, limits: Limits, feeds: Feeds | None, ot
     if other is None:
         raise IncomparableError(f"{label}: a torch module does not say what it takes; give inputs, by name")
     return TorchSubject.of_module(model, label, other.inputs, len(other.outputs))
+
+
+def start_inside(path: Path, limits: Limits, names: Sequence[str]) -> tuple[Sequence[Declared], Inside]:
+    """What a saved program takes, and a run that gives some of its values.
+
+    Raises:
+        BnfoldError: it cannot be read or run.
+    """
+    program = load(path, limits)
+    subject = TorchSubject.of_program(program, str(path))
+
+    def run(feeds: Feeds) -> dict[str, AnyArray]:
+        recorder = _Recorder(program.graph_module, set(names))
+        given = iter([_to_torch(feeds[each.name]) for each in subject.inputs])
+        held = {**program.state_dict, **program.constants}
+        arguments = []
+        for spec in program.graph_signature.input_specs:
+            is_given = spec.kind is InputKind.USER_INPUT
+            constant = spec.arg.value if isinstance(spec.arg, ConstantArgument) else None
+            fed = next(given) if is_given and not isinstance(spec.arg, ConstantArgument) else constant
+            arguments.append(fed if is_given else held[str(spec.target)])
+        try:
+            with torch.no_grad(), _same_draws(torch.device("cpu")):
+                recorder.run(*arguments)
+        except Exception as error:  # a guard or an operator may raise anything
+            raise IncomparableError(f"{path}: torch cannot run it ({one_line(str(error), 300)})") from error
+        return recorder.found
+
+    return subject.inputs, run
+
+
+class _Recorder(fx.Interpreter):
+    """Runs a graph and keeps some values, as they are before anything writes into them."""
+
+    def __init__(self, module: fx.GraphModule, names: set[str]) -> None:
+        super().__init__(module)
+        self._names = names
+        self.found: dict[str, AnyArray] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        made = super().run_node(n)
+        if n.name in self._names and isinstance(made, torch.Tensor):
+            self.found[n.name] = _to_numpy(made.detach()).copy()
+        return made
 
 
 class TorchSubject:

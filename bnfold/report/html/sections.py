@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from bnfold.report.documents import Record
-from bnfold.report.html import checking, folding, proving, timing
+from bnfold.report.html import checking, data, folding, proving, timing
 from bnfold.report.html.parts import Section, Terms, terms
 
 
@@ -21,6 +21,7 @@ def sections(record: Record) -> Iterator[Section]:
         folding.cautions(record.get("warnings")),
         proving.proof_section(record.get("proof"), verification),
         checking.verification_section(verification) if verification else None,
+        data.drift_section(record.get("drift")),
         timing.latency(timed.get("entries"), timed.get("noise")),
         timing.start(timed.get("entries")),
         timing.models(timed.get("models")),
