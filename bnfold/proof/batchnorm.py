@@ -1,4 +1,4 @@
-"""BatchNormalization, by the formula: one that vanishes, and one that stays and takes over maps around it."""
+"""BatchNormalization, by its formula: one that vanishes, or one that stays and takes over the maps around it."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ def parameters(scope: Scope, node: onnx.NodeProto) -> tuple[list[npt.NDArray[Any
         raise ProofError("weights", name, "it normalises by its data")
     if any(node.output[1:]):
         raise ProofError("weights", name, "it makes statistics of its data")
-    found = [scope.constant(each) for each in node.input[1:5]]
-    if len(found) != 4 or any(each is None or each.ndim != 1 for each in found):
+    constants = [scope.constant(value) for value in node.input[1:5]]
+    if len(constants) != 4 or any(constant is None or constant.ndim != 1 for constant in constants):
         raise ProofError("weights", name, "its parameters are not constant vectors")
-    given = [each for each in found if each is not None]
-    if len({each.shape for each in given}) != 1:
+    stored = [constant for constant in constants if constant is not None]
+    if len({array.shape for array in stored}) != 1:
         raise ProofError("weights", name, "its parameters differ in length")
-    return given, float(attribute(node, "epsilon", float(np.float32(1e-5))))
+    return stored, float(attribute(node, "epsilon", float(np.float32(1e-5))))
 
 
 def as_affine(scope: Scope, node: onnx.NodeProto) -> tuple[Affine, Array]:
-    """The map of a BatchNormalization, and the size of what its shift is the difference of.
+    """The map of a BatchNormalization, and the magnitude of the terms that its shift is computed from.
 
-    Shifts of what it reads may add up to little, each rounded at its own size: that of the data, which becomes gamma.
+    A shift of the input may nearly cancel, but it was rounded at the magnitude of the data, which becomes gamma.
     """
     stored, epsilon = parameters(scope, node)
-    gamma, beta, mean, var = (each.astype(np.float64) for each in stored)
+    gamma, beta, mean, var = (parameter.astype(np.float64) for parameter in stored)
     with np.errstate(all="ignore"):
         scale = gamma / np.sqrt(var + epsilon)
         affine = Affine(scale, beta - mean * scale, 1)
@@ -55,7 +55,7 @@ def as_affine(scope: Scope, node: onnx.NodeProto) -> tuple[Affine, Array]:
 
 
 def check_batchnorm(pair: Pair, scope: Scope, other: Scope, node: onnx.NodeProto) -> Worst:
-    """That a BatchNormalization which stays is the map that it should be.
+    """Check that a BatchNormalization which stays is the map that it should be.
 
     Whatever mean and var are stored now, gamma is the rounded ``scale * sqrt(var + eps)``, and beta the rounded
     ``shift + mean * scale`` of the map.
@@ -76,15 +76,15 @@ def check_parameters(
     stored: Sequence[npt.NDArray[Any]],
     epsilon: float,
 ) -> Worst:
-    """That parameters are the map of a BatchNorm, with the relations of what it reads and makes.
+    """Check that parameters are the map of a BatchNorm, given the relations of its input and output.
 
     Args:
-        name: of the node.
+        name: the name of the node.
         affine: its map in the original.
-        size: of what that map's shift is the difference of.
-        relations: of what it reads, and of what it makes.
+        size: the magnitude of the terms that the map's shift is computed from.
+        relations: the relations of its input and of its output.
         stored: gamma, beta, mean and var in the result.
-        epsilon: in the result.
+        epsilon: epsilon in the result.
     """
     affine, size = changed_map(name, affine, size, relations)
     gamma, beta, mean, var = stored
@@ -99,18 +99,18 @@ def check_parameters(
         raise ProofError("weights", name, "its statistics are not finite")
     worst = Worst()
     for what, numbers, wanted, slack in zip(("gamma", "beta"), (gamma, beta), exact, error, strict=True):
-        found = check_rounded(numbers, wanted, slack)
-        if isinstance(found, Wrong):
-            detail = f"channel {found.index} of its {what} is {found.stored!r} and should be {found.exact!r}"
+        outcome = check_rounded(numbers, wanted, slack)
+        if isinstance(outcome, Wrong):
+            detail = f"channel {outcome.index} of its {what} is {outcome.stored!r} and should be {outcome.exact!r}"
             raise ProofError("weights", name, detail)
-        worst = worst.joined(found)
+        worst = worst.joined(outcome)
     return worst
 
 
 def changed_map(
     name: str, affine: Affine, size: Array, relations: tuple[Relation | None, Relation | None]
 ) -> tuple[Affine, Array]:
-    """The map of a BatchNorm that stays, between what it reads and makes now; and sizes as of `as_affine`."""
+    """The map of a BatchNorm that stays, from its new input to its new output; and its size, as in `as_affine`."""
     inner, outer = relations
     back = inner.back if inner else None
     forth = outer.forth if outer else None

@@ -1,4 +1,4 @@
-"""The law of a node between, ``pulled(f(x)) == pushed(f(w))``, on data; and of a node that vanishes."""
+"""Carriers and nodes that vanish: their laws, such as ``pulled(f(x)) == pushed(f(w))``, checked on random data."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Array = npt.NDArray[np.float64]
 TOLERANCE = 1e-12
 
 ELEMENTS = 1 << 25
-"""Of what an evaluation may read."""
+"""The most elements that an evaluation may read."""
 
 POINTWISE = frozenset(
     {
@@ -45,14 +45,14 @@ POINTWISE = frozenset(
         "Where",
     }
 )
-"""Operators that do the same whatever the sizes of axes are that are not channels."""
+"""Operators that treat every size of a non-channel axis alike."""
 
 CARRIERS = POINTWISE | {
     "AveragePool", "DepthToSpace", "Expand", "Flatten", "Gather", "GlobalAveragePool", "GlobalMaxPool", "MaxPool",
     "Pad", "ReduceMax", "ReduceMean", "ReduceSum", "Reshape", "Resize", "Slice", "SpaceToDepth", "Split", "Squeeze",
     "Tile", "Transpose", "Unsqueeze", "Upsample",
 }  # fmt: skip
-"""Operators that do the same to data of any size: what holds on some data holds on all. Clip, say, is none."""
+"""Operators that treat data of any magnitude alike, so what holds on some data holds on all. Clip does not."""
 
 WINDOWED = frozenset({"AveragePool", "MaxPool"})
 
@@ -60,7 +60,7 @@ GLOBAL = frozenset({"GlobalAveragePool", "GlobalMaxPool"})
 
 
 def draw(relation: Relation | None, shape: tuple[int, ...], generator: np.random.Generator) -> tuple[Array, Array]:
-    """A value of the original, and what it is in the result."""
+    """Draw a value of the original, and the value of the result that stands for it."""
     drawn = generator.standard_normal(shape)
     if relation is None:
         return drawn, drawn
@@ -72,10 +72,10 @@ def draw(relation: Relation | None, shape: tuple[int, ...], generator: np.random
 
 
 def _draw_both(pulled: Affine, pushed: Affine, old: Array, new: Array) -> tuple[Array, Array]:
-    """A pair with ``pulled(old) == pushed(new)``, made of two that were drawn.
+    """Two drawn arrays, changed so that ``pulled(old) == pushed(new)``.
 
     Where `pushed` has an inverse, the new value follows from the old one. Where it has none, the old value is one
-    number, or may be any as well.
+    number; where `pulled` has none either, it may be any.
     """
     follows, is_fixed = pushed.scale != 0, (pushed.scale == 0) & (pulled.scale != 0)
     with np.errstate(all="ignore"):
@@ -112,9 +112,9 @@ def _apply(affine: Affine | None, x: Array) -> Array:
 def compare(
     name: str, relation: Relation | None, before: AnyArray, after: AnyArray, floors: tuple[float, float]
 ) -> None:
-    """That a relation holds between two arrays, made of data of at most these sizes.
+    """Check that a relation holds between two arrays, computed from data of at most these magnitudes.
 
-    What a node adds up may cancel, and is then as inexact as the addends are large.
+    A sum may cancel, and is then as inexact as its addends are large.
     """
     if before.shape != after.shape:
         raise ProofError("carriers", name, f"its result has shape {after.shape}, not {before.shape}")
@@ -127,8 +127,8 @@ def compare(
     affine = pulled or pushed
     axes = [axis for axis, _ in affine.places] if affine else []
     sizes = _size(pulled, np.maximum(np.abs(before), floors[0])), _size(pushed, np.maximum(np.abs(after), floors[1]))
-    others = tuple(each for each in range(left.ndim) if each not in axes)
-    scale = np.maximum(*(each.max(axis=others, keepdims=True, initial=0.0) for each in sizes))
+    others = tuple(axis for axis in range(left.ndim) if axis not in axes)
+    scale = np.maximum(*(size.max(axis=others, keepdims=True, initial=0.0) for size in sizes))
     with np.errstate(all="ignore"):
         distance = np.abs(left - right)
     wrong = ~(distance <= TOLERANCE * scale) & ~(left == right)
@@ -143,19 +143,19 @@ def compare(
 
 
 def _size(affine: Affine | None, x: Array) -> Array:
-    """How large the addends are of what an affine makes of data of sizes `x`."""
+    """The magnitude of the addends of an affine's output, for data of magnitudes `x`."""
     return x if affine is None else affine.with_vectors(np.abs(affine.scale), np.abs(affine.shift))(x)
 
 
 def largest(arrays: Iterable[AnyArray]) -> float:
-    """The largest size of a number in some arrays."""
-    return max((float(np.abs(each).max(initial=0.0)) for each in arrays if each.dtype.kind == "f"), default=0.0)
+    """The largest magnitude of a number in some arrays."""
+    return max((float(np.abs(array).max(initial=0.0)) for array in arrays if array.dtype.kind == "f"), default=0.0)
 
 
 def check_carrier(pair: Pair, scope: Scope, node: onnx.NodeProto) -> None:
     """The law of a node that is the same in both models."""
     name = first_output(node)
-    if any(each.HasField("g") or each.graphs for each in node.attribute):
+    if any(entry.HasField("g") or entry.graphs for entry in node.attribute):
         raise ProofError("carriers", name, "a value changed that a node with bodies reads or makes")
     if node.domain not in ("", "ai.onnx"):
         raise ProofError("carriers", name, f"{node.domain}.{node.op_type} is not an operator of ONNX")
@@ -183,7 +183,7 @@ Feeds = dict[str, tuple[AnyArray, AnyArray]]
 
 def _make(scope: Scope, node: onnx.NodeProto, feeds: Feeds) -> list[tuple[AnyArray, AnyArray]]:
     """What a node makes, in the original and in the result."""
-    outputs = [each for each in node.output if each]
+    outputs = [value for value in node.output if value]
     before, after = (
         evaluate_one(scope, node, {key: pairs[side] for key, pairs in feeds.items()}, outputs) for side in (0, 1)
     )
@@ -191,18 +191,18 @@ def _make(scope: Scope, node: onnx.NodeProto, feeds: Feeds) -> list[tuple[AnyArr
 
 
 def _compare_outputs(
-    pair: Pair, scope: Scope, node: onnx.NodeProto, feeds: Feeds, made: list[tuple[AnyArray, AnyArray]]
+    pair: Pair, scope: Scope, node: onnx.NodeProto, feeds: Feeds, outcomes: list[tuple[AnyArray, AnyArray]]
 ) -> None:
     floors = largest(old for old, _ in feeds.values()), largest(new for _, new in feeds.values())
-    for output, (left, right) in zip([each for each in node.output if each], made, strict=True):
+    for output, (left, right) in zip([value for value in node.output if value], outcomes, strict=True):
         compare(first_output(node), pair.relation(scope, output), left, right, floors)
 
 
 def _try_at_sizes(pair: Pair, scope: Scope, node: onnx.NodeProto, generator: np.random.Generator) -> bool:
-    """Try a Reshape at sizes that its values have together, in two instances of the model; whether there are any.
+    """Try a Reshape at the sizes of two instances of the model; whether there are such instances.
 
     Raises:
-        UnevaluatedError: what it reads or makes did not change along an axis of the size that it has there.
+        UnevaluatedError: its input or output did not change along an axis of the size that it has there.
     """
     if node.op_type != "Reshape" or scope is not pair.original.main or len(node.input) != 2:
         return False
@@ -214,10 +214,10 @@ def _try_at_sizes(pair: Pair, scope: Scope, node: onnx.NodeProto, generator: np.
             continue
         feeds = {data: draw(pair.relation(scope, data), shape, generator), target: (numbers, numbers)}
         try:
-            made = _make(scope, node, feeds)
+            outcomes = _make(scope, node, feeds)
         except UnevaluatedError:
             continue  # sizes that the model does not take
-        _compare_outputs(pair, scope, node, feeds, made)
+        _compare_outputs(pair, scope, node, feeds, outcomes)
         tried += 1
         if tried == 2:
             return True
@@ -230,7 +230,7 @@ def evaluate_one(scope: Scope, node: onnx.NodeProto, feeds: dict[str, AnyArray],
 
 
 def _feeds(pair: Pair, scope: Scope, node: onnx.NodeProto, generator: np.random.Generator, fill: int) -> Feeds:
-    """What a node reads, as small as it allows."""
+    """The inputs of a node, as small as it allows."""
     feeds: Feeds = {}
     for index, value in enumerate(node.input):
         if not value or value in feeds:
@@ -250,16 +250,16 @@ def _feeds(pair: Pair, scope: Scope, node: onnx.NodeProto, generator: np.random.
 
 def _target(pair: Pair, scope: Scope, node: onnx.NodeProto, shape: tuple[int, ...]) -> AnyArray:
     """The shape that a Reshape with a computed one must make."""
-    found = pair.shape(scope, node.output[0])
-    if found is None or sum(each is None for each in found) > 1 or node.op_type == "Expand":
+    sizes = pair.shape(scope, node.output[0])
+    if sizes is None or sum(size is None for size in sizes) > 1 or node.op_type == "Expand":
         raise UnevaluatedError("the shape that it makes is computed, and does not follow from the model's inputs")
-    return np.asarray([-1 if each is None else each for each in found], np.int64)
+    return np.asarray([-1 if size is None else size for size in sizes], np.int64)
 
 
 def small_shape(
     pair: Pair, scope: Scope, node: onnx.NodeProto, value: str, relation: Relation | None, fill: int
 ) -> tuple[int, ...]:
-    """A shape that a value may have, as small as the node allows; what is not known is `fill`."""
+    """A shape that a value may have, as small as the node allows. Unknown sizes are `fill`."""
     known = pair.shape(scope, value)
     if known is None:
         affine = (relation.pulled or relation.pushed) if relation else None
@@ -268,7 +268,7 @@ def small_shape(
         kernel = attribute(node, "kernel_shape", [1, 1])
         known = (None, affine.size, *(None for _ in kernel))
     channels = _channels(pair, scope, node, value, len(known))
-    sizes = [fill if each is None else each for each in known]
+    sizes = [fill if length is None else length for length in known]
     affine = (relation.pulled or relation.pushed) if relation else None
     for axis, size in affine.places if affine is not None else ():
         if axis < len(sizes) and known[axis] is None:
@@ -294,34 +294,34 @@ def small_shape(
 
 
 def _channels(pair: Pair, scope: Scope, node: onnx.NodeProto, value: str, rank: int) -> set[int]:
-    """Axes of a value whose sizes matter: those of changes of what the node reads or makes, and of its constants."""
-    found: set[int] = set()
+    """Axes of a value whose sizes matter: those along which an input, an output or a constant of the node varies."""
+    axes: set[int] = set()
     for name in (*node.input, *node.output):
         relation = pair.relation(scope, name) if name else None
         affine = (relation.pulled or relation.pushed) if relation else None
         if affine is not None:
             other = pair.rank(scope, name)
-            found.update(axis if other is None else axis - other + rank for axis, _ in affine.places)
+            axes.update(axis if other is None else axis - other + rank for axis, _ in affine.places)
     for name in node.input:
         constant = scope.constant(name) if name else None
         if constant is not None and scope.version >= 7:
-            found.update(rank - constant.ndim + axis for axis, size in enumerate(constant.shape) if size != 1)
+            axes.update(rank - constant.ndim + axis for axis, size in enumerate(constant.shape) if size != 1)
         elif constant is not None:
-            found.update(range(rank))
+            axes.update(range(rank))
     if node.op_type == "Concat":
-        found.add(int(attribute(node, "axis", 1)) % rank)
-    return found
+        axes.add(int(attribute(node, "axis", 1)) % rank)
+    return axes
 
 
 def check_vanished(pair: Pair, scope: Scope, node: onnx.NodeProto) -> None:
-    """That one value of the result stands for what a node read and for what it made."""
+    """Check that one value of the result stands for both the input and the output of a node."""
     name = first_output(node)
-    data = [each for each in node.input if each and not scope.is_constant(each)]
+    data = [value for value in node.input if value and not scope.is_constant(value)]
     if node.op_type == "BatchNormalization":
         data = list(node.input[:1])
     if len(data) != 1 or pair.name(scope, data[0]) != pair.name(scope, node.output[0]):
         raise ProofError("wiring", name, "it vanished, and what it made is not what it read")
-    if any(pair.readers(scope, each) or each in scope.outputs for each in node.output[1:] if each):
+    if any(pair.readers(scope, value) or value in scope.outputs for value in node.output[1:] if value):
         raise ProofError("wiring", name, "it vanished, and a further output is read")
     before, after = pair.relation(scope, data[0]), pair.relation(scope, node.output[0])
     if node.op_type == "BatchNormalization" and node.domain in ("", "ai.onnx"):
@@ -334,15 +334,15 @@ def check_vanished(pair: Pair, scope: Scope, node: onnx.NodeProto) -> None:
         shape = small_shape(pair, scope, node, data[0], before or after, 2)
         _insist_on_size(pair, scope, node, data[0])
         old, new = draw(before, shape, generator)
-        feeds = {each: constant for each in node.input if each and (constant := scope.constant(each)) is not None}
-        made = evaluate_one(scope, node, {**feeds, data[0]: old}, [node.output[0]])[0]
-        compare(name, after, made, new, (largest([old]), largest([new])))
+        feeds = {value: constant for value in node.input if value and (constant := scope.constant(value)) is not None}
+        output = evaluate_one(scope, node, {**feeds, data[0]: old}, [node.output[0]])[0]
+        compare(name, after, output, new, (largest([old]), largest([new])))
     except UnevaluatedError as error:
         raise ProofError("carriers", name, f"not covered: {error}") from error
 
 
 def _insist_on_size(pair: Pair, scope: Scope, node: onnx.NodeProto, data: str) -> None:
-    """That constants of several elements do not make data larger: its sizes there are known."""
+    """Check that constants of several elements do not broadcast data: its sizes along their axes are known."""
     shape = pair.shape(scope, data)
     for value in node.input:
         constant = scope.constant(value) if value and scope.version >= 7 else None
@@ -353,31 +353,32 @@ def _insist_on_size(pair: Pair, scope: Scope, node: onnx.NodeProto, data: str) -
                 raise UnevaluatedError(f"the size of {data!r} does not follow from the model's inputs")
 
 
-def _both_ways(made: Affine, a_x: Affine, p_x: Affine, p_y: Affine) -> tuple[Affine, Affine]:
+def _both_ways(affine: Affine, a_x: Affine, p_x: Affine, p_y: Affine) -> tuple[Affine, Affine]:
     """Two maps that are the same where ``a_x(x) = p_x(w)`` implies ``made(x) = p_y(w)``.
 
-    They are of `x` where `p_x` has an inverse, else of `w` where `a_x` has one; where neither has, both are constant.
+    Both are maps of `x` where `p_x` has an inverse, else of `w` where `a_x` has one. Where neither has, both are
+    constant.
     """
     with np.errstate(all="ignore"):
         there, here = p_x.scale != 0, a_x.scale != 0
         to_w = p_y.scale / p_x.scale
         of_x = to_w * a_x.scale, to_w * (a_x.shift - p_x.shift) + p_y.shift
-        to_x = made.scale / a_x.scale
-        of_w = to_x * p_x.scale, to_x * (p_x.shift - a_x.shift) + made.shift
-    neither = np.abs(made.scale) + np.abs(p_y.scale), made.shift
+        to_x = affine.scale / a_x.scale
+        of_w = to_x * p_x.scale, to_x * (p_x.shift - a_x.shift) + affine.shift
+    neither = np.abs(affine.scale) + np.abs(p_y.scale), affine.shift
     left = [
         np.select([there, here], [mine, through], free)
-        for mine, through, free in zip((made.scale, made.shift), of_w, neither, strict=True)
+        for mine, through, free in zip((affine.scale, affine.shift), of_w, neither, strict=True)
     ]
     right = [
         np.select([there, here], [through, its], free)
-        for through, its, free in zip(of_x, (p_y.scale, p_y.shift), (np.zeros(made.size), p_y.shift), strict=True)
+        for through, its, free in zip(of_x, (p_y.scale, p_y.shift), (np.zeros(affine.size), p_y.shift), strict=True)
     ]
-    return made.with_vectors(left[0], left[1]), made.with_vectors(right[0], right[1])
+    return affine.with_vectors(left[0], left[1]), affine.with_vectors(right[0], right[1])
 
 
 def check_maps(name: str, bn: Affine, size: Array, before: Relation | None, after: Relation | None) -> None:
-    """``a_x(x) = p_x(w)`` implies ``a_y(bn(x)) = p_y(w)``, in vectors."""
+    """Check that ``a_x(x) = p_x(w)`` implies ``a_y(bn(x)) = p_y(w)``, channel by channel."""
     identity = Affine.identity(bn.size, bn.axis)
     a_x, p_x = (before.pulled or identity, before.pushed or identity) if before else (identity, identity)
     a_y, p_y = (after.pulled or identity, after.pushed or identity) if after else (identity, identity)
@@ -386,22 +387,22 @@ def check_maps(name: str, bn: Affine, size: Array, before: Relation | None, afte
         a_x, p_x, a_y, p_y, bn, sizes = align(a_x, p_x, a_y, p_y, bn, sizes)
     except ValueError as error:
         raise ProofError("weights", name, "what it reads or makes changed along another axis") from error
-    made, size = a_y.after(bn), sizes.shift
+    between, size = a_y.after(bn), sizes.shift
     if before is None or before.pulled is None:  # x = p_x(w)
-        left, right = made.after(p_x), p_y
+        left, right = between.after(p_x), p_y
     else:
-        left, right = _both_ways(made, a_x, p_x, p_y)
+        left, right = _both_ways(between, a_x, p_x, p_y)
     with np.errstate(all="ignore"):
         about = np.abs(a_y.scale) * (size + np.abs(bn.scale * p_x.shift)) + np.abs(a_y.shift)
         about += np.abs(p_y.shift)
         if before is not None and before.pulled is not None:
-            back = np.where(p_x.scale, np.abs(p_y.scale / p_x.scale), np.abs(made.scale / a_x.scale))
+            back = np.where(p_x.scale, np.abs(p_y.scale / p_x.scale), np.abs(between.scale / a_x.scale))
             about += np.where(np.isfinite(back), back, 0.0) * (np.abs(a_x.shift) + np.abs(p_x.shift))
         wrong = ~(np.abs(left.scale - right.scale) <= 64 * UNIT * np.abs(left.scale))
         wrong |= ~(np.abs(left.shift - right.shift) <= 64 * UNIT * about)
     if wrong.any():
         channel = int(np.argmax(wrong))
-        pairs = [(float(each.scale[channel]), float(each.shift[channel])) for each in (left, right)]
+        pairs = [(float(affine.scale[channel]), float(affine.shift[channel])) for affine in (left, right)]
         raise ProofError(
             "weights", name, f"channel {channel} of its map is {pairs[0]}, and the certificate says {pairs[1]}"
         )

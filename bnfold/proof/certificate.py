@@ -1,6 +1,6 @@
 """How a folded model is related to its original, as plain data with a JSON form (`certificate.schema.json`).
 
-Values and nodes are named by the original: a node by its first output. A scope is a path: ``main`` or
+Values and nodes have their names of the original; a node is named by its first output. A scope is a path: ``main`` or
 ``function:domain:name:overload``, then ``/output.attribute.index`` for each body on the way.
 """
 
@@ -22,18 +22,18 @@ from bnfold.errors import InvalidModelError
 SCHEMA = "bnfold-proof/1"
 
 CHANNEL_LIMIT = 1 << 22
-"""Channels of one affine; more is no model."""
+"""The most channels of one affine. No model has more."""
 
 AXES = 64
-"""Of one value; more is no model either."""
+"""The most axes of one value. No model has more."""
 
 T = TypeVar("T")
 
 Name = tuple[str, str]
-"""A scope, and the name of a value in it."""
+"""A value: its scope, and its name there."""
 
 Shape = tuple[int | None, ...]
-"""The sizes of a value; None for one that is not known."""
+"""The sizes of a value; None for a size that is not known."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +45,7 @@ class Relation:
 
     @property
     def forth(self) -> Affine | None:
-        """`w` as a map of `v`; None where what is pushed is more than a shift."""
+        """`w` as a map of `v`; None where `pushed` is more than a shift."""
         if self.pushed is None:
             return self.pulled
         back = _unshift(self.pushed)
@@ -53,7 +53,7 @@ class Relation:
 
     @property
     def back(self) -> Affine | None:
-        """`v` as a map of `w`; None where what is pulled is more than a shift."""
+        """`v` as a map of `w`; None where `pulled` is more than a shift."""
         if self.pulled is None:
             return self.pushed
         back = _unshift(self.pulled)
@@ -61,22 +61,22 @@ class Relation:
 
 
 def _unshift(affine: Affine) -> Affine | None:
-    """The inverse of a shift, whose inverse is a subtraction; None of any other map."""
+    """The inverse of a shift, which is a subtraction and thus exact; None for any other map."""
     return affine.with_shift(-affine.shift) if np.all(affine.scale == 1) else None
 
 
 @dataclass(frozen=True, eq=False)
 class Certificate:
-    """What is claimed of a pair of models.
+    """The claim that a result is its original.
 
     Attributes:
         original, result: digests, as `bnfold.proof.models.digest` makes them.
-        names: of each value of the original that has another name in the result, that name.
-        relations: of each value that holds something else in the result, how it changed.
-        vanished: nodes of the original for whose output one of their inputs stands.
-        merged: nodes of the original that became one operator, with the first output of the one that stayed.
-        shapes: of values of the original that do not follow from its inputs, with their element types: what a run of it
-            showed. They are not proved but assumed, and a proof that rests on one says so.
+        names: for each value of the original that has another name in the result, that name.
+        relations: for each value that changed, how.
+        vanished: nodes of the original that are gone; one of their inputs takes the place of their output.
+        merged: nodes of the original that became one operator, each with the first output of the node that stayed.
+        shapes: shapes and element types of values where they do not follow from the inputs. A run of the original
+            showed them. They are not proved but assumed, and a proof that rests on one says so.
     """
 
     original: str
@@ -89,7 +89,7 @@ class Certificate:
 
     @property
     def is_empty(self) -> bool:
-        """Whether it says that nothing changed."""
+        """Whether it claims that nothing changed."""
         return not (self.names or self.relations or self.vanished or self.merged)
 
     def to_json(self) -> str:
@@ -103,10 +103,10 @@ class Certificate:
                 {
                     "scope": scope,
                     "value": value,
-                    "pulled": _plain(each.pulled),
-                    "pushed": _plain(each.pushed),
+                    "pulled": _plain(relation.pulled),
+                    "pushed": _plain(relation.pushed),
                 }
-                for (scope, value), each in self.relations.items()
+                for (scope, value), relation in self.relations.items()
             ],
             "vanished": [{"scope": scope, "node": node} for scope, node in sorted(self.vanished)],
             "merged": [{"scope": scope, "node": node, "into": into} for (scope, node), into in self.merged.items()],
@@ -119,10 +119,10 @@ class Certificate:
 
     @classmethod
     def from_json(cls, text: str | bytes, name: str = "certificate") -> Certificate:
-        """The certificate of a document that nobody vouches for.
+        """Read a certificate from a document that nobody vouches for.
 
         Raises:
-            InvalidModelError: it is not one.
+            InvalidModelError: the document is no certificate.
         """
         try:
             return _read(json.loads(text, parse_constant=_refuse))
@@ -147,8 +147,8 @@ def _encode(vector: Array) -> str:
     return base64.b64encode(vector.astype("<f8").tobytes()).decode("ascii")
 
 
-def _read(found: Any) -> Certificate:
-    document = _keys(found, ("schema", "original", "result", "names", "relations", "vanished", "merged", "shapes"))
+def _read(parsed: Any) -> Certificate:
+    document = _keys(parsed, ("schema", "original", "result", "names", "relations", "vanished", "merged", "shapes"))
     if document["schema"] != SCHEMA:
         raise ValueError(f"its schema is not {SCHEMA}")
     for key in ("original", "result"):
@@ -166,25 +166,25 @@ def _read(found: Any) -> Certificate:
     )
 
 
-def _keys(found: Any, keys: Iterable[str]) -> dict[str, Any]:
-    """A JSON object with exactly these keys."""
-    if not isinstance(found, dict) or found.keys() != set(keys):
+def _keys(parsed: Any, keys: Iterable[str]) -> dict[str, Any]:
+    """Check that a JSON value is an object with exactly these keys."""
+    if not isinstance(parsed, dict) or parsed.keys() != set(keys):
         raise ValueError(f"an object has not exactly the keys {', '.join(keys)}")
-    return found
+    return parsed
 
 
-def _text(found: Any) -> str:
-    if not isinstance(found, str) or not found:
+def _text(parsed: Any) -> str:
+    if not isinstance(parsed, str) or not parsed:
         raise ValueError("a name is no text")
-    return found
+    return parsed
 
 
-def _table(found: Any, keys: tuple[str, ...], read: Callable[[dict[str, Any]], T]) -> dict[Name, T]:
-    if not isinstance(found, list):
+def _table(parsed: Any, keys: tuple[str, ...], read: Callable[[dict[str, Any]], T]) -> dict[Name, T]:
+    if not isinstance(parsed, list):
         raise ValueError("a list is missing")
     table: dict[Name, T] = {}
-    for each in found:
-        entry = _keys(each, keys)
+    for row in parsed:
+        entry = _keys(row, keys)
         key = _text(entry["scope"]), _text(entry[keys[1]])
         if key in table:
             raise ValueError(f"{key[1]!r} is there twice")
@@ -210,11 +210,11 @@ def _shape(entry: dict[str, Any]) -> tuple[Shape, int]:
     return tuple(sizes), kind
 
 
-def _affine(found: Any) -> Affine | None:
-    if found is None:
+def _affine(parsed: Any) -> Affine | None:
+    if parsed is None:
         return None
-    is_grid = isinstance(found, dict) and "axes" in found
-    entry = _keys(found, ("axes", "lengths", "scale", "shift") if is_grid else ("axis", "scale", "shift"))
+    is_grid = isinstance(parsed, dict) and "axes" in parsed
+    entry = _keys(parsed, ("axes", "lengths", "scale", "shift") if is_grid else ("axis", "scale", "shift"))
     axes = entry["axes"] if is_grid else [entry["axis"]]
     if not isinstance(axes, list) or any(type(axis) is not int or not 0 <= axis < AXES for axis in axes):
         raise ValueError("an axis is no small number")
@@ -231,8 +231,8 @@ def _affine(found: Any) -> Affine | None:
     return Grid(scale, shift, SEVERAL, None, tuple(axes), tuple(lengths))
 
 
-def _decode(found: Any) -> Array:
-    content = base64.b64decode(_text(found), validate=True)
+def _decode(parsed: Any) -> Array:
+    content = base64.b64decode(_text(parsed), validate=True)
     if len(content) % 8 or not 0 < len(content) <= 8 * CHANNEL_LIMIT:
         raise ValueError("a vector is cut off, or too long")
     vector = np.frombuffer(content, "<f8").astype(np.float64)

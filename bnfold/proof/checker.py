@@ -1,9 +1,10 @@
-"""Checks that a result is its original, given how the values of one became those of the other.
+"""Checks that a result is its original, given a certificate that relates their values.
 
 The certificate claims a relation ``pulled(v) == pushed(w)`` between each value `v` of the original and the value `w` of
-the result that stands for it; where it says nothing, they are equal. Each node of the original is then one obligation:
-if the relations of what it reads hold, those of what it makes do. Inputs and outputs of the model are equal, so by
-induction over the nodes the models are. Nothing of the planner, of its rules or of the readers of operators is used.
+the result that stands for it. Where it says nothing, the two are equal. Each node of the original is then one
+obligation: if the relations of its inputs hold, those of its outputs hold. Inputs and outputs of the model are equal,
+so by induction over the nodes the models are equal. The checker shares no code with the planner, its rules or the
+readers of operators.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ from bnfold.proof.shapes import infer
 from bnfold.proof.wiring import check_interface, check_models, check_node, check_rest
 
 KINDS = ("wiring", "weights", "carriers", "merges")
-"""Of obligations."""
+"""The kinds of obligations."""
 
 READS_NO_CONTENT = {
     "CastLike": 1,
     **dict.fromkeys(("EyeLike", "RandomNormalLike", "RandomUniformLike", "Shape", "Size"), 0),
 }
-"""Operators that read the shape or element type of an input alone, with its index."""
+"""Operators that read no more than the shape or element type of one input, with the index of that input."""
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,13 @@ class Proof:
 
     Attributes:
         obligations: how many of each kind were met.
-        folds: nodes that vanished, and each BatchNormalization that became part of another operator.
-        weights: numbers that were checked one by one.
-        worst_ulp: the largest error among them.
-        failures: what is not proved; none where all is.
-        seconds: taken.
-        is_identical: whether the two are the same bytes, so that there is nothing else to prove.
-        assumed: values whose shapes are not proved but assumed, as a run of the original had them.
+        folds: how many nodes vanished, or became part of another operator as a BatchNormalization.
+        weights: how many numbers were checked one by one.
+        worst_ulp: the largest error among these numbers.
+        failures: the obligations that are not met; empty where all is proved.
+        seconds: the time that the check took.
+        is_identical: whether both models are the same bytes, so that there is nothing else to prove.
+        assumed: values whose shapes are not proved. A run of the original showed them.
     """
 
     obligations: dict[str, int]
@@ -62,7 +63,7 @@ class Proof:
 
     @classmethod
     def identical(cls, seconds: float = 0.0) -> Proof:
-        """Of a result that is its original, byte for byte."""
+        """The proof for a result that is its original, byte for byte."""
         return cls(dict.fromkeys(KINDS, 0) | {"wiring": 1}, 0, 0, 0.0, (), seconds, is_identical=True)
 
     @property
@@ -98,7 +99,7 @@ def check_proof(original: Files, result: Files, certificate: Certificate) -> Pro
 
 
 def check_pair(original: Files, result: Files, certificate: Certificate) -> Proof:
-    """`check_proof` by somebody who made the certificate of these two: the digests are not looked at."""
+    """`check_proof` for whoever made the certificate of these two models: the digests are not compared."""
     began = time.perf_counter()
     tally = _Tally()
     try:
@@ -111,7 +112,7 @@ def check_pair(original: Files, result: Files, certificate: Certificate) -> Proo
         tally.assumed = tuple(sorted(pair.original.used))
     except ProofError as failure:
         tally.failures.append(failure)
-    except (ValueError, TypeError, KeyError, OSError) as error:  # a file that is not what its parts say
+    except (ValueError, TypeError, KeyError, OSError) as error:  # a malformed file
         tally.failures.append(ProofError("wiring", "", f"the models cannot be read: {type(error).__name__}: {error}"))
     obligations = {kind: tally.met[kind] for kind in KINDS}
     seconds = time.perf_counter() - began
@@ -120,7 +121,7 @@ def check_pair(original: Files, result: Files, certificate: Certificate) -> Proo
 
 
 def _check_scope(pair: Pair, path: str, tally: _Tally) -> None:
-    """All obligations of one graph."""
+    """Check all obligations of one graph."""
     scope, other = pair.original.scopes[path], pair.counterpart(path)
     check_interface(pair, scope, other)
     roots = merges.roots(pair, scope)
@@ -130,7 +131,7 @@ def _check_scope(pair: Pair, path: str, tally: _Tally) -> None:
         name = first_output(node)
         key = path, name
         if key in pair.certificate.merged:
-            if name in roots or any(each in roots for each in node.output):
+            if name in roots or any(value in roots for value in node.output):
                 tally.worst = tally.worst.joined(merges.check_merge(pair, scope, other, node))
                 tally.met["merges"] += 1
             tally.folds += node.op_type == "BatchNormalization"
@@ -141,10 +142,10 @@ def _check_scope(pair: Pair, path: str, tally: _Tally) -> None:
                 carriers.check_vanished(pair, scope, node)
                 tally.met["carriers" if node.op_type != "BatchNormalization" else "weights"] += 1
             continue
-        if not any(pair.name(scope, each) in other.makers for each in node.output if each):
+        if not any(pair.name(scope, value) in other.makers for value in node.output if value):
             if not scope.is_constant_node(node):
                 raise ProofError("wiring", name, "the result has no such node, and nothing says that it vanished")
-            if any(pair.name(scope, each) != each or pair.relation(scope, each) for each in node.output if each):
+            if any(pair.name(scope, value) != value or pair.relation(scope, value) for value in node.output if value):
                 raise ProofError("wiring", name, "a constant is gone, and something else stands for it")
             continue
         _check_node(beside if name in unread else pair, scope, other, node, tally)
@@ -153,15 +154,15 @@ def _check_scope(pair: Pair, path: str, tally: _Tally) -> None:
 
 def _check_node(pair: Pair, scope: Scope, other: Scope, node: onnx.NodeProto, tally: _Tally) -> None:
     if pair.is_bias_add(scope, node):
-        return  # with the product that it belongs to
+        return  # checked with the product that it belongs to
     outputs = [node.output[0]] if pair.bias_add(scope, node) is None else [pair.bias_add(scope, node).output[0]]  # type: ignore[union-attr]
     outputs += list(node.output[1:])
-    is_changed = any(pair.relation(scope, each) for each in (*node.input, *outputs) if each)
+    is_changed = any(pair.relation(scope, name) for name in (*node.input, *outputs) if name)
     is_lowered = node.op_type == "BatchNormalization" and lowered.is_lowered(pair, scope, other, node)
     if (not is_changed and not is_lowered) or _reads_no_change(pair, scope, node):
         check_node(pair, scope, other, node)
-        for each in node.output if is_changed else ():
-            if pair.relation(scope, each):
+        for value in node.output if is_changed else ():
+            if pair.relation(scope, value):
                 raise ProofError("wiring", first_output(node), "what it makes cannot change")
         return
     is_default = node.domain in ("", "ai.onnx")
@@ -184,27 +185,27 @@ def _check_node(pair: Pair, scope: Scope, other: Scope, node: onnx.NodeProto, ta
 
 
 def _reads_no_change(pair: Pair, scope: Scope, node: onnx.NodeProto) -> bool:
-    """Whether a node reads the shape or the element type alone of each value that changed."""
+    """Whether a node reads only the shape or the element type of each value that changed."""
     if node.domain not in ("", "ai.onnx"):
         return False
     index = READS_NO_CONTENT.get(node.op_type)
-    changed = {place for place, each in enumerate(node.input) if each and pair.relation(scope, each)}
+    changed = {place for place, value in enumerate(node.input) if value and pair.relation(scope, value)}
     return index is not None and changed <= {index}
 
 
 def _find_unread(scope: Scope) -> set[str]:
-    """Values that lead to no output of their graph: what becomes of them is nobody's.
+    """Values that lead to no output of their graph, so that nobody sees how they change.
 
-    Nodes of other domains and with bodies may do more than make a value.
+    Nodes of other domains and nodes with bodies are kept, since they may do more than make a value.
     """
-    counts = Counter(each for node in scope.nodes for each in node.input)
-    needed = {each for each, count in scope.readers.items() if counts[each] != count}  # by a body, or as an output
+    counts = Counter(value for node in scope.nodes for value in node.input)
+    needed = {value for value, count in scope.readers.items() if counts[value] != count}  # read by a body, or an output
     unread: set[str] = set()
     for node in reversed(scope.nodes):
-        has_bodies = any(each.HasField("g") or each.graphs for each in node.attribute)
-        made = set(filter(None, node.output))
-        if node.domain in ("", "ai.onnx") and not has_bodies and needed.isdisjoint(made):
-            unread |= made
+        has_bodies = any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute)
+        outputs = set(filter(None, node.output))
+        if node.domain in ("", "ai.onnx") and not has_bodies and needed.isdisjoint(outputs):
+            unread |= outputs
         else:
             needed.update(node.input)
     return unread

@@ -1,4 +1,4 @@
-"""Operators evaluated in float64 by `onnx.reference`, which is not ours; with what is known of its bugs."""
+"""Operators evaluated in float64 by `onnx.reference`, an independent implementation, with its known bugs mended."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ NARROW = frozenset({onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.Tenso
 
 
 class UnevaluatedError(Exception):
-    """The evaluator does not know an operator, or the operator does not take such data."""
+    """The evaluator does not know an operator, or the operator does not take this data."""
 
 
 class BatchNormalization(OpRun):
-    """In eval mode whatever the opset; the evaluator's own trains in opsets 9 to 13.
+    """BatchNormalization in eval mode, whatever the opset. The evaluator's own trains in opsets 9 to 13.
 
-    The formula is written out, and not that of `bnfold.algebra.affine`: what judges a fold must not share its mistakes.
+    The formula is written out again, and not taken from `bnfold.algebra.affine`. A judge must not share the mistakes of
+    what it judges.
     """
 
     def _run(
@@ -33,14 +34,14 @@ class BatchNormalization(OpRun):
         if attributes.get("training_mode") or attributes.get("spatial") == 0:
             raise NotImplementedError("BatchNormalization in training, or for each position")
         shape = (1, -1) + (1,) * (x.ndim - 2)
-        gamma, beta, mean, var = (each.reshape(shape) for each in (gamma, beta, mean, var))
+        gamma, beta, mean, var = (parameter.reshape(shape) for parameter in (gamma, beta, mean, var))
         epsilon = attributes.get("epsilon")
         epsilon = float(np.float32(1e-5)) if epsilon is None else epsilon
         return (((x - mean) / np.sqrt(var + epsilon) * gamma + beta).astype(x.dtype),)
 
 
 def _align(a: AnyArray, b: AnyArray, attributes: dict[str, Any]) -> AnyArray:
-    """The second operand as opsets below 7 broadcast it."""
+    """The second operand, broadcast as in opsets below 7."""
     if a.shape == b.shape:
         return b
     if not attributes.get("broadcast"):
@@ -53,16 +54,16 @@ def _align(a: AnyArray, b: AnyArray, attributes: dict[str, Any]) -> AnyArray:
 
 
 class _Old(OpRun):
-    """An operator of arithmetic of opsets below 7; the evaluator's own broadcasts as those behind it do."""
+    """An arithmetic operator of opsets below 7. The evaluator's own broadcasts as in later opsets."""
 
     function: np.ufunc
 
     def _run(self, a: AnyArray, b: AnyArray, **attributes: Any) -> tuple[AnyArray, ...]:
         wide_b = _align(a, b, attributes)
-        made: AnyArray = type(self).function(a, wide_b)
-        if made.shape != a.shape:
+        output: AnyArray = type(self).function(a, wide_b)
+        if output.shape != a.shape:
             raise ValueError(f"shapes {a.shape} and {b.shape} differ")
-        return (made,)
+        return (output,)
 
 
 class Add(_Old):
@@ -93,8 +94,8 @@ OLD = [Add, Sub, Mul, Div]
 
 
 def own_operators(opsets: Iterable[onnx.OperatorSetIdProto]) -> list[type[OpRun]]:
-    """What takes the place of operators of the evaluator."""
-    is_old = any(each.domain in ("", "ai.onnx") and each.version < 7 for each in opsets)
+    """Our replacements for operators of the evaluator."""
+    is_old = any(opset.domain in ("", "ai.onnx") and opset.version < 7 for opset in opsets)
     return [BatchNormalization, *(OLD if is_old else [])]
 
 
@@ -114,16 +115,16 @@ def evaluate(
     """The named outputs of some nodes.
 
     Args:
-        nodes: in order.
-        feeds: everything that they read and do not make, constants among them.
-        fetch: what to return.
-        opsets: what the operators mean.
+        nodes: the nodes, in order.
+        feeds: every value that they read and do not make, constants included.
+        fetch: names of the values to return.
+        opsets: the opsets of the operators.
         widen: compute in float64, whatever the types are.
 
     Raises:
-        UnevaluatedError: that is not possible.
+        UnevaluatedError: the nodes cannot be evaluated.
     """
-    made = []
+    copies = []
     for node in nodes:
         copy = onnx.NodeProto()
         copy.CopyFrom(node)
@@ -132,16 +133,18 @@ def evaluate(
                 attribute.i = onnx.TensorProto.DOUBLE
         if copy.domain == "ai.onnx":
             copy.domain = ""
-        made.append(copy)
-    given = {name: wide(array) if widen else array for name, array in feeds.items()}
-    inputs = [helper.make_tensor_value_info(name, onnx.TensorProto.DOUBLE, None) for name in given]
+        copies.append(copy)
+    arrays = {name: wide(array) if widen else array for name, array in feeds.items()}
+    inputs = [helper.make_tensor_value_info(name, onnx.TensorProto.DOUBLE, None) for name in arrays]
     outputs = [helper.make_tensor_value_info(name, onnx.TensorProto.DOUBLE, None) for name in fetch]
-    graph = helper.make_graph(made, "part", inputs, outputs)
-    imports = [helper.make_opsetid("" if each.domain == "ai.onnx" else each.domain, each.version) for each in opsets]
+    graph = helper.make_graph(copies, "part", inputs, outputs)
+    imports = [
+        helper.make_opsetid("" if opset.domain == "ai.onnx" else opset.domain, opset.version) for opset in opsets
+    ]
     try:
         model = helper.make_model(graph, opset_imports=imports)
         with np.errstate(all="ignore"):
-            found = ReferenceEvaluator(model, new_ops=own_operators(imports)).run(list(fetch), given)
+            results = ReferenceEvaluator(model, new_ops=own_operators(imports)).run(list(fetch), arrays)
     except Exception as error:  # it raises anything on an operator that it knows badly or not at all
         raise UnevaluatedError(f"{type(error).__name__}: {error}") from error
-    return [np.asarray(each) for each in found]
+    return [np.asarray(result) for result in results]

@@ -1,4 +1,4 @@
-"""What keeps a result from being proved."""
+"""The error for a result that is not proved."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ class ProofError(Exception):
 
     Attributes:
         kind: wiring, weights, carriers or merges.
-        node: of the original, where there is one.
+        node: the node of the original, where there is one.
         detail: what is wrong, with the channel and the numbers.
     """
 
     def __init__(self, kind: str, node: str, detail: str) -> None:
-        super().__init__(kind, node, detail)  # what pickling makes it anew from
+        super().__init__(kind, node, detail)  # the arguments with which pickling makes it again
         self.kind, self.node, self.detail = kind, node, detail
 
     def __str__(self) -> str:

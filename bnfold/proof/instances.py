@@ -1,7 +1,8 @@
-"""Sizes that the values of a model have for inputs of some sizes: an instance of its shapes, computed node by node.
+"""Instances of a model's shapes: the sizes of all values for inputs of some sizes, computed node by node.
 
-Where the target of a Reshape is computed from sizes that are not fixed, its law is tried on such sizes. Numbers are
-drawn, so that no arithmetic of sizes can count on them; only arithmetic that does the same to all sizes is followed.
+Where the target of a Reshape is computed from dynamic sizes, the law of the Reshape is tried on such instances. The
+sizes are drawn at random, so that no model can hold for the drawn ones alone. Only arithmetic that treats all sizes
+alike is followed.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from bnfold.proof.shapes import SMALL
 AnyArray = npt.NDArray[Any]
 
 UNITS = (1, 2, 4, 8, 12, 16, 32, 28, 56, 64, 224, 840)
-"""What the sizes of an instance are multiples of: a model may halve them, or cut them into windows."""
+"""The sizes of an instance are multiples of this: a model may halve them, or cut them into windows."""
 
 FACTORS = 7
-"""How many multiples of one number there are to draw from."""
+"""How many multiples of that number sizes are drawn from."""
 
 ARITHMETIC = frozenset(
     {
@@ -34,12 +35,12 @@ ARITHMETIC = frozenset(
         "Slice", "Squeeze", "Sub", "Unsqueeze",
     }
 )  # fmt: skip
-"""Operators of which the target of a Reshape may be computed."""
+"""Operators by which the target of a Reshape may be computed."""
 
 
 @dataclass(frozen=True, eq=False)
 class Instance:
-    """Shapes of values of the main graph, and the content of those that shapes are computed of."""
+    """Shapes of values of the main graph, and the content of those from which shapes are computed."""
 
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     numbers: dict[str, AnyArray] = field(default_factory=dict)
@@ -53,7 +54,7 @@ def draw_instances(scope: Scope) -> Iterator[Instance]:
 
 
 def _follow(scope: Scope, unit: int, factors: AnyArray) -> Instance:
-    """The instance in which each size that is open is a multiple of `unit`, and those of one name are the same."""
+    """The instance in which each dynamic size is a multiple of `unit`, and sizes of one name are equal."""
     instance, types, drawn = Instance(), dict[str, onnx.TypeProto](), dict[str, int]()
     for info in scope.message.input:
         kind = onnx.TypeProto()
@@ -85,40 +86,43 @@ def _note(instance: Instance, types: dict[str, onnx.TypeProto]) -> None:
 
 
 def _add(scope: Scope, node: onnx.NodeProto, instance: Instance, types: dict[str, onnx.TypeProto]) -> None:
-    """Take note of what a node makes, as far as that follows."""
+    """Take note of a node's outputs, as far as they follow from its inputs."""
     domain = "" if node.domain == "ai.onnx" else node.domain
     numbers = instance.numbers
-    if not domain and node.op_type in ARITHMETIC and (made := _compute(scope, node, instance)) is not None:
-        numbers[node.output[0]] = made
-        kind = helper.np_dtype_to_tensor_dtype(made.dtype)
-        types[node.output[0]] = helper.make_tensor_type_proto(kind, made.shape)
+    if not domain and node.op_type in ARITHMETIC and (content := _compute(scope, node, instance)) is not None:
+        numbers[node.output[0]] = content
+        kind = helper.np_dtype_to_tensor_dtype(content.dtype)
+        types[node.output[0]] = helper.make_tensor_type_proto(kind, content.shape)
         return
-    version = next((each.version for each in scope.opsets if each.domain in (node.domain, domain)), None)
-    if version is None or any(each and each not in types for each in node.input):
+    version = next((opset.version for opset in scope.opsets if opset.domain in (node.domain, domain)), None)
+    if version is None or any(value and value not in types for value in node.input):
         return
-    data = {each: numpy_helper.from_array(numbers[each], each) for each in node.input if each in numbers}
+    data = {value: numpy_helper.from_array(numbers[value], value) for value in node.input if value in numbers}
     try:
         schema = onnx.defs.get_schema(node.op_type, version, domain)
-        given = {each: types[each] for each in node.input if each}
-        types.update(infer_node_outputs(schema, node, given, data, opset_imports=scope.opsets))
-    except Exception:  # it raises anything on a node that it does not understand: then less is known
+        known = {value: types[value] for value in node.input if value}
+        types.update(infer_node_outputs(schema, node, known, data, opset_imports=scope.opsets))
+    except Exception:  # inference may raise anything on a node that it does not know: then less is known
         return
 
 
 def _compute(scope: Scope, node: onnx.NodeProto, instance: Instance) -> AnyArray | None:
-    """The content of a small value that is computed of sizes and constants."""
+    """The content of a small value that is computed from sizes and constants."""
     if node.op_type in ("Shape", "Size"):
         shape = instance.shapes.get(node.input[0])
         if shape is None:
             return None
-        ends = {each.name: each.i for each in node.attribute}
+        ends = {attribute.name: attribute.i for attribute in node.attribute}
         if node.op_type == "Size":
             return np.asarray(np.prod(shape, dtype=np.int64))
         return np.asarray(shape[ends.get("start", 0) : ends.get("end")], np.int64)
-    given = {each: instance.numbers[each] for each in node.input if each in instance.numbers}
-    if len(given) < len({each for each in node.input if each}) or sum(each.size for each in given.values()) > SMALL:
+    constants = {value: instance.numbers[value] for value in node.input if value in instance.numbers}
+    if (
+        len(constants) < len({value for value in node.input if value})
+        or sum(array.size for array in constants.values()) > SMALL
+    ):
         return None
     try:
-        return evaluate([node], given, [node.output[0]], scope.opsets, widen=False)[0]
+        return evaluate([node], constants, [node.output[0]], scope.opsets, widen=False)[0]
     except UnevaluatedError:
         return None

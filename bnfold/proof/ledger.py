@@ -1,6 +1,6 @@
-"""Writes down what a plan does to an ONNX model, by the names that it had before: what a certificate is made of.
+"""Writes the certificate of a plan for an ONNX model, with the names that the model has before it is changed.
 
-Nothing here is believed: the checker shares no code with it.
+The checker believes nothing of this, and shares no code with it.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ class Change(Protocol):
 
     @property
     def pulled(self) -> Any:
-        """Of the value of the original."""
+        """The map of the original's value."""
 
     @property
     def pushed(self) -> Any:
-        """Of the value of the result."""
+        """The map of the result's value."""
 
     @property
     def is_known(self) -> bool:
-        """Whether both are told."""
+        """Whether both maps are known."""
 
 
 class Changes(Protocol):
-    """What a plan does, in the graph's own nodes and values; `bnfold.planning.changes.Changes` is that."""
+    """What a plan does, in the graph's own nodes and values, such as a `bnfold.planning.changes.Changes`."""
 
     @property
     def values(self) -> Mapping[Any, Change]:
@@ -37,15 +37,15 @@ class Changes(Protocol):
 
     @property
     def stands(self) -> Mapping[Any, Any]:
-        """What stands for each value that is no more."""
+        """For each value that goes, the value that takes its place."""
 
     @property
     def vanished(self) -> Collection[Any]:
-        """Nodes that an operand stands for."""
+        """Nodes that go; one of their operands takes the place of their output."""
 
     @property
     def merged(self) -> Mapping[Any, Any]:
-        """Nodes that merge, with the operator that stays."""
+        """Nodes that merge, each with the operator that stays."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,10 @@ class Deeds:
     """What a plan does, in the graph's own nodes and values.
 
     Attributes:
-        relations: of values that change.
-        stands: what stands for each value that is no more.
-        vanished: nodes that an operand stands for.
-        merged: nodes that merge, with the operator that stays.
+        relations: the values that change, and how.
+        stands: for each value that goes, the value that takes its place.
+        vanished: nodes that go; one of their operands takes the place of their output.
+        merged: nodes that merge, each with the operator that stays.
     """
 
     relations: Mapping[Hashable, Relation]
@@ -66,20 +66,20 @@ class Deeds:
 
     @property
     def are_none(self) -> bool:
-        """Whether it does nothing."""
+        """Whether the plan does nothing."""
         return not (self.relations or self.stands or self.vanished or self.merged)
 
 
 @dataclass(eq=False)
 class Ledger:
-    """The names that values and nodes of an `onnx_ir.Model` have now."""
+    """The names of the values and nodes of an `onnx_ir.Model`, before anything is changed."""
 
     values: dict[Any, Name] = field(default_factory=dict)
     nodes: dict[Any, Name] = field(default_factory=dict)
 
     @classmethod
     def of(cls, model: Any) -> Ledger:
-        """The names in a model, before anything is changed."""
+        """Note the names in a model, before anything is changed."""
         ledger = cls()
         ledger._note("main", model.graph)
         for function in model.functions.values():
@@ -94,16 +94,16 @@ class Ledger:
             for value in (*graph.inputs, *graph.initializers.values()):
                 self.values[value] = scope, value.name or ""
             for node in graph:
-                first = next((each.name for each in node.outputs if each.name), "")
+                first = next((entry.name for entry in node.outputs if entry.name), "")
                 self.nodes[node] = scope, first
                 for value in node.outputs:
                     self.values[value] = scope, value.name or ""
                 stack.extend((f"{scope}/{first}.{name}", body) for name, body in _bodies(node))
 
     def certificate(self, deeds: Deeds, original: str = "", result: str = "") -> Certificate:
-        """What was done, now that the model has its new names; digests are for those who did not make it."""
+        """The certificate, once the model has its new names. Only readers who did not make it need digests."""
         names = {name: fresh for name, fresh in self._renamed(deeds) if fresh != name[1]}
-        relations = {self.values[value]: each for value, each in deeds.relations.items()}
+        relations = {self.values[value]: relation for value, relation in deeds.relations.items()}
         vanished = frozenset(self.nodes[node] for node in deeds.vanished if node not in deeds.merged)
         merged = {self.nodes[node]: self.nodes[host][1] for node, host in deeds.merged.items()}
         return Certificate(original, result, names, relations, vanished, merged)
@@ -112,7 +112,7 @@ class Ledger:
         for value, name in self.values.items():
             kept = deeds.stands.get(value, value)
             for reader in _readers(kept):
-                if reader not in self.nodes and reader.op_type == "Add":  # a bias that it got
+                if reader not in self.nodes and reader.op_type == "Add":  # a new bias
                     kept = reader.outputs[0]
             if name[1] and getattr(kept, "name", None):
                 yield name, kept.name
@@ -124,7 +124,7 @@ def _readers(value: Any) -> list[Any]:
 
 def _bodies(node: Any) -> Iterator[tuple[str, Any]]:
     for attribute in node.attributes.values():
-        found = attribute.value
-        for index, body in enumerate(found if isinstance(found, list | tuple) else [found]):
+        content = attribute.value
+        for index, body in enumerate(content if isinstance(content, list | tuple) else [content]):
             if hasattr(body, "initializers"):
                 yield f"{attribute.name}.{index}", body

@@ -1,4 +1,4 @@
-"""The closed form of a linear operator whose input and output changed, and whether that is what is stored.
+"""The closed form of a linear operator whose input and output changed; and checks that the stored weights are that.
 
 Of ``y = K * x + b``, with ``x = in(x')`` and ``y' = out(y)``:
 
@@ -25,14 +25,14 @@ from bnfold.proof.rounding import UNIT, Array, Worst, Wrong, check_rounded
 AnyArray = npt.NDArray[Any]
 
 BLOCK = 1 << 20
-"""Elements of a kernel that are checked at a time."""
+"""How many elements of a kernel are checked at a time."""
 
 RECURRENT = frozenset({"GRU", "LSTM", "RNN"})
 
 CONVOLUTIONS = frozenset({"Conv", "ConvTranspose", "DeformConv"})
 
 PRODUCTS = frozenset({"Einsum", "MatMul"})
-"""Operators that have their kernel on either side, and no bias."""
+"""Operators with the kernel on either side, and without a bias."""
 
 LINEAR = frozenset({*CONVOLUTIONS, "Gemm", *PRODUCTS, *RECURRENT})
 
@@ -42,10 +42,10 @@ class Kernel:
     """A stored kernel, seen as ``[rows, columns, taps]``.
 
     Attributes:
-        values: as stored, in this shape.
-        groups: rows are cut into so many runs, each of which has its own columns.
-        is_by_output: whether rows are output channels, and columns input channels; else it is the other way round.
-        factor: of every element (Gemm's alpha).
+        values: the stored elements, in this shape.
+        groups: how many runs the rows are cut into, each of which has its own columns.
+        is_by_output: whether rows are output channels and columns input channels; else it is the other way round.
+        factor: multiplies every element (Gemm's alpha).
     """
 
     values: AnyArray
@@ -55,7 +55,7 @@ class Kernel:
 
     @property
     def sizes(self) -> tuple[int, int]:
-        """Output and input channels."""
+        """The numbers of output and input channels."""
         rows, columns = self.values.shape[0], self.values.shape[1] * self.groups
         return (rows, columns) if self.is_by_output else (columns, rows)
 
@@ -67,28 +67,28 @@ class Kernel:
             yield slice(start, min(start + step, rows))
 
     def along_rows(self, vector: Array, rows: slice) -> Array:
-        """A vector of the channels that rows are, for each row."""
+        """A per-channel vector of the rows' side, laid out along the rows."""
         return vector[rows].reshape(-1, 1, 1)
 
     def along_columns(self, vector: Array, rows: slice) -> Array:
-        """A vector of the channels that columns are, for each column of each row."""
+        """A per-channel vector of the columns' side, laid out along the columns of each row."""
         groups = np.arange(self.values.shape[0])[rows] // (self.values.shape[0] // self.groups)
-        found: Array = vector.reshape(self.groups, -1)[groups][:, :, None]
-        return found
+        columns: Array = vector.reshape(self.groups, -1)[groups][:, :, None]
+        return columns
 
     def solve(self, rows: slice, inner: Array | None, outer: Array | None) -> Array:
-        """Rows of the new kernel, in float64; a factor of the inputs first."""
-        found: AnyArray = self.values[rows]
-        if self.factor != 1 or (inner is None and outer is None) or found.dtype.kind != "f":
-            found = found.astype(np.float64) * self.factor
+        """Rows of the new kernel, in float64. The input's scale is multiplied first."""
+        solved: AnyArray = self.values[rows]
+        if self.factor != 1 or (inner is None and outer is None) or solved.dtype.kind != "f":
+            solved = solved.astype(np.float64) * self.factor
         sides = (self.along_columns, self.along_rows) if self.is_by_output else (self.along_rows, self.along_columns)
         for vector, side in zip((inner, outer), sides, strict=True):
             if vector is not None:
-                found = np.multiply(found, side(vector, rows), dtype=np.float64)
-        return found
+                solved = np.multiply(solved, side(vector, rows), dtype=np.float64)
+        return solved
 
     def carry(self, shift: Array) -> tuple[Array, Array]:
-        """What a constant input becomes, and the same of absolute values."""
+        """What the kernel makes of a constant input, and the same with absolute values."""
         out = np.zeros(self.sizes[0])
         size = np.zeros(self.sizes[0])
         for rows in self.blocks():
@@ -106,28 +106,28 @@ class Kernel:
 
 
 def attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
-    """An attribute's value."""
-    for each in node.attribute:
-        if each.name == name:
-            if each.ref_attr_name:
+    """The value of a node's attribute."""
+    for entry in node.attribute:
+        if entry.name == name:
+            if entry.ref_attr_name:
                 raise ProofError("weights", first_output(node), f"a caller of the function gives its {name}")
-            found = helper.get_attribute_value(each)
-            return found.decode() if isinstance(found, bytes) else found
+            content = helper.get_attribute_value(entry)
+            return content.decode() if isinstance(content, bytes) else content
     return default
 
 
 def data_index(scope: Scope, node: onnx.NodeProto) -> int:
-    """Which input of a linear operator is data."""
+    """The index of a linear operator's data input."""
     return 1 if node.op_type in PRODUCTS and not scope.is_constant(node.input[1]) else 0
 
 
 @dataclass(frozen=True)
 class Equation:
-    """An Einsum that is a product with a matrix: where its channels are in what it reads and makes.
+    """An Einsum that is a product with a matrix: where the channels lie in its input and output.
 
     Attributes:
-        axis_in, axis_out: of data and result.
-        rank: of the result.
+        axis_in, axis_out: the channel axes of input and output.
+        rank: the number of the output's axes.
         is_by_output: whether the rows of the matrix are output channels.
     """
 
@@ -138,7 +138,7 @@ class Equation:
 
 
 def read_equation(scope: Scope, node: onnx.NodeProto) -> Equation:
-    """What the letters of an Einsum say. Each term has each letter once, and only the matrix's two differ."""
+    """Read the letters of an Einsum. Each term has each letter once, and only the matrix's two differ."""
     name, equation = first_output(node), str(attribute(node, "equation", "")).replace(" ", "")
     terms, _, result = equation.partition("->")
     index = data_index(scope, node)
@@ -155,7 +155,7 @@ def read_equation(scope: Scope, node: onnx.NodeProto) -> Equation:
 
 
 def read_kernel(scope: Scope, node: onnx.NodeProto, values: AnyArray) -> Kernel:
-    """How the kernel of a linear operator is laid out."""
+    """The kernel of a linear operator, with its layout."""
     try:
         return _layout(scope, node, values)
     except (ValueError, ZeroDivisionError, IndexError) as error:
@@ -180,10 +180,10 @@ def _layout(scope: Scope, node: onnx.NodeProto, values: AnyArray) -> Kernel:
 
 
 def check_kernel(node: str, old: Kernel, new: Kernel, inner: Affine | None, outer: Affine | None) -> Worst:
-    """That a kernel is the closed form of another one.
+    """Check that a kernel is the closed form of another one.
 
-    In float32 and narrower, the two roundings of float64 on the way are allowed for; in float64 they are part of the
-    form: the input's factor comes first.
+    In float32 and narrower types, the two roundings in float64 on the way are allowed for. In float64 the order of the
+    products counts: the input's scale comes first.
     """
     if (old.values.shape, old.groups, old.is_by_output) != (new.values.shape, new.groups, new.is_by_output):
         raise ProofError("weights", node, f"its weight has shape {new.values.shape}, not {old.values.shape}")
@@ -195,17 +195,17 @@ def check_kernel(node: str, old: Kernel, new: Kernel, inner: Affine | None, oute
     worst = Worst()
     for rows in old.blocks():
         exact = old.solve(rows, inner.scale if inner else None, outer.scale if outer else None)
-        found = check_rounded(new.values[rows], exact, slack * np.abs(exact))
-        if isinstance(found, Wrong):
-            row, column, tap = np.unravel_index(found.index, exact.shape)
+        outcome = check_rounded(new.values[rows], exact, slack * np.abs(exact))
+        if isinstance(outcome, Wrong):
+            row, column, tap = np.unravel_index(outcome.index, exact.shape)
             place = f"row {rows.start + int(row)}, column {int(column)}, tap {int(tap)} of its weight"
-            raise ProofError("weights", node, _numbers(place, found))
-        worst = worst.joined(found)
+            raise ProofError("weights", node, _numbers(place, outcome))
+        worst = worst.joined(outcome)
     return worst
 
 
 def solve_bias(old: Kernel, bias: Array | None, inner: Affine | None, outer: Affine | None) -> tuple[Array, Array]:
-    """The new bias, and how far float64 may be from it."""
+    """The new bias, and how far float64 arithmetic may be from it."""
     out = old.sizes[0]
     total = np.zeros(out) if bias is None else bias
     size = np.abs(total)
@@ -220,7 +220,7 @@ def solve_bias(old: Kernel, bias: Array | None, inner: Affine | None, outer: Aff
 
 
 def check_bias(node: str, exact: Array, error: Array, stored: AnyArray | None) -> Worst:
-    """That a bias is the exact one, rounded once; where there is none, that it is zero."""
+    """Check that a bias is the exact one, rounded once. A missing bias must be exactly zero."""
     if stored is None:
         if exact.any():
             channel = int(np.argmax(exact != 0))
@@ -230,10 +230,10 @@ def check_bias(node: str, exact: Array, error: Array, stored: AnyArray | None) -
         return Worst()
     if stored.size != exact.size:
         raise ProofError("weights", node, f"its bias has {stored.size} channels, not {exact.size}")
-    found = check_rounded(stored.reshape(-1), exact, error)
-    if isinstance(found, Wrong):
-        raise ProofError("weights", node, _numbers(f"channel {found.index} of its bias", found))
-    return found
+    outcome = check_rounded(stored.reshape(-1), exact, error)
+    if isinstance(outcome, Wrong):
+        raise ProofError("weights", node, _numbers(f"channel {outcome.index} of its bias", outcome))
+    return outcome
 
 
 def _numbers(place: str, wrong: Wrong) -> str:

@@ -1,4 +1,4 @@
-"""A BatchNormalization that other operators stand for.
+"""A BatchNormalization that other operators take the place of.
 
 y = s (x - m) + t,    s = scale,    t = shift + m * scale,    each rounded once; m is what is stored, or zero
 """
@@ -24,39 +24,39 @@ ARITHMETIC = ("Sub", "Mul", "Add")
 
 
 def is_lowered(pair: Pair, scope: Scope, other: Scope, node: onnx.NodeProto) -> bool:
-    """Whether the result makes what a BatchNormalization made by a convolution or an addition."""
-    found = other.makers.get(pair.name(scope, node.output[0]))
-    return found is not None and found.op_type in ("Conv", "Add") and found.domain in ("", "ai.onnx")
+    """Whether a convolution or an addition takes the place of a BatchNormalization in the result."""
+    maker = other.makers.get(pair.name(scope, node.output[0]))
+    return maker is not None and maker.op_type in ("Conv", "Add") and maker.domain in ("", "ai.onnx")
 
 
 def check_lowered(pair: Pair, scope: Scope, other: Scope, node: onnx.NodeProto) -> Worst:
-    """That a row of operators is the map of a BatchNormalization."""
+    """Check that operators in a row are the map of a BatchNormalization."""
     name = first_output(node)
     relations = pair.relation(scope, node.input[0]), pair.relation(scope, node.output[0])
     affine, size = changed_map(name, *as_affine(scope, node), relations)
     channels = affine.size
     stages = _row(pair, scope, other, node)
     rank = pair.rank(scope, node.input[0])
-    found: dict[str, AnyArray] = {}
+    constants: dict[str, AnyArray] = {}
     for stage in stages:
         if stage.op_type == "Conv":
-            found["Mul"], found["Add"] = _depthwise(name, other, stage, channels)
+            constants["Mul"], constants["Add"] = _depthwise(name, other, stage, channels)
         else:
-            found[stage.op_type] = _along_channels(name, other, stage, rank, channels)
-    kinds = {each.dtype for each in found.values()}
-    given = scope.constant(node.input[1])
+            constants[stage.op_type] = _along_channels(name, other, stage, rank, channels)
+    kinds = {constant.dtype for constant in constants.values()}
+    old = scope.constant(node.input[1])
     known = pair.original.known.get((scope.path, node.input[0]), (None, 0))[1]
-    wanted = onnx.helper.tensor_dtype_to_np_dtype(known) if known else given.dtype if given is not None else None
+    wanted = onnx.helper.tensor_dtype_to_np_dtype(known) if known else old.dtype if old is not None else None
     if kinds != {wanted}:
         raise ProofError("weights", name, "what stands for it has parameters of another type")
-    mean = found.get("Sub", np.zeros(channels)).astype(np.float64)
+    mean = constants.get("Sub", np.zeros(channels)).astype(np.float64)
     exact: Array = affine.shift + mean * affine.scale
     error = 16 * UNIT * (size + np.abs(mean * affine.scale))
     worst = Worst()
     if not np.isfinite(mean).all():
         raise ProofError("weights", name, "what it subtracts is not finite")
     for what, numbers, slack in (("Mul", affine.scale, 16 * UNIT * np.abs(affine.scale)), ("Add", exact, error)):
-        result = check_rounded(found[what], numbers, slack)
+        result = check_rounded(constants[what], numbers, slack)
         if isinstance(result, Wrong):
             detail = f"channel {result.index} of its {what} is {result.stored!r} and should be {result.exact!r}"
             raise ProofError("weights", name, detail)
@@ -65,9 +65,9 @@ def check_lowered(pair: Pair, scope: Scope, other: Scope, node: onnx.NodeProto) 
 
 
 def _row(pair: Pair, scope: Scope, other: Scope, node: onnx.NodeProto) -> list[onnx.NodeProto]:
-    """The operators that stand for a BatchNormalization, the last one first; each reads the one before alone."""
+    """The operators in the place of a BatchNormalization, last one first. Each is the only reader of the one before."""
     name, start = first_output(node), pair.name(scope, node.input[0])
-    if len([each for each in node.output if each]) != 1 or pair.home(scope, node.input[0]) is not other.owner(start):
+    if len([value for value in node.output if value]) != 1 or pair.home(scope, node.input[0]) is not other.owner(start):
         raise ProofError("wiring", name, "what stands for it has another output, or reads another graph")
     row: list[onnx.NodeProto] = []
     value = pair.name(scope, node.output[0])
@@ -82,18 +82,18 @@ def _row(pair: Pair, scope: Scope, other: Scope, node: onnx.NodeProto) -> list[o
             if other.readers.get(value) != 1 or value in scope.makers or value in other.outputs:
                 raise ProofError("wiring", name, f"{value!r} is read elsewhere, or was something else")
             pair.helpers.add((other.path, value))
-    kinds = [each.op_type for each in reversed(row)]
+    kinds = [stage.op_type for stage in reversed(row)]
     if kinds not in (["Conv"], ["Sub", "Conv"], ["Mul", "Add"], ["Sub", "Mul", "Add"]):
         raise ProofError("wiring", name, f"{kinds} stand for it")
     return row
 
 
 def _depthwise(name: str, other: Scope, conv: onnx.NodeProto, channels: int) -> tuple[AnyArray, AnyArray]:
-    """Kernel and bias of a convolution that sees the same position of the same channel alone."""
-    constants = [other.constant(each) for each in conv.input[1:]]
-    if len(constants) != 2 or any(each is None for each in constants):
+    """Kernel and bias of a convolution that sees nothing but the same position of the same channel."""
+    constants = [other.constant(value) for value in conv.input[1:]]
+    if len(constants) != 2 or any(constant is None for constant in constants):
         raise ProofError("weights", name, "the convolution that stands for it has no constant weights")
-    kernel, bias = (each for each in constants if each is not None)
+    kernel, bias = (constant for constant in constants if constant is not None)
     plain = not any(attribute(conv, "pads", [])) and set(attribute(conv, "strides", [1])) == {1}
     if not plain or attribute(conv, "auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
         raise ProofError("weights", name, "the convolution that stands for it has strides or padding")

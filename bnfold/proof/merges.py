@@ -1,4 +1,7 @@
-"""Operators that became one: the region of the original against what stands for it, on random data and impulses."""
+"""Operators that became one: a region of the original against the operator that stands for it.
+
+Both are evaluated on random data and on impulses.
+"""
 
 from __future__ import annotations
 
@@ -32,21 +35,21 @@ PARTS = frozenset(
         "Identity", "MatMul", "Mul", "Neg", "Pad", "Sub", "Sum",
     }
 )  # fmt: skip
-"""Operators that a region may be made of: linear, whatever the data is, so that impulses say all of them."""
+"""Operators that a region may consist of. They are linear whatever the data is, so impulses tell everything of them."""
 
 IMPULSES = 64
-"""Channels that get an impulse: at each of the places where that is no more, else at one of them."""
+"""How many channels get an impulse: at each place where that makes no more impulses, else at one place."""
 
 FEW = 16
-"""The same, where each weight has been checked by itself."""
+"""The same, where each weight is checked by itself."""
 
 
 def roots(pair: Pair, scope: Scope) -> set[str]:
-    """Values that regions make for the rest of the graph."""
+    """Values that regions make and the rest of the graph reads."""
     merged = pair.certificate.merged
-    found: set[str] = set()
+    values: set[str] = set()
     if not any(path == scope.path for path, _ in merged):
-        return found
+        return values
 
     def note(value: str, reader: str | None) -> None:
         stack = [value]
@@ -58,50 +61,50 @@ def roots(pair: Pair, scope: Scope) -> set[str]:
             key = scope.path, first_output(maker)
             if key in merged:
                 if merged[key] != reader:
-                    found.add(read)
+                    values.add(read)
             elif key in pair.certificate.vanished:
                 stack.extend(maker.input)
 
     for node in scope.nodes:
         key = scope.path, first_output(node)
         if key not in pair.certificate.vanished:
-            for each in node.input:
-                note(each, merged.get(key))
-    for each in scope.outputs:
-        note(each, None)
-    for node in scope.nodes:  # what nobody reads stays, too
-        made = first_output(node)
-        if not scope.readers.get(made) and pair.name(scope, made) in pair.counterpart(scope.path).makers:
-            note(made, None)
+            for value in node.input:
+                note(value, merged.get(key))
+    for value in scope.outputs:
+        note(value, None)
+    for node in scope.nodes:  # a value that nobody reads stays, too
+        output = first_output(node)
+        if not scope.readers.get(output) and pair.name(scope, output) in pair.counterpart(scope.path).makers:
+            note(output, None)
     for path, inner in pair.original.scopes.items():
         if inner.around is scope or path.startswith(scope.path + "/"):
-            for each in inner.readers:
-                note(each, None)
+            for value in inner.readers:
+                note(value, None)
             for node in inner.nodes:
-                for each in node.input:
-                    if inner.owner(each) is scope:
-                        note(each, None)
-            for each in inner.outputs:
-                if inner.owner(each) is scope:
-                    note(each, None)
-    return found
+                for value in node.input:
+                    if inner.owner(value) is scope:
+                        note(value, None)
+            for value in inner.outputs:
+                if inner.owner(value) is scope:
+                    note(value, None)
+    return values
 
 
 def is_read_outside(pair: Pair, scope: Scope, node: onnx.NodeProto) -> bool:
-    """Whether anything reads what a node made that vanished, but regions that it is a part of."""
+    """Whether anything but the regions around a vanished node reads its output."""
     value = node.output[0]
     readers = pair.readers(scope, value)
-    count = sum(each == value for reader in readers for each in reader.input)
+    count = sum(name == value for reader in readers for name in reader.input)
     if value in scope.outputs or scope.readers.get(value, 0) != count:  # a body reads it
         return True
-    marks = [pair.certificate.merged.get((scope.path, first_output(each))) for each in readers]
+    marks = [pair.certificate.merged.get((scope.path, first_output(reader))) for reader in readers]
     return not marks or any(mark is None or not _leads_inside(pair, scope, node, mark) for mark in marks)
 
 
 def _region(pair: Pair, scope: Scope, root: onnx.NodeProto) -> tuple[list[onnx.NodeProto], list[str]]:
-    """The nodes of the original that one operator stands for, and what they read.
+    """The nodes of the original that one operator stands for, and the values that they read.
 
-    Where the region reads a value and what a node that vanished made of it, that node is a part as well.
+    Where the region reads both a value and what a vanished node made of it, that node is a part of it as well.
     """
     more: set[str] = set()
     while True:
@@ -121,7 +124,7 @@ def _region(pair: Pair, scope: Scope, root: onnx.NodeProto) -> tuple[list[onnx.N
 
 
 def _grow(pair: Pair, scope: Scope, root: onnx.NodeProto, more: set[str]) -> tuple[list[onnx.NodeProto], list[str]]:
-    """A region that has some nodes which vanished, by their first outputs, in it."""
+    """A region together with some vanished nodes, given by their first outputs."""
     merged = pair.certificate.merged
     mark = merged[scope.path, first_output(root)]
     chosen: set[int] = set()
@@ -146,9 +149,9 @@ def _grow(pair: Pair, scope: Scope, root: onnx.NodeProto, more: set[str]) -> tup
 
 
 def _leads_inside(pair: Pair, scope: Scope, node: onnx.NodeProto, mark: str) -> bool:
-    """Whether a node vanished behind a part of the region."""
+    """Whether a vanished node reads, directly or not, a part of the region."""
     while (scope.path, first_output(node)) in pair.certificate.vanished:
-        makers = [scope.makers[each] for each in node.input if each in scope.makers and not scope.is_constant(each)]
+        makers = [scope.makers[value] for value in node.input if value in scope.makers and not scope.is_constant(value)]
         if len(makers) != 1:
             return False
         node = makers[0]
@@ -158,26 +161,26 @@ def _leads_inside(pair: Pair, scope: Scope, node: onnx.NodeProto, mark: str) -> 
 
 
 def check_merge(pair: Pair, scope: Scope, other: Scope, root: onnx.NodeProto) -> Worst:
-    """That one operator is a region of the original, and that its weights are rounded once."""
+    """Check that one operator computes a region of the original, and that its weights are rounded once."""
     name = first_output(root)
     nodes, reads = _region(pair, scope, root)
     for node in nodes:
-        data = [each for each in node.input if each and not scope.is_constant(each)]
+        data = [value for value in node.input if value and not scope.is_constant(value)]
         is_sum = node.op_type in ("Add", "Concat", "Sub", "Sum")
         if node.op_type not in PARTS or node.domain not in ("", "ai.onnx") or (len(data) != 1 and not is_sum):
             raise ProofError("merges", first_output(node), f"a {node.op_type} merged")
-    made = next(each for each in root.output if each)
-    stands = _stands(pair, scope, other, pair.name(scope, made), {pair.name(scope, each) for each in reads}, name)
+    output = next(value for value in root.output if value)
+    stands = _stands(pair, scope, other, pair.name(scope, output), {pair.name(scope, end) for end in reads}, name)
     try:
-        return _compare(pair, scope, other, name, made, nodes, reads, stands)
+        return _compare(pair, scope, other, name, output, nodes, reads, stands)
     except UnevaluatedError as error:
         raise ProofError("merges", name, f"not covered: {error}") from error
 
 
-def _stands(pair: Pair, scope: Scope, other: Scope, made: str, ends: set[str], name: str) -> list[onnx.NodeProto]:
+def _stands(pair: Pair, scope: Scope, other: Scope, output: str, ends: set[str], name: str) -> list[onnx.NodeProto]:
     """The nodes of the result that stand for a region."""
     chosen: set[int] = set()
-    stack = [made]
+    stack = [output]
     while stack:
         value = stack.pop()
         if not value or value in ends or other.is_constant(value):
@@ -197,7 +200,7 @@ def _stands(pair: Pair, scope: Scope, other: Scope, made: str, ends: set[str], n
 
 @dataclass(frozen=True, eq=False)
 class _Part:
-    """Nodes that make one value of others."""
+    """Nodes that compute one value from others."""
 
     nodes: list[onnx.NodeProto]
     constants: dict[str, AnyArray]
@@ -205,19 +208,19 @@ class _Part:
     opsets: list[onnx.OperatorSetIdProto]
 
     @classmethod
-    def of(cls, scope: Scope, nodes: list[onnx.NodeProto], made: str) -> _Part:
-        """Some nodes of a graph."""
-        names = {each for node in nodes for each in node.input if each}
-        constants = {name: found for name in names if (found := scope.constant(name)) is not None}
-        return cls(nodes, constants, made, scope.opsets)
+    def of(cls, scope: Scope, nodes: list[onnx.NodeProto], output: str) -> _Part:
+        """The part of a graph that these nodes are."""
+        names = {value for node in nodes for value in node.input if value}
+        constants = {name: constant for name in names if (constant := scope.constant(name)) is not None}
+        return cls(nodes, constants, output, scope.opsets)
 
-    def run(self, given: dict[str, AnyArray]) -> AnyArray:
-        """What is made."""
-        return evaluate(self.nodes, {**self.constants, **given}, [self.made], self.opsets)[0]
+    def run(self, feeds: dict[str, AnyArray]) -> AnyArray:
+        """Compute the value."""
+        return evaluate(self.nodes, {**self.constants, **feeds}, [self.made], self.opsets)[0]
 
-    def size(self, given: dict[str, AnyArray]) -> AnyArray:
-        """What the absolute values of all addends add up to."""
-        nodes, sizes = [], {name: _size(each) for name, each in self.constants.items()}
+    def size(self, feeds: dict[str, AnyArray]) -> AnyArray:
+        """The sum of the absolute values of all addends."""
+        nodes, sizes = [], {name: _size(constant) for name, constant in self.constants.items()}
         for node in self.nodes:
             copy = onnx.NodeProto()
             copy.CopyFrom(node)
@@ -227,18 +230,18 @@ class _Part:
                 sizes[mean] = -sizes[node.input[3]]
                 copy.input[3] = mean
             nodes.append(copy)
-        sizes.update({name: np.abs(each) for name, each in given.items()})
+        sizes.update({name: np.abs(array) for name, array in feeds.items()})
         return evaluate(nodes, sizes, [self.made], self.opsets)[0]
 
     @property
     def unit(self) -> float:
-        """The largest error of rounding a constant once, relatively."""
-        return max((_unit(each) for each in self.constants.values()), default=UNIT)
+        """The largest relative error of rounding a constant once."""
+        return max((_unit(constant) for constant in self.constants.values()), default=UNIT)
 
 
 def _size(array: AnyArray) -> AnyArray:
-    found = wide(array)
-    return np.abs(found) if found.dtype.kind == "f" else array
+    widened = wide(array)
+    return np.abs(widened) if widened.dtype.kind == "f" else array
 
 
 def _unit(array: AnyArray) -> float:
@@ -248,9 +251,9 @@ def _unit(array: AnyArray) -> float:
 
 
 def _tiny(part: _Part) -> float:
-    """The largest error of rounding a constant once, where that is subnormal."""
-    kinds = [each.dtype for each in part.constants.values() if _unit(each)]
-    return max((float(ml_dtypes.finfo(each).smallest_subnormal) for each in kinds), default=0.0)  # type: ignore[no-untyped-call]
+    """The largest error of rounding a constant once, where it is subnormal."""
+    kinds = [constant.dtype for constant in part.constants.values() if _unit(constant)]
+    return max((float(ml_dtypes.finfo(kind).smallest_subnormal) for kind in kinds), default=0.0)  # type: ignore[no-untyped-call]
 
 
 def _compare(
@@ -258,21 +261,21 @@ def _compare(
     scope: Scope,
     other: Scope,
     name: str,
-    made: str,
+    output: str,
     nodes: list[onnx.NodeProto],
     reads: list[str],
     stands: list[onnx.NodeProto],
 ) -> Worst:
     generator = np.random.default_rng()
-    relation = pair.relation(scope, made)
+    relation = pair.relation(scope, output)
     pulled = relation.forth if relation else None
     if relation is not None and pulled is None:
         raise ProofError("merges", name, "what it makes changed in a way that is not covered")
-    old, new = _Part.of(scope, nodes, made), _Part.of(other, stands, pair.name(scope, made))
+    old, new = _Part.of(scope, nodes, output), _Part.of(other, stands, pair.name(scope, output))
 
-    def judge(given: dict[str, AnyArray], now: dict[str, AnyArray], base: tuple[AnyArray, ...] | None) -> Any:
-        """Both answers, or what they changed since `base`, which weights alone explain."""
-        before, after, sizes, bound = old.run(given), new.run(now), old.size(given), new.size(now)
+    def judge(feeds: dict[str, AnyArray], now: dict[str, AnyArray], base: tuple[AnyArray, ...] | None) -> Any:
+        """Compare both answers; or their changes since `base`, which depend on the weights alone."""
+        before, after, sizes, bound = old.run(feeds), new.run(now), old.size(feeds), new.size(now)
         if before.shape != after.shape:
             raise ProofError("merges", name, f"its result has shape {after.shape}, not {before.shape}")
         if pulled is not None:
@@ -280,7 +283,7 @@ def _compare(
         left, right, allowed = before, after, bound
         if base is not None:
             times = len(before) // len(base[0])
-            still = [np.tile(each, (times, *[1] * (each.ndim - 1))) for each in base]
+            still = [np.tile(array, (times, *[1] * (array.ndim - 1))) for array in base]
             left, right, allowed = before - still[0], after - still[1], bound - still[2]
         with np.errstate(all="ignore"):
             limit = 1.01 * new.unit * allowed + 1e-13 * (bound + sizes) + _tiny(new) * max(1, left[:1].size)
@@ -291,25 +294,23 @@ def _compare(
         return before, after, bound, sizes
 
     names = {value: pair.name(scope, value) for value in reads}
-    firsts = {names[value]: value for value in reversed(reads)}  # several may have become one
+    firsts = {names[value]: value for value in reversed(reads)}  # several values may have become one
     shapes = {now: _shape(pair, scope, value, nodes) for now, value in firsts.items()}
 
     def undone(fed: dict[str, AnyArray]) -> dict[str, AnyArray]:
-        """The values of the original for which the result has these."""
+        """The values of the original that these values of the result stand for."""
         return {value: undo(pair.relation(scope, value), fed[names[value]]) for value in reads}
 
     drawn = {now: draw(pair.relation(scope, value), shapes[now], generator) for now, value in firsts.items()}
     others = [value for value in reads if value not in firsts.values()]
-    given = {firsts[now]: each[0] for now, each in drawn.items()}
-    given |= {value: undo(pair.relation(scope, value), drawn[names[value]][1]) for value in others}
-    judge(given, {now: each[1] for now, each in drawn.items()}, None)
+    originals = {firsts[now]: two[0] for now, two in drawn.items()}
+    originals |= {value: undo(pair.relation(scope, value), drawn[names[value]][1]) for value in others}
+    judge(originals, {now: two[1] for now, two in drawn.items()}, None)
 
     def both(now: AnyArray, value: str) -> tuple[Any, Any]:
-        """Data of which one value is given, and the others are zero."""
+        """Data in which one value is given, and the others are zero."""
         times = len(now) // shapes[value][0]
-        fed = {
-            each: now if each == value else np.zeros((shape[0] * times, *shape[1:])) for each, shape in shapes.items()
-        }
+        fed = {key: now if key == value else np.zeros((shape[0] * times, *shape[1:])) for key, shape in shapes.items()}
         return undone(fed), fed
 
     def run(now: AnyArray) -> tuple[AnyArray, AnyArray]:
@@ -334,18 +335,18 @@ def _check_weights(
     run: Callable[[AnyArray], tuple[AnyArray, AnyArray]],
     size: AnyArray,
 ) -> Worst:
-    """That each weight of the operator that stands for a region, and its bias, is a nearest number of its type.
+    """Check that each weight and bias of the operator that stands for a region is a nearest number of its type.
 
     Args:
-        name: of the region's root.
+        name: the name of the region's root.
         old: the region.
-        new: what stands for it.
-        shape: of what both read.
-        run: what both make of such data.
-        size: what the absolute values of all addends add up to, of an input of zeros.
+        new: the operator that stands for it.
+        shape: the shape of their input.
+        run: computes both answers for such an input.
+        size: the sum of the absolute values of all addends, for an input of zeros.
     """
     linear = [node for node in new.nodes if node.op_type in LINEAR]
-    kernels = [new.constants.get(each) for node in linear for each in node.input[1:2]]
+    kernels = [new.constants.get(value) for node in linear for value in node.input[1:2]]
     kernel = kernels[0] if len(kernels) == 1 else None
     if kernel is None or kernel.dtype == np.float64 or not _unit(kernel):
         return Worst()
@@ -356,27 +357,27 @@ def _check_weights(
         return Worst()
     still = run(np.zeros((1, *shape[1:])))
     positions = still[0].size // still[0].shape[1 if linear[0].op_type == "Conv" else -1]
-    work = sum(each.size for part in (old, new) for each in part.constants.values()) * positions
+    work = sum(constant.size for part in (old, new) for constant in part.constants.values()) * positions
     if taps.count * work > WORK:
         return Worst()
     slack = 1e-13 * size
     worst = _rounded(name, "bias", still[1].astype(kernel.dtype), still[0], slack)
     for now in taps.batches():
-        before, after = (made - nothing for made, nothing in zip(run(now), still, strict=True))
+        before, after = (output - nothing for output, nothing in zip(run(now), still, strict=True))
         error = slack + 1e-13 * np.abs(before)
         worst = worst.joined(_rounded(name, "weight", after.astype(kernel.dtype), before, error))
     return Worst(worst.ulps, kernel.size + still[0].size // positions)
 
 
 def _rounded(name: str, what: str, stored: AnyArray, exact: AnyArray, error: AnyArray) -> Worst:
-    found = check_rounded(stored, exact, error)
-    if isinstance(found, Wrong):
-        raise ProofError("merges", name, f"a {what} is {found.stored!r} and should be {found.exact!r}")
-    return found
+    outcome = check_rounded(stored, exact, error)
+    if isinstance(outcome, Wrong):
+        raise ProofError("merges", name, f"a {what} is {outcome.stored!r} and should be {outcome.exact!r}")
+    return outcome
 
 
 def along(affine: Affine, rank: int) -> AnyArray:
-    """The sizes of an affine's scales, so that they broadcast against a value of that rank."""
+    """The absolute scales of an affine, shaped to broadcast against a value of that rank."""
     shape = [1] * rank
     for axis, size in affine.places:
         shape[axis] = size
@@ -384,27 +385,27 @@ def along(affine: Affine, rank: int) -> AnyArray:
 
 
 def impulses(shape: tuple[int, ...], generator: np.random.Generator, most: int = IMPULSES) -> AnyArray:
-    """Data with a one in one channel each, at corners, borders and in the middle, along the first axis."""
+    """Impulses along the first axis: each has a one in one channel, at a corner, a border or in the middle."""
     axis = 1 if len(shape) != 3 else 2
     axis = min(axis, len(shape) - 1)
     count = shape[axis]
     channels = np.arange(count) if count <= most else generator.choice(count, most, replace=False)
     places = [tuple(0 for _ in shape), tuple(size - 1 for size in shape), tuple(size // 2 for size in shape)]
-    places.append(tuple(0 if each == 2 else size // 2 for each, size in enumerate(shape)))
-    few = [places[each] for each in generator.integers(len(places), size=count)]
+    places.append(tuple(0 if position == 2 else size // 2 for position, size in enumerate(shape)))
+    few = [places[choice] for choice in generator.integers(len(places), size=count)]
     chosen = dict.fromkeys(
-        (*place[:axis], int(each), *place[axis + 1 :])
-        for each in channels
-        for place in (places if count * len(places) <= most else [few[each]])
+        (*place[:axis], int(channel), *place[axis + 1 :])
+        for channel in channels
+        for place in (places if count * len(places) <= most else [few[channel]])
     )
-    found = np.zeros((len(chosen), *shape))
+    data = np.zeros((len(chosen), *shape))
     for index, place in enumerate(chosen):
-        found[(index, *place)] = 1.0
-    return found.reshape(-1, *shape[1:])
+        data[(index, *place)] = 1.0
+    return data.reshape(-1, *shape[1:])
 
 
 def _shape(pair: Pair, scope: Scope, value: str, nodes: list[onnx.NodeProto]) -> tuple[int, ...]:
-    """A shape for what a region reads: as small as its windows allow."""
+    """A shape for an input of a region, as small as its windows allow."""
     known = pair.shape(scope, value)
     wide_nodes = [node for node in nodes if value in node.input and node.op_type in ("Conv", "MatMul", "Gemm")]
     channels: int | None = None
@@ -415,7 +416,7 @@ def _shape(pair: Pair, scope: Scope, value: str, nodes: list[onnx.NodeProto]) ->
             channels, rank = kernel.shape[1] * int(attribute(node, "group", 1)), kernel.ndim
     if rank is None:
         raise UnevaluatedError(f"the shape of {value!r} does not follow from the model's inputs")
-    sizes = [2 if each is None else each for each in (known or (None,) * rank)]
+    sizes = [2 if size is None else size for size in (known or (None,) * rank)]
     if channels is not None:
         sizes[1] = channels
     has_window = any(node.op_type in ("Conv", "AveragePool") for node in nodes)
@@ -436,5 +437,5 @@ def _reach(node: onnx.NodeProto, kernel: AnyArray | None) -> int:
     window = list(kernel.shape[2:]) if kernel is not None else list(attribute(node, "kernel_shape", [1]))
     dilations = list(attribute(node, "dilations", [1] * len(window)))
     strides = list(attribute(node, "strides", [1] * len(window)))
-    found: list[int] = [d * (k - 1) + 1 + 2 * s for k, d, s in zip(window, dilations, strides, strict=True)]
-    return max(found)
+    lengths: list[int] = [d * (k - 1) + 1 + 2 * s for k, d, s in zip(window, dilations, strides, strict=True)]
+    return max(lengths)

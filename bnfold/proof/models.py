@@ -30,26 +30,26 @@ FLOATS = {
 }
 
 NOT_CONSTANT = frozenset({"RandomNormal", "RandomUniform"})
-"""Operators without inputs whose output is another one each time."""
+"""Operators without inputs whose output differs from run to run."""
 
 CONSTANT_LIMIT = 1 << 26
-"""Elements of a constant that is computed."""
+"""The most elements of a constant that is computed."""
 
 KEPT = 1 << 16
-"""Bytes of a constant that is kept; a larger one is read again whenever it is asked for, so that memory stays flat."""
+"""The most bytes of a constant that is kept. A larger one is read again each time, so that memory stays flat."""
 
 PIECE = 1 << 22
-"""Bytes that are hashed at a time."""
+"""How many bytes are hashed at a time."""
 
 
 @dataclass(frozen=True)
 class Files:
-    """A model and what lies outside its protobuf.
+    """A model, and the tensors that lie outside its protobuf.
 
     Attributes:
         proto: the model.
-        folder: of its external data.
-        held: tensors in memory, by the location that the protobuf has for them; they have `shape` and `numpy`.
+        folder: the folder of its external data.
+        held: tensors in memory, by the location that the protobuf gives for them. They have `shape` and `numpy`.
     """
 
     proto: onnx.ModelProto
@@ -62,59 +62,59 @@ def tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     stack: list[Any] = [proto]
     while stack:
         message = stack.pop()
-        found: list[Any] = []
+        messages: list[Any] = []
         if isinstance(message, onnx.ModelProto):
-            found = [message.graph, *message.functions]
+            messages = [message.graph, *message.functions]
         elif isinstance(message, onnx.GraphProto):
             yield from message.initializer
             for sparse in message.sparse_initializer:
                 yield from (sparse.values, sparse.indices)
-            found = list(message.node)
+            messages = list(message.node)
         elif isinstance(message, onnx.FunctionProto):
-            found = list(message.node)
+            messages = list(message.node)
         elif isinstance(message, onnx.NodeProto):
             for attribute in message.attribute:
                 if attribute.HasField("t"):
                     yield attribute.t
                 yield from attribute.tensors
                 if attribute.HasField("g"):
-                    found.append(attribute.g)
-                found.extend(attribute.graphs)
-        stack.extend(reversed(found))
+                    messages.append(attribute.g)
+                messages.extend(attribute.graphs)
+        stack.extend(reversed(messages))
 
 
 def digest(files: Files) -> str:
     """SHA-256 of a model with its external data, wherever that lies.
 
-    It is that of the protobuf, serialised deterministically and without the places of external data; then, for each
-    tensor with external data in the order of the document, of the number of its bytes (8 bytes, little endian) and of
-    these bytes.
+    The hash covers the protobuf, serialised deterministically and without the places of external data. Then, for each
+    tensor with external data in the order of the document, it covers the number of its bytes (8 bytes, little endian)
+    and these bytes.
     """
-    external = [each for each in tensors(files.proto) if each.data_location == onnx.TensorProto.EXTERNAL]
+    external = [entry for entry in tensors(files.proto) if entry.data_location == onnx.TensorProto.EXTERNAL]
     proto = files.proto
     if external:
         proto = onnx.ModelProto()
         proto.CopyFrom(files.proto)
         for tensor in tensors(proto):
             tensor.ClearField("external_data")
-    found = hashlib.sha256(proto.SerializeToString(deterministic=True))
+    sha = hashlib.sha256(proto.SerializeToString(deterministic=True))
     for tensor in external:
         content = external_bytes(tensor, files)
-        found.update(len(content).to_bytes(8, "little"))
+        sha.update(len(content).to_bytes(8, "little"))
         for start in range(0, len(content), PIECE):
-            found.update(content[start : start + PIECE])
-    return found.hexdigest()
+            sha.update(content[start : start + PIECE])
+    return sha.hexdigest()
 
 
 def location(tensor: onnx.TensorProto) -> str:
-    """Where the bytes of a tensor are that are not in the protobuf."""
+    """The place of a tensor's external bytes."""
     return next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
 
 
 def external_bytes(tensor: onnx.TensorProto, files: Files) -> Any:
-    """The bytes of a tensor that are not in the protobuf; in another file, they stay there until they are read."""
-    if (held := files.held.get(location(tensor))) is not None:
-        return np.frombuffer(held.tobytes(), np.uint8)
+    """The external bytes of a tensor. Those in another file stay there until they are read."""
+    if (memory := files.held.get(location(tensor))) is not None:
+        return np.frombuffer(memory.tobytes(), np.uint8)
     entries = {entry.key: entry.value for entry in tensor.external_data}
     dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
     path = (files.folder or Path()) / entries["location"]
@@ -125,10 +125,10 @@ def external_bytes(tensor: onnx.TensorProto, files: Files) -> Any:
 
 
 def array_of(tensor: onnx.TensorProto, files: Files) -> AnyArray:
-    """A tensor's values; of one in another file, a view."""
-    if tensor.data_location == onnx.TensorProto.EXTERNAL and (held := files.held.get(location(tensor))) is not None:
-        found: AnyArray = held.numpy()
-        return found
+    """The values of a tensor; a view where they are in another file."""
+    if tensor.data_location == onnx.TensorProto.EXTERNAL and (kept := files.held.get(location(tensor))) is not None:
+        values: AnyArray = kept.numpy()
+        return values
     dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
     is_plain = dtype.kind in "fiub" or tensor.data_type == onnx.TensorProto.BFLOAT16
     is_plain = is_plain and tensor.data_type not in (onnx.TensorProto.INT4, onnx.TensorProto.UINT4)
@@ -140,7 +140,7 @@ def array_of(tensor: onnx.TensorProto, files: Files) -> AnyArray:
 
 @dataclass(eq=False)
 class Scope:
-    """One graph, or the body of a function, with what it sees around it."""
+    """One graph, or the body of a function, with the scopes around it."""
 
     path: str
     message: Any
@@ -161,7 +161,7 @@ class Scope:
         return isinstance(self.message, onnx.FunctionProto)
 
     def owner(self, name: str) -> Scope | None:
-        """The scope that a value of this name is of."""
+        """The scope that a value of this name belongs to."""
         scope: Scope | None = self
         while scope is not None:
             if name in scope.makers or name in scope.initializers or name in scope.inputs or name in scope.sparse:
@@ -171,35 +171,35 @@ class Scope:
 
     @property
     def opsets(self) -> list[onnx.OperatorSetIdProto]:
-        """What its operators mean."""
+        """The opsets of its operators."""
         scope: Scope = self
         while scope.around is not None:
             scope = scope.around
-        found = scope.message.opset_import if scope.is_function else self.side.files.proto.opset_import
-        return list(found)
+        imports = scope.message.opset_import if scope.is_function else self.side.files.proto.opset_import
+        return list(imports)
 
     @property
     def version(self) -> int:
-        """Of the default operators."""
-        return next((each.version for each in self.opsets if each.domain in ("", "ai.onnx")), 1)
+        """The opset version of the default operators."""
+        return next((opset.version for opset in self.opsets if opset.domain in ("", "ai.onnx")), 1)
 
     def constant(self, name: str) -> AnyArray | None:
-        """The value that a name stands for whatever the inputs are; None where it depends on them."""
+        """The constant that a name stands for; None where the value depends on the inputs."""
         owner = self.owner(name)
         if owner is None:
             return None
         if name in owner.known:
-            found = owner.known[name]
-            kept = found() if isinstance(found, weakref.ref) else found
-            if kept is not None or found is None:
+            cached = owner.known[name]
+            kept = cached() if isinstance(cached, weakref.ref) else cached
+            if kept is not None or cached is None:
                 return kept
-        owner.known[name] = None  # a cycle holds no constant
-        made = owner._find(name)
-        owner.known[name] = made if made is None or made.nbytes <= KEPT else weakref.ref(made)
-        return made
+        owner.known[name] = None  # so that a cycle ends, as no constant
+        constant = owner._find(name)
+        owner.known[name] = constant if constant is None or constant.nbytes <= KEPT else weakref.ref(constant)
+        return constant
 
     def is_constant(self, name: str) -> bool:
-        """Whether a name stands for one value whatever the inputs are."""
+        """Whether a name stands for a constant."""
         owner = self.owner(name)
         if owner is None:
             return False
@@ -217,7 +217,7 @@ class Scope:
         node = self.makers.get(name)
         if node is None or node.domain not in ("", "ai.onnx") or node.op_type in NOT_CONSTANT:
             return None
-        if any(each.HasField("g") or each.graphs or each.ref_attr_name for each in node.attribute):
+        if any(entry.HasField("g") or entry.graphs or entry.ref_attr_name for entry in node.attribute):
             return None
         if node.op_type == "Constant":
             for attribute in node.attribute:
@@ -227,33 +227,33 @@ class Scope:
                     return _dense(attribute.sparse_tensor, self.side.files)
         if node.op_type in ("Shape", "Size"):
             return self._measure(node)
-        feeds = {each: self.constant(each) for each in node.input if each}
+        feeds = {value: self.constant(value) for value in node.input if value}
         if node.op_type == "CastLike":
             return self._cast_like(node, feeds[node.input[0]])
-        if any(each is None for each in feeds.values()):
+        if any(feed is None for feed in feeds.values()):
             return None
-        given = {key: value for key, value in feeds.items() if value is not None}
-        if sum(each.size for each in given.values()) > CONSTANT_LIMIT:
+        arrays = {key: value for key, value in feeds.items() if value is not None}
+        if sum(array.size for array in arrays.values()) > CONSTANT_LIMIT:
             return None
         if node.op_type == "DequantizeLinear":  # which the evaluator does not have in every opset
-            return _dequantize(node, [given[each] for each in node.input if each])
+            return _dequantize(node, [arrays[value] for value in node.input if value])
         try:
-            return evaluate([node], given, [name], self.opsets, widen=False)[0]
+            return evaluate([node], arrays, [name], self.opsets, widen=False)[0]
         except UnevaluatedError:
             return None
 
     def _measure(self, node: onnx.NodeProto) -> AnyArray | None:
-        """The sizes of a value from one axis to another, or their product, where they are known."""
+        """The sizes of a value from one axis to another, or their product (Shape and Size), where they are known."""
         owner = self.owner(node.input[0])
         known = None if owner is None else self.side.shape((owner.path, node.input[0]))
-        ends = {each.name: each.i for each in node.attribute}
+        ends = {attribute.name: attribute.i for attribute in node.attribute}
         if known is None or None in (sizes := known[ends.get("start", 0) : ends.get("end")]):
             return None
-        found = np.asarray(sizes, np.int64)
-        return np.asarray(np.prod(found)) if node.op_type == "Size" else found
+        measured = np.asarray(sizes, np.int64)
+        return np.asarray(np.prod(measured)) if node.op_type == "Size" else measured
 
     def _cast_like(self, node: onnx.NodeProto, constant: AnyArray | None) -> AnyArray | None:
-        """A constant in the type of something else."""
+        """A constant cast to the type of another value (CastLike)."""
         owner = self.owner(node.input[1])
         if constant is None or owner is None:
             return None
@@ -263,15 +263,15 @@ class Scope:
         return constant.astype(onnx.helper.tensor_dtype_to_np_dtype(kind))
 
     def is_constant_node(self, node: onnx.NodeProto) -> bool:
-        """Whether all that a node makes is constant."""
-        return all(self.is_constant(each) for each in node.output if each)
+        """Whether all outputs of a node are constant."""
+        return all(self.is_constant(value) for value in node.output if value)
 
 
-def _dequantize(node: onnx.NodeProto, given: list[AnyArray]) -> AnyArray | None:
+def _dequantize(node: onnx.NodeProto, operands: list[AnyArray]) -> AnyArray | None:
     """Integers times the scale of their channel."""
-    options = {each.name: each.i for each in node.attribute}
-    integers, scales = given[:2]
-    zeros = given[2] if len(given) > 2 else np.zeros(scales.shape, integers.dtype)
+    options = {attribute.name: attribute.i for attribute in node.attribute}
+    integers, scales = operands[:2]
+    zeros = operands[2] if len(operands) > 2 else np.zeros(scales.shape, integers.dtype)
     axis = options.get("axis", 1)
     if options.get("block_size") or (scales.size != 1 and scales.shape != integers.shape[axis : axis + 1]):
         return None
@@ -279,8 +279,8 @@ def _dequantize(node: onnx.NodeProto, given: list[AnyArray]) -> AnyArray | None:
     if scales.size > 1:
         shape[axis] = scales.size
     difference = integers.astype(np.float64) - zeros.astype(np.float64).reshape(shape)
-    found: AnyArray = (difference * scales.astype(np.float64).reshape(shape)).astype(scales.dtype)
-    return found
+    values: AnyArray = (difference * scales.astype(np.float64).reshape(shape)).astype(scales.dtype)
+    return values
 
 
 def _dense(sparse: onnx.SparseTensorProto, files: Files) -> AnyArray | None:
@@ -299,12 +299,9 @@ class Side:
     """One of the two models.
 
     Attributes:
-        files: what it was read from.
-        infer: finds shape and element type of each value, by scope and name, given those of some.
+        files: the files that it was read from.
         assumed: shapes and element types that do not follow from the model's inputs.
-
-    Attributes:
-        used: what of it mattered.
+        used: the assumed values that mattered so far.
     """
 
     def __init__(
@@ -318,13 +315,13 @@ class Side:
         self.used: set[Name] = set()
         self.scopes: dict[str, Scope] = {}
         self.main = self._add("main", files.proto.graph, None)
-        self.functions = {f"function:{each.domain}:{each.name}:{each.overload}": each for each in files.proto.functions}
+        self.functions = {f"function:{body.domain}:{body.name}:{body.overload}": body for body in files.proto.functions}
         for path, function in self.functions.items():
             self._add(path, function, None)
 
     @cached_property
     def known(self) -> dict[Any, Any]:
-        """Shape and element type of each value, as far as they follow from the model's inputs and what is assumed."""
+        """Shape and element type of each value, as far as they follow from the model's inputs and the assumed ones."""
         return self._infer(self, self.assumed) if self.assumed else self.certain
 
     @cached_property
@@ -333,7 +330,7 @@ class Side:
         return self._infer(self, {})
 
     def shape(self, key: Name) -> Shape | None:
-        """The shape of a value, as far as it is known; what had to be assumed for it is noted."""
+        """The shape of a value, as far as it is known. Notes the assumed values that it rests on."""
         shape: Shape | None = self.known.get(key, (None, 0))[0]
         if self.assumed and shape != self.certain.get(key, (None, 0))[0]:
             self.used.update([key] if key in self.assumed else self.assumed)
@@ -344,10 +341,10 @@ class Side:
             raise ProofError("wiring", path, "two graphs have one place")
         scope = self.scopes[path] = Scope(path, message, self, around, list(message.node))
         if isinstance(message, onnx.GraphProto):
-            scope.inputs = [each.name for each in message.input]
-            scope.outputs = [each.name for each in message.output]
-            scope.initializers = {each.name: each for each in message.initializer}
-            scope.sparse = {each.values.name: each for each in message.sparse_initializer}
+            scope.inputs = [value.name for value in message.input]
+            scope.outputs = [value.name for value in message.output]
+            scope.initializers = {tensor.name: tensor for tensor in message.initializer}
+            scope.sparse = {tensor.values.name: tensor for tensor in message.sparse_initializer}
         else:
             scope.inputs, scope.outputs = list(message.input), list(message.output)
         for node in scope.nodes:
@@ -375,8 +372,8 @@ class Side:
 
 
 def first_output(node: onnx.NodeProto) -> str:
-    """What a node is known by."""
-    return next((each for each in node.output if each), "")
+    """The first output of a node, which names the node in certificates."""
+    return next((value for value in node.output if value), "")
 
 
 def bodies(node: onnx.NodeProto) -> Iterator[tuple[str, onnx.GraphProto]]:

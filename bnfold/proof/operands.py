@@ -1,4 +1,4 @@
-"""Constants that a node reads as data, and that took in an affine: what they should be by its law.
+"""Constants that a node reads as data and that took in an affine, checked against the law of the node.
 
 Add, Sub, Sum:  s * (x + c) + t  =  (s * x + t_x)  +  c',    c' = s * c + (t - t_x)
 Where:          s * Where(m, x, c) + t  =  Where(m, s * x + t, c'),    c' = s * c + t
@@ -27,19 +27,19 @@ SUMS = frozenset({"Add", "Sub", "Sum"})
 
 
 def find_operand(pair: Pair, scope: Scope, other: Scope, node: onnx.NodeProto) -> int | None:
-    """Which input of a node is a constant that is another one in the result; None where all are the same."""
+    """The index of a node's input that is another constant in the result; None where all are the same."""
     if node.domain not in ("", "ai.onnx") or node.op_type not in (*SUMS, "Where", "Gather") or scope.version < 7:
         return None
-    found = counterpart(pair, scope, other, node)
+    twin = counterpart(pair, scope, other, node)
     places = {"Where": (1, 2), "Gather": (0,)}.get(node.op_type, range(len(node.input)))
     for index in places:
-        if len(found.input) == len(node.input) and found.input[index] != pair.name(scope, node.input[index]):
+        if len(twin.input) == len(node.input) and twin.input[index] != pair.name(scope, node.input[index]):
             return index if scope.constant(node.input[index]) is not None else None
     return None
 
 
 def check_operand(pair: Pair, scope: Scope, other: Scope, node: onnx.NodeProto, index: int) -> Worst:
-    """That a node whose constant input `index` changed makes what it should."""
+    """Check a node whose constant input `index` changed."""
     name = first_output(node)
     twin = same_node(pair, scope, other, node, ())
     if len(twin.input) != len(node.input):
@@ -61,15 +61,17 @@ def check_operand(pair: Pair, scope: Scope, other: Scope, node: onnx.NodeProto, 
     wide = old.astype(np.float64).reshape((1,) * (rank - old.ndim) + old.shape)
     exact: Array = affine(wide)
     error = 8 * UNIT * Affine(np.abs(affine.scale), np.abs(affine.shift), affine.axis)(np.abs(wide))
-    found = check_rounded(new.reshape(exact.shape), exact, error)
-    if isinstance(found, Wrong):
-        detail = f"element {found.index} of a constant that it reads is {found.stored!r} and should be {found.exact!r}"
+    outcome = check_rounded(new.reshape(exact.shape), exact, error)
+    if isinstance(outcome, Wrong):
+        detail = (
+            f"element {outcome.index} of a constant that it reads is {outcome.stored!r} and should be {outcome.exact!r}"
+        )
         raise ProofError("weights", name, detail)
-    return found
+    return outcome
 
 
 def _insist_on_shape(name: str, old: AnyArray, new: AnyArray, affine: Affine, rank: int) -> None:
-    """That a constant has its old shape, or one entry for each channel where it was one number."""
+    """Check that a constant kept its shape, or that one number became one entry for each channel."""
     sizes = [1] * (rank - old.ndim) + list(old.shape)
     is_number = set(sizes) <= {1}
     if affine.axis >= rank or (sizes[affine.axis] != affine.size and not is_number):
@@ -80,7 +82,7 @@ def _insist_on_shape(name: str, old: AnyArray, new: AnyArray, affine: Affine, ra
 
 
 def _along_table(pair: Pair, scope: Scope, node: onnx.NodeProto, outer: Affine, rank: int) -> Affine:
-    """The map of what a Gather makes, along the axis of its table."""
+    """The map on the output of a Gather, along the axis of its table."""
     name, indices = first_output(node), pair.rank(scope, node.input[1])
     axis = int(attribute(node, "axis", 0)) % rank
     if indices is None or pair.relation(scope, node.input[1]):
@@ -91,7 +93,7 @@ def _along_table(pair: Pair, scope: Scope, node: onnx.NodeProto, outer: Affine, 
 
 
 def _of_operands(pair: Pair, scope: Scope, node: onnx.NodeProto, index: int, outer: Affine) -> tuple[Affine, int]:
-    """The map that the constant of a sum or a selection should take in, and the rank of what the node makes."""
+    """The map that the constant of a sum or a selection should take in, and the rank of the node's output."""
     name, shape = first_output(node), pair.shape(scope, node.output[0])
     if shape is None or outer.axis >= len(shape) or shape[outer.axis] != outer.size:
         raise ProofError("weights", name, "the shape of what it makes does not follow from the model's inputs")
@@ -113,7 +115,7 @@ def _of_operands(pair: Pair, scope: Scope, node: onnx.NodeProto, index: int, out
 
 
 def _aligned(pair: Pair, scope: Scope, name: str, value: str, outer: Affine, rank: int) -> Affine:
-    """How an input changed, along the axis of the output; it has all channels."""
+    """How an input changed, along the axis of the output. The input has all channels."""
     relation = pair.relation(scope, value)
     if relation is None:
         return Affine.identity(outer.size, outer.axis)

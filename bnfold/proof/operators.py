@@ -1,4 +1,4 @@
-"""Linear operators that changed: what they read, their padding, kernel and bias."""
+"""Linear operators that changed: checks of their input, padding, kernel and bias."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ from bnfold.proof.wiring import same_input, same_node
 AnyArray = npt.NDArray[Any]
 
 MAY_CHANGE = ("alpha", "beta", "broadcast", "pads")
-"""Attributes that are compared by what they mean."""
+"""Attributes that may be spelled differently, and are compared by their meaning."""
 
 
 def check_linear(pair: Pair, scope: Scope, other: Scope, node: onnx.NodeProto) -> Worst:
-    """That a linear operator is its closed form."""
+    """Check that a linear operator has become its closed form."""
     name = first_output(node)
     add = pair.bias_add(scope, node)
-    made = node.output[0] if add is None else add.output[0]
-    inner, outer = _inner(pair, scope, node), _outer(pair, scope, node, made)
+    output = node.output[0] if add is None else add.output[0]
+    inner, outer = _inner(pair, scope, node), _outer(pair, scope, node, output)
     core, constant = _core(pair, scope, other, node, add)
     index = data_index(scope, node)
     kernel_index = 1 - index if node.op_type in PRODUCTS else 1
@@ -96,7 +96,7 @@ def _has(node: onnx.NodeProto, index: int) -> bool:
 
 
 def _inner(pair: Pair, scope: Scope, node: onnx.NodeProto) -> Affine | None:
-    """The map from what the operator reads now to what it read."""
+    """The map from the operator's new input to its old one."""
     name, index = first_output(node), data_index(scope, node)
     for position, value in enumerate(node.input):
         if position != index and value and pair.relation(scope, value):
@@ -121,12 +121,12 @@ def _inner(pair: Pair, scope: Scope, node: onnx.NodeProto) -> Affine | None:
     return back
 
 
-def _outer(pair: Pair, scope: Scope, node: onnx.NodeProto, made: str) -> Affine | None:
-    """The map from what the operator made to what it makes now."""
+def _outer(pair: Pair, scope: Scope, node: onnx.NodeProto, output: str) -> Affine | None:
+    """The map from the operator's old output to its new one."""
     name = first_output(node)
-    if any(pair.relation(scope, each) for each in node.output[1:] if each):
+    if any(pair.relation(scope, value) for value in node.output[1:] if value):
         raise ProofError("weights", name, "a further output changed")
-    relation = pair.relation(scope, made)
+    relation = pair.relation(scope, output)
     if relation is None:
         return None
     forth = relation.forth
@@ -164,32 +164,32 @@ def _fits(name: str, affine: Affine | None, size: int) -> None:
 def _core(
     pair: Pair, scope: Scope, other: Scope, node: onnx.NodeProto, add: onnx.NodeProto | None
 ) -> tuple[onnx.NodeProto, AnyArray | None]:
-    """The operator itself in the result, and the constant of the Add behind a product."""
+    """The operator in the result, and the constant of the Add behind a product."""
     name = first_output(node)
-    made = pair.name(scope, node.output[0] if add is None else add.output[0])
-    found = other.makers.get(made)
-    if found is None:
-        raise ProofError("wiring", name, f"the result does not make {made!r}")
+    output = pair.name(scope, node.output[0] if add is None else add.output[0])
+    maker = other.makers.get(output)
+    if maker is None:
+        raise ProofError("wiring", name, f"the result does not make {output!r}")
     constant: AnyArray | None = None
-    if node.op_type in PRODUCTS and found.op_type == "Add":
+    if node.op_type in PRODUCTS and maker.op_type == "Add":
         if add is not None:
-            same_node(pair, scope, other, add, ("broadcast", "axis"), found)
-        elif found.domain or len(found.input) != 2:
+            same_node(pair, scope, other, add, ("broadcast", "axis"), maker)
+        elif maker.domain or len(maker.input) != 2:
             raise ProofError("wiring", name, "its result is added to what is no bias")
-        pair.accounted.add(id(found))
-        places = [index for index in (0, 1) if other.is_constant(found.input[index])]
+        pair.accounted.add(id(maker))
+        places = [index for index in (0, 1) if other.is_constant(maker.input[index])]
         if len(places) != 1:
             raise ProofError("wiring", name, "its result is added to what is no bias")
-        constant = other.constant(found.input[places[0]])
+        constant = other.constant(maker.input[places[0]])
         assert constant is not None
-        _check_side(pair, scope, other, node, found, places[0], constant)
-        inner = found.input[1 - places[0]]
+        _check_side(pair, scope, other, node, maker, places[0], constant)
+        inner = maker.input[1 - places[0]]
         pair.helpers.add((other.path, inner))
-        found = other.makers.get(inner)
-        if found is None or other.readers.get(inner) != 1:
+        maker = other.makers.get(inner)
+        if maker is None or other.readers.get(inner) != 1:
             raise ProofError("wiring", name, "what is added to is not its result")
-    twin = same_node(pair, scope, other, node, MAY_CHANGE, found)
-    if [pair.name(scope, each) for each in node.output[1:]] != list(twin.output[1:]):
+    twin = same_node(pair, scope, other, node, MAY_CHANGE, maker)
+    if [pair.name(scope, value) for value in node.output[1:]] != list(twin.output[1:]):
         raise ProofError("wiring", name, "its outputs differ")
     return twin, constant
 
@@ -197,7 +197,7 @@ def _core(
 def _check_side(
     pair: Pair, scope: Scope, other: Scope, node: onnx.NodeProto, add: onnx.NodeProto, place: int, constant: AnyArray
 ) -> None:
-    """That a constant is added along the channels of a product."""
+    """Check that a constant is added along the channels of a product."""
     name = first_output(node)
     long = [axis - constant.ndim for axis, size in enumerate(constant.shape) if size != 1]
     wanted = -1 if data_index(scope, node) == 0 else -2
@@ -212,7 +212,7 @@ def _check_side(
         if place != 1 or not attribute(add, "broadcast", 0) or rank is None:
             raise ProofError("wiring", name, "its bias is not broadcast")
         if axis is not None and constant.size > 1:
-            long = [each + axis + constant.ndim - rank for each in long]
+            long = [place + axis + constant.ndim - rank for place in long]
     elif constant.ndim > 2:
         rank = pair.rank(scope, node.input[data_index(scope, node)])
         if rank is None or constant.ndim > rank:
@@ -224,7 +224,7 @@ def _check_side(
 def _check_data(
     pair: Pair, scope: Scope, other: Scope, node: onnx.NodeProto, core: onnx.NodeProto, index: int, inner: Affine | None
 ) -> None:
-    """What the operator reads: what it read, or that padded; a shift meets no padding with zeros."""
+    """Check the operator's input: the old one, or the old one padded. A shift must meet no padding with zeros."""
     name = first_output(node)
     read = core.input[index]
     pads = list(attribute(node, "pads", [])) if node.op_type in CONVOLUTIONS else []
@@ -257,30 +257,30 @@ def _check_data(
     kernel = scope.constant(node.input[1])
     assert kernel is not None
     if other.version < 11:
-        found = attribute(pad, "pads" if other.version > 1 else "paddings", None)
+        padding = attribute(pad, "pads" if other.version > 1 else "paddings", None)
         fill = np.asarray(attribute(pad, "value", 0.0), np.float32)
         dtype = kernel.dtype
     else:
         sizes = other.constant(pad.input[1])
-        found = None if sizes is None else sizes.tolist()
+        padding = None if sizes is None else sizes.tolist()
         value = other.constant(pad.input[2]) if _has(pad, 2) else np.zeros((), kernel.dtype)
         if value is None:
             raise ProofError("wiring", name, "its padding is no constant")
         fill, dtype = value, value.dtype
-    if found is None or list(found) != wanted or fill.size != 1:
+    if padding is None or list(padding) != wanted or fill.size != 1:
         raise ProofError("wiring", name, "its padding differs")
     _check_fill(name, fill, dtype, inner)
 
 
 def _is_dense(node: onnx.NodeProto) -> bool:
-    """Whether a ConvTranspose puts an output on each place of its input, and on no other."""
+    """Whether a ConvTranspose has exactly one output for each place of its input."""
     numbers = [*attribute(node, "pads", []), *attribute(node, "output_padding", [])]
     is_sized = bool(attribute(node, "output_shape", [])) or attribute(node, "auto_pad", "NOTSET").startswith("SAME")
     return set(attribute(node, "strides", [])) <= {1} and not any(numbers) and not is_sized
 
 
 def _check_fill(name: str, fill: AnyArray, dtype: np.dtype[Any], inner: Affine | None) -> None:
-    """That the padding is what the map of each channel makes zero."""
+    """Check that the map of each channel makes the padding zero."""
     if inner is None:
         wanted: Array = np.zeros(1)
     elif ((inner.scale == 0) & (inner.shift != 0)).any():
@@ -291,9 +291,9 @@ def _check_fill(name: str, fill: AnyArray, dtype: np.dtype[Any], inner: Affine |
     numbers = np.broadcast_to(fill.astype(dtype).reshape(1), wanted.shape)
     if not np.array_equal(fill.astype(dtype).astype(np.float64), fill.astype(np.float64)):
         raise ProofError("weights", name, "its padding does not fit its type")
-    found = check_rounded(numbers, wanted, 4 * UNIT * np.abs(wanted))
-    if isinstance(found, Wrong):
-        detail = f"its padding is {found.stored!r}, and channel {found.index} needs {found.exact!r}"
+    outcome = check_rounded(numbers, wanted, 4 * UNIT * np.abs(wanted))
+    if isinstance(outcome, Wrong):
+        detail = f"its padding is {outcome.stored!r}, and channel {outcome.index} needs {outcome.exact!r}"
         raise ProofError("weights", name, detail)
 
 
@@ -303,20 +303,20 @@ def _bias(scope: Scope, node: onnx.NodeProto, add: onnx.NodeProto | None, kernel
     if node.op_type in PRODUCTS:
         if add is None:
             return None
-        found = scope.constant(add.input[1 if add.input[0] == node.output[0] else 0])
-        assert found is not None
-        long = [axis - found.ndim for axis, size in enumerate(found.shape) if size != 1]
+        bias = scope.constant(add.input[1 if add.input[0] == node.output[0] else 0])
+        assert bias is not None
+        long = [axis - bias.ndim for axis, size in enumerate(bias.shape) if size != 1]
         wanted = -1 if data_index(scope, node) == 0 else -2
         if scope.version >= 7 and long not in ([], [wanted]):
             raise ProofError("weights", name, "its bias lies along another axis")
-        return _broadcast(name, found.astype(np.float64), out)
+        return _broadcast(name, bias.astype(np.float64), out)
     index = _bias_index(node)
     if not _has(node, index):
         return None
-    found = scope.constant(node.input[index])
-    if found is None:
+    bias = scope.constant(node.input[index])
+    if bias is None:
         raise ProofError("weights", name, "its bias is not constant")
-    wide = found.astype(np.float64)
+    wide = bias.astype(np.float64)
     if node.op_type in RECURRENT:
         return _broadcast(name, wide[:, : wide.shape[1] // 2], out)
     if node.op_type == "Gemm":
@@ -326,14 +326,14 @@ def _bias(scope: Scope, node: onnx.NodeProto, add: onnx.NodeProto | None, kernel
     return _broadcast(name, wide, out)
 
 
-def _broadcast(name: str, found: Array, out: int) -> Array:
-    if found.size not in (1, out):
-        raise ProofError("weights", name, f"its bias has {found.size} entries for {out} channels")
-    return np.broadcast_to(found.reshape(-1), (out,))
+def _broadcast(name: str, bias: Array, out: int) -> Array:
+    if bias.size not in (1, out):
+        raise ProofError("weights", name, f"its bias has {bias.size} entries for {out} channels")
+    return np.broadcast_to(bias.reshape(-1), (out,))
 
 
 def _half(scope: Scope, node: onnx.NodeProto, kernel: Kernel, stored: AnyArray | None) -> AnyArray | None:
-    """The half of a recurrent layer's bias that belongs to its input; the other one is what it was."""
+    """The half of a recurrent layer's bias that belongs to its input. The other half must be unchanged."""
     if stored is None:
         return None
     name = first_output(node)
@@ -361,7 +361,7 @@ def _check_scales(
     inner: Affine | None,
     outer: Affine | None,
 ) -> Worst:
-    """That a weight is dequantised from the same integers, with the rounded scales of each channel."""
+    """Check that a weight is dequantised from the same integers, with new scales that are rounded once."""
     name = first_output(node)
     owners = scope.owner(before), other.owner(after)
     assert owners[0] is not None
@@ -370,13 +370,14 @@ def _check_scales(
         raise ProofError("weights", name, "its quantised weight takes no change of its input")
     if new is None or new.op_type != "DequantizeLinear" or new.domain:
         raise ProofError("weights", name, "its weight is not dequantised")
-    parts = [(side.constant(each.input[0]), side.constant(each.input[1]), side.constant(each.input[2]) if _has(each, 2)
-              else None) for side, each in ((scope, old), (other, new))]  # fmt: skip
+    parts = [(side.constant(node.input[0]), side.constant(node.input[1]), side.constant(node.input[2]) if _has(node, 2)
+              else None) for side, node in ((scope, old), (other, new))]  # fmt: skip
     (integers, scales, zeros), (same, stored, zeros_now) = parts
     if integers is None or scales is None or same is None or stored is None or integers.dtype != same.dtype:
         raise ProofError("weights", name, "its quantised weight differs")
     kinds = [
-        {each.name: each.SerializeToString() for each in part.attribute if each.name != "axis"} for part in (old, new)
+        {option.name: option.SerializeToString() for option in part.attribute if option.name != "axis"}
+        for part in (old, new)
     ]
     if kinds[0] != kinds[1] or attribute(new, "block_size", 0):
         raise ProofError("weights", name, "it is dequantised in another way")
@@ -404,14 +405,16 @@ def _check_scales(
         raise ProofError("weights", name, "its scales are of another type")
     exact = np.broadcast_to(scales.astype(np.float64).reshape(-1), (channels,))
     exact = exact * np.where(factor == 0, 1.0, np.abs(factor))
-    found = check_rounded(np.broadcast_to(stored.reshape(-1), (channels,)), exact, 4 * UNIT * np.abs(exact))
-    if isinstance(found, Wrong):
-        raise ProofError("weights", name, f"scale {found.index} is {found.stored!r} and should be {found.exact!r}")
-    return found
+    outcome = check_rounded(np.broadcast_to(stored.reshape(-1), (channels,)), exact, 4 * UNIT * np.abs(exact))
+    if isinstance(outcome, Wrong):
+        raise ProofError(
+            "weights", name, f"scale {outcome.index} is {outcome.stored!r} and should be {outcome.exact!r}"
+        )
+    return outcome
 
 
 def _check_integers(name: str, old: AnyArray, new: AnyArray, zero: AnyArray, factor: Array, axis: int) -> None:
-    """That integers are the old ones, mirrored at the zero point or on it where the factor is negative or zero."""
+    """Check integers: the old ones, or mirrored at the zero point for a negative factor, or the zero point for zero."""
     shape = [1] * old.ndim
     shape[axis] = factor.size
     signs = np.sign(factor).reshape(shape)

@@ -1,4 +1,4 @@
-"""Two models and what a certificate says of them."""
+"""Two models, and the claims of a certificate about them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Pair:
 
     @cached_property
     def read_elsewhere(self) -> frozenset[str]:
-        """Names of the original that something else than nodes reads: information about training, and annotations."""
+        """Names in the original that training information and annotations, not nodes, read."""
         proto, names = self.original.files.proto, set[str]()
         for training in proto.training_info:
             for entry in (*training.initialization_binding, *training.update_binding):
@@ -49,7 +49,7 @@ class Pair:
         return frozenset(names)
 
     def instances(self) -> Iterator[Instance]:
-        """Instances of the original's sizes, of larger and larger ones."""
+        """Instances of the original's shapes, with growing sizes."""
         for place in itertools.count():
             if place == len(self._instances):
                 instance = next(self._more, None)
@@ -59,21 +59,23 @@ class Pair:
             yield self._instances[place]
 
     def within(self, scope: Scope, values: Collection[str]) -> Pair:
-        """The pair as a branch of these values sees it that leads to no output: all that it reads is as it was."""
+        """The pair as seen from a branch of these values that leads to no output: values outside it are unchanged."""
         if not values:
             return self
         branch = copy(self)
         relations = {
-            key: each for key, each in self.certificate.relations.items() if key[0] == scope.path and key[1] in values
+            key: relation
+            for key, relation in self.certificate.relations.items()
+            if key[0] == scope.path and key[1] in values
         }
         branch.certificate = replace(self.certificate, relations=relations)
         return branch
 
     def insist_on_names(self) -> None:
-        """That the certificate names what there is.
+        """Check that the original has everything that the certificate names.
 
         Raises:
-            InvalidModelError: it does not.
+            InvalidModelError: it has not.
         """
         claimed = (
             *self.certificate.names,
@@ -100,7 +102,7 @@ class Pair:
                 raise ProofError("wiring", name, "an input cannot change")
 
     def counterpart(self, path: str) -> Scope:
-        """The result's graph that stands for one of the original's."""
+        """The graph of the result that stands for one of the original."""
         if path not in self._counterparts:
             self._counterparts[path] = self._find(path)
         return self._counterparts[path]
@@ -117,18 +119,21 @@ class Pair:
         return self.result.scopes[place]
 
     def name(self, scope: Scope, value: str) -> str:
-        """The name in the result of what stands for a value of the original."""
+        """The name of the value of the result that stands for one of the original."""
         owner = scope.owner(value) if value else None
         return value if owner is None else self.certificate.names.get((owner.path, value), value)
 
     def home(self, scope: Scope, value: str) -> Scope | None:
-        """The scope in the result of what stands for a value; a node that vanished may have read one of another."""
+        """The scope of the value of the result that stands for one of the original.
+
+        It may be another scope than before, since a vanished node may have read a value from outside.
+        """
         owner = scope.owner(value)
         while owner is not None:
             maker = owner.makers.get(value)
             if maker is None or (owner.path, first_output(maker)) not in self.certificate.vanished:
                 return self.counterpart(owner.path)
-            data = [each for each in maker.input if each and not owner.is_constant(each)]
+            data = [read for read in maker.input if read and not owner.is_constant(read)]
             if not data:
                 return self.counterpart(owner.path)
             value, owner = data[0], owner.owner(data[0])
@@ -145,7 +150,7 @@ class Pair:
         return None if owner is None else self.original.shape((owner.path, value))
 
     def rank(self, scope: Scope, value: str) -> int | None:
-        """The number of a value's axes, where that is known."""
+        """The rank of a value, where it is known."""
         shape = self.shape(scope, value)
         return None if shape is None else len(shape)
 
@@ -153,11 +158,11 @@ class Pair:
         """Whether a linear operator has one constant operand that is its kernel."""
         if len(node.input) < 2:
             return False
-        constants = [each for each in node.input[:2] if scope.is_constant(each)]
+        constants = [value for value in node.input[:2] if scope.is_constant(value)]
         return len(constants) == 1 and (node.op_type in ("Einsum", "MatMul") or constants[0] == node.input[1])
 
     def bias_add(self, scope: Scope, node: onnx.NodeProto) -> onnx.NodeProto | None:
-        """The Add that is the bias of a matrix product with a constant: its only reader, in the same graph."""
+        """The Add that is the bias of a product with a constant matrix: its only reader, in the same graph."""
         if node.op_type != "MatMul" or node.domain not in ("", "ai.onnx") or not self.has_kernel(scope, node):
             return None
         output = node.output[0]
@@ -176,11 +181,11 @@ class Pair:
         return None
 
     def is_bias_add(self, scope: Scope, node: onnx.NodeProto) -> bool:
-        """Whether a node belongs to a matrix product that changes."""
+        """Whether a node is the bias of a matrix product that changes."""
         if node.op_type != "Add" or node.domain not in ("", "ai.onnx"):
             return False
-        for each in node.input:
-            maker = scope.makers.get(each)
+        for name in node.input:
+            maker = scope.makers.get(name)
             if maker is not None and self.bias_add(scope, maker) is node:
                 changed = (*maker.input, node.output[0])
                 return any(self.relation(scope, value) is not None for value in changed if value)
@@ -189,20 +194,20 @@ class Pair:
     def _readers(self, scope: Scope) -> dict[str, list[onnx.NodeProto]]:
         cache: dict[str, dict[str, list[onnx.NodeProto]]] = self.__dict__.setdefault("_by_reader", {})
         if scope.path not in cache:
-            found: dict[str, list[onnx.NodeProto]] = {}
+            readers: dict[str, list[onnx.NodeProto]] = {}
             for node in scope.nodes:
-                for each in node.input:
-                    found.setdefault(each, []).append(node)
-            cache[scope.path] = found
+                for value in node.input:
+                    readers.setdefault(value, []).append(node)
+            cache[scope.path] = readers
         return cache[scope.path]
 
     def readers(self, scope: Scope, value: str) -> list[onnx.NodeProto]:
-        """What reads a value of the original, in the same graph."""
+        """The nodes that read a value of the original, in the same graph."""
         return self._readers(scope).get(value, [])
 
 
 def _is_along_channels(scope: Scope, product: onnx.NodeProto, name: str) -> bool:
-    """Whether a value is a constant that has, at most, one number for each channel of a matrix product."""
+    """Whether a value is a constant that varies at most along the channels of a matrix product."""
     constant = scope.constant(name)
     if constant is None or scope.version < 7:
         return constant is not None
@@ -211,7 +216,7 @@ def _is_along_channels(scope: Scope, product: onnx.NodeProto, name: str) -> bool
 
 
 def _agree(one: Shape, other: Shape | None) -> bool:
-    """Whether two shapes can be that of one value."""
+    """Whether two shapes can belong to one value."""
     if other is None:
         return True
     return len(one) == len(other) and all(a == b for a, b in zip(one, other, strict=True) if None not in (a, b))

@@ -1,4 +1,4 @@
-"""Shapes that follow from a model's inputs; what a file declares of inner values is not believed."""
+"""Shapes that follow from a model's inputs. What a file declares about inner values is not believed."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ Known = dict[Name, tuple[Shape | None, int]]
 """Shape and element type of each value, by scope and name."""
 
 SMALL = 1 << 12
-"""Elements of a tensor whose values may be shapes."""
+"""The most elements of a tensor whose values may be shapes."""
 
 
 def infer(side: Side, assumed: Mapping[Name, tuple[Shape, int]]) -> Known:
-    """What is known of each value, if some of the main graph are as is assumed."""
+    """Shape and element type of each value, given assumed ones of some values of the main graph."""
     light = _without_weights(side.files)
-    outputs = {each.name: each for each in light.graph.output}
+    outputs = {output.name: output for output in light.graph.output}
     for (path, name), (sizes, element) in assumed.items():
         if path == "main":
             info = helper.make_tensor_value_info(name, element, sizes)
@@ -28,28 +28,28 @@ def infer(side: Side, assumed: Mapping[Name, tuple[Shape, int]]) -> Known:
                 outputs[name].CopyFrom(info)
             else:
                 light.graph.value_info.append(info)
-    found = _inferred(light, side)
+    known = _inferred(light, side)
     is_partial = any(
-        _is_unknown(found.get((path, name), (None, 0))[0])
+        _is_unknown(known.get((path, name), (None, 0))[0])
         for path, scope in side.scopes.items()
         for name in scope.makers
         if not scope.is_function
     )
-    if is_partial and _evaluate_constants(light, side, found):
+    if is_partial and _evaluate_constants(light, side, known):
         return _inferred(light, side)
-    return found
+    return known
 
 
 def _is_unknown(shape: Shape | None) -> bool:
-    """Whether nothing is known of a shape but the number of its axes, as behind a Slice of computed bounds."""
+    """Whether only the rank of a shape is known, as behind a Slice with computed bounds."""
     return shape is None or (shape != () and all(size is None for size in shape))
 
 
 def _evaluate_constants(light: onnx.ModelProto, side: Side, known: Known) -> bool:
-    """Put the values of integers that are computed from constants in place of the nodes that compute them.
+    """Replace nodes that compute integers from constants by their values.
 
-    Shape inference does not follow all of these, and where they are the axes or the target of an operator, it learns
-    nothing about what that makes.
+    Shape inference does not follow all of these. Where they are the axes or the target of an operator, it then knows
+    nothing of that operator's output.
     """
     scope = Side(Files(light, side.files.folder, side.files.held), lambda *_: known).main
     has_changed = False
@@ -66,12 +66,12 @@ def _evaluate_constants(light: onnx.ModelProto, side: Side, known: Known) -> boo
 
 
 def _inferred(light: onnx.ModelProto, side: Side) -> Known:
-    """What `onnx.shape_inference` finds."""
+    """The answer of `onnx.shape_inference`."""
     try:
         inferred = shape_inference.infer_shapes(light, data_prop=True)
-    except Exception:  # it raises anything on a model that it does not understand: then less is known
+    except Exception:  # inference may raise anything on a model that it does not know: then less is known
         inferred = light
-    found: Known = {}
+    known: Known = {}
     for path, scope in Side(Files(inferred, side.files.folder, side.files.held)).scopes.items():
         if scope.is_function:
             continue
@@ -80,15 +80,15 @@ def _inferred(light: onnx.ModelProto, side: Side) -> Known:
             kind = info.type.tensor_type
             shape: Shape | None = None
             if kind.HasField("shape"):
-                shape = tuple(each.dim_value if each.HasField("dim_value") else None for each in kind.shape.dim)
-            found[path, info.name] = shape, kind.elem_type
+                shape = tuple(size.dim_value if size.HasField("dim_value") else None for size in kind.shape.dim)
+            known[path, info.name] = shape, kind.elem_type
         for tensor in graph.initializer:
-            found[path, tensor.name] = tuple(tensor.dims), tensor.data_type
-    return found
+            known[path, tensor.name] = tuple(tensor.dims), tensor.data_type
+    return known
 
 
 def _without_weights(files: Files) -> onnx.ModelProto:
-    """A copy with the shapes of large tensors in place of their values, and without what is declared inside."""
+    """A copy with the shapes of large tensors in place of their values, and without declarations of inner values."""
     light = onnx.ModelProto()
     stack = [(files.proto.graph, light.graph)]
     for field in ("ir_version", "opset_import", "functions"):
@@ -100,7 +100,7 @@ def _without_weights(files: Files) -> onnx.ModelProto:
         for field in ("name", "input", "output", "node"):
             _copy(source, target, field)
         _forget_shapes(target)
-        listed = {each.name for each in target.input}
+        listed = {value.name for value in target.input}
         for tensor in source.initializer:
             count = 1
             for size in tensor.dims:
@@ -128,15 +128,15 @@ def _without_weights(files: Files) -> onnx.ModelProto:
 
 
 def _forget_shapes(graph: onnx.GraphProto) -> None:
-    """Drop what a graph declares of its outputs but their types."""
+    """Drop the shapes that a graph declares for its outputs, and keep the types."""
     for info in graph.output:
         if info.type.HasField("tensor_type"):
             info.type.tensor_type.ClearField("shape")
 
 
 def _copy(source: object, target: object, field: str) -> None:
-    found = getattr(source, field)
-    if isinstance(found, str | int):
-        setattr(target, field, found)
+    content = getattr(source, field)
+    if isinstance(content, str | int):
+        setattr(target, field, content)
     else:
-        getattr(target, field).extend(found)
+        getattr(target, field).extend(content)

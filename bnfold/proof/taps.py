@@ -17,22 +17,22 @@ from bnfold.proof.linear import attribute
 AnyArray = npt.NDArray[Any]
 
 BATCH = 1 << 22
-"""Elements of inputs that are evaluated at a time."""
+"""How many elements of inputs are evaluated at a time."""
 
 WORK = 1 << 35
-"""Multiplications that are spent on the weights of one operator."""
+"""The most multiplications that are spent on the weights of one operator."""
 
 
 @dataclass(frozen=True)
 class Taps:
-    """Impulses under which each element that an operator makes is one weight, or none, and its bias.
+    """Impulses for which each element of an operator's output is at most one weight, plus the bias.
 
     Attributes:
-        shape: of the input, whose first axis is that of the impulses.
-        axis: of the channels.
-        groups: of the channels; those that have the same place in their group get an impulse together, since no
+        shape: the shape of the input. Its first axis holds the impulses.
+        axis: the channel axis.
+        groups: the groups of the channels. Channels with the same place in their groups share an impulse, since no
             output reads two of them.
-        places: along all other axes but the first.
+        places: the places of impulses along each other axis but the first.
     """
 
     shape: tuple[int, ...]
@@ -46,23 +46,23 @@ class Taps:
         return self.shape[self.axis] // self.groups * len(self.places)
 
     def batches(self) -> Iterator[AnyArray]:
-        """All of them, some at a time."""
+        """All impulses, some at a time."""
         channels = self.shape[self.axis] // self.groups
         chosen = list(product(range(channels), self.places))
         step = max(1, BATCH // math.prod(self.shape))
         for start in range(0, len(chosen), step):
             some = chosen[start : start + step]
-            found = np.zeros((len(some), *self.shape[1:]))
-            for image, (channel, place) in zip(found, some, strict=True):
+            images = np.zeros((len(some), *self.shape[1:]))
+            for image, (channel, place) in zip(images, some, strict=True):
                 for group in range(self.groups):
                     at = list(place)
                     at.insert(self.axis - 1, channel + group * channels)
                     image[tuple(at)] = 1.0
-            yield found
+            yield images
 
 
 def taps_of(node: onnx.NodeProto, kernel: AnyArray, shape: tuple[int, ...]) -> Taps | None:
-    """The impulses for one operator that reads an input of this shape; None where this does not know them."""
+    """The impulses for one operator with an input of this shape; None for an operator that is not covered."""
     rank = len(shape)
     if node.op_type == "Conv" and attribute(node, "auto_pad", "NOTSET") in ("NOTSET", "VALID") and rank == kernel.ndim:
         groups = int(attribute(node, "group", 1))
@@ -75,7 +75,7 @@ def taps_of(node: onnx.NodeProto, kernel: AnyArray, shape: tuple[int, ...]) -> T
 
 
 def _axis_places(node: onnx.NodeProto, axis: int, size: int, window: int) -> list[int]:
-    """Positions along one axis that together meet every weight which any position meets."""
+    """Positions along one axis that together meet every weight that any position meets."""
     rank = len(attribute(node, "pads", [])) // 2
     pads = attribute(node, "pads", [0] * 2)
     begin, end = (pads[axis], pads[rank + axis]) if rank else (0, 0)
@@ -100,5 +100,5 @@ def _axis_places(node: onnx.NodeProto, axis: int, size: int, window: int) -> lis
 
 
 def _entry(node: onnx.NodeProto, name: str, axis: int) -> int:
-    found = attribute(node, name, None)
-    return int(found[axis]) if found else 1
+    numbers = attribute(node, name, None)
+    return int(numbers[axis]) if numbers else 1

@@ -1,4 +1,4 @@
-"""That everything is the same which no other obligation is about, bit for bit."""
+"""Checks that everything without an obligation of its own is the same, bit for bit."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from bnfold.proof.pair import Pair
 
 
 def check_models(pair: Pair) -> None:
-    """That both models say the same of themselves, and have the same functions."""
+    """Check that both models have the same metadata and the same functions."""
     shells = []
     for side in (pair.original, pair.result):
         shell = onnx.ModelProto()
-        for descriptor, found in side.files.proto.ListFields():
+        for descriptor, content in side.files.proto.ListFields():
             if descriptor.name in ("graph", "functions"):
                 continue
-            if isinstance(found, str | int):
-                setattr(shell, descriptor.name, found)
+            if isinstance(content, str | int):
+                setattr(shell, descriptor.name, content)
             else:
-                getattr(shell, descriptor.name).extend(found)
+                getattr(shell, descriptor.name).extend(content)
         shells.append(shell.SerializeToString(deterministic=True))
     if shells[0] != shells[1]:
         raise ProofError("wiring", "", "version, opset, metadata or producer differ")
@@ -32,7 +32,7 @@ def check_models(pair: Pair) -> None:
 
 
 def check_interface(pair: Pair, scope: Scope, other: Scope) -> None:
-    """That a graph has the same inputs and outputs, which are what they were."""
+    """Check that a graph has the same inputs and outputs, and that these are unchanged."""
     if _shell(scope) != _shell(other):
         raise ProofError("wiring", scope.path, "inputs, outputs, name or metadata of the graph differ")
     for name in scope.outputs:
@@ -50,34 +50,34 @@ def check_interface(pair: Pair, scope: Scope, other: Scope) -> None:
 
 
 def _shell(scope: Scope) -> list[bytes]:
-    """All of a graph but what is in it."""
+    """All fields of a graph but its nodes, its weights and its notes on inner values."""
     message = scope.message
     shell = type(message)()
-    for descriptor, found in message.ListFields():
+    for descriptor, content in message.ListFields():
         if descriptor.name in ("node", "initializer", "sparse_initializer", "value_info", "quantization_annotation"):
             continue
         if descriptor.name == "input" and not scope.is_function:
-            shell.input.extend(each for each in found if each.name not in scope.initializers)
-        elif isinstance(found, str | int):
-            setattr(shell, descriptor.name, found)
+            shell.input.extend(info for info in content if info.name not in scope.initializers)
+        elif isinstance(content, str | int):
+            setattr(shell, descriptor.name, content)
         else:
-            getattr(shell, descriptor.name).extend(found)
+            getattr(shell, descriptor.name).extend(content)
     return [shell.SerializeToString(deterministic=True)]
 
 
 def check_node(pair: Pair, scope: Scope, other: Scope, node: onnx.NodeProto) -> None:
-    """That a node is the same, and reads the same."""
+    """Check that a node and its inputs are the same."""
     same_node(pair, scope, other, node, ())
     same_inputs(pair, scope, other, node, range(len(node.input)))
 
 
 def counterpart(pair: Pair, scope: Scope, other: Scope, node: onnx.NodeProto) -> onnx.NodeProto:
-    """The node of the result that makes what this one makes."""
+    """The node of the result that makes the same values as this one."""
     name = first_output(node)
-    found = other.makers.get(pair.name(scope, name))
-    if found is None:
+    twin = other.makers.get(pair.name(scope, name))
+    if twin is None:
         raise ProofError("wiring", name, "the result has no such node")
-    return found
+    return twin
 
 
 def same_node(
@@ -88,53 +88,53 @@ def same_node(
     but: Collection[str],
     twin: onnx.NodeProto | None = None,
 ) -> onnx.NodeProto:
-    """The counterpart of a node, which is the same but for the named attributes and what it reads.
+    """The counterpart of a node, checked to be the same but for the named attributes and its inputs.
 
-    With `twin`, that is the counterpart, whatever its outputs are called.
+    If given, `twin` is the counterpart, whatever its outputs are called.
     """
     name = first_output(node)
-    found = twin or counterpart(pair, scope, other, node)
-    if id(found) in pair.accounted:
+    partner = twin or counterpart(pair, scope, other, node)
+    if id(partner) in pair.accounted:
         raise ProofError("wiring", name, "two nodes became one, and nothing says so")
-    pair.accounted.add(id(found))
+    pair.accounted.add(id(partner))
     for what in ("op_type", "domain", "name", "doc_string", "overload"):
-        if getattr(node, what) != getattr(found, what):
-            raise ProofError("wiring", name, f"its {what} is {getattr(found, what)!r}, not {getattr(node, what)!r}")
-    if _attributes(node, but) != _attributes(found, but):
+        if getattr(node, what) != getattr(partner, what):
+            raise ProofError("wiring", name, f"its {what} is {getattr(partner, what)!r}, not {getattr(node, what)!r}")
+    if _attributes(node, but) != _attributes(partner, but):
         raise ProofError("wiring", name, "its attributes differ")
-    if [each.SerializeToString() for each in node.metadata_props] != [
-        each.SerializeToString() for each in found.metadata_props
+    if [entry.SerializeToString() for entry in node.metadata_props] != [
+        entry.SerializeToString() for entry in partner.metadata_props
     ]:
         raise ProofError("wiring", name, "its metadata differ")
-    if twin is None and [pair.name(scope, each) for each in node.output] != list(found.output):
+    if twin is None and [pair.name(scope, value) for value in node.output] != list(partner.output):
         raise ProofError("wiring", name, "its outputs differ")
-    return found
+    return partner
 
 
 def _attributes(node: onnx.NodeProto, but: Collection[str]) -> list[bytes]:
-    """The attributes, with bodies for which only their number counts here: they have obligations of their own."""
-    found = []
-    for each in node.attribute:
-        if each.name in but:
+    """The attributes of a node. Bodies are only counted, since they have obligations of their own."""
+    texts = []
+    for entry in node.attribute:
+        if entry.name in but:
             continue
-        if each.HasField("g") or each.graphs:
-            found.append(f"{each.name}: {each.HasField('g')} {len(each.graphs)}".encode())
+        if entry.HasField("g") or entry.graphs:
+            texts.append(f"{entry.name}: {entry.HasField('g')} {len(entry.graphs)}".encode())
         else:
-            found.append(each.SerializeToString(deterministic=True))
-    return found
+            texts.append(entry.SerializeToString(deterministic=True))
+    return texts
 
 
 def same_inputs(pair: Pair, scope: Scope, other: Scope, node: onnx.NodeProto, indices: Collection[int]) -> None:
-    """That the counterpart of a node reads what stands for the named inputs, and has as many."""
-    found = counterpart(pair, scope, other, node)
-    if len(found.input) != len(node.input):
-        raise ProofError("wiring", first_output(node), f"it reads {len(found.input)} values, not {len(node.input)}")
+    """Check that the counterpart of a node has as many inputs, and that these stand for the node's."""
+    twin = counterpart(pair, scope, other, node)
+    if len(twin.input) != len(node.input):
+        raise ProofError("wiring", first_output(node), f"it reads {len(twin.input)} values, not {len(node.input)}")
     for index in indices:
-        same_input(pair, scope, other, node, index, found.input[index])
+        same_input(pair, scope, other, node, index, twin.input[index])
 
 
 def same_input(pair: Pair, scope: Scope, other: Scope, node: onnx.NodeProto, index: int, read: str) -> None:
-    """That a value of the result is what stands for an input of a node."""
+    """Check that a value of the result is what stands for an input of a node."""
     wanted = pair.name(scope, node.input[index])
     if read != wanted:
         raise ProofError("wiring", first_output(node), f"it reads {read!r} as input {index}, not {wanted!r}")
@@ -143,7 +143,7 @@ def same_input(pair: Pair, scope: Scope, other: Scope, node: onnx.NodeProto, ind
 
 
 def check_rest(pair: Pair, scope: Scope, other: Scope) -> None:
-    """That nothing else is in the result: no node, and no weight that is another one or that nothing reads."""
+    """Check that the result has nothing more: no other node, and no weight that is new or that nothing reads."""
     for node in other.nodes:
         if id(node) not in pair.accounted and not other.is_constant_node(node):
             raise ProofError("wiring", first_output(node), "the original has no such node")
@@ -162,8 +162,8 @@ def check_rest(pair: Pair, scope: Scope, other: Scope) -> None:
         if name not in scope.sparse or scope.sparse[name] != sparse:
             raise ProofError("wiring", name, "it is another sparse constant")
     if not scope.is_function:
-        known = [each.SerializeToString() for each in scope.message.quantization_annotation]
-        if any(each.SerializeToString() not in known for each in other.message.quantization_annotation):
+        known = [annotation.SerializeToString() for annotation in scope.message.quantization_annotation]
+        if any(annotation.SerializeToString() not in known for annotation in other.message.quantization_annotation):
             raise ProofError("wiring", scope.path, "the annotations of quantised tensors differ")
 
 
@@ -175,12 +175,12 @@ def _same_tensor(pair: Pair, before: onnx.TensorProto, after: onnx.TensorProto) 
             raise ProofError("wiring", after.name, "it is another constant")
         return
     files = pair.original.files, pair.result.files
-    held = [each.held.get(location(tensor)) for each, tensor in zip(files, (before, after), strict=True)]
-    if held[0] is not None and held[0] is held[1]:
+    memory = [side.held.get(location(tensor)) for side, tensor in zip(files, (before, after), strict=True)]
+    if memory[0] is not None and memory[0] is memory[1]:
         return
     old, new = array_of(before, files[0]).reshape(-1), array_of(after, files[1]).reshape(-1)
     step = max(1, PIECE // max(1, old.itemsize))
     for start in range(0, old.size, step):
-        mine, its = (np.ascontiguousarray(each[start : start + step]).view(np.uint8) for each in (old, new))
+        mine, its = (np.ascontiguousarray(array[start : start + step]).view(np.uint8) for array in (old, new))
         if not np.array_equal(mine, its):
             raise ProofError("wiring", after.name, "it is another constant, and nothing says so")

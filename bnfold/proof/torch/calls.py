@@ -1,6 +1,6 @@
 """What a node calls: torch's own operators by one name in every spelling, with their arguments by name.
 
-Whatever is not known here has no name: it may write into all that it reads, and no change goes through it.
+An unknown call has no name. It may write into everything that it reads, and no change goes through it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ BATCHNORMS = frozenset(
 )  # fmt: skip
 
 SPREAD = frozenset({"chunk", "split", "split_with_sizes", "tensor_split", "unbind"})
-"""Functions and methods that make a tuple of data."""
+"""Functions and methods that return a tuple of data."""
 
 MODULES: dict[type[nn.Module], str] = {
     **{getattr(nn, f"{kind}{n}d"): name.format(n)
@@ -73,10 +73,10 @@ SAME = {
     "feature_alpha_dropout": "dropout", "feature_dropout": "dropout", "dropout1d": "dropout", "dropout2d": "dropout",
     "dropout3d": "dropout",
 }  # fmt: skip
-"""Other names of the same."""
+"""Other names of the same operators."""
 
 SPACES = (F, torch, operator)
-"""Where functions are looked for."""
+"""The modules in which functions are looked up."""
 
 _SHAPES = (
     "size dim ndimension numel nelement is_floating_point stride get_device is_contiguous element_size shape"
@@ -85,10 +85,10 @@ _SHAPES = (
 )
 
 SHAPES = frozenset(_SHAPES.split())
-"""Operators and attributes that see no content."""
+"""Operators and attributes that do not depend on the content of a tensor."""
 
 SIZES = frozenset(name for name in SHAPES if not name.endswith("_like") and not name.startswith("new_"))
-"""Those that make no tensor."""
+"""Those of them whose result is no tensor."""
 
 
 _FRESH = (
@@ -104,7 +104,7 @@ _FRESH = (
 )
 
 FRESH = (LINEAR - {"einsum"}) | BATCHNORMS | frozenset(_FRESH.split())
-"""Operators whose results share no memory with what they read; every other may."""
+"""Operators whose results share no memory with their inputs. Results of all others may."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,11 +112,12 @@ class Call:
     """A call of an operator of torch.
 
     Attributes:
-        name: of the operator, without a trailing underscore; empty for what is not known.
-        arguments: by name, where `PARAMETERS` or a schema tells; those of a module that are tensors are those.
-        module: that is called.
-        writes: what it writes into.
-        is_stateful: whether it may change what its module holds.
+        name: the operator's name, without a trailing underscore; empty for an unknown one.
+        arguments: the arguments by name, where `PARAMETERS` or a schema tells the names. For a module, its tensors are
+            among them.
+        module: the module that is called, if one is.
+        writes: the nodes that it writes into.
+        is_stateful: whether it may change the state of its module.
     """
 
     name: str
@@ -127,12 +128,12 @@ class Call:
 
     def get(self, name: str, default: Any = None) -> Any:
         """An argument; `default` where it is left out or None."""
-        found = self.arguments.get(name)
-        return default if found is None else found
+        argument = self.arguments.get(name)
+        return default if argument is None else argument
 
 
 def read_call(node: fx.Node, root: nn.Module) -> Call:
-    """What a node calls."""
+    """Read the call of a node."""
     if node.op == "call_module":
         return _module(node, root.get_submodule(str(node.target)))
     if node.op == "call_method":
@@ -145,13 +146,13 @@ def read_call(node: fx.Node, root: nn.Module) -> Call:
 
 
 REGIONS = (torch.ops.higher_order.wrap_with_set_grad_enabled, torch.ops.higher_order.wrap_with_autocast)
-"""What an exported program calls for code under `torch.no_grad` or `torch.autocast`: a graph, with what it reads."""
+"""Calls of an exported program that run a graph: code under `torch.no_grad` or `torch.autocast`."""
 
 
 def _writes_out(node: fx.Node, root: nn.Module) -> bool:
-    """Whether a region writes into anything but what its own operators made."""
-    names = [str(each.target) for each in node.all_input_nodes if each.op == "get_attr"]
-    regions = [found for name in names if isinstance(found := getattr(root, name, None), fx.GraphModule)]
+    """Whether a region writes into anything but results of its own operators."""
+    names = [str(source.target) for source in node.all_input_nodes if source.op == "get_attr"]
+    regions = [body for name in names if isinstance(body := getattr(root, name, None), fx.GraphModule)]
     for region in regions:
         own: set[object] = set()
         for inner in region.graph.nodes:
@@ -173,29 +174,29 @@ def _canonical(name: str) -> str:
 def _overload(node: fx.Node, target: torch._ops.OpOverload) -> Call:
     schema = target._schema
     arguments: dict[str, Any] = {}
-    for index, each in enumerate(schema.arguments):
-        name = "input" if each.name == "self" else each.name
+    for index, declared in enumerate(schema.arguments):
+        name = "input" if declared.name == "self" else declared.name
         if index < len(node.args):
             arguments[name] = node.args[index]
-        elif each.name in node.kwargs:
-            arguments[name] = node.kwargs[each.name]
+        elif declared.name in node.kwargs:
+            arguments[name] = node.kwargs[declared.name]
     written = [
-        arguments.get("input" if each.name == "self" else each.name)
-        for each in schema.arguments
-        if each.alias_info is not None and each.alias_info.is_write
+        arguments.get("input" if parameter.name == "self" else parameter.name)
+        for parameter in schema.arguments
+        if parameter.alias_info is not None and parameter.alias_info.is_write
     ]
     name = _canonical(schema.name.partition("::")[2]) if target.namespace == "aten" else ""
     if name == "dropout" and arguments.get("train", True):
         name = ""
     if name in BATCHNORMS and (arguments.get("training") or arguments.get("use_input_stats")):
         return Call("", arguments, None, tuple(node.all_input_nodes))
-    return Call(name, arguments, None, tuple(each for each in written if isinstance(each, fx.Node)))
+    return Call(name, arguments, None, tuple(source for source in written if isinstance(source, fx.Node)))
 
 
 def _bound(node: fx.Node, parameters: str) -> dict[str, Any]:
     names = parameters.split()
-    found = dict(zip(names, node.args, strict=False))
-    return {**found, **{("input" if name == "self" else name): value for name, value in node.kwargs.items()}}
+    arguments = dict(zip(names, node.args, strict=False))
+    return {**arguments, **{("input" if name == "self" else name): value for name, value in node.kwargs.items()}}
 
 
 def _method(node: fx.Node) -> Call:
@@ -246,7 +247,7 @@ def _uses_batch(name: str, arguments: Mapping[str, Any]) -> bool:
 
 
 def _is_random(target: Any, node: fx.Node) -> bool:
-    """Whether a dropout drops something."""
+    """Whether a dropout drops anything."""
     try:
         bound = inspect.signature(target).bind(*node.args, **node.kwargs)
     except (TypeError, ValueError):  # of torch itself: input, p, train
@@ -270,12 +271,12 @@ def _module(node: fx.Node, module: nn.Module) -> Call:
     if type(module) is GuardsFn and not _has_hooks(module):  # checks the inputs of an exported program, reads alone
         return Call("", {}, module, ())
     parts = list(module.modules())
-    if not all(_is_plain(each) for each in parts):
+    if not all(_is_plain(part) for part in parts):
         return Call("", {}, module, everything, is_stateful=True)
-    is_inplace = any(getattr(each, "inplace", False) for each in parts)
+    is_inplace = any(getattr(part, "inplace", False) for part in parts)
     kind = kind_of(module)
     name = "" if kind is None else MODULES.get(kind, "")
-    if any(_normalises_by_batch(each) for each in parts) or (name == "dropout" and module.training):
+    if any(_normalises_by_batch(part) for part in parts) or (name == "dropout" and module.training):
         name = ""
     arguments: dict[str, Any] = {"input": node.args[0] if node.args else node.kwargs.get("input")}
     if name in LINEAR or name in BATCHNORMS:
@@ -285,7 +286,7 @@ def _module(node: fx.Node, module: nn.Module) -> Call:
         arguments.update({key: getattr(module, key) for key in settings if hasattr(module, key)})
         if len(node.args) + len(node.kwargs) != 1:
             name = ""
-    is_stateful = any(_normalises_by_batch(each) for each in parts)
+    is_stateful = any(_normalises_by_batch(part) for part in parts)
     return Call(name, arguments, module, everything if is_inplace else (), is_stateful)
 
 
@@ -301,7 +302,7 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_p
 
 
 def _is_plain(module: nn.Module) -> bool:
-    """Whether it does nothing but what a class of torch does."""
+    """Whether a module does exactly what a class of torch does."""
     return kind_of(module) is not None and "forward" not in vars(module) and not _has_hooks(module)
 
 
@@ -316,19 +317,21 @@ HARMLESS = frozenset(_HARMLESS.split())
 
 
 def kind_of(module: nn.Module) -> type[nn.Module] | None:
-    """The class of torch that a module is of, by itself or by a subclass that leaves alone all that it does."""
+    """The class of torch that a module belongs to, also by a subclass that does not change what it does."""
     kinds = type(module).__mro__
-    found: type[nn.Module] | None = next((each for each in kinds if getattr(nn, each.__name__, None) is each), None)
-    if found is None or not found.__module__.startswith("torch.nn.modules."):
+    library: type[nn.Module] | None = next(
+        (candidate for candidate in kinds if getattr(nn, candidate.__name__, None) is candidate), None
+    )
+    if library is None or not library.__module__.startswith("torch.nn.modules."):
         return None
-    noted = {name for each in found.__mro__ for name in vars(each).get("__annotations__", ())}
-    for each in kinds:
-        if each in found.__mro__:
+    noted = {name for base in library.__mro__ for name in vars(base).get("__annotations__", ())}
+    for kind in kinds:
+        if kind in library.__mro__:
             continue
-        if any(name not in HARMLESS and (hasattr(found, name) or name in noted) for name in vars(each)):
+        if any(name not in HARMLESS and (hasattr(library, name) or name in noted) for name in vars(kind)):
             return None
-    return found
+    return library
 
 
 def _has_hooks(module: nn.Module) -> bool:
-    return any(getattr(module, each, None) for each in HOOKS)
+    return any(getattr(module, hook, None) for hook in HOOKS)

@@ -1,4 +1,4 @@
-"""The law of a node between, on data, evaluated by torch; and of a node that vanishes."""
+"""Carriers and nodes that vanish: their laws, checked on random data that torch evaluates."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from bnfold.proof.torch.pair import Pair
 from bnfold.proof.torch.shapes import concrete
 
 ELEMENTS = 1 << 25
-"""Of what an evaluation may read."""
+"""The most elements that an evaluation may read."""
 
 _POINTWISE = (
     "add sub rsub mul div neg cat relu leaky_relu prelu dropout identity clone contiguous detach alias to"
@@ -27,7 +27,7 @@ _POINTWISE = (
 )
 
 POINTWISE = frozenset(_POINTWISE.split())
-"""Operators that do the same whatever the sizes of axes are that are not channels."""
+"""Operators that treat every size of a non-channel axis alike."""
 
 _CARRIERS = (
     "chunk split split_with_sizes tensor_split unbind narrow slice getitem select index index_select permute"
@@ -44,10 +44,10 @@ _CARRIERS = (
 )
 
 CARRIERS = POINTWISE | frozenset(_CARRIERS.split())
-"""Operators that do the same to data of any size: what holds on some data holds on all. A clamp, say, is none."""
+"""Operators that treat data of any magnitude alike, so what holds on some data holds on all. A clamp does not."""
 
 UNKNOWN = 20
-"""A size that is not known; what does not take it is not proved."""
+"""The size in place of an unknown one. An operator that does not take it is not proved."""
 
 
 def check_carrier(pair: Pair, node: fx.Node) -> None:
@@ -61,14 +61,14 @@ def check_carrier(pair: Pair, node: fx.Node) -> None:
     for step in (0, 1, 2):
         try:
             values = _values(pair, node, generator, step)
-            made = [_run(pair, node, values, side) for side in (0, 1)]
+            outputs = [_run(pair, node, values, side) for side in (0, 1)]
         except UnevaluatedError as error:
             problem = problem or str(error)
             continue
         tries += 1
-        data = [each for each in values.values() if isinstance(each, tuple)]
-        floors = tuple(largest([array(each[side]) for each in data]) for side in (0, 1))
-        for index, (before, after) in enumerate(zip(*made, strict=True)):
+        data = [value for value in values.values() if isinstance(value, tuple)]
+        floors = tuple(largest([array(value[side]) for value in data]) for side in (0, 1))
+        for index, (before, after) in enumerate(zip(*outputs, strict=True)):
             key = f"{node.name}[{index}]" if pair.original.is_spread(node) else node.name
             if pair.original.is_spread(node) and key not in pair.original.keys(node) and pair.relation_of(key) is None:
                 continue
@@ -92,85 +92,85 @@ def _run(pair: Pair, node: fx.Node, values: Mapping[fx.Node, Any], side: int) ->
 
 
 def _values(pair: Pair, node: fx.Node, generator: np.random.Generator, step: int) -> dict[fx.Node, Any]:
-    """What a node reads: data in the original and in the result, constants, and sizes."""
-    found: dict[fx.Node, Any] = {}
-    for each in node.all_input_nodes:
-        constant = pair.original.constant(each)
-        value = pair.shapes.values.get(each)
+    """The inputs of a node: data in the original and in the result, constants, and sizes."""
+    values: dict[fx.Node, Any] = {}
+    for source in node.all_input_nodes:
+        constant = pair.original.constant(source)
+        value = pair.shapes.values.get(source)
         if constant is not None:
-            found[each] = widen(constant)
-        elif each in pair.original.calls and pair.original.calls[each].name == "device":
-            found[each] = torch.device("cpu")
+            values[source] = widen(constant)
+        elif source in pair.original.calls and pair.original.calls[source].name == "device":
+            values[source] = torch.device("cpu")
         elif _is_size(value):
-            found[each] = concrete_size(value, step)
-        elif pair.original.is_spread(each):
+            values[source] = concrete_size(value, step)
+        elif pair.original.is_spread(source):
             raise UnevaluatedError("it reads a tuple")
         elif isinstance(value, torch.Tensor) and not value.is_floating_point():
-            if pair.relation(each) is not None:
+            if pair.relation(source) is not None:
                 raise UnevaluatedError("what it reads changed and is no floating-point number")
-            raise UnevaluatedError(f"{each.name!r} is neither constant nor data")
+            raise UnevaluatedError(f"{source.name!r} is neither constant nor data")
         else:
-            found[each] = drawn(pair, node, each, generator, step)
-    return found
+            values[source] = drawn(pair, node, source, generator, step)
+    return values
 
 
 def _is_size(value: Any) -> bool:
     sizes = value if isinstance(value, tuple | list) else [value]
     return bool(sizes) and all(
-        isinstance(each, int | float | torch.SymInt | torch.dtype | torch.device) for each in sizes
+        isinstance(size, int | float | torch.SymInt | torch.dtype | torch.device) for size in sizes
     )
 
 
 def concrete_size(value: Any, step: int) -> Any:
-    """A number for a size, or several."""
+    """A number for each size."""
     if isinstance(value, tuple | list):
-        return tuple(concrete_size(each, step) for each in value)
-    found = concrete(value, step)
-    if found is None:
+        return tuple(concrete_size(size, step) for size in value)
+    number = concrete(value, step)
+    if number is None:
         raise UnevaluatedError("a size is not known")
-    return found
+    return number
 
 
 def drawn(
-    pair: Pair, node: fx.Node, each: fx.Node, generator: np.random.Generator, step: int
+    pair: Pair, node: fx.Node, source: fx.Node, generator: np.random.Generator, step: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A value of the original that a node reads, and what it is in the result."""
-    relation = pair.relation(each)
-    old, new = draw(relation, _shape(pair, node, each, relation, step), generator)
+    """Draw an input of a node in the original, and the value of the result that stands for it."""
+    relation = pair.relation(source)
+    old, new = draw(relation, _shape(pair, node, source, relation, step), generator)
     return torch.from_numpy(np.ascontiguousarray(old)), torch.from_numpy(np.ascontiguousarray(new))
 
 
-def _shape(pair: Pair, node: fx.Node, each: fx.Node, relation: Relation | None, step: int) -> tuple[int, ...]:
+def _shape(pair: Pair, node: fx.Node, source: fx.Node, relation: Relation | None, step: int) -> tuple[int, ...]:
     """A shape that a value may have."""
-    known = pair.shapes.shape(each)
+    known = pair.shapes.shape(source)
     if known is None:
-        raise UnevaluatedError(f"the shape of {each.name!r} does not follow from the model's inputs")
-    channels = _channels(pair, node, each, len(known))
+        raise UnevaluatedError(f"the shape of {source.name!r} does not follow from the model's inputs")
+    channels = _channels(pair, node, source, len(known))
     affine = (relation.pulled or relation.pushed) if relation else None
     places = dict(affine.places) if affine is not None else {}
     is_pointwise = pair.original.calls[node].name in POINTWISE
     sizes: list[int] = []
     for axis, size in enumerate(known):
-        found = concrete(size, step)
+        number = concrete(size, step)
         channels_here = places.get(axis)
         if channels_here is not None:
             if isinstance(size, torch.SymInt) or (size is not None and size != channels_here):
                 raise UnevaluatedError(f"{channels_here} channels on axis {axis} of a value of shape {tuple(known)}")
             sizes.append(channels_here)
-        elif found is None:
+        elif number is None:
             sizes.append(channels[axis] if channels.get(axis) else 2 + step if axis == 0 else UNKNOWN + step)
-        elif is_pointwise and axis not in channels and found != 1:
+        elif is_pointwise and axis not in channels and number != 1:
             sizes.append(2 + step)
         else:
-            sizes.append(found)
+            sizes.append(number)
     if np.prod(sizes, dtype=object) > ELEMENTS:
-        raise UnevaluatedError(f"{each.name!r} is too large to be tried")
+        raise UnevaluatedError(f"{source.name!r} is too large to be tried")
     return tuple(sizes)
 
 
-def _channels(pair: Pair, node: fx.Node, each: fx.Node, rank: int) -> dict[int, int]:
-    """Axes of a value whose sizes matter: those of changes of what the node reads or makes, and of its constants."""
-    found: dict[int, int] = {}
+def _channels(pair: Pair, node: fx.Node, source: fx.Node, rank: int) -> dict[int, int]:
+    """Axes of a value whose sizes matter: those along which an input, an output or a constant of the node varies."""
+    channels: dict[int, int] = {}
     is_joined = pair.original.calls[node].name in ("cat", "stack")
     for other in (*node.all_input_nodes, node):
         relation = pair.relation(other)
@@ -178,17 +178,19 @@ def _channels(pair: Pair, node: fx.Node, each: fx.Node, rank: int) -> dict[int, 
         theirs = pair.shapes.rank(other)
         if affine is not None:
             for axis, size in affine.places:
-                found[axis - (rank if theirs is None else theirs) + rank] = 0 if is_joined else size
+                channels[axis - (rank if theirs is None else theirs) + rank] = 0 if is_joined else size
         constant = pair.original.constant(other) if other is not node else None
         if constant is not None:
-            found.update({rank - constant.dim() + axis: size for axis, size in enumerate(constant.shape) if size != 1})
+            channels.update(
+                {rank - constant.dim() + axis: size for axis, size in enumerate(constant.shape) if size != 1}
+            )
     call = pair.original.calls[node]
     if is_joined:
-        given = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
-        found[given % rank if isinstance(given, int) else 0] = 0
+        dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
+        channels[dim % rank if isinstance(dim, int) else 0] = 0
     if call.name == "prelu":
-        found[1] = found.get(1, 0)
-    return found
+        channels[1] = channels.get(1, 0)
+    return channels
 
 
 _VANISH = "add sub rsub mul div neg identity dropout clone contiguous detach alias"
@@ -197,17 +199,17 @@ VANISH = frozenset(_VANISH.split())
 
 
 def check_vanished(pair: Pair, node: fx.Node) -> bool:
-    """That one value of the result stands for what a node read and for what it made; whether it is a BatchNorm."""
+    """Check that one value of the result stands for input and output of a node; whether that is a BatchNorm."""
     side, name = pair.original, node.name
     batchnorm = read_batchnorm(side, node, pair.shapes.rank(side.calls[node].get("input")))
-    data = [each for each in node.all_input_nodes if each not in side.constants]
+    data = [source for source in node.all_input_nodes if source not in side.constants]
     data = data if batchnorm is None else [batchnorm.data]
     keys = side.keys(node)
     key = f"{name}[0]" if side.is_spread(node) else name
     stands = pair.certificate.names.get(("main", key), key)
     if len(data) != 1 or pair.name(data[0]) != stands:
         raise ProofError("wiring", name, "it vanished, and what it made is not what it read")
-    if any(each != key for each in keys) or (
+    if any(entry != key for entry in keys) or (
         side.is_spread(node) and any(side.pick(user) is None for user in node.users)
     ):
         raise ProofError("wiring", name, "it vanished, and a further output is read")
@@ -224,32 +226,32 @@ def check_vanished(pair: Pair, node: fx.Node) -> bool:
     _insist_on_size(pair, node, data[0])
     try:
         values = _values(pair, node, np.random.default_rng(), 0)
-        old, new = (array(each) for each in values[data[0]])
-        (made,) = _run(pair, node, values, 0)
-        compare(name, after, array(made), new, (largest([old]), largest([new])))
+        old, new = (array(tensor) for tensor in values[data[0]])
+        (output,) = _run(pair, node, values, 0)
+        compare(name, after, array(output), new, (largest([old]), largest([new])))
     except UnevaluatedError as error:
         raise ProofError("carriers", name, f"not covered: {error}") from error
     return False
 
 
 def _insist_on_type(pair: Pair, node: fx.Node, data: fx.Node, *, is_batchnorm: bool) -> None:
-    """That a node which vanished made what it read of the same type and shape."""
-    made = pair.shapes.values.get(node)
-    made = made[0] if isinstance(made, tuple) and made else made
+    """Check that the output of a vanished node had the type and shape of its input."""
+    output = pair.shapes.values.get(node)
+    output = output[0] if isinstance(output, tuple) and output else output
     read = pair.shapes.values.get(data)
-    if isinstance(made, torch.Tensor) and isinstance(read, torch.Tensor):
-        if made.dtype != read.dtype or len(made.shape) != len(read.shape):
-            raise ProofError("wiring", node.name, f"it vanished, and made {made.dtype} of {read.dtype}")
+    if isinstance(output, torch.Tensor) and isinstance(read, torch.Tensor):
+        if output.dtype != read.dtype or len(output.shape) != len(read.shape):
+            raise ProofError("wiring", node.name, f"it vanished, and made {output.dtype} of {read.dtype}")
         return
     if not is_batchnorm:
-        constants = [pair.original.constant(each) for each in node.all_input_nodes if each is not data]
+        constants = [pair.original.constant(source) for source in node.all_input_nodes if source is not data]
         known = _dtype(pair, data)
-        if any(each is not None and each.dim() and each.dtype != known for each in constants):
+        if any(constant is not None and constant.dim() and constant.dtype != known for constant in constants):
             raise ProofError("wiring", node.name, "it vanished, and the type of what it read is not known")
 
 
 def _dtype(pair: Pair, node: fx.Node) -> torch.dtype | None:
-    """The type of a value, by the weights behind which it was made."""
+    """The type of a value, as told by the weights in front of it."""
     while node in pair.original.calls:
         call = pair.original.calls[node]
         weight = pair.original.constant(call.get("weight", call.get("running_mean")))
@@ -264,17 +266,17 @@ def _dtype(pair: Pair, node: fx.Node) -> torch.dtype | None:
 
 
 def _insist_on_size(pair: Pair, node: fx.Node, data: fx.Node) -> None:
-    """That constants do not make data larger."""
-    made, read = pair.shapes.values.get(node), pair.shapes.values.get(data)
-    if isinstance(made, torch.Tensor) and isinstance(read, torch.Tensor):
-        if [str(each) for each in made.shape] != [str(each) for each in read.shape]:
-            raise ProofError("wiring", node.name, f"it vanished, and made {made.shape} of {read.shape}")
+    """Check that constants do not broadcast data to a larger shape."""
+    output, read = pair.shapes.values.get(node), pair.shapes.values.get(data)
+    if isinstance(output, torch.Tensor) and isinstance(read, torch.Tensor):
+        if [str(size) for size in output.shape] != [str(size) for size in read.shape]:
+            raise ProofError("wiring", node.name, f"it vanished, and made {output.shape} of {read.shape}")
         return
     rank = pair.shapes.rank(data)
     relation = pair.relation(data) or pair.relation(node)
     affine = (relation.pulled or relation.pushed) if relation else None
-    for each in node.all_input_nodes:
-        constant = None if each is data else pair.original.constant(each)
+    for source in node.all_input_nodes:
+        constant = None if source is data else pair.original.constant(source)
         if constant is None:
             continue
         long = [axis - constant.dim() for axis, size in enumerate(constant.shape) if size != 1]

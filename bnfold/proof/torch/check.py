@@ -1,7 +1,7 @@
-"""Checks that a torch model is its original, given how the values of one became those of the other.
+"""Checks that a torch model is its original, given a certificate that relates their values.
 
-It is the induction of `bnfold.proof.checker`, over the nodes of an fx graph: if the relations of what a node reads
-hold, those of what it makes do. Nodes are evaluated by torch itself, in float64.
+It is the induction of `bnfold.proof.checker`, over the nodes of an fx graph: if the relations of a node's inputs hold,
+those of its outputs hold. Torch itself evaluates the nodes, in float64.
 """
 
 from __future__ import annotations
@@ -56,12 +56,13 @@ def check_program(
     """Whether a certificate proves that a result is its original, both of them programs or graph modules.
 
     Args:
-        original: is not changed.
-        result: neither is it.
+        original: the original, which is not changed.
+        result: the folded model, which is not changed either.
         certificate: how they are related.
-        example_inputs: what a graph module is called with: what is proved holds for inputs of these shapes. Without
-            them, for all that the model takes.
-        has_digests: whether the certificate says of which models it is; who made it for these need not ask.
+        example_inputs: the arguments of a graph module. The proof then holds for inputs of these shapes; without
+            them, for all inputs that the model takes.
+        has_digests: whether the certificate names its models by digests, which are then compared. Whoever made it for
+            these two need not compare.
 
     Raises:
         InvalidModelError: it is the certificate of other models, or it names what they do not have.
@@ -88,7 +89,7 @@ def check_program(
 
 
 def _check_nodes(pair: Pair, tally: _Tally) -> None:
-    """All obligations, node by node."""
+    """Check all obligations, node by node."""
     side = pair.original
     roots = merges.roots(pair)
     for node in side.graph.nodes:
@@ -114,17 +115,19 @@ def _check_nodes(pair: Pair, tally: _Tally) -> None:
 
 def _check_node(pair: Pair, node: fx.Node, tally: _Tally) -> None:
     side = pair.original
-    read = [pair.relation(each) for each in node.all_input_nodes]
-    read += [pair.relation_of(key) for each in node.all_input_nodes if side.is_spread(each) for key in side.keys(each)]
-    made = [relation for (scope, key), relation in pair.certificate.relations.items() if _is_of(key, node)]
-    if not any(read) and not made:
+    read = [pair.relation(source) for source in node.all_input_nodes]
+    read += [
+        pair.relation_of(key) for source in node.all_input_nodes if side.is_spread(source) for key in side.keys(source)
+    ]
+    changes = [relation for (scope, key), relation in pair.certificate.relations.items() if _is_of(key, node)]
+    if not any(read) and not changes:
         check_node(pair, node)
         return
     call = side.calls[node]
     is_type = call.name == "type_as" and node.all_input_nodes == [call.get("input"), call.get("other")] and not read[0]
     if call.name in SHAPES or is_type:
         check_node(pair, node)
-        if made:
+        if changes:
             raise ProofError("wiring", node.name, "a shape cannot change")
         return
     pair.changed.add(node)
@@ -147,7 +150,7 @@ def _is_of(key: str, node: fx.Node) -> bool:
 
 
 def _check_product(pair: Pair, node: fx.Node, product: Product) -> Worst:
-    """That a linear operator is its closed form."""
+    """Check that a linear operator has become its closed form."""
     name = node.name
     inner, outer = pair.relation(product.data), pair.relation(node)
     pushed, pulled = inner.back if inner else None, outer.forth if outer else None
@@ -185,20 +188,20 @@ def _check_product(pair: Pair, node: fx.Node, product: Product) -> Worst:
 
 
 def np_broadcast(array: AnyArray, size: int) -> AnyArray:
-    """One number for all channels, as one for each."""
+    """One number for all channels, repeated for each."""
     return array.reshape(-1).repeat(size)
 
 
 def _core(pair: Pair, node: fx.Node, product: Product) -> tuple[fx.Node, AnyArray | None]:
-    """The operator itself in the result, and what an addition behind it adds."""
+    """The operator in the result, and the constant that an addition behind it adds."""
     name, result = node.name, pair.result
-    found = pair.twin(node)
-    pair.account(node, found)
-    if product.takes_bias or result.calls[found].name != "add" or found.op == "call_module":
-        return found, None
-    places = [each for each in found.args if isinstance(each, fx.Node) and each not in result.constants]
-    constants = [each for each in found.args if isinstance(each, fx.Node) and each in result.constants]
-    if len(places) != 1 or len(constants) != 1 or len(found.args) != 2 or found.kwargs or result.calls[found].writes:
+    maker = pair.twin(node)
+    pair.account(node, maker)
+    if product.takes_bias or result.calls[maker].name != "add" or maker.op == "call_module":
+        return maker, None
+    places = [source for source in maker.args if isinstance(source, fx.Node) and source not in result.constants]
+    constants = [source for source in maker.args if isinstance(source, fx.Node) and source in result.constants]
+    if len(places) != 1 or len(constants) != 1 or len(maker.args) != 2 or maker.kwargs or result.calls[maker].writes:
         raise ProofError("wiring", name, "its result is added to what is no bias")
     tensor = result.constant(constants[0])
     assert tensor is not None
@@ -217,16 +220,16 @@ def _core(pair: Pair, node: fx.Node, product: Product) -> tuple[fx.Node, AnyArra
 def _check_rest_of_call(
     pair: Pair, node: fx.Node, core: fx.Node, before: Any, after: Any, weights: tuple[str, ...]
 ) -> None:
-    """That all is the same of two calls but their weights."""
+    """Check that two calls are the same but for their weights."""
     sides = pair.original, pair.result
     if node.op == core.op == "call_module":
-        modules = [side.root.get_submodule(str(each.target)) for side, each in zip(sides, (node, core), strict=True)]
+        modules = [side.root.get_submodule(str(part.target)) for side, part in zip(sides, (node, core), strict=True)]
         if not is_same_module(modules[0], modules[1], weights):
             raise ProofError("wiring", node.name, "the module that it calls differs")
         pair.account_weights(*modules[1].parameters(), *modules[1].buffers())
     else:
         check_target(pair, node, core)
-    names = [side.calls[each].name for side, each in zip(sides, (node, core), strict=True)]
+    names = [side.calls[part].name for side, part in zip(sides, (node, core), strict=True)]
     if (
         names[0] != names[1]
         or before.keys() != after.keys()
@@ -236,7 +239,7 @@ def _check_rest_of_call(
 
 
 def _check_batchnorm(pair: Pair, node: fx.Node, rank: int | None) -> Worst:
-    """That a BatchNorm which stays is the map that it should be."""
+    """Check that a BatchNorm which stays is the map that it should be."""
     core = pair.twin(node)
     pair.account(node, core)
     before, now = read_batchnorm(pair.original, node, rank), read_batchnorm(pair.result, core, rank)
@@ -246,9 +249,9 @@ def _check_batchnorm(pair: Pair, node: fx.Node, rank: int | None) -> Worst:
         pair, node, core, before.rest, now.rest, ("weight", "bias", "running_mean", "running_var", "affine")
     )
     key = f"{node.name}[0]" if pair.original.is_spread(node) else node.name
-    if any(each != key and pair.relation_of(each) for each in pair.original.keys(node)):
+    if any(other != key and pair.relation_of(other) for other in pair.original.keys(node)):
         raise ProofError("weights", node.name, "a further output changed")
-    if [each.dtype for each in before.stored] != [each.dtype for each in now.stored]:
+    if [parameter.dtype for parameter in before.stored] != [parameter.dtype for parameter in now.stored]:
         raise ProofError("weights", node.name, "its parameters are of other types")
     pair.account_weights(*now.weights)
     affine, size = before.affine

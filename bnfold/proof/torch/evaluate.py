@@ -1,4 +1,4 @@
-"""One node, evaluated by torch itself in float64."""
+"""Evaluates one node by torch itself, in float64."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CASTS = {"float": "double", "half": "double", "bfloat16": "double"}
 
 
 def widen(value: Any) -> Any:
-    """A tensor of floating-point numbers, or such a type, as float64."""
+    """A floating-point tensor or type as float64; anything else as it is."""
     if isinstance(value, torch.Tensor):
         plain = value.detach()
         return plain.double() if plain.dtype in TYPES else plain
@@ -34,15 +34,15 @@ def widen(value: Any) -> Any:
 
 
 def evaluate(node: fx.Node, module: nn.Module | None, values: Mapping[fx.Node, Any]) -> Any:
-    """What a node makes of values, which it does not change.
+    """Compute the output of a node from values, which are not changed.
 
     Raises:
-        UnevaluatedError: the operator does not take them.
+        UnevaluatedError: the operator does not take the values.
     """
 
     def fetch(source: fx.Node) -> Any:
-        found = values[source]
-        return found.clone() if isinstance(found, torch.Tensor) else widen(found)
+        value = values[source]
+        return value.clone() if isinstance(value, torch.Tensor) else widen(value)
 
     wide = _Wide(node)
     try:
@@ -51,12 +51,12 @@ def evaluate(node: fx.Node, module: nn.Module | None, values: Mapping[fx.Node, A
                 arguments = fx.node.map_arg((wide.args, wide.kwargs), fetch)
                 return copy.deepcopy(module).double()(*arguments[0], **arguments[1])
             return run_node(wide, fetch)  # type: ignore[arg-type]
-    except Exception as error:  # operators raise anything on what they do not take
+    except Exception as error:  # operators may raise anything on values that they do not take
         raise UnevaluatedError(f"{type(error).__name__}: {error}".splitlines()[0]) from error
 
 
 class _Wide:
-    """A node whose arguments ask for float64, whatever types they asked for."""
+    """A node with float64 in place of every floating-point type among its arguments."""
 
     def __init__(self, node: fx.Node) -> None:
         self.op, self.target = node.op, node.target
@@ -66,16 +66,16 @@ class _Wide:
         self.kwargs = fx.node.map_aggregate(node.kwargs, widen)
 
 
-def tensors(made: Any) -> list[torch.Tensor]:
-    """All that a node made."""
-    if isinstance(made, torch.Tensor):
-        return [made]
-    if isinstance(made, tuple | list) and all(isinstance(each, torch.Tensor) for each in made):
-        return list(made)
+def tensors(output: Any) -> list[torch.Tensor]:
+    """All tensors of a node's output."""
+    if isinstance(output, torch.Tensor):
+        return [output]
+    if isinstance(output, tuple | list) and all(isinstance(entry, torch.Tensor) for entry in output):
+        return list(output)
     raise UnevaluatedError("it makes what is no tensor")
 
 
 def array(tensor: torch.Tensor) -> AnyArray:
     """The numbers of a tensor."""
-    found: AnyArray = np.asarray(tensor.detach().cpu().numpy())
-    return found
+    numbers: AnyArray = np.asarray(tensor.detach().cpu().numpy())
+    return numbers

@@ -1,6 +1,6 @@
-"""Writes down what a plan does to an fx graph, by the names that it had before: what a certificate is made of.
+"""Writes the certificate of a plan for an fx graph, with the names that the graph has before it is changed.
 
-Nothing here is believed: the checker shares no code with it.
+The checker believes nothing of this, and shares no code with it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Ledger:
 
     @classmethod
     def of(cls, graph: fx.Graph, changes: Changes) -> Ledger:
-        """The names in a graph, and of the values that a plan for it is about."""
+        """Note the names in a graph, and those of the values that a plan changes."""
         nodes = {node: node.name for node in graph.nodes}
         about = (*changes.values, *changes.stands, *changes.stands.values())
         parts = {value for value in about if not isinstance(value, fx.Node)}
@@ -38,11 +38,11 @@ class Ledger:
         return cls(nodes, values)
 
     def certificate(self, changes: Changes, original: str, result: str) -> Certificate:
-        """What was done, now that the graph has its new names; with the digests of both models."""
+        """The certificate, once the graph has its new names; with the digests of both models."""
         relations = {
             (SCOPE, self.values[value]): Relation(change.pulled, change.pushed)
             for value, change in changes.values.items()
-            if change.is_known  # the proof fails where it is not
+            if change.is_known  # where it is not, the proof fails
         }
         vanished = frozenset((SCOPE, self.nodes[node]) for node in changes.vanished if node not in changes.merged)
         merged = {(SCOPE, self.nodes[node]): self.nodes[host] for node, host in changes.merged.items()}
@@ -60,7 +60,7 @@ class Ledger:
                 yield (SCOPE, name), f"{kept.node.name}[{kept.index}]"
 
     def _behind(self, node: fx.Node) -> fx.Node:
-        """The addition of a bias that a product got."""
+        """The addition that is the new bias of a product."""
         for user in node.users:
             if user not in self.nodes and user.op == "call_function" and len(node.users) == 1:
                 return user

@@ -1,4 +1,4 @@
-"""Linear operators of torch and BatchNorms, by what their weights are: the closed forms are those of `bnfold.proof`."""
+"""Reads linear operators and BatchNorms of torch, with their weights. The closed forms are those of `bnfold.proof`."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ class Product:
     """A linear operator with constant weights.
 
     Attributes:
-        data: what it reads.
-        kernel: as stored, and how it is laid out.
-        bias: as stored; None where it has none.
-        bias_factor: of the bias (beta).
-        axes: the channel axes of what it reads and makes, counted from the end.
+        data: its data input.
+        kernel: the stored kernel, with its layout.
+        bias: the stored bias; None where it has none.
+        bias_factor: multiplies the bias (beta).
+        axes: the channel axes of input and output, counted from the end.
         takes_bias: whether the operator takes a bias itself.
-        is_padded: with zeros, so that a shift of what it reads does not go through.
+        is_padded: whether it pads with zeros, so that a shift of its input does not go through.
         rest: all other arguments, with None for kernel, bias, alpha and beta.
         weights: the nodes or tensors that are its kernel and its bias.
-        rank: of what it reads, where the operator tells.
+        rank: the rank of its input, where the operator tells it.
     """
 
     data: fx.Node
@@ -57,10 +57,10 @@ class Product:
 
 
 def read_product(side: Side, node: fx.Node) -> Product | None:
-    """The linear operator that a node is; None where it is none, or its weight is not constant.
+    """Read a linear operator; None where the node is none, or its kernel is not constant.
 
     Raises:
-        ProofError: its weights do not fit it.
+        ProofError: the weights do not fit the operator.
     """
     call = side.calls[node]
     if call.name not in LINEAR:
@@ -75,18 +75,18 @@ def read_product(side: Side, node: fx.Node) -> Product | None:
         raise ProofError("weights", node.name, f"its weight does not fit it ({error})") from error
 
 
-def _array(side: Side, node: fx.Node, given: Any) -> AnyArray | None:
-    found = side.constant(given)
-    return None if found is None else to_numpy(node.name, found)
+def _array(side: Side, node: fx.Node, argument: Any) -> AnyArray | None:
+    constant = side.constant(argument)
+    return None if constant is None else to_numpy(node.name, constant)
 
 
-def _bias(side: Side, node: fx.Node, given: Any) -> AnyArray | None:
-    if given is None:
+def _bias(side: Side, node: fx.Node, argument: Any) -> AnyArray | None:
+    if argument is None:
         return None
-    found = _array(side, node, given)
-    if found is None:
+    bias = _array(side, node, argument)
+    if bias is None:
         raise ProofError("weights", node.name, "its bias is not constant")
-    return found
+    return bias
 
 
 def _convolution(side: Side, node: fx.Node) -> Product | None:
@@ -107,10 +107,10 @@ def _convolution(side: Side, node: fx.Node) -> Product | None:
         pads = padding == "same" and prod(kernel.shape[2:]) > 1
     else:
         pads = any(
-            type(each) is not int or each for each in (padding if isinstance(padding, list | tuple) else [padding])
+            type(size) is not int or size for size in (padding if isinstance(padding, list | tuple) else [padding])
         )
     is_padded = bool(pads) and call.get("padding_mode", "zeros") == "zeros"
-    if is_transposed:  # of one tap, it puts an output on each place of its input, and on no other
+    if is_transposed:  # with one tap, exactly one output for each place of its input
         is_padded = pads or prod(kernel.shape[2:]) > 1 or not _are(call.get("stride", 1), 1)
         is_padded = is_padded or not _are(call.get("output_padding", 0), 0)
     return Product(
@@ -119,14 +119,14 @@ def _convolution(side: Side, node: fx.Node) -> Product | None:
     )  # fmt: skip
 
 
-def _are(given: Any, number: int) -> bool:
-    """Whether one number, or each of several, is this one."""
-    numbers = given if isinstance(given, list | tuple) else [given]
-    return all(type(each) is int and each == number for each in numbers)
+def _are(sizes: Any, number: int) -> bool:
+    """Whether an argument, one number or several, equals `number` throughout."""
+    numbers = sizes if isinstance(sizes, list | tuple) else [sizes]
+    return all(type(size) is int and size == number for size in numbers)
 
 
 def _rest(arguments: Mapping[str, Any], *names: str) -> dict[str, Any]:
-    """All other arguments; None is as good as left out."""
+    """The other arguments of a call, without those that are None."""
     return {key: value for key, value in arguments.items() if key not in names and value is not None}
 
 
@@ -138,7 +138,7 @@ ROLES = {
     "addmm": ("mat1", "mat2", "input"),
     "baddbmm": ("batch1", "batch2", "input"),
 }
-"""First and second operand, and bias."""
+"""The parameters of an operator that are its two operands, and its bias."""
 
 RANKS = {"mm": 2, "addmm": 2, "bmm": 3, "baddbmm": 3}
 
@@ -169,7 +169,7 @@ def _matrix(side: Side, node: fx.Node) -> Product | None:
         if core != wanted and bias.size != 1:
             raise ProofError("weights", node.name, f"its bias has shape {bias.shape}")
     kernel_name = second if on_right else first
-    names = [each for each in (kernel_name, bias_name, "alpha", "beta") if each is not None]
+    names = [name for name in (kernel_name, bias_name, "alpha", "beta") if name is not None]
     return Product(
         data, layout, kernel, bias, (axis, axis), _rest(call.arguments, *names),
         (call.get(kernel_name), call.get(bias_name) if bias_name else None), beta, bias_name is not None,
@@ -180,30 +180,30 @@ def _matrix(side: Side, node: fx.Node) -> Product | None:
 def _einsum(side: Side, node: fx.Node) -> Product | None:
     call = side.calls[node]
     equation = str(node.args[0]).replace(" ", "") if node.args else ""
-    given = node.args[1] if len(node.args) == 2 and isinstance(node.args[1], tuple | list) else node.args[1:]
-    operands = [each for each in given if isinstance(each, fx.Node)]
+    arguments = node.args[1] if len(node.args) == 2 and isinstance(node.args[1], tuple | list) else node.args[1:]
+    operands = [argument for argument in arguments if isinstance(argument, fx.Node)]
     left, arrow, result = equation.partition("->")
     letters = left.split(",")
-    held = [index for index, each in enumerate(operands) if each in side.constants]
-    if len(operands) != 2 or len(letters) != 2 or not arrow or len(held) != 1 or "." in equation or call.module:
+    places = [index for index, operand in enumerate(operands) if operand in side.constants]
+    if len(operands) != 2 or len(letters) != 2 or not arrow or len(places) != 1 or "." in equation or call.module:
         return None
-    term, data = letters[held[0]], letters[1 - held[0]]
-    inner = [each for each in term if each in data and each not in result]
-    outer = [each for each in term if each in result and each not in data]
-    one_each = all(len(set(each)) == len(each) for each in (term, data, result))
+    term, data = letters[places[0]], letters[1 - places[0]]
+    inner = [letter for letter in term if letter in data and letter not in result]
+    outer = [letter for letter in term if letter in result and letter not in data]
+    one_each = all(len(set(indices)) == len(indices) for indices in (term, data, result))
     if not one_each or len(term) != 2 or len(inner) != 1 or len(outer) != 1:
         return None
     if set(data) - set(inner) != set(result) - set(outer):
         return None
-    kernel = _array(side, node, operands[held[0]])
+    kernel = _array(side, node, operands[places[0]])
     if kernel is None or kernel.ndim != 2:
         return None
     axes = data.index(inner[0]) - len(data), result.index(outer[0]) - len(result)
-    rest = {"equation": equation, "place": held[0], "others": _rest(node.kwargs)}
+    rest = {"equation": equation, "place": places[0], "others": _rest(node.kwargs)}
     layout = Kernel(kernel.reshape(*kernel.shape, 1), 1, term[0] == outer[0])
     return Product(
-        operands[1 - held[0]], layout, kernel, None, axes, {**rest, "data": operands[1 - held[0]]},
-        (operands[held[0]], None), takes_bias=False, rank=len(data),
+        operands[1 - places[0]], layout, kernel, None, axes, {**rest, "data": operands[1 - places[0]]},
+        (operands[places[0]], None), takes_bias=False, rank=len(data),
     )  # fmt: skip
 
 
@@ -212,10 +212,10 @@ class BatchNorm:
     """A BatchNorm in inference form.
 
     Attributes:
-        data: what it reads.
-        stored: gamma, beta, mean and variance, as they are; ones and zeros where the first two are left out.
-        epsilon: as it is.
-        axis: of the channels.
+        data: its data input.
+        stored: gamma, beta, mean and variance; ones and zeros where the first two are left out.
+        epsilon: the number that is added to the variance.
+        axis: the channel axis.
         rest: the other arguments.
         weights: the nodes or tensors that are its parameters.
     """
@@ -229,8 +229,8 @@ class BatchNorm:
 
     @property
     def affine(self) -> tuple[Affine, Array]:
-        """Its map, and the size of what its shift is the difference of."""
-        gamma, beta, mean, var = (each.astype(np.float64) for each in self.stored)
+        """Its map, and the magnitude of the terms that its shift is computed from."""
+        gamma, beta, mean, var = (parameter.astype(np.float64) for parameter in self.stored)
         with np.errstate(all="ignore"):
             scale = gamma / np.sqrt(var + self.epsilon)
             return Affine(scale, beta - mean * scale, self.axis), np.abs(beta) + np.abs(mean * scale)
@@ -240,10 +240,10 @@ NAMES = ("weight", "bias", "running_mean", "running_var")
 
 
 def read_batchnorm(side: Side, node: fx.Node, rank: int | None) -> BatchNorm | None:
-    """The BatchNorm that a node is, of data of some rank; None where it is none.
+    """Read a BatchNorm on data of this rank; None where the node is none.
 
     Raises:
-        ProofError: its parameters are not constant, or do not fit each other.
+        ProofError: the parameters are not constant, or do not fit each other.
     """
     call = side.calls[node]
     if call.name not in BATCHNORMS:
@@ -253,31 +253,31 @@ def read_batchnorm(side: Side, node: fx.Node, rank: int | None) -> BatchNorm | N
         return None
     if call.name == "_native_batch_norm_legit" and "training" not in call.arguments:
         return None
-    given = {name: call.get(name) for name in NAMES}
-    arrays = {name: _array(side, node, value) for name, value in given.items() if value is not None}
+    arguments = {name: call.get(name) for name in NAMES}
+    arrays = {name: _array(side, node, value) for name, value in arguments.items() if value is not None}
     mean, var = arrays.get("running_mean"), arrays.get("running_var")
-    if mean is None or var is None or any(each is None for each in arrays.values()):
+    if mean is None or var is None or any(array is None for array in arrays.values()):
         raise ProofError("weights", node.name, "its parameters are not constant")
     gamma, beta = arrays.get("weight"), arrays.get("bias")
     gamma = np.ones_like(mean) if gamma is None else gamma
     beta = np.zeros_like(mean) if beta is None else beta
-    if mean.ndim != 1 or {each.shape for each in (gamma, beta, mean, var)} != {mean.shape}:
+    if mean.ndim != 1 or {array.shape for array in (gamma, beta, mean, var)} != {mean.shape}:
         raise ProofError("weights", node.name, "its parameters are not vectors of one length")
     epsilon = call.get("eps", call.get("epsilon", 1e-5))
     if isinstance(epsilon, fx.Node):
         raise ProofError("weights", node.name, "its epsilon is computed")
     axis = 1
-    if isinstance(call.module, nn.modules.instancenorm._InstanceNorm):  # it takes data without a batch axis, too
+    if isinstance(call.module, nn.modules.instancenorm._InstanceNorm):  # which also takes data without a batch axis
         dims = int(type(call.module).__name__.rstrip("d")[-1])
         if rank is None:
             raise ProofError("weights", node.name, "the rank of what it reads does not follow from the model's inputs")
         axis = rank - dims - 1
-    weights = tuple(given[name] for name in NAMES)
+    weights = tuple(arguments[name] for name in NAMES)
     return BatchNorm(data, (gamma, beta, mean, var), float(epsilon), axis, _rest(call.arguments, *NAMES), weights)
 
 
 def insist_on_axis(node: str, affine: Affine | None, axis: int, rank: int | None, size: int, what: str) -> None:
-    """That a change lies along the channels of an operator."""
+    """Check that a change lies along the channels of an operator."""
     if affine is None:
         return
     if rank is None:

@@ -1,8 +1,7 @@
-"""Which values may be written into behind the back of something that reads them.
+"""Finds values that may be overwritten behind the back of a reader.
 
-An operator that writes into a tensor is as good as one that makes a fresh one where nothing that may share its memory
-is read any more, and nobody outside sees it. Elsewhere the graph is no set of equations, and all that shares the memory
-is *tangled*.
+An in-place operator is as good as one with a fresh result if nothing that may share the memory is read any more, and
+nobody outside sees it. Otherwise the graph is no set of equations, and every value that shares the memory is *tangled*.
 """
 
 from __future__ import annotations
@@ -14,30 +13,30 @@ from bnfold.proof.torch.sides import Side
 
 
 def find_tangled(side: Side) -> set[fx.Node]:
-    """All that a harmful write may change."""
+    """The nodes whose values a harmful write may change."""
     neighbours: dict[fx.Node, set[fx.Node]] = {node: set() for node in side.graph.nodes}
     for node, call in side.calls.items():
         shared = set(call.writes)
         if call.name not in FRESH and call.name not in SHAPES:
             shared.update(node.all_input_nodes)
-        for each in shared - side.sizes:
-            neighbours[node].add(each)
-            neighbours[each].add(node)
-    found: set[fx.Node] = set()
+        for other in shared - side.sizes:
+            neighbours[node].add(other)
+            neighbours[other].add(node)
+    tangled: set[fx.Node] = set()
     for node, call in side.calls.items():
         for written in call.writes:
             if _is_harmful(side, node, written, neighbours):
-                found |= _reach(written, neighbours)
-    return found
+                tangled |= _reach(written, neighbours)
+    return tangled
 
 
 def _is_harmful(side: Side, writer: fx.Node, written: fx.Node, neighbours: dict[fx.Node, set[fx.Node]]) -> bool:
-    """Whether anything after a write, or outside of the model, may see it otherwise than by its result."""
+    """Whether a later reader, or one outside of the model, may see a write by another way than its result."""
     now = side.order[writer]
-    for each in _reach(written, neighbours, lambda node: side.order[node] < now):
-        if each.op in ("placeholder", "get_attr"):
+    for reached in _reach(written, neighbours, lambda node: side.order[node] < now):
+        if reached.op in ("placeholder", "get_attr"):
             return True
-        if any(side.order[user] > now and not _sees_shape_only(side, user) for user in each.users):
+        if any(side.order[user] > now and not _sees_shape_only(side, user) for user in reached.users):
             return True
     return False
 
@@ -47,10 +46,10 @@ def _sees_shape_only(side: Side, node: fx.Node) -> bool:
 
 
 def _reach(start: fx.Node, neighbours: dict[fx.Node, set[fx.Node]], among: object = None) -> set[fx.Node]:
-    found, stack = {start}, [start]
+    reached, stack = {start}, [start]
     while stack:
-        for each in neighbours[stack.pop()]:
-            if each not in found and (not callable(among) or among(each)):
-                found.add(each)
-                stack.append(each)
-    return found
+        for neighbour in neighbours[stack.pop()]:
+            if neighbour not in reached and (not callable(among) or among(neighbour)):
+                reached.add(neighbour)
+                stack.append(neighbour)
+    return reached

@@ -1,4 +1,7 @@
-"""Operators that became one: the region of the original against what stands for it, on random data and impulses."""
+"""Operators that became one: a region of the original against the operator that stands for it.
+
+Both are evaluated on random data and on impulses.
+"""
 
 from __future__ import annotations
 
@@ -33,12 +36,12 @@ SUMS = frozenset({"add", "cat", "sub"})
 _PARTS = "rsub mul div dropout identity clone contiguous avg_pool1d avg_pool2d avg_pool3d"
 
 PARTS = ALLOWED | SUMS | frozenset(_PARTS.split())
-"""Operators that a region may be made of, besides BatchNorms: linear, whatever the data is."""
+"""Operators that a region may consist of besides BatchNorms: linear, whatever the data is."""
 
 
 def roots(pair: Pair) -> set[fx.Node]:
-    """Nodes of regions whose values something else reads."""
-    found: set[fx.Node] = set()
+    """Nodes of regions whose values something outside the region reads."""
+    nodes: set[fx.Node] = set()
     side = pair.original
     for reader in side.graph.nodes:
         if (reader in side.calls and pair.is_vanished(reader)) or side.pick(reader) is not None:
@@ -50,16 +53,16 @@ def roots(pair: Pair) -> set[fx.Node]:
             if maker not in side.calls:
                 continue
             if (theirs := pair.mark(maker)) is not None:
-                found.update([maker] if theirs != mark else [])
+                nodes.update([maker] if theirs != mark else [])
             elif pair.is_vanished(maker) or side.pick(maker) is not None:
                 stack.extend(maker.all_input_nodes)
-    return found
+    return nodes
 
 
 def is_read_outside(pair: Pair, node: fx.Node) -> bool:
-    """Whether anything reads what a node made that vanished, but regions that it is a part of."""
+    """Whether anything but the regions around a vanished node reads its output."""
     readers = list(_readers(pair, node))
-    marks = [pair.mark(each) if each in pair.original.calls else None for each in readers]
+    marks = [pair.mark(reader) if reader in pair.original.calls else None for reader in readers]
     return not marks or any(mark is None or not _leads_inside(pair, node, mark) for mark in marks)
 
 
@@ -72,10 +75,10 @@ def _readers(pair: Pair, node: fx.Node) -> Iterable[fx.Node]:
 
 
 def _leads_inside(pair: Pair, node: fx.Node, mark: str) -> bool:
-    """Whether a node vanished behind a part of the region."""
+    """Whether a vanished node reads, directly or not, a part of the region."""
     side = pair.original
     while (node in side.calls and pair.is_vanished(node)) or side.pick(node) is not None:
-        makers = [each for each in node.all_input_nodes if each in side.calls and each not in side.constants]
+        makers = [source for source in node.all_input_nodes if source in side.calls and source not in side.constants]
         if len(makers) != 1:
             return False
         node = makers[0]
@@ -85,7 +88,7 @@ def _leads_inside(pair: Pair, node: fx.Node, mark: str) -> bool:
 
 
 def _region(pair: Pair, root: fx.Node) -> tuple[list[fx.Node], list[fx.Node]]:
-    """The nodes of the original that one operator stands for, and what they read."""
+    """The nodes of the original that one operator stands for, and the nodes that they read."""
     side, mark = pair.original, pair.mark(root)
     assert mark is not None
     chosen: set[fx.Node] = set()
@@ -96,22 +99,22 @@ def _region(pair: Pair, root: fx.Node) -> tuple[list[fx.Node], list[fx.Node]]:
         if node in chosen:
             continue
         chosen.add(node)
-        for each in node.all_input_nodes:
-            if each in side.constants:
+        for source in node.all_input_nodes:
+            if source in side.constants:
                 continue
-            if each in side.calls and (pair.mark(each) == mark or _leads_inside(pair, each, mark)):
-                stack.append(each)
-            elif each not in reads:
-                reads.append(each)
+            if source in side.calls and (pair.mark(source) == mark or _leads_inside(pair, source, mark)):
+                stack.append(source)
+            elif source not in reads:
+                reads.append(source)
     return sorted(chosen, key=side.order.__getitem__), reads
 
 
 def insist_on_part(pair: Pair, node: fx.Node) -> None:
-    """That a node is linear, whatever the data is."""
+    """Check that a node is linear, whatever the data is."""
     side, call = pair.original, pair.original.calls[node]
     if side.pick(node) is not None:
         return
-    data = [each for each in node.all_input_nodes if each not in side.constants]
+    data = [source for source in node.all_input_nodes if source not in side.constants]
     is_batchnorm = read_batchnorm(side, node, pair.shapes.rank(call.get("input"))) is not None
     if not (call.name in PARTS or is_batchnorm) or not (len(data) == 1 or call.name in SUMS):
         raise ProofError("merges", node.name, f"{call.name or node.target} merged")
@@ -120,21 +123,23 @@ def insist_on_part(pair: Pair, node: fx.Node) -> None:
 
 
 def check_merge(pair: Pair, root: fx.Node) -> None:
-    """That one operator is a region of the original, within the rounding of its weights."""
+    """Check that one operator computes a region of the original, within the rounding of its weights."""
     side, name = pair.original, root.name
     nodes, reads = _region(pair, root)
     for node in nodes:
         insist_on_part(pair, node)
     if side.is_spread(root):
         raise ProofError("merges", name, "it makes several values")
-    ends = {pair.name(each): each for each in reads}
+    ends = {pair.name(read): read for read in reads}
     if len(ends) != len(reads):
         raise ProofError("merges", name, "it reads two values that became one")
-    made = pair.twin(root)
-    stands, entries = _stands(pair, made, ends, name)
-    old, new = _Part(side, nodes, root), _Part(pair.result, stands, made)
+    twin = pair.twin(root)
+    stands, entries = _stands(pair, twin, ends, name)
+    old, new = _Part(side, nodes, root), _Part(pair.result, stands, twin)
     value = pair.shapes.values.get(root)
-    kinds = {each.dtype for each in (*new.constants, *(() if isinstance(value, torch.Tensor) else old.constants))}
+    kinds = {
+        constant.dtype for constant in (*new.constants, *(() if isinstance(value, torch.Tensor) else old.constants))
+    }
     if kinds - ({value.dtype} if isinstance(value, torch.Tensor) else set(list(kinds)[:1])):
         raise ProofError("merges", name, "its weights are of another type than what it makes")
     try:
@@ -144,13 +149,13 @@ def check_merge(pair: Pair, root: fx.Node) -> None:
 
 
 def _stands(
-    pair: Pair, made: fx.Node, ends: dict[str, fx.Node], name: str
+    pair: Pair, twin: fx.Node, ends: dict[str, fx.Node], name: str
 ) -> tuple[list[fx.Node], dict[fx.Node, fx.Node]]:
-    """The nodes of the result that stand for a region, and what they read, by what that is in the original."""
+    """The nodes of the result that stand for a region, and the nodes that they read with those of the original."""
     result = pair.result
     chosen: set[fx.Node] = set()
     entries: dict[fx.Node, fx.Node] = {}
-    stack = [made]
+    stack = [twin]
     while stack:
         node = stack.pop()
         key = result.key(node)
@@ -174,33 +179,35 @@ def _stands(
 
 
 def _product(side: Side, node: fx.Node) -> tuple[Any, ...] | None:
-    found = read_product(side, node)
-    return None if found is None else found.weights
+    product = read_product(side, node)
+    return None if product is None else product.weights
 
 
 @dataclass(frozen=True, eq=False)
 class _Part:
-    """Nodes of a model that make one value of others."""
+    """Nodes of a model that compute one value from others."""
 
     side: Side
     nodes: list[fx.Node]
     made: fx.Node
 
-    def run(self, given: dict[fx.Node, AnyArray]) -> AnyArray:
-        """What is made."""
-        return self._run(given, is_size=False)
+    def run(self, feeds: dict[fx.Node, AnyArray]) -> AnyArray:
+        """Compute the value."""
+        return self._run(feeds, is_size=False)
 
-    def size(self, given: dict[fx.Node, AnyArray]) -> AnyArray:
-        """What the absolute values of all addends add up to."""
-        return self._run({key: np.abs(each) for key, each in given.items()}, is_size=True)
+    def size(self, feeds: dict[fx.Node, AnyArray]) -> AnyArray:
+        """The sum of the absolute values of all addends."""
+        return self._run({key: np.abs(numbers) for key, numbers in feeds.items()}, is_size=True)
 
-    def _run(self, given: dict[fx.Node, AnyArray], *, is_size: bool) -> AnyArray:
-        values: dict[fx.Node, Any] = {key: torch.from_numpy(np.ascontiguousarray(each)) for key, each in given.items()}
+    def _run(self, feeds: dict[fx.Node, AnyArray], *, is_size: bool) -> AnyArray:
+        values: dict[fx.Node, Any] = {
+            key: torch.from_numpy(np.ascontiguousarray(numbers)) for key, numbers in feeds.items()
+        }
         for node in self.nodes:
-            for each in node.all_input_nodes:
-                if each not in values:
-                    constant = widen(self.side.constant(each))
-                    values[each] = _absolute(constant) if is_size else constant
+            for source in node.all_input_nodes:
+                if source not in values:
+                    constant = widen(self.side.constant(source))
+                    values[source] = _absolute(constant) if is_size else constant
             values[node] = self._size(node, values) if is_size else self._plain(node, values)
         return array(values[self.made])
 
@@ -214,19 +221,20 @@ class _Part:
         return read_batchnorm(self.side, node, 4)
 
     def _size(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
-        """What a node makes of sizes."""
+        """Compute a node on absolute values, with absolute weights."""
         call = self.side.calls[node]
         batchnorm = self._batchnorm(node)
         if batchnorm is not None:
             gamma, beta, mean, var = map(_wide, batchnorm.stored)
             read = values[batchnorm.data]
-            made = _normalise(read, gamma.abs(), beta.abs(), -mean.abs(), var, batchnorm.epsilon)
-            return (made,) if self.side.is_spread(node) else made
+            size = _normalise(read, gamma.abs(), beta.abs(), -mean.abs(), var, batchnorm.epsilon)
+            return (size,) if self.side.is_spread(node) else size
         if call.name == "neg":
             return values[node.all_input_nodes[0]]
         if call.name in ("add", "sub", "rsub", "mul", "div"):
             one, other = (
-                _absolute(values[each] if isinstance(each, fx.Node) else each) for each in self._operands(node)
+                _absolute(values[operand] if isinstance(operand, fx.Node) else operand)
+                for operand in self._operands(node)
             )
             alpha = abs(float(node.kwargs.get("alpha", 1)))  # type: ignore[arg-type]
             match call.name:
@@ -240,43 +248,43 @@ class _Part:
         module = call.module
         if module is not None:
             module = copy.deepcopy(module)
-            for each in module.parameters():
-                each.data.abs_()
+            for parameter in module.parameters():
+                parameter.data.abs_()
         return evaluate(node, module, values)
 
     def _operands(self, node: fx.Node) -> list[Any]:
-        found = [*node.args, *(node.kwargs[key] for key in ("input", "self", "other") if key in node.kwargs)]
-        if len(found) < 2:
+        operands = [*node.args, *(node.kwargs[key] for key in ("input", "self", "other") if key in node.kwargs)]
+        if len(operands) < 2:
             raise UnevaluatedError("it is spelled in an unknown way")
-        return found[:2]
+        return operands[:2]
 
     @property
     def constants(self) -> list[torch.Tensor]:
-        """All that its nodes hold."""
-        found = [self.side.constant(each) for node in self.nodes for each in node.all_input_nodes]
+        """The floating-point constants of its nodes."""
+        tensors = [self.side.constant(source) for node in self.nodes for source in node.all_input_nodes]
         for node in self.nodes:
             module = self.side.calls[node].module
-            found.extend(module.parameters() if module is not None else ())
-        return [each for each in found if each is not None and each.dtype in TYPES]
+            tensors.extend(module.parameters() if module is not None else ())
+        return [tensor for tensor in tensors if tensor is not None and tensor.dtype in TYPES]
 
     @property
     def unit(self) -> float:
-        """The largest error of rounding a constant once, relatively."""
-        return max((torch.finfo(each.dtype).eps / 2 for each in self.constants), default=UNIT)
+        """The largest relative error of rounding a constant once."""
+        return max((torch.finfo(constant.dtype).eps / 2 for constant in self.constants), default=UNIT)
 
     @property
     def tiny(self) -> float:
-        """The largest error of rounding a constant once, where that is subnormal."""
-        kinds = {str(each.dtype).rpartition(".")[2] for each in self.constants}
-        return max((float(ml_dtypes.finfo(each).smallest_subnormal) for each in kinds), default=0.0)  # type: ignore[no-untyped-call]
+        """The largest error of rounding a constant once, where it is subnormal."""
+        kinds = {str(constant.dtype).rpartition(".")[2] for constant in self.constants}
+        return max((float(ml_dtypes.finfo(kind).smallest_subnormal) for kind in kinds), default=0.0)  # type: ignore[no-untyped-call]
 
 
 def _normalise(x: Any, gamma: Any, beta: Any, mean: Any, var: Any, epsilon: float) -> torch.Tensor:
     return F.batch_norm(x, mean, var, gamma, beta, False, 0.0, epsilon)
 
 
-def _wide(found: AnyArray) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(found.astype(np.float64)))
+def _wide(numbers: AnyArray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(numbers.astype(np.float64)))
 
 
 def _absolute(value: Any) -> Any:
@@ -294,9 +302,9 @@ def _compare(
     if relation is not None and pulled is None:
         raise ProofError("merges", name, "what it makes changed in a way that is not covered")
 
-    def judge(given: dict[fx.Node, AnyArray], now: dict[fx.Node, AnyArray], base: tuple[AnyArray, ...] | None) -> Any:
-        """Both answers, or what they changed since `base`, which weights alone explain."""
-        before, after, sizes, bound = old.run(given), new.run(now), old.size(given), new.size(now)
+    def judge(feeds: dict[fx.Node, AnyArray], now: dict[fx.Node, AnyArray], base: tuple[AnyArray, ...] | None) -> Any:
+        """Compare both answers; or their changes since `base`, which depend on the weights alone."""
+        before, after, sizes, bound = old.run(feeds), new.run(now), old.size(feeds), new.size(now)
         if before.shape != after.shape:
             raise ProofError("merges", name, f"its result has shape {after.shape}, not {before.shape}")
         if pulled is not None:
@@ -306,7 +314,7 @@ def _compare(
         left, right, allowed = before, after, bound
         if base is not None:
             times = len(before) // len(base[0])
-            still = [np.tile(each, (times, *[1] * (each.ndim - 1))) for each in base]
+            still = [np.tile(numbers, (times, *[1] * (numbers.ndim - 1))) for numbers in base]
             left, right, allowed = before - still[0], after - still[1], bound - still[2]
         with np.errstate(all="ignore"):
             limit = 1.01 * new.unit * allowed + 1e-13 * (bound + sizes) + new.tiny * max(1, left[:1].size)
@@ -317,32 +325,32 @@ def _compare(
         return before, after, bound
 
     def fed(now: dict[fx.Node, AnyArray]) -> dict[fx.Node, AnyArray]:
-        return {entries[each]: x for each, x in now.items() if each in entries}
+        return {entries[key]: x for key, x in now.items() if key in entries}
 
-    shapes = {each: _shape(pair, each, old.nodes) for each in reads}
-    drawn = {each: draw(pair.relation(each), shapes[each], generator) for each in reads}
+    shapes = {source: _shape(pair, source, old.nodes) for source in reads}
+    drawn = {source: draw(pair.relation(source), shapes[source], generator) for source in reads}
     judge({key: value[0] for key, value in drawn.items()}, fed({key: value[1] for key, value in drawn.items()}), None)
-    for each in reads:
-        ones = impulses(shapes[each], generator)
-        count = len(ones) // shapes[each][0]
+    for read in reads:
+        ones = impulses(shapes[read], generator)
+        count = len(ones) // shapes[read][0]
 
-        def both(now: AnyArray, each: fx.Node = each, count: int = count) -> tuple[Any, Any]:
-            found = {
-                key: now if key is each else np.zeros((shape[0] * count, *shape[1:])) for key, shape in shapes.items()
+        def both(now: AnyArray, chosen: fx.Node = read, count: int = count) -> tuple[Any, Any]:
+            data = {
+                key: now if key is chosen else np.zeros((shape[0] * count, *shape[1:])) for key, shape in shapes.items()
             }
-            return {key: undo(pair.relation(key), x) for key, x in found.items()}, fed(found)
+            return {key: undo(pair.relation(key), x) for key, x in data.items()}, fed(data)
 
-        base = judge(*both(np.zeros(shapes[each]), count=1), None)
+        base = judge(*both(np.zeros(shapes[read]), count=1), None)
         judge(*both(ones), base)
 
 
 def _shape(pair: Pair, read: fx.Node, nodes: list[fx.Node]) -> tuple[int, ...]:
-    """A shape for what a region reads: as small as its windows allow."""
+    """A shape for an input of a region, as small as its windows allow."""
     side = pair.original
     known = pair.shapes.shape(read)
     if known is None:
         raise UnevaluatedError(f"the shape of {read.name!r} does not follow from the model's inputs")
-    sizes = [concrete(each, 0) for each in known]
+    sizes = [concrete(size, 0) for size in known]
     axes: set[int] = set()
     reach = 1
     for node in nodes:
@@ -360,20 +368,20 @@ def _shape(pair: Pair, read: fx.Node, nodes: list[fx.Node]) -> tuple[int, ...]:
         (axis,) = axes if len(axes) == 1 else (min(axes),)
         tail = [reach if size is None else min(size, reach) if size > 1 else size for size in sizes[axis + 1 :]]
         sizes = [*(1 for _ in sizes[:axis]), sizes[axis], *tail]
-    if any(each is None for each in sizes[1:]):
+    if any(size is None for size in sizes[1:]):
         raise UnevaluatedError(f"the shape of {read.name!r} does not follow from the model's inputs")
-    return tuple(2 if each is None else each for each in sizes)
+    return tuple(2 if size is None else size for size in sizes)
 
 
 def _listed(value: Any) -> list[int]:
-    return [each for each in (value if isinstance(value, tuple | list) else [value]) if type(each) is int] or [1]
+    return [number for number in (value if isinstance(value, tuple | list) else [value]) if type(number) is int] or [1]
 
 
 def _numbers(node: fx.Node, side: Side) -> list[int]:
     module = side.calls[node].module
     size = getattr(module, "kernel_size", None)
-    found: list[int] = []
+    numbers: list[int] = []
     fx.node.map_aggregate(
-        (size, node.args[1:], dict(node.kwargs)), lambda each: found.append(each) if type(each) is int else None
+        (size, node.args[1:], dict(node.kwargs)), lambda number: numbers.append(number) if type(number) is int else None
     )
-    return found
+    return numbers

@@ -1,4 +1,4 @@
-"""Two torch models and what a certificate says of them."""
+"""Two torch models, and the claims of a certificate about them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Pair:
     Attributes:
         accounted: nodes of the result that an obligation was about.
         weights: identities of the tensors of the result that an obligation about weights was about.
-        changed: nodes of the original that are not simply the same in the result.
+        changed: nodes of the original that are not the same in the result.
     """
 
     def __init__(self, original: Side, result: Side, certificate: Certificate, shapes: Shapes) -> None:
@@ -43,10 +43,10 @@ class Pair:
         self._fresh: dict[fx.Node, bool] = {}
 
     def insist_on_names(self) -> None:
-        """That the certificate names what there is.
+        """Check that the original has everything that the certificate names.
 
         Raises:
-            InvalidModelError: it does not.
+            InvalidModelError: it has not.
         """
         claim = self.certificate
         values = (*claim.names, *claim.relations)
@@ -65,7 +65,7 @@ class Pair:
                 raise InvalidModelError(f"the certificate names {name!r}, which is no value, but a tuple or its entry")
 
     def name(self, node: fx.Node) -> str:
-        """The name in the result of what stands for a value of the original."""
+        """The name of the value of the result that stands for one of the original."""
         key = self.original.key(node)
         return self.certificate.names.get((SCOPE, key), key)
 
@@ -80,32 +80,32 @@ class Pair:
         return self.certificate.relations.get((SCOPE, key))
 
     def mark(self, node: fx.Node) -> str | None:
-        """The operator that a node became a part of."""
+        """The merged operator that a node became a part of."""
         return self.certificate.merged.get((SCOPE, node.name))
 
     def is_vanished(self, node: fx.Node) -> bool:
-        """Whether what a node read stands for what it made."""
+        """Whether a node is gone, and its input takes the place of its output."""
         return (SCOPE, node.name) in self.certificate.vanished
 
     def twin(self, node: fx.Node) -> fx.Node:
-        """The node of the result that makes what a node makes."""
+        """The node of the result that makes the same value as one of the original."""
         name = node.name if self.original.is_spread(node) else self.name(node)
-        found = self.result.nodes.get(name)
-        if found is None or found.op not in ("call_function", "call_method", "call_module"):
+        maker = self.result.nodes.get(name)
+        if maker is None or maker.op not in ("call_function", "call_method", "call_module"):
             raise ProofError("wiring", node.name, "the result has no such node")
         for key in self.original.keys(node) if self.original.is_spread(node) else ():
             if self.certificate.names.get((SCOPE, key), key) != key:
                 raise ProofError("wiring", key, "another entry of a tuple stands for it")
-        return found
+        return maker
 
     def account(self, node: fx.Node, twin: fx.Node) -> None:
-        """Note that a node of the result is what it has to be."""
+        """Note that a node of the result has been checked."""
         if twin in self.accounted:
             raise ProofError("wiring", node.name, "two nodes became one, and nothing says so")
         self.accounted.add(twin)
 
     def account_weights(self, *handles: Any) -> None:
-        """Note that nodes or tensors of the result are checked weights, with all that they are computed from."""
+        """Note that nodes or tensors of the result are checked weights, with everything that they are computed from."""
         stack = list(handles)
         while stack:
             handle = stack.pop()
@@ -119,7 +119,7 @@ class Pair:
                 stack.extend(handle.all_input_nodes)
 
     def is_fresh(self, leaf: fx.Node) -> bool:
-        """Whether what a node of the result stands for is not what it stands for in the original."""
+        """Whether a node of the result stands for another tensor than the node of that name in the original."""
         if leaf not in self._fresh:
             self._fresh[leaf] = self._differs(leaf)
         return self._fresh[leaf]
@@ -156,7 +156,7 @@ class Pair:
                 and all(map(self.same, one.values(), other.values()))
             )
         if isinstance(one, slice):
-            parts = [(each.start, each.stop, each.step) for each in (one, other)] if isinstance(other, slice) else []
+            parts = [(cut.start, cut.stop, cut.step) for cut in (one, other)] if isinstance(other, slice) else []
             return bool(parts) and self.same(*parts)
         if isinstance(one, torch.Tensor):
             return isinstance(other, torch.Tensor) and is_same_tensor(one, other)

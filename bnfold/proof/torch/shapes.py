@@ -1,4 +1,4 @@
-"""Shapes that follow from a model's inputs, or from what it holds; notes on inner values are not believed."""
+"""Shapes that follow from a model's inputs and its tensors. Notes on inner values are not believed."""
 
 from __future__ import annotations
 
@@ -21,44 +21,44 @@ from bnfold.proof.torch.calls import SPREAD, kind_of
 from bnfold.proof.torch.sides import Side
 
 Shape = tuple[Any, ...]
-"""A size is a number, a `torch.SymInt`, or None."""
+"""Sizes of a value: each a number, a `torch.SymInt`, or None."""
 
 
 class Shapes:
-    """What is known of each value of the original.
+    """Shapes and types of the original's values, as far as they are known.
 
     Args:
         side: the model.
-        inputs: what a graph module is called with, as one tuple; what its graph notes of its inputs, if left out.
+        inputs: the arguments of a graph module, as one tuple. If left out, the notes of its graph take their place.
     """
 
     def __init__(self, side: Side, inputs: tuple[Any, ...] | None = None) -> None:
         self._side = side
         self.values: dict[fx.Node, Any] = {}
-        given = self._given(inputs)
-        if given:
-            _Run(side, given, self.values).go()
+        fed = self._given(inputs)
+        if fed:
+            _Run(side, fed, self.values).go()
         self._ranks: dict[fx.Node, int] = {}
-        if not any(isinstance(each, torch.Tensor) for each in given.values()):
+        if not any(isinstance(value, torch.Tensor) for value in fed.values()):
             self._ranks = _Ranks(side).found
 
     def _given(self, inputs: tuple[Any, ...] | None) -> dict[fx.Node, Any]:
         """The graph's inputs."""
-        found: dict[fx.Node, Any] = {}
+        fed: dict[fx.Node, Any] = {}
         places = [node for node in self._side.graph.nodes if node.op == "placeholder"]
         if inputs is not None and not isinstance(self._side.model, ExportedProgram):
             return dict(zip(places, inputs, strict=False))
         for node in places:
-            held = self._side.tensors.get(self._side.place(node) or "")
-            value = held if held is not None else node.meta.get("val")
+            tensor = self._side.tensors.get(self._side.place(node) or "")
+            value = tensor if tensor is not None else node.meta.get("val")
             if value is None and (noted := node.meta.get("tensor_meta")) is not None and hasattr(noted, "shape"):
                 value = torch.empty(noted.shape, dtype=noted.dtype, device="meta")
             if value is not None:
-                found[node] = value
-        return found
+                fed[node] = value
+        return fed
 
     def shape(self, node: fx.Node) -> Shape | None:
-        """The shape of a value; its sizes may be unknown."""
+        """The shape of a value, in which sizes may be unknown."""
         value = self.values.get(node)
         if isinstance(value, torch.Tensor):
             return tuple(value.shape)
@@ -66,38 +66,38 @@ class Shapes:
         return None if rank is None else (None,) * rank
 
     def rank(self, node: object) -> int | None:
-        """The number of a value's axes, where that is known."""
+        """The rank of a value, where it is known."""
         shape = self.shape(node) if isinstance(node, fx.Node) else None
         return None if shape is None else len(shape)
 
     def count(self, node: fx.Node) -> int | None:
-        """How many values a node makes."""
+        """The number of a node's values."""
         value = self.values.get(node)
         return len(value) if isinstance(value, tuple | list) else None
 
 
 def concrete(value: Any, step: int) -> Any:
-    """A number for a size: that of the example, and others around it for larger steps; None where there is none."""
+    """A number for a size: that of the example for step 0, larger ones for further steps; None for an unknown size."""
     if not isinstance(value, torch.SymInt):
         return value
     expression = value.node.expr
     if expression.is_Integer:
         return int(expression)
     known = value.node.shape_env.backed_var_to_val
-    if any(each not in known for each in expression.free_symbols):
+    if any(symbol not in known for symbol in expression.free_symbols):
         return None
-    return int(expression.xreplace({each: known[each] + step for each in expression.free_symbols}))
+    return int(expression.xreplace({symbol: known[symbol] + step for symbol in expression.free_symbols}))
 
 
 class _Run(fx.Interpreter):
-    """Runs a graph on fake tensors; what cannot be computed is left out, and what is computed from it."""
+    """Runs a graph on fake tensors. It leaves out values that cannot be computed, and all that depend on them."""
 
-    def __init__(self, side: Side, given: dict[fx.Node, Any], found: dict[fx.Node, Any]) -> None:
+    def __init__(self, side: Side, fed: dict[fx.Node, Any], values: dict[fx.Node, Any]) -> None:
         super().__init__(side.root, garbage_collect_values=False)
-        self._side, self._given = side, given
-        self.env = found
-        leaves = [each for value in given.values() for each in _pytree.tree_leaves(value)]
-        self._mode = detect_fake_mode([each for each in leaves if isinstance(each, FakeTensor)]) or FakeTensorMode(
+        self._side, self._given = side, fed
+        self.env = values
+        leaves = [leaf for value in fed.values() for leaf in _pytree.tree_leaves(value)]
+        self._mode = detect_fake_mode([leaf for leaf in leaves if isinstance(leaf, FakeTensor)]) or FakeTensorMode(
             shape_env=ShapeEnv()
         )
 
@@ -121,24 +121,29 @@ class _Run(fx.Interpreter):
             if node in self._given:
                 self.env[node] = _pytree.tree_map(self._fake, self._given[node])
             return
-        if any(each not in self.env for each in node.all_input_nodes):
+        if any(source not in self.env for source in node.all_input_nodes):
             return
         try:
             self.env[node] = self.run_node(node)
-        except Exception:  # of an operator that does not run on fake tensors: then less is known
+        except Exception:  # the operator does not run on fake tensors: then less is known
             return
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
-        """What a module makes; of one that may change what it holds, a copy on fake tensors runs."""
+        """Run a module; one that may change its state is copied first, onto fake tensors."""
         module = self.fetch_attr(target)
         if any(node.target == target and call.is_stateful for node, call in self._side.calls.items()):
-            held = [each for part in module.modules() for group in (part._parameters, part._buffers, vars(part))
-                    for each in group.values() if isinstance(each, torch.Tensor)]  # fmt: skip
-            module = copy.deepcopy(module, {id(each): self._fake(each) for each in held})
+            tensors = [
+                tensor
+                for part in module.modules()
+                for group in (part._parameters, part._buffers, vars(part))
+                for tensor in group.values()
+                if isinstance(tensor, torch.Tensor)
+            ]
+            module = copy.deepcopy(module, {id(tensor): self._fake(tensor) for tensor in tensors})
         return module(*args, **kwargs)
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
-        """What a module holds."""
+        """Read an attribute of the model, with fake tensors in place of real ones."""
         return _pytree.tree_map(self._fake, self.fetch_attr(target))
 
     def _fake(self, value: Any) -> Any:
@@ -157,18 +162,21 @@ _KEEPS_RANK = (
 )
 
 KEEPS_RANK = frozenset(_KEEPS_RANK.split())
-"""Functions, methods and modules whose result has as many axes as their first argument."""
+"""Functions, methods and modules whose result has the rank of their first argument."""
 
 
 class _Ranks:
-    """Ranks that hold whatever is fed: of what a BatchNorm2d reads, and what follows from that in both directions."""
+    """Ranks that hold for every input.
+
+    A BatchNorm2d tells the rank of its input, for example, and others follow in both directions.
+    """
 
     def __init__(self, side: Side) -> None:
         self._side = side
         self.found: dict[fx.Node, int] = {}
         for node in side.graph.nodes:
-            if (held := side.held(node)) is not None:
-                self.found[node] = held.dim()
+            if (tensor := side.held(node)) is not None:
+                self.found[node] = tensor.dim()
         count = -1
         while count != len(self.found):
             count = len(self.found)
@@ -200,8 +208,8 @@ class _Ranks:
         elif name in ("add", "sub", "mul", "div"):
             self._broadcast(node)
         elif name == "cat":
-            for each in node.all_input_nodes:
-                self._equate(node, each)
+            for operand in node.all_input_nodes:
+                self._equate(node, operand)
         elif name == "permute":
             dims = node.args[1:] if len(node.args) > 2 else node.args[-1]
             if isinstance(dims, tuple | list):
@@ -222,11 +230,11 @@ class _Ranks:
             self.found[node] = cut[0] + 1
 
     def _broadcast(self, node: fx.Node) -> None:
-        if any(isinstance(each, torch.Tensor) for each in node.args):
+        if any(isinstance(argument, torch.Tensor) for argument in node.args):
             return
-        ranks = [self.found.get(each) for each in node.all_input_nodes]
+        ranks = [self.found.get(source) for source in node.all_input_nodes]
         if ranks and None not in ranks:
-            self.found[node] = max(each for each in ranks if each is not None)
+            self.found[node] = max(rank for rank in ranks if rank is not None)
 
     def _equate(self, node: fx.Node, other: Any) -> None:
         if not isinstance(other, fx.Node):

@@ -1,4 +1,4 @@
-"""One of two torch models: its nodes and values by name, what it holds, and its digest."""
+"""One of two torch models: its nodes and values by name, its tensors, and its digest."""
 
 from __future__ import annotations
 
@@ -38,24 +38,24 @@ _PURE = (
 )
 
 PURE = frozenset(_PURE.split())
-"""Deterministic operators, whose results are constants where all that they read is constant."""
+"""Deterministic operators: their results are constant where all their inputs are."""
 
 NUMBERS = frozenset({"math", "_operator", "torch", "torch.fx.experimental.symbolic_shapes"})
-"""Where functions of numbers are from."""
+"""The modules of functions that compute with numbers."""
 
 LIMIT = 1 << 28
-"""Elements of a constant that is computed."""
+"""The most elements of a constant that is computed."""
 
 
 def occurrences(node: fx.Node) -> list[fx.Node]:
-    """The nodes among the arguments of a node, as often as they are there."""
-    found: list[fx.Node] = []
-    map_arg((node.args, node.kwargs), found.append)
-    return found
+    """The nodes among the arguments of a node, each as often as it occurs."""
+    nodes: list[fx.Node] = []
+    map_arg((node.args, node.kwargs), nodes.append)
+    return nodes
 
 
 def root_of(model: Model) -> fx.GraphModule:
-    """The module whose graph it is."""
+    """The root module of a model's graph."""
     return model.graph_module if isinstance(model, ExportedProgram) else model
 
 
@@ -63,14 +63,14 @@ class Side:
     """A torch model.
 
     Attributes:
-        model, root, graph: what it is.
-        nodes: by name.
+        model, root, graph: the model, the root module of its graph, and the graph.
+        nodes: its nodes by name.
         order: the place of each node.
-        calls: what each node calls.
-        specs: of a program's inputs, by the name of their placeholder.
-        tensors: all that it holds, by path.
-        tangled: nodes that may be written into behind the back of what reads them; no constants.
-        counts: how many values nodes make that make several, as far as that is known.
+        calls: the call of each node.
+        specs: the specs of a program's inputs, by the names of their placeholders.
+        tensors: all its tensors, by path.
+        tangled: nodes that may be overwritten behind the back of a reader; no constants are among them.
+        counts: the number of values of each node that makes several, where it is known.
         calls_by_name: the names of the nodes that call something.
     """
 
@@ -96,7 +96,7 @@ class Side:
 
     @cached_property
     def mutated(self) -> frozenset[str]:
-        """Paths of tensors that running the model changes, or that share memory with such."""
+        """Paths of tensors that a run of the model changes, or that share memory with those."""
         changed: set[str] = set()
         if isinstance(self.model, ExportedProgram):
             signature = self.model.graph_signature
@@ -105,7 +105,7 @@ class Side:
             if call.is_stateful:
                 changed |= {path for path in self.tensors if path.startswith(f"{node.target}.")}
         memory = {storage(self.tensors[path]) for path in changed if path in self.tensors}
-        return frozenset(path for path, each in self.tensors.items() if storage(each) in memory) | changed
+        return frozenset(path for path, tensor in self.tensors.items() if storage(tensor) in memory) | changed
 
     def place(self, node: fx.Node) -> str | None:
         """The path of the tensor that a node stands for."""
@@ -115,7 +115,7 @@ class Side:
         return spec.target if spec is not None and spec.kind in HELD else None
 
     def held(self, node: fx.Node) -> torch.Tensor | None:
-        """The tensor that a node stands for, if running the model does not change it."""
+        """The tensor that a node stands for, if no run of the model changes it."""
         place = self.place(node)
         if place is None or place in self.mutated or node in self.tangled:
             return None
@@ -123,30 +123,34 @@ class Side:
 
     @cached_property
     def constants(self) -> frozenset[fx.Node]:
-        """Nodes that are the same whatever the inputs are."""
-        found: set[fx.Node] = set()
+        """Nodes whose values do not depend on the inputs."""
+        constants: set[fx.Node] = set()
         for node in self.graph.nodes:
             if node in self.tangled:
                 continue
             if node.op in ("get_attr", "placeholder"):
                 if self.held(node) is not None:
-                    found.add(node)
+                    constants.add(node)
             elif node.op in ("call_function", "call_method"):
                 call = self.calls[node]
-                if call.name in PURE and not call.writes and all(each in found for each in node.all_input_nodes):
-                    found.add(node)
-        return frozenset(found)
+                if (
+                    call.name in PURE
+                    and not call.writes
+                    and all(source in constants for source in node.all_input_nodes)
+                ):
+                    constants.add(node)
+        return frozenset(constants)
 
     def constant(self, node: object) -> torch.Tensor | None:
-        """What a constant node, or a tensor of a module, holds, in its own type."""
+        """The value of a constant node, or of a tensor of a module, in its own type."""
         if isinstance(node, torch.Tensor):
             return node
         if not isinstance(node, fx.Node) or node not in self.constants:
             return None
         if node not in self._memo:
-            for each in self._sources(node):
-                if each not in self._memo:
-                    self._memo[each] = self._evaluate(each)
+            for source in self._sources(node):
+                if source not in self._memo:
+                    self._memo[source] = self._evaluate(source)
         return self._memo[node]
 
     def _sources(self, node: fx.Node) -> list[fx.Node]:
@@ -160,35 +164,35 @@ class Side:
         return sorted(seen, key=self.order.__getitem__)
 
     def _evaluate(self, node: fx.Node) -> Any:
-        held = self.held(node)
-        if held is not None:
-            return held
+        tensor = self.held(node)
+        if tensor is not None:
+            return tensor
         try:
             with torch.no_grad():
                 if self._size(node) > LIMIT:
                     raise ProofError("weights", node.name, "it is too large to be evaluated")
-                return run_node(node, lambda each: _detached(self._memo[each]))
+                return run_node(node, lambda source: _detached(self._memo[source]))
         except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, NotImplementedError) as error:
             raise ProofError("weights", node.name, f"it cannot be evaluated ({type(error).__name__})") from error
 
     def _size(self, node: fx.Node) -> int:
-        """The elements of a constant, told without data; of one that moves to a device, those of what it reads."""
+        """The number of elements of a constant, found without data; for a move to a device, that of its inputs."""
         try:
-            made = run_node(node, lambda each: _move(self._memo[each]))
+            output = run_node(node, lambda source: _move(self._memo[source]))
         except NotImplementedError:
-            made = [self._memo[each] for each in node.all_input_nodes]
-        listed = made if isinstance(made, tuple | list) else [made]
-        return sum(each.numel() for each in listed if isinstance(each, torch.Tensor))
+            output = [self._memo[source] for source in node.all_input_nodes]
+        listed = output if isinstance(output, tuple | list) else [output]
+        return sum(tensor.numel() for tensor in listed if isinstance(tensor, torch.Tensor))
 
     @cached_property
     def sizes(self) -> frozenset[fx.Node]:
-        """Nodes that are no tensors: what is asked of one, and what is computed of that alone."""
-        found: set[fx.Node] = set()
+        """Nodes that are no tensors: sizes and the like of a tensor, and everything computed from those alone."""
+        numbers: set[fx.Node] = set()
         for node, call in self.calls.items():
             home, read = str(getattr(node.target, "__module__", "")), node.all_input_nodes
-            if call.name in SIZES or (home in NUMBERS and read and found.issuperset(read)):
-                found.add(node)
-        return frozenset(found)
+            if call.name in SIZES or (home in NUMBERS and read and numbers.issuperset(read)):
+                numbers.add(node)
+        return frozenset(numbers)
 
     def pick(self, node: fx.Node) -> tuple[fx.Node, int] | None:
         """Which entry of a tuple of data a node is."""
@@ -210,8 +214,8 @@ class Side:
 
     def key(self, node: fx.Node) -> str:
         """The name of the value that a node stands for: an entry of a tuple is ``name[index]``."""
-        found = self.pick(node)
-        return node.name if found is None else f"{found[0].name}[{found[1]}]"
+        entry = self.pick(node)
+        return node.name if entry is None else f"{entry[0].name}[{entry[1]}]"
 
     def keys(self, node: fx.Node) -> list[str]:
         """The names of all values that a node makes and that something reads by itself."""
@@ -222,7 +226,7 @@ class Side:
 
 
 def run_node(node: fx.Node, value: Any) -> Any:
-    """What a call of a function or a method makes."""
+    """Run the call of a function or a method."""
     arguments, keywords = map_arg(node.args, value), map_arg(node.kwargs, value)
     if node.op == "call_method":
         receiver, *rest = arguments
@@ -244,7 +248,7 @@ def _detached(value: Any) -> Any:
 
 
 def storage(tensor: torch.Tensor) -> int:
-    """What tensors that share memory have in common."""
+    """The identity of a tensor's memory: equal for tensors that share it."""
     try:
         return int(tensor.untyped_storage()._cdata)
     except (NotImplementedError, RuntimeError):  # sparse and the like
@@ -252,22 +256,22 @@ def storage(tensor: torch.Tensor) -> int:
 
 
 def _tensors(model: Model) -> Iterator[tuple[str, torch.Tensor]]:
-    """All that a model holds: registered or in plain attributes of modules."""
+    """All tensors of a model, registered or in plain attributes of its modules."""
     for path, module in root_of(model).named_modules(remove_duplicate=False):
         prefix = f"{path}." if path else ""
         for group in (module._parameters, module._buffers, vars(module)):
-            for name, found in group.items():
-                if isinstance(found, torch.Tensor):
-                    yield f"{prefix}{name}", found
+            for name, tensor in group.items():
+                if isinstance(tensor, torch.Tensor):
+                    yield f"{prefix}{name}", tensor
     if isinstance(model, ExportedProgram):
         for group in (model.constants, model.state_dict):
-            for name, found in group.items():
-                if isinstance(found, torch.Tensor):
-                    yield name, found
+            for name, tensor in group.items():
+                if isinstance(tensor, torch.Tensor):
+                    yield name, tensor
 
 
 def to_numpy(node: str, tensor: torch.Tensor) -> AnyArray:
-    """What a weight holds."""
+    """The numbers of a weight."""
     is_known = type(tensor) in (torch.Tensor, nn.Parameter, nn.Buffer) and tensor.layout is torch.strided
     if not is_known or tensor.dtype not in TYPES or tensor.device.type == "meta":
         raise ProofError("weights", node, f"a weight is a {type(tensor).__name__} of {tensor.dtype}")
@@ -280,7 +284,7 @@ def to_numpy(node: str, tensor: torch.Tensor) -> AnyArray:
 
 
 def content(tensor: torch.Tensor) -> bytes | memoryview:
-    """The bytes of a tensor; of one without any, what it says of itself."""
+    """The bytes of a tensor; its description where it has none."""
     is_known = tensor.layout is torch.strided and tensor.device.type != "meta" and not tensor.is_quantized
     try:
         if is_known and type(tensor) in (torch.Tensor, nn.Parameter, nn.Buffer):
@@ -296,7 +300,8 @@ def is_same_tensor(one: torch.Tensor, other: torch.Tensor) -> bool:
     if one is other:
         return True
     kinds = [
-        (type(each), each.dtype, each.shape, each.requires_grad, each.device, each.layout) for each in (one, other)
+        (type(tensor), tensor.dtype, tensor.shape, tensor.requires_grad, tensor.device, tensor.layout)
+        for tensor in (one, other)
     ]
     if kinds[0] != kinds[1] or one.device.type == "meta" or one.layout is not torch.strided or one.is_quantized:
         return False
@@ -306,14 +311,14 @@ def is_same_tensor(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 def digest(model: Model) -> str:
-    """SHA-256 of a model: its graph, its signature, its modules, and the bytes of what it holds."""
+    """SHA-256 of a model: its graph, its signature, its modules, and the bytes of its tensors."""
     side_root = root_of(model)
-    found = hashlib.sha256()
+    sha = hashlib.sha256()
 
     def note(*texts: object) -> None:
-        for each in texts:
-            line = str(each).encode()
-            found.update(len(line).to_bytes(8, "little") + line)
+        for text in texts:
+            line = str(text).encode()
+            sha.update(len(line).to_bytes(8, "little") + line)
 
     for node in side_root.graph.nodes:
         note(node.op, node.name, _title(node.target), repr(node.args), repr(node.kwargs))
@@ -328,9 +333,9 @@ def digest(model: Model) -> str:
         tensor = tensors[path]
         note(path, tensor.dtype, tuple(tensor.shape), tensor.requires_grad)
         data = content(tensor)
-        found.update(len(data).to_bytes(8, "little"))
-        found.update(data)
-    return found.hexdigest()
+        sha.update(len(data).to_bytes(8, "little"))
+        sha.update(data)
+    return sha.hexdigest()
 
 
 def _title(target: Any) -> str:

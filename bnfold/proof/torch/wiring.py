@@ -1,4 +1,4 @@
-"""That everything is the same which no other obligation is about, bit for bit."""
+"""Checks that everything without an obligation of its own is the same, bit for bit."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ FX_OWN = frozenset(
         "_graphmodule_cls_name", "_prologue_start", "_recompile_submodules", "__compiled_fn__", "meta",
     }
 )  # fmt: skip
-"""What a graph module keeps for itself: its graph is compared node by node."""
+"""Attributes of a graph module that are not compared, since its graph is compared node by node."""
 
 CONTENTS = frozenset({"_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"})
 
 
 def check_models(pair: Pair) -> None:
-    """That both models say the same of themselves: interface, modules, and what is in them."""
+    """Check that both models have the same interface, the same modules, and the same attributes in them."""
     original, result = pair.original.model, pair.result.model
     if isinstance(original, ExportedProgram) != isinstance(result, ExportedProgram):
         raise ProofError("wiring", "", "one is a program, and the other is not")
@@ -46,26 +46,30 @@ def check_models(pair: Pair) -> None:
 
 
 def _check_inputs(pair: Pair) -> None:
-    """That what the user feeds has the same names in the same order, and is used under the same defaults."""
-    found = []
+    """Check that the inputs have the same names in the same order, and the same defaults."""
+    listed = []
     for side in (pair.original, pair.result):
         nodes = [node for node in side.graph.nodes if node.op == "placeholder"]
         is_held = [node.name in side.specs and side.specs[node.name].kind in HELD for node in nodes]
-        found.append(
-            [(node.name, str(node.target), node.args) for node, held in zip(nodes, is_held, strict=True) if not held]
+        listed.append(
+            [
+                (node.name, str(node.target), node.args)
+                for node, is_own in zip(nodes, is_held, strict=True)
+                if not is_own
+            ]
         )
-    if found[0] != found[1]:
+    if listed[0] != listed[1]:
         raise ProofError("wiring", "", "the inputs differ")
 
 
 def _check_programs(pair: Pair, original: ExportedProgram, result: ExportedProgram) -> None:
     signatures = original.graph_signature, result.graph_signature
-    outputs = [[(spec.kind, spec.target) for spec in each.output_specs] for each in signatures]
+    outputs = [[(spec.kind, spec.target) for spec in signature.output_specs] for signature in signatures]
     if outputs[0] != outputs[1]:
         raise ProofError("wiring", "", "the outputs of the signatures differ")
     for one, other in zip(signatures[0].output_specs, signatures[1].output_specs, strict=True):
         _check_argument(pair, one.arg, other.arg)
-    others = [[spec for spec in each.input_specs if spec.kind not in HELD] for each in signatures]
+    others = [[spec for spec in signature.input_specs if spec.kind not in HELD] for signature in signatures]
     if [repr(spec) for spec in others[0]] != [repr(spec) for spec in others[1]]:
         raise ProofError("wiring", "", "the inputs of the signatures differ")
     kept = {spec.target: spec for spec in signatures[0].input_specs}
@@ -76,17 +80,17 @@ def _check_programs(pair: Pair, original: ExportedProgram, result: ExportedProgr
     places = [
         [node.name for node in side.graph.nodes if node.op == "placeholder"] for side in (pair.original, pair.result)
     ]
-    listed = [[getattr(spec.arg, "name", "") for spec in each.input_specs] for each in signatures]
+    listed = [[getattr(spec.arg, "name", "") for spec in signature.input_specs] for signature in signatures]
     if places != listed:
         raise ProofError("wiring", "", "the signature does not list the inputs of the graph")
     for name in ("range_constraints", "dialect", "_guards_code", "call_spec"):
         if getattr(original, name, None) != getattr(result, name, None):
             raise ProofError("wiring", "", f"the {name} of the programs differ")
     calls = [
-        [(each.fqn, each.signature is None) for each in program.module_call_graph] for program in (original, result)
+        [(entry.fqn, entry.signature is None) for entry in program.module_call_graph] for program in (original, result)
     ]
     specs = [
-        [(each.signature.in_spec, each.signature.out_spec) for each in program.module_call_graph if each.signature]
+        [(entry.signature.in_spec, entry.signature.out_spec) for entry in program.module_call_graph if entry.signature]
         for program in (original, result)
     ]
     if calls[0] != calls[1] or specs[0] != specs[1]:
@@ -94,7 +98,7 @@ def _check_programs(pair: Pair, original: ExportedProgram, result: ExportedProgr
 
 
 def _check_argument(pair: Pair, one: Any, other: Any) -> None:
-    """That an entry of a signature is about the same value."""
+    """Check that an entry of a signature is about the same value."""
     name, now = getattr(one, "name", None), getattr(other, "name", None)
     if name in pair.original.nodes and now in pair.result.nodes:
         if type(one) is type(other) and pair.stands(pair.original.nodes[name], pair.result.nodes[now]):
@@ -105,13 +109,13 @@ def _check_argument(pair: Pair, one: Any, other: Any) -> None:
 
 
 def _check_modules(pair: Pair) -> None:
-    """That modules of both roots are the same, but for tensors, which have their own obligation."""
-    found = [dict(side.root.named_modules(remove_duplicate=False)) for side in (pair.original, pair.result)]
+    """Check that the modules of both roots are the same, but for tensors, which have obligations of their own."""
+    modules = [dict(side.root.named_modules(remove_duplicate=False)) for side in (pair.original, pair.result)]
     called = {str(node.target) for node in pair.result.graph.nodes if node.op == "call_module"}
-    for path, module in found[1].items():
-        before = found[0].get(path)
+    for path, module in modules[1].items():
+        before = modules[0].get(path)
         if before is None:
-            if not any(path == each or path.startswith(f"{each}.") for each in called):
+            if not any(path == call or path.startswith(f"{call}.") for call in called):
                 raise ProofError("wiring", path, "the original has no such module")
             continue
         is_linear = any(path == str(node.target) and pair.is_linear(node) for node in pair.original.calls)
@@ -119,18 +123,18 @@ def _check_modules(pair: Pair) -> None:
         if problem is not None:
             raise ProofError("wiring", path, f"the module differs: {problem}")
     read = {str(node.target) for node in pair.original.graph.nodes if node.op in ("call_module", "get_attr")}
-    for path in found[0].keys() - found[1].keys():
-        if not any(each == path or each.startswith(f"{path}.") or path.startswith(f"{each}.") for each in read):
+    for path in modules[0].keys() - modules[1].keys():
+        if not any(place == path or place.startswith(f"{path}.") or path.startswith(f"{place}.") for place in read):
             raise ProofError("wiring", path, "a module is gone, which nothing is about")
 
 
 SIZES = ("in_channels", "out_channels", "in_features", "out_features", "affine")
-"""What a module says of the shape of its weights, which are checked themselves."""
+"""Attributes of a module that describe its weights, which are checked themselves."""
 
 
 def differs(one: nn.Module, other: nn.Module, but: Collection[str] = ()) -> str | None:
-    """What is not the same of two modules, whatever modules and tensors they hold."""
-    graphs = [isinstance(each, fx.GraphModule) for each in (one, other)]
+    """The differences of two modules, apart from their submodules and tensors."""
+    graphs = [isinstance(side, fx.GraphModule) for side in (one, other)]
     if graphs[0] != graphs[1] or (not graphs[0] and type(one) is not type(other)):
         return f"it is a {type(other).__name__}, not a {type(one).__name__}"
     if isinstance(one, torch.jit.ScriptModule) and isinstance(other, torch.jit.ScriptModule):
@@ -138,11 +142,11 @@ def differs(one: nn.Module, other: nn.Module, but: Collection[str] = ()) -> str 
     values = [
         {
             key: value
-            for key, value in vars(each).items()
+            for key, value in vars(part).items()
             if key not in CONTENTS and key not in but and not isinstance(value, torch.Tensor)
             and not (graphs[0] and key in FX_OWN)
         }
-        for each in (one, other)
+        for part in (one, other)
     ]  # fmt: skip
     for key in values[0].keys() | values[1].keys():
         if key not in values[0] or key not in values[1] or not _is_same(values[0][key], values[1][key], {}):
@@ -153,7 +157,7 @@ def differs(one: nn.Module, other: nn.Module, but: Collection[str] = ()) -> str 
 
 
 def _script(module: torch.jit.ScriptModule) -> str:
-    """The code and the attributes of a scripted module, wherever they lie in memory."""
+    """The code and the attributes of a scripted module, without addresses in memory."""
     return re.sub(r" object at 0x[0-9a-f]+", "", module._c.dump_to_str(True, True, True))
 
 
@@ -171,7 +175,7 @@ def _is_same(one: Any, other: Any, seen: dict[tuple[int, int], bool]) -> bool:
         return is_same_tensor(one, other)
     if isinstance(one, dict):
         keys = list(one) == list(other)
-        return keys and all(_is_same(one[each], other[each], seen) for each in one)
+        return keys and all(_is_same(one[entry], other[entry], seen) for entry in one)
     if isinstance(one, tuple | list):
         return len(one) == len(other) and all(_is_same(mine, its, seen) for mine, its in zip(one, other, strict=True))
     if isinstance(one, nn.Module):
@@ -193,7 +197,7 @@ def _compares_identity(value: object) -> bool:
 
 
 def _is_record(value: object) -> bool:
-    """Whether its attributes are all that an object is, as far as pickle knows: a hook may be such an object."""
+    """Whether an object is nothing but its attributes, as far as pickle knows. A hook may be such an object."""
     kind = type(value)
     if isinstance(value, type) or (kind.__reduce__, kind.__reduce_ex__) != (object.__reduce__, object.__reduce_ex__):
         return False
@@ -204,8 +208,8 @@ def _is_record(value: object) -> bool:
 
 
 def is_same_module(one: nn.Module, other: nn.Module, but: Collection[str] = ()) -> bool:
-    """Whether two modules are the same with all that is in them, but for some tensors and attributes."""
-    pairs = [dict(each.named_modules(remove_duplicate=False)) for each in (one, other)]
+    """Whether two modules are the same with everything in them, but for some tensors and attributes."""
+    pairs = [dict(side.named_modules(remove_duplicate=False)) for side in (one, other)]
     if list(pairs[0]) != list(pairs[1]):
         return False
     for path, before in pairs[0].items():
@@ -213,17 +217,19 @@ def is_same_module(one: nn.Module, other: nn.Module, but: Collection[str] = ()) 
         if differs(before, now, but) is not None:
             return False
         if isinstance(before, fx.GraphModule):
-            targets = [[node.target for node in each.graph.nodes] for each in (before, now)]
+            targets = [[node.target for node in graph.graph.nodes] for graph in (before, now)]
             if before.code != now.code or targets[0] != targets[1]:
                 return False
         for group in ("_parameters", "_buffers", "__dict__"):
-            held = [getattr(each, group) for each in (before, now)]
-            names = [[name for name, each in group.items() if isinstance(each, torch.Tensor | None) and name not in but]
-                     for group in held]  # fmt: skip
+            groups = [getattr(part, group) for part in (before, now)]
+            names = [
+                [name for name, tensor in group.items() if isinstance(tensor, torch.Tensor | None) and name not in but]
+                for group in groups
+            ]
             if group != "__dict__" and names[0] != names[1]:
                 return False
             for name in names[0]:
-                mine, its = held[0][name], held[1].get(name)
+                mine, its = groups[0][name], groups[1].get(name)
                 if (mine is None) != (its is None):
                     return False
                 if mine is not None and not (isinstance(its, torch.Tensor) and is_same_tensor(mine, its)):
@@ -232,7 +238,7 @@ def is_same_module(one: nn.Module, other: nn.Module, but: Collection[str] = ()) 
 
 
 def check_node(pair: Pair, node: fx.Node) -> fx.Node:
-    """That a node is the same, and reads the same."""
+    """Check that a node and its inputs are the same."""
     twin = pair.twin(node)
     pair.account(node, twin)
     check_target(pair, node, twin)
@@ -246,27 +252,27 @@ def check_node(pair: Pair, node: fx.Node) -> fx.Node:
 
 
 def check_target(pair: Pair, node: fx.Node, twin: fx.Node) -> None:
-    """That a node calls the same."""
+    """Check that a node calls the same function, method or module."""
     if node.op != twin.op or (node.target is not twin.target and node.target != twin.target):
         raise ProofError("wiring", node.name, f"it calls {twin.target}, not {node.target}")
 
 
 def check_output(pair: Pair) -> None:
-    """That both models return the same values, unchanged, in the same structure."""
+    """Check that both models return the same values, unchanged, in the same structure."""
     ends = [[node for node in side.graph.nodes if node.op == "output"] for side in (pair.original, pair.result)]
     if len(ends[0]) != 1 or len(ends[1]) != 1:
         raise ProofError("wiring", "", "it does not return once")
     one, other = ends[0][0], ends[1][0]
     for node in one.all_input_nodes:
         keys = pair.original.keys(node)
-        if pair.relation(node) is not None or any(pair.relation_of(each) is not None for each in keys):
+        if pair.relation(node) is not None or any(pair.relation_of(key) is not None for key in keys):
             raise ProofError("wiring", node.name, "an output is not what it was")
     if not pair.same(one.args, other.args) or one.kwargs != other.kwargs:
         raise ProofError("wiring", one.name, f"it returns {other.args}, not {one.args}")
 
 
 def check_rest(pair: Pair) -> None:
-    """That nothing else is in the result: no node, no other tensor; and that nothing is in another order."""
+    """Check that the result has no other nodes and no other tensors, and that its order is the same."""
     result = pair.result
     for node in result.graph.nodes:
         if node.op in CALLS and node not in pair.accounted and result.pick(node) is None:
@@ -280,7 +286,7 @@ def check_rest(pair: Pair) -> None:
 
 
 def _check_leaves(pair: Pair) -> None:
-    """That what is read is what was read, or a weight that was checked."""
+    """Check that a node reads the same tensors, or weights that were checked."""
     for node in pair.result.graph.nodes:
         if node.op not in ("placeholder", "get_attr") or not pair.is_fresh(node):
             continue
@@ -289,20 +295,20 @@ def _check_leaves(pair: Pair) -> None:
     for node in pair.original.graph.nodes:
         if node.op == "get_attr" and pair.original.place(node) is None:
             other = pair.result.nodes.get(node.name)
-            found = [_fetch(side.root, each) for side, each in ((pair.original, node), (pair.result, other)) if each]
-            if len(found) != 2 or not _is_same(found[0], found[1], {}):
+            leaves = [_fetch(side.root, leaf) for side, leaf in ((pair.original, node), (pair.result, other)) if leaf]
+            if len(leaves) != 2 or not _is_same(leaves[0], leaves[1], {}):
                 raise ProofError("wiring", node.name, "what it names differs")
 
 
 def _fetch(root: nn.Module, node: fx.Node) -> Any:
-    found: Any = root
+    leaf: Any = root
     for name in str(node.target).split("."):
-        found = getattr(found, name, None)
-    return found
+        leaf = getattr(leaf, name, None)
+    return leaf
 
 
 def _check_tensors(pair: Pair) -> None:
-    """That all that the result holds is what the original holds, or a weight that was checked."""
+    """Check that each tensor of the result is one of the original, or a weight that was checked."""
     before, after = pair.original.tensors, pair.result.tensors
     for path, tensor in after.items():
         if id(tensor) in pair.weights:
@@ -325,20 +331,20 @@ def _check_tensors(pair: Pair) -> None:
 def _read_by(pair: Pair, node: fx.Node) -> set[str]:
     """The paths of all constants that a node reads."""
     side = pair.original
-    found: set[str] = set()
+    places: set[str] = set()
     if node.op == "call_module":
-        found.update(path for path in side.tensors if path.startswith(f"{node.target}."))
+        places.update(path for path in side.tensors if path.startswith(f"{node.target}."))
     stack = list(node.all_input_nodes)
     while stack:
-        each = stack.pop()
-        if each in side.constants:
-            found.update([place] if (place := side.place(each)) is not None else [])
-            stack.extend(each.all_input_nodes)
-    return found
+        source = stack.pop()
+        if source in side.constants:
+            places.update([place] if (place := side.place(source)) is not None else [])
+            stack.extend(source.all_input_nodes)
+    return places
 
 
 def _check_order(pair: Pair) -> None:
-    """That what is the same in both graphs runs in the same order."""
+    """Check that nodes of both graphs run in the same order."""
     last = -1
     for node in pair.original.graph.nodes:
         if node in pair.changed or node in pair.original.constants or node.op not in CALLS:
@@ -352,9 +358,9 @@ def _check_order(pair: Pair) -> None:
 
 
 def _check_memory(pair: Pair) -> None:
-    """That nothing that changed is written into, and that nothing shares memory with what is that did not before."""
+    """Check that no changed value is written into, and that nothing new shares memory with a written one."""
     for node in pair.changed:
-        if node in pair.original.tangled or any(each in pair.original.tangled for each in node.all_input_nodes):
+        if node in pair.original.tangled or any(source in pair.original.tangled for source in node.all_input_nodes):
             raise ProofError("wiring", node.name, "it may be changed in place while something else reads it")
     names = [
         {pair.name(node) if index == 0 and node in side.calls else side.key(node) for node in side.tangled}
