@@ -111,6 +111,7 @@ def compare(
     verdicts = {name: _close(name, found) for name, found in seen.items()}
     outputs = [verdicts[name] for name in reference.outputs]
     findings += _note_empty(outputs)
+    _insist_on_judgement(outputs)
     values = [verdicts[name] for name in pair.shared if name in verdicts]
     findings += [*reference.notes, *candidate.notes]
     changes = find_changes(reference, candidate)
@@ -203,14 +204,35 @@ def _failure(trial: Run, feeds: Feeds) -> IncomparableError | None:
     return None
 
 
+VOID = "void: the reference has no number there, or moves by rounding alone as much as it is large"
+
+
+def _insist_on_judgement(outputs: Sequence[ValueVerdict]) -> None:
+    """That rounding alone does not scatter an output, where no other one shows a difference.
+
+    Raises:
+        IncomparableError: it does.
+    """
+    failing = [verdict for verdict in outputs if verdict.reason]
+    if failing and all(verdict.reason == VOID and verdict.observation.is_scattered for verdict in failing):
+        name = failing[0].name
+        raise IncomparableError(f"output {name!r} cannot be judged: rounding alone moves it as much as it is large")
+
+
 def _close(name: str, seen: Sequence[tuple[Sample, Observation]], provider: str | None = None) -> ValueVerdict:
     """The verdict on one value: that of its worst input, where any says something."""
     filled = [each for each in seen if each[1].counts.size] or seen
     telling = [each for each in filled if each[1].reason or not each[1].is_void]
     sample, worst = max(telling or filled, key=lambda each: each[1].rank)
     reason = worst.reason
+    plain = [
+        found for found in filled if not found[0].is_probe
+    ]  # a drawn extreme, all zeros say, may be the same for all
+    if not reason and plain and all(found.is_scattered for _, found in plain):
+        sample, worst = plain[0]
+        telling = []
     if not telling:
-        reason = "void: the reference has no number there, or moves by rounding alone as much as it is large"
+        reason = VOID
     return ValueVerdict(name, worst, sample.label, reason, provider or "cpu", provider is not None)
 
 

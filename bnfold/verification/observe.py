@@ -60,6 +60,11 @@ class Observation:
     agreement: Agreement | None = None
 
     @property
+    def is_scattered(self) -> bool:
+        """Whether rounding alone moves the value as much as it is large."""
+        return self.is_void and not self.counts.is_void and not self.reason
+
+    @property
     def rank(self) -> tuple[bool, float]:
         """Worse is larger."""
         return bool(self.reason), self.judgement.excess

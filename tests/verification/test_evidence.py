@@ -9,8 +9,9 @@ import numpy as np
 import onnx
 import pytest
 
+import bnfold
 from bnfold.api import fuse_file
-from bnfold.errors import NoEvidenceError
+from bnfold.errors import IncomparableError, NoEvidenceError
 from bnfold.runtimes.inputs import InputOptions
 from bnfold.verification.compare import CompareOptions
 from bnfold.verification.equivalence import verify, verify_files
@@ -110,3 +111,19 @@ def test_files_whose_external_data_differ_are_run(tmp_path: Path) -> None:
     first, second = stored(tmp_path / "a", RIGHT), stored(tmp_path / "b", WRONG)
     assert first.read_bytes() == second.read_bytes()
     assert not verify_files(first, second, CompareOptions()).verdict.is_equivalent
+
+
+def scattered(*end: onnx.NodeProto) -> onnx.ModelProto:
+    """The sine of numbers so large that rounding alone makes others of them."""
+    constants = {"w": random(8, 8, dtype=FLOAT), "k": np.array(1e8, FLOAT), "none": np.array(0, FLOAT)}
+    nodes = [node("MatMul", "x w", "p"), node("Mul", "p k", "q"), node("Sin", "q", "s"), *end]
+    return model(nodes, constants, (4, 8), dtype=FLOAT)
+
+
+@pytest.mark.parametrize("other", [node("Neg", "s", "y"), node("Mul", "s none", "y")])
+def test_what_rounding_scatters_cannot_be_judged(other: onnx.NodeProto) -> None:
+    """Its negative and zero agree with it as much as its own rounding does, and all three are zero for zeros."""
+    original = scattered(node("Identity", "s", "y"))
+    with pytest.raises(IncomparableError, match="'y' cannot be judged"):
+        bnfold.verify(original, scattered(other))
+    assert bnfold.verify(original, original).is_equivalent
