@@ -16,7 +16,7 @@ from bnfold.errors import UnsupportedModelError
 from bnfold.frontends.protocol import Cautions, OpenOptions, Replan, Size, Written
 from bnfold.frontends.torch.capture import values
 from bnfold.frontends.torch.capture.copies import copy_module, copy_program, separate, separate_program
-from bnfold.frontends.torch.capture.exporting import borders_of_hooked, export, strip_hooks
+from bnfold.frontends.torch.capture.exporting import borders_of_hooked, export, hooked, strip_hooks
 from bnfold.frontends.torch.capture.inputs import Inputs, bind
 from bnfold.frontends.torch.capture.readable import insist_on_readable
 from bnfold.frontends.torch.capture.source import Source, of_export, of_trace
@@ -214,7 +214,7 @@ def _open_module(module: nn.Module, options: OpenOptions) -> OpenTorchModel:
     inputs = Inputs.of(options.example_inputs)
     if inputs is not None:
         bind(module, inputs)
-    if options.code != "keep" and not strip_hooks(_twin(module)):
+    if options.code != "keep" and not hooked(module):
         return _open_captured(module, inputs, options)
     if options.rehearse is not None:
         trial = _open_captured(module, inputs, replace(options, inplace=False, share=True), is_kept=True)
@@ -230,11 +230,22 @@ def _open_captured(
     module: nn.Module, inputs: Inputs | None, options: OpenOptions, *, is_kept: bool = False, is_fixed: bool = False
 ) -> OpenTorchModel:
     """What is read and tried are twins, since running code leaves its marks in the attributes of a module."""
-    twin = _twin(module)
-    hooked = strip_hooks(twin)
-    captured = _capture(twin, inputs)
+
+    def pristine() -> nn.Module:
+        made = _twin(module)
+        if not needs_hooks:
+            strip_hooks(made)
+        return made
+
+    needs_hooks = False
+    try:
+        captured = _capture(pristine(), inputs)
+    except UnsupportedModelError:
+        if not (needs_hooks := bool(hooked(module))):
+            raise
+        captured = _capture(pristine(), inputs)  # the code may compute with what its hooks note
     source = captured.source
-    observed = borders_of_hooked(hooked, source.graph)
+    observed = borders_of_hooked(hooked(module), source.graph)
     given = (source.graph, source.root, captured.store, captured.values, observed, captured.recast)
 
     def free() -> TorchGraph:
@@ -242,18 +253,13 @@ def _open_captured(
 
     graph = KeptGraph(*given, module, is_fixed=is_fixed) if is_kept else free()
 
-    def pristine() -> nn.Module:
-        made = _twin(module)
-        strip_hooks(made)
-        return made
-
     projection = Projection(source, graph, pristine)
 
     def make() -> nn.Module:
         return module if options.inplace else copy_module(module, share=options.share)
 
-    def capture(trial: nn.Module) -> Source:
-        return _capture(trial, inputs).source
+    def capture(trial: nn.Module, is_static: bool) -> Source:
+        return _capture(trial, inputs, is_static=is_static).source
 
     def settle() -> nn.Module:
         with torch.inference_mode(False):
@@ -274,14 +280,14 @@ def _twin(module: nn.Module) -> nn.Module:
         return module
 
 
-def _capture(module: nn.Module, inputs: Inputs | None) -> _Captured:
-    """A module as a graph; its code runs.
+def _capture(module: nn.Module, inputs: Inputs | None, *, is_static: bool = False) -> _Captured:
+    """A module as a graph, for the sizes of the example alone if that is enough; its code runs.
 
     Raises:
         UnsupportedModelError: it cannot be captured.
     """
     if inputs is not None:
-        found = export(module, inputs)
+        found = export(module, inputs, is_static=is_static)
         source = of_export(found, module)
         return _Captured(source, ProgramStore(found.program), shapes.recorded(source.graph))
     try:

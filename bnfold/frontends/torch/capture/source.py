@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ class Source:
         tensors: reads the tensors that the graph holds now, by their names.
         writes: buffers that get a new content at the end, with the nodes that make it.
         places: the names of the tensors that the module had.
+        lifted: the names of those that it did not hold under a name, as what its code made, or a plain dict held.
         owners: the paths of its modules.
         is_static: whether it holds for the sizes of an example alone.
     """
@@ -42,6 +44,7 @@ class Source:
     tensors: Callable[[], dict[str, torch.Tensor]]
     writes: Mapping[str, str]
     places: frozenset[str]
+    lifted: frozenset[str]
     owners: frozenset[str]
     is_static: bool = False
 
@@ -75,8 +78,10 @@ def of_export(export: Export, module: nn.Module) -> Source:
         if spec.kind is OutputKind.BUFFER_MUTATION and spec.target is not None
     }
     root, owners = program.graph_module, _owners(module)
-    places = frozenset(each for each in tensors() if isinstance(_get(module, each), torch.Tensor))
-    return Source(root.graph, root, export.borders, name, tensors, writes, places, owners, export.is_static)
+    captured = frozenset(tensors())
+    places = frozenset(each for each in captured if isinstance(_get(module, each), torch.Tensor))
+    lifted = captured - places
+    return Source(root.graph, root, export.borders, name, tensors, writes, places, lifted, owners, export.is_static)
 
 
 def of_trace(trace: Trace, root: fx.GraphModule, module: nn.Module) -> Source:
@@ -97,8 +102,9 @@ def of_trace(trace: Trace, root: fx.GraphModule, module: nn.Module) -> Source:
         plain = {str(node.target): _get(root, str(node.target)) for node in root.graph.nodes if name(node)}
         return {**plain, **held}
 
-    places = frozenset(each for each in tensors() if not each.startswith("_tensor_constant"))
-    return Source(root.graph, root, trace.borders, name, tensors, {}, places, _owners(module))
+    captured = frozenset(tensors())
+    lifted = frozenset(each for each in captured if each.startswith("_tensor_constant"))
+    return Source(root.graph, root, trace.borders, name, tensors, {}, captured - lifted, lifted, _owners(module))
 
 
 def _owners(module: nn.Module) -> frozenset[str]:
@@ -124,7 +130,7 @@ def is_check(node: fx.Node) -> bool:
 
 
 def is_same(one: Source, two: Source) -> bool:
-    """Whether two graphs do the same with the same tensors, in the same order."""
+    """Whether two graphs do the same with the same tensors, in the same order, for the sizes of the example."""
     numbers: dict[Any, int] = {}
     return _portray(one, numbers) == _portray(two, numbers)
 
@@ -167,7 +173,20 @@ def _trimmed(args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _key(value: Any, seen: Mapping[fx.Node, int]) -> str:
-    return repr(map_arg(value, lambda node: _Name(f"<{seen.get(node)}>")))
+    def stand(node: fx.Node) -> Any:
+        size = _size(node)
+        return _Name(f"<{seen.get(node)}>") if size is None else size
+
+    return repr(map_arg(value, stand))
+
+
+def _size(node: fx.Node) -> int | float | None:
+    """What a node that computes with sizes makes of those of the example; None for another node, or one of data."""
+    value = node.meta.get("val")
+    if isinstance(value, torch.SymInt | torch.SymFloat):
+        hint: int | float | None = value.node.hint if value.node.has_hint() else None
+        return hint
+    return value if is_scalar(node) and isinstance(value, int | float) else None
 
 
 class _Name(str):
@@ -180,11 +199,11 @@ class _Name(str):
 
 
 def _identity(tensor: torch.Tensor) -> Any:
-    """What tells a parameter or buffer from others; of any other tensor its content."""
-    if isinstance(tensor, nn.Parameter) or tensor.numel() > 1 << 16:
+    """What tells a parameter from others; of any other tensor its content, since each capture may make its own."""
+    if isinstance(tensor, nn.Parameter):
         return tensor.data_ptr(), tuple(tensor.shape), tensor.dtype
     held = tensor.detach().cpu().contiguous().reshape(-1)
-    return tuple(tensor.shape), tensor.dtype, held.view(torch.uint8).numpy().tobytes()
+    return tuple(tensor.shape), tensor.dtype, sha256(held.view(torch.uint8).numpy().data).digest()
 
 
 def _describe(held: Any) -> Any:

@@ -5,9 +5,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch.utils import _pytree
+
+
+class Together(NamedTuple):
+    """What a forward gives back, and what other methods do by their names."""
+
+    forward: Any
+    methods: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -26,12 +33,20 @@ class Structure:
         """The value with other leaves."""
         return self._build(iter(leaves))
 
+    def __reduce__(self) -> Any:
+        """By a value of that structure: to unpickle a description as such warns."""
+        return _structure_of, (_pytree.tree_unflatten(range(self.spec.num_leaves), self.spec), dict(self.records))
+
     def _build(self, leaves: Iterator[Any]) -> Any:
         flat = [
             _record(*self.records[index], leaves) if index in self.records else next(leaves)
             for index in range(self.spec.num_leaves)
         ]
         return _pytree.tree_unflatten(flat, self.spec)
+
+
+def _structure_of(value: Any, records: Mapping[int, Any]) -> Structure:
+    return Structure(_pytree.tree_structure(value), records)
 
 
 def _record(kind: type, names: tuple[str, ...], structure: Structure, leaves: Iterator[Any]) -> Any:

@@ -18,12 +18,14 @@ from torch.fx.node import map_arg
 
 from bnfold.errors import UnsupportedModelError
 from bnfold.frontends.torch.capture.borders import Border
-from bnfold.frontends.torch.capture.source import CALLS, Source, is_check, is_same, stack
+from bnfold.frontends.torch.capture.source import CALLS, Source, is_check, is_same, is_scalar, stack
 from bnfold.frontends.torch.change.draft import Draft, OpenError, Region, code_of, is_simple
 from bnfold.frontends.torch.change.generated import install
 from bnfold.frontends.torch.change.store import note_channels, put
 from bnfold.frontends.torch.operators.spelling import is_plain_module
 from bnfold.frontends.torch.view import TorchGraph, occurrences
+
+Capture = Callable[[nn.Module, bool], Source]
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,12 +59,12 @@ class Projection:
         if source.graph.find_nodes(op="call_module"):
             self._read = set(self._tensors)
 
-    def apply(self, make: Callable[[], nn.Module], capture: Callable[[nn.Module], Source]) -> nn.Module:
+    def apply(self, make: Callable[[], nn.Module], capture: Capture) -> nn.Module:
         """The module without what folded, by other code where that is needed.
 
         Args:
             make: what is changed and given back.
-            capture: of a changed module, in the way of the first one.
+            capture: of a changed module, in the way of the first one, or for the sizes of the example alone.
         """
         try:
             regions = self._regions()
@@ -77,18 +79,24 @@ class Projection:
                 )
         return self._changed(make(), regions)
 
-    def apply_kept(self, make: Callable[[], nn.Module], capture: Callable[[nn.Module], Source]) -> nn.Module | None:
+    def apply_kept(self, make: Callable[[], nn.Module], capture: Capture) -> nn.Module | None:
         """The module without what folded, with the code that it had; None where that would do something else."""
         if self._differences() or not self._holds({}, capture):
             return None
         return self._changed(make(), {})
 
-    def _holds(self, regions: Mapping[str, Region], capture: Callable[[nn.Module], Source]) -> bool:
-        """Whether the changed module, captured again, is what was folded."""
-        try:
-            return is_same(self._source, capture(self._changed(self._twin(), regions)))
-        except UnsupportedModelError:
-            return False
+    def _holds(self, regions: Mapping[str, Region], capture: Capture) -> bool:
+        """Whether the changed module, captured again, is what was folded.
+
+        The sizes of the example are enough, but for generated code that computes with sizes.
+        """
+        for is_static in (True, False) if not any(map(_has_sizes, regions.values())) else (False,):
+            try:
+                if is_same(self._source, capture(self._changed(self._twin(), regions), is_static)):
+                    return True
+            except UnsupportedModelError:
+                return False
+        return False
 
     def _whole(self) -> Region:
         try:
@@ -183,10 +191,21 @@ class Projection:
         """Where tensors are found by code that reads them through the only module whose forward reads them."""
         wishes = {name: place for node in self._source.graph.nodes for name, place in self._wish(node)}
         found = {name: place for name, place in wishes.items() if name in self._tensors}
-        read = {self._source.name(node) for node in self._source.graph.nodes if node.users}
-        taken = {found.get(name, name) for name in read if name is not None}
-        fresh = {name: place for name, place in wishes.items() if name not in self._tensors}
-        return found | {name: place for name, place in fresh.items() if place not in taken}
+        taken: dict[tuple[int, str], str] = {}
+        for node in self._source.graph.nodes:
+            held = self._source.name(node)
+            if held is not None and node.users:
+                taken.setdefault(self._spot(found.get(held, held)), held)
+        for name, place in wishes.items():
+            if name not in self._tensors and taken.setdefault(self._spot(place), name) == name:
+                found[name] = place
+        return found
+
+    def _spot(self, place: str) -> tuple[int, str]:
+        """What tells places apart, since a module may have several paths."""
+        path, _, last = place.rpartition(".")
+        owner = _submodule(self._module, path)
+        return (0, place) if owner is None else (id(owner), last)
 
     def _wish(self, node: fx.Node) -> Iterator[tuple[str, str]]:
         name = self._source.name(node)
@@ -263,6 +282,10 @@ class Projection:
                         if unread in held:
                             held[unread] = None
         return module
+
+
+def _has_sizes(region: Region) -> bool:
+    return any(is_scalar(node) or "sym_size" in str(node.target) for node in region.graph.nodes)
 
 
 class _Name(str):
