@@ -153,7 +153,7 @@ def _portray(source: Source, numbers: dict[Any, int]) -> list[Any]:
             key = ("attribute", _describe(_get(source.root, str(node.target))))
         elif is_check(node):
             continue
-        elif node.op == "call_module" and type(_get(source.root, str(node.target))) is nn.Identity:
+        elif _is_all_of_its_input(node, source.root):
             seen[node] = seen[node.all_input_nodes[0]]
             continue
         else:
@@ -164,6 +164,26 @@ def _portray(source: Source, numbers: dict[Any, int]) -> list[Any]:
         if node.op in CALLS and not is_scalar(node) and node.target is not getattr:  # which is traced where it is read
             lines.append(seen[node])
     return lines
+
+
+def _is_all_of_its_input(node: fx.Node, root: nn.Module) -> bool:
+    """Whether a node gives back what it gets; a slice may do so for the sizes of the example, and is left out then."""
+    if node.op == "call_module":
+        return type(_get(root, str(node.target))) is nn.Identity
+    if node.target is torch.ops.aten.slice.Tensor:
+        return _sizes(node) is not None and _sizes(node) == _sizes(node.all_input_nodes[0])
+    return node.target is torch.ops.aten.alias.default
+
+
+def _sizes(node: fx.Node) -> list[int] | None:
+    """The sizes of what a node makes of the example; None where they are not known."""
+    value = node.meta.get("val")
+    if not isinstance(value, torch.Tensor):
+        return None
+    sizes = [
+        size.node.hint if isinstance(size, torch.SymInt) and size.node.has_hint() else size for size in value.shape
+    ]
+    return sizes if all(isinstance(size, int) for size in sizes) else None
 
 
 def _trimmed(args: tuple[Any, ...]) -> tuple[Any, ...]:

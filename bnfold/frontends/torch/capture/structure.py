@@ -5,16 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch.utils import _pytree
-
-
-class Together(NamedTuple):
-    """What a forward gives back, and what other methods do by their names."""
-
-    forward: Any
-    methods: dict[str, Any]
 
 
 @dataclass(frozen=True)
