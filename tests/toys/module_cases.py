@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 (its name everywhere)
 from torch import Tensor, fx, nn
+from torch.nn.utils import prune
 from torch.utils.checkpoint import checkpoint
 
 from bnfold import Reason
@@ -633,6 +634,35 @@ KINDS: dict[str, Case] = {
 }
 
 
+# Weights that are computed from other parameters
+
+
+class Symmetric(nn.Module):
+    """A matrix made symmetric."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + x.transpose(0, 1)
+
+
+def of_conv(change: Callable[[nn.Module], object]) -> nn.Module:
+    """A convolution whose weight is changed, and a BatchNorm."""
+    model = nn.Sequential(conv(), norm())
+    change(model[0])
+    return model
+
+
+PARAMETRIZED: dict[str, Case] = {
+    "weight_norm": Case(lambda: of_conv(nn.utils.parametrizations.weight_norm)),
+    "weight_norm, older": Case(lambda: of_conv(nn.utils.weight_norm)),
+    "spectral_norm": Case(lambda: of_conv(nn.utils.parametrizations.spectral_norm)),
+    "spectral_norm, older": Case(lambda: of_conv(nn.utils.spectral_norm)),
+    "a parametrization of one's own": Case(
+        lambda: of_conv(lambda m: nn.utils.parametrize.register_parametrization(m, "weight", Symmetric()))
+    ),
+    "a pruning mask": Case(lambda: of_conv(lambda m: prune.l1_unstructured(m, "weight", 0.5))),
+}
+
+
 # Hooks
 
 
@@ -672,6 +702,11 @@ class Noted(nn.Module):
         return self.head(self.notes[0])
 
 
+def doubled(module: nn.Module, args: Any, made: Any) -> Any:
+    """Changes what a module gives back."""
+    return made * 2
+
+
 def note(notes: list[Tensor], module: nn.Module, args: Any, made: Tensor) -> None:
     """Notes a result."""
     notes.append(made)
@@ -679,6 +714,9 @@ def note(notes: list[Tensor], module: nn.Module, args: Any, made: Tensor) -> Non
 
 HOOKS: dict[str, Case] = {
     "a hook that the forward relies on": Case(Noted),
+    "a hook on a block": Case(lambda: Hooked(lambda m: m.block.register_forward_hook(see))),
+    "a hook of gradients on a block": Case(lambda: Hooked(lambda m: m.block.register_full_backward_hook(see))),
+    "a hook that changes a result": Case(lambda: Hooked(lambda m: m.block.register_forward_hook(doubled))),
     "a hook on the head": Case(lambda: Hooked(lambda m: m.head.register_forward_pre_hook(see))),
     "a hook on the model": Case(lambda: Hooked(lambda m: m.register_forward_hook(see))),
     "a hook of state dicts on a block": Case(lambda: Hooked(lambda m: m.block.register_state_dict_post_hook(see))),
@@ -840,6 +878,7 @@ HOLDING: dict[str, Case] = {
     "a slice of a Sequential": code(lambda m, x: m.layers[:2](x), layers=nn.Sequential(conv(), norm(), nn.ReLU())),
     "DataParallel": Case(lambda: nn.DataParallel(Net())),
     "a graph module": Case(lambda: fx.symbolic_trace(Net().eval())),
+    "a scripted module inside": Case(lambda: nn.Sequential(torch.jit.script(nn.ReLU()), conv(), norm())),
     "a graph module inside": Case(lambda: nn.Sequential(fx.symbolic_trace(Net().eval()), nn.ReLU())),
     "a network": Case(Net),
 }
@@ -1000,6 +1039,7 @@ CASES: Mapping[str, Case] = {
     **{f"regions: {name}": case for name, case in REGIONS.items()},
     **{f"sharing: {name}": case for name, case in SHARING.items()},
     **{f"kinds: {name}": case for name, case in KINDS.items()},
+    **{f"parametrized: {name}": case for name, case in PARAMETRIZED.items()},
     **{f"hooks: {name}": case for name, case in HOOKS.items()},
     **{f"holding: {name}": case for name, case in HOLDING.items()},
     **{f"functional: {name}": case for name, case in FUNCTIONAL.items()},
