@@ -49,7 +49,9 @@ class Fused:
 @functools.cache
 def fused(name: str) -> Fused:
     """A case, fused once for all laws."""
-    model, inputs = trained(CASES[name].make()), CASES[name].inputs
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what is deprecated, and in use
+        model, inputs = trained(CASES[name].make()), CASES[name].inputs
     before = portrait(model)
     result, outcomes = bnfold.fuse(model, example_inputs=inputs, return_outcomes=True)
     after = portrait(model)
