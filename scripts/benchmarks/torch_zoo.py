@@ -46,7 +46,7 @@ SIZES = {
 
 TIMM = (
     "convmixer_768_32", "cs3darknet_s", "cspresnet50", "cspnext_tiny", "darknet53", "densenet121", "dla34",
-    "dpn48b", "eca_resnet33ts", "edgenext_xx_small", "efficientformer_l1", "efficientformerv2_s0",
+    "dpn48b", "eca_resnet33ts", "efficientformer_l1", "efficientformerv2_s0",
     "efficientnet_b0", "efficientvit_b0", "efficientvit_m0", "ese_vovnet19b_slim_dw", "fasternet_t0", "fastvit_t8",
     "gernet_s", "ghostnet_100", "ghostnetv3_050", "halonet26t", "hardcorenas_a", "hgnetv2_b0", "hrnet_w18_small",
     "inception_next_atto", "inception_v3", "lcnet_050", "legacy_seresnet18", "levit_128s", "levit_conv_128s",
@@ -128,27 +128,6 @@ TRANSFORMERS: Mapping[str, tuple[Maker, Callable[[], dict[str, torch.Tensor]]]] 
             )
         ),
         lambda: {"input_values": torch.randn(2, 2000)},
-    ),
-    "Informer": (
-        lambda t: t.InformerModel(
-            t.InformerConfig(
-                prediction_length=16,
-                context_length=16,
-                d_model=32,
-                encoder_layers=2,
-                decoder_layers=1,
-                num_time_features=1,
-                lags_sequence=[1, 2],
-                attention_type="full",
-            )
-        ),
-        lambda: {
-            "past_values": torch.randn(2, 18),
-            "past_time_features": torch.randn(2, 18, 1),
-            "past_observed_mask": torch.ones(2, 18),
-            "future_values": torch.randn(2, 16),
-            "future_time_features": torch.randn(2, 16, 1),
-        },
     ),
     "LeViT": (lambda t: t.LevitForImageClassification(t.LevitConfig()), lambda: image(224)),
     "MobileNet V1": (
