@@ -26,7 +26,7 @@ from bnfold.frontends.torch.capture.copies import (
     separate_program,
     snapshot,
 )
-from bnfold.frontends.torch.capture.exporting import borders_of_hooked, export, strip_hooks
+from bnfold.frontends.torch.capture.exporting import borders_of_hooked, export, hooked, strip_hooks
 from bnfold.frontends.torch.capture.inputs import Inputs, bind
 from bnfold.frontends.torch.capture.methods import Joint, methods_of
 from bnfold.frontends.torch.capture.readable import insist_on_readable
@@ -37,7 +37,7 @@ from bnfold.frontends.torch.capture.wrappers import unwrap
 from bnfold.frontends.torch.change.generated import is_lost
 from bnfold.frontends.torch.change.keep import KeptGraph
 from bnfold.frontends.torch.change.program import ProgramStore
-from bnfold.frontends.torch.change.project import Projection
+from bnfold.frontends.torch.change.project import Attempt, Projection
 from bnfold.frontends.torch.change.store import ModuleStore, Store
 from bnfold.frontends.torch.files.programs import count_nodes, load, save
 from bnfold.frontends.torch.operators import shapes
@@ -83,7 +83,7 @@ class Captured:
 
 
 Judge = Callable[[Captured], bool]
-"""Whether what was captured of a draft of the result is what it has to be."""
+"""Whether what was captured of an attempt is what it has to be."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +93,7 @@ class OpenTorchModel:
     Attributes:
         graph: its view; edits change `model`.
         model: what was opened.
-        settle: gives what the edits left; of a module, the first draft that passes a judge of what is captured of it.
+        settle: gives what the edits left; of a module, the first attempt that passes a judge of what is captured of it.
         free: where `graph` can change parameters and submodules only: a view of the same that could change the code as
             well, which tells what would then fold. It must not be edited.
         kept: where it can change the code as well: a view that could not. It must not be edited.
@@ -295,7 +295,7 @@ def _open_module(module: nn.Module, options: OpenOptions) -> OpenTorchModel:
     inputs = Inputs.of(options.example_inputs)
     if inputs is not None:
         bind(module, inputs)
-    if options.code != "keep" and (not strip_hooks(_twin(module)) or _is_possible(module, inputs, options)):
+    if options.code != "keep" and (not hooked(module) or _is_possible(module, inputs, options)):
         return _open_captured(module, inputs, options)
     is_fixed = not _is_possible(module, inputs, options, is_kept=True)
     return _open_captured(module, inputs, options, is_kept=True, is_fixed=is_fixed)
@@ -319,13 +319,26 @@ def _open_captured(
 ) -> OpenTorchModel:
     """What is read and tried are twins, since running code leaves its marks in the attributes of a module."""
     model = copy_module(module) if has_inference_tensors(module) else module
-    twin = _twin(model)
-    hooked = strip_hooks(twin)
+    hooks = hooked(model)
+    needs_hooks = False
+
+    def pristine(module: nn.Module = model) -> nn.Module:
+        made = _twin(module)
+        if not needs_hooks:
+            strip_hooks(made)
+        return made
+
     methods = methods_of(model, options.preserve)
-    captured = _capture(twin, inputs, methods)
+    try:
+        captured = _capture(pristine(), inputs, methods)
+    except UnsupportedModelError:
+        if not hooks:
+            raise
+        needs_hooks = True  # the code may compute with what its hooks note
+        captured = _capture(pristine(), inputs, methods)
     _insist_on_methods(module, captured.source, options.preserve)
     source = captured.source
-    observed = borders_of_hooked(hooked, source.graph, source.name)
+    observed = borders_of_hooked(hooks, source.graph, source.name)
     given = (source.graph, source.root, captured.store, captured.values, observed, captured.recast)
 
     def free() -> TorchGraph:
@@ -336,12 +349,7 @@ def _open_captured(
 
     graph = kept() if is_kept else free()
 
-    def pristine(module: nn.Module = model) -> nn.Module:
-        made = _twin(module)
-        strip_hooks(made)
-        return made
-
-    projection = Projection(source, graph, pristine(), hooked)
+    projection = Projection(source, graph, pristine(), hooks)
     restore = snapshot(module) if options.inplace else None
 
     def make() -> nn.Module:
@@ -355,14 +363,14 @@ def _open_captured(
     def settle(judge: Judge | None) -> nn.Module:
         if not settled:
             with torch.inference_mode(False), same_randomness():
-                settled.append(choose(judge or captured.is_done_by))
+                settled.append(choose(judge))
         return settled[0]
 
-    def choose(judge: Judge) -> nn.Module:
-        for draft in projection.drafts(make, keep_code=is_kept):
+    def choose(judge: Judge | None) -> nn.Module:
+        for attempt in projection.attempts(make, keep_code=is_kept):
             try:
-                if judge(_capture(pristine(draft), inputs, tuple(source.methods))):
-                    return draft
+                if is_right(attempt, judge):
+                    return attempt.module
             except UnsupportedModelError:  # its code does not run without what folded
                 continue
         if restore is not None:
@@ -372,9 +380,21 @@ def _open_captured(
             raise UnsupportedModelError(f"the forward code of {kind} looks at what these folds change")
         raise UnsupportedModelError(f"{kind} is another graph each time it is captured: pass an ExportedProgram")
 
+    def is_right(attempt: Attempt, judge: Judge | None) -> bool:
+        """A proof is for all sizes; else those of the example are enough, but for new code that computes with them."""
+        if judge is not None:
+            return judge(recapture(attempt.module))
+        is_static_enough = inputs is not None and not attempt.has_sizes and not source.is_static
+        if is_static_enough and captured.is_done_by(recapture(attempt.module, is_static=True)):
+            return True
+        return captured.is_done_by(recapture(attempt.module))
+
+    def recapture(module: nn.Module, *, is_static: bool = source.is_static) -> Captured:
+        return _capture(pristine(module), inputs, tuple(source.methods), is_static=is_static)
+
     def again() -> Captured:
         with torch.inference_mode(False), same_randomness():
-            return _capture(pristine(), inputs, tuple(source.methods))
+            return recapture(model)
 
     opened = OpenTorchModel(graph, module, settle, captured=captured, capture=again, observed=observed)
     return replace(opened, free=free) if is_kept else replace(opened, kept=kept)
@@ -396,8 +416,8 @@ def _insist_on_methods(module: nn.Module, source: Source, preserve: Sequence[str
             )
 
 
-def _capture(module: nn.Module, inputs: Inputs | None, methods: Sequence[str]) -> Captured:
-    """A module as a graph; its code runs.
+def _capture(module: nn.Module, inputs: Inputs | None, methods: Sequence[str], *, is_static: bool = False) -> Captured:
+    """A module as a graph, for the sizes of the example alone if that is enough; its code runs.
 
     Raises:
         UnsupportedModelError: it cannot be captured.
@@ -405,7 +425,7 @@ def _capture(module: nn.Module, inputs: Inputs | None, methods: Sequence[str]) -
     lost = frozenset(name for name in methods if is_lost(getattr(module, name)))
     kept = [name for name in methods if name not in lost]
     if inputs is not None:
-        found = export(module, inputs, kept)
+        found = export(module, inputs, kept, is_static=is_static)
         source = of_export(found, module)
         values = shapes.recorded(source.graph)
         return Captured(found.program, source, ProgramStore(found.program), values, lost=lost)

@@ -100,11 +100,14 @@ _FRESH = (
     " log_softmax exp log sqrt rsqrt pow abs sin cos erf clamp clamp_min layer_norm group_norm native_layer_norm"
     " native_group_norm scaled_dot_product_attention upsample_nearest2d upsample_bilinear2d interpolate"
     " pad reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d"
-    " embedding where stack full zeros ones arange eq ne lt le gt ge argmax argmin topk var var_mean std cumsum"
+    " embedding where stack full zeros ones arange eq ne lt le gt ge argmax argmin topk var var_mean std cumsum copy"
 )
 
-FRESH = (LINEAR - {"einsum"}) | BATCHNORMS | frozenset(_FRESH.split())
-"""Operators whose results share no memory with their inputs. Results of all others may."""
+BY_BATCH = "norm by its batch"
+"""The name of all that normalise by statistics of what they read, and keep none."""
+
+FRESH = (LINEAR - {"einsum"}) | BATCHNORMS | {BY_BATCH} | frozenset(_FRESH.split())
+"""Operators whose results share no memory with their inputs, but for those that they write into. Results of all others may."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,8 +192,15 @@ def _overload(node: fx.Node, target: torch._ops.OpOverload) -> Call:
     if name == "dropout" and arguments.get("train", True):
         name = ""
     if name in BATCHNORMS and (arguments.get("training") or arguments.get("use_input_stats")):
-        return Call("", arguments, None, tuple(node.all_input_nodes))
+        return _by_batch(node, arguments)
     return Call(name, arguments, None, tuple(source for source in written if isinstance(source, fx.Node)))
+
+
+def _by_batch(node: fx.Node, arguments: Mapping[str, Any]) -> Call:
+    """A call that normalises by statistics of what it reads, and writes into those that it is given."""
+    if arguments.get("running_mean") is None and arguments.get("running_var") is None:
+        return Call(BY_BATCH, arguments, None, ())
+    return Call("", arguments, None, tuple(node.all_input_nodes))
 
 
 def _bound(node: fx.Node, parameters: str) -> dict[str, Any]:
@@ -237,8 +247,10 @@ def _function(node: fx.Node) -> Call:
     by_batch = plain in BATCHNORMS and (arguments.get("training") or _uses_batch(plain, arguments))
     if plain == "dropout" and _is_random(target, node):
         plain = ""
-    if "out" in node.kwargs or by_batch:
+    if "out" in node.kwargs:
         return Call("", arguments, None, everything)
+    if by_batch:
+        return _by_batch(node, arguments)
     return Call(plain, arguments, None, (first,) if is_inplace and isinstance(first, fx.Node) else ())
 
 

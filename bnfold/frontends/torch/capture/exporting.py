@@ -41,11 +41,17 @@ class Export:
     is_static: bool
 
 
-def export(module: nn.Module, inputs: Inputs, methods: Sequence[str] = ()) -> Export:
+def export(module: nn.Module, inputs: Inputs, methods: Sequence[str] = (), *, is_static: bool = False) -> Export:
     """An export of a module whose code may be run, with every size dynamic where that can be.
 
     A size of 1 is as free as any other, but where an operator gives another rank for it. Of the methods, those are left
     out that do not run, or compute something anew.
+
+    Args:
+        module: what is exported.
+        inputs: what it is called with.
+        methods: whose results are outputs beside those of forward.
+        is_static: take the sizes of the example for all, which takes a fraction of the time.
 
     Raises:
         UnsupportedModelError: it cannot be exported.
@@ -53,7 +59,7 @@ def export(module: nn.Module, inputs: Inputs, methods: Sequence[str] = ()) -> Ex
     dynamic = _pytree.tree_map(_every_size, (inputs.args, dict(inputs.kwargs)))
     sizes = dict(bind(module, Inputs(*dynamic)).arguments)
     failure: Exception | None = None
-    for given, oblivious in ((sizes, True), (None, False)):
+    for given, oblivious in ((sizes, True), (None, False))[is_static:]:
         try:
             found = _export_all(module, inputs, methods, given, oblivious=oblivious)
             if oblivious and _squeezes_one(found.program):
@@ -134,19 +140,21 @@ def stack(node: fx.Node) -> list[str]:
     return paths if paths[:1] == [""] else ["", *paths]
 
 
-def strip_hooks(module: nn.Module) -> dict[str, str]:
-    """Take away the hooks that see values, which might note what is no tensor; the name of one for each module."""
-    found: dict[str, str] = {}
-    for path, each in module.named_modules():
-        if (name := hook_of(each, VALUE_HOOKS)) is not None:
-            found[path] = name
-            for kind in VALUE_HOOKS:
-                held = getattr(each, kind)
-                for key in [key for key, hook in held.items() if not _is_torchs(hook)]:
-                    del held[key]
-                    for companion in (f"{kind}_with_kwargs", f"{kind}_always_called"):
-                        getattr(each, companion, {}).pop(key, None)
-    return found
+def hooked(module: nn.Module) -> dict[str, str]:
+    """The name of a hook that sees values, for each submodule that has one."""
+    found = {path: hook_of(each, VALUE_HOOKS) for path, each in module.named_modules()}
+    return {path: name for path, name in found.items() if name is not None}
+
+
+def strip_hooks(module: nn.Module) -> None:
+    """Take away the hooks that see values, which might note what is no tensor."""
+    for each in module.modules():
+        for kind in VALUE_HOOKS:
+            held = getattr(each, kind)
+            for key in [key for key, hook in held.items() if not _is_torchs(hook)]:
+                del held[key]
+                for companion in (f"{kind}_with_kwargs", f"{kind}_always_called"):
+                    getattr(each, companion, {}).pop(key, None)
 
 
 def _is_torchs(hook: Any) -> bool:
@@ -175,4 +183,4 @@ def borders_of_hooked(
     return found
 
 
-__all__ = ["Export", "borders_of_hooked", "export", "inspect", "line", "stack", "strip_hooks"]
+__all__ = ["Export", "borders_of_hooked", "export", "hooked", "inspect", "line", "stack", "strip_hooks"]

@@ -33,6 +33,7 @@ class Source:
         tensors: reads the tensors that the graph holds now, by their names.
         writes: buffers that get a new content at the end, with the nodes that make it.
         places: the names of the tensors that the module had.
+        lifted: the names of those that it did not hold under a name, as what its code made, or a plain dict held.
         owners: the paths of its modules.
         is_static: whether it holds for the sizes of an example alone.
     """
@@ -45,6 +46,7 @@ class Source:
     tensors: Callable[[], dict[str, torch.Tensor]]
     writes: Mapping[str, str]
     places: frozenset[str]
+    lifted: frozenset[str]
     owners: frozenset[str]
     is_static: bool = False
 
@@ -78,9 +80,20 @@ def of_export(export: Export, module: nn.Module) -> Source:
         if spec.kind is OutputKind.BUFFER_MUTATION and spec.target is not None
     }
     root, owners = program.graph_module, _owners(module)
-    places = frozenset(each for each in tensors() if isinstance(_get(module, each), torch.Tensor))
+    captured = frozenset(tensors())
+    places = frozenset(each for each in captured if isinstance(_get(module, each), torch.Tensor))
     return Source(
-        root.graph, root, export.borders, export.methods, name, tensors, writes, places, owners, export.is_static
+        graph=root.graph,
+        root=root,
+        borders=export.borders,
+        methods=export.methods,
+        name=name,
+        tensors=tensors,
+        writes=writes,
+        places=places,
+        lifted=captured - places,
+        owners=owners,
+        is_static=export.is_static,
     )
 
 
@@ -102,8 +115,20 @@ def of_trace(trace: Trace, root: fx.GraphModule, module: nn.Module) -> Source:
         plain = {str(node.target): _get(root, str(node.target)) for node in root.graph.nodes if name(node)}
         return {**plain, **held}
 
-    places = frozenset(each for each in tensors() if not each.startswith("_tensor_constant"))
-    return Source(root.graph, root, trace.borders, trace.methods, name, tensors, {}, places, _owners(module))
+    captured = frozenset(tensors())
+    lifted = frozenset(each for each in captured if each.startswith("_tensor_constant"))
+    return Source(
+        graph=root.graph,
+        root=root,
+        borders=trace.borders,
+        methods=trace.methods,
+        name=name,
+        tensors=tensors,
+        writes={},
+        places=captured - lifted,
+        lifted=lifted,
+        owners=_owners(module),
+    )
 
 
 def _owners(module: nn.Module) -> frozenset[str]:
@@ -129,17 +154,21 @@ def is_check(node: fx.Node) -> bool:
 
 
 def is_same(one: Source, two: Source, *, is_part: bool = False) -> bool:
-    """Whether two graphs do the same with the same tensors, in the same order; in part, as far as the second goes."""
+    """Whether two graphs do the same with the same tensors, in the same order; in part, as far as the second goes.
+
+    Where one of them is static, for the sizes of the example.
+    """
     numbers: dict[Any, int] = {}
-    sides = [_portray(source, numbers) for source in (one, two)]
+    is_example = one.is_static != two.is_static
+    sides = [_portray(source, numbers, is_example=is_example) for source in (one, two)]
     if is_part:
         sides[0] = [mine[: len(its)] for mine, its in zip(*sides, strict=True)]
     return sides[0] == sides[1]
 
 
-def _portray(source: Source, numbers: dict[Any, int]) -> list[list[Any]]:
+def _portray(source: Source, numbers: dict[Any, int], *, is_example: bool) -> list[list[Any]]:
     """What the nodes of a graph do, and what is given back."""
-    seen: dict[fx.Node, int] = {}
+    seen: dict[fx.Node, Any] = {}
     lines: list[Any] = []
     tensors = source.tensors()
     returned: list[Any] = []
@@ -157,17 +186,54 @@ def _portray(source: Source, numbers: dict[Any, int]) -> list[list[Any]]:
             key = ("attribute", _describe(_get(source.root, str(node.target))))
         elif is_check(node):
             continue
-        elif node.op == "call_module" and type(_get(source.root, str(node.target))) is nn.Identity:
+        elif is_example and (size := _size(node)) is not None:
+            seen[node] = size
+            continue
+        elif _is_identity(node, source.root) or (is_example and _is_all_of_its_input(node)):
             seen[node] = seen[node.all_input_nodes[0]]
             continue
         else:
             what = _describe(_get(source.root, str(node.target))) if node.op == "call_module" else node.target
             args = node.args[:1] if node.target is torch._assert else node.args  # its message may name a proxy
             key = (node.op, what, _key(_trimmed(args), seen), _key(node.kwargs, seen))
-        seen[node] = numbers.setdefault(key, len(numbers))
+        number = numbers.setdefault(key, len(numbers))
+        seen[node] = _Name(f"<{number}>")
         if node.op in CALLS and not is_scalar(node) and node.target is not getattr:  # which is traced where it is read
-            lines.append(seen[node])
+            lines.append(number)
     return [lines, returned]
+
+
+def _is_identity(node: fx.Node, root: nn.Module) -> bool:
+    return node.op == "call_module" and type(_get(root, str(node.target))) is nn.Identity
+
+
+def _is_all_of_its_input(node: fx.Node) -> bool:
+    """Whether a node gives back what it gets, for the sizes of the example: a static export leaves such a slice out."""
+    if node.target is torch.ops.aten.slice.Tensor:
+        sizes = _sizes(node)
+        return sizes is not None and sizes == _sizes(node.all_input_nodes[0])
+    return node.target is torch.ops.aten.alias.default
+
+
+def _sizes(node: fx.Node) -> list[int | float | None] | None:
+    """The sizes of what a node makes of the example; None where they are not known."""
+    value = node.meta.get("val")
+    if not isinstance(value, torch.Tensor):
+        return None
+    sizes = [_hint(size) for size in value.shape]
+    return None if None in sizes else sizes
+
+
+def _size(node: fx.Node) -> int | float | None:
+    """What a node that computes with sizes makes of those of the example; None for another node, or one of data."""
+    return _hint(node.meta.get("val")) if is_scalar(node) else None
+
+
+def _hint(value: Any) -> int | float | None:
+    if isinstance(value, torch.SymInt | torch.SymFloat):
+        hint: int | float | None = value.node.hint if value.node.has_hint() else None
+        return hint
+    return value if isinstance(value, int | float) else None
 
 
 def _trimmed(args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -176,8 +242,8 @@ def _trimmed(args: tuple[Any, ...]) -> tuple[Any, ...]:
     return args
 
 
-def _key(value: Any, seen: Mapping[fx.Node, int]) -> str:
-    return repr(map_arg(value, lambda node: _Name(f"<{seen.get(node)}>")))
+def _key(value: Any, seen: Mapping[fx.Node, Any]) -> str:
+    return repr(map_arg(value, seen.get))
 
 
 class _Name(str):

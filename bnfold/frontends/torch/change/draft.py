@@ -180,7 +180,7 @@ class Draft:
                 raise OpenError(f"it reads {place}")
             return place.removeprefix(f"{path}.") if path else place
         owner = place.rpartition(".")[0]
-        if is_below and owner in self._source.owners:
+        if is_below and owner in self._source.owners and name not in self._source.lifted:
             return place.removeprefix(f"{path}.") if path else place
         attribute = place.replace(".", "_")
         self._attributes[attribute] = self._source.tensors()[name]

@@ -18,7 +18,7 @@ from torch.fx.node import map_arg
 
 from bnfold.errors import UnsupportedModelError
 from bnfold.frontends.torch.capture.borders import Border
-from bnfold.frontends.torch.capture.source import CALLS, Source, is_check, stack
+from bnfold.frontends.torch.capture.source import CALLS, Source, is_check, is_scalar, stack
 from bnfold.frontends.torch.change.draft import Draft, OpenError, Region, code_of, is_simple
 from bnfold.frontends.torch.change.generated import install
 from bnfold.frontends.torch.change.store import note_channels, put
@@ -33,6 +33,19 @@ class _Before:
     target: Any
     arguments: Any
     stack: list[str]
+
+
+@dataclass(frozen=True, eq=False)
+class Attempt:
+    """What the result may be.
+
+    Attributes:
+        module: the module without what folded.
+        has_sizes: whether code that it got computes with sizes.
+    """
+
+    module: nn.Module
+    has_sizes: bool
 
 
 class Projection:
@@ -58,31 +71,35 @@ class Projection:
         if source.graph.find_nodes(op="call_module"):
             self._read = set(self._tensors)
 
-    def drafts(self, make: Callable[[], nn.Module], *, keep_code: bool) -> Iterator[nn.Module]:
+    def attempts(self, make: Callable[[], nn.Module], *, keep_code: bool) -> Iterator[Attempt]:
         """The module without what folded: with the least other code, then with the code of the whole graph.
 
         Where forward itself has other code, further methods of the module may do what it does, or have to be refused.
 
-        Forward code that looks at its modules or holds old parameters does something else in the first; so each draft
+        Forward code that looks at its modules or holds old parameters does something else in the first; so each attempt
         has to be captured again.
 
         Args:
-            make: the module as it was; called for each draft.
+            make: the module as it was; called for each attempt.
             keep_code: leave out what has other code.
         """
         if keep_code:
             if not self._differences():
-                yield self._changed(make(), {})
+                yield self._attempt(make(), {})
             return
         try:
             regions = self._regions()
         except OpenError:
             pass
         else:
-            yield self._changed(make(), regions)
+            yield self._attempt(make(), regions)
             if "" in regions and self._source.methods:
-                yield self._changed(make(), regions, lost=tuple(self._source.methods))
-        yield self._changed(make(), {"": self._whole()}, lost=tuple(self._source.methods))
+                yield self._attempt(make(), regions, lost=tuple(self._source.methods))
+        yield self._attempt(make(), {"": self._whole()}, lost=tuple(self._source.methods))
+
+    def _attempt(self, module: nn.Module, regions: Mapping[str, Region], lost: tuple[str, ...] = ()) -> Attempt:
+        changed = self._changed(module, regions, lost)
+        return Attempt(changed, has_sizes=any(map(_has_sizes, regions.values())))
 
     def _whole(self) -> Region:
         try:
@@ -184,10 +201,21 @@ class Projection:
         """Where tensors are found by code that reads them through the only module whose forward reads them."""
         wishes = {name: place for node in self._source.graph.nodes for name, place in self._wish(node)}
         found = {name: place for name, place in wishes.items() if name in self._tensors}
-        read = {self._source.name(node) for node in self._source.graph.nodes if node.users}
-        taken = {found.get(name, name) for name in read if name is not None}
-        fresh = {name: place for name, place in wishes.items() if name not in self._tensors}
-        return found | {name: place for name, place in fresh.items() if place not in taken}
+        taken: dict[tuple[int, str], str] = {}
+        for node in self._source.graph.nodes:
+            held = self._source.name(node)
+            if held is not None and node.users:
+                taken.setdefault(self._spot(found.get(held, held)), held)
+        for name, place in wishes.items():
+            if name not in self._tensors and taken.setdefault(self._spot(place), name) == name:
+                found[name] = place
+        return found
+
+    def _spot(self, place: str) -> tuple[int, str]:
+        """What tells places apart, since a module may have several paths."""
+        path, _, last = place.rpartition(".")
+        owner = _submodule(self._module, path)
+        return (0, place) if owner is None else (id(owner), last)
 
     def _wish(self, node: fx.Node) -> Iterator[tuple[str, str]]:
         name = self._source.name(node)
@@ -294,6 +322,10 @@ class Projection:
                         if unread in held:
                             held[unread] = None
         return module
+
+
+def _has_sizes(region: Region) -> bool:
+    return any(is_scalar(node) or "sym_size" in str(node.target) for node in region.graph.nodes)
 
 
 class _Name(str):

@@ -49,16 +49,15 @@ def noted(values: Mapping[fx.Node, Any]) -> tuple[dict[fx.Node, Shape], dict[fx.
 
 
 def _dim(dim: Any) -> Dim:
-    """A number, a symbol, or nothing for a product of symbols, which follows from the other sizes."""
+    """A number, a symbol, or nothing for a product of sizes, which follows from the other sizes."""
     if isinstance(dim, int):
         return dim
     expression = dim.node.expr
     if expression.is_Integer:
         return int(expression)
-    is_product = isinstance(expression, sympy.Mul) and all(
-        factor.is_Symbol or factor.is_number for factor in expression.args
-    )
-    return None if is_product else str(expression)
+    factors = [factor for factor in sympy.Mul.make_args(expression) if not factor.is_number]
+    is_multiple = isinstance(expression, sympy.Mul) and factors[0].is_Symbol
+    return None if is_multiple or len(factors) > 1 else str(expression)
 
 
 class Inference:
