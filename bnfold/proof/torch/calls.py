@@ -107,7 +107,7 @@ BY_BATCH = "norm by its batch"
 """The name of all that normalise by statistics of what they read, and keep none."""
 
 FRESH = (LINEAR - {"einsum"}) | BATCHNORMS | {BY_BATCH} | frozenset(_FRESH.split())
-"""Operators whose results share no memory with their inputs, but for those that they write into. Results of all others may."""
+"""Operators whose results share no memory with their inputs, but for those that they write into. Any other may."""
 
 
 @dataclass(frozen=True, eq=False)
