@@ -304,6 +304,16 @@ def test_weight_norm_that_the_graph_computes_is_materialised(normalise: Callable
     assert not any("norm" in name for name in operators(fused.graph))
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated:FutureWarning")
+def test_a_weight_that_a_hook_notes_is_left_as_it_was() -> None:
+    """The sizes of the example come of a run on fake tensors, which the hook would leave on its module."""
+    model = trained(nn.Sequential(weight_norm(nn.Conv2d(4, 6, 3)), nn.BatchNorm2d(6)))
+    graph = fx.symbolic_trace(model)
+    fused, *_ = fuse(graph, IMAGE, example_inputs=IMAGE)
+    for module in (graph.get_submodule("0"), fused.get_submodule("0")):
+        assert type(vars(module)["weight"]) is torch.Tensor
+
+
 # Merging
 
 

@@ -10,6 +10,7 @@ import sympy
 import torch
 from torch import fx, nn
 
+from bnfold.frontends.torch.capture.copies import snapshot
 from bnfold.frontends.torch.capture.inputs import Inputs, bind
 from bnfold.frontends.torch.capture.silence import quiet
 from bnfold.frontends.torch.operators import shapes
@@ -73,12 +74,14 @@ def _runs_with(module: nn.Module, graph: fx.Graph, values: list[Any], index: int
 
 def _record(module: nn.Module, graph: fx.Graph, mode: Any, fakes: list[Any]) -> dict[fx.Node, Any] | None:
     """What each node makes of fake inputs; None where it does not run."""
-    recorder = _Recorder(module, graph)
+    recorder, restore = _Recorder(module, graph), snapshot(module)
     try:
         with mode, torch.no_grad(), quiet():
             recorder.run(*fakes, enable_io_processing=False)
     except Exception:  # of the module's code, or of an operator
         return None
+    finally:
+        restore()  # a hook may have noted fake tensors on its module
     return recorder.seen
 
 
@@ -102,7 +105,7 @@ def recompute(root: nn.Module, graph: fx.Graph, recorded: Mapping[fx.Node, Any])
     environment = mode.shape_env
     unguarded = nullcontext() if environment is None else environment.suppress_guards()
     fresh = nullcontext() if environment is None else environment.ignore_fresh_unbacked_symbols()
-    runner = _Recomputer(root, graph, mode, recorded)
+    runner, restore = _Recomputer(root, graph, mode, recorded), snapshot(root)
     try:
         # without the dispatcher in Python, some operators take the example's sizes for all
         with enable_python_dispatcher(), mode, unguarded, fresh, torch.no_grad(), quiet():
@@ -111,6 +114,7 @@ def recompute(root: nn.Module, graph: fx.Graph, recorded: Mapping[fx.Node, Any])
                     runner.visit(node)
     finally:
         mode.allow_non_fake_inputs = allows
+        restore()
     return dict(runner.env)
 
 
