@@ -173,7 +173,7 @@ class KernelPeaks:
         what is added to them, or beside the spacing of the type, that is nothing.
 
         Args:
-            sums: mean squares of what each output channel adds up to, before and after a shift, by its statistics.
+            sums: mean squares of the sums of each output channel, before and after a shift, by its statistics.
             dtype: the type of weights and output.
             unit: its spacing at 1.
         """
