@@ -52,15 +52,15 @@ from bnfold.verification.smoke import SmokeRun
 from bnfold.verification.verdict import Verdict
 
 Progress = Callable[[str, int, int], None]
-"""Called with a stage's name, the steps done and their total."""
+"""A function that is called with a stage's name, the steps done and their total."""
 
 
 class TorchModel(Protocol):
-    """A torch module or program, told by what both have, since importing torch here would need it."""
+    """A torch module or program, recognised by a common attribute, so that torch need not be imported here."""
 
     @property
     def state_dict(self) -> Any:
-        """Its parameters and buffers, or a method that gives them."""
+        """The parameters and buffers, or a method that returns them."""
 
 
 M = TypeVar("M", bound=onnx.ModelProto | ir.Model | TorchModel)
@@ -72,7 +72,7 @@ def _silent(stage: str, done: int, total: int) -> None:
 
 @dataclass(frozen=True)
 class Selection:
-    """Which candidates may fold, by node name: those that match `only` (all, where empty) and not `skip`."""
+    """The candidates that may fold, by node name: those that match `only` (all, if empty) and not `skip`."""
 
     only: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()
@@ -89,10 +89,10 @@ STANDARD = CompareOptions()
 
 
 class Checks(StrEnum):
-    """What `fuse` does before it writes a result.
+    """The checks of `fuse` before it writes a result.
 
     PROOF proves each fold and runs original and result once, FULL compares them on many inputs by measured budgets as
-    well, NONE does neither. What there is no prover for is compared in full in place of the proof.
+    well, NONE does neither. A kind of model without a prover is compared in full in place of the proof.
     """
 
     PROOF = "proof"
@@ -102,17 +102,17 @@ class Checks(StrEnum):
 
 @dataclass(frozen=True)
 class FileResult:
-    """What was done, or would be done, to a file.
+    """The result of folding a file, or of the plan for it.
 
     Attributes:
         model, output: the files; no output where nothing is written.
         outcomes: one for each BatchNorm, one for each other per-channel affine that folds, and one for each merge.
-        warnings: what looks wrong with running statistics, or with declared shapes.
+        warnings: warnings about running statistics and declared shapes.
         before, after: sizes; `after` is None where nothing is written.
         verdict: of the verification; None where it was not asked for.
-        seconds: taken in all.
-        proof: what the checker found; None where it was not asked.
-        smoke: what running both once showed; None where that was not done.
+        seconds: the time that all of it took.
+        proof: the proof; None where there was none.
+        smoke: the smoke run; None where there was none.
     """
 
     model: Path
@@ -136,7 +136,7 @@ def plan(
     code: Literal["change", "keep"] = "change",
     preserve: Sequence[str] | None = None,
 ) -> tuple[Outcome, ...]:
-    """What `fuse` would do with each BatchNorm, and why not; reads only.
+    """Plan what `fuse` would do with each BatchNorm, with the reason for each that stays. The model is only read.
 
     Args:
         model: as for `fuse`.
@@ -155,7 +155,7 @@ def plan(
 
 
 def _options(limits: Limits, inputs: InputOptions = DRAWN, **further: Any) -> OpenOptions:
-    """How a model is opened; one whose shapes are only declared is run on `inputs` to confirm them."""
+    """The options for opening a model. One whose shapes are only declared is run on `inputs` to confirm them."""
     return OpenOptions(limits=limits, observe=partial(confirmer, inputs=inputs), rehearse=_rehearse, **further)
 
 
@@ -164,7 +164,7 @@ def _rehearse(graph: Graph[Any, Any]) -> None:
 
 
 class FuseOptions(TypedDict, total=False):
-    """The further arguments of `fuse`, which describes them."""
+    """The further arguments of `fuse`, described there."""
 
     inplace: bool
     only: Sequence[str]
@@ -269,10 +269,10 @@ def fuse(
 
 
 def _lowered(opened: OpenModel, decided: Plan[Any, Any], form: str | None) -> dict[Any, Lowered]:
-    """The BatchNorms that a plan leaves, as what they are written as; none without a form.
+    """The BatchNorms that a plan leaves, with their lowered forms; none without a form.
 
     Raises:
-        UnsupportedModelError: it is no ONNX model.
+        UnsupportedModelError: the model is no ONNX model.
     """
     if form is None:
         return {}
@@ -301,11 +301,11 @@ def certify(
 def _decide(
     opened: OpenModel, selection: Selection = EVERYTHING, progress: Progress = _silent, *, merge: bool
 ) -> tuple[Plan[Any, Any], bool]:
-    """The plan; and whether it is another one by what was learnt, which is tried where a BatchNorm stays."""
+    """The plan, and whether knowledge about the model changed it. That is tried where a BatchNorm stays."""
 
     def attempt() -> Plan[Any, Any]:
-        told = partial(progress, "plan")
-        return make_plan(opened.graph, selected=selection, merge=merge, progress=told)
+        show = partial(progress, "plan")
+        return make_plan(opened.graph, selected=selection, merge=merge, progress=show)
 
     first = attempt()
     if not any(isinstance(outcome, Refusal) for outcome in first.outcomes) or not opened.learn():
@@ -324,7 +324,7 @@ def _explain(opened: OpenModel, decided: Plan[Any, Any], *, merge: bool) -> tupl
 def inspect_file(
     model: Path, *, merge: bool = True, limits: Limits = LIMITS, progress: Progress = _silent
 ) -> FileResult:
-    """What `fuse_file` would do; writes nothing.
+    """Plan what `fuse_file` would do, and write nothing.
 
     Raises:
         BnfoldError: the file cannot be read.
@@ -358,15 +358,15 @@ def fuse_file(
     Args:
         model: the file to read.
         output: the file to write; it may be the same with `overwrite`.
-        selection: which BatchNorms may fold.
+        selection: the BatchNorms that may fold.
         merge: whether linear operators may become one.
-        checks: what is done before the result is written.
-        comparison: how they are compared, where they are run.
+        checks: the checks before the result is written.
+        comparison: how the models are compared, if they are run.
         overwrite: replace an `output` that exists.
         limits: how much `model` may ask for.
-        progress: told of each stage.
-        proof: where to write the certificate, once the checker has accepted it; of ONNX models alone.
-        attestation: where to write an in-toto statement about it all.
+        progress: called at each stage.
+        proof: where to write the certificate, once the checker has accepted it; for ONNX models only.
+        attestation: where to write an in-toto statement about all of it.
         render: texts to write beside the output, all or nothing, given the result and the files as they are now.
         lower: as for `fuse`.
 
@@ -449,7 +449,7 @@ def fuse_file(
 
 
 def _unproved(proved: Proof) -> str:
-    """What is not proved, in one line."""
+    """The first obligation that is not proved, in one line."""
     return f"it is not proved: {proved.failures[0]}; please report this as a bug"
 
 
@@ -459,11 +459,11 @@ def _unlike(smoke: SmokeRun) -> str:
 
 @dataclass(frozen=True)
 class ProofResult:
-    """What became of a certificate.
+    """The result of checking a certificate.
 
     Attributes:
         reference, candidate: the files.
-        proof: the obligations.
+        proof: the proof, with its obligations.
     """
 
     reference: Path
@@ -490,9 +490,9 @@ def prove_files(reference: Path, candidate: Path, certificate: Path, limits: Lim
 def _guilty(
     model: Path, folder: Path, outcomes: Sequence[Outcome], comparison: CompareOptions, limits: Limits, *, merge: bool
 ) -> str | None:
-    """What makes the difference, found by bisection in a folder for trials; None where nothing stands out.
+    """The step that makes the difference, found by bisection in a folder for trials; None where none stands out.
 
-    It is a merge, or the first fold without which those before it are equivalent.
+    It is a merge, or the first fold such that the result of the folds before it is still equivalent.
     """
     names = [outcome.batchnorm for outcome in outcomes if isinstance(outcome, Fold)]
     escaped = [escape(name) for name in names]
@@ -526,7 +526,7 @@ def _complaint(output: Path, verdict: Verdict, guilty: str | None) -> str:
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Let what turns out to be wrong with a model say whose it is."""
+    """Add the name of the model to the errors about it."""
     try:
         yield
     except UnreadableTensorError as error:

@@ -1,1 +1,1 @@
-"""The mathematics: affines, linear operators, sums and chains of these, rounding. Knows numpy alone."""
+"""The mathematics: affines, linear operators, sums and chains of these, rounding. It needs numpy alone."""

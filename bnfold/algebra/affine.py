@@ -1,4 +1,4 @@
-"""Per-channel affine maps ``y = scale * x + shift``: what eval-mode BatchNorm is."""
+"""Per-channel affine maps ``y = scale * x + shift``, such as a BatchNorm in eval mode."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def _vector(values: npt.ArrayLike) -> Array:
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
-    """How large the data is that an affine reads, channel by channel.
+    """The size of the data that an affine reads, channel by channel.
 
     Attributes:
         mean: float64 vector, one entry per channel.
-        variance: squared deviation from it.
-        measured: 1 for a channel of which a BatchNorm tells it, 0 where it is assumed.
+        variance: float64 vector of squared deviations from the mean.
+        measured: 1 for a channel that a BatchNorm measured, 0 where mean and variance are assumed.
     """
 
     mean: Array
@@ -34,12 +34,12 @@ class Statistics:
         return Statistics(select(self.mean), select(self.variance), select(self.measured))
 
     def or_else(self, other: Statistics) -> Statistics:
-        """These where they are measured, else the other ones."""
+        """These statistics where they are measured, else the other ones."""
         pairs = (self.mean, other.mean), (self.variance, other.variance), (self.measured, other.measured)
         return Statistics(*(np.where(self.measured > 0, mine, theirs) for mine, theirs in pairs))
 
     def in_front_of(self, affine: Affine) -> Statistics:
-        """Of the ``x`` for which these are the statistics of ``affine(x)``; zero where that is a constant."""
+        """The statistics of `x`, if these are the statistics of ``affine(x)``; zero where that is a constant."""
         scale = np.where(affine.scale == 0, np.inf, affine.scale)
         with np.errstate(over="ignore", invalid="ignore"):
             return replace(self, mean=(self.mean - affine.shift) / scale, variance=self.variance / scale / scale)
@@ -53,7 +53,7 @@ class Affine:
         scale: float64 vector, one entry per channel.
         shift: float64 vector of the same length.
         axis: the channel axis, counted from the front.
-        statistics: of the data that it reads, where rounding is to be judged by them. They do not change the map.
+        statistics: the statistics of its input, if rounding is to be judged by them. They do not change the map.
     """
 
     scale: Array
@@ -69,7 +69,7 @@ class Affine:
 
     @classmethod
     def of(cls, scale: npt.ArrayLike, shift: npt.ArrayLike, axis: int = 1) -> Affine:
-        """The affine of two vectors; either may be a single number."""
+        """The affine of two vectors, either of which may be a single number."""
         wide_scale, wide_shift = np.broadcast_arrays(_vector(scale), _vector(shift))
         return cls(wide_scale, wide_shift, axis)
 
@@ -104,7 +104,7 @@ class Affine:
         return product**2 + spread, (product + self.shift) ** 2 + spread
 
     def with_statistics(self, statistics: Statistics | None) -> Affine:
-        """The same map of data with these statistics."""
+        """The same map, on data with these statistics."""
         return replace(self, statistics=statistics)
 
     @classmethod
@@ -153,9 +153,9 @@ class Affine:
         return replace(self, scale=scale, shift=shift, statistics=self._statistics_after(inner))
 
     def _statistics_after(self, inner: Affine) -> Statistics | None:
-        """Those of the inner map where they are measured; else those of this one tell what the inner one reads.
+        """The statistics of the inner map where they are measured; else derived from those of this map.
 
-        Of assumed ones, the deviation is that of the scale next to the shift: in ``((x - a) / b) * c`` it is b.
+        Assumed ones take the deviation from the scale next to the shift: in ``((x - a) / b) * c`` it is b.
         """
         if self.statistics is None:
             return inner.statistics
@@ -172,15 +172,15 @@ class Affine:
         return Affine(select(self.scale), select(self.shift), self.axis, statistics)
 
     def negated(self) -> Affine:
-        """The map of ``-x`` to ``-y``."""
+        """The map from ``-x`` to ``-y``."""
         statistics = self.statistics
         if statistics is not None:
             statistics = replace(statistics, mean=-statistics.mean)
         return replace(self, shift=-self.shift, statistics=statistics)
 
     def plus(self, other: Affine) -> Affine:
-        """The map of ``x + x'`` to ``y + y'``, where the other one has the same scale."""
-        known = [each.statistics for each in (self, other) if each.statistics is not None]
+        """The map from ``x + x'`` to ``y + y'``. The other map must have the same scale."""
+        known = [term.statistics for term in (self, other) if term.statistics is not None]
         statistics = known[0] if known else None
         if len(known) == 2:
             mean, variance = known[0].mean + known[1].mean, known[0].variance + known[1].variance
@@ -196,7 +196,7 @@ class Affine:
         return replace(self, shift=shift)
 
     def with_vectors(self, scale: Array, shift: Array) -> Affine:
-        """Another map along the same axes, of data that nothing is known of."""
+        """Another map along the same axes, on data of unknown statistics."""
         return replace(self, scale=scale, shift=shift, statistics=None)
 
     def take(self, index: npt.ArrayLike) -> Affine:
@@ -226,9 +226,9 @@ class Affine:
         if any(part.statistics for part in parts):
             known = [part.statistics or part.assumed for part in parts]
             statistics = Statistics(
-                np.concatenate([each.mean for each in known]),
-                np.concatenate([each.variance for each in known]),
-                np.concatenate([each.measured for each in known]),
+                np.concatenate([part.mean for part in known]),
+                np.concatenate([part.variance for part in known]),
+                np.concatenate([part.measured for part in known]),
             )
         return Affine(
             np.concatenate([part.scale for part in parts]),
@@ -239,7 +239,7 @@ class Affine:
 
     @property
     def assumed(self) -> Statistics:
-        """Statistics under which the map makes data of mean 0 and deviation 1, as a normalisation does."""
+        """The statistics under which the map gives mean 0 and deviation 1, as a normalisation does."""
         return Statistics(np.zeros(self.size), np.ones(self.size), np.zeros(self.size)).in_front_of(self)
 
     def spread(self, index: npt.ArrayLike, size: int) -> Affine | None:
@@ -262,7 +262,7 @@ class Affine:
 
 
 SEVERAL = 1 << 20
-"""The axis of a map that lies on several: one that no value has, so that nothing takes it for a map along one."""
+"""The axis of a map along several axes. No value has it, so nothing takes the map for one along a single axis."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -284,13 +284,13 @@ class Grid(Affine):
 
 
 def lay_out(flat: Affine, axes: Sequence[int], lengths: Sequence[int]) -> Affine:
-    """The map along these axes of which `flat` has all places, in the order in which they are given.
+    """The map along these axes. `flat` has its places, with the axes in the given order.
 
-    Axes along which it does not vary are left out, but for one.
+    Axes along which it does not vary are left out, but one axis is kept.
     """
-    order = sorted(range(len(axes)), key=lambda each: axes[each])
+    order = sorted(range(len(axes)), key=lambda k: axes[k])
     index = np.arange(flat.size).reshape(tuple(lengths)).transpose(order)
-    kept = [axes[each] for each in order]
+    kept = [axes[k] for k in order]
     for place in reversed(range(len(kept))):
         first = index.take([0], axis=place)
         if len(kept) > 1 and all(np.all(vector[index] == vector[first]) for vector in (flat.scale, flat.shift)):
@@ -303,7 +303,7 @@ def lay_out(flat: Affine, axes: Sequence[int], lengths: Sequence[int]) -> Affine
 
 
 def align(*affines: Affine) -> tuple[Affine, ...]:
-    """Maps of one value, along all axes that one of them lies on.
+    """Maps of one value, laid out along the axes of all of them.
 
     Raises:
         ValueError: they disagree about the size of an axis.
@@ -336,23 +336,27 @@ def per_channel_axis(shape: tuple[int, ...], rank: int) -> int | None:
 
 
 def narrowest(affine: Affine, behind: Sequence[Affine]) -> Statistics:
-    """Statistics of what an arithmetic reads: of those that the maps which read its result tell, the narrowest.
+    """The statistics of the input of an arithmetic operator: the narrowest that a reader of its result tells.
 
     A BatchNorm among them measured its data, and a scale next to a shift tells the deviation, whoever else reads the
     same value: in ``c = x - a``, ``c / b``, ``c @ k`` the data of the matrix product has the deviation b.
 
     Args:
-        affine: the arithmetic's map.
+        affine: the map of the operator.
         behind: the maps of its readers.
     """
-    found = affine.assumed
+    best = affine.assumed
     for reader in behind:
         if (reader.axis, reader.size) != (affine.axis, affine.size):
             continue
-        told = reader.statistics.in_front_of(affine) if reader.statistics else reader.after(affine).assumed
-        is_better = (told.measured > found.measured) | (
-            (told.measured == found.measured) & (told.variance < found.variance)
+        claim = reader.statistics.in_front_of(affine) if reader.statistics else reader.after(affine).assumed
+        is_better = (claim.measured > best.measured) | (
+            (claim.measured == best.measured) & (claim.variance < best.variance)
         )
-        pairs = (told.mean, found.mean), (told.variance, found.variance), (told.measured, found.measured)
-        found = Statistics(*(np.where(is_better, new, old) for new, old in pairs))
-    return found
+        pairs = (
+            (claim.mean, best.mean),
+            (claim.variance, best.variance),
+            (claim.measured, best.measured),
+        )
+        best = Statistics(*(np.where(is_better, new, old) for new, old in pairs))
+    return best

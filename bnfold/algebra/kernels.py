@@ -1,4 +1,4 @@
-"""Kernels in blocks: what makes solving a weight take a few megabytes, however large it is.
+"""Kernels in blocks, so that solving a weight takes a few megabytes, however large it is.
 
 A block is a run of rows of the kernel as it is stored, so it is contiguous in a file. It is a box of the canonical
 layout as well, ``[groups, out, in]``, and so a small linear operator of its own (`Block.part`), which solves its share:
@@ -23,10 +23,10 @@ from bnfold.algebra.linear import Layout, Linear
 from bnfold.algebra.rounding import Growth, KernelPeaks, Rounding
 
 ELEMENTS = 1 << 18
-"""Elements of a block: enough for numpy to be busy while Python moves on, and few enough for a cache."""
+"""How many elements a block has: enough to keep numpy busy, and few enough for a cache."""
 
 WORKERS = max(1, min(3, (os.cpu_count() or 1) - 1))
-"""Threads that solve blocks; numpy and the system calls let each other run."""
+"""How many threads solve blocks. They run in parallel, since numpy and file reads release the GIL."""
 
 INPUT_MAJOR = (Layout.CONV_TRANSPOSE, Layout.IN_OUT)
 """Layouts whose rows are input channels; those of the others are output channels."""
@@ -34,7 +34,7 @@ INPUT_MAJOR = (Layout.CONV_TRANSPOSE, Layout.IN_OUT)
 T = TypeVar("T")
 
 Rows = Callable[[int, int], npt.NDArray[np.generic]]
-"""Reads rows ``start`` to ``stop`` of a stored kernel; of any shape, in stored order."""
+"""Reads rows ``start`` to ``stop`` of a stored kernel, in any shape but in stored order."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class Kernel:
     """How a kernel is stored, and a way to read it in part.
 
     Attributes:
-        shape: as it is stored.
-        layout, groups: what its axes are.
+        shape: the stored shape.
+        layout, groups: the meaning of its axes.
         open: makes it ready for reading; gives a way to read some of its rows.
         factor: multiplies every weight.
     """
@@ -56,7 +56,7 @@ class Kernel:
 
     @property
     def rows(self) -> int:
-        """How many rows it has; a row holds all weights of one input or output channel."""
+        """The number of rows. A row holds all weights of one input or output channel."""
         return row_count(self.shape, self.layout)
 
     def blocks(self) -> Iterator[Block]:
@@ -116,7 +116,7 @@ class Kernel:
         return replace(linear, before=None).solve_bias(lambda: np.zeros(0), constant)
 
     def measure(self, linear: Linear, bias: Array | None, dtype: np.dtype[np.generic], unit: float) -> Rounding:
-        """What storing the solved kernel and `bias` in `dtype` would do; see `KernelPeaks.judge`."""
+        """The rounding of the solved kernel and `bias` to `dtype`; see `KernelPeaks.judge`."""
         peaks = KernelPeaks.zeros(linear.out_channels, linear.in_channels)
         blocks = list(self.blocks())
         sizes = linear.input_sizes
@@ -133,7 +133,7 @@ class Kernel:
         return peaks.judge(bias, dtype, unit, harmless, linear.groups)
 
     def measure_growth(self, linear: Linear, bias: Array | None) -> Growth:
-        """How much more the operator rounds by what it absorbed on its input side; `bias` is that of before."""
+        """How much more the operator rounds because of the affines on its input side; `bias` is the old one."""
         products, results, shifts = (np.zeros(linear.out_channels) for _ in range(3))
         for block in self.blocks():
             for total, addend in zip(
@@ -158,7 +158,7 @@ class Block:
         return range(self.start // per_group, -(-self.stop // per_group))
 
     def _channels(self, total: int, *, are_rows: bool) -> slice:
-        """The channels that the block has of one side, of `total` over all groups."""
+        """The block's channels on one side, of `total` over all groups."""
         if are_rows:
             return slice(self.start, self.stop)
         per_group = total // self.kernel.groups
@@ -178,7 +178,7 @@ class Block:
         return self._channels(linear.in_channels, are_rows=self.kernel.is_input_major)
 
     def part(self, linear: Linear) -> Linear:
-        """The operator that has this block alone as its kernel."""
+        """The operator whose kernel is this block alone."""
         inputs, outputs = self.inputs(linear), self.outputs
         return replace(
             linear,
@@ -200,7 +200,7 @@ class Block:
         return kernel if self.kernel.factor == 1 else kernel.astype(np.float64) * self.kernel.factor
 
     def solve(self, linear: Linear) -> Array:
-        """Its weights with everything that `linear`, the whole operator, absorbed: ``[rows, -1]`` in stored order."""
+        """The solved weights of the block, given the whole operator `linear`: ``[rows, -1]`` in stored order."""
         solved = self.solve_canonical(linear)
         solved = solved.swapaxes(1, 2) if self.kernel.is_input_major else solved
         return solved.reshape(self.stop - self.start, -1)
@@ -211,7 +211,7 @@ class Block:
 
 
 def _in_parallel(function: Callable[[Block], T], blocks: Sequence[Block]) -> Iterator[T]:
-    """What a function makes of each block, in order; a few blocks are not worth the start of a thread."""
+    """Apply a function to each block, in order. A few blocks are not worth the start of a thread."""
     if len(blocks) <= WORKERS:
         yield from map(function, blocks)
         return
@@ -220,7 +220,7 @@ def _in_parallel(function: Callable[[Block], T], blocks: Sequence[Block]) -> Ite
 
 
 def row_count(shape: tuple[int, ...], layout: Layout) -> int:
-    """The rows of a stored kernel; one row holds all weights of an input or of an output channel."""
+    """The number of rows of a stored kernel. A row holds all weights of one input or output channel."""
     if layout is Layout.STACKED:
         return shape[0] * shape[1]
     return shape[0] if layout in (Layout.CONV, Layout.CONV_TRANSPOSE) else shape[-2]

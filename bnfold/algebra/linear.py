@@ -24,7 +24,7 @@ from bnfold.algebra.rounding import DATA_RANGE, Growth, measure_growth
 
 
 class Layout(StrEnum):
-    """How a native kernel is stored; `groups` is given apart."""
+    """How a native kernel is stored. The number of groups is kept separately."""
 
     CONV = "conv"  # [out, in/group, *window]
     CONV_TRANSPOSE = "conv-transpose"  # [in, out/group, *window]
@@ -57,7 +57,7 @@ class Layout(StrEnum):
 
 
 class Border(Enum):
-    """Whether every output position sees every tap of the window."""
+    """Whether every output position sees data at every tap of the window."""
 
     NONE = "none"  # yes: no padding
     PADDED = "padded"  # no: explicit zero padding, which another constant could replace
@@ -68,13 +68,13 @@ class Border(Enum):
 class Window:
     """Which inputs an output sees: along each axis, output `p` and tap `t` read ``stride p + dilation t - begin``.
 
-    What lies outside of the data is zero. A matrix product has no such axes.
+    Outside of the data there are zeros. A matrix product has no such axes.
 
     Attributes:
         taps: the size of the window.
         strides, dilations: as of a convolution.
         begins, ends: zeros in front of and behind the data.
-        outputs: how many outputs there are; None where that is not known.
+        outputs: the number of outputs; None where it is not known.
     """
 
     taps: tuple[int, ...] = ()
@@ -86,7 +86,7 @@ class Window:
 
     @classmethod
     def point(cls, axes: int) -> Window:
-        """One tap on the output's own position."""
+        """The window of one tap on the output's own position."""
         ones, zeros = (1,) * axes, (0,) * axes
         return cls(ones, ones, ones, zeros, zeros, (None,) * axes)
 
@@ -110,18 +110,18 @@ class Linear:
     """A linear operator ``x -> K * x + b`` with the affines it has absorbed so far.
 
     Attributes:
-        groups, out_channels, in_channels: of the canonical layout (channels over all groups).
-        axis_in, axis_out: channel axis of the data that it reads and makes; None where that side cannot absorb.
+        groups, out_channels, in_channels: the sizes of the canonical layout (channels over all groups).
+        axis_in, axis_out: the channel axes of input and output; None for a side that cannot absorb.
         border: whether a constant added to the input reaches every output alike.
         has_bias_slot: whether the native operator takes a bias; else a new bias costs a node.
         is_quantized: whether its kernel is one of integers, which has a scale for each output channel.
-        mirrored: of a quantised kernel, the output channels of which every integer has a negative.
+        mirrored: for a quantised kernel, the output channels whose integers can all be negated.
         before, after: pending affines on the input and on the output side; None is the identity.
-        window: where its taps lie; None where it is not known, or the kernel must stay: it then merges with nothing.
+        window: where its taps lie. None where that is not known or the kernel must stay; it then merges with nothing.
         has_bias: whether a bias other than zero is stored.
         is_shared: whether something else reads the stored kernel or bias too, so that it stays whatever becomes of
             this operator; `Draft` finds that out.
-        terms: what makes up kernel and bias in place of the stored ones; empty where those do.
+        terms: the terms of kernel and bias, in place of stored ones; empty where those are used.
     """
 
     groups: int
@@ -170,19 +170,19 @@ class Linear:
 
     @property
     def is_exact(self) -> bool:
-        """Whether what it absorbed on the input side survives its border."""
+        """Whether the affines that it absorbed on the input side survive its border."""
         if self.before is None or self.border is Border.NONE:
             return True
         return bool(np.isfinite(self.fill)) if self.border is Border.PADDED else not self.before.has_shift
 
     @property
     def makes_bias(self) -> bool:
-        """Whether what it absorbed adds a constant to its output."""
+        """Whether the affines that it absorbed add a constant to its output."""
         return self._is_shifted or any(factor.makes_bias for term in self.terms for factor in term.factors)
 
     @property
     def stores_bias(self) -> bool:
-        """Whether it will have a bias, be it of zeros."""
+        """Whether it will have a bias, even if one of zeros."""
         if not self.terms:
             return self._is_shifted or self.has_bias
         return self._is_shifted or any(factor.linear.stores_bias for term in self.terms for factor in term.factors)
@@ -193,7 +193,7 @@ class Linear:
 
     @property
     def input_sizes(self) -> Array | None:
-        """Root mean squares of the data that it reads, where they are known; as powers of two, the largest 1."""
+        """Root mean squares of its input, where they are known; rounded to powers of two, with 1 as the largest."""
         if self.before is None or self.before.statistics is None:
             return None
         known = self.before.statistics
@@ -207,7 +207,7 @@ class Linear:
 
     @property
     def output_sums(self) -> tuple[Array, Array] | None:
-        """Mean squares of its outputs before and behind the shift that it absorbed; infinite where nothing tells it."""
+        """Mean squares of its outputs before and behind the absorbed shift; infinite where they are not known."""
         if self.after is None or self.after.statistics is None or self.terms:
             return None
         is_measured = self.after.statistics.measured > 0
@@ -216,7 +216,7 @@ class Linear:
 
     @property
     def may_cancel(self) -> bool:
-        """Whether it absorbed a shift on its input side, of data whose size is known."""
+        """Whether it absorbed a shift on its input side, on data of known size."""
         return self.before is not None and self.before.has_shift and self.before.statistics is not None
 
     def solve_kernel(self, kernel: npt.NDArray[np.generic]) -> Array:
@@ -236,10 +236,10 @@ class Linear:
         return np.asarray(kernel, np.float64)
 
     def sizes(self, kernel: npt.NDArray[np.generic]) -> tuple[Array, Array, Array]:
-        """What the products of each output channel add up to, for data as the statistics of `before` describe it.
+        """The sums of products for each output channel, for data with the statistics of `before`.
 
         Args:
-            kernel: the original, in canonical layout; a block of it gives the addends of its input channels.
+            kernel: the original kernel, in canonical layout; or a block of it, for the addends of its input channels.
 
         Returns:
             The sum of the squares of all ``K * scale * x``, of all ``K * before(x)``, and of ``K * shift`` itself.
@@ -256,13 +256,13 @@ class Linear:
         return first, second, third
 
     def growth(self, kernel: npt.NDArray[np.generic], bias: npt.NDArray[np.generic] | None) -> Growth:
-        """How much more it rounds by what it absorbed on its input side, given original kernel (canonical) and bias."""
+        """How much more it rounds because of the affines on its input side, given old kernel (canonical) and bias."""
         return self.growth_of(self.sizes(kernel), bias)
 
     def growth_of(self, sizes: tuple[Array, Array, Array], bias: npt.NDArray[np.generic] | None) -> Growth:
-        """The same, given what `sizes` gives for the whole kernel.
+        """The same, given the result of `sizes` for the whole kernel.
 
-        What it absorbed on its output side is there before and after: that was rounded at its size too.
+        The affines on its output side count before and after, since the original rounded them at their size, too.
         """
         products, results, shifts = sizes
         before = np.zeros(self.out_channels) if bias is None else bias.astype(np.float64).reshape(-1)
@@ -280,7 +280,7 @@ class Linear:
 
         Args:
             load: gives the original kernel in canonical layout; called only where an input shift passes through it.
-            bias: the original, one entry per output channel, or None.
+            bias: the original bias, one entry per output channel, or None.
         """
         if bias is None and not self.makes_bias:
             return None
@@ -298,12 +298,12 @@ class Factor:
     """A linear operator that became a part of another.
 
     Attributes:
-        linear: the operator, with what it absorbed.
-        node: whose stored kernel and bias it has; None for one with neither: an identity or an average.
-        weight: where there is no node, what every tap of every channel holds.
+        linear: the operator, with the affines that it absorbed.
+        node: the node with its stored kernel and bias; None for an identity or an average, which has neither.
+        weight: without a node, the weight at every tap of every channel.
         stays: whether the stored kernel or bias stays, for other readers, whatever becomes of the operator.
-        is_unbiased: whether all that it adds to its output is known to be zero, as where a shift meets a kernel of
-            zeros.
+        is_unbiased: whether everything that it adds to its output is known to be zero, for example where a shift meets
+            a kernel of zeros.
     """
 
     linear: Linear
@@ -313,12 +313,12 @@ class Factor:
     is_unbiased: bool = False
 
     def absorb_output(self, affine: Affine) -> Factor:
-        """With a map behind it."""
+        """The factor with a map behind it."""
         is_unbiased = self.is_unbiased and not affine.has_shift
         return replace(self, linear=self.linear.absorb_output(affine), is_unbiased=is_unbiased)
 
     def absorb_input(self, affine: Affine) -> Factor:
-        """With a map in front of it."""
+        """The factor with a map in front of it."""
         is_unbiased = self.is_unbiased and not affine.has_shift
         return replace(self, linear=self.linear.absorb_input(affine), is_unbiased=is_unbiased)
 
@@ -335,7 +335,7 @@ class Term:
     """One addend of a merged operator: ``last(... first(x))``, with its taps among those of the operator's window.
 
     Attributes:
-        factors: in the order of the data; of several, all but one have a window of one tap.
+        factors: its operators in the order of the data. All but one have a window of one tap.
         taps: for each axis of the window, the tap of the merged operator that each of its own becomes.
         start: the output channel of the merged operator that its own first one becomes.
     """
@@ -346,5 +346,5 @@ class Term:
 
     @property
     def channels(self) -> int:
-        """How many output channels it has."""
+        """The number of its output channels."""
         return self.factors[-1].linear.out_channels

@@ -1,4 +1,4 @@
-"""Windows of a pooling that see no data.
+"""Finds out whether a window of a pooling can see no data.
 
 Output `p` of an axis looks at ``stride p - begin + dilation t`` for ``0 <= t < taps``. Where none of these is a
 position of the data, the runtime makes a value up: minus infinity or the lowest number for a maximum, zero or NaN for a
@@ -10,21 +10,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 ENUMERATED = 1 << 10
-"""Dilations up to which the sizes below them are tried one by one."""
+"""The largest dilation up to which sizes are tried one by one."""
 
 WHOLLY_PADDING = "a window of it can lie wholly in padding, where its largest value is none of the data's"
 
 
 @dataclass(frozen=True)
 class PoolAxis:
-    """How a pooling goes along one axis.
+    """A pooling along one axis.
 
     Attributes:
-        taps, stride, dilation: of its window.
+        taps, stride, dilation: the parameters of its window.
         begin, end: the padding in front of and behind the data.
         rounds_up: whether positions that are left over get a last window (ceil_mode).
-        is_strict: whether, as in PyTorch, no window starts behind the data, and none is made where none fits. Of the
-            runtimes of ONNX some do the former, and ONNX Runtime does the latter.
+        is_strict: whether no window starts behind the data, and none is made where none fits, as in PyTorch. Some
+            runtimes of ONNX break the former rule, and ONNX Runtime the latter.
     """
 
     taps: int
@@ -36,7 +36,7 @@ class PoolAxis:
     is_strict: bool = False
 
     def can_miss(self, size: int | None) -> bool:
-        """Whether a window can see nothing of data of this size; None is any size of at least one.
+        """Whether a window can see none of the data of this size; None stands for any size of at least one.
 
         Two taps are as far apart as the dilation, so no window can step over data that is as long. It sees it if it
         starts in front of the data's end and ends behind its start, whatever the size. Shorter data is tried.
@@ -49,7 +49,7 @@ class PoolAxis:
 
     @property
     def _reach(self) -> int:
-        """From the first tap to the last."""
+        """The distance from the first tap to the last."""
         return self.dilation * (self.taps - 1)
 
     def _overshoot(self) -> int:

@@ -1,4 +1,4 @@
-"""What storing solved parameters in their type does: one rounding of each, measured by what it changes."""
+"""The rounding of solved parameters to their stored type: each is rounded once, and the effect is measured."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ FLOAT64_UNIT = 2.0**-52
 """The spacing of float64 at 1, in which everything is computed."""
 
 DEVIATIONS = 64.0
-"""How large data may be, in deviations of what its statistics say, where the loss of a weight must not show."""
+"""How many deviations data may have while the loss of a weight must not show."""
 
 DATA_RANGE = 2.0**20
-"""How much larger one input channel's data may be than another's: from a sixteenth to the largest float16."""
+"""How much larger the data of one input channel may be than another's: from a sixteenth to the largest float16."""
 
 
 def round_once(exact: Array, dtype: np.dtype[np.generic]) -> npt.NDArray[np.generic]:
@@ -44,7 +44,7 @@ class Growth:
     """How much more an operator rounds once it has absorbed an affine on its input side.
 
     Attributes:
-        factor: of all output channels together, or a quarter of that of one channel, where this is more.
+        factor: that of all output channels together, or a quarter of that of one channel if this is more.
         channel: the output channel whose errors grow most.
     """
 
@@ -54,15 +54,15 @@ class Growth:
 
 @dataclass(frozen=True)
 class Rounding:
-    """What one rounding of solved parameters to their stored type did.
+    """The effect of rounding solved parameters once to their stored type.
 
     Attributes:
-        error: largest absolute rounding error over the largest absolute value of its output channel.
-        overflow: first output channel with a value that is not finite, or became so; None if there is none.
-        loss: first output channel that lost more than the type's rounding explains; None if there is none.
-        input_loss: first input channel of which all weights together lost more; None if there is none.
+        error: the largest absolute rounding error over the largest absolute value of its output channel.
+        overflow: the first output channel with a value that is not finite, or became so; None if there is none.
+        loss: the first output channel that lost more than the type's rounding explains; None if there is none.
+        input_loss: the first input channel whose weights all together lost more; None if there is none.
         is_fill_lost: whether the padding value is not finite in its type, or lost more than rounding explains.
-        growth: of the operator's own rounding errors, by what it absorbed on its input side.
+        growth: the growth of the operator's own rounding errors, because of the affines on its input side.
         is_narrow: whether the type ends below 1e5, as float16 does: values that are scaled up may not fit.
     """
 
@@ -75,17 +75,17 @@ class Rounding:
     is_narrow: bool = False
 
     def with_fill(self, fill: float, dtype: np.dtype[np.generic], unit: float) -> Rounding:
-        """With what storing a padding value does."""
+        """The same, with the rounding of a padding value."""
         stored = float(round_once(np.asarray(fill), dtype))
         return replace(self, is_fill_lost=not abs(stored - fill) <= unit * abs(fill))
 
     def with_growth(self, growth: Growth) -> Rounding:
-        """With another growth, where that is larger."""
-        return replace(self, growth=max(self.growth, growth, key=lambda each: each.factor))
+        """The same, with another growth if that is larger."""
+        return replace(self, growth=max(self.growth, growth, key=lambda one: one.factor))
 
 
 def measure_rounding(exact: Array, rounded: npt.NDArray[np.generic], unit: float, floor: float = 0.0) -> Rounding:
-    """What became of `exact` when it was stored as `rounded`, channel by channel along axis 0.
+    """Measure how `exact` was rounded to `rounded`, channel by channel along axis 0.
 
     Args:
         exact: float64, channels on axis 0.
@@ -131,24 +131,24 @@ class KernelPeaks:
 
     @classmethod
     def zeros(cls, outputs: int, inputs: int) -> KernelPeaks:
-        """Of a kernel of which nothing is measured yet."""
+        """The peaks of a kernel before anything is measured."""
         return cls(*(np.zeros(size) for size in (outputs, outputs, inputs, inputs)))
 
     @classmethod
     def of(cls, exact: Array, dtype: np.dtype[np.generic], sizes: Array | None = None) -> KernelPeaks:
-        """Of a solved kernel, ``[group, out/group, in/group, *window]``.
+        """The peaks of a solved kernel, ``[group, out/group, in/group, *window]``.
 
         Args:
             exact: the kernel.
-            dtype: in which it is stored.
-            sizes: of the data of each input channel, where they are known: an output adds up products with these.
+            dtype: the type in which it is stored.
+            sizes: the sizes of each input channel's data, where they are known. An output adds up products with these.
         """
         groups, outputs, inputs = exact.shape[:3]
         if exact.size == 0:
             return cls.zeros(groups * outputs, groups * inputs)
         with np.errstate(invalid="ignore"):
             error = np.abs(exact - round_once(exact, dtype).astype(np.float64))
-        if sizes is None and not is_narrow(dtype):  # whose subnormal numbers count for nothing beside others
+        if sizes is None and not is_narrow(dtype):  # subnormal numbers of a wide type count for nothing beside others
             behind = tuple(range(2, exact.ndim))
             peaks = np.maximum(exact.max(axis=behind), -exact.min(axis=behind))
             nothing = np.zeros(groups * inputs)
@@ -160,24 +160,24 @@ class KernelPeaks:
         return cls(*(values.max(axis=axis).reshape(-1) for axis in (2, 1) for values in (errors, peaks)))
 
     def add(self, block: KernelPeaks, outputs: slice, inputs: slice) -> None:
-        """Take note of a part of the kernel, which has these channels."""
+        """Take note of a part of the kernel that has these channels."""
         for mine, other in ((self.output_errors, block.output_errors), (self.output_peaks, block.output_peaks)):
             np.maximum(mine[outputs], other, out=mine[outputs])
         for mine, other in ((self.input_errors, block.input_errors), (self.input_peaks, block.input_peaks)):
             np.maximum(mine[inputs], other, out=mine[inputs])
 
     def hidden(self, sums: tuple[Array, Array], dtype: np.dtype[np.generic], unit: float) -> Mask:
-        """Output channels whose loss does not show in what they add up to.
+        """Output channels whose loss does not show in their sums.
 
         The weights of a channel that is scaled down to almost nothing lose digits, as they become subnormal. Beside
         what is added to them, or beside the spacing of the type, that is nothing.
 
         Args:
-            sums: mean squares of what each output channel adds up to, before and after a shift, by its statistics.
-            dtype: of weights and output.
+            sums: mean squares of the sums of each output channel, before and after a shift, by its statistics.
+            dtype: the type of weights and output.
             unit: its spacing at 1.
         """
-        products, results = (np.sqrt(each) for each in sums)
+        products, results = (np.sqrt(part) for part in sums)
         peaks = self.output_peaks
         share = np.divide(self.output_errors, peaks, out=np.zeros_like(peaks), where=peaks > 0)
         is_lost = share > unit
@@ -192,7 +192,7 @@ class KernelPeaks:
         harmless: Mask | None = None,
         groups: int = 1,
     ) -> Rounding:
-        """What storing the kernel, and a bias beside it, in `dtype` does; see `measure_rounding` for `unit`.
+        """Judge the rounding of the kernel, and of a bias with it, to `dtype`; see `measure_rounding` for `unit`.
 
         An input channel of which no weight keeps its digits (subnormal ones beside normal ones) counts as much as
         others where its data is as much larger. A bias is judged against the largest weight too: one that is tiny
@@ -232,7 +232,7 @@ def _smallest(dtype: np.dtype[np.generic]) -> float:
 def measure_parameters(
     kernel: Array, bias: Array | None, dtype: np.dtype[np.generic], unit: float, sizes: Array | None = None
 ) -> Rounding:
-    """What storing a solved kernel (canonical) and bias in `dtype` would do; see `KernelPeaks`."""
+    """Measure the rounding of a solved kernel (canonical) and bias to `dtype`; see `KernelPeaks`."""
     return KernelPeaks.of(kernel, dtype, sizes).judge(bias, dtype, unit)
 
 
@@ -242,15 +242,15 @@ def is_narrow(dtype: np.dtype[np.generic]) -> bool:
 
 
 def measure_growth(products: Array, results: Array, constant: Array, bias: Array) -> Growth:
-    """The growth of rounding errors, for data as the statistics describe it.
+    """Measure the growth of rounding errors, for data with these statistics.
 
     An output is a sum, whose addends are each rounded by a share of their size, at random; the errors add up as squares
     do. The operator added ``K * before(x)`` and a bias; now it adds ``K * scale * x`` and ``constant``. Where the data
     is far from zero beside its deviation, these are large and cancel each other.
 
     Args:
-        products: sum of the squares of the new products, for each output channel.
-        results: sum of the squares of the old ones.
+        products: the sum of the squares of the new products, for each output channel.
+        results: the sum of the squares of the old ones.
         constant: the new bias.
         bias: the old bias.
     """
@@ -264,7 +264,7 @@ def measure_growth(products: Array, results: Array, constant: Array, bias: Array
 
 @dataclass(frozen=True, eq=False)
 class BatchNorm:
-    """Stored parameters of a BatchNorm that absorbed an affine: its map, with the statistics of what it reads now.
+    """The stored parameters of a BatchNorm that absorbed an affine: its map, with the statistics of its new input.
 
     gamma and beta are solved for the statistics as they are stored, so that each parameter is rounded once and none
     has to make up for another. beta is then the output at the running mean, and not the small difference of large
@@ -293,7 +293,7 @@ def solve_batchnorm(
         mean: the running mean until now; it stays where the statistics are still its own.
         var: the running variance until now.
         eps: its epsilon, which stays.
-        dtype: of gamma and beta.
+        dtype: the type of gamma and beta.
         unit: the spacing of `dtype` at 1.
     """
     known = affine.statistics
@@ -301,7 +301,7 @@ def solve_batchnorm(
     pairs = (known.mean, mean), (known.variance, var)
     if not all(np.array_equal(wide, stored.astype(np.float64)) for wide, stored in pairs):
         mean, var = round_once(known.mean, mean.dtype), round_once(known.variance, var.dtype)
-        var = np.where(np.isfinite(var), var, np.ones_like(var))  # any will do: gamma is solved for it
+        var = np.where(np.isfinite(var), var, np.ones_like(var))  # any value will do, since gamma is solved for it
     with np.errstate(all="ignore"):
         gamma, beta = affine.batchnorm_parameters(mean, var, eps)
         stored_gamma, stored_beta = round_once(gamma, dtype), round_once(beta, dtype)

@@ -1,10 +1,10 @@
-"""Kernel and bias of a merged operator, computed in float64 from those of its terms.
+"""Computes kernel and bias of a merged operator in float64, from those of its terms.
 
     K = sum_t place_t(F_tn * ... * F_t1)        b = sum_t (the same chain, applied to the constants)
 
-Each factor brings what it absorbed itself; what the merged operator absorbed comes on top, by `Linear.solve_kernel`.
-Terms of a sum have all output channels, those that are stacked have some of their own. Kernels are rows of output
-channels here, ``[out, in/group, *window]``: a block of rows needs no others.
+Each factor brings the affines that it absorbed itself. Those of the merged operator come on top, by
+`Linear.solve_kernel`. Terms of a sum have all output channels, terms of a stack have some channels of their own.
+Kernels are rows of output channels here, ``[out, in/group, *window]``, so a block of rows needs no other rows.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ EVERY_ROW = slice(None)
 
 @dataclass(frozen=True, eq=False)
 class Parameters:
-    """What a node stores.
+    """The stored parameters of a node.
 
     Attributes:
         kernel: loads the kernel, in canonical layout.
         bias: the bias, if it has one.
-        rows: loads rows of output channels alone, ``[rows, in/group, *window]``; None where that would load all of it.
+        rows: loads only some rows of output channels, ``[rows, in/group, *window]``; None where that would load all.
     """
 
     kernel: Callable[[], npt.NDArray[np.generic]]
@@ -55,7 +55,7 @@ def nodes(linear: Linear) -> Iterator[Hashable]:
 
 
 def is_by_rows(linear: Linear) -> bool:
-    """Whether a row of the kernel is made of that row of others alone: it has no chains."""
+    """Whether each row of the kernel needs only that row of other kernels, since there are no chains."""
     return all(
         len(term.factors) == 1 and (not factor.linear.terms or is_by_rows(factor.linear))
         for term in linear.terms
@@ -64,13 +64,13 @@ def is_by_rows(linear: Linear) -> bool:
 
 
 def kernel(linear: Linear, load: Load) -> Array:
-    """The kernel that the terms make up, in canonical layout, before what the merged operator absorbed itself."""
+    """The kernel of the terms together, in canonical layout, without the merged operator's own affines."""
     rows = kernel_rows(linear, load)
     return rows.reshape(linear.groups, -1, *rows.shape[1:])
 
 
 def kernel_rows(linear: Linear, load: Load, rows: slice = EVERY_ROW) -> Array:
-    """Rows of the kernel that the terms make up."""
+    """Rows of the kernel of the terms together."""
     assert linear.window is not None
     start, stop, _ = rows.indices(linear.out_channels)
     total = np.zeros((max(0, stop - start), linear.in_channels // linear.groups, *linear.window.taps))
@@ -85,7 +85,7 @@ def kernel_rows(linear: Linear, load: Load, rows: slice = EVERY_ROW) -> Array:
 
 
 def _columns(linear: Linear, groups: int, rows: npt.NDArray[np.intp], width: int) -> npt.NDArray[np.intp]:
-    """For each row, the columns of the merged kernel where the `width` columns of a part in `groups` groups lie."""
+    """The columns of the merged kernel, for each row, that the `width` columns of a part in `groups` groups become."""
     group = rows // (linear.out_channels // groups)
     own = rows // (linear.out_channels // linear.groups)
     start = group * width - own * (linear.in_channels // linear.groups)
@@ -93,7 +93,7 @@ def _columns(linear: Linear, groups: int, rows: npt.NDArray[np.intp], width: int
 
 
 def _term_rows(term: Term, load: Load, rows: slice) -> tuple[int, Array]:
-    """Groups and rows of a term's kernel."""
+    """The groups and rows of a term's kernel."""
     *inner, last = term.factors
     result = last.linear.groups, factor_rows(last, load, rows)
     for factor in reversed(inner):
@@ -102,7 +102,7 @@ def _term_rows(term: Term, load: Load, rows: slice) -> tuple[int, Array]:
 
 
 def _product(last: Factor, groups: int, later: Array, factor: Factor, earlier: Array, rows: slice) -> tuple[int, Array]:
-    """``later * earlier``, of which one has a window of one tap; in as many groups as both can be cut into."""
+    """The product ``later * earlier``, in as many groups as both can be cut into. One has a window of one tap."""
     shared = gcd(groups, factor.linear.groups)
     out, middle, fan_in = last.linear.out_channels, factor.linear.out_channels, factor.linear.in_channels
     window = max(later.shape[2:], earlier.shape[2:])
@@ -110,13 +110,13 @@ def _product(last: Factor, groups: int, later: Array, factor: Factor, earlier: A
     wide_later = _regroup(later, chosen, out, middle, groups, shared)
     wide_earlier = _regroup(earlier, np.arange(middle), middle, fan_in, factor.linear.groups, shared)
     wide_earlier = wide_earlier.reshape(shared, middle // shared, fan_in // shared, -1)
-    found = np.empty((len(chosen), fan_in // shared, *window))
+    product = np.empty((len(chosen), fan_in // shared, *window))
     for group in range(shared):
         mine = np.flatnonzero(chosen // (out // shared) == group)
         left = wide_later[mine].reshape(len(mine), middle // shared, prod(later.shape[2:])).transpose(2, 0, 1)
         right = wide_earlier[group].transpose(2, 0, 1)
-        found[mine] = (left @ right).transpose(1, 2, 0).reshape(len(mine), fan_in // shared, *window)
-    return shared, found
+        product[mine] = (left @ right).transpose(1, 2, 0).reshape(len(mine), fan_in // shared, *window)
+    return shared, product
 
 
 def _regroup(kernel: Array, rows: npt.NDArray[np.intp], out: int, fan_in: int, groups: int, fewer: int) -> Array:
@@ -130,7 +130,7 @@ def _regroup(kernel: Array, rows: npt.NDArray[np.intp], out: int, fan_in: int, g
 
 
 def factor_rows(factor: Factor, load: Load, rows: slice = EVERY_ROW) -> Array:
-    """Rows of one factor's kernel with what it absorbed."""
+    """Rows of one factor's kernel, with the affines that it absorbed."""
     linear = factor.linear
     chosen = np.arange(linear.out_channels)[rows]
     solved = _stored_rows(factor, load, rows)
@@ -144,7 +144,7 @@ def factor_rows(factor: Factor, load: Load, rows: slice = EVERY_ROW) -> Array:
 
 
 def _stored_rows(factor: Factor, load: Load, rows: slice) -> Array:
-    """Rows of one factor's kernel before what it absorbed."""
+    """Rows of one factor's kernel, without the affines that it absorbed."""
     linear = factor.linear
     if linear.terms:
         return kernel_rows(linear, load, rows)
@@ -160,7 +160,7 @@ def _stored_rows(factor: Factor, load: Load, rows: slice) -> Array:
 
 
 def bias(linear: Linear, load: Load) -> Array | None:
-    """The constant that the terms add up to, before what the merged operator absorbed itself; None for zero."""
+    """The bias of the terms together, without the merged operator's own affines; None for zero."""
     total: Array | None = None
     for term in linear.terms:
         if (constant := _term_constant(term, load)) is not None:
@@ -170,7 +170,7 @@ def bias(linear: Linear, load: Load) -> Array | None:
 
 
 def growths(linear: Linear, load: Load, own: Callable[[], Growth]) -> Iterator[Growth]:
-    """How much more a linear operator, and each that it is made of, rounds by what it absorbed on its input side.
+    """How much more a linear operator and each of its factors round because of the affines on their input sides.
 
     Args:
         linear: the operator.
@@ -185,7 +185,7 @@ def growths(linear: Linear, load: Load, own: Callable[[], Growth]) -> Iterator[G
 
 
 def _in_front(factor: Factor) -> Linear:
-    """A factor's operator; what stands behind an identity stands in front of it as well."""
+    """The operator of a factor. For an identity, affines behind it are the same as in front of it."""
     linear = factor.linear
     if factor.node is not None or linear.after is None or linear.window is None or not linear.window.is_point:
         return linear
@@ -199,7 +199,7 @@ def _factor_growth(factor: Factor, load: Load) -> Growth:
 
 
 def _term_constant(term: Term, load: Load) -> Array | None:
-    """What a term adds to each output channel."""
+    """The constant that a term adds to each output channel."""
     total: Array | None = None
     for factor in term.factors:
         constant = _factor_constant(factor, load)
@@ -212,7 +212,7 @@ def _term_constant(term: Term, load: Load) -> Array | None:
 
 
 def _carry(rows: Array, constant: Array, linear: Linear) -> Array:
-    """What a constant input becomes, where every output sees every tap."""
+    """The output for a constant input, where every output sees every tap."""
     taps = rows.reshape(linear.groups, linear.out_channels // linear.groups, rows.shape[1], -1).sum(axis=3)
     carried: Array = np.matmul(taps, constant.reshape(linear.groups, -1, 1)).reshape(-1)
     return carried
@@ -229,7 +229,7 @@ def _factor_constant(factor: Factor, load: Load) -> Array | None:
 
 
 def _stored_bias(factor: Factor, load: Load) -> npt.NDArray[np.generic] | None:
-    """One factor's bias before what it absorbed."""
+    """One factor's bias, without the affines that it absorbed."""
     if factor.linear.terms:
         return bias(factor.linear, load)
     return None if factor.node is None else load(factor.node).bias

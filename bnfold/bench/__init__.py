@@ -1,1 +1,1 @@
-"""How fast models are, beside one another: paired, interleaved timings and what may be concluded from them."""
+"""Compares the speed of models: paired, interleaved timings, and the conclusions from them."""

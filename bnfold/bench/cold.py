@@ -1,4 +1,4 @@
-"""Cold starts: each in a process of its own, so that peaks of memory do not mix and a crash stays there."""
+"""Times cold starts. Each is a process of its own, so that peaks of memory do not mix and a crash stays there."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bnfold.runtimes.setting import Engine, Setting
 WORKER = "bnfold.bench.worker"
 
 LARGEST_LISTED = 1 << 29
-"""Bytes of a model that the runtime writes once more, to tell what it made of it."""
+"""The most bytes of a model whose optimised graph the runtime writes, to tell what it made of the model."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Cold:
         memory_before_bytes: resident memory before the model was opened: interpreter, runtime, inputs.
         peak_bytes: largest resident memory of the whole process; the median over processes, None off Linux.
         details: how it ran.
-        placement: nodes by provider, where the provider may hand nodes back.
+        placement: the number of nodes by provider, where the provider may hand nodes back.
         kernels: a digest of the graph as the runtime optimised it; None where that is not known.
     """
 
@@ -45,10 +45,10 @@ class Cold:
 
 
 def start_cold(subject: Subject, setting: Setting, feed: Feeds, folder: Path, times: int) -> Cold | None:
-    """Start a model in fresh processes; None where it is no file.
+    """Start a model in new processes; None where it is no file.
 
     Raises:
-        IncomparableError: it cannot be loaded or run, or crashes the runtime.
+        IncomparableError: the model cannot be loaded or run, or crashes the runtime.
         MissingExtraError: the provider is not installed.
     """
     if subject.file is None:

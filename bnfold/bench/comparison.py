@@ -1,4 +1,4 @@
-"""`benchmark`: models beside one another, under each provider and level."""
+"""`benchmark`: compares models under each provider and level."""
 
 from __future__ import annotations
 
@@ -50,17 +50,17 @@ class Entry:
 
     Attributes:
         subject: the model.
-        setting: what it ran under.
+        setting: the provider and level that it ran under.
         track: its timings.
-        ratio: of its time to the baseline's, paired; the baseline's own is 1.
+        ratio: the paired ratio of its time to the baseline's; 1 for the baseline.
         verdict: None for the baseline.
-        answer: to what was asked; None for the baseline, or where nothing was asked.
-        visible: the smallest change, relative, that these rounds would have shown with a probability of 95 %; None for
+        answer: the gate's answer; None for the baseline, or where nothing was asked.
+        visible: the smallest relative change that these rounds would have shown with a probability of 95 %; None for
             the baseline.
-        session_ratio: likewise of the time to create a session, beside one another in one process.
-        cold: starts in processes of their own; None for a module, which no other process can be given.
-        runs_same_kernels: whether the runtime makes the same operators of it as of the baseline; None where that is not
-            known.
+        session_ratio: the same ratio for the time to create a session, in one process.
+        cold: its cold starts in processes of their own; None for a module, which cannot be handed to another process.
+        runs_same_kernels: whether the runtime runs the same operators for it as for the baseline; None where that is
+            not known.
         details: how it ran.
     """
 
@@ -84,8 +84,8 @@ class Group:
     Attributes:
         setting: the provider and level.
         entries: one for each model; the first is the baseline.
-        noise: the baseline's second set of sessions beside its first: how far chance alone reaches here.
-        noise_track: their timings.
+        noise: the ratio of the baseline's second set of sessions to its first: how far chance alone reaches here.
+        noise_track: the timings of that second set.
     """
 
     setting: Setting
@@ -101,11 +101,11 @@ class BenchReport:
     Attributes:
         subjects: the models; the first is the baseline.
         groups: one for each provider and level.
-        options: what was asked for.
+        options: the options of the benchmark.
         machine: the fingerprint.
         load: load average before and after.
         inputs: shape and type of each input, by set of inputs.
-        seconds: taken in all.
+        seconds: the time that all of it took.
     """
 
     subjects: tuple[Subject, ...]
@@ -118,7 +118,7 @@ class BenchReport:
 
     @property
     def entries(self) -> tuple[Entry, ...]:
-        """Those of all groups, in order."""
+        """The entries of all groups, in order."""
         return tuple(entry for group in self.groups for entry in group.entries)
 
     @property
@@ -253,7 +253,7 @@ def _engines_configured(subjects: Sequence[Subject], options: BenchOptions) -> A
 
 
 def _feeds(subjects: Sequence[Subject], options: InputOptions, arrays: Any) -> list[Feeds]:
-    """The baseline's inputs, which the others must take as well."""
+    """The baseline's inputs, which the other models must take as well."""
     described = [subject for subject in subjects if subject.inputs is not None]
     for subject in described[1:]:
         _check_same(described[0], subject)
@@ -265,12 +265,12 @@ def _feeds(subjects: Sequence[Subject], options: InputOptions, arrays: Any) -> l
 
 
 def _given(subject: Subject | None, arrays: Any) -> Feeds:
-    """Arrays or tensors that a caller gave, by name; those of a module by position are called #0, #1, ..."""
+    """Arrays or tensors of the caller, by name. Those of a module by position are called #0, #1, ..."""
     if isinstance(arrays, Mapping):
         feed = {str(name): np.asarray(array) for name, array in arrays.items()}
     else:
         names = (
-            [each.name for each in subject.inputs or ()] if subject else [f"#{index}" for index in range(len(arrays))]
+            [entry.name for entry in subject.inputs or ()] if subject else [f"#{index}" for index in range(len(arrays))]
         )
         if len(names) != len(arrays):
             raise IncomparableError(
@@ -278,13 +278,13 @@ def _given(subject: Subject | None, arrays: Any) -> Feeds:
             )
         feed = {name: np.asarray(array) for name, array in zip(names, arrays, strict=True)}
     declared = (subject.inputs if subject else None) or ()
-    if missing := [each.name for each in declared if each.name not in feed]:
+    if missing := [entry.name for entry in declared if entry.name not in feed]:
         raise IncomparableError(f"no array for input {missing[0]!r} (given: {sorted(feed)})")
-    return {each.name: feed[each.name] for each in declared} or feed
+    return {entry.name: feed[entry.name] for entry in declared} or feed
 
 
 def _check_same(first: Subject, other: Subject) -> None:
-    """Inputs agree in number, type and size, and within one engine in name; outputs in number, and so on."""
+    """Check that inputs and outputs agree in number, type and size, and within one engine in name."""
     mine, theirs = _interface(first, other), _interface(other, first)
     if len(mine) != len(theirs) or not all(map(_fits, mine, theirs)):
         raise IncomparableError(f"{first.name} and {other.name} have other inputs: {_list(mine)} and {_list(theirs)}")
@@ -295,11 +295,11 @@ def _check_same(first: Subject, other: Subject) -> None:
 
 
 def _interface(subject: Subject, other: Subject) -> list[Declared]:
-    """Its inputs, in an order in which they can be compared with the other's."""
+    """Declared inputs or outputs, in an order in which they can be compared with another model's."""
     declared = list(subject.inputs or ())
     if subject.engine is other.engine is Engine.ONNXRUNTIME:
-        return sorted(declared, key=lambda each: each.name)
-    return [replace(each, name="") for each in declared]
+        return sorted(declared, key=lambda entry: entry.name)
+    return [replace(entry, name="") for entry in declared]
 
 
 def _fits(one: Declared, other: Declared) -> bool:
@@ -313,7 +313,7 @@ def _fits(one: Declared, other: Declared) -> bool:
 
 
 def _list(declared: Sequence[Declared]) -> str:
-    return ", ".join(f"{each.name} {each.dtype}{list(each.shape)}".strip() for each in declared)
+    return ", ".join(f"{entry.name} {entry.dtype}{list(entry.shape)}".strip() for entry in declared)
 
 
 class _Group:
@@ -372,7 +372,7 @@ class _Group:
         self.progress(f"{self.stage}: cold starts", len(self.subjects), len(self.subjects))
 
     def _is_done(self, tracks: Sequence[Track], planned: Sequence[int], *, is_late: bool) -> bool:
-        """At a look, whether more rounds would decide nothing; late, whether there are enough for an interval."""
+        """Whether to stop: at a look, if more rounds decide nothing; when late, if there are enough for an interval."""
         done, gate = len(tracks[0].turns), self.options.gate
         if is_late and done >= FEWEST_SITTINGS:
             return True
@@ -410,7 +410,7 @@ class _Group:
 
 
 def _ratios(tracks: Sequence[Track], looks: int) -> list[Ratio]:
-    """Of all tracks but the first to the first."""
+    """The ratios of all other tracks to the first."""
     baseline = tracks[0].medians
     return [paired_ratio(track.medians, baseline, looks=looks) for track in tracks[1:]]
 

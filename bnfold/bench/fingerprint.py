@@ -1,4 +1,4 @@
-"""The machine and the libraries: what a timing depends on."""
+"""The fingerprint of a timing: the machine and the libraries that it depends on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LIBRARIES = ("bnfold", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-g
 
 
 def fingerprint() -> dict[str, Any]:
-    """Processor, cores, memory, GPUs, system, library versions, and what may disturb a timing."""
+    """Processor, cores, memory, GPUs, system, library versions, and settings that may disturb a timing."""
     return {
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
@@ -78,11 +78,11 @@ def _gpus() -> list[dict[str, str]]:
 
 
 def versions() -> dict[str, str]:
-    """Of what a result depends on, as far as it is installed."""
-    found = {}
+    """The versions of the libraries that a result depends on, as far as they are installed."""
+    installed = {}
     for name in LIBRARIES:
         try:
-            found[name] = version(name)
+            installed[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return installed

@@ -1,4 +1,4 @@
-"""Whether a measured ratio meets what was asked of it: yes, no, or not to be told from these timings."""
+"""Decides whether a measured ratio meets a demand: yes, no, or not to be told from these timings."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from bnfold.bench.statistics import Ratio, Verdict, decide
 
 
 class Answer(StrEnum):
-    """What a gate says of one model, provider and level."""
+    """The answer of a gate for one model, provider and level."""
 
     MET = "met"
     NOT_MET = "not met"
@@ -18,10 +18,10 @@ class Answer(StrEnum):
 
 @dataclass(frozen=True)
 class Gate:
-    """What is asked of each model beside the baseline.
+    """The demand on each model, compared with the baseline.
 
     Attributes:
-        speedup: how many times as fast it has to be, at least; None where that is not asked.
+        speedup: how many times as fast it has to be at least; None where that is not asked.
         no_slower: whether it must not be slower.
     """
 
@@ -34,7 +34,7 @@ class Gate:
         return self.speedup is None and not self.no_slower
 
     def answer(self, ratio: Ratio, noise: Ratio) -> Answer:
-        """What the interval of a candidate's ratio, beside that of the noise, says.
+        """The answer for the interval of a candidate's ratio, given that of the noise.
 
         A speedup is met where the whole interval lies beyond it and is out of the reach of the noise, and not met where
         none of the interval reaches it. "Not slower" is met where the candidate is shown to be faster, or its whole
@@ -52,5 +52,5 @@ class Gate:
         return Answer.MET if ratio.high <= wanted and is_shown else Answer.UNKNOWN
 
     def passes(self, answer: Answer) -> bool:
-        """Whether an answer lets a pipeline go on: a speedup has to be shown, a slowdown has to be shown as well."""
+        """Whether an answer lets a pipeline go on. A speedup must be shown to pass, a slowdown to fail."""
         return answer is Answer.MET or (answer is Answer.UNKNOWN and self.speedup is None)

@@ -1,4 +1,4 @@
-"""The models that take part: what they are, whatever form they come in."""
+"""The models of a benchmark, described alike whatever their form."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class Subject:
     """A model that takes part.
 
     Attributes:
-        name: what to call it.
-        engine: what runs it.
-        source: what the engine opens: a path, a module or an exported program.
+        name: its name in reports.
+        engine: the engine that runs it.
+        source: the thing that the engine opens: a path, a module or an exported program.
         file: the model's file; None where it is in memory alone.
-        inputs, outputs: what it reads and makes; None where only running it would tell.
-        sha256: of the file and its external data.
-        file_bytes: likewise.
+        inputs, outputs: its declared inputs and outputs; None where only a run would tell.
+        sha256: the hash of the file and its external data.
+        file_bytes: the size of both.
         nodes, batchnorms: counted in the graph with its subgraphs and functions.
     """
 
@@ -41,24 +41,24 @@ class Subject:
     batchnorms: int | None
 
     def renamed(self, feed: Feeds, names: Sequence[str]) -> Feeds:
-        """The same arrays under this model's names, by position where the names are another engine's."""
+        """The same arrays under this model's names; by position, where the names come from another engine."""
         if self.inputs is None:
             return feed
-        if {each.name for each in self.inputs} <= set(feed):
-            return {each.name: feed[each.name] for each in self.inputs}
-        return {each.name: feed[name] for each, name in zip(self.inputs, names, strict=True)}
+        if {declared.name for declared in self.inputs} <= set(feed):
+            return {declared.name: feed[declared.name] for declared in self.inputs}
+        return {declared.name: feed[name] for declared, name in zip(self.inputs, names, strict=True)}
 
 
 def find_subjects(models: Sequence[Any], folder: Path) -> list[Subject]:
-    """What is known of models before they run.
+    """Describe models before they run.
 
     Args:
         models: of any kind, or paths.
-        folder: where those that must be files are written.
+        folder: the folder where models that must be files are written.
 
     Raises:
-        InvalidModelError: one cannot be read.
-        UnsupportedModelError: one is no model.
+        InvalidModelError: a model cannot be read.
+        UnsupportedModelError: a value is no model.
     """
     return [_find(model, folder / f"{number}", f"model {number}") for number, model in enumerate(models, 1)]
 
@@ -72,7 +72,7 @@ def _find(model: Any, stem: Path, name: str) -> Subject:
 
 
 def digest(files: Sequence[Path]) -> str:
-    """SHA-256 of files, one behind the other."""
+    """SHA-256 of the content of files, concatenated."""
     total = hashlib.sha256()
     for file in files:
         try:

@@ -1,4 +1,4 @@
-"""ONNX models that take part."""
+"""Describes the ONNX models of a benchmark."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from bnfold.runtimes.setting import Engine
 
 
 def describe_model(model: Any, stem: Path, name: str) -> Subject:
-    """A ModelProto or an `onnx_ir.Model`, which is written to a file, or the model in a file.
+    """Describe a ModelProto or an `onnx_ir.Model`, which is written to a file, or the model in a file.
 
     Args:
         model: the model, or a path.
-        stem: of the file that is written.
-        name: what messages call it.
+        stem: the stem of the file that is written.
+        name: its name in messages.
 
     Raises:
-        InvalidModelError: it cannot be read.
+        InvalidModelError: the model cannot be read.
         IncomparableError: an input is no tensor of a declared shape.
     """
     if not isinstance(model, Path):
@@ -32,7 +32,7 @@ def describe_model(model: Any, stem: Path, name: str) -> Subject:
         save(parse(model, name) if isinstance(model, onnx.ModelProto) else model, path)
         return describe_model(path, stem, name)
     read = load(model)
-    nodes = [*read.graph.all_nodes(), *(node for each in read.functions.values() for node in each.all_nodes())]
+    nodes = [*read.graph.all_nodes(), *(node for function in read.functions.values() for node in function.all_nodes())]
     return Subject(
         name,
         Engine.ONNXRUNTIME,

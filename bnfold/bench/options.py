@@ -1,4 +1,4 @@
-"""What to measure, and how."""
+"""The options of a benchmark."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ def available_cores() -> int:
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """What to measure, and how.
+    """The options of a benchmark: what to measure, and how.
 
     Attributes:
         levels: graph optimisation levels; each is measured by itself.
         providers: execution providers by their short names; each is measured by itself.
         threads: threads within an operator, of each session.
         warmup: untimed inferences of each new session.
-        rounds: most rounds; fewer are made where the intervals are narrow enough before.
+        rounds: the most rounds; there are fewer if the intervals are narrow enough before.
         starts: processes in which each model is started, for its first run and its memory.
         compiled: run PyTorch models through `torch.compile`.
         tf32: let GPUs round float32 to TensorFloat-32 in convolutions and matrix products.
-        inputs: what to run the models on.
-        gate: what is asked of the models beside the baseline.
+        inputs: the inputs to run the models on.
+        gate: the demand on the models.
         seconds: how long a provider and level may take, in place of `rounds`; None leaves it to these.
     """
 

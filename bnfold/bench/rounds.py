@@ -1,4 +1,4 @@
-"""Models take turns: the timings that `statistics` judges."""
+"""Lets models take turns, for the timings that `statistics` judges."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from bnfold.bench.statistics import Array
 from bnfold.runtimes.timed_session import Session
 
 ROUNDS_PER_SITTING = 4
-"""Rounds that one set of sessions lives for."""
+"""For how many rounds one set of sessions lives."""
 
 TURN_SECONDS = 0.003
 """How long a turn lasts where MOST_RUNS does not end it before."""
 
 MOST_RUNS = 10
-"""Most timed inferences of one turn."""
+"""The most timed inferences of one turn."""
 
 SETTLING_SECONDS = 0.02
-"""A faster inference than this starts each turn with an untimed one: the others have used the caches meanwhile."""
+"""With an inference faster than this, each turn starts with an untimed one, since the others have used the caches."""
 
 
 @dataclass
 class Track:
-    """What one contestant has been measured at.
+    """The timings of one contestant.
 
     Attributes:
         starts: seconds to create each session, one a sitting.
@@ -46,7 +46,7 @@ class Track:
 
     @property
     def runs(self) -> Array:
-        """Every inference, flat."""
+        """The seconds of every inference, flat."""
         return np.array([run for sitting in self.turns for turn in sitting for run in turn])
 
 
@@ -68,10 +68,10 @@ def take_turns(
         openers: one for each contestant; each call creates a session.
         feeds: how many inputs a session has; a round uses one of them.
         warmup: untimed inferences of each new session.
-        sittings: most of them.
-        seed: of the order.
+        sittings: the most sittings.
+        seed: the seed of the order.
         is_done: asked after each sitting.
-        advance: told of the sittings that are done.
+        advance: called with the number of sittings done.
     """
     tracks = [Track() for _ in openers]
     generator = np.random.default_rng(seed)
@@ -109,20 +109,20 @@ def _open(
 
 
 def _warm_up(session: Session, feeds: int, count: int) -> None:
-    for number in range(max(count, feeds)):  # each shape of input once, at least
+    for number in range(max(count, feeds)):  # each input at least once
         session.time(number % feeds)
 
 
 @dataclass(frozen=True)
 class _Turn:
-    """How often a session runs when it is its turn: the same for all contestants of a group."""
+    """How many times a session runs in its turn: the same for all contestants of a group."""
 
     untimed: int
     timed: int
 
     @classmethod
     def for_speed(cls, seconds: float) -> _Turn:
-        """For a fastest contestant that takes so long."""
+        """The turn for a group whose fastest contestant takes so long."""
         timed = max(1, min(MOST_RUNS, math.ceil(TURN_SECONDS / max(seconds, 1e-9))))
         return cls(int(seconds < SETTLING_SECONDS), timed)
 

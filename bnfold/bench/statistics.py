@@ -1,4 +1,4 @@
-"""What may be concluded from paired timings.
+"""Draws conclusions from paired timings.
 
 In each round every contestant takes one turn, so a round gives one ratio ``candidate / baseline`` that slow changes of
 the machine cannot touch. Rounds come in sittings; each sitting has sessions of its own, since where a session's memory
@@ -25,29 +25,29 @@ import numpy.typing as npt
 Array = npt.NDArray[np.float64]
 
 ALPHA = 0.05
-"""Share of intervals that may miss the true ratio."""
+"""The share of intervals that may miss the true ratio."""
 
 LOOKS = (0.25, 0.5, 1.0)
-"""After what parts of a measurement it asks whether it is done; each look has an equal part of ALPHA (Bonferroni)."""
+"""The parts of a measurement after which it asks whether it is done. The looks share ALPHA equally (Bonferroni)."""
 
 MOST_LOOKS = 8
-"""How often a measurement that lasts as long as it is given may ask: after 8, 16, 32 sittings and so on."""
+"""How many times a measurement with a time limit may ask: after 8, 16, 32 sittings and so on."""
 
 POWER = 0.95
 """How probable it is that the smallest visible change would have been found."""
 
 PRECISION = 0.01
-"""Half width, relative, at which an interval is narrow enough."""
+"""The relative half width at which an interval is narrow enough."""
 
 RESAMPLES = 4000
-"""Resamples of a bootstrap."""
+"""How many resamples a bootstrap has."""
 
 FEWEST_SITTINGS = 8
-"""Below this many sittings the bootstrap's intervals miss too often, even expanded ones."""
+"""The fewest sittings for a bootstrap. With fewer, even its expanded intervals miss too often."""
 
 
 class Verdict(StrEnum):
-    """What a user may say of a model beside the baseline."""
+    """The conclusion on a model, compared with the baseline."""
 
     FASTER = "faster"
     SLOWER = "slower"
@@ -56,7 +56,7 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class Ratio:
-    """Time of a candidate over time of the baseline: the median, and its interval."""
+    """The time of a candidate over that of the baseline: the median, and its interval."""
 
     median: float
     low: float
@@ -80,9 +80,9 @@ def paired_ratio(candidate: Array, baseline: Array, seed: int = 0, looks: int = 
 
     Args:
         candidate: seconds, [sittings, rounds].
-        baseline: of the same rounds.
-        seed: of the bootstrap, which is then the same each time.
-        looks: how often the interval may be taken.
+        baseline: seconds of the same rounds.
+        seed: the seed of the bootstrap, which is then the same each time.
+        looks: how many times the interval may be taken.
     """
     logs = np.log(candidate) - np.log(baseline)
     sittings = len(logs)
@@ -93,12 +93,12 @@ def paired_ratio(candidate: Array, baseline: Array, seed: int = 0, looks: int = 
 
 
 def decide(ratio: Ratio, noise: Ratio) -> Verdict:
-    """A difference counts where its interval excludes 1 and its median is out of the reach of the noise.
+    """Decide whether a difference counts: its interval excludes 1, and its median is out of the reach of the noise.
 
     Args:
-        ratio: of a candidate to the baseline.
-        noise: of a second set of the baseline's own sessions to the baseline, measured in the same rounds. Its reach is
-            the farther end of its interval, in either direction.
+        ratio: the ratio of a candidate to the baseline.
+        noise: the ratio of a second set of the baseline's sessions to the first, measured in the same rounds. Its reach
+            is the farther end of its interval, in either direction.
     """
     if ratio.low > 1 and ratio.median > noise.reach:
         return Verdict.SLOWER
@@ -108,16 +108,16 @@ def decide(ratio: Ratio, noise: Ratio) -> Verdict:
 
 
 def visible_change(ratio: Ratio, noise: Ratio, sittings: int, looks: int = len(LOOKS)) -> float:
-    """The smallest change, relative, that such a measurement finds with a probability of POWER.
+    """The smallest relative change that such a measurement finds with a probability of POWER.
 
     `decide` finds a change whose interval excludes 1 and whose median is beyond the reach of the noise, so the true one
     has to lie as far behind the farther of these as both medians scatter, which their intervals tell.
 
     Args:
-        ratio: of a candidate to the baseline.
-        noise: of the baseline to itself.
-        sittings: that were measured.
-        looks: how often the interval may have been taken.
+        ratio: the ratio of a candidate to the baseline.
+        noise: the ratio of the baseline to itself.
+        sittings: the number of sittings that were measured.
+        looks: how many times the interval may have been taken.
     """
     scatter = math.hypot(ratio.half_width, noise.half_width) / student_quantile(1 - ALPHA / looks / 2, sittings - 1)
     needed = max(ratio.half_width, math.log(noise.reach))
@@ -125,12 +125,12 @@ def visible_change(ratio: Ratio, noise: Ratio, sittings: int, looks: int = len(L
 
 
 def looks(sittings: int) -> tuple[int, ...]:
-    """After how many sittings to ask whether the intervals are narrow enough: fixed beforehand."""
+    """The numbers of sittings after which to ask whether the intervals are narrow enough. They are fixed beforehand."""
     return tuple(sorted({max(FEWEST_SITTINGS, math.ceil(sittings * part)) for part in LOOKS}))
 
 
 def doubling_looks() -> tuple[int, ...]:
-    """The same where the time is given and the number of sittings is not."""
+    """The same, where the time is given in place of the number of sittings."""
     return tuple(FEWEST_SITTINGS << number for number in range(MOST_LOOKS))
 
 

@@ -1,4 +1,4 @@
-"""PyTorch models that take part."""
+"""Describes the PyTorch models of a benchmark."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from bnfold.runtimes.setting import Engine
 
 
 def describe_model(model: Any, stem: Path, name: str) -> Subject:
-    """A module, an exported program (written to a file, for the processes that start it), or the program in a file.
+    """Describe a module, an exported program (written to a file for cold starts), or the program in a file.
 
     Args:
         model: the model, or a path.
-        stem: of the file that is written.
-        name: what messages call it.
+        stem: the stem of the file that is written.
+        name: its name in messages.
 
     Raises:
         InvalidModelError: the file is missing, unreadable or unsafe.
-        UnsupportedModelError: it has an input that is no tensor.
+        UnsupportedModelError: the model has an input that is no tensor.
     """
     if isinstance(model, nn.Module):
         kind = nn.modules.batchnorm._BatchNorm
-        batchnorms = sum(isinstance(each, kind) for each in model.modules())
+        batchnorms = sum(isinstance(module, kind) for module in model.modules())
         return Subject(name, Engine.TORCH, model, None, None, None, None, None, None, batchnorms)
     program, file = (load(model), model) if isinstance(model, Path) else (model, stem.with_suffix(".pt2"))
     if not isinstance(model, Path):

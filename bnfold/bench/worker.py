@@ -1,7 +1,7 @@
 """One cold start of one model, in a process of its own: ``python -m bnfold.bench.worker``.
 
 Reads a JSON document from standard input (`bnfold.bench.cold` writes it) and writes one to standard output: session
-creation and first inference in milliseconds, memory, how it ran, what the runtime made of the graph; or the error.
+creation and first inference in milliseconds, memory, details of the run, the optimised graph; or the error.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from bnfold.runtimes.timed_session import open_session, require
 
 
 def start(job: dict[str, Any]) -> dict[str, Any]:
-    """Open a session, run it once, and say what that took."""
+    """Open a session, run it once, and report the time and memory that it took."""
     engine, path = Engine(job["engine"]), Path(job["path"])
     level = job["setting"].pop("level")
     setting = Setting(level=level and Level(level), **job["setting"])
     feed = _read(Path(job["feed"]), job["names"])
-    require(engine, setting.provider)  # imports the runtime, which is not the model's to answer for
+    require(engine, setting.provider)  # imports the runtime, whose cost is not the model's
     before = _memory("VmRSS")
     began = time.perf_counter()
     session = open_session(engine, path, setting, [feed])
@@ -80,7 +80,7 @@ def _placement(path: Path, setting: Setting, feed: Feeds) -> dict[str, list[str]
 
 
 def _kernels(path: Path, setting: Setting) -> str | None:
-    """A digest of what the runtime runs once it has optimised the graph: operators, attributes, shapes of weights.
+    """A digest of the graph as the runtime optimised it: operators, attributes, shapes of weights.
 
     None where the optimised graph cannot be written.
     """
@@ -93,16 +93,16 @@ def _kernels(path: Path, setting: Setting) -> str | None:
         try:
             OnnxSession(path, setting, [], optimised=target)
             graph = read_proto(target, UNLIMITED).graph
-        except BnfoldError:  # of a runtime's own operators, say
+        except BnfoldError:  # for example because of a runtime's own operators
             return None
-    shapes = {each.name: list(each.dims) for each in graph.initializer}
+    shapes = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
     kernels = sorted(
         repr(
             (
                 node.domain,
                 node.op_type,
                 [shapes.get(name) for name in node.input],
-                sorted(each.SerializeToString(deterministic=True) for each in node.attribute),
+                sorted(attribute.SerializeToString(deterministic=True) for attribute in node.attribute),
             )
         )
         for node in graph.node

@@ -1,6 +1,6 @@
 """The command line: parses, calls, renders, exits.
 
-What needs onnx or onnxruntime is imported by the command that needs it, so that `--help` answers at once.
+Each command imports onnx or onnxruntime itself if it needs them, so that `--help` answers at once.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ def _options(*options: Callable[[F], F]) -> Callable[[F], F]:
     return lambda function: functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), function)
 
 
-def _dims(context: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> dict[str, int]:
+def _dims(context: click.Context, parameter: click.Parameter, entries: tuple[str, ...]) -> dict[str, int]:
     sizes: dict[str, int] = {}
-    for each in given:
-        name, _, size = each.rpartition("=")
+    for entry in entries:
+        name, _, size = entry.rpartition("=")
         if not name or not size.isdecimal() or int(size) < 1:
-            raise click.BadParameter(f"{each!r} is not NAME=N with N of at least 1")
+            raise click.BadParameter(f"{entry!r} is not NAME=N with N of at least 1")
         sizes[name] = int(size)
     return sizes
 
@@ -188,7 +188,7 @@ def fuse(
     report: Path | None = rendering["report"]
 
     def render(result: api.FileResult, written: Written) -> dict[Path, str]:
-        """The report, which appears together with the output."""
+        """Render the report, which appears together with the output."""
         if report is None:
             return {}
         record = record_file("fuse", result)
@@ -227,7 +227,7 @@ def fuse(
 def _time(
     model: Path, output: Path, inputs: InputOptions, progress: Callable[[str, int, int], None]
 ) -> BenchDocument | None:
-    """The result beside its original, at the level that a deployment has; None, with a line, where neither runs."""
+    """Time the result beside its original, as deployed; None, with a line on the terminal, where neither runs."""
     from bnfold.bench.comparison import benchmark
     from bnfold.report.bench_record import record_bench
 
@@ -239,7 +239,7 @@ def _time(
 
 
 def _inputs(options: dict[str, Any]) -> tuple[InputOptions, dict[str, Any]]:
-    """What the options of `INPUT_OPTIONS` and `EFFORT_OPTIONS` ask for, and the options that are left."""
+    """The inputs for the options of `INPUT_OPTIONS` and `EFFORT_OPTIONS`, and the options that are left."""
     from bnfold.runtimes.inputs import Effort, InputOptions
 
     names = ("inputs", "dims", "samples", "seed", "effort")
@@ -410,19 +410,19 @@ def bench(
     dims: dict[str, int],
     samples: int,
     seed: int,
-    **given: Any,
+    **arguments: Any,
 ) -> None:
     """Time MODELs in turns, and say which are faster or slower than the first, if that can be known."""
     from bnfold.bench.comparison import benchmark
     from bnfold.report.bench_record import record_bench
     from bnfold.runtimes.inputs import InputOptions
 
-    rendering = {name: given.pop(name) for name in ("as_json", "report", "quiet", "verbose")}
-    given["levels"] = given["levels"] or ("disabled", "basic", "extended", "all")
-    if len(models) < 2 and (given["require"] is not None or given["no_slower"]):
+    rendering = {name: arguments.pop(name) for name in ("as_json", "report", "quiet", "verbose")}
+    arguments["levels"] = arguments["levels"] or ("disabled", "basic", "extended", "all")
+    if len(models) < 2 and (arguments["require"] is not None or arguments["no_slower"]):
         raise click.UsageError("--require and --no-slower need a second MODEL")
     with _progress(rendering) as progress:
-        result = benchmark(models, inputs=InputOptions(inputs, dims, samples, seed), progress=progress, **given)
+        result = benchmark(models, inputs=InputOptions(inputs, dims, samples, seed), progress=progress, **arguments)
     record = record_bench(result)
     recording.trace(record)
     recording.show(record, **rendering)
@@ -432,7 +432,7 @@ def bench(
 
 @contextmanager
 def _progress(rendering: dict[str, Any]) -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar on standard error, where that is a terminal."""
+    """A progress bar on standard error, if that is a terminal."""
     if rendering["quiet"] or not sys.stderr.isatty():
         yield lambda stage, done, total: None
         return
@@ -452,17 +452,17 @@ def _progress(rendering: dict[str, Any]) -> Iterator[Callable[[str, int, int], N
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    """End like an error does, so that temporary files are removed on the way; the shell's code for a signal."""
+    """End as by an error, so that temporary files are removed, with the shell's exit code for a signal."""
     signal.signal(number, signal.SIG_IGN)
     sys.exit(128 + number)
 
 
 def main() -> None:
-    """Run the command line; an error that a user can act on is one line and its exit code."""
+    """Run the command line. An error that a user can act on becomes one line and its exit code."""
     signal.signal(signal.SIGTERM, _terminate)
-    logging.getLogger("onnx_ir").addHandler(logging.NullHandler())  # what matters of it is an error of ours
+    logging.getLogger("onnx_ir").addHandler(logging.NullHandler())  # its important messages are errors of bnfold
     try:
-        with lazily("sympy", "onnx_ir._symbolic_shapes"):  # take longer than a fold, to calculate with unknown sizes
+        with lazily("sympy", "onnx_ir._symbolic_shapes"):  # slow to import, and only needed for unknown sizes
             code = cli(prog_name="bnfold", standalone_mode=False)
     except click.ClickException as error:
         error.show()

@@ -1,4 +1,4 @@
-"""Modules that are loaded when they are first used, rather than when another module imports them."""
+"""Loads modules when they are first used, not when another module imports them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from types import ModuleType
 
 
 class _LazyFinder:
-    """Finds some modules where Python would, and puts their loading off."""
+    """Finds modules where Python would, and delays their loading."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self._names = frozenset(names)
@@ -25,10 +25,10 @@ class _LazyFinder:
 
 @contextmanager
 def lazily(*names: str) -> Iterator[None]:
-    """Imports of these modules, inside, do not load them.
+    """Within this context, imports of these modules do not load them.
 
-    For a process that is one's own: other code in it gets the same module objects, which load themselves at the first
-    look at an attribute.
+    It is for a process of the command line's own. Other code in it gets the same module objects, which load themselves
+    at the first look at an attribute.
     """
     finder = _LazyFinder(names)
     sys.meta_path.insert(0, finder)

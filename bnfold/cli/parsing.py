@@ -1,4 +1,4 @@
-"""What the commands read from their command line beyond what click does by itself."""
+"""Parses the command line of the commands, where click alone is not enough."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from bnfold.errors import BnfoldError, NotEquivalentError
 
 
 class FiniteRange(click.FloatRange):
-    """A number within a range; neither NaN, which no comparison keeps out, nor infinite."""
+    """A number within a range: not infinite, and not NaN, which no comparison keeps out."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """As click does, and finite.
+        """Convert a value as click does, and check that it is finite.
 
         Raises:
-            click.BadParameter: it is not.
+            click.BadParameter: the value is not.
         """
         number = float(super().convert(value, param, ctx))
         if not isfinite(number):
@@ -28,24 +28,24 @@ class FiniteRange(click.FloatRange):
 
 
 class Command(click.Command):
-    """A command of ours.
+    """A command of bnfold.
 
-    An option that holds one value is given once: the last of several does not win silently. A record that was asked for
-    is written where the command ends with an error, too.
+    An option for one value may be given only once, so that the last of several does not win silently. The record of a
+    command is also written if the command ends with an error.
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """As click does.
+        """Parse arguments as click does.
 
         Raises:
             click.UsageError: an option is given more than once, or beside one that it excludes.
         """
         order = self.make_parser(ctx).parse_args(args=list(args))[2]
-        given: dict[str | None, list[click.Parameter]] = defaultdict(list)
+        uses: dict[str | None, list[click.Parameter]] = defaultdict(list)
         for option in order:
             if isinstance(option, click.Option) and not option.multiple:
-                given[option.name].append(option)
-        for options in given.values():
+                uses[option.name].append(option)
+        for options in uses.values():
             names = [option.opts[-1] for option in dict.fromkeys(options)]
             if len(names) > 1:
                 raise click.UsageError(f"{' and '.join(names)} exclude each other", ctx)
@@ -54,10 +54,10 @@ class Command(click.Command):
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """As click does."""
+        """Run the command as click does."""
         try:
             return super().invoke(ctx)
-        except NotEquivalentError:  # has a result, which the command writes
+        except NotEquivalentError:  # the command has a result, and writes it itself
             raise
         except BnfoldError as error:
             recording.show_error(error)

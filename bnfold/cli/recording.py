@@ -1,4 +1,4 @@
-"""What a command found, as it is shown and written: on the terminal, as JSON, as a report, whatever the exit code."""
+"""Shows and writes the record of a command: on the terminal, as JSON, as a report, whatever the exit code."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from bnfold.report.documents import AnyDocument, Document, ErrorDocument
 
 MODELS = ("model", "reference", "candidate", "models")
-"""Parameters that name model files to read."""
+"""The parameters that name model files to read."""
 
 
 def show(record: Document, as_json: bool, report: Path | None, quiet: bool, verbose: bool) -> None:
-    """Write what a command found, to the places that it was asked for.
+    """Write the record of a command to the places that the user asked for.
 
     Raises:
-        OutputError: one cannot be written to.
+        OutputError: a place cannot be written to.
     """
     from bnfold.report import files
 
@@ -43,7 +43,7 @@ def _print(record: Document, *, quiet: bool, verbose: bool) -> None:
     from bnfold.report import bench_terminal, terminal
 
     class Terminal(Console):
-        """One that lets us decide what a reader means who has gone."""
+        """A console that leaves the handling of a reader who has gone to the caller."""
 
         def on_broken_pipe(self) -> None:
             raise BrokenPipeError
@@ -60,7 +60,7 @@ def _print(record: Document, *, quiet: bool, verbose: bool) -> None:
 
 @contextmanager
 def _standard_output() -> Iterator[None]:
-    """Standard output; that its reader has read enough, as `head` does, is no error and changes no exit code.
+    """Standard output. A reader like `head` that has read enough is no error, and changes no exit code.
 
     Raises:
         OutputError: nothing can be written to it.
@@ -76,24 +76,24 @@ def _standard_output() -> Iterator[None]:
 
 
 def trace(record: AnyDocument, places: Mapping[Path, Path] | None = None) -> None:
-    """Add where a record comes from, if it is kept.
+    """Add the provenance to a record, if the record is kept.
 
     Args:
-        record: of the command that runs.
-        places: of the output, where it is now, by where it will be.
+        record: the record of the command that runs.
+        places: for each output file, the path where it is now.
     """
     from bnfold.report import provenance
 
     context = click.get_current_context()
-    given = context.params
-    if not given["as_json"] and given["report"] is None:
+    parameters = context.params
+    if not parameters["as_json"] and parameters["report"] is None:
         return
     models: dict[str, Path] = {}
     for name in MODELS:
-        value = given.get(name) or ()
+        value = parameters.get(name) or ()
         models |= {str(path): path for path in (value if isinstance(value, tuple) else (value,))}
     models |= {str(path): place for path, place in (places or {}).items()}
-    record["provenance"] = provenance.trace(sys.argv[1:], models, given.get("seed"))
+    record["provenance"] = provenance.trace(sys.argv[1:], models, parameters.get("seed"))
 
 
 def show_error(error: BnfoldError) -> None:
@@ -101,8 +101,8 @@ def show_error(error: BnfoldError) -> None:
     from bnfold.report import files
 
     context = click.get_current_context()
-    given: dict[str, Any] = context.params
-    report: Path | None = given["report"]
+    parameters: dict[str, Any] = context.params
+    report: Path | None = parameters["report"]
     record: ErrorDocument = {
         "schema": "bnfold/1",
         "command": cast(Any, context.info_name),
@@ -111,7 +111,7 @@ def show_error(error: BnfoldError) -> None:
     }
     trace(record)
     with _standard_output():
-        if given["as_json"]:
+        if parameters["as_json"]:
             click.echo(files.to_json(record))
     if report is not None:
         try:

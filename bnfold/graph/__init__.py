@@ -1,1 +1,1 @@
-"""The neutral vocabulary: what an operator is, how a graph is seen and edited, what became of a BatchNorm."""
+"""The neutral vocabulary: operators, the view of a graph with its edits, the outcome of each BatchNorm."""

@@ -1,4 +1,4 @@
-"""What looks wrong with a model, though the folds are exact: statistics of BatchNorms, and declared shapes."""
+"""Warnings about a model whose folds are exact all the same: statistics of BatchNorms, and declared shapes."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ SMALL_GAMMA = 1e-6
 
 @dataclass(frozen=True)
 class Caution:
-    """Something that its author should look at; it never blocks a fold.
+    """A warning for the author of the model. It never blocks a fold.
 
     Attributes:
         batchnorm: the node's name.
         scope: the graph that holds it.
         kind: "untrained", "small-variance", "small-gamma" or "large-scale".
-        channels: those that it is about.
+        channels: the channels that it is about.
     """
 
     batchnorm: str
@@ -44,7 +44,7 @@ class Caution:
 
 @dataclass(frozen=True)
 class DeclarationCaution:
-    """A declared shape or element type that is wrong, or that nothing but a run of the model confirms.
+    """A warning about a declared shape or element type: it is wrong, or only a run of the model confirms it.
 
     Attributes:
         value: the value's name.
@@ -67,18 +67,18 @@ def examine(
     var: npt.NDArray[np.generic],
     eps: float,
 ) -> list[Caution]:
-    """The warnings that the parameters of one BatchNorm (vectors, one entry per channel) give rise to."""
-    scale, _, wide = (np.asarray(each, np.float64) for each in (gamma, mean, var))
+    """The warnings about the parameters of one BatchNorm (vectors, one entry per channel)."""
+    scale, _, wide = (np.asarray(vector, np.float64) for vector in (gamma, mean, var))
     affine = Affine.from_batchnorm(gamma, np.zeros(len(scale)), mean, var, eps)
     if wide.size and not np.any(mean) and np.all(wide == 1):
         return [Caution(batchnorm, scope, "untrained", tuple(range(len(scale))))]
-    found = {
+    channels_by_kind = {
         "small-variance": wide < eps,
         "small-gamma": np.abs(scale) < SMALL_GAMMA,
         "large-scale": np.abs(affine.scale) > LARGE_SCALE,
     }
     return [
         Caution(batchnorm, scope, kind, tuple(int(channel) for channel in np.flatnonzero(channels)))
-        for kind, channels in found.items()
+        for kind, channels in channels_by_kind.items()
         if channels.any()
     ]

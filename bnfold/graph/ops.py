@@ -1,7 +1,7 @@
-"""The neutral vocabulary: what an operator does to channels, in either front end.
+"""The neutral vocabulary of operators: what each does to channels, in either front end.
 
-Each class says only what the rules need. Axes count from the front. Whatever is not here is `Opaque`, and
-nothing is carried through it.
+Each class has only what the rules need. Axes count from the front. Any other operator is `Opaque`, and nothing is
+carried through it.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from bnfold.algebra.linear import Linear, Window
 from bnfold.graph.outcome import Stop
 
 Dim = int | str | None
-"""A size, a symbol for an unknown size, or nothing known."""
+"""A size, a symbol for an unknown size, or None."""
 
 Shape = tuple[Dim, ...]
 
 CHANNEL_LIMIT = 1 << 22
-"""Channels of an affine that declared sizes alone call for; more is no model, and would take the memory for it."""
+"""The most channels of an affine that only declared sizes call for. No model has more, and more would use up memory."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +33,7 @@ class ChannelAffine:
     Attributes:
         affine: the map.
         is_batchnorm: whether it is a BatchNorm, which can also absorb other affines.
-        stored: elements of each of its constants, as `Graph.constants` lists them; None where that is not known.
+        stored: the elements of each of its constants, as `Graph.constants` lists them; None where they are not known.
     """
 
     affine: Affine
@@ -43,7 +43,7 @@ class ChannelAffine:
 
 @dataclass(frozen=True)
 class Opaque:
-    """Anything else. With `is_batchnorm`, a BatchNorm that must stay whatever surrounds it."""
+    """Any other operator. With `is_batchnorm`, it is a BatchNorm that must stay whatever surrounds it."""
 
     stop: Stop
     is_batchnorm: bool = False
@@ -54,7 +54,7 @@ class Identity:
     """Hands its input on unchanged: Identity, inference Dropout, a Cast that only widens.
 
     Attributes:
-        is_widening: the output has a wider type, so what fits behind it may not fit in front of it.
+        is_widening: whether the output has a wider type, so that values which fit behind it may not fit in front.
     """
 
     is_widening: bool = False
@@ -62,7 +62,7 @@ class Identity:
 
 @dataclass(frozen=True)
 class Concat:
-    """Joins its inputs along `axis`; `sizes` are theirs on it (None: not known)."""
+    """Joins its inputs along `axis`; `sizes` are their sizes on it (None: not known)."""
 
     axis: int
     sizes: tuple[int | None, ...]
@@ -99,7 +99,7 @@ class Reshape:
 
     Attributes:
         before, after: the shapes.
-        choice: where several axes fit a uniform affine, how many better ones to pass over.
+        choice: how many better axes to pass over, where several fit a uniform affine.
     """
 
     before: Shape
@@ -113,7 +113,7 @@ class PixelShuffle:
 
     Attributes:
         factor: side of a block.
-        channels: C; None where that is not known, as affines on the channels tell it.
+        channels: C; None where it is not known. Affines on the channels then tell it.
         channel_first: CRD order (PyTorch's pixel_shuffle): each C is split; else DCR: C runs fastest.
     """
 
@@ -136,10 +136,10 @@ class Average:
     """Weighted means over `axes` (pooling, resizing, ReduceMean), each channel for itself.
 
     Attributes:
-        axes: axes that are mixed.
+        axes: the axes that are mixed.
         sums_to_one: whether each output's weights sum to one; False where padding zeros are counted.
         dropped: axes that vanish from the output (ReduceMean without keepdims).
-        window: where every output is the sum of all its taps over their number, zeros outside of the data included.
+        window: the window, if every output is the sum of its taps over their number, with zeros outside of the data.
     """
 
     axes: frozenset[int]
@@ -178,10 +178,10 @@ class Sum:
 
     Attributes:
         signs: +1 or -1 for each input.
-        shapes: of each input; None where not known.
+        shapes: the shape of each input; None where not known.
         shares: how much of a pulled shift each input takes; they sum to one.
-        constants: inputs that take in an affine themselves. Their shapes have as many axes as the output.
-        pending: what they have taken in.
+        constants: the inputs that take in an affine themselves. Their shapes have as many axes as the output.
+        pending: the affines that they have taken in.
     """
 
     signs: tuple[int, ...]
@@ -196,9 +196,9 @@ class Select:
     """Takes each element from one of its inputs, with numpy broadcasting, by a condition (Where).
 
     Attributes:
-        shapes: of each input; None where not known.
+        shapes: the shape of each input; None where not known.
         rank: the number of axes of the output.
-        constants, pending: as those of `Sum`.
+        constants, pending: as in `Sum`.
     """
 
     shapes: tuple[Shape | None, ...]
@@ -212,10 +212,10 @@ class Lookup:
     """Takes entries of a constant table along `axis`, by indices that are data and have `rank` axes (an embedding).
 
     Attributes:
-        axis: of the table.
-        rank: the number of axes of the indices, which take the place of that one.
+        axis: the axis of the table.
+        rank: the number of axes of the indices. They take the place of that axis.
         constants: the table, its only input, takes in an affine itself.
-        pending: what it has taken in.
+        pending: the affine that it has taken in.
     """
 
     axis: int
@@ -226,13 +226,13 @@ class Lookup:
 
 @dataclass(frozen=True, eq=False)
 class Operands:
-    """What the constants that an operator reads as data take in, by their index among its inputs."""
+    """The affines that constants among an operator's data inputs take in, by the index of the input."""
 
     affines: Mapping[int, Affine]
 
 
 class Form(StrEnum):
-    """What a BatchNorm that stays is written as, for runtimes that have none."""
+    """The operators as which a BatchNorm that stays is written, for runtimes without BatchNorm."""
 
     DEPTHWISE = "depthwise"
     MUL_ADD = "mul-add"
@@ -244,8 +244,8 @@ class Lowered:
 
     Attributes:
         affine: its map.
-        mean: what is subtracted first; zeros where nothing is.
-        form: which operators.
+        mean: the vector that is subtracted first; zeros where none is.
+        form: the operators that it is written as.
     """
 
     affine: Affine
@@ -254,12 +254,12 @@ class Lowered:
 
     @property
     def shift(self) -> Array:
-        """What is added last, in float64."""
+        """The vector that is added last, in float64."""
         return self.affine.shift + self.affine.scale * self.mean
 
 
 Absorbed = Linear | Affine | Operands
-"""What an operator becomes: a linear one, a BatchNorm, or one that reads constants as data."""
+"""The new form of an operator: a linear one, a BatchNorm, or one that reads constants as data."""
 
 
 @dataclass(frozen=True)

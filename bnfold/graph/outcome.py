@@ -1,4 +1,4 @@
-"""What became of a BatchNorm: a fold, or a refusal with its reason; and which operators merged into one."""
+"""Outcomes: a BatchNorm folds, or is refused with a reason; and operators merge into one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import StrEnum
 
 
 class Reason(StrEnum):
-    """Why a BatchNorm stays; the value is the public name printed in JSON."""
+    """The reason why a BatchNorm stays. The value is the public name in JSON."""
 
     TRAINING_MODE = "training-mode"
     PER_ACTIVATION = "per-activation"
@@ -77,11 +77,11 @@ class Fold:
         direction: "upstream", "downstream", or "both": the shift upstream and the scale downstream.
         into: names of the operators that absorbed it.
         through: names of the operators that carried it.
-        rounding: largest relative rounding error of the weights written; None until they are computed.
+        rounding: the largest relative rounding error of the written weights; None until they are computed.
         is_batchnorm: False for a per-channel Mul, Add, ... that folded in its own right.
         changes_code: whether a torch module gets generated forward code for it.
-        crosses: submodules of a torch module that give back something else by themselves: to hooks, and to code that
-            picks features. What the module gives back is the same.
+        crosses: submodules of a torch module that return something else by themselves, which hooks and code that picks
+            features would see. The module as a whole returns the same.
     """
 
     batchnorm: str
@@ -107,7 +107,7 @@ class Refusal:
 
     @property
     def is_batchnorm(self) -> bool:
-        """Yes: nothing else is refused."""
+        """True, since nothing else is refused."""
         return True
 
     @property
@@ -123,9 +123,10 @@ class Merge:
     Attributes:
         into: name of the operator that stands for all of them.
         scope: the graph that holds it.
-        branches: names of those that vanished; for a branch without one, of its per-channel affines, or "identity".
+        branches: names of the operators that vanished. A branch without one has those of its per-channel affines, or
+            "identity".
         through: names of the additions that vanished; none for a chain.
-        rounding: largest relative rounding error of the weight written; None until it is computed.
+        rounding: the largest relative rounding error of the written weight; None until it is computed.
     """
 
     into: str
@@ -136,7 +137,7 @@ class Merge:
 
     @property
     def is_batchnorm(self) -> bool:
-        """No: it is the outcome of no BatchNorm."""
+        """False, since it is not the outcome of a BatchNorm."""
         return False
 
 
@@ -145,7 +146,7 @@ Outcome = Fold | Refusal | Merge
 
 @dataclass(frozen=True)
 class Stop:
-    """What stops an affine: a reason, and a sentence for people."""
+    """A stop of an affine: the reason, and a sentence for people."""
 
     reason: Reason
     detail: str

@@ -1,4 +1,4 @@
-"""The one view that planner and folder have of a graph, whatever it is made of."""
+"""The only view that planner and folder have of a graph, in either front end."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Constant:
 
     Attributes:
         readings: how often it is read.
-        sources: what it is computed from, as often as that takes. Once nothing reads the constant, it is removed, and
-            these readings end.
+        sources: the constants that it is computed from, each as often as it is read for that. Once nothing reads this
+            constant, it is removed, and those readings end.
     """
 
     readings: int
@@ -30,7 +30,7 @@ class Constant:
 
 
 class Graph(Protocol[N, V]):
-    """Questions about, and few edits of, a graph whose nodes and values stay native objects.
+    """A graph: questions about it, and a few edits. Its nodes and values stay native objects.
 
     Nodes come in topological order. A use is an *edge*: ``concat(y, y)`` uses `y` twice.
 
@@ -45,7 +45,7 @@ class Graph(Protocol[N, V]):
         ...
 
     def op(self, node: N) -> Op:
-        """What the node does, made on demand from its attributes and constants."""
+        """The description of a node, made on demand from its attributes and constants."""
         ...
 
     def name(self, node: N) -> str:
@@ -57,11 +57,11 @@ class Graph(Protocol[N, V]):
         ...
 
     def inputs(self, node: N) -> Sequence[V]:
-        """The data inputs only, not weights."""
+        """The data inputs of a node, without weights."""
         ...
 
     def outputs(self, node: N) -> Sequence[V]:
-        """The outputs that are data of the same kind, in order; no masks, indices or states."""
+        """The outputs that are data of the same kind, in order, without masks, indices and states."""
         ...
 
     def producer(self, value: V) -> N | None:
@@ -69,14 +69,14 @@ class Graph(Protocol[N, V]):
         ...
 
     def uses(self, value: V) -> Sequence[tuple[N | None, int]]:
-        """Each reader with its index among ``inputs(reader)``; -1 for a reading as anything but data.
+        """The readers of a value, each with its index among ``inputs(reader)``; -1 for a reading as anything but data.
 
-        A value that leaves its graph has a use by nobody, ``(None, -1)``.
+        A value that leaves its graph has the use ``(None, -1)``.
         """
         ...
 
     def is_measured(self, value: V) -> bool:
-        """Whether something reads the value's shape or type alone: no use, but these have to stay."""
+        """Whether something reads only the shape or type of a value. That is no use, but both have to stay."""
         ...
 
     def constants(self, node: N) -> tuple[Sequence[Constant], Sequence[Constant]]:
@@ -84,9 +84,9 @@ class Graph(Protocol[N, V]):
         ...
 
     def round(self, node: N, absorbed: Absorbed) -> Rounding:
-        """What storing the solved parameters in their types would do; reads one kernel, changes nothing.
+        """Measure the rounding of solved parameters to their types; reads one kernel, changes nothing.
 
-        Where ``absorbed.terms`` is not empty, `bnfold.algebra.terms` makes kernel and bias of those of other nodes.
+        Where ``absorbed.terms`` is not empty, `bnfold.algebra.terms` makes kernel and bias from those of other nodes.
         """
         ...
 
@@ -95,40 +95,40 @@ class Graph(Protocol[N, V]):
         ...
 
     def write(self, node: N, absorbed: Linear | Affine) -> None:
-        """Give a linear operator or a BatchNorm fresh parameters; those it had are never overwritten in place."""
+        """Give a linear operator or a BatchNorm new parameters. The old ones are never overwritten in place."""
         ...
 
     def write_operands(self, node: N, absorbed: Operands) -> None:
-        """Give a node fresh constants in place of those that it reads as data."""
+        """Give a node new constants in place of those that it reads as data."""
         ...
 
     def round_lowered(self, node: N, lowered: Lowered) -> Rounding | None:
-        """What storing the parameters of a BatchNorm as other operators does; None where it cannot be written so."""
+        """Measure the rounding of a BatchNorm written as other operators; None where it cannot be written so."""
         ...
 
     def lower(self, node: N, lowered: Lowered) -> None:
-        """Write a BatchNorm as other operators, whose result has its name."""
+        """Write a BatchNorm as other operators. Their result has its name."""
         ...
 
     def bypass(self, node: N, *, keep_output_name: bool, index: int = 0) -> None:
         """Remove a node: its readers read its input `index`, which takes over its output's name or keeps its own.
 
-        Of a sum, what makes the other operands is read no more, but stays until it is removed.
+        The nodes that make the other operands of a sum are then not read, but stay until they are removed.
         """
         ...
 
     def renew(self, value: V) -> None:
-        """Give the value a fresh name, because it no longer holds what its name stood for."""
+        """Give the value a new name, since it no longer holds what its name stood for."""
         ...
 
     def join(self, host: N, source: N, root: N) -> None:
         """Let a linear operator stand for others: it reads what `source` reads, and its output becomes that of `root`.
 
-        The output takes over the name of root's output, and its readers. What lies between is read no more, but stays
-        until it is removed: `write` reads its parameters. `source` and `root` may be the host itself.
+        The output takes over the name and the readers of root's output. The nodes between are then not read, but stay
+        until they are removed, since `write` reads their parameters. `source` and `root` may be the host itself.
         """
         ...
 
     def remove(self, node: N) -> None:
-        """Take out a node whose output nothing reads, with the parameters that only it read."""
+        """Remove a node whose output nothing reads, with the parameters that only it read."""
         ...

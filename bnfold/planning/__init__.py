@@ -1,1 +1,1 @@
-"""Decides what folds where, which linear operators merge, and applies what was decided."""
+"""Decides what folds where and which linear operators merge, and applies the plan."""

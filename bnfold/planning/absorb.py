@@ -1,4 +1,4 @@
-"""What an operator becomes when it absorbs an affine on its output or on its input, or what keeps it from that."""
+"""Absorbs an affine on the output or input of an operator: the new operator, or the reason against it."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def absorb_output(
 
     Args:
         op: the operator.
-        affine: on its output; None where that is not read.
-        is_batchnorm: whether it is that of a BatchNorm, not of a plain per-channel operator.
-        is_bias: whether it is an addition right behind the operator.
+        affine: the map on its output; None where the output is not read.
+        is_batchnorm: whether the affine is a BatchNorm, not a plain per-channel operator.
+        is_bias: whether the affine is an addition right behind the operator.
     """
     if affine is None:
         return Stop(Reason.NOT_LINEAR, "only a side output of it is read")
@@ -45,7 +45,7 @@ def absorb_output(
 
 
 def _stop_negation(op: Linear, affine: Affine) -> Stop | None:
-    """What keeps the integers of a kernel from becoming negative."""
+    """The reason why the integers of a quantised kernel cannot be negated, if there is one."""
     fixed = (affine.scale < 0) if op.mirrored is None else (affine.scale < 0) & ~op.mirrored
     if not fixed.any():
         return None
@@ -74,7 +74,7 @@ def absorb_input(op: Linear | ChannelAffine, affine: Affine, *, is_batchnorm: bo
 
 
 def _stop_batchnorm(op: ChannelAffine, affine: Affine) -> Stop | None:
-    """What keeps a per-channel operator from taking in another."""
+    """The reason why a per-channel operator cannot absorb another, if there is one."""
     if not op.is_batchnorm:
         return Stop(Reason.NOT_LINEAR, "it is a per-channel operator that could not fold itself")
     if (affine.axis, affine.size) != (op.affine.axis, op.affine.size):
@@ -87,7 +87,7 @@ def _finite(affine: Affine) -> Affine | Stop:
 
 
 def _checked(op: Linear, absorbed: Linear, *, is_free: bool) -> Linear | Stop:
-    """The operator, where that is worth it, or free, and what is pending on it is finite."""
+    """The operator, if the fold is worth its cost, or free, and its pending affines are finite."""
     if not is_free and (stop := stop_fold(op, absorbed)):
         return stop
     pending = [affine for affine in (absorbed.before, absorbed.after) if affine is not None]

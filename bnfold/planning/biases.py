@@ -1,7 +1,8 @@
 """The bias of an operator that takes none: the addition behind it.
 
-A matrix product without a bias gets an addition where a fold makes one. So an addition right behind it may fold into it
-for nothing, which lets others fold there as well; where none does, it would only be replaced by another, and stays.
+A matrix product takes no bias, so a fold with a shift adds an addition behind it. One that is there already may fold
+into the product for nothing, and lets others fold there as well. Where no other does, an equal addition would only take
+its place, so it stays.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from bnfold.planning.plan import Move, Step
 
 
 def is_bias(draft: Draft[N, V], candidate: N, node: N) -> bool:
-    """Whether a candidate adds something to what `node` makes, so that an addition in its place costs nothing."""
+    """Whether a candidate adds to the output of `node`, so that an addition in its place costs nothing."""
     start = draft.op(candidate)
     assert isinstance(start, ChannelAffine)
     is_next = draft.inputs(candidate)[0] in draft.graph.outputs(node)
@@ -26,7 +27,7 @@ def is_bias(draft: Draft[N, V], candidate: N, node: N) -> bool:
 
 
 def find_replaced(draft: Draft[N, V]) -> Iterator[N]:
-    """Additions that folded alone into an operator which takes no bias, and so would need an addition again."""
+    """Additions that folded alone into an operator without a bias, which would then need an addition again."""
     absorbed_by: dict[N, list[Step[N, V]]] = {}
     for step in draft.steps:
         for node in step.sinks:

@@ -1,4 +1,4 @@
-"""What a plan changes, value by value: what a certificate of its result says, derived from the plan's steps."""
+"""Derives the changes of values from the steps of a plan, for the certificate of its result."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bnfold.planning.plan import Direction, Join, Move, Plan
 class Change:
     """How a value `v` changed into `w`: ``pulled(v) == pushed(w)``; None is the identity.
 
-    It is not `is_known` where what was pushed into a value has no inverse and more is pulled behind it.
+    It is not `is_known` where a map without an inverse was pushed into a value and another one is pulled behind it.
     """
 
     pulled: Affine | None = None
@@ -25,8 +25,8 @@ class Change:
     is_known: bool = True
 
     def then(self, direction: Direction, affine: Affine) -> Change:
-        """With what one more move does on top."""
-        known = [each for each in (self.pulled, self.pushed, affine) if each is not None]
+        """The change with one more move on top."""
+        known = [part for part in (self.pulled, self.pushed, affine) if part is not None]
         *others, affine = align(*known)
         pulled = others[0] if self.pulled is not None else None
         pushed = others[-1] if self.pushed is not None else None
@@ -45,13 +45,13 @@ class Change:
 
 @dataclass(frozen=True, eq=False)
 class Changes(Generic[N, V]):
-    """All that a plan changes.
+    """All changes of a plan.
 
     Attributes:
-        values: how each value changes that will hold something else.
-        stands: the value that stands for each of those that will be no more.
-        vanished: nodes that nothing stands for.
-        merged: nodes that become one operator, with the node of that; an operator that stays for others is among them.
+        values: the change of each value that will hold something else.
+        stands: for each value that will be gone, the value that takes its place.
+        vanished: nodes that will be gone, and that no other node takes the place of.
+        merged: nodes that become one operator, each with the node that stays. The node that stays is among them.
     """
 
     values: Mapping[V, Change]
@@ -61,7 +61,7 @@ class Changes(Generic[N, V]):
 
 
 def trace_changes(graph: Graph[N, V], plan: Plan[N, V]) -> Changes[N, V]:
-    """What a plan changes; asked before it is applied."""
+    """The changes of a plan. Call it before the plan is applied."""
     trace = _Trace(graph)
     for step in plan.steps:
         trace.follow(step)
@@ -69,8 +69,8 @@ def trace_changes(graph: Graph[N, V], plan: Plan[N, V]) -> Changes[N, V]:
     merged = {**final, **{host: host for host in final.values()}}
     for node, into in _regrouped(graph, plan, trace, trace.vanished - final.keys()):
         mine = merged.setdefault(node, into)
-        if mine is not into:  # one sum, of which several parts merge
-            merged.update({each: into for each, host in merged.items() if host is mine})
+        if mine is not into:  # one sum in which several parts merge
+            merged.update({root: into for root, host in merged.items() if host is mine})
     return Changes(trace.changes, {v: trace.root(v) for v in list(trace.roots)}, frozenset(trace.vanished), merged)
 
 
@@ -81,7 +81,7 @@ class _Trace(Generic[N, V]):
     graph: Graph[N, V]
     changes: dict[V, Change] = field(default_factory=dict)
     roots: dict[V, V] = field(default_factory=dict)
-    alike: dict[V, list[V]] = field(default_factory=dict)  # value -> the values that it stands for, beside itself
+    alike: dict[V, list[V]] = field(default_factory=dict)  # value -> the other values that it stands for
     vanished: set[N] = field(default_factory=set)
     hosts: dict[N, N] = field(default_factory=dict)
 
@@ -93,28 +93,28 @@ class _Trace(Generic[N, V]):
             for node in step.vanishing:
                 self._bypass(node, 0)
             return
-        made, wanted = graph.outputs(step.host)[0], graph.outputs(step.root)[0]
+        output, wanted = graph.outputs(step.host)[0], graph.outputs(step.root)[0]
         read, data = self.root(graph.inputs(step.host)[0]), self.root(graph.inputs(step.source)[0])
         self.hosts.update(dict.fromkeys(step.gone, step.host))
         if read != data:
             self._stand_for(data, read)
-        if made != wanted:
-            self._stand_for(made, wanted)
+        if output != wanted:
+            self._stand_for(output, wanted)
         for addition in step.bypassed:
             self._bypass(addition.node, addition.index)
             self.hosts[addition.node] = step.host
 
     def _change(self, affines: Mapping[V, Affine], direction: Direction) -> None:
         for value, affine in affines.items():
-            for each in (value, *self.alike.get(value, ())):
-                self.changes[each] = self.changes.get(each, Change()).then(direction, affine)
+            for same in (value, *self.alike.get(value, ())):
+                self.changes[same] = self.changes.get(same, Change()).then(direction, affine)
 
     def _bypass(self, node: N, index: int) -> None:
         self.vanished.add(node)
         self._stand_for(self.root(self.graph.inputs(node)[index]), self.graph.outputs(node)[0])
 
     def _stand_for(self, kept: V, gone: V) -> None:
-        """Let one value stand for another, and for those that this one stood for."""
+        """Let one value stand for another one, and for all that the other one stood for."""
         self.roots[gone] = kept
         self.alike.setdefault(kept, []).extend([gone, *self.alike.pop(gone, ())])
 
@@ -132,7 +132,7 @@ class _Trace(Generic[N, V]):
 
 
 def _regrouped(graph: Graph[N, V], plan: Plan[N, V], trace: _Trace[N, V], vanished: set[N]) -> Iterator[tuple[N, N]]:
-    """Additions that stay where a part of a sum merges, but make something else; and what adds to that."""
+    """Additions that stay where a part of a sum merges, but now make another value; and the additions behind them."""
     gone = set(vanished)
     for step in plan.steps:
         if isinstance(step, Move):

@@ -1,4 +1,4 @@
-"""What bnfold calls worth doing: a fold or a merge never makes a model cost more than it did.
+"""The cost policy: a fold or a merge never makes a model cost more than it did.
 
 - A BatchNorm folds wherever that is exact, since its own work ends.
 - A plain per-channel operator (Add, Mul, ...) does not fold where it would leave another operator of its own behind: an
@@ -28,7 +28,7 @@ COST = Stop(Reason.NOT_LINEAR, "the product would cost more than its factors")
 
 
 def stop_fold(op: Linear, absorbed: Linear) -> Stop | None:
-    """What makes it useless that `op` becomes `absorbed` to take in a plain per-channel operator."""
+    """The reason why `op` should not become `absorbed` for a plain per-channel operator, if there is one."""
     if absorbed.makes_bias and not (op.makes_bias or op.has_bias_slot):
         return NO_BIAS
     if absorbed.fill and not op.fill:
@@ -43,7 +43,7 @@ def pays_for_bias(host: Linear, merged: Linear, gone: Iterable[Linear], stored: 
         host: the operator that stays.
         merged: what it becomes.
         gone: the linear operators that vanish.
-        stored: elements of the per-channel constants that vanish; None for one a channel or more.
+        stored: the elements of the per-channel constants that vanish; None for at least one for each channel.
     """
     if host.has_bias or host.makes_bias or not merged.makes_bias or not all(map(stays, gone)):
         return True
@@ -52,14 +52,14 @@ def pays_for_bias(host: Linear, merged: Linear, gone: Iterable[Linear], stored: 
 
 
 def stop_sharing(host: Factor, others: Sequence[Factor]) -> Stop | None:
-    """What keeps others from merging into a host whose stored kernel stays for another reader."""
+    """The reason why others cannot merge into a host whose stored kernel stays for another reader, if there is one."""
     freed = sum(size(factor.linear) for factor in others if factor.node is not None and not factor.stays)
     copied = size(host.linear) + (host.linear.out_channels if host.makes_bias else 0)
     return SHARED if host.stays and freed < copied else None
 
 
 def stop_chain(first: Factor, last: Factor, merged: Linear) -> Stop | None:
-    """What makes a product dearer than its factors."""
+    """The reason why a product of operators costs more than its factors, if it does."""
     one, two = first.linear, last.linear
     biases = sum(factor.linear.out_channels for factor in (first, last) if factor.linear.stores_bias)
     bias = merged.out_channels if first.makes_bias or last.makes_bias else 0
@@ -72,11 +72,11 @@ def stop_chain(first: Factor, last: Factor, merged: Linear) -> Stop | None:
 
 
 def size(linear: Linear) -> int:
-    """The number of a kernel's elements: multiplications for each output position."""
+    """The number of a kernel's elements, which is that of multiplications for each output position."""
     assert linear.window is not None
     return linear.out_channels * (linear.in_channels // linear.groups) * prod(linear.window.taps)
 
 
 def stays(linear: Linear) -> bool:
-    """Whether the stored kernel stays whatever becomes of the operator, and no fold gave it one of its own anyway."""
+    """Whether the stored kernel stays whatever becomes of the operator, and no fold has given it a new one anyway."""
     return linear.is_shared and linear.before is None and linear.after is None

@@ -1,4 +1,4 @@
-"""The plan in the making, and the graph as it will leave it."""
+"""The plan in the making, and the graph as it will be afterwards."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Draft(Generic[N, V]):
     """The steps decided so far, and the graph as it will be once they are taken.
 
     Attributes:
-        graph: as it is.
+        graph: the graph as it is.
         position: all nodes, each with its place in the order of the data.
         selected: whether the candidate of that name may fold.
         barred: nodes that a step must not begin with, since a weight would not survive it.
@@ -27,7 +27,7 @@ class Draft(Generic[N, V]):
         candidates: per-channel affines that may fold.
         steps: what moves and what merges, in order.
         blocked: why a candidate stayed, the last time that it tried a direction.
-        absorbed: operators with everything pending on them.
+        absorbed: operators with their pending affines.
         gone: nodes that leave the graph.
     """
 
@@ -64,7 +64,7 @@ class Draft(Generic[N, V]):
         return node not in self.barred and node not in self.biases
 
     def is_selected(self, node: N) -> bool:
-        """Whether a node may fold, as far as the caller is concerned."""
+        """Whether the caller lets a node fold."""
         return self.selected(self.graph.name(node))
 
     def in_order(self, nodes: Iterable[N]) -> tuple[N, ...]:
@@ -84,7 +84,7 @@ class Draft(Generic[N, V]):
         self.steps.append(step)
 
     def op(self, node: N) -> Op:
-        """The node's description, with what it has absorbed."""
+        """The node's description, with the affines that it has absorbed."""
         if node not in self._ops:
             self._ops[node] = self.graph.op(node)
         op, absorbed = self._ops[node], self.absorbed.get(node)
@@ -97,7 +97,7 @@ class Draft(Generic[N, V]):
         return replace(op, affine=absorbed) if isinstance(absorbed, Affine) and isinstance(op, ChannelAffine) else op
 
     def affine(self, node: N) -> Affine:
-        """A per-channel affine, with what is known or assumed of the data that it reads."""
+        """A per-channel affine, with known or assumed statistics of its input."""
         op = self.op(node)
         assert isinstance(op, ChannelAffine)
         if op.is_batchnorm:
@@ -111,18 +111,18 @@ class Draft(Generic[N, V]):
         return [op.affine for reader in readers if isinstance(op := self.graph.op(reader), ChannelAffine)]
 
     def _shares(self, node: N, op: Linear) -> bool:
-        """Whether something else will read the kernel, or a bias that is more than zeros."""
+        """Whether something else will read the kernel, or a bias that is not all zeros."""
         replaced, _ = self.graph.constants(node)
-        return any(self._is_shared(each) for each in replaced[: 1 + op.has_bias])
+        return any(self._is_shared(weight) for weight in replaced[: 1 + op.has_bias])
 
     def factor(self, node: N) -> Factor:
-        """A linear operator as a part of one that it merges into."""
+        """A linear operator as a part of the one that it merges into."""
         linear = self.op(node)
         assert isinstance(linear, Linear)
         return Factor(linear, node, is_unbiased=self._is_unbiased(node))
 
     def _is_unbiased(self, node: N) -> bool:
-        """Whether all that an operator adds to its output is zero, though it absorbed shifts."""
+        """Whether everything that an operator adds to its output is zero, though it absorbed shifts."""
         absorbed = self.absorbed.get(node)
         if not isinstance(absorbed, Linear):
             return False
@@ -131,7 +131,7 @@ class Draft(Generic[N, V]):
         return self._unbiased[absorbed]
 
     def stored(self, node: N) -> int | None:
-        """Elements of a per-channel affine's constants that nothing else will read; None for one a channel or more."""
+        """The elements of an affine's constants that nothing else will read; None for at least one for each channel."""
         op = self.op(node)
         assert isinstance(op, ChannelAffine)
         if op.stored is None:
@@ -142,7 +142,7 @@ class Draft(Generic[N, V]):
         return None if op.affine.size in alone else sum(alone)
 
     def _is_shared(self, constant: Constant) -> bool:
-        """Whether a constant, or one that it is computed from, will have a second reader."""
+        """Whether a constant, or another that it is computed from, will have a second reader."""
         stack = [constant]
         while stack:
             read = stack.pop()
@@ -181,7 +181,7 @@ class Draft(Generic[N, V]):
         return not (np.array_equal(old.mean, new.mean) and np.array_equal(old.variance, new.variance))
 
     def _remove(self, node: N) -> None:
-        """End all that a node reads."""
+        """End all readings of a node."""
         self.gone.add(node)
         for value in self.inputs(node):
             self._uses[value] = [use for use in self.uses(value) if use[0] != node]
@@ -191,15 +191,15 @@ class Draft(Generic[N, V]):
 
     def root(self, value: V) -> V:
         """The value that stands for `value` now that nodes are bypassed."""
-        found = value
-        while found in self._root:
-            found = self._root[found]
-        while value != found:
-            self._root[value], value = found, self._root[value]
-        return found
+        root = value
+        while root in self._root:
+            root = self._root[root]
+        while value != root:
+            self._root[value], value = root, self._root[value]
+        return root
 
     def inputs(self, node: N) -> list[V]:
-        """The data that the node will read."""
+        """The data inputs that the node will have."""
         return [self.root(value) for value in self.graph.inputs(node)]
 
     def uses(self, value: V) -> list[tuple[N | None, int]]:
@@ -221,9 +221,9 @@ class Draft(Generic[N, V]):
         self._root[gone] = kept
 
     def _join(self, join: Join[N, V]) -> None:
-        """Let `join.host` stand for all that merges."""
+        """Let `join.host` stand for all operators that merge."""
         host = join.host
-        made, wanted = self.graph.outputs(host)[0], self.graph.outputs(join.root)[0]
+        output, wanted = self.graph.outputs(host)[0], self.graph.outputs(join.root)[0]
         read, data = self.inputs(host)[0], self.inputs(join.source)[0]
         readers = self.uses(wanted)
         for node in join.gone:
@@ -231,8 +231,8 @@ class Draft(Generic[N, V]):
         if read != data:
             self._root[read] = data
             self._uses[data] = [*self.uses(data), (host, 0)]
-        if made != wanted:
-            self._root[wanted] = made
-            self._uses[made] = readers
-            self._measured.update([made] if self.is_measured(wanted) else [])
+        if output != wanted:
+            self._root[wanted] = output
+            self._uses[output] = readers
+            self._measured.update([output] if self.is_measured(wanted) else [])
         self._absorb(join.sinks)

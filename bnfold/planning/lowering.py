@@ -21,7 +21,7 @@ WRITTEN = {Form.DEPTHWISE: "written as a depthwise convolution of one tap", Form
 
 
 def find_lowered(graph: Graph[N, V], plan: Plan[N, V], form: Form) -> dict[N, Lowered]:
-    """The BatchNorms in eval mode that a plan leaves, each as what it becomes; without those that would lose digits."""
+    """The BatchNorms in eval mode that a plan leaves, with their lowered forms; none that would lose digits."""
     lowered: dict[N, Lowered] = {}
     for node in _staying(graph, plan):
         op, absorbed = graph.op(node), plan.absorbed.get(node)
@@ -44,7 +44,7 @@ def _staying(graph: Graph[N, V], plan: Plan[N, V]) -> Iterable[N]:
 
 
 def _lower(affine: Affine, form: Form) -> Lowered:
-    """An affine; where the data is far from zero beside its deviation, the mean is subtracted first."""
+    """Lower an affine. Where the data is far from zero relative to its deviation, the mean is subtracted first."""
     if affine.statistics is None or stop_growth(growth_of([affine])) is None:
         return Lowered(affine, np.zeros(affine.size), form)
     return Lowered(affine, affine.statistics.mean, form)
@@ -53,8 +53,8 @@ def _lower(affine: Affine, form: Form) -> Lowered:
 def describe_lowered(
     graph: Graph[N, V], lowered: Mapping[N, Lowered], outcomes: Iterable[Outcome]
 ) -> tuple[Outcome, ...]:
-    """Outcomes, of which each that is about a lowered BatchNorm says so."""
-    forms = {(graph.name(node), graph.scope(node)): each.form for node, each in lowered.items()}
+    """The outcomes, in which a lowered BatchNorm says so."""
+    forms = {(graph.name(node), graph.scope(node)): lowering.form for node, lowering in lowered.items()}
     return tuple(
         replace(outcome, detail=f"{outcome.detail}; {WRITTEN[forms[outcome.batchnorm, outcome.scope]]}")
         if isinstance(outcome, Refusal) and (outcome.batchnorm, outcome.scope) in forms

@@ -1,4 +1,4 @@
-"""What a draft means for each BatchNorm, for each other per-channel affine that folds, and for each merge."""
+"""The outcomes of a draft: for each BatchNorm, each other per-channel affine that folds, and each merge."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _fold(
 
 
 def _refusal(draft: Draft[N, V], node: N, op: ChannelAffine | Opaque) -> Refusal:
-    """Why a BatchNorm stays: its own form, a weight that would not survive, what is on either side, or the caller."""
+    """The reason why a BatchNorm stays: its form, a weight that would not survive, its neighbours, or the caller."""
     graph = draft.graph
     name, scope = graph.name(node), graph.scope(node)
     if isinstance(op, Opaque):

@@ -1,4 +1,4 @@
-"""The passes of the planner: each adds to the draft the steps that it finds, and says whether there were any."""
+"""The passes of the planner. Each adds the steps that it finds to the draft, and tells whether there were any."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Folding:
         left = draft.in_order(draft.candidates - draft.gone)
         is_upstream, before = self.direction == "upstream", len(draft.steps)
         for node in left if is_upstream else reversed(left):
-            if node in draft.gone:  # with another that does the same
+            if node in draft.gone:  # as a twin of another candidate
                 continue
             result = pull_walk(draft, node) if is_upstream else push_walk(draft, node)
             if isinstance(result, Move):
@@ -55,13 +55,13 @@ class Shifting:
 
 @dataclass(frozen=True)
 class Merging:
-    """Lets operators become one wherever `find` finds that they are, the first in the data first, or the last."""
+    """Merges operators wherever `find` finds a merge, the first in the data first, or the last."""
 
     find: Callable[[Draft[Any, Any], Any], Join[Any, Any] | None]
     is_last_first: bool = False
 
     def run(self, draft: Draft[N, V]) -> bool:
-        """Add the merges that pay and that something selected is a part of; whether there are any."""
+        """Add the merges that pay and that have a selected part; whether there are any."""
         before = len(draft.steps)
         for node in reversed(draft.position) if self.is_last_first else draft.position:
             join = None if node in draft.gone else self.find(draft, node)

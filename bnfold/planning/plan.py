@@ -1,4 +1,4 @@
-"""A plan as a value: the steps that are taken, and what became of each BatchNorm."""
+"""A plan as a value: its steps, and the outcome of each BatchNorm."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class Move(Generic[N, V]):
 
     Attributes:
         node: the per-channel affine.
-        direction: whether it goes against the data or with it; or both, its shift upstream and its scale downstream.
+        direction: upstream (against the data), downstream, or both: its shift upstream and its scale downstream.
         sinks: the operators that absorb it, with what each becomes.
         through: the operators on the way.
-        changed: values that hold something else then.
+        changed: values that hold something else afterwards.
         gain: the largest scale that goes in front of a sum or a mean, whose operands may be larger than its result.
         twins: operators like `node` that read the same value, and leave the graph with it.
-        affines: of each value that changes from `v` to `w`: upstream ``w = affine(v)``, else ``v = affine(w)``.
-        shifts: of each value that shifts from `v` to ``w = v + shift``, where the candidate goes both ways.
+        affines: for each value that changes from `v` to `w`: upstream ``w = affine(v)``, else ``v = affine(w)``.
+        shifts: for each value that shifts from `v` to ``w = v + shift``, where the candidate goes both ways.
     """
 
     node: N
@@ -43,13 +43,13 @@ class Move(Generic[N, V]):
 
     @property
     def vanishing(self) -> tuple[N, ...]:
-        """All operators that leave the graph."""
+        """The operators that leave the graph."""
         return (self.node, *self.twins)
 
 
 @dataclass(frozen=True, eq=False)
 class Bypass(Generic[N]):
-    """An addition that has one operand left, the one of that index, which stands for it."""
+    """An addition with one operand left: the operand of that index takes its place."""
 
     node: N
     keep_output_name: bool
@@ -61,18 +61,18 @@ class Join(Generic[N, V]):
     """Linear operators that become one of them.
 
     Attributes:
-        node: what identifies the merge: the root of a sum, an addition that vanishes from a larger one, the Concat of a
-            stack, the last operator of a chain.
+        node: the node that identifies the merge: the root of a sum, an addition that vanishes from a larger one, the
+            Concat of a stack, the last operator of a chain.
         host: the operator that stands for all; it reads what `source` read, and its output becomes that of `root`.
-        source: the host, or what stands in front of it.
-        root: the host, or what stands behind it.
-        gone: everything else that merges, each after what it reads; nothing else reads their outputs then.
-        absorbed: what the host becomes.
+        source: the operator of the merge that reads the data; it may be the host.
+        root: the operator of the merge that makes the output; it may be the host.
+        gone: all other nodes that merge, each after those that it reads. Nothing else reads their outputs.
+        absorbed: the operator that the host becomes.
         branches: names of the operators that vanish.
         sums: the additions that vanish.
-        moves: the per-channel affines among what vanishes.
+        moves: the per-channel affines that vanish.
         bypassed: additions that have one operand left.
-        changed: values that stay, but hold something else.
+        changed: values that stay, but hold something else afterwards.
     """
 
     node: N
@@ -89,7 +89,7 @@ class Join(Generic[N, V]):
 
     @property
     def sinks(self) -> Mapping[N, Absorbed]:
-        """The host, with what it becomes."""
+        """The host, with the operator that it becomes."""
         return {self.host: self.absorbed}
 
 
@@ -98,7 +98,7 @@ Step = Move[N, V] | Join[N, V]
 
 @dataclass(frozen=True, eq=False)
 class Blocked(Generic[N]):
-    """What stops an affine, and the node where it does."""
+    """The reason that stops an affine, and the node at which it stops."""
 
     stop: Stop
     at: N
@@ -106,11 +106,11 @@ class Blocked(Generic[N]):
 
 @dataclass(frozen=True, eq=False)
 class Plan(Generic[N, V]):
-    """What would be done to a graph.
+    """The changes that would be made to a graph.
 
     Attributes:
-        absorbed: linear operators with everything pending on them, BatchNorms that stay with what they become, and
-            what goes into constants that are read as data.
+        absorbed: linear operators with their pending affines, BatchNorms that stay but change, and the affines that
+            go into constants which are read as data.
         steps: what moves and what merges, in order.
         outcomes: one for each BatchNorm, one for each other per-channel affine that folds, and one for each merge.
     """

@@ -1,8 +1,8 @@
 """Decides what folds where, and why not; reads the graph and changes nothing.
 
 Each per-channel affine of the graph is a candidate. Passes move candidates into the operators that absorb them, and let
-linear operators become one. What is decided is kept in a draft, so that a later candidate sees the graph as it will be;
-the passes repeat until none finds anything any more.
+linear operators become one. A draft keeps the decisions, so that a later candidate sees the graph as it will be. The
+passes repeat until none finds anything more.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ def make_plan(
 ) -> Plan[N, V]:
     """Decide what folds where, and why the rest stays.
 
-    Every weight that a fold would change is then computed once and rounded to its type, one at a time; where it would
-    not survive that, its latest merge or else its latest candidate is barred and the plan made anew.
+    Every weight that a fold would change is then computed once and rounded to its type, one at a time. Where it would
+    not survive that, its latest merge, or else its latest candidate, is barred and the plan is made again.
 
     Args:
-        graph: read only.
+        graph: the graph, which is only read.
         selected: whether the candidate of that name may fold.
         merge: whether linear operators may become one.
         progress: called with the number of weights checked and their total.
@@ -55,7 +55,7 @@ def _draft(
     barred: Mapping[N, Blocked[N]],
     passes: Sequence[Pass],
 ) -> Draft[N, V]:
-    """All that folds and merges, without additions that would only be replaced by others."""
+    """Draft all folds and merges, without additions that would only be replaced by others."""
     biases: set[N] = set()
     while True:
         draft = _settle(Draft(graph, selected, barred, biases), passes)
@@ -68,6 +68,6 @@ def _draft(
 def _settle(draft: Draft[N, V], passes: Sequence[Pass]) -> Draft[N, V]:
     """Run all passes, one after the other, until a round of them finds nothing."""
     while True:
-        found = [each.run(draft) for each in passes]
-        if not any(found):
+        changed = [step.run(draft) for step in passes]
+        if not any(changed):
             return draft

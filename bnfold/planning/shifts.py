@@ -2,14 +2,14 @@
 
     scale * x + shift  =  scale * (x + c),    c = shift / scale
 
-The scale goes downstream, where a Relu carries a positive one. The shift `c` goes upstream into a bias, whatever else
-reads `x`, as long as all of that takes the opposite shift: a convolution without padding or a BatchNorm into itself, an
+The scale goes downstream, where a Relu carries a positive one. The shift `c` goes upstream into a bias. Every other
+reader of `x` must then take the opposite shift: a convolution without padding or a BatchNorm into itself, an
 addition into another operand or on to its own output, where the same is asked again. The inverse of a shift is a
 subtraction, so this needs no inverse of a scale.
 
-Which values shift is a search for the fewest. A state has the values that shift so far, each with the map `v = w - c`
-from what it will be to what it was, and the nodes whose law is still to be looked at. A sum has several ways to make up
-for what it reads; every other node has one.
+A search finds the fewest values to shift. A state has the values that shift so far, each with the map `v = w - c` from
+its new content to its old one, and the nodes whose law is still to be met. A sum can make up for a shift in several
+ways, every other node in one.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from bnfold.planning.survey import GROWTH_LIMIT
 from bnfold.planning.walks import STEP_LIMIT, push_walk
 
 STATE_LIMIT = 1024
-"""States that one search may look at."""
+"""The most states that one search may look at."""
 
 SIDE_OUTPUT = Stop(Reason.NOT_LINEAR, "only a side output of it is read")
 
@@ -45,26 +45,26 @@ DEAD = "channel {} has a scale of zero, so no shift in front of it stands for th
 
 
 def shift_walk(draft: Draft[N, V], candidate: N) -> Move[N, V] | None:
-    """Both ways, where that can be."""
+    """The move of a BatchNorm both ways, if there is one."""
     ways = _part(draft, candidate)
     if ways is None or ways.stopped:
         return None
-    found = _Search(draft, ways.down).run(ways.back)
-    return None if isinstance(found, Blocked) else found
+    way = _Search(draft, ways.down).run(ways.back)
+    return None if isinstance(way, Blocked) else way
 
 
 def why_no_shift(draft: Draft[N, V], candidate: N) -> Blocked[N] | None:
-    """What keeps a BatchNorm from going both ways: a value that cannot shift, or else the sign of a scale, or digits.
+    """The reason why a BatchNorm cannot go both ways: a value that cannot shift, or the sign of a scale, or digits.
 
     None where it has no shift, or its scale alone does not go downstream.
     """
     ways = _part(draft, candidate)
     if ways is None:
         return None
-    found = _Search(draft, ways.down, judges_digits=False).run(ways.back)
-    if not isinstance(found, Blocked):
-        found = ways.stopped or _Search(draft, ways.down).run(ways.back)
-    return found if isinstance(found, Blocked) else None
+    way = _Search(draft, ways.down, judges_digits=False).run(ways.back)
+    if not isinstance(way, Blocked):
+        way = ways.stopped or _Search(draft, ways.down).run(ways.back)
+    return way if isinstance(way, Blocked) else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +74,7 @@ class _Ways(Generic[N, V]):
     Attributes:
         back: the map that takes its shift back, upstream.
         down: how its scale goes downstream.
-        stopped: the channel of which it does not, or that has no shift in front of the scale.
+        stopped: the stop of a channel whose scale does not go, or that has no shift in front of the scale.
     """
 
     back: Affine
@@ -98,7 +98,7 @@ def _part(draft: Draft[N, V], candidate: N) -> _Ways[N, V] | None:
     scaled = Affine(whole.scale, np.zeros(whole.size), whole.axis, back.statistics)
     down = push_walk(draft, candidate, scaled)
     stopped = down if isinstance(down, Blocked) else None
-    if stopped and stopped.stop.reason is Reason.NEGATIVE_SCALE:  # is it the only obstacle?
+    if stopped and stopped.stop.reason is Reason.NEGATIVE_SCALE:  # then try whether it is the only obstacle
         down = push_walk(draft, candidate, replace(scaled, scale=np.abs(scaled.scale)))
     if isinstance(down, Blocked):
         return None
@@ -109,14 +109,14 @@ def _part(draft: Draft[N, V], candidate: N) -> _Ways[N, V] | None:
 
 @dataclass(frozen=True, eq=False)
 class _State(Generic[N, V]):
-    """Values that shift, and what follows from that so far.
+    """Values that shift, and the consequences so far.
 
     Attributes:
-        backs: of each value that shifts, the map from what it will be to what it was.
-        sinks: the operators that took something in.
+        backs: for each value that shifts, the map from its new content to its old one.
+        sinks: the operators that absorbed a shift.
         through: those that a shift goes through.
-        makers: nodes that make values which shift, to be looked at; the last in the data first.
-        readers: nodes that read them, to be looked at after that; the first in the data first.
+        makers: nodes to look at that make shifted values; the last in the data first.
+        readers: nodes to look at afterwards that read shifted values; the first in the data first.
     """
 
     backs: Mapping[V, Affine]
@@ -134,7 +134,7 @@ class _Search(Generic[N, V]):
         draft: the graph as it will be.
         down: how the scale goes downstream.
         judges_digits: whether rounding may stop it.
-        digits: what keeps the shift from being taken back anywhere.
+        digits: the stop of the shift where taking it back would lose digits.
         blocked: where ways ended.
     """
 
@@ -145,7 +145,7 @@ class _Search(Generic[N, V]):
     blocked: list[Blocked[N]] = field(default_factory=list)
 
     def run(self, back: Affine) -> Move[N, V] | Blocked[N]:
-        """The move that shifts the fewest values; else what digits it would lose, or the last obstacle in the data."""
+        """The move that shifts the fewest values; else the loss of digits, or the last obstacle in the data."""
         candidate = self.down.node
         (value,) = self.draft.inputs(candidate)
         if not back.is_finite:
@@ -160,14 +160,14 @@ class _Search(Generic[N, V]):
             if count > STATE_LIMIT or len(state.backs) > STEP_LIMIT:
                 return Blocked(Stop(Reason.SEARCH_LIMIT, f"more than {STEP_LIMIT} values would shift"), candidate)
             count = self._note(heap, count, self._advance(state))
-        lossy = [each for each in self.blocked if each.stop.reason is Reason.CANCELLATION]
-        return lossy[0] if lossy else max(self.blocked, key=lambda each: self.draft.position[each.at])
+        lossy = [blocked for blocked in self.blocked if blocked.stop.reason is Reason.CANCELLATION]
+        return lossy[0] if lossy else max(self.blocked, key=lambda blocked: self.draft.position[blocked.at])
 
     def _stop_digits(self, node: N, op: Op, back: Affine) -> Stop | None:
-        """What keeps the data of a BatchNorm from being shifted, where something takes the shift back.
+        """The stop of a shift of a BatchNorm's data where something takes the shift back, if there is one.
 
-        That has the rounding errors of the larger data, be it a part of what the BatchNorm reads. How large it is, and
-        how large it was in the original, its statistics tell; both beside the deviation, which a scale changes.
+        Taking it back keeps the rounding errors of the larger data. The statistics tell how large the data is, and how
+        large it was in the original; both are relative to the deviation, which a scale changes.
         """
         original = self.draft.graph.op(node)
         assert isinstance(original, ChannelAffine)
@@ -190,15 +190,15 @@ class _Search(Generic[N, V]):
         self,
         heap: list[tuple[int, int, _State[N, V]]],
         count: int,
-        found: list[_State[N, V] | Blocked[N]],
+        results: list[_State[N, V] | Blocked[N]],
     ) -> int:
-        """Take note of new states, and of what stops others; how many there were until now."""
-        for each in found:
+        """Take note of new states, and of the stops of others; the number of states until now."""
+        for result in results:
             count += 1
-            if isinstance(each, Blocked):
-                self.blocked.append(each)
+            if isinstance(result, Blocked):
+                self.blocked.append(result)
             else:
-                heappush(heap, (len(each.backs), count, each))
+                heappush(heap, (len(result.backs), count, result))
         return count
 
     def _move(self, state: _State[N, V]) -> Move[N, V]:
@@ -208,14 +208,14 @@ class _Search(Generic[N, V]):
         return replace(self.down, direction="both", sinks=state.sinks, through=through, changed=changed, shifts=shifts)
 
     def _advance(self, state: _State[N, V]) -> list[_State[N, V] | Blocked[N]]:
-        """What follows at the next node: one state for each way in which its law can hold."""
+        """Look at the next node: one state for each way in which its law can hold."""
         position = self.draft.position
         is_made = bool(state.makers)
         if is_made:
-            node, value = max(state.makers, key=lambda each: position[each[0]])
+            node, value = max(state.makers, key=lambda maker: position[maker[0]])
             state = replace(state, makers=state.makers - {(node, value)})
         else:
-            node, value = min(state.readers, key=lambda each: position[each[0]])
+            node, value = min(state.readers, key=lambda reader: position[reader[0]])
             state = replace(state, readers=state.readers - {(node, value)})
         op, outputs = self._op(node), self.draft.graph.outputs(node)
         if is_made and value not in (outputs[:1] if isinstance(op, Linear | ChannelAffine) else outputs):
@@ -230,14 +230,14 @@ class _Search(Generic[N, V]):
         return [self._push(state, node, op)]
 
     def _op(self, node: N) -> Op:
-        """What a node does once the scale went downstream."""
+        """A node's description, once the scale has gone downstream."""
         op, absorbed = self.draft.op(node), self.down.sinks.get(node)
         if isinstance(absorbed, Linear):
             return absorbed
         return replace(op, affine=absorbed) if isinstance(absorbed, Affine) and isinstance(op, ChannelAffine) else op
 
     def _absorb(self, state: _State[N, V], node: N, op: Linear | ChannelAffine) -> _State[N, V] | Blocked[N]:
-        """The state in which an operator made up for what it makes and reads."""
+        """The state in which an operator absorbs the shifts of its output and input."""
         absorbed: Linear | Affine | Stop = op if isinstance(op, Linear) else op.affine
         (value,) = self.draft.inputs(node)[:1]
         if value in state.backs:
@@ -256,7 +256,7 @@ class _Search(Generic[N, V]):
         return replace(state, sinks={**state.sinks, node: absorbed})
 
     def _pull(self, state: _State[N, V], node: N, op: object) -> _State[N, V] | Blocked[N]:
-        """The state in which what a carrier reads shifts as what it makes must."""
+        """The state in which the input of a carrier shifts as its output must."""
         inputs = self.draft.inputs(node)
         backs = [state.backs.get(value) for value in inputs]
         wanted = [state.backs.get(value) for value in self.draft.graph.outputs(node)]
@@ -288,7 +288,7 @@ class _Search(Generic[N, V]):
         return state
 
     def _push(self, state: _State[N, V], node: N, op: object) -> _State[N, V] | Blocked[N]:
-        """The state in which what a carrier makes shifts as what it reads does."""
+        """The state in which the output of a carrier shifts as its input does."""
         pushed = push(op, *(state.backs.get(value) for value in self.draft.inputs(node)))
         if isinstance(pushed, Stop):
             return Blocked(pushed, node)
@@ -302,37 +302,37 @@ class _Search(Generic[N, V]):
         return state
 
     def _balance(self, state: _State[N, V], node: N, op: Sum) -> list[_State[N, V] | Blocked[N]]:
-        """The states in which what a sum makes shifts as much as what it reads, fewer values first."""
+        """The states in which the output of a sum shifts as much as its inputs together, fewer values first."""
         inputs, (output,) = self.draft.inputs(node), self.draft.graph.outputs(node)
-        backs, made = [state.backs.get(value) for value in inputs], state.backs.get(output)
+        backs, after = [state.backs.get(value) for value in inputs], state.backs.get(output)
         total: Affine | None = None
         if any(backs):
             pushed = push(op, *backs)
             if isinstance(pushed, Stop):
                 return [Blocked(pushed, node)]
             (total,) = pushed
-        if not _are_alike(total, made):
+        if not _are_alike(total, after):
             return [Blocked(CONFLICT, node)]
-        sums = total or made
+        sums = total or after
         assert sums is not None
-        missing = (made.shift if made else 0.0) - (total.shift if total else np.zeros(sums.size))
+        missing = (after.shift if after else 0.0) - (total.shift if total else np.zeros(sums.size))
         if not missing.any():
             return [state]
-        found: list[_State[N, V] | Blocked[N]] = []
+        states: list[_State[N, V] | Blocked[N]] = []
         for index, value in enumerate(inputs):
             if value not in state.backs and inputs.index(value) == index:
-                sign = sum(op.signs[each] for each, other in enumerate(inputs) if other == value)
+                sign = sum(op.signs[place] for place, other in enumerate(inputs) if other == value)
                 pulled = pull_operand(op, index, Affine(np.ones(sums.size), missing, sums.axis))
                 if isinstance(pulled, Stop) or not sign:
-                    found.append(Blocked(pulled if isinstance(pulled, Stop) else CONFLICT, node))
+                    states.append(Blocked(pulled if isinstance(pulled, Stop) else CONFLICT, node))
                 else:
-                    found.append(self._shift(state, value, pulled.with_shift(pulled.shift / sign), node))
-        if made is None and total is not None:
-            found.append(self._shift(state, output, total, node))
-        return found or [Blocked(CONFLICT, node)]
+                    states.append(self._shift(state, value, pulled.with_shift(pulled.shift / sign), node))
+        if after is None and total is not None:
+            states.append(self._shift(state, output, total, node))
+        return states or [Blocked(CONFLICT, node)]
 
     def _shift(self, state: _State[N, V], value: V, back: Affine, asked_by: N) -> _State[N, V] | Blocked[N]:
-        """The state in which a value shifts as well, and all that makes or reads it is to be looked at."""
+        """The state in which a value shifts as well, with its maker and readers to look at."""
         graph = self.draft.graph
         if value in self.down.affines:
             return Blocked(CONFLICT, asked_by)
@@ -360,12 +360,12 @@ class _Search(Generic[N, V]):
 
 
 def _inverse(back: Affine) -> Affine:
-    """The map from what a value was to what it will be."""
+    """The map from the old content of a value to the new one."""
     return Affine(back.scale, -back.shift, back.axis)
 
 
 def _difference(wanted: Affine | None, there: Affine | None) -> Affine | None:
-    """The shift that is missing on top of another one along the same axis; None where there is none."""
+    """The difference of two shifts along the same axis; None where they are equal."""
     if wanted is None or there is None:
         missing = wanted or (_inverse(there) if there else None)
     else:
@@ -387,7 +387,7 @@ def _are_equal(one: Affine | None, other: Affine | None) -> bool:
 
 
 def _growth(first: Statistics, now: Statistics, back: Array) -> Growth:
-    """How much more the data rounds, and what an addition makes up for it with, once it shifts."""
+    """How much more the data is rounded once it shifts, and the addition that makes up for it."""
     change = np.divide(first.variance, now.variance, out=np.ones_like(now.variance), where=now.variance > 0)
     with np.errstate(all="ignore"):
         data = ((now.mean - back) ** 2 + now.variance + back**2) * change

@@ -1,4 +1,4 @@
-"""Which steps rounding forbids: weights that would not survive a fold, and sums that would cancel."""
+"""Finds the steps that rounding forbids: weights that would not survive a fold, and sums that would cancel."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TOO_LARGE = Stop(Reason.OVERFLOW, "a sum or mean behind it may cancel, and its t
 
 
 def survey(draft: Draft[N, V], progress: Callable[[int, int], None]) -> tuple[dict[N, float], dict[N, Blocked[N]]]:
-    """The rounding error of each weight that would change, and the steps that one would not survive, by their nodes."""
+    """The rounding error of each weight that would change, and the steps, by nodes, that a weight would not survive."""
     absorbed_by: dict[N, list[Step[N, V]]] = {}
     for step in draft.steps:
         for node in step.sinks:
@@ -48,7 +48,7 @@ def survey(draft: Draft[N, V], progress: Callable[[int, int], None]) -> tuple[di
 
 
 def _culprit(draft: Draft[N, V], steps: Sequence[Step[N, V]], stop: Stop) -> Step[N, V]:
-    """The step to go without: the latest merge, else the latest move; for a cancellation, one with a shift."""
+    """The step to leave out: the latest merge, else the latest move; for a cancellation, one with a shift."""
     latest = steps[::-1]
     merge = next((step for step in latest if isinstance(step, Join)), None)
     if merge is not None or stop.reason is not Reason.CANCELLATION:
@@ -57,7 +57,7 @@ def _culprit(draft: Draft[N, V], steps: Sequence[Step[N, V]], stop: Stop) -> Ste
 
 
 def stop_rounding(rounding: Rounding) -> Stop | None:
-    """What keeps parameters from being stored as they would round."""
+    """The reason why parameters cannot be stored as they would round, if there is one."""
     if rounding.overflow is not None:
         detail = f"channel {rounding.overflow} of its weight or bias would not be finite in its type"
         return Stop(Reason.OVERFLOW, detail)
@@ -73,7 +73,7 @@ def stop_rounding(rounding: Rounding) -> Stop | None:
 
 
 def stop_growth(growth: Growth) -> Stop | None:
-    """What keeps an operator from rounding so much more."""
+    """The reason against an operator that rounds so much more, if there is one."""
     if growth.factor <= GROWTH_LIMIT:
         return None
     detail = (
@@ -84,9 +84,9 @@ def stop_growth(growth: Growth) -> Stop | None:
 
 
 def growth_of(affines: Iterable[Affine]) -> Growth:
-    """How much more an operator that adds up data rounds where maps go behind it."""
+    """How much more an operator that adds up data rounds once maps go behind it."""
     sizes = [affine.sizes for affine in affines if affine.has_shift and affine.statistics is not None]
     if not sizes:
         return Growth(1.0, 0)
-    products, results = (np.concatenate(each) for each in zip(*sizes, strict=True))
+    products, results = (np.concatenate(sums) for sums in zip(*sizes, strict=True))
     return measure_growth(products, results, np.zeros_like(products), np.zeros_like(results))

@@ -24,14 +24,14 @@ from bnfold.planning.rules.registry import stop_several
 from bnfold.planning.survey import growth_of, stop_growth
 
 STEP_LIMIT = 256
-"""Operators that one walk may visit."""
+"""The most operators that one walk may visit."""
 
 TRY_LIMIT = 32
-"""Ways to share shifts among the operands of sums that one walk may try."""
+"""The most ways to share shifts among the operands of sums that one walk may try."""
 
 
 def pull_walk(draft: Draft[N, V], candidate: N) -> Move[N, V] | Blocked[N]:
-    """Upstream, trying the variants of the operators on the way one after the other."""
+    """Walk upstream. The variants of the operators on the way are tried one after the other."""
     choices: dict[N, int] = {}
     first: Blocked[N] | None = None
     for _ in range(TRY_LIMIT):
@@ -140,7 +140,7 @@ def _twins(draft: Draft[N, V], candidate: N, start: ChannelAffine) -> tuple[N, .
 
 
 def _take_in(op: Op, pulled: Sequence[Affine | None]) -> Operands | Stop:
-    """What the constants among an operator's inputs have taken in, with what is pulled now."""
+    """The affines that the constants among an operator's inputs have taken in, with those that are pulled now."""
     affines: dict[int, Affine] = {}
     if not isinstance(op, Sum | Select | Lookup):
         return Operands(affines)
@@ -160,7 +160,7 @@ def _is_identity(affine: Affine) -> bool:
 
 
 def _stop_demand(draft: Draft[N, V], value: V, demands: list[Affine]) -> Stop | None:
-    """What keeps a value from changing as its readers ask."""
+    """The reason why a value cannot change as its readers demand, if there is one."""
     uses = draft.uses(value)
     if (None, -1) in uses:
         return Stop(Reason.GRAPH_OUTPUT, "its output leaves the graph as well")
@@ -172,7 +172,7 @@ def _stop_demand(draft: Draft[N, V], value: V, demands: list[Affine]) -> Stop | 
 
 
 def push_walk(draft: Draft[N, V], candidate: N, affine: Affine | None = None) -> Move[N, V] | Blocked[N]:
-    """Downstream, along every reader of what changes; the candidate's own affine, or a part of it."""
+    """Walk downstream, along every reader of a changed value, with the candidate's affine or a part of it."""
     sinks: dict[N, Absorbed] = {}
     through: list[N] = []
     changed: list[V] = []

@@ -1,8 +1,8 @@
-"""Scales that must not fold, since they tell how large the data is of a shift that stays.
+"""Scales that must not fold, since they witness how large the data of a shift is that stays.
 
-In ``(x - a) / b``, b is the deviation of the data. Where the shift must stay, since its fold would lose digits, and the
-division folds alone, nothing in the result tells b any more: whoever folds it again takes the deviation to be 1, and
-may fold the shift as well.
+In ``(x - a) / b``, b is the deviation of the data. Suppose that the shift must stay, since its fold would lose digits,
+and the division folds alone. Then nothing in the result tells b any more. Whoever folds the result again takes the
+deviation to be 1, and may fold the shift as well.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from bnfold.planning.walks import push_walk
 
 
 def find_witnesses(draft: Draft[N, V]) -> dict[N, Blocked[N]]:
-    """Scales that fold and leave a shift without what keeps it from folding, each with what that was."""
-    found: dict[N, Blocked[N]] = {}
+    """Scales whose fold would hide the reason why a shift stays, each with that reason."""
+    witnesses: dict[N, Blocked[N]] = {}
     for node, blocked in draft.barred.items():
         op = draft.graph.op(node)
         is_shift = isinstance(op, ChannelAffine) and not op.is_batchnorm and op.affine.has_shift
         if is_shift and blocked.stop.reason is Reason.CANCELLATION and node not in draft.gone:
             move = push_walk(draft, node)
             if isinstance(move, Move) and _would_fold(draft, move):
-                found.update(dict.fromkeys(_scales_behind(draft, move), blocked))
-    return found
+                witnesses.update(dict.fromkeys(_scales_behind(draft, move), blocked))
+    return witnesses
 
 
 def _would_fold(draft: Draft[N, V], move: Move[N, V]) -> bool:
-    """Whether a shift passes for harmless by what it says of its data itself."""
+    """Whether a shift seems harmless by its own statistics alone."""
     for node, absorbed in move.sinks.items():
         if not isinstance(absorbed, Linear) or absorbed.before is None:
             continue
@@ -46,7 +46,7 @@ def _would_fold(draft: Draft[N, V], move: Move[N, V]) -> bool:
 
 
 def _scales_behind(draft: Draft[N, V], move: Move[N, V]) -> Iterator[N]:
-    """The scales next to a shift, on the way to what would absorb it."""
+    """The scales next to a shift, on its way to an absorbing operator."""
     stack = [move.node]
     while stack:
         for value in draft.graph.outputs(stack.pop()):

@@ -1,1 +1,1 @@
-"""One record of what was done, and its renderings."""
+"""The record of a command, and its renderings."""

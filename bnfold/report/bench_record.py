@@ -1,4 +1,4 @@
-"""What `bench` measured, as a document."""
+"""The measurements of `bench`, as a document."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PERCENTILES = (50, 90, 99)
 
 
 def record_bench(report: BenchReport) -> documents.BenchDocument:
-    """The record: one entry for each model, provider and level; times in milliseconds, raw ones included."""
+    """The record of `bench`: an entry for each model, provider and level. Times are in milliseconds, raw ones too."""
     options = report.options
     return {
         "schema": SCHEMA,
@@ -68,7 +68,7 @@ def _model(subject: Subject) -> documents.BenchModel:
 
 def _entry(entry: Entry, number: int, group: Group) -> documents.BenchEntry:
     runs = entry.track.runs * 1e3
-    p50, p90, p99 = (_rounded(np.percentile(runs, each)) for each in PERCENTILES)
+    p50, p90, p99 = (_rounded(np.percentile(runs, percentile)) for percentile in PERCENTILES)
     cold = entry.cold
     return {
         "model": entry.subject.name,
@@ -104,8 +104,8 @@ def _entry(entry: Entry, number: int, group: Group) -> documents.BenchEntry:
         "handed_back": _handed_back(entry),
         "samples_ms": _samples(entry.track),
         "session_samples_ms": [_rounded(start * 1e3) for start in entry.track.starts],
-        "cold_session_samples_ms": [_rounded(each) for each in cold.session_ms] if cold else None,
-        "cold_first_run_samples_ms": [_rounded(each) for each in cold.first_run_ms] if cold else None,
+        "cold_session_samples_ms": [_rounded(time) for time in cold.session_ms] if cold else None,
+        "cold_first_run_samples_ms": [_rounded(time) for time in cold.first_run_ms] if cold else None,
     }
 
 
@@ -127,7 +127,7 @@ def _noise(group: Group) -> documents.Noise:
 
 
 def _handed_back(entry: Entry) -> list[str]:
-    """Nodes that the CPU ran though another provider was asked for."""
+    """The nodes that the CPU ran, though another provider was asked for."""
     placement = (entry.cold and entry.cold.placement) or {}
     return [] if entry.setting.provider == "cpu" else placement.get("CPUExecutionProvider", [])
 
@@ -138,5 +138,5 @@ def _samples(track: Track) -> list[list[list[float]]]:
 
 
 def _rounded(value: Any) -> float:
-    """To six places: milliseconds to the nanosecond."""
+    """Round to six places: milliseconds to the nanosecond."""
     return round(float(value), 6)

@@ -1,4 +1,4 @@
-"""The record of `bench` for people: one table for each provider and level, within 80 columns; times in milliseconds."""
+"""Shows the record of `bench` to people: a table for each provider and level, in 80 columns and milliseconds."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ STYLES = {"faster": "green", "slower": "red"}
 
 
 class Timed(NamedTuple):
-    """A row: an entry, and what to call its model."""
+    """A row: an entry, and the name of its model."""
 
     name: str
     entry: BenchEntry
 
 
 def show(record: BenchDocument, console: Console, *, verbose: bool = False, quiet: bool = False) -> None:
-    """Print the timings, then what may be concluded from them."""
+    """Print the timings, then the conclusions from them."""
     names = short_names([model["model"] for model in record["models"]])
     if not quiet:
         for (provider, level), entries in groupby(record["entries"], lambda entry: (entry["provider"], entry["level"])):
@@ -43,7 +43,7 @@ def show(record: BenchDocument, console: Console, *, verbose: bool = False, quie
 
 
 def short_names(names: list[str]) -> list[str]:
-    """File names; the position behind one that is not the only one of its name."""
+    """File names of the models. One that occurs more than once has its position behind it."""
     stems = [Path(name).name for name in names]
     return [name if stems.count(name) == 1 else f"{name} #{index}" for index, name in enumerate(stems, 1)]
 
@@ -60,7 +60,7 @@ _COLUMNS: tuple[Column[Timed, str | Text], ...] = (
 
 
 def _beside(row: Timed, compared: str) -> str:
-    """What compares a model with the baseline, except for the baseline itself."""
+    """The comparison of a model with the baseline; empty for the baseline itself."""
     return "" if row.entry["verdict"] is None else compared
 
 
@@ -69,7 +69,7 @@ def _interval(entry: BenchEntry) -> str:
 
 
 def _number(value: float | None, per: float = 1) -> str:
-    """Three digits, or as many as there are before the point."""
+    """A number with three digits, or with all digits before the point."""
     if value is None:
         return "-"
     value /= per
@@ -99,7 +99,7 @@ def conclusions(record: BenchDocument) -> Iterator[str]:
 
 
 def _same_kernels(record: BenchDocument, entry: BenchEntry) -> str:
-    """Why there is little to gain: the runtime optimises both to the same."""
+    """A sentence where there is little to gain, since the runtime optimises both models to the same."""
     counts = [record["models"][index]["batchnorms"] or 0 for index in (0, entry["index"])]
     same = "the two run the same kernels"
     if counts[0] <= counts[1]:
@@ -108,7 +108,7 @@ def _same_kernels(record: BenchDocument, entry: BenchEntry) -> str:
 
 
 def gate_line(method: Method, entry: BenchEntry) -> str:
-    """What was asked of a model, and the answer."""
+    """The demand on a model, and the answer to it."""
     asked = [f"at least {method['require']:g} times as fast"] if method["require"] is not None else []
     asked += ["not slower"] if method["no_slower"] else []
     reason = f": {_visible(entry)}" if entry["gate"] == "cannot tell" else ""

@@ -12,7 +12,7 @@ Cell = TypeVar("Cell")
 
 @dataclass(frozen=True)
 class Column(Generic[Row, Cell]):
-    """One column: what it is called, and what it says of a row. Numbers are set right-aligned.
+    """One column: its title, and its text for a row. Numbers are right-aligned.
 
     A renderer's table is a tuple of these, so that one line adds a column to it.
     """

@@ -1,4 +1,4 @@
-"""The record in a file, whose ending chooses the form."""
+"""Writes the record to a file, whose ending chooses the form."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def _json(record: AnyDocument) -> str:
 
 
 RENDERERS: dict[str, Callable[[AnyDocument], str]] = {".html": html.render, ".json": _json, ".xml": junit.render}
-"""What writes a report, by the ending of its name."""
+"""The renderer of a report, by the ending of its file name."""
 
 
 def require(path: Path) -> None:
-    """Check, before the work begins, that a report of that kind can be made.
+    """Check before the work begins that a report of this kind can be made.
 
     Raises:
-        MissingExtraError: it needs something that is not installed.
+        MissingExtraError: the report needs something that is not installed.
     """
     if path.suffix == ".html":
         html.require()

@@ -1,4 +1,4 @@
-"""The record as JUnit XML: a test case for each BatchNorm and output, for inner values, the proof, the smoke run.
+"""Renders the record as JUnit XML: a case for each BatchNorm and output, for inner values, proof and smoke run.
 
 It is red where the exit code is not 0. Elements and attributes are those of the schema that Jenkins validates against:
 properties belong to the suite, and the figures of a case are its output.
@@ -33,14 +33,14 @@ from bnfold.report.documents import (
 def render(record: AnyDocument) -> str:
     """A `testsuite` document; a BatchNorm that stays is a skipped case, an output that differs a failure."""
     cases = [_error(cast(ErrorDocument, record))] if "error" in record else _cases(record)
-    found = {kind: sum(case.find(kind) is not None for case in cases) for kind in ("failure", "error", "skipped")}
+    counts = {kind: sum(case.find(kind) is not None for case in cases) for kind in ("failure", "error", "skipped")}
     suite = ElementTree.Element(
         "testsuite",
         name=f"bnfold {record['command']}",
         tests=str(len(cases)),
-        failures=str(found["failure"]),
-        errors=str(found["error"]),
-        skipped=str(found["skipped"]),
+        failures=str(counts["failure"]),
+        errors=str(counts["error"]),
+        skipped=str(counts["skipped"]),
     )
     if "error" not in record:
         suite.set("time", f"{record['seconds']:.3f}")
@@ -81,26 +81,26 @@ def _error(record: ErrorDocument) -> ElementTree.Element:
 
 
 def _properties(provenance: Provenance) -> ElementTree.Element:
-    """Where the record comes from."""
-    found = {f"sha256 of {name}": digest or "cannot be read" for name, digest in provenance["files"].items()}
-    found |= {f"version of {name}": version for name, version in provenance["libraries"].items()}
-    found |= {"command": " ".join(provenance["command"]), "python": provenance["python"]}
+    """The provenance of the record, as properties of the suite."""
+    values = {f"sha256 of {name}": digest or "cannot be read" for name, digest in provenance["files"].items()}
+    values |= {f"version of {name}": version for name, version in provenance["libraries"].items()}
+    values |= {"command": " ".join(provenance["command"]), "python": provenance["python"]}
     if provenance["seed"] is not None:
-        found["seed"] = str(provenance["seed"])
+        values["seed"] = str(provenance["seed"])
     properties = ElementTree.Element("properties")
-    for name, value in found.items():
+    for name, value in values.items():
         ElementTree.SubElement(properties, "property", name=name, value=value)
     return properties
 
 
 def _show(case: ElementTree.Element, figures: Mapping[str, Any]) -> None:
-    """Figures, as the output of a case."""
+    """Write figures as the output of a case."""
     output = ElementTree.SubElement(case, "system-out")
     output.text = "\n".join(f"{name}: {value}" for name, value in figures.items())
 
 
 def _make_printable(element: ElementTree.Element) -> None:
-    """Replace what XML cannot hold by its escape; a name of a model may hold anything."""
+    """Escape characters that XML cannot hold. A name from a model may hold any."""
     for name, value in element.items():
         element.set(name, escape(value))
     for inner in element:

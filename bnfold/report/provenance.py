@@ -1,4 +1,4 @@
-"""Where a record comes from, so that it is evidence: versions, date, command, and the files by their content."""
+"""The provenance of a record, which makes it evidence: versions, date, command, and hashes of the files."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def trace(command: Sequence[str], models: Mapping[str, Path], seed: int | None) 
 
     Args:
         command: the command line, without the program.
-        models: a path for the name of each model file, by which it can be read now; external data is found by itself.
-        seed: of what is drawn; None where nothing is.
+        models: for the name of each model file, the path where it can be read now. External data is found from there.
+        seed: the seed of drawn inputs; None where none are drawn.
     """
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -36,7 +36,7 @@ def trace(command: Sequence[str], models: Mapping[str, Path], seed: int | None) 
 
 
 def _digests(models: Mapping[str, Path]) -> Iterator[tuple[str, str | None]]:
-    """SHA-256 of each file; None of one that cannot be read."""
+    """SHA-256 of each file; None for one that cannot be read."""
     for name, path in models.items():
         yield name, _digest(path)
         try:

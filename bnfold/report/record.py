@@ -1,4 +1,4 @@
-"""What `fuse`, `inspect` and `verify` found, as documents."""
+"""The results of `fuse`, `inspect` and `verify`, as documents."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ from bnfold.verification.verdict import Divergence, ValueVerdict, Verdict
 
 def record_file(command: Literal["fuse", "inspect"], result: FileResult) -> documents.FileDocument:
     """The record of `fuse` or `inspect`."""
-    batchnorms = [each for each in result.outcomes if isinstance(each, Refusal | Fold) and each.is_batchnorm]
-    affines = [each for each in result.outcomes if isinstance(each, Fold) and not each.is_batchnorm]
-    merges = [each for each in result.outcomes if isinstance(each, Merge)]
-    folded = sum(isinstance(each, Fold) for each in batchnorms)
+    batchnorms = [
+        outcome for outcome in result.outcomes if isinstance(outcome, Refusal | Fold) and outcome.is_batchnorm
+    ]
+    affines = [outcome for outcome in result.outcomes if isinstance(outcome, Fold) and not outcome.is_batchnorm]
+    merges = [outcome for outcome in result.outcomes if isinstance(outcome, Merge)]
+    folded = sum(isinstance(outcome, Fold) for outcome in batchnorms)
     record: documents.FileDocument = {
         "schema": SCHEMA,
         "command": command,
@@ -29,10 +31,10 @@ def record_file(command: Literal["fuse", "inspect"], result: FileResult) -> docu
         "output": None if result.output is None else str(result.output),
         "batchnorms": {"found": len(batchnorms), "folded": folded, "kept": len(batchnorms) - folded},
         "affines": {"folded": len(affines)},
-        "outcomes": [_fold(each) if isinstance(each, Fold) else _refusal(each) for each in batchnorms],
-        "affine_outcomes": [_fold(each) for each in affines],
-        "merges": [_merge(each) for each in merges],
-        "warnings": [_warning(each) for each in result.warnings],
+        "outcomes": [_fold(outcome) if isinstance(outcome, Fold) else _refusal(outcome) for outcome in batchnorms],
+        "affine_outcomes": [_fold(outcome) for outcome in affines],
+        "merges": [_merge(merge) for merge in merges],
+        "warnings": [_warning(warning) for warning in result.warnings],
         "nodes": {"before": result.before.nodes, "after": result.after.nodes if result.after else None},
         "bytes": {"before": result.before.bytes, "after": result.after.bytes if result.after else None},
         "seconds": round(result.seconds, 3),
@@ -71,7 +73,7 @@ def _drift(drift: Drift) -> documents.DriftOf:
 
 
 def _checks(result: FileResult) -> documents.Verification | None:
-    """The comparison where there was one, else what the proof and the smoke run say; None where there was no proof."""
+    """The comparison if there was one, else the results of proof and smoke run; None if there was no proof."""
     if result.verdict is not None:
         return _verification(result.verdict)
     proof, smoke = result.proof, result.smoke
@@ -117,7 +119,7 @@ def record_proof(result: ProofResult) -> documents.VerifyDocument:
 
 
 def _failures(proof: Proof) -> list[str]:
-    return [f"not proved: {each}" for each in proof.failures]
+    return [f"not proved: {failure}" for failure in proof.failures]
 
 
 def _proof(proof: Proof) -> documents.Proof:
@@ -211,8 +213,8 @@ def _verification(verdict: Verdict) -> documents.Verification:
         "equivalent": verdict.is_equivalent,
         "inputs": len(verdict.samples),
         "samples": [{"label": sample.label, "shapes": sample.shapes} for sample in verdict.samples],
-        "outputs": [_output(each) for each in verdict.outputs],
-        "values": [_value(each) for each in verdict.values],
+        "outputs": [_output(output) for output in verdict.outputs],
+        "values": [_value(value) for value in verdict.values],
         "first_divergence": None if divergence is None else _divergence(divergence),
         "findings": list(verdict.findings),
         "interface": list(verdict.interface),
@@ -264,5 +266,5 @@ def _divergence(divergence: Divergence) -> documents.Divergence:
 
 
 def _number(value: Any) -> Any:
-    """Infinity and NaN have no spelling in JSON."""
+    """A number for JSON, as text if it is infinite or NaN, which JSON cannot spell."""
     return None if isinstance(value, float) and not isfinite(value) else value

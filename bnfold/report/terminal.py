@@ -1,4 +1,4 @@
-"""The record for people: a table where there is a terminal, plain lines where there is none."""
+"""Shows the record to people: a table on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from bnfold.report.documents import (
 
 
 def show(record: FileDocument, console: Console, *, verbose: bool = False, quiet: bool = False) -> None:
-    """Print what became of each BatchNorm, and a summary."""
+    """Print the outcome of each BatchNorm, and a summary."""
     if not quiet:
         rows = [*record["outcomes"], *(record["affine_outcomes"] if verbose else [])]
         is_done = record["output"] is not None
@@ -75,12 +75,12 @@ def _drift(drift: DriftDocument, *, quiet: bool, verbose: bool) -> Iterator[str]
 
 
 LINES = 6
-"""How many inner values that differ, or are declared wrong, are listed without being asked for all."""
+"""How many inner values that differ or are declared wrong are listed, unless all are asked for."""
 
 
 def _warnings(warnings: list[Warned], *, verbose: bool) -> Iterator[str]:
-    """One line each, but few of those about declarations: where one is stale, so are most behind it."""
-    stale = [each for each in warnings if each["kind"] == "stale-declaration"]
+    """A line for each warning, but only few about declarations. Where one is stale, so are most behind it."""
+    stale = [caution for caution in warnings if caution["kind"] == "stale-declaration"]
     hidden = [] if verbose else stale[LINES:]
     for warning in warnings:
         if warning not in hidden:
@@ -90,12 +90,12 @@ def _warnings(warnings: list[Warned], *, verbose: bool) -> Iterator[str]:
 
 
 def show_comparison(record: VerifyDocument, console: Console, *, verbose: bool = False, quiet: bool = False) -> None:
-    """Print the verdict on each output, where the difference starts, and a summary."""
+    """Print the verdict on each output, the first difference, and a summary."""
     if not quiet:
         for output in record["outputs"]:
             name = f"{output['name']} ({_where_run(output)})"
             print_line(console, _verdict_line(output, name, output["argmax_agreement"]))
-        values = record["values"] if verbose else [each for each in record["values"] if each["reason"]]
+        values = record["values"] if verbose else [entry for entry in record["values"] if entry["reason"]]
         for value in values if verbose else values[:LINES]:
             print_line(console, _verdict_line(value, value["name"]))
         if not verbose and len(values) > LINES:
@@ -136,7 +136,7 @@ def _divergence_line(divergence: Divergence) -> str:
 
 
 def proof_line(proof: Proof) -> str:
-    """What was proved without running anything, or that it was not."""
+    """The line on the proof: its obligations, or that the result is not proved."""
     if not proof["proved"]:
         return f"NOT proved: {proof['failure']}"
     if proof["identical"]:
@@ -158,7 +158,7 @@ def _assumptions(proof: Proof) -> str:
 
 
 def _checks(record: FileDocument) -> str:
-    """What was done to be sure of the result."""
+    """The lines on the checks of the result."""
     verification, proof = record["verification"], record.get("proof")
     if verification is None:
         return "not verified"
@@ -184,7 +184,7 @@ def _smoke(smoke: SmokeRun, findings: list[str]) -> str:
 
 
 def judgement_line(verification: Verification) -> str:
-    """The answer, and what it rests on."""
+    """The answer of a verification, and its grounds."""
     inputs, values = verification["inputs"], len(verification["values"])
     on = f"{plural(inputs, 'set')} of inputs"
     if not inputs and verification["equivalent"]:
@@ -192,7 +192,7 @@ def judgement_line(verification: Verification) -> str:
     if not verification["equivalent"]:
         return f"NOT equivalent, on {on}"
     inside = f", {plural(values, 'inner value')}" if values else ""
-    outputs = [each for each in verification["outputs"] if each["level"] == "disabled"]
+    outputs = [output for output in verification["outputs"] if output["level"] == "disabled"]
     worst = max(outputs, key=lambda output: (output["excess"] is None, output["excess"] or 0), default=None)
     error = f" (largest error {worst['error']:.1e}, budget {worst['budget']:.1e})" if worst else ""
     if worst and worst["error"] == 0:
@@ -201,7 +201,7 @@ def judgement_line(verification: Verification) -> str:
 
 
 def print_line(console: Console, line: str) -> None:
-    """Print a line as it is, however long, and whatever it has of markup."""
+    """Print a line as it is: not wrapped, and with its markup as plain text."""
     console.print(Text(line), soft_wrap=True)
 
 
@@ -245,7 +245,7 @@ def tabulate(
     rows: Iterable[Row],
     style: Callable[[Row], str] = lambda row: "",
 ) -> Table:
-    """A table without lines, each row in a style of its own."""
+    """A table without lines, in which each row has its style."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in columns:
         justify: Literal["left", "right"] = "right" if column.is_number else "left"
@@ -263,13 +263,13 @@ def _change(change: Change, noun: str) -> str:
 
 
 def summary(record: FileDocument) -> Iterator[str]:
-    """What was found and done, in one or two lines."""
+    """The summary of outcomes, in one or two lines."""
     counts, nodes, sizes = record["batchnorms"], record["nodes"], record["bytes"]
     would = "would fold" if record["output"] is None else "folded"
     others = record["affines"]["folded"]
     extra = f", and {plural(others, 'other per-channel affine')}" if others else ""
-    found = plural(counts["found"], "BatchNorm")
-    yield f"{found} found: {counts['folded']} {would}, {counts['kept']} kept{extra}"
+    total = plural(counts["found"], "BatchNorm")
+    yield f"{total} found: {counts['folded']} {would}, {counts['kept']} kept{extra}"
     if record["merges"]:
         merge = "would become" if record["output"] is None else "became"
         many = len(record["merges"])

@@ -1,1 +1,1 @@
-"""Models that run: inputs, sessions of ONNX Runtime and of PyTorch, the reference evaluator."""
+"""Runs models: inputs, sessions of ONNX Runtime and of PyTorch, the reference evaluator."""

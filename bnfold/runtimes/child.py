@@ -1,4 +1,4 @@
-"""Python modules run in a process of their own, where a crash stays."""
+"""Runs Python modules in a process of their own, so that a crash stays there."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class CrashError(IncomparableError):
     """A process that a signal ended.
 
     Attributes:
-        signal: its number.
-        said: what the process had written.
+        signal: the number of the signal.
+        said: the output of the process until then.
     """
 
     def __init__(self, message: str, signal: int = 0, said: str = "") -> None:
@@ -28,17 +28,17 @@ class CrashError(IncomparableError):
 
 
 def run_module(module: str, job: dict[str, Any], name: str, seconds: float | None = None) -> dict[str, Any]:
-    """Run a module that reads a JSON document from standard input, and gives the one that it writes.
+    """Run a module that reads a JSON document from standard input, and return the document that it writes.
 
     Args:
-        module: what is run.
+        module: the module to run.
         job: the document that it reads.
-        name: what messages call the model.
-        seconds: after which it is ended.
+        name: the name of the model in messages.
+        seconds: the time after which it is ended.
 
     Raises:
         IncomparableError: the runtime crashed on the model, or takes too long.
-        BnfoldError: the error that the module gives back: its class as `kind`, its text as `error`.
+        BnfoldError: the error that the module reports: its class as `kind`, its text as `error`.
     """
     # -P: a file in the working folder that is called like a library must not be imported instead of it.
     place = str(Path(__file__).parents[2])
@@ -67,7 +67,7 @@ def run_module(module: str, job: dict[str, Any], name: str, seconds: float | Non
 
 
 def serve(work: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-    """What such a module does: one job from standard input, and its result, or its error, to standard output."""
+    """Serve one job in such a module: read it from standard input, and write its result or error to standard output."""
     try:
         result = work(json.load(sys.stdin))
     except BnfoldError as error:

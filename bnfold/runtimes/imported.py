@@ -1,4 +1,4 @@
-"""The module `onnxruntime`, imported where it is needed and told to keep to itself."""
+"""Imports `onnxruntime` where it is needed, with its telemetry off."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from bnfold.errors import MissingExtraError
 
 
 def import_onnxruntime(advice: str = "pip install 'bnfold[cpu]'") -> Any:
-    """The module; with its telemetry off, which would write a device id and a database under the user's cache folder.
+    """The module, with its telemetry off, which would write a device id and a database to the user's cache folder.
 
     Raises:
-        MissingExtraError: it is not installed.
+        MissingExtraError: onnxruntime is not installed.
     """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when the library is loaded
     try:

@@ -1,4 +1,4 @@
-"""Inputs to run a model on: drawn from what it declares, or read from files."""
+"""Inputs to run a model on: drawn from its declared inputs, or read from files."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ Feeds = dict[str, npt.NDArray[Any]]
 """One array for each input of a model."""
 
 BATCH, LENGTH = 2, 32
-"""Sizes of a dynamic first dimension, and of any other one, where the caller gives none."""
+"""The sizes of a dynamic first dimension, and of any other one, unless the caller gives them."""
 
 LENGTHS = (LENGTH, 64, 224, 128, 16, 8, 1)
-"""What is tried in turn for dynamic dimensions other than the first, until the model runs."""
+"""The sizes to try in turn for dynamic dimensions other than the first, until the model runs."""
 
 LARGE = 100.0
-"""Factor of the sample of large values."""
+"""The factor of the sample of large values."""
 
 
 class Effort(StrEnum):
@@ -38,7 +38,7 @@ class Effort(StrEnum):
 
 
 DRAW_LIMIT = 1 << 28
-"""Elements of an input that is drawn; a few bytes of model can declare any number."""
+"""The most elements of a drawn input, since a few bytes of model can declare any number."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class Declared:
     """An input as the model declares it: sizes are numbers, symbols, or nothing.
 
     Attributes:
-        span: integers are drawn from its start on and below its stop (the rows of a table that the input looks up);
-            None where nothing is known, and 0 and 1 are safe.
+        span: the range of integers to draw (for example the rows of a table that the input looks up); None where it is
+            not known, so that only 0 and 1 are safe.
         has_rank: whether the model says how many sizes there are; `shape` is empty where it does not.
     """
 
@@ -60,7 +60,7 @@ class Declared:
 
 @dataclass(frozen=True)
 class InputOptions:
-    """How inputs are found.
+    """The options for finding inputs.
 
     Attributes:
         paths: real inputs, all of these: an `.npz`, a folder of `.npy`, or an ONNX `test_data_set_*` folder; none to
@@ -68,7 +68,7 @@ class InputOptions:
         given: real inputs as arrays, one set after the other; None to draw them.
         dims: sizes of dynamic dimensions, by symbol.
         samples: how many random inputs are drawn.
-        seed: of the generator that draws them.
+        seed: the seed of the generator that draws them.
         effort: whether inputs with a structure (zeros, impulses, large values ...) are added.
     """
 
@@ -81,7 +81,7 @@ class InputOptions:
 
     @property
     def is_given(self) -> bool:
-        """Whether the caller gives them, so that none is drawn."""
+        """Whether the caller gives the inputs, so that none is drawn."""
         return self.given is not None or bool(self.paths)
 
 
@@ -90,12 +90,12 @@ DRAWN = InputOptions()
 
 @dataclass(frozen=True)
 class Sample:
-    """One set of inputs, with what it is.
+    """One set of inputs, with its kind.
 
     Attributes:
         label: "normal", "zeros", ..., or the file.
-        is_probe: whether it is a drawn extreme, where a model may overflow by itself.
-        is_inside: whether inner values are looked at on it, and not the outputs alone.
+        is_probe: whether it is a drawn extreme, on which a model may overflow by itself.
+        is_inside: whether inner values are compared on it, and not only the outputs.
     """
 
     label: str
@@ -120,7 +120,7 @@ Sizes = dict[str, int]
 
 
 def find(declared: Sequence[Declared], options: InputOptions) -> list[Feeds]:
-    """The inputs that `options` ask for, random ones of one shape where they name no files.
+    """The inputs for these options: real ones, or random ones of one shape where no files are named.
 
     Raises:
         InvalidModelError: the path cannot be read.
@@ -145,7 +145,7 @@ def find_samples(
         runs: tries the model on an input, to find sizes of dynamic dimensions that it accepts.
 
     Returns:
-        The samples, and a sentence for everything that was left out.
+        The samples, and a sentence for each kind that was left out.
 
     Raises:
         InvalidModelError: the path cannot be read.
@@ -167,7 +167,7 @@ def find_samples(
         Sample("normal", _draw(declared, base if index % 2 == 0 else other, _normal, generator))
         for index in range(options.samples)
     ]
-    if options.effort is Effort.FAST or not any(each.dtype.kind == "f" for each in declared):
+    if options.effort is Effort.FAST or not any(entry.dtype.kind == "f" for entry in declared):
         return samples, notes
     shapes = [base, other] if options.effort is Effort.THOROUGH and other != base else [base]
     samples += [
@@ -193,7 +193,7 @@ def find_given(declared: Sequence[Declared], options: InputOptions) -> list[Samp
 
 
 def insist_on_fitting(declared: Sequence[Declared], options: InputOptions) -> None:
-    """That what the caller says of the inputs fits a model.
+    """Check that the caller's inputs and sizes fit a model.
 
     Raises:
         InvalidModelError: the path cannot be read.
@@ -206,7 +206,7 @@ def insist_on_fitting(declared: Sequence[Declared], options: InputOptions) -> No
 def find_one(
     declared: Sequence[Declared], options: InputOptions, runs: Callable[[Feeds], IncomparableError | None]
 ) -> Feeds:
-    """The first of the inputs that the caller gives, or a random one of the smallest batch that the model accepts.
+    """The first of the caller's inputs, or a random one with the smallest batch that the model accepts.
 
     Raises:
         InvalidModelError: the path cannot be read.
@@ -227,7 +227,7 @@ def _first_sizes(
     runs: Callable[[Feeds], IncomparableError | None],
     batches: Sequence[int] = (BATCH, 1),
 ) -> tuple[Sizes, Feeds]:
-    """The first sizes of dynamic dimensions that the model accepts, with what it ran on."""
+    """The first sizes of dynamic dimensions that the model accepts, with the inputs that it ran on."""
     tried: list[Sizes] = []
     error: IncomparableError | None = None
     for batch, length in product(batches, LENGTHS):
@@ -236,10 +236,10 @@ def _first_sizes(
             continue
         tried.append(sizes)
         feeds = _draw(declared, sizes, _normal, generator)
-        found = runs(feeds)
-        if found is None:
+        refusal = runs(feeds)
+        if refusal is None:
             return sizes, feeds
-        error = error or found
+        error = error or refusal
     assert error is not None
     if tried[0]:
         raise IncomparableError(f"{error}; give --inputs, or sizes with --dim (tried: {_written(tried[0])})")
@@ -248,20 +248,20 @@ def _first_sizes(
 
 def _sizes(declared: Sequence[Declared], dims: Mapping[str, int], batch: int, length: int) -> Sizes:
     sizes: Sizes = {}
-    for each in declared:
-        for axis, dim in enumerate(each.shape):
+    for entry in declared:
+        for axis, dim in enumerate(entry.shape):
             if not isinstance(dim, int) or dim < 0:
-                name = dim if isinstance(dim, str) and dim else f"{each.name}:{axis}"
+                name = dim if isinstance(dim, str) and dim else f"{entry.name}:{axis}"
                 sizes.setdefault(name, dims.get(name, batch if axis == 0 else length))
     return sizes
 
 
 def _batches(declared: Sequence[Declared]) -> list[str]:
-    return [each.shape[0] for each in declared if each.shape and isinstance(each.shape[0], str) and each.shape[0]]
+    return [entry.shape[0] for entry in declared if entry.shape and isinstance(entry.shape[0], str) and entry.shape[0]]
 
 
 def _odd(declared: Sequence[Declared], base: Sizes) -> int:
-    """A length that is odd and larger than what the dynamic dimensions have."""
+    """A length that is odd and larger than those of the dynamic dimensions."""
     return max((size for name, size in base.items() if name not in _batches(declared)), default=LENGTH) + 1 | 1
 
 
@@ -270,7 +270,7 @@ def _written(sizes: Sizes) -> str:
 
 
 def _check_dims(declared: Sequence[Declared], dims: Mapping[str, int]) -> None:
-    symbols = {dim for each in declared for dim in each.shape if isinstance(dim, str)}
+    symbols = {dim for entry in declared for dim in entry.shape if isinstance(dim, str)}
     if unknown := sorted(set(dims) - symbols):
         raise IncomparableError(f"--dim {unknown[0]}: the model has no such dimension (it has: {sorted(symbols)})")
 
@@ -300,9 +300,9 @@ def _ones(shape: tuple[int, ...], generator: np.random.Generator) -> npt.NDArray
 
 
 def _impulses(shape: tuple[int, ...], generator: np.random.Generator) -> npt.NDArray[np.float64]:
-    """One in every corner, in the middle of every side and in the centre of the axes from 2 on."""
+    """Impulses in every corner, in the middle of every side and in the centre of the axes from 2 on."""
     array = np.zeros(shape)
-    places = [(slice(None), slice(None))[: len(shape)] + each for each in product(*map(_places, shape[2:]))]
+    places = [(slice(None), slice(None))[: len(shape)] + position for position in product(*map(_places, shape[2:]))]
     for place in places:
         array[place] = 1
     return array
@@ -313,7 +313,7 @@ def _places(size: int) -> tuple[int, ...]:
 
 
 def _channels(shape: tuple[int, ...], generator: np.random.Generator) -> npt.NDArray[np.float64]:
-    """Each sample of the batch has another channel (axis 1) of random numbers, and zeros elsewhere."""
+    """Random numbers in one channel (axis 1), another one in each sample of the batch, and zeros elsewhere."""
     if len(shape) < 2 or 0 in shape:
         return generator.standard_normal(shape)
     array = np.zeros(shape)
@@ -334,11 +334,11 @@ PATTERNS: dict[str, Pattern] = {
 
 
 INSIDE = ("ones", "impulses", "large")
-"""The patterns on which inner values are looked at too: what adds up, lies at a border or saturates shows there."""
+"""The patterns on which inner values are compared, too. They show faults of sums, borders and saturation."""
 
 
 def _draw(declared: Sequence[Declared], sizes: Sizes, pattern: Pattern, generator: np.random.Generator) -> Feeds:
-    return {each.name: _draw_one(each, sizes, pattern, generator) for each in declared}
+    return {entry.name: _draw_one(entry, sizes, pattern, generator) for entry in declared}
 
 
 def _draw_one(declared: Declared, sizes: Sizes, pattern: Pattern, generator: np.random.Generator) -> npt.NDArray[Any]:
@@ -364,7 +364,7 @@ def _draw_one(declared: Declared, sizes: Sizes, pattern: Pattern, generator: np.
 
 
 def _real(declared: Sequence[Declared], options: InputOptions) -> list[Sample] | None:
-    """The inputs that the caller gives; None where they are to be drawn."""
+    """The caller's inputs; None where they are to be drawn."""
     if options.given is not None:
         if not options.given:
             raise NoEvidenceError("no inputs are given; pass None to have them drawn")
@@ -373,9 +373,9 @@ def _real(declared: Sequence[Declared], options: InputOptions) -> list[Sample] |
     if not options.paths:
         return None
     return [
-        Sample(each.name, _matching(declared, _read(each), str(each)))
+        Sample(source.name, _matching(declared, _read(source), str(source)))
         for path in options.paths
-        for each in (sorted(path.glob("test_data_set_*")) if path.is_dir() else []) or [path]
+        for source in (sorted(path.glob("test_data_set_*")) if path.is_dir() else []) or [path]
     ]
 
 
@@ -411,20 +411,20 @@ def _read_protos(paths: Sequence[Path]) -> Feeds:
 
 
 def _matching(declared: Sequence[Declared], arrays: Feeds, origin: str) -> Feeds:
-    """The arrays that the model reads, by name or (unnamed protos) by position; others are ignored."""
+    """The arrays for the model's inputs, by name or (unnamed protos) by position. Others are ignored."""
     feeds: Feeds = {}
-    for index, each in enumerate(declared):
-        array = arrays.get(each.name, arrays.get(f"#{index}"))
+    for index, entry in enumerate(declared):
+        array = arrays.get(entry.name, arrays.get(f"#{index}"))
         if array is None:
-            raise IncomparableError(f"{origin}: no array for input {each.name!r} (it has: {sorted(arrays)})")
-        fits = not each.has_rank or (
-            array.ndim == len(each.shape)
-            and all(not isinstance(dim, int) or dim == size for dim, size in zip(each.shape, array.shape, strict=True))
+            raise IncomparableError(f"{origin}: no array for input {entry.name!r} (it has: {sorted(arrays)})")
+        fits = not entry.has_rank or (
+            array.ndim == len(entry.shape)
+            and all(not isinstance(dim, int) or dim == size for dim, size in zip(entry.shape, array.shape, strict=True))
         )
-        if not fits or array.dtype != each.dtype:
-            given, wanted = f"{array.dtype}{list(array.shape)}", f"{each.dtype}{list(each.shape)}"
-            raise IncomparableError(f"{origin}: {each.name!r} is {given}, the model wants {wanted}")
-        feeds[each.name] = array
+        if not fits or array.dtype != entry.dtype:
+            actual, wanted = f"{array.dtype}{list(array.shape)}", f"{entry.dtype}{list(entry.shape)}"
+            raise IncomparableError(f"{origin}: {entry.name!r} is {actual}, the model wants {wanted}")
+        feeds[entry.name] = array
     if feeds and not any(array.size for array in feeds.values()):
         shapes = ", ".join(f"{name} {array.dtype}{list(array.shape)}" for name, array in feeds.items())
         raise NoEvidenceError(f"{origin}: its inputs have no element, so a run of them shows nothing ({shapes})")
@@ -432,7 +432,7 @@ def _matching(declared: Sequence[Declared], arrays: Feeds, origin: str) -> Feeds
 
 
 def merge_declared(reference: Sequence[Declared], candidate: Sequence[Declared]) -> list[Declared] | None:
-    """What fits both models, under the reference's names; None where nothing does."""
+    """The declared inputs that fit both models, under the reference's names; None where nothing fits."""
     if len(reference) != len(candidate):
         return None
     merged: list[Declared] = []

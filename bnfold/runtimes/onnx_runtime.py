@@ -20,7 +20,7 @@ NO_KERNEL = (
     r"Could not find an implementation for (?P<operator>\S+)",
     r"Type 'tensor\(\w+\)' of \w+ parameter \(.*\) of operator \((?P<operator>\w+)\)",
 )
-"""What the runtime says of operators that it has for other types, or other opsets, alone."""
+"""Messages of the runtime about operators that it has only for other types or opsets."""
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -38,11 +38,11 @@ PROVIDERS = {
 
 @dataclass(frozen=True)
 class Strictness:
-    """What a provider does by default that is no rounding of float32.
+    """A default of a provider that is more than rounding of float32.
 
     Attributes:
-        what: its name.
-        options: provider options that turn it off, for a verdict.
+        what: the name of the default.
+        options: provider options that turn it off for a verdict.
     """
 
     what: str
@@ -54,11 +54,11 @@ STRICT = {"cuda": Strictness("TF32", {"use_tf32": "0"})}
 
 
 def check_provider(provider: str) -> None:
-    """Insist that a provider is installed.
+    """Check that a provider is installed.
 
     Raises:
-        IncomparableError: it is not, or nobody knows it.
-        MissingExtraError: there is no onnxruntime at all.
+        IncomparableError: the provider is not installed, or is unknown.
+        MissingExtraError: onnxruntime is not installed.
     """
     available = _module().get_available_providers()
     if provider not in PROVIDERS:
@@ -75,11 +75,11 @@ class OnnxSession:
 
     Args:
         model: a file, or the bytes of one.
-        label: what messages call the model.
-        folder: of the external data, where `model` is bytes.
-        provider: where it runs.
-        is_optimised: at the runtime's default level of optimisation, or with none.
-        is_strict: without what `STRICT` names.
+        label: the name of the model in messages.
+        folder: the folder of the external data, where `model` is bytes.
+        provider: the execution provider.
+        is_optimised: whether it runs at the runtime's default level of optimisation, or with none.
+        is_strict: whether the defaults in `STRICT` are turned off.
 
     Raises:
         NoKernelError: the runtime has no kernel for one of its operators.
@@ -121,25 +121,25 @@ class OnnxSession:
         self._label, self._provider = label, PROVIDERS[provider]
 
     def nodes_elsewhere(self) -> int:
-        """How many nodes the provider handed back to the CPU."""
+        """The number of nodes that the provider handed back to the CPU."""
         assigned = self._session.get_provider_graph_assignment_info()
-        return sum(len(each.get_nodes()) for each in assigned if each.ep_name != self._provider)
+        return sum(len(partition.get_nodes()) for partition in assigned if partition.ep_name != self._provider)
 
     def outputs(self) -> list[str]:
         """The names of the outputs, in order."""
-        return [each.name for each in self._session.get_outputs()]
+        return [output.name for output in self._session.get_outputs()]
 
     def types(self) -> dict[str, int]:
         """The element type of each output that is a tensor, as in `onnx.TensorProto.DataType`."""
-        found = {each.name: each.type for each in self._session.get_outputs()}
+        kinds = {output.name: output.type for output in self._session.get_outputs()}
         return {
             name: onnx.TensorProto.DataType.Value(kind.removeprefix("tensor(").removesuffix(")").upper())
-            for name, kind in found.items()
+            for name, kind in kinds.items()
             if kind.startswith("tensor(")
         }
 
     def __call__(self, feeds: Feeds, fetch: Sequence[str]) -> list[npt.NDArray[Any]]:
-        """One inference, for the outputs named in `fetch`.
+        """Run one inference, for the outputs named in `fetch`.
 
         Raises:
             IncomparableError: the runtime cannot do it.
@@ -151,14 +151,14 @@ class OnnxSession:
                     list(fetch), {name: _handed_over(array) for name, array in feeds.items()}
                 )
             ]
-        except Exception as error:  # they share no base class either when a session runs
+        except Exception as error:  # no common base class here either
             raise IncomparableError(
                 f"{self._label}: onnxruntime cannot run it ({one_line(str(error), 300)})"
             ) from error
 
 
 def _handed_over(array: npt.NDArray[Any]) -> Any:
-    """As the runtime takes it: bfloat16, which numpy does not know, has to be called by its name."""
+    """An array as the runtime takes it. For bfloat16, which numpy does not know, the type must be named."""
     if array.dtype.kind != "V":
         return array
     return _module().OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(np.uint16), onnx.TensorProto.BFLOAT16)

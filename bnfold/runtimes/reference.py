@@ -1,4 +1,4 @@
-"""The reference evaluator of ONNX: for the truth in float64, and for models of which a runtime has no kernels."""
+"""The reference evaluator of ONNX: for the truth in float64, and for models for which the runtime has no kernels."""
 
 from __future__ import annotations
 
@@ -40,34 +40,34 @@ def evaluate(
     Args:
         wide: the model, all of float64; what is fetched becomes an output of it.
         feeds: its inputs, in their own types.
-        fetch: outputs and inner values.
-        seconds: no node starts later than that.
+        fetch: the outputs and inner values to return.
+        seconds: the time after which no node starts.
     """
     deadline = time.monotonic() + seconds
-    names = {each.name for each in wide.graph.output}
+    names = {info.name for info in wide.graph.output}
     wide.graph.output.extend(onnx.ValueInfoProto(name=name) for name in fetch if name not in names)
     inputs = {name: array.astype(np.float64) if array.dtype.kind == "f" else array for name, array in feeds.items()}
     try:
         evaluator = ReferenceEvaluator(wide, new_ops=own_operators(wide.opset_import))
         evaluator.rt_nodes_ = [_Timed(node, deadline) for node in evaluator.rt_nodes_]
         with np.errstate(all="ignore"):
-            found = evaluator.run(list(fetch), inputs)
-    except Exception:  # it raises anything on an operator that it knows badly or not at all: then there is no truth
+            outputs = evaluator.run(list(fetch), inputs)
+    except Exception:  # it may raise anything on an operator that it knows badly or not at all: then there is no truth
         return None
-    return [np.asarray(each) for each in found]
+    return [np.asarray(output) for output in outputs]
 
 
 SECONDS = 10.0
-"""What one run may take: the evaluator is for small models."""
+"""How long one run may take, since the evaluator is for small models."""
 
 
 class ReferenceSession:
     """A model that is ready to run, in its own types.
 
     Args:
-        model: the bytes of it.
-        label: what messages call it.
-        folder: of its external data.
+        model: the bytes of the model.
+        label: its name in messages.
+        folder: the folder of its external data.
 
     Raises:
         IncomparableError: the evaluator does not take it.
@@ -85,7 +85,7 @@ class ReferenceSession:
         self._nodes = list(self._evaluator.rt_nodes_)
 
     def __call__(self, feeds: Feeds, fetch: Sequence[str]) -> list[npt.NDArray[Any]]:
-        """One inference, for the outputs named in `fetch`.
+        """Run one inference, for the outputs named in `fetch`.
 
         Raises:
             IncomparableError: the evaluator cannot do it, or not in time.
@@ -94,7 +94,7 @@ class ReferenceSession:
         self._evaluator.rt_nodes_ = [_Timed(node, deadline) for node in self._nodes]
         try:
             with np.errstate(all="ignore"):
-                return [np.asarray(each) for each in self._evaluator.run(list(fetch), feeds)]
+                return [np.asarray(output) for output in self._evaluator.run(list(fetch), feeds)]
         except TimeoutError as error:
             took = f"takes more than {SECONDS:g} seconds for one run"
             raise IncomparableError(f"{self._label}: the reference evaluator of onnx {took}") from error

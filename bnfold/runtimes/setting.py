@@ -1,4 +1,4 @@
-"""What runs a model, and how it is set."""
+"""The engine that runs a model, and its settings."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Level(StrEnum):
 
 
 class Engine(StrEnum):
-    """What runs a model."""
+    """The engine that runs a model."""
 
     ONNXRUNTIME = "onnxruntime"
     TORCH = "torch"
@@ -24,10 +24,10 @@ class Engine(StrEnum):
 
 @dataclass(frozen=True)
 class Setting:
-    """Under what a group of sessions runs: all that is equal among the models that are compared.
+    """The setting of a group of sessions, which is equal for all models that are compared.
 
     Attributes:
-        provider: short name of the execution provider; for PyTorch, of the device.
+        provider: the short name of the execution provider; for PyTorch, of the device.
         level: graph optimisation of ONNX Runtime; None where no model uses it.
         threads, compiled, tf32: see `BenchOptions`.
     """

@@ -1,4 +1,4 @@
-"""Tensors of an ONNX protobuf."""
+"""Reads tensors of an ONNX protobuf."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def read(tensor: onnx.TensorProto, folder: Path) -> npt.NDArray[Any]:
     """The values of an initializer, read from its file where they are external.
 
     Raises:
-        InvalidModelError: they are not there.
+        InvalidModelError: the values are not there.
     """
     if tensor.data_location != onnx.TensorProto.EXTERNAL:
         return numpy_helper.to_array(tensor)

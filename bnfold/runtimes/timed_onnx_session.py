@@ -1,4 +1,4 @@
-"""Sessions of ONNX Runtime."""
+"""Sessions of ONNX Runtime for timings."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ON_CUDA = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
 
 
 def provider_names(provider: str) -> list[str]:
-    """The full name of a provider, and of those that take the nodes that it does not know.
+    """The full names of a provider, and of those that take the nodes which it does not know.
 
     Raises:
         MissingExtraError: onnxruntime, or the provider, is not installed.
@@ -43,7 +43,7 @@ def provider_names(provider: str) -> list[str]:
 
 
 class OnnxSession:
-    """An `InferenceSession` that never falls back to another provider unsaid."""
+    """An `InferenceSession` that never falls back to another provider silently."""
 
     def __init__(
         self,
@@ -72,13 +72,13 @@ class OnnxSession:
                 f"provider {setting.provider!r} is installed but does not start here (its libraries or its device are "
                 f"missing); onnxruntime would use {', '.join(self.native.get_providers())} instead"
             )
-        self._outputs = [each.name for each in self.native.get_outputs()]
+        self._outputs = [output.name for output in self.native.get_outputs()]
         self._feeds = list(feeds)
         self._bindings = [self._bind(feed) for feed in feeds] if names[0] in ON_CUDA else None
 
     @property
     def details(self) -> dict[str, Any]:
-        """Providers in order, their options, the clock."""
+        """The providers in order, their options, and the clock."""
         clock = "wall clock, " + ("with device tensors, synchronised" if self._bindings else "InferenceSession.run")
         return {
             "engine": "onnxruntime",
@@ -89,7 +89,7 @@ class OnnxSession:
         }
 
     def time(self, index: int) -> float:
-        """Seconds of one inference."""
+        """Time one inference, in seconds."""
         try:
             if self._bindings is not None:
                 return self._time_binding(self._bindings[index])
@@ -106,7 +106,7 @@ class OnnxSession:
         return time.perf_counter() - start
 
     def _bind(self, feed: Feeds) -> Any:
-        """Inputs copied to the device, outputs left there."""
+        """Bind inputs and outputs: inputs are copied to the device, outputs left there."""
         runtime = import_onnxruntime()
         binding = self.native.io_binding()
         for name, array in feed.items():
@@ -118,7 +118,7 @@ class OnnxSession:
 
 
 def _options(setting: Setting) -> Any:
-    """Threads of a session that does not burn cores while the other models have their turn."""
+    """The options of a session that does not burn cores while other models have their turn."""
     runtime = import_onnxruntime()
     options = runtime.SessionOptions()
     level = LEVELS[setting.level or Level.ALL]
@@ -131,7 +131,7 @@ def _options(setting: Setting) -> Any:
 
 
 def _provider_options(name: str, setting: Setting) -> dict[str, str]:
-    """Device and precision; TensorRT's precision is left to the environment (NVIDIA_TF32_OVERRIDE)."""
+    """Device and precision of a provider. TensorRT's precision is left to the environment (NVIDIA_TF32_OVERRIDE)."""
     if name == "CUDAExecutionProvider":
         return {"device_id": "0", "use_tf32": str(int(setting.tf32))}
     return {"device_id": "0"} if name in ON_CUDA else {}

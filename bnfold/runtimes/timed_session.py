@@ -1,4 +1,4 @@
-"""A model that is ready to run, whatever runs it."""
+"""The interface of a timed model, whatever engine runs it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ class Session(Protocol):
 
     @property
     def details(self) -> dict[str, Any]:
-        """How it runs, for the record: providers, their options, the clock."""
+        """Details of the run for the record: providers, their options, the clock."""
         ...
 
     def time(self, index: int) -> float:
-        """Seconds of one inference on the inputs of that index, until its outputs are ready on the device.
+        """Time one inference on the inputs of this index, in seconds, until its outputs are ready on the device.
 
         Raises:
             IncomparableError: the runtime cannot run it.
@@ -30,10 +30,10 @@ def open_session(engine: Engine, source: Any, setting: Setting, feeds: Sequence[
     """Create a session.
 
     Args:
-        engine: what runs it.
+        engine: the engine that runs it.
         source: a path; for PyTorch also a module or an exported program.
         setting: provider, level, threads.
-        feeds: inputs, each to be run by its index; they are on the device before anything is timed.
+        feeds: the inputs, each of which is run by its index. They are on the device before anything is timed.
 
     Raises:
         MissingExtraError: the runtime or the provider is not installed.
@@ -49,10 +49,10 @@ def open_session(engine: Engine, source: Any, setting: Setting, feeds: Sequence[
 
 
 def require(engine: Engine, provider: str) -> None:
-    """Make sure that an engine is installed with a provider.
+    """Check that an engine is installed with a provider.
 
     Raises:
-        MissingExtraError: it is not.
+        MissingExtraError: one of them is not installed.
     """
     if engine is Engine.ONNXRUNTIME:
         from bnfold.runtimes.timed_onnx_session import provider_names

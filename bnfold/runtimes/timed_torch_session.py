@@ -1,4 +1,4 @@
-"""Sessions of PyTorch: eager, or through `torch.compile`."""
+"""Sessions of PyTorch for timings: eager, or through `torch.compile`."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from bnfold.frontends.torch import load
 
 
 def find_device(provider: str) -> torch.device:
-    """The device of a provider's name.
+    """The device for the name of a provider.
 
     Raises:
-        MissingExtraError: PyTorch has it not, or there is none.
+        MissingExtraError: PyTorch does not support the device, or there is none.
     """
     if provider == "cpu":
         return torch.device("cpu")
@@ -43,7 +43,7 @@ def find_device(provider: str) -> torch.device:
 
 @contextmanager
 def configured(setting: Setting) -> Iterator[None]:
-    """Threads and precision, which PyTorch has once for the whole process."""
+    """Set threads and precision for a while. PyTorch has them once for the whole process."""
     threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
     convolutions = torch.backends.cudnn.allow_tf32
     torch.set_num_threads(setting.threads)
@@ -60,8 +60,8 @@ def configured(setting: Setting) -> Iterator[None]:
 class TorchSession:
     """A module on a device, with weights of its own.
 
-    CUDA is timed by events, which do not see the way of the last result to the host; beside an ONNX model, which has no
-    events, by the wall clock with synchronisation.
+    CUDA is timed by events, which do not count the way of the last result to the host. Beside an ONNX model, which has
+    no events, it is timed by the wall clock with synchronisation.
     """
 
     def __init__(self, source: Any, setting: Setting, feeds: Sequence[Feeds]) -> None:
@@ -69,7 +69,7 @@ class TorchSession:
         program = load(source) if isinstance(source, Path) else source
         spec = program.call_spec.in_spec if isinstance(program, ExportedProgram) else None
         module = program.module() if isinstance(program, ExportedProgram) else program
-        with warnings.catch_warnings():  # torch warns of its own classes where an exported program is copied
+        with warnings.catch_warnings():  # a copy of an exported program makes torch warn of its own classes
             warnings.simplefilter("ignore", FutureWarning)
             # A copy: the sessions must not share memory, and a caller's module stays as it is.
             module = copy.deepcopy(module).to(self._device)
@@ -77,7 +77,7 @@ class TorchSession:
             module.eval()
         self._compiled = setting.compiled
         if setting.compiled:
-            # Sessions of one class share their code: after some, the compiler would give up and run eagerly, unsaid.
+            # Sessions of one class share their code. After some, the compiler would silently give up and run eagerly.
             # It compiles at the first inference, when all sessions of a sitting are open.
             torch.compiler.reset()
         self._module = torch.compile(module) if setting.compiled else module
@@ -87,7 +87,7 @@ class TorchSession:
 
     @property
     def details(self) -> dict[str, Any]:
-        """Device, precision, the clock."""
+        """The device, its precision, and the clock."""
         cuda = self._device.type == "cuda"
         clock = "CUDA events" if self._events else "wall clock, synchronised" if cuda else "wall clock"
         details = {
@@ -128,7 +128,7 @@ class TorchSession:
 
 
 def _arguments(feed: Feeds, spec: Any, device: torch.device) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """How a module is called: as the program was exported; a module by position, or by name where it has names."""
+    """The arguments of a module: as the program was exported; else by position, or by name where there are names."""
     tensors = {name: torch.from_numpy(np.array(array)).to(device) for name, array in feed.items()}
     if spec is not None:
         args, kwargs = pytree.tree_unflatten(list(tensors.values()), spec)

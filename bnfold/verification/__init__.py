@@ -1,1 +1,1 @@
-"""Whether two models are equivalent, found by running both on the same inputs."""
+"""Decides whether two models are equivalent, by running both on the same inputs."""

@@ -1,4 +1,4 @@
-"""What `fuse` did to a file, as an in-toto Statement v1 that others can sign (`attestation.schema.json`)."""
+"""States what `fuse` did to a file, as an in-toto Statement v1 that others can sign (`attestation.schema.json`)."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ PIECE = 1 << 22
 
 @dataclass(frozen=True)
 class Seal:
-    """Files as they were when they were first looked at."""
+    """Files, with their sizes and times when they were first looked at."""
 
     states: tuple[tuple[Path, int, int], ...]
 
     @classmethod
     def of(cls, files: Sequence[Path]) -> Seal:
-        """Files as they are now."""
-        found = [(path, path.stat()) for path in files]
-        return cls(tuple((path, state.st_size, state.st_mtime_ns) for path, state in found))
+        """Seal files as they are now."""
+        states = [(path, path.stat()) for path in files]
+        return cls(tuple((path, state.st_size, state.st_mtime_ns) for path, state in states))
 
     def describe(self) -> list[dict[str, Any]]:
-        """The resource descriptors of in-toto.
+        """The resource descriptors of the files, in the terms of in-toto.
 
         Raises:
-            OutputError: a file is not any more what it was.
+            OutputError: a file has changed since.
         """
         described = [describe(path, path.name) for path, _, _ in self.states]
         if Seal.of([path for path, _, _ in self.states]) != self:
@@ -71,12 +71,12 @@ def attest(
 
     Args:
         subject: the files of the result.
-        original: those that it was made of.
-        options: what `fuse` was asked for.
+        original: the files of the original.
+        options: the options of `fuse`.
         outcomes: what became of each BatchNorm.
-        proof: what was proved, if anything.
-        smoke: what running both once showed, if they were run.
-        verdict: of a comparison in full, if there was one.
+        proof: the proof, if there was one.
+        smoke: the smoke run, if there was one.
+        verdict: the verdict of a comparison in full, if there was one.
     """
     is_proved = proof is not None and proof.is_proved
     statement = {
@@ -98,14 +98,14 @@ def attest(
 
 
 def _count(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    batchnorms = [each for each in outcomes if isinstance(each, Refusal | Fold) and each.is_batchnorm]
-    refusals = Counter(str(each.reason) for each in batchnorms if isinstance(each, Refusal))
+    batchnorms = [outcome for outcome in outcomes if isinstance(outcome, Refusal | Fold) and outcome.is_batchnorm]
+    refusals = Counter(str(outcome.reason) for outcome in batchnorms if isinstance(outcome, Refusal))
     return {
         "found": len(batchnorms),
-        "folded": sum(isinstance(each, Fold) for each in batchnorms),
+        "folded": sum(isinstance(outcome, Fold) for outcome in batchnorms),
         "kept": dict(sorted(refusals.items())),
-        "affines": sum(isinstance(each, Fold) and not each.is_batchnorm for each in outcomes),
-        "merges": sum(isinstance(each, Merge) for each in outcomes),
+        "affines": sum(isinstance(outcome, Fold) and not outcome.is_batchnorm for outcome in outcomes),
+        "merges": sum(isinstance(outcome, Merge) for outcome in outcomes),
     }
 
 

@@ -28,19 +28,19 @@ from bnfold.verification.verdict import Divergence, ValueVerdict, Verdict
 AnyArray = npt.NDArray[Any]
 
 DRAWS = {Effort.FAST: 2, Effort.STANDARD: 3, Effort.THOROUGH: 8}
-"""How often the noise is measured."""
+"""How many times the noise is measured."""
 
 STEPS = 2
-"""Units in the last place by which weights move."""
+"""By how many units in the last place weights move."""
 
 COARSE = 32
-"""How many times farther weights move to see which jumps are within reach."""
+"""How many times farther weights move, to see which jumps are within reach."""
 
 CHUNK = 256 << 20
-"""Bytes of inner values that are held at a time."""
+"""How many bytes of inner values are held at a time."""
 
 CHUNKS = {Effort.FAST: 1, Effort.STANDARD: 3, Effort.THOROUGH: 1 << 30}
-"""How often the models are run again for more inner values."""
+"""How many times the models are run again for more inner values."""
 
 
 @dataclass(frozen=True)
@@ -56,13 +56,13 @@ class CompareOptions:
     """How two models are compared.
 
     Attributes:
-        inputs: what they run on.
-        providers: where the candidate must agree too, as deployed; empty for the CPU, as a finding only.
-        tolerance: a fixed one for the outputs, in place of the budget; inner values are then left out.
+        inputs: the inputs that they run on.
+        providers: execution providers on which the candidate must agree too, as deployed. With none, it runs on the CPU
+            as deployed, and a difference there is only a finding.
+        tolerance: a fixed tolerance for the outputs in place of the budget; inner values are then left out.
         outputs_only: leave out inner values.
-        strict_inside: an inner value that carries one name in both must be one value, even where its difference is
-            taken back.
-        allow_interface: sizes may be fixed, and inputs with a default and declared outputs differ.
+        strict_inside: require that an inner value of one name is one value, even where its difference is taken back.
+        allow_interface: allow fixed sizes, and other inputs with a default or other declared outputs.
     """
 
     inputs: InputOptions = DRAWN
@@ -76,10 +76,10 @@ class CompareOptions:
 Progress = Callable[[int, int], None]
 
 Moves = dict[str, list[Move]]
-"""For each value, what each disturbance did to it."""
+"""For each value, the moves that the disturbances caused."""
 
 Seen = dict[str, list[tuple[Sample, Observation]]]
-"""For each value, what each input shows of it."""
+"""For each value, its observation on each input."""
 
 
 def compare(
@@ -90,11 +90,11 @@ def compare(
     Args:
         reference: the model that is right by definition.
         candidate: the other one, with the same inputs and outputs.
-        options: how.
-        progress: told of the inputs done, and of all.
+        options: how they are compared.
+        progress: called with the number of inputs done, and of all inputs.
 
     Raises:
-        IncomparableError: other inputs or outputs, or a model that cannot be run.
+        IncomparableError: the models have other inputs or outputs, or one cannot be run.
     """
     pair = _Pair(reference, candidate, options)
     trial = reference.start(reference.outputs)
@@ -103,12 +103,12 @@ def compare(
         insist_on_evidence(sample.label, sample.feeds, trial(sample.feeds))
     _insist_on_repeatable(reference, trial, samples[0].feeds)
     seen = pair.observe(samples, findings, progress)
-    widened = [_widen_sample(each) for each in samples]
+    widened = [_widen_sample(narrow) for narrow in samples]
     wide = None if options.tolerance else _widen(pair, widened[0], findings)
     if wide is not None:
-        for name, found in wide.observe(widened, findings, progress).items():
-            seen.setdefault(name, []).extend(found)
-    verdicts = {name: _close(name, found) for name, found in seen.items()}
+        for name, observed in wide.observe(widened, findings, progress).items():
+            seen.setdefault(name, []).extend(observed)
+    verdicts = {name: _close(name, observations) for name, observations in seen.items()}
     outputs = [verdicts[name] for name in reference.outputs]
     findings += _note_empty(outputs)
     _insist_on_judgement(outputs)
@@ -116,11 +116,11 @@ def compare(
     findings += [*reference.notes, *candidate.notes]
     changes = find_changes(reference, candidate)
     if options.allow_interface:
-        findings += [f"the interface is another one: {each}" for each in changes]
+        findings += [f"the interface is another one: {change}" for change in changes]
         changes = []
     deployed = list(pair.as_deployed(samples, findings))
-    if all(each.is_equivalent for each in outputs):
-        findings += [_note_runtime(candidate, each) for each in deployed if each.reason]
+    if all(output.is_equivalent for output in outputs):
+        findings += [_note_runtime(candidate, verdict) for verdict in deployed if verdict.reason]
     return Verdict(
         (*outputs, *deployed),
         tuple(values),
@@ -133,7 +133,7 @@ def compare(
 
 
 def _widen(pair: _Pair, sample: Sample, findings: list[str]) -> _Pair | None:
-    """Both models in float32, where they are in less.
+    """Both models in float32, where they are in a narrower type.
 
     Rounding after every operator hides faults that are larger than the rounding of the weights.
     """
@@ -145,7 +145,7 @@ def _widen(pair: _Pair, sample: Sample, findings: list[str]) -> _Pair | None:
         wide = _Pair(first, second, pair.options, steps)
         for run in wide.start_both(wide.reference.outputs):
             run(sample.feeds)
-    except IncomparableError as error:  # code that insists on its types
+    except IncomparableError as error:  # the model's code insists on its types
         findings.append(f"not compared in float32 as well: {error}")
         return None
     return wide
@@ -159,10 +159,10 @@ def _widen_sample(sample: Sample) -> Sample:
 
 
 def _insist_on_repeatable(reference: Subject, run: Run, feeds: Feeds) -> None:
-    """That each output of the reference is the same when it runs again: two models that draw lots cannot be compared.
+    """Check that a second run of the reference gives the same outputs. Models that draw lots cannot be compared.
 
     Raises:
-        IncomparableError: one is not; the message names it.
+        IncomparableError: an output differs; the message names it.
     """
     first, second = run(feeds), run(feeds)
     for name, one, other in zip(reference.outputs, first, second, strict=True):
@@ -176,9 +176,9 @@ def _note_empty(outputs: Sequence[ValueVerdict]) -> list[str]:
     """A sentence about the outputs that have no element on any input.
 
     Raises:
-        NoEvidenceError: all are such.
+        NoEvidenceError: no output has an element.
     """
-    empty = [each.name for each in outputs if not each.observation.counts.size]
+    empty = [output.name for output in outputs if not output.observation.counts.size]
     if empty and len(empty) == len(outputs):
         raise NoEvidenceError(f"output {empty[0]!r} has no element on any input, so nothing can be compared")
     return [f"output {name!r} has no element on any input, so nothing is known of it" for name in empty]
@@ -192,8 +192,8 @@ def _note_runtime(candidate: Subject, verdict: ValueVerdict) -> str:
 
 
 def _note_default(what: str, candidate: Subject, verdict: ValueVerdict) -> str:
-    told = verdict.reason or f"no more than rounding (error {verdict.error:.1e}, budget {verdict.budget:.1e})"
-    return f"with {what}, the default of {verdict.provider}, {verdict.name!r} of {candidate.label} changes by {told}"
+    change = verdict.reason or f"no more than rounding (error {verdict.error:.1e}, budget {verdict.budget:.1e})"
+    return f"with {what}, the default of {verdict.provider}, {verdict.name!r} of {candidate.label} changes by {change}"
 
 
 def _failure(trial: Run, feeds: Feeds) -> IncomparableError | None:
@@ -220,10 +220,10 @@ def _insist_on_judgement(outputs: Sequence[ValueVerdict]) -> None:
 
 
 def _close(name: str, seen: Sequence[tuple[Sample, Observation]], provider: str | None = None) -> ValueVerdict:
-    """The verdict on one value: that of its worst input, where any says something."""
-    filled = [each for each in seen if each[1].counts.size] or seen
-    telling = [each for each in filled if each[1].reason or not each[1].is_void]
-    sample, worst = max(telling or filled, key=lambda each: each[1].rank)
+    """The verdict on one value: that of its worst input, among those that say anything."""
+    filled = [pair for pair in seen if pair[1].counts.size] or seen
+    telling = [pair for pair in filled if pair[1].reason or not pair[1].is_void]
+    sample, worst = max(telling or filled, key=lambda pair: pair[1].rank)
     reason = worst.reason
     plain = [
         found for found in filled if not found[0].is_probe
@@ -248,7 +248,7 @@ class _Pair:
     """Two models side by side.
 
     Attributes:
-        inputs: what both accept, under the reference's names.
+        inputs: the inputs that both accept, under the reference's names.
         shared: inner values that carry one name in both, in graph order.
     """
 
@@ -256,7 +256,7 @@ class _Pair:
         self.reference, self.candidate, self.options, self._steps = reference, candidate, options, steps
         self.inputs = _common_inputs(reference, candidate)
         _insist_on_same_outputs(reference, candidate)
-        self._input_names = [each.name for each in candidate.inputs]
+        self._input_names = [declared_input.name for declared_input in candidate.inputs]
         self._output_names = dict(zip(reference.outputs, candidate.outputs, strict=True))
         theirs = frozenset(candidate.values()) if reference.kind == candidate.kind else frozenset()
         is_looking_inside = not options.outputs_only and options.tolerance is None
@@ -270,23 +270,23 @@ class _Pair:
         self._room = CHUNK
 
     def observe(self, samples: Sequence[Sample], findings: list[str], progress: Progress) -> Seen:
-        """What each input shows of each value, with second opinions on what seems to differ."""
-        inside = [each for each in samples if each.is_inside]
+        """The observations of each value on each input, with second opinions on seeming differences."""
+        inside = [drawn for drawn in samples if drawn.is_inside]
         groups = [(names, inside) for names in self.chunks(inside)] if inside else []
-        groups.append((list(self.reference.outputs), [each for each in samples if not each.is_inside]))
+        groups.append((list(self.reference.outputs), [drawn for drawn in samples if not drawn.is_inside]))
         total, done = sum(len(chosen) for _, chosen in groups), 0
         seen: Seen = {}
         for names, chosen in groups:
-            for sample, found in self.run(names, chosen, findings) if chosen else ():
+            for sample, observed in self.run(names, chosen, findings) if chosen else ():
                 progress(done, total)
                 done += 1
-                for name, observation in found.items():
+                for name, observation in observed.items():
                     seen.setdefault(name, []).append((sample, observation))
         findings += self.left_out()
         return opinion.settle(self, seen, findings, strict_inside=self.options.strict_inside)
 
     def chunks(self, samples: Sequence[Sample]) -> list[list[str]]:
-        """The values to ask for, a run at a time: the outputs, and as many inner values as fit and are worth it."""
+        """The values to fetch in each run: the outputs, and as many inner values as fit and are worth it."""
         sizes = self.reference.measure(samples[0].feeds)
         chunks, room = [list(self.reference.outputs)], CHUNK
         for name in self.shared:
@@ -306,13 +306,13 @@ class _Pair:
     def run(
         self, names: Sequence[str], samples: Sequence[Sample], findings: list[str]
     ) -> Iterator[tuple[Sample, dict[str, Observation]]]:
-        """What each input shows of the named values."""
+        """Run the samples, and observe the named values on each."""
         first, second = self.start_both(names)
         disturbed = self._disturbed(names)
         for sample in samples:
             expected = first(sample.feeds)
             self._keep(sample, dict(zip(names, expected, strict=True)))
-            if sample.is_probe and not all(np.isfinite(each).all() for each in expected if is_float(each)):
+            if sample.is_probe and not all(np.isfinite(array).all() for array in expected if is_float(array)):
                 findings.append(f"the reference overflows on the input {sample.label!r}, which was left out")
                 continue
             actual = second(sample.feeds)
@@ -332,7 +332,7 @@ class _Pair:
     def _keep(self, sample: Sample, expected: Mapping[str, AnyArray]) -> None:
         """Keep the reference's outputs for further runs of the candidate, if there is room."""
         outputs = {name: expected[name] for name in self.reference.outputs if name in expected}
-        size = sum(each.nbytes for each in outputs.values())
+        size = sum(array.nbytes for array in outputs.values())
         if outputs and size <= self._room:
             self._room -= size
             self._expected[id(sample)] = outputs
@@ -350,12 +350,12 @@ class _Pair:
         return first, lambda feeds: second(self._renamed(feeds))
 
     def _renamed(self, feeds: Feeds) -> Feeds:
-        return dict(zip(self._input_names, (feeds[each.name] for each in self.inputs), strict=True))
+        return dict(zip(self._input_names, (feeds[declared.name] for declared in self.inputs), strict=True))
 
     def _disturbed(self, names: Sequence[str]) -> list[tuple[Run, list[str]]]:
-        """Disturbed references, each with the values that it is asked for.
+        """Disturbed references, each with the values to fetch.
 
-        Values behind a jump are moved further: whether one is within reach is a matter of luck.
+        Values behind a jump are moved farther, since it is a matter of luck whether a small move crosses the jump.
         """
         options = self.options.inputs
         if self.options.tolerance is not None:
@@ -376,7 +376,11 @@ class _Pair:
         return observe(expected, actual, moves, is_output=name in self._output_names)
 
     def _insist_on_same_shape(self, name: str, mine: AnyArray, other: AnyArray) -> bool:
-        """Whether two arrays can be compared; outputs must."""
+        """Whether two values have one shape and type. Outputs must have.
+
+        Raises:
+            IncomparableError: two outputs have not.
+        """
         if mine.shape == other.shape and mine.dtype == other.dtype:
             return True
         shapes = f"{mine.dtype}{list(mine.shape)} against {other.dtype}{list(other.shape)}"
@@ -389,8 +393,8 @@ class _Pair:
     def as_deployed(self, samples: Sequence[Sample], findings: list[str]) -> Iterator[ValueVerdict]:
         """The candidate at the runtime's default optimisation, against the unoptimised reference.
 
-        Where a provider computes with less than float32 by default, the verdict is on it without that, and what the
-        default does is a finding.
+        Where a provider computes with less than float32 by default (TF32), that is turned off for the verdict, and what
+        the default does is a finding.
         """
         reference = self.reference.start(self.reference.outputs)
         for provider in self.options.providers or ("cpu",):
@@ -406,17 +410,17 @@ class _Pair:
             if (default := self.candidate.start_with_defaults(provider)) is not None:
                 run, what = default
                 verdicts = self._judge_run(reference, run, samples, provider)
-                findings += [_note_default(what, self.candidate, each) for each in verdicts]
+                findings += [_note_default(what, self.candidate, verdict) for verdict in verdicts]
 
     def _judge_run(self, reference: Run, run: Run, samples: Sequence[Sample], provider: str) -> Iterator[ValueVerdict]:
-        """A verdict on each output of another run of the candidate."""
+        """The verdicts on the outputs of another run of the candidate."""
         names = list(self.reference.outputs)
         seen: Seen = {name: [] for name in names}
         for sample in samples:
             expected = self._expected.get(id(sample))
             if expected is None:
                 expected = dict(zip(names, reference(sample.feeds), strict=True))
-            if sample.is_probe and not all(np.isfinite(each).all() for each in expected.values() if is_float(each)):
+            if sample.is_probe and not all(np.isfinite(array).all() for array in expected.values() if is_float(array)):
                 continue
             actual = dict(zip(names, run(self._renamed(sample.feeds)), strict=True))
             for name, mine in expected.items():
@@ -433,7 +437,7 @@ class _Pair:
 
 
 def _disturb(disturbed: Sequence[tuple[Run, list[str]]], sample: Sample, expected: Mapping[str, AnyArray]) -> Moves:
-    """How far each disturbed reference moves the expected values."""
+    """The moves of the expected values by each disturbed reference."""
     moves: Moves = {name: [] for name in expected}
     for run, names in disturbed:
         for name, array in zip(names, run(sample.feeds), strict=True):
@@ -443,11 +447,11 @@ def _disturb(disturbed: Sequence[tuple[Run, list[str]]], sample: Sample, expecte
 
 
 def _common_inputs(reference: Subject, candidate: Subject) -> list[Declared]:
-    """What both models accept, under the reference's names."""
-    theirs = {each.name: each for each in candidate.inputs}
+    """The inputs that both models accept, under the reference's names."""
+    theirs = {entry.name: entry for entry in candidate.inputs}
     is_same_kind = reference.kind == candidate.kind
     declared = merge_declared(reference.inputs, candidate.inputs)
-    if declared is None or (is_same_kind and list(theirs) != [each.name for each in declared]):
+    if declared is None or (is_same_kind and list(theirs) != [entry.name for entry in declared]):
         raise IncomparableError(
             f"{reference.label} and {candidate.label} have other inputs: "
             f"{_signature(reference.inputs)} against {_signature(candidate.inputs)}"
@@ -456,7 +460,7 @@ def _common_inputs(reference: Subject, candidate: Subject) -> list[Declared]:
 
 
 def _signature(declared: Sequence[Declared]) -> str:
-    return ", ".join(f"{each.name} {each.dtype}{list(each.shape)}" for each in declared) or "none"
+    return ", ".join(f"{entry.name} {entry.dtype}{list(entry.shape)}" for entry in declared) or "none"
 
 
 def _insist_on_same_outputs(reference: Subject, candidate: Subject) -> None:

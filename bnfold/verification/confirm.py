@@ -1,4 +1,4 @@
-"""Shapes and types that inner values of an ONNX model have when it runs, in a process of its own.
+"""Runs an ONNX model in a process of its own, for the shapes and types of its inner values.
 
 ``python -m bnfold.verification.confirm`` is that process: it reads a JSON document from standard input, which
 `confirmer` writes, and writes one to standard output.
@@ -28,13 +28,13 @@ from bnfold.verification.onnx_subject import OnnxSubject, reads
 RUNS = 2
 
 SECONDS = 300.0
-"""What a run may take."""
+"""How long a run may take."""
 
 OVERRIDABLE = 4
-"""The IR version from which on a caller may replace an initializer that is an input too: it is drawn as well."""
+"""The first IR version in which a caller may replace an initializer that is also an input. Such inputs are drawn."""
 
 OPSET = 13
-"""Of the standard operators in a model that has none."""
+"""The opset of standard operators for a model that declares none."""
 
 
 def confirmer(read: Callable[[], tuple[onnx.ModelProto, Path | None]], inputs: InputOptions) -> Confirm | None:
@@ -42,7 +42,7 @@ def confirmer(read: Callable[[], tuple[onnx.ModelProto, Path | None]], inputs: I
 
     Args:
         read: gives the model, and the folder of its external data.
-        inputs: what it runs on. Inputs that are drawn have two sizes where they are dynamic, and are drawn twice.
+        inputs: the inputs that it runs on. Drawn ones are drawn twice, with two sizes for each dynamic dimension.
     """
     if find_spec("onnxruntime") is None:
         return None
@@ -51,7 +51,7 @@ def confirmer(read: Callable[[], tuple[onnx.ModelProto, Path | None]], inputs: I
         try:
             proto, folder = read()
             return _observe(_part(proto, names), folder, names, inputs)
-        except BnfoldError:  # whatever keeps it from running, the shapes are not confirmed
+        except BnfoldError:  # it does not run, so the shapes are not confirmed
             return None
 
     return confirm
@@ -73,7 +73,7 @@ def _observe(
             "model": str(path),
             "folder": None if folder is None else str(folder.resolve()),
             "names": list(names),
-            "inputs": [str(each) for each in inputs.paths],
+            "inputs": [str(file) for file in inputs.paths],
             "dims": dict(inputs.dims or {}),
             "seed": inputs.seed,
         }
@@ -85,7 +85,7 @@ def _observe(
 
 
 def _part(proto: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
-    """What computes some values, with these and their shapes as outputs, and nothing declared but the inputs."""
+    """The part of a model that computes some values. It returns them and their shapes, and declares only inputs."""
     needed, nodes = set(names), []
     for node in reversed(proto.graph.node):
         if not needed.isdisjoint(node.output):
@@ -93,7 +93,7 @@ def _part(proto: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
             nodes.append(node)
     part = onnx.ModelProto(ir_version=proto.ir_version)
     part.opset_import.extend(proto.opset_import)
-    if not any(each.domain in ("", "ai.onnx") for each in proto.opset_import):
+    if not any(opset.domain in ("", "ai.onnx") for opset in proto.opset_import):
         part.opset_import.append(onnx.helper.make_opsetid("", OPSET))
     part.functions.extend(proto.functions)
     for function in part.functions:
@@ -102,13 +102,13 @@ def _part(proto: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
     graph = part.graph
     graph.name = proto.graph.name or "part"
     graph.node.extend(reversed(nodes))
-    graph.input.extend(each for each in proto.graph.input if each.name in needed)
-    drawn = {each.name for each in graph.input} if proto.ir_version >= OVERRIDABLE else set()
-    graph.initializer.extend(each for each in proto.graph.initializer if each.name in needed - drawn)
-    graph.sparse_initializer.extend(each for each in proto.graph.sparse_initializer if each.values.name in needed)
+    graph.input.extend(info for info in proto.graph.input if info.name in needed)
+    drawn = {info.name for info in graph.input} if proto.ir_version >= OVERRIDABLE else set()
+    graph.initializer.extend(tensor for tensor in proto.graph.initializer if tensor.name in needed - drawn)
+    graph.sparse_initializer.extend(tensor for tensor in proto.graph.sparse_initializer if tensor.values.name in needed)
     for name in names:
         graph.node.append(onnx.helper.make_node("Shape", [name], [_shape_of(name)]))
-        graph.output.extend(onnx.ValueInfoProto(name=each) for each in (name, _shape_of(name)))
+        graph.output.extend(onnx.ValueInfoProto(name=output) for output in (name, _shape_of(name)))
     _forget_values(graph)
     return part
 
@@ -118,7 +118,7 @@ def _shape_of(name: str) -> str:
 
 
 def _forget_values(graph: onnx.GraphProto | onnx.FunctionProto) -> None:
-    """Drop what bodies declare of their inner values."""
+    """Drop the declarations of inner values in bodies."""
     for node in graph.node:
         for body in bodies(node):
             for inner in nested(body):
@@ -126,7 +126,7 @@ def _forget_values(graph: onnx.GraphProto | onnx.FunctionProto) -> None:
 
 
 def observe(job: dict[str, Any]) -> dict[str, Any]:
-    """Run a model twice, and say what its values are."""
+    """Run a model twice, and report the shapes and types of its values."""
     folder = None if job["folder"] is None else Path(job["folder"])
     content = Path(job["model"]).read_bytes()
     subject = OnnxSubject(onnx.load_model_from_string(content), "the model", folder=folder)
@@ -137,10 +137,10 @@ def observe(job: dict[str, Any]) -> dict[str, Any]:
 
     def run(feeds: Feeds) -> IncomparableError | None:
         try:
-            found = session(feeds, [_shape_of(name) for name in names])
+            sizes = session(feeds, [_shape_of(name) for name in names])
         except IncomparableError as error:
             return error
-        for name, shape in zip(names, found, strict=True):
+        for name, shape in zip(names, sizes, strict=True):
             shapes[name].append([int(size) for size in shape])
         return None
 

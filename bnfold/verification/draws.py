@@ -1,8 +1,8 @@
-"""Operators of ONNX that draw random numbers, replaced by such as give the same numbers in every model.
+"""Replaces operators of ONNX that draw random numbers by operators that give the same numbers in every model.
 
-A seed does not do that: which numbers follow from it is the runtime's own affair, and each run of a session goes on
-where the one before ended. So the numbers come from a table that belongs to the model, at places that the shape alone
-decides. What leads to no output draws nothing, since an optimiser may have taken it away in the other model.
+A seed does not do that: each runtime makes its own numbers of it, and each run of a session goes on where the last one
+ended. So the numbers come from a table in the model, at places that depend on the shape alone. Operators that lead to
+no output draw nothing, since an optimiser may have removed them from the other model.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from bnfold.frontends.onnx.nesting import bodies, nested_nodes
 AnyArray = npt.NDArray[Any]
 
 TABLE = 65_537
-"""Numbers in a table; a prime, so that rows of a tensor are not alike."""
+"""How many numbers a table has: a prime, so that rows of a tensor are not alike."""
 
 OLDEST = 15
-"""The first opset with all operators that take the place of one that draws."""
+"""The first opset that has all the operators of a replacement."""
 
 NORMAL = frozenset({"RandomNormal", "RandomNormalLike"})
 
@@ -33,18 +33,19 @@ UNIFORM = frozenset({"RandomUniform", "RandomUniformLike"})
 def fix_draws(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
     """The model with fixed numbers in place of random ones, and how many operators were replaced.
 
-    Not replaced is what draws by weights of its own (Multinomial), within a body or a function, or below opset 15.
+    Some are left: operators that draw by weights of their own (Multinomial), those in bodies and functions, and those
+    of models below opset 15.
     """
-    version = max((each.version for each in proto.opset_import if each.domain in ("", "ai.onnx")), default=0)
+    version = max((opset.version for opset in proto.opset_import if opset.domain in ("", "ai.onnx")), default=0)
     needed = _needed(proto.graph)
     constants = _constants(proto.graph)
-    found = {
+    draws = {
         index: _Draw(node, number, constants)
         for number, (index, node) in enumerate(
             (index, node) for index, node in enumerate(proto.graph.node) if _draws(node) and needed & set(node.output)
         )
     }
-    replaced = {index: nodes for index, draw in found.items() if version >= OLDEST and (nodes := draw.replacement())}
+    replaced = {index: nodes for index, draw in draws.items() if version >= OLDEST and (nodes := draw.replacement())}
     if not replaced:
         return proto, 0
     fixed = onnx.ModelProto()
@@ -53,7 +54,7 @@ def fix_draws(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
     for index, node in enumerate(proto.graph.node):
         fixed.graph.node.extend(replaced.get(index, [node]))
     for index in replaced:
-        fixed.graph.initializer.extend(found[index].tables)
+        fixed.graph.initializer.extend(draws[index].tables)
     fixed.ir_version = max(fixed.ir_version, 4)  # before, each initializer had to be an input
     return fixed, len(replaced)
 
@@ -67,7 +68,7 @@ def _draws(node: onnx.NodeProto) -> bool:
 
 def _needed(graph: onnx.GraphProto) -> set[str]:
     """The values that lead to outputs."""
-    needed = {each.name for each in graph.output}
+    needed = {info.name for info in graph.output}
     for node in reversed(graph.node):
         if needed & set(node.output):
             needed.update(node.input)
@@ -77,15 +78,17 @@ def _needed(graph: onnx.GraphProto) -> set[str]:
 
 def _constants(graph: onnx.GraphProto) -> Mapping[str, onnx.TensorProto]:
     """Small constants, by name."""
-    found = {each.name: each for each in graph.initializer if not each.dims and each.data_location != 1}
+    constants = {tensor.name: tensor for tensor in graph.initializer if not tensor.dims and tensor.data_location != 1}
     for node in graph.node:
         if node.op_type == "Constant" and (value := _attribute(node, "value")) is not None:
-            found[node.output[0]] = value
-    return found
+            constants[node.output[0]] = value
+    return constants
 
 
 def _attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
-    return next((helper.get_attribute_value(each) for each in node.attribute if each.name == name), default)
+    return next(
+        (helper.get_attribute_value(attribute) for attribute in node.attribute if attribute.name == name), default
+    )
 
 
 class _Draw:
@@ -93,8 +96,8 @@ class _Draw:
 
     Args:
         node: the operator.
-        number: of it, among those that draw.
-        constants: small ones of its graph.
+        number: its position among the operators that draw.
+        constants: the small constants of its graph.
     """
 
     def __init__(self, node: onnx.NodeProto, number: int, constants: Mapping[str, onnx.TensorProto]) -> None:
@@ -102,7 +105,7 @@ class _Draw:
         self.tables: list[onnx.TensorProto] = []
 
     def replacement(self) -> list[onnx.NodeProto]:
-        """The nodes that take its place; none where it stays."""
+        """The nodes in its place; none where it stays."""
         kind, (out, *more) = self._node.op_type, self._node.output
         generator = np.random.default_rng([7, self._number])
         if kind in NORMAL:
@@ -129,18 +132,18 @@ class _Draw:
         return self._name(what)
 
     def _shape(self) -> Sequence[int] | None:
-        """As an attribute says; None for that of the first input."""
-        found: Sequence[int] | None = _attribute(self._node, "shape")
-        return found
+        """The shape in an attribute; None stands for that of the first input."""
+        sizes: Sequence[int] | None = _attribute(self._node, "shape")
+        return sizes
 
     def _type(self) -> int:
-        """The element type that an attribute says; 0 for that of the first input."""
+        """The element type in an attribute; 0 stands for that of the first input."""
         return int(_attribute(self._node, "dtype", 0 if self._node.input else TensorProto.FLOAT))
 
     def _look_up(
         self, table: npt.NDArray[np.float64], out: str, dtype: int, shape: Sequence[int] | None
     ) -> Iterator[onnx.NodeProto]:
-        """Numbers of a table, one after the other and from its beginning again, in a shape."""
+        """Look up the numbers of a table in order, starting over at its end, to fill a shape."""
         stored = table.astype(helper.tensor_dtype_to_np_dtype(dtype or TensorProto.FLOAT))
         if shape is None:
             yield helper.make_node("Shape", [self._node.input[0]], [self._name("shape")])
@@ -148,7 +151,7 @@ class _Draw:
             self._store("shape", np.array(shape, np.int64))
         zero, one = self._store("zero", np.array(0, np.int64)), self._store("one", np.array(1, np.int64))
         size = self._store("size", np.array(TABLE, np.int64))
-        count, places, index, row = (self._name(each) for each in ("count", "places", "index", "row"))
+        count, places, index, row = (self._name(part) for part in ("count", "places", "index", "row"))
         yield helper.make_node("ReduceProd", [self._name("shape")], [count], keepdims=0)
         yield helper.make_node("Range", [zero, count, one], [places])
         yield helper.make_node("Mod", [places, size], [index])

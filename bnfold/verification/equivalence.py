@@ -34,8 +34,8 @@ class Comparison:
 
     Attributes:
         reference, candidate: the files.
-        verdict: what was found.
-        seconds: taken in all.
+        verdict: the verdict on all outputs and inner values.
+        seconds: the time that all of it took.
     """
 
     reference: Path
@@ -91,15 +91,15 @@ def verify(
         IncomparableError: the models have other inputs or outputs, or one cannot be run.
         BnfoldError: a model or an input cannot be read.
     """
-    found = InputOptions(dims=dims, samples=samples, seed=seed, effort=Effort(effort))
+    input_options = InputOptions(dims=dims, samples=samples, seed=seed, effort=Effort(effort))
     if isinstance(inputs, str | Path):
-        found = InputOptions((Path(inputs),), effort=Effort(effort), seed=seed)
+        input_options = InputOptions((Path(inputs),), effort=Effort(effort), seed=seed)
     elif inputs is not None:
         sets = [inputs] if isinstance(inputs, Mapping) else inputs
-        given = tuple({name: np.asarray(array) for name, array in each.items()} for each in sets)
-        found = InputOptions(given=given, effort=Effort(effort), seed=seed)
+        arrays = tuple({name: np.asarray(array) for name, array in feed.items()} for feed in sets)
+        input_options = InputOptions(given=arrays, effort=Effort(effort), seed=seed)
     tolerance = None if atol is None and rtol is None else Tolerance(atol or 0.0, rtol or 0.0)
-    options = CompareOptions(found, tuple(providers), tolerance, outputs_only, strict_inside, allow_interface)
+    options = CompareOptions(input_options, tuple(providers), tolerance, outputs_only, strict_inside, allow_interface)
     return compare_models(reference, candidate, options, limits)
 
 
@@ -149,11 +149,13 @@ def _are_one_model(reference: Path, candidate: Path) -> bool:
 def _subjects(
     models: tuple[Any, Any], labels: tuple[str, str], options: CompareOptions, limits: Limits
 ) -> tuple[Subject, Subject]:
-    """Both models, ready to run; one that does not say what it takes is told by the inputs, or by the other one."""
+    """Both models, ready to run. A module does not declare its inputs: the given ones or the other model tell them."""
     entries = [find_entry(model) for model in models]
     parts = [entry.part(entry.subject) for entry in entries]
-    found: dict[int, Subject] = {}
+    subjects: dict[int, Subject] = {}
     for index in sorted(range(2), key=lambda index: bool(parts[index].is_silent(models[index]))):
         feeds = options.inputs.given[0] if options.inputs.given else None
-        found[index] = parts[index].open_subject(models[index], labels[index], limits, feeds, found.get(1 - index))
-    return found[0], found[1]
+        subjects[index] = parts[index].open_subject(
+            models[index], labels[index], limits, feeds, subjects.get(1 - index)
+        )
+    return subjects[0], subjects[1]

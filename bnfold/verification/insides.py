@@ -1,4 +1,4 @@
-"""Inner values that mean something else in the candidate: a name is a hint, not a contract.
+"""Finds inner values with another meaning in the candidate: a name is a hint, not a contract.
 
 Channels that two layers exchange, or scale up and down again, differ inside and nowhere else. Such a difference is
 taken back if what follows would show it, and does not: the reference is run once more, with the candidate's value in
@@ -26,37 +26,37 @@ AnyArray = npt.NDArray[Any]
 Seen = Mapping[str, Sequence[tuple[Sample, Observation]]]
 
 GROUPS = 8
-"""Every so many channels are a part of a difference, each of which must show behind it on some input."""
+"""How many groups the channels of a difference are dealt into. Each must show behind it on some input."""
 
 NEAREST = 8
-"""How many values behind a difference are looked at, beside the outputs."""
+"""How many values behind a difference are compared, besides the outputs."""
 
 MARGIN = 4.0
-"""How many times what is allowed a value must move by, to show a difference."""
+"""How many times its allowance a value must move by to show a difference."""
 
 SECONDS = 60.0
-"""How long all of it may take; what is left over then decides as any difference does."""
+"""How long the search may take. Differences that are left then count as any other."""
 
 
 class Pair(Protocol):
-    """What is asked of the two models."""
+    """The questions to the two models."""
 
     reference: Subject
     candidate: Subject
     shared: list[str]
 
     def start_both(self, names: Sequence[str]) -> tuple[Run, Run]:
-        """Both, ready to give the named values."""
+        """Start both models, ready to give the named values."""
         ...
 
 
 def find_taken_back(pair: Pair, failing: Seen, seen: Seen) -> list[str]:
-    """The inner values that differ, and whose difference is taken back behind them; none where an output differs.
+    """The inner values whose difference is taken back behind them; none where an output differs.
 
     Args:
         pair: the two models.
         failing: the values that differ.
-        seen: what each input shows of each value.
+        seen: the observations of each value on each input.
     """
     if any(name in failing for name in pair.reference.outputs):
         return []
@@ -71,20 +71,20 @@ def find_taken_back(pair: Pair, failing: Seen, seen: Seen) -> list[str]:
 
 
 def _behind(reference: Subject, name: str, agreeing: Sequence[str]) -> list[str]:
-    """The nearest values behind one, and the outputs."""
+    """The nearest values behind a value, and the outputs."""
     behind = [other for other in agreeing if reference.descends(other, name)]
     return list(dict.fromkeys([*behind[:NEAREST], *(other for other in behind if other in reference.outputs)]))
 
 
 @dataclass(frozen=True, eq=False)
 class _Root:
-    """A value with which a difference may begin.
+    """A value at which a difference may begin.
 
     Attributes:
         pair: the two models.
-        name: of the value.
+        name: the name of the value.
         behind: values behind it that agree.
-        seen: what each input shows of each value.
+        seen: the observations of each value on each input.
     """
 
     pair: Pair
@@ -93,11 +93,11 @@ class _Root:
     seen: Seen
 
     def explain(self, failing: Sequence[str]) -> list[str]:
-        """This value and all that differs in consequence; none where something hides the difference."""
-        samples = [sample for sample, each in self.seen[self.name] if each.reason]
+        """This value and all values that differ because of it; none where something hides the difference."""
+        samples = [sample for sample, observation in self.seen[self.name] if observation.reason]
         if not self.behind:
             return []
-        others = [each for each in failing if each != self.name and self.pair.reference.descends(each, self.name)]
+        others = [other for other in failing if other != self.name and self.pair.reference.descends(other, self.name)]
         first, second = self.pair.start_both([self.name, *others])
         run = self.pair.reference.start_replacing(self.name, [*self.behind, *others])
         reference = self.pair.reference.start(self.behind)
@@ -113,16 +113,16 @@ class _Root:
                 differing.add(key)
                 if key not in shown and self._shows(run, sample, value, was):
                     shown.add(key)
-            made = run({**sample.feeds, self.name: actual})[len(self.behind) :]
+            outcome = run({**sample.feeds, self.name: actual})[len(self.behind) :]
             alike -= {
                 other
-                for other, mine, its in zip(others, made, theirs, strict=True)
+                for other, mine, its in zip(others, outcome, theirs, strict=True)
                 if not _is_alike(mine, its, self._allowed(other, sample))
             }
-        return [] if differing - shown else [self.name, *(each for each in others if each in alike)]
+        return [] if differing - shown else [self.name, *(other for other in others if other in alike)]
 
     def _shows(self, run: Run, sample: Sample, value: AnyArray, was: Sequence[AnyArray]) -> bool:
-        """Whether another value in the place of this one moves what is behind it, farther than is allowed."""
+        """Whether the candidate's value in the place of this one moves the values behind it farther than is allowed."""
         feeds: Feeds = {**sample.feeds, self.name: value}
         moved = run(feeds)[: len(self.behind)]
         return any(
@@ -131,10 +131,13 @@ class _Root:
         )
 
     def _allowed(self, name: str, sample: Sample) -> float:
-        """How far a value may move, over its largest element: by rounding, or as far as the candidate's does."""
-        found = [each for at, each in self.seen[name] if at is sample] or [each for _, each in self.seen[name]]
-        budget = max(each.judgement.budget for each in found)
-        return budget if any(each.reason for each in found) else max(budget, *(each.judgement.error for each in found))
+        """How far a value may move, relative to its largest element: by rounding, or as far as the candidate's does."""
+        observations = [observation for at, observation in self.seen[name] if at is sample] or [
+            observation for _, observation in self.seen[name]
+        ]
+        budget = max(observation.judgement.budget for observation in observations)
+        is_failing = any(observation.reason for observation in observations)
+        return budget if is_failing else max(budget, *(observation.judgement.error for observation in observations))
 
 
 def _is_alike(expected: AnyArray, actual: AnyArray, allowed: float) -> bool:
@@ -146,10 +149,10 @@ def _is_alike(expected: AnyArray, actual: AnyArray, allowed: float) -> bool:
 
 
 def _parts(expected: AnyArray, actual: AnyArray) -> Iterator[tuple[tuple[int, int], AnyArray]]:
-    """The reference's value with a part of the candidate's in it, by axis and group of its channels."""
+    """The reference's value with a part of the candidate's in it, for each axis and group of channels."""
     axes = {0: [], 1: [0], 3: [1, 2]}.get(expected.ndim, [1])
     for axis in axes:
-        others = tuple(each for each in range(expected.ndim) if each != axis)
+        others = tuple(other for other in range(expected.ndim) if other != axis)
         channels = np.flatnonzero((expected != actual).any(axis=others))
         for group in np.unique(channels % GROUPS):
             index = (slice(None),) * axis + (channels[channels % GROUPS == group],)

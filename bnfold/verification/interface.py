@@ -1,4 +1,4 @@
-"""What a caller of two ONNX models meets in other ways, though they compute the same."""
+"""Differences that a caller of two ONNX models meets, though they compute the same."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bnfold.verification.subject import Subject
 def find_changes(reference: Subject, candidate: Subject) -> list[str]:
     """A sentence for each: a size that is fixed now, a default that came or went, another declared output.
 
-    Models of different kinds declare in different ways, and are not asked.
+    Models of different kinds declare in different ways, and are not compared.
     """
     if reference.kind != candidate.kind:
         return []

@@ -1,4 +1,4 @@
-"""What a difference between two arrays means, in the figures that people ask for."""
+"""A difference between two arrays, in the figures that people ask for."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 ORDERED: dict[int, type[np.signedinteger[Any]]] = {2: np.int16, 4: np.int32, 8: np.int64}
-"""Integers as wide as a float: as such, floats of one sign are in order, a unit in the last place apart."""
+"""Integers as wide as a float. Read as such, floats of one sign are in order, a unit in the last place apart."""
 
 
 @dataclass(frozen=True)
@@ -18,9 +18,9 @@ class Counts:
     """Elements that are not finite: in the reference, and in the candidate alone or in the reference alone.
 
     Attributes:
-        reference: in the reference.
-        size: of the array.
-        nan_created, nan_lost, inf_created, inf_lost: where one of the two is NaN (infinite) and the other is not.
+        reference: how many the reference has.
+        size: the size of the array.
+        nan_created, nan_lost, inf_created, inf_lost: how many are NaN (infinite) in one of the two alone.
     """
 
     reference: int
@@ -32,22 +32,22 @@ class Counts:
 
     @property
     def is_void(self) -> bool:
-        """Whether the reference has not one number."""
+        """Whether the reference has no finite number."""
         return self.size > 0 and self.reference == self.size
 
     @property
     def created(self) -> int:
-        """Numbers of the reference that are none in the candidate."""
+        """How many finite numbers of the reference are not finite in the candidate."""
         return self.nan_created + self.inf_created
 
     @property
     def lost(self) -> int:
-        """Elements that are a number, or another one, in the candidate alone."""
+        """How many elements that are not finite in the reference are another value in the candidate."""
         return self.nan_lost + self.inf_lost
 
 
 def count_nonfinite(reference: npt.NDArray[Any], candidate: npt.NDArray[Any]) -> Counts:
-    """Where NaN and infinity came and went."""
+    """Count where NaN and infinity came and went."""
     odd, other = ~np.isfinite(reference), ~np.isfinite(candidate)
     if not odd.any() and not other.any():
         return Counts(0, reference.size)
@@ -66,7 +66,7 @@ def count_nonfinite(reference: npt.NDArray[Any], candidate: npt.NDArray[Any]) ->
 
 @np.errstate(invalid="ignore")
 def signal_to_noise(rms_signal: float, rms_difference: float) -> float:
-    """In decibels: ``20 log10(signal / difference)``; infinite where nothing differs."""
+    """The ratio in decibels, ``20 log10(signal / difference)``; infinite where nothing differs."""
     if not rms_difference:
         return float("inf")
     return float(20 * np.log10(rms_signal / rms_difference)) if rms_signal else float("-inf")
@@ -76,12 +76,12 @@ def worst_ulp(reference: npt.NDArray[Any], candidate: npt.NDArray[Any]) -> int:
     """Largest distance in units in the last place, over elements that are finite in both."""
     integer = ORDERED[reference.dtype.itemsize]
     finite = np.isfinite(reference) & np.isfinite(candidate)
-    a, b = (_ordered(np.ascontiguousarray(each[finite]).view(integer)) for each in (reference, candidate))
+    a, b = (_ordered(np.ascontiguousarray(array[finite]).view(integer)) for array in (reference, candidate))
     return int(max((abs(int(x)) for x in _extremes(a - b)), default=0))
 
 
 def _ordered(bits: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Bits of floats as integers in the order of the floats; as Python integers where they could overflow."""
+    """The bits of floats as integers in the order of the floats; Python integers where those could overflow."""
     wide = bits.astype(np.int64) if bits.dtype.itemsize < 8 else bits.astype(object)
     lowest = int(np.iinfo(bits.dtype).min)
     return np.where(bits < 0, lowest - wide, wide)
@@ -93,10 +93,10 @@ def _extremes(distances: npt.NDArray[Any]) -> list[Any]:
 
 @dataclass(frozen=True)
 class Agreement:
-    """Whether the largest class is the same.
+    """How far the largest class is the same.
 
     Attributes:
-        share: of the positions at which it is.
+        share: the share of the positions at which it is the same.
         margin: the smallest lead of the reference's largest class over its second, over its largest absolute value.
     """
 
@@ -123,11 +123,11 @@ def agree_on_argmax(reference: npt.NDArray[Any], candidate: npt.NDArray[Any]) ->
 
 
 def mantissa_bits(dtype: np.dtype[Any]) -> int:
-    """Stored bits of a float type's mantissa."""
+    """The number of stored mantissa bits of a float type."""
     return int(ml_dtypes.finfo(dtype).nmant)  # type: ignore[no-untyped-call]
 
 
 def spacing(dtype: np.dtype[Any]) -> tuple[float, float]:
-    """Relative spacing of a float type at 1, and its smallest positive number."""
+    """The spacing of a float type at 1, and its smallest positive number."""
     info = ml_dtypes.finfo(dtype)  # type: ignore[no-untyped-call]
     return float(info.eps), 2.0 ** (info.minexp - info.nmant)  # its own answer is 0 where subnormals are flushed

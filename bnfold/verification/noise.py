@@ -26,13 +26,13 @@ from bnfold.algebra.affine import Array
 from bnfold.verification.metrics import spacing
 
 FACTOR = 8.0
-"""How many times its measured noise a value may differ by; docs/verification.md has the rates that it gives."""
+"""How many times its measured noise a value may differ by; docs/verification.md has the resulting error rates."""
 
 BLOCK = 1 << 18
-"""Elements that are compared at a time: what fits a cache."""
+"""How many elements are compared at a time: as many as fit a cache."""
 
 SCALES = 120
-"""Largest power of two that differences are scaled by: within the range of float32."""
+"""The largest power of two that differences are scaled by: within the range of float32."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,8 +45,8 @@ class Extent:
         rms: root mean squares.
         peak: largest absolute values.
         mean: means.
-        elements: how many each of them is over.
-        is_finite: whether all that was measured were numbers.
+        elements: the number of elements behind each of them.
+        is_finite: whether all elements were finite.
     """
 
     rms: Array
@@ -63,14 +63,14 @@ class Extent:
 
 @dataclass(frozen=True, eq=False)
 class _Sums:
-    """Of each channel of a block: the squares' sum, the sum, and the largest absolute value."""
+    """For each channel of a block: the sum of squares, the sum, and the largest absolute value."""
 
     squares: Array
     sums: Array
     peak: Array
 
 
-@np.errstate(over="ignore", invalid="ignore")  # float64 whose squares are beyond it
+@np.errstate(over="ignore", invalid="ignore")  # squares of float64 may overflow
 def measure(array: npt.NDArray[Any], subtract: npt.NDArray[Any] | None = None) -> Extent:
     """The extent of ``array - subtract``; positions where either is not finite count as zero."""
     if array.ndim < 2 or array.size == 0:
@@ -82,10 +82,10 @@ def measure(array: npt.NDArray[Any], subtract: npt.NDArray[Any] | None = None) -
     whole_rms = np.sqrt(np.mean(extents[0].rms ** 2))
     whole_peak = extents[0].peak.max(initial=0.0)
     return Extent(
-        np.concatenate([[whole_rms], *(each.rms for each in extents)]),
-        np.concatenate([[whole_peak], *(each.peak for each in extents)]),
-        np.concatenate([[0.0], *(each.mean for each in extents)]),
-        np.concatenate([[np.inf], *(each.elements for each in extents)]),
+        np.concatenate([[whole_rms], *(extent.rms for extent in extents)]),
+        np.concatenate([[whole_peak], *(extent.peak for extent in extents)]),
+        np.concatenate([[0.0], *(extent.mean for extent in extents)]),
+        np.concatenate([[np.inf], *(extent.elements for extent in extents)]),
         extents[0].is_finite,
     )
 
@@ -116,11 +116,11 @@ def _parts(*shape: int) -> Iterator[tuple[slice, ...]]:
         room //= max(1, size)
     ranges = [range(0, size, step) for size, step in zip(shape, reversed(steps), strict=True)]
     for starts in product(*ranges):
-        yield tuple(slice(start, start + each.step) for start, each in zip(starts, ranges, strict=True))
+        yield tuple(slice(start, start + block.step) for start, block in zip(starts, ranges, strict=True))
 
 
 def _block(array: npt.NDArray[Any], subtract: npt.NDArray[Any] | None) -> tuple[_Sums, bool]:
-    """The sums of one block, and whether every element is a number; in float32 where that has the range."""
+    """The sums of one block, and whether every element is finite; computed in float32 where its range is enough."""
     kind = np.result_type(array, np.float32, *([] if subtract is None else [subtract]))
     sums = _sums(_difference(array, subtract, kind))
     if sums is not None:
@@ -133,7 +133,7 @@ def _block(array: npt.NDArray[Any], subtract: npt.NDArray[Any] | None) -> tuple[
 
 
 def _sums(wide: npt.NDArray[Any]) -> _Sums | None:
-    """The sums of an array, which is used up; None where one of its elements is no number.
+    """The sums of an array, which is overwritten; None where one of its elements is not finite.
 
     It is scaled by a power of two first, so that neither the squares nor their sums leave its type's range.
     """
@@ -155,15 +155,15 @@ def _difference(array: npt.NDArray[Any], subtract: npt.NDArray[Any] | None, kind
         return array.astype(kind) if subtract is None else np.subtract(array, subtract, dtype=kind)
 
 
-@np.errstate(over="ignore", invalid="ignore")  # float64 whose squares are beyond it
+@np.errstate(over="ignore", invalid="ignore")  # squares of float64 may overflow
 def combine(draws: Sequence[Extent]) -> Extent:
-    """The noise that several draws show: root mean squares over them, and the largest of their peaks."""
+    """The noise of several draws together: root mean squares over them, and the largest of their peaks."""
     return Extent(
-        np.sqrt(np.mean([each.rms**2 for each in draws], axis=0)),
-        np.max([each.peak for each in draws], axis=0),
-        np.sqrt(np.mean([each.mean**2 for each in draws], axis=0)),
-        np.sum([each.elements for each in draws], axis=0),
-        all(each.is_finite for each in draws),
+        np.sqrt(np.mean([draw.rms**2 for draw in draws], axis=0)),
+        np.max([draw.peak for draw in draws], axis=0),
+        np.sqrt(np.mean([draw.mean**2 for draw in draws], axis=0)),
+        np.sum([draw.elements for draw in draws], axis=0),
+        all(draw.is_finite for draw in draws),
     )
 
 
@@ -172,7 +172,7 @@ class Judgement:
     """A difference against its budget.
 
     Attributes:
-        error: largest absolute difference over the largest absolute reference value.
+        error: the largest absolute difference over the largest absolute reference value.
         budget: the largest such error that passes, were it the only test.
         excess: the worst ratio of a difference to what is allowed, over all tests; up to 1 passes.
         test: the test that gave it: "peak" or "rms", of the whole or of a channel.
@@ -184,15 +184,15 @@ class Judgement:
     test: str
 
 
-@np.errstate(over="ignore", invalid="ignore")  # float64 whose squares are beyond it
+@np.errstate(over="ignore", invalid="ignore")  # squares of float64 may overflow
 def judge(difference: Extent, noise: Extent, signal: Extent, dtype: np.dtype[Any]) -> Judgement:
     """Whether a difference is no larger than the noise explains.
 
     Args:
-        difference: extent of the difference.
-        noise: extent of what disturbances do.
-        signal: extent of the reference.
-        dtype: type of the value; a unit in its last place is always allowed for, `FACTOR` times.
+        difference: the extent of the difference.
+        noise: the extent of the moves by disturbances.
+        signal: the extent of the reference.
+        dtype: the type of the value; `FACTOR` units in its last place are always allowed.
     """
     if difference.is_zero:
         return Judgement(0.0, relative(FACTOR * noise.peak[0], signal.peak[0]), 0.0, "equal")
@@ -201,7 +201,7 @@ def judge(difference: Extent, noise: Extent, signal: Extent, dtype: np.dtype[Any
     together = np.divide(noise.rms, noise.mean, out=np.full_like(noise.rms, np.inf), where=noise.mean != 0) ** 2
     shares = 4 / (4 + np.minimum(noise.elements, together))
     for name in ("peak", "rms"):
-        actual, moved, size = (getattr(each, name) for each in (difference, noise, signal))
+        actual, moved, size = (getattr(extent, name) for extent in (difference, noise, signal))
         level = moved[0] / size[0] if size[0] else 0.0
         variance = moved**2 + shares * moved[0] ** 2 + (level * size) ** 2 + (unit * size + smallest) ** 2
         allowed = FACTOR * np.sqrt(variance)

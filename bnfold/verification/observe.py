@@ -1,4 +1,4 @@
-"""One value on one input: what the reference, the candidate and the disturbed references have there."""
+"""Compares one value on one input, between the reference, the candidate and the disturbed references."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from bnfold.verification.noise import FACTOR, Extent, Judgement, combine, judge,
 AnyArray = npt.NDArray[Any]
 
 CHAOS = 0.5
-"""Share of its own size that noise moves a value by, from which on a comparison says nothing."""
+"""How far noise may move a value, as a share of its size. Beyond that a comparison says nothing."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """The worst element: where it is, and what the two models have there."""
+    """The worst element: its position, and its values in the two models."""
 
     position: tuple[int, ...]
     expected: Any
@@ -37,17 +37,17 @@ class Place:
 
 @dataclass(frozen=True)
 class Observation:
-    """What one input shows of one value.
+    """One value on one input, compared.
 
     Attributes:
         judgement: the difference against its budget.
         counts: NaN and infinity that came and went.
-        snr_db: of the difference, in decibels.
+        snr_db: the ratio of signal to difference, in decibels.
         reason: why it fails; empty where it passes.
         is_void: whether nothing can be said: the reference has no number there, or differs where it moves as much by
             rounding alone.
         place: the worst element, where it fails.
-        ulp, agreement: further figures, of outputs.
+        ulp, agreement: further figures, for outputs only.
     """
 
     judgement: Judgement
@@ -66,7 +66,7 @@ class Observation:
 
     @property
     def rank(self) -> tuple[bool, float]:
-        """Worse is larger."""
+        """The key that sorts observations: the worse, the larger."""
         return bool(self.reason), self.judgement.excess
 
 
@@ -82,12 +82,12 @@ def is_narrow(dtype: np.dtype[Any]) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class Move:
-    """What a disturbance of the weights did to a value.
+    """The move of a value under a disturbance of the weights.
 
     Attributes:
-        extent: of the difference; None for a value that holds no floating point numbers.
+        extent: the extent of the difference; None for a value that holds no floating point numbers.
         counts: NaN and infinity that came and went.
-        unequal: how many elements differ, where there is no extent.
+        unequal: how many elements differ, if there is no extent.
     """
 
     extent: Extent | None
@@ -96,7 +96,7 @@ class Move:
 
 
 def observe_move(expected: AnyArray, disturbed: AnyArray) -> Move:
-    """How far a disturbance moved a value; one that changes its shape moves everything."""
+    """Measure how far a disturbance moved a value. A change of shape moves everything."""
     if expected.shape != disturbed.shape:
         return Move(None, Counts(0, expected.size, nan_created=expected.size), expected.size)
     if not is_float(expected):
@@ -106,7 +106,7 @@ def observe_move(expected: AnyArray, disturbed: AnyArray) -> Move:
 
 
 def _count(expected: AnyArray, actual: AnyArray, difference: Extent) -> Counts:
-    """What came and went: nothing, where every difference is a number."""
+    """Count NaN and infinity that came and went: none, where every difference is finite."""
     return Counts(0, expected.size) if difference.is_finite else count_nonfinite(expected, actual)
 
 
@@ -114,16 +114,16 @@ def observe(expected: AnyArray, actual: AnyArray, moves: Sequence[Move], *, is_o
     """Compare two arrays of one shape and type.
 
     Args:
-        expected: the reference's.
-        actual: the candidate's.
-        moves: how far disturbances move the reference's.
-        is_output: whether the figures for outputs are wanted too.
+        expected: the value of the reference.
+        actual: the value of the candidate.
+        moves: the moves of the reference's value by disturbances.
+        is_output: whether to add the figures for outputs.
     """
     if not is_float(expected):
         return _observe_discrete(expected, actual, moves)
     difference, signal = measure(actual, expected), measure(expected)
     counts = _count(expected, actual, difference)
-    extents = [each.extent for each in moves if each.extent is not None]
+    extents = [move.extent for move in moves if move.extent is not None]
     noise = (
         combine(extents) if extents else replace(signal, rms=np.zeros_like(signal.rms), peak=np.zeros_like(signal.peak))
     )
@@ -142,9 +142,9 @@ def observe(expected: AnyArray, actual: AnyArray, moves: Sequence[Move], *, is_o
 
 
 def _reason(judgement: Judgement, counts: Counts, moves: Sequence[Move]) -> str:
-    if counts.created > FACTOR * max((each.counts.created for each in moves), default=0):
+    if counts.created > FACTOR * max((move.counts.created for move in moves), default=0):
         return f"{counts.nan_created} NaN and {counts.inf_created} infinite where the reference has numbers"
-    if counts.lost > FACTOR * max((each.counts.lost for each in moves), default=0):
+    if counts.lost > FACTOR * max((move.counts.lost for move in moves), default=0):
         return f"{plural(counts.lost, 'number')} where the reference has NaN or infinity"
     if judgement.excess > 1:
         return f"{judgement.excess:.3g} times what rounding explains ({judgement.test})"
@@ -152,12 +152,12 @@ def _reason(judgement: Judgement, counts: Counts, moves: Sequence[Move]) -> str:
 
 
 def _observe_discrete(expected: AnyArray, actual: AnyArray, moves: Sequence[Move]) -> Observation:
-    """Integers, truth values and strings: as many may differ as differ when the weights are disturbed."""
+    """Compare integers, truth values or strings. As many may differ as differ when the weights are disturbed."""
     counts = Counts(0, expected.size)
     unequal = int((expected != actual).sum())
     if not unequal:
         return Observation(Judgement(0.0, 0.0, 0.0, "equal"), counts)
-    allowed = FACTOR * max((each.unequal for each in moves), default=0)
+    allowed = FACTOR * max((move.unequal for move in moves), default=0)
     excess = unequal / allowed if allowed else float("inf")
     judgement = Judgement(unequal / expected.size, allowed / expected.size, excess, "unequal elements")
     if excess <= 1:
@@ -176,7 +176,7 @@ def observe_within(expected: AnyArray, actual: AnyArray, atol: float, rtol: floa
     with np.errstate(invalid="ignore", divide="ignore"):
         ratios = np.abs(other - wide) / (atol + rtol * np.abs(wide))
     excess = float(np.nan_to_num(ratios[np.isfinite(wide) & np.isfinite(other)], nan=0.0, posinf=np.inf).max(initial=0))
-    error, budget = (relative(each, signal.peak[0]) for each in (difference.peak[0], atol + rtol * signal.peak[0]))
+    error, budget = (relative(size, signal.peak[0]) for size in (difference.peak[0], atol + rtol * signal.peak[0]))
     judgement = Judgement(error, budget, excess, "tolerance")
     reason = _reason(judgement, counts, ())
     if reason and excess > 1:
@@ -194,7 +194,7 @@ def observe_within(expected: AnyArray, actual: AnyArray, atol: float, rtol: floa
 
 
 def worst_place(expected: AnyArray, actual: AnyArray) -> Place:
-    """The element that differs most; one that is a number in one array alone comes first."""
+    """The element that differs most. One that is finite in one array alone comes first."""
     if is_float(expected):
         with np.errstate(invalid="ignore", over="ignore"):
             distance = np.abs(actual.astype(np.float64) - expected.astype(np.float64))
@@ -203,5 +203,5 @@ def worst_place(expected: AnyArray, actual: AnyArray) -> Place:
     else:
         distance = (expected != actual).astype(np.float64)
     index = np.unravel_index(int(np.argmax(distance)), expected.shape)
-    position = tuple(int(each) for each in index)
+    position = tuple(int(coordinate) for coordinate in index)
     return Place(position, expected[position].item(), actual[position].item())

@@ -27,8 +27,8 @@ class OnnxProver:
     """A `bnfold.verification.proving.Prover`.
 
     Args:
-        opened: the model, of which nothing has been changed yet.
-        changes: what will be done to it.
+        opened: the model, before anything is changed.
+        changes: the changes that will be made.
     """
 
     def __init__(self, opened: OpenOnnxModel, changes: Changes) -> None:
@@ -39,17 +39,17 @@ class OnnxProver:
         self._assumed: Collection[Name] = ()
 
     def prove(self) -> Proof:
-        """Of what the edits left in memory; weights are computed for it one at a time."""
+        """Prove the model in memory, as the edits left it. Weights are computed one at a time."""
         return self._check(_files(self._opened.lend()))
 
     def prove_file(self, original: Path, written: Written) -> Proof:
-        """Of what was written; what did not change is the same bytes."""
+        """Prove the file that was written. Unchanged weights are compared as bytes."""
         if self._deeds.are_none and written.data is None and filecmp.cmp(original, written.model, shallow=False):
             return Proof.identical()
         return self._check(_read(written))
 
     def _check(self, result: Files) -> Proof:
-        """A proof that assumes no shape, where there is one; else one that assumes what a run showed."""
+        """A proof that assumes no shapes, if there is one; else one that assumes the shapes of a run."""
         proof = check_pair(self._original, result, self._certificate())
         if proof.is_proved or not self._seen:
             return proof
@@ -63,27 +63,27 @@ class OnnxProver:
         return replace(self._ledger.certificate(self._deeds), shapes=shapes)
 
     def certify(self, written: Written) -> Certificate:
-        """With the digests of both."""
+        """The certificate, with the digests of both models."""
         return replace(self._certificate(), original=digest(self._original), result=digest(_read(written)))
 
     def run_once(self, original: Path, written: Written, inputs: InputOptions) -> SmokeRun:
-        """In ONNX Runtime, unoptimised, on the CPU."""
+        """Run both files once in ONNX Runtime, unoptimised, on the CPU."""
         subject = OnnxSubject(self._original.proto, "the model", original)
         return run_once(original, written.model, lambda: subject.inputs, inputs)
 
 
 def begin(opened: OpenModel, changes: Changes) -> OnnxProver:
-    """Note what a model is before it is changed."""
+    """Take note of a model before it is changed."""
     assert isinstance(opened, OpenOnnxModel)
     return OnnxProver(opened, changes)
 
 
 def deeds_of(graph: Graph[Any, Any], changes: Changes) -> Deeds:
-    """What a plan changes in a graph, for a certificate; asked before it is applied."""
+    """The changes of a plan to a graph, for a certificate. Call it before the plan is applied."""
     relations = {
         value: Relation(change.pulled, change.pushed)
         for value, change in changes.values.items()
-        if change.is_known  # the proof fails where it is not
+        if change.is_known  # where it is not, the proof fails
     }
     merged = dict(changes.merged)
     for node, into in changes.merged.items():

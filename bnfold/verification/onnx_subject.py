@@ -33,40 +33,40 @@ JUMPS = frozenset(
     | {"Round", "Floor", "Ceil", "Sign", "Mod", "QuantizeLinear", "DynamicQuantizeLinear"}
     | {"Greater", "Less", "GreaterOrEqual", "LessOrEqual", "Equal"}
 )
-"""Operators whose output jumps where its input moves a little."""
+"""Operators whose output may jump where the input moves a little (Round, ArgMax)."""
 
 CARRIERS = frozenset({"Cast", "CastLike", "Identity", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze"})
-"""Operators behind which an integer input is still that."""
+"""Operators behind which an integer input is still the same integers."""
 
 NUMERIC = frozenset(
     {"Add", "Sub", "Mul", "Div", "Conv", "Gemm", "MatMul", "Concat", "Resize", "Pad", "Slice", "DequantizeLinear"}
     | {"BatchNormalization", "Relu", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger"}
 )
-"""Operators that compute with numbers."""
+"""Operators that compute with integers as numbers, and do not look them up."""
 
 INTEGERS = frozenset({onnx.TensorProto.INT8, onnx.TensorProto.INT16, onnx.TensorProto.INT32, onnx.TensorProto.INT64})
 
 NARROW = {"float16": onnx.TensorProto.FLOAT16, "bfloat16": onnx.TensorProto.BFLOAT16}
 
 LARGE = 4096
-"""Elements above which an initializer cannot be a shape, and is not given to shape inference."""
+"""The most elements of an initializer that may be a shape. Larger ones are not given to shape inference."""
 
 SESSIONS = 4
-"""How many sessions are kept for the next call that wants the same values."""
+"""How many sessions are kept for later calls that fetch the same values."""
 
 FETCHED = FLOATS - {onnx.TensorProto.BFLOAT16}  # which ONNX Runtime cannot hand to numpy
 
 
 def is_silent(model: object) -> bool:
-    """Whether a model does not say what it takes: an ONNX model does."""
+    """Whether a model does not declare its inputs. An ONNX model does."""
     return False
 
 
 def open_subject(model: Any, label: str, limits: Limits, feeds: Feeds | None, other: Subject | None) -> OnnxSubject:
-    """A ModelProto, an `onnx_ir.Model`, or the model in a file, ready to run.
+    """Open a ModelProto, an `onnx_ir.Model`, or the model in a file, ready to run.
 
     Raises:
-        BnfoldError: it cannot be read.
+        BnfoldError: the model cannot be read.
     """
     if isinstance(model, str | Path):
         return OnnxSubject(read_proto(Path(model), limits), str(model), Path(model))
@@ -93,9 +93,9 @@ class OnnxSubject:
 
     Args:
         proto: the model, which was checked; external data is not loaded.
-        label: what messages call it.
+        label: its name in messages.
         path: its file, where it has one.
-        folder: of its external data; that of `path`, if there is one.
+        folder: the folder of its external data; that of `path`, if there is one.
     """
 
     kind = "onnx"
@@ -113,13 +113,13 @@ class OnnxSubject:
         self._has_no_kernel = ""
         self._sessions: dict[tuple[str, ...], OnnxSession | ReferenceSession] = {}
         self._disturbed: dict[Disturbance, dict[str, npt.NDArray[Any]]] = {}
-        self._declared_outputs = [each.name for each in proto.graph.output]
+        self._declared_outputs = [info.name for info in proto.graph.output]
 
     @cached_property
     def inputs(self) -> list[Declared]:
-        """As declared; integers that look up a constant table are below its length."""
-        initializers = {each.name for each in self._proto.graph.initializer}
-        return [self._declare(each) for each in self._proto.graph.input if each.name not in initializers]
+        """The inputs as declared. Integers that look up a constant table are below its length."""
+        initializers = {tensor.name for tensor in self._proto.graph.initializer}
+        return [self._declare(info) for info in self._proto.graph.input if info.name not in initializers]
 
     def _declare(self, info: onnx.ValueInfoProto) -> Declared:
         kind = info.type.WhichOneof("value")
@@ -135,9 +135,9 @@ class OnnxSubject:
         return Declared(info.name, dtype, _sizes(info), span, tensor.HasField("shape"))
 
     def _span(self, name: str, dtype: np.dtype[Any]) -> range | None:
-        """The integers that an input may be: rows of tables that it looks up; all of a small type that is a number.
+        """The integers that an input may hold: rows of the tables that it looks up, or all numbers of a small type.
 
-        An integer of one or two bytes is a number (an image, a quantised value) where it is only computed with.
+        An integer of one or two bytes counts as a number (an image, a quantised value) where it is only computed with.
         """
         names, readers = {name}, list[onnx.NodeProto]()
         for node in self._proto.graph.node:
@@ -145,7 +145,7 @@ class OnnxSubject:
                 readers.append(node)
                 if node.op_type in CARRIERS:
                     names.update(node.output)
-        tables = {each.name: each.dims[0] for each in self._proto.graph.initializer if each.dims}
+        tables = {tensor.name: tensor.dims[0] for tensor in self._proto.graph.initializer if tensor.dims}
         rows = [
             int(tables[node.input[0]])
             for node in readers
@@ -157,17 +157,17 @@ class OnnxSubject:
 
     @property
     def defaults(self) -> list[str]:
-        """Initializers that are inputs as well; before version 4 of the format each had to be."""
-        initializers = {each.name for each in self._proto.graph.initializer}
+        """Inputs that are initializers as well. Before version 4 of the format, each initializer had to be an input."""
+        initializers = {tensor.name for tensor in self._proto.graph.initializer}
         is_choice = self._proto.ir_version >= 4
-        return [each.name for each in self._proto.graph.input if is_choice and each.name in initializers]
+        return [info.name for info in self._proto.graph.input if is_choice and info.name in initializers]
 
     @property
     def declared_outputs(self) -> list[Declared]:
-        """Those that are tensors."""
+        """The declared outputs that are tensors."""
         return [
-            Declared(each.name, np.dtype(object), _sizes(each), has_rank=each.type.tensor_type.HasField("shape"))
-            for each in self._proto.graph.output
+            Declared(info.name, np.dtype(object), _sizes(info), has_rank=info.type.tensor_type.HasField("shape"))
+            for info in self._proto.graph.output
         ]
 
     @property
@@ -180,7 +180,7 @@ class OnnxSubject:
         return {name: node for node in self._proto.graph.node for name in node.output if name}
 
     def values(self) -> Mapping[str, str]:
-        """Float values of the main graph that depend on its inputs, each with its node."""
+        """The float values of the main graph that depend on its inputs, each with its node."""
         known = self._infer({})
         return {
             name: node.name or f"{node.op_type}:{name}"
@@ -193,15 +193,15 @@ class OnnxSubject:
 
     @cached_property
     def _varying(self) -> frozenset[str]:
-        """What depends on the inputs, be it by its shape alone."""
-        found = {each.name for each in self.inputs}
+        """The values that depend on the inputs, even if only on their shapes."""
+        varying = {declared.name for declared in self.inputs}
         for node in self._proto.graph.node:
-            if not found.isdisjoint(reads(node)):
-                found.update(node.output)
-        return frozenset(found)
+            if not varying.isdisjoint(reads(node)):
+                varying.update(node.output)
+        return frozenset(varying)
 
     def measure(self, feeds: Feeds) -> Mapping[str, int]:
-        """Bytes by shape inference; what it does not know counts as the largest that it knows."""
+        """The bytes of values, by shape inference. A value of unknown shape counts as the largest known one."""
         sizes: dict[str, int] = {}
         unknown: list[str] = []
         for name, (kind, shape) in self._infer(feeds).items():
@@ -212,56 +212,56 @@ class OnnxSubject:
         return sizes | dict.fromkeys(unknown, max(sizes.values(), default=0))
 
     def _infer(self, feeds: Feeds) -> dict[str, tuple[int, tuple[int, ...] | None]]:
-        """Type and shape of each tensor, for inputs of the given shapes; no shape where a size is unknown."""
+        """Type and shape of each tensor, for inputs of these shapes; no shape where a size is unknown."""
         bare = onnx.ModelProto(ir_version=self._proto.ir_version)
         bare.opset_import.extend(self._proto.opset_import)
         bare.functions.extend(self._proto.functions)
         graph = self._proto.graph
         bare.graph.name = graph.name
         bare.graph.node.extend(graph.node)
-        bare.graph.output.extend(onnx.ValueInfoProto(name=each.name) for each in graph.output)
-        constants = {each.name for each in graph.initializer}
+        bare.graph.output.extend(onnx.ValueInfoProto(name=output.name) for output in graph.output)
+        constants = {stored.name for stored in graph.initializer}
         for info in graph.input:
             if info.name in feeds:
                 kind = info.type.tensor_type.elem_type
                 bare.graph.input.append(helper.make_tensor_value_info(info.name, kind, feeds[info.name].shape))
             elif info.name not in constants:
                 bare.graph.input.append(info)
-        for each in graph.initializer:
-            if np.prod(each.dims, dtype=object) > LARGE or each.data_location == onnx.TensorProto.EXTERNAL:
-                bare.graph.input.append(helper.make_tensor_value_info(each.name, each.data_type, each.dims))
+        for constant in graph.initializer:
+            if np.prod(constant.dims, dtype=object) > LARGE or constant.data_location == onnx.TensorProto.EXTERNAL:
+                bare.graph.input.append(helper.make_tensor_value_info(constant.name, constant.data_type, constant.dims))
             else:
-                bare.graph.initializer.append(each)
+                bare.graph.initializer.append(constant)
         inferred = infer_shapes(bare)
         if inferred is None:
             return {}
-        found: dict[str, tuple[int, tuple[int, ...] | None]] = {}
+        types: dict[str, tuple[int, tuple[int, ...] | None]] = {}
         for info in (*inferred.graph.value_info, *inferred.graph.output):
             if info.type.WhichOneof("value") == "tensor_type":
                 tensor = info.type.tensor_type
                 known = tensor.HasField("shape") and all(dim.HasField("dim_value") for dim in tensor.shape.dim)
                 shape = tuple(dim.dim_value for dim in tensor.shape.dim) if known else None
-                found[info.name] = tensor.elem_type, shape
-        return found
+                types[info.name] = tensor.elem_type, shape
+        return types
 
     @cached_property
     def _jumps(self) -> frozenset[str]:
-        found: set[str] = set()
-        fixed = {each.name for each in self._proto.graph.initializer} | {""}  # whatever the inputs and weights are
+        jumping: set[str] = set()
+        fixed = {tensor.name for tensor in self._proto.graph.initializer} | {""}  # the same for all inputs and weights
         for node in self._proto.graph.node:
             read = set(reads(node))
             is_cast = node.op_type == "Cast" and any(
-                each.name == "to" and each.i in INTEGERS for each in node.attribute
+                attribute.name == "to" and attribute.i in INTEGERS for attribute in node.attribute
             )
             has_jump = any(inner.op_type in JUMPS for body in bodies(node) for inner in nested_nodes(body))
             if node.op_type in ("Shape", "Size", "Constant") or read <= fixed:
                 fixed.update(node.output)
-            elif node.op_type in JUMPS or has_jump or is_cast or not found.isdisjoint(read):
-                found.update(node.output)
-        return frozenset(found)
+            elif node.op_type in JUMPS or has_jump or is_cast or not jumping.isdisjoint(read):
+                jumping.update(node.output)
+        return frozenset(jumping)
 
     def jumps(self) -> frozenset[str]:
-        """Everything behind an operator of `JUMPS`."""
+        """The values behind an operator of `JUMPS`."""
         return self._jumps
 
     def descends(self, value: str, ancestor: str) -> bool:
@@ -278,13 +278,13 @@ class OnnxSubject:
         return False
 
     def start(self, fetch: Sequence[str], disturbance: Disturbance | None = None) -> Run:
-        """Optimisation off, so that the runtime adds nothing of its own."""
+        """Start with optimisation off, so that the runtime adds nothing of its own."""
         session = self._session(tuple(name for name in fetch if name not in self._declared_outputs))
-        given = self._weights if disturbance is None else self._disturb(disturbance)
-        return lambda feeds: session({**given, **feeds}, fetch)
+        disturbed = self._weights if disturbance is None else self._disturb(disturbance)
+        return lambda feeds: session({**disturbed, **feeds}, fetch)
 
     def start_replacing(self, value: str, fetch: Sequence[str]) -> Run:
-        """With the node's output under another name, and an input in its place."""
+        """Start with an input in the place of an inner value, which its node then makes under another name."""
         more = [name for name in fetch if name not in self._declared_outputs]
         model = with_weights_as_inputs(self._disturbable, more)
         for node in model.graph.node:
@@ -295,7 +295,7 @@ class OnnxSubject:
         return lambda feeds: session({**self._weights, **feeds}, fetch)
 
     def _disturb(self, disturbance: Disturbance) -> dict[str, npt.NDArray[Any]]:
-        """The weights, disturbed; kept, since the runs of one draw are asked for again with other values."""
+        """The disturbed weights. They are kept, since later runs of the same draw fetch other values."""
         if disturbance not in self._disturbed:
             self._disturbed[disturbance] = {
                 name: disturbance(array, index) for index, (name, array) in enumerate(self._weights.items())
@@ -303,15 +303,15 @@ class OnnxSubject:
         return self._disturbed[disturbance]
 
     def _session(self, more_outputs: tuple[str, ...]) -> OnnxSession | ReferenceSession:
-        """A session that gives the outputs and some inner values; the last few are kept."""
-        found = self._sessions.pop(more_outputs, None)
-        if found is None:
+        """A session for the outputs and some inner values. The last few sessions are kept."""
+        session = self._sessions.pop(more_outputs, None)
+        if session is None:
             model = with_weights_as_inputs(self._disturbable, more_outputs).SerializeToString()
-            found = self._open(model)
-        self._sessions[more_outputs] = found
+            session = self._open(model)
+        self._sessions[more_outputs] = session
         if len(self._sessions) > SESSIONS:
             del self._sessions[next(iter(self._sessions))]
-        return found
+        return session
 
     def _open(self, model: bytes) -> OnnxSession | ReferenceSession:
         """A session of the runtime, or of the reference evaluator where that has no kernel for the model."""
@@ -327,14 +327,14 @@ class OnnxSubject:
         return session
 
     def start_as_deployed(self, provider: str) -> tuple[Run, str | None]:
-        """All optimisations on, as is the default."""
+        """Start with all optimisations on, which is the default."""
         session = self._start_deployed(provider)
         count = session.nodes_elsewhere()
         finding = f"{provider} hands {plural(count, 'node')} of {self.label} back to the CPU" if count else None
         return partial(session, fetch=self.outputs), finding
 
     def start_with_defaults(self, provider: str) -> tuple[Run, str] | None:
-        """With TF32, where the provider has it."""
+        """Start with TF32, where the provider has it."""
         if provider not in STRICT:
             return None
         return partial(self._start_deployed(provider, is_strict=False), fetch=self.outputs), STRICT[provider].what
@@ -351,34 +351,34 @@ class OnnxSubject:
 
     @cached_property
     def _weights(self) -> dict[str, npt.NDArray[Any]]:
-        """What disturbances move, by name."""
-        tensors = {each.name: each for each in self._disturbable.graph.initializer}
+        """The weights that disturbances move, by name."""
+        tensors = {tensor.name: tensor for tensor in self._disturbable.graph.initializer}
         return {name: read(tensors[name], self._folder or Path()) for name in weights(self._disturbable.graph)}
 
     def widened(self) -> tuple[OnnxSubject, int] | None:
-        """With float32 in place of float16 and bfloat16, and what disturbs it, in its units."""
-        held = {each.data_type for each in self._disturbable.graph.initializer}
-        steps = [step for name, step in WIDE_STEPS.items() if NARROW[name] in held]
+        """The model with float32 in place of float16 and bfloat16, and the steps of its disturbances."""
+        kinds = {tensor.data_type for tensor in self._disturbable.graph.initializer}
+        steps = [step for name, step in WIDE_STEPS.items() if NARROW[name] in kinds]
         if not steps:
             return None
         proto = widen(self._proto, self._folder, tuple(NARROW.values()), onnx.TensorProto.FLOAT)
         return OnnxSubject(proto, self.label, folder=self._folder), max(steps)
 
     def evaluate_exactly(self, feeds: Feeds, fetch: Sequence[str], seconds: float) -> list[npt.NDArray[Any]] | None:
-        """By the reference evaluator of ONNX, on a copy of the model in float64."""
+        """Evaluate a copy of the model in float64, by the reference evaluator of ONNX."""
         deadline = time.monotonic() + seconds
         wide = widen(self._proto, self._folder, FLOATS, onnx.TensorProto.DOUBLE)
         return reference.evaluate(wide, feeds, fetch, deadline - time.monotonic())
 
 
 def _sizes(info: onnx.ValueInfoProto) -> tuple[int | str | None, ...]:
-    """The sizes of a tensor as it is declared: numbers, symbols, or nothing."""
+    """The declared sizes of a tensor: numbers, symbols, or None."""
     dims = info.type.tensor_type.shape.dim
-    return tuple(each.dim_value if each.HasField("dim_value") else (each.dim_param or None) for each in dims)
+    return tuple(dim.dim_value if dim.HasField("dim_value") else (dim.dim_param or None) for dim in dims)
 
 
 def reads(node: onnx.NodeProto) -> Iterator[str]:
-    """What a node reads, in its bodies too."""
+    """The values that a node reads, in its bodies too."""
     yield from node.input
     for body in bodies(node):
         for inner in nested_nodes(body):

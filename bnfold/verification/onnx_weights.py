@@ -1,4 +1,4 @@
-"""Weights of an ONNX model moved by units in their last place: how the noise of the model is measured."""
+"""Moves the weights of an ONNX model by units in their last place, to measure the noise of the model."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ OPERANDS: dict[str, frozenset[int]] = {
     "Gather": FIRST,
     "DequantizeLinear": frozenset({1}),
 }
-"""Operands whose rounding is noise, by operator. Others (the scales of a Resize) decide about shapes."""
+"""The operands whose rounding is noise, by operator. Others (the scales of a Resize) decide about shapes."""
 
 WIDE_STEPS = {"float16": 3 << 10, "bfloat16": 3 << 13}
-"""Three eighths of a unit in the last place, in units of float32: with the moves of channels, what rounding may do."""
+"""Three eighths of a unit in the last place, in units of float32. With those of channels, rounding moves as much."""
 
 BLOCK = 1 << 16
-"""Weights that are moved at a time: what fits a cache."""
+"""How many weights are moved at a time: as many as fit a cache."""
 
 
 @dataclass(frozen=True)
 class Disturbance:
-    """Each weight moved by up to `steps` units in the last place, at random; channels and tensors by half as much more.
+    """Moves each weight by up to `steps` units in the last place, at random; channels and tensors by half as much more.
 
     Folding multiplies all weights of a channel by one factor, so where they are alike (averages, initial values) they
     round alike, and their errors add up instead of cancelling.
 
     Attributes:
-        seed: of the draw.
+        seed: the seed of the draw.
         steps: the largest move of a weight by itself.
     """
 
@@ -54,7 +54,7 @@ class Disturbance:
         """A moved copy of the `index`-th weight; zeros, subnormal numbers and those near the type's limits stay."""
         generator = np.random.default_rng([self.seed, index])
         moved = np.array(array, order="C")
-        kind = np.int8 if self.steps < 50 else np.int32  # three halves of it are added
+        kind = np.int8 if self.steps < 50 else np.int32  # up to three halves of `steps` are added
         moves: npt.NDArray[Any] = generator.integers(0, 2 * self.steps, moved.shape, kind) - kind(self.steps)
         moves += (moves >= 0).astype(kind)  # never zero
         together: npt.NDArray[Any] = np.zeros(1, kind)
@@ -67,34 +67,38 @@ class Disturbance:
 
 
 def _move(array: npt.NDArray[Any], moves: npt.NDArray[Any]) -> None:
-    """Add units in the last place to each element that is a normal number, away from the limits of its type."""
+    """Move elements by units in the last place, if they are normal numbers away from the limits of their type."""
     bits, mantissa = array.view(ORDERED[array.dtype.itemsize]), mantissa_bits(array.dtype)
     exponent = ((1 << (array.dtype.itemsize * 8 - 1 - mantissa)) - 1) << mantissa
     lowest, highest = (2 << mantissa), exponent - (2 << mantissa)
     for start in range(0, array.size, BLOCK):
         part, steps = bits[start : start + BLOCK], moves[start : start + BLOCK]
-        found = part & part.dtype.type(exponent)
-        steps *= (found >= lowest) & (found < highest)
+        power = part & part.dtype.type(exponent)
+        steps *= (power >= lowest) & (power < highest)
         part += steps.astype(part.dtype)
 
 
 def with_initializers(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with float constants that nodes of the main graph make as initializers; itself if there are none."""
-    shapes = {each.name: each for each in proto.graph.initializer if each.data_type == onnx.TensorProto.INT64}
-    outputs = {each.name for each in proto.graph.output}
-    made: dict[str, onnx.TensorProto] = {}
+    """The model with float Constant nodes of the main graph turned into initializers; itself if there are none."""
+    shapes = {
+        initializer.name: initializer
+        for initializer in proto.graph.initializer
+        if initializer.data_type == onnx.TensorProto.INT64
+    }
+    outputs = {info.name for info in proto.graph.output}
+    constants: dict[str, onnx.TensorProto] = {}
     for node in proto.graph.node:
         tensor = _constant(node, shapes)
         if tensor is not None and tensor.data_type in FLOATS and not outputs.intersection(node.output):
-            made[node.output[0]] = tensor
-    if not made:
+            constants[node.output[0]] = tensor
+    if not constants:
         return proto
     changed = onnx.ModelProto()
     changed.CopyFrom(proto)
     changed.ir_version = max(proto.ir_version, 4)  # before, each initializer had to be an input
     del changed.graph.node[:]
-    changed.graph.node.extend(node for node in proto.graph.node if not made.keys() & set(node.output))
-    for name, tensor in made.items():
+    changed.graph.node.extend(node for node in proto.graph.node if not constants.keys() & set(node.output))
+    for name, tensor in constants.items():
         changed.graph.initializer.add().CopyFrom(tensor)
         changed.graph.initializer[-1].name = name
     return changed
@@ -103,17 +107,17 @@ def with_initializers(proto: onnx.ModelProto) -> onnx.ModelProto:
 def with_weights_as_inputs(proto: onnx.ModelProto, more_outputs: Sequence[str]) -> onnx.ModelProto:
     """The model with its weights as inputs instead of initializers, and with further outputs.
 
-    One session of it runs with any weights, and holds no copy of them.
+    One session of it then runs with any weights, and holds no copy of them.
     """
     bare = onnx.ModelProto(ir_version=proto.ir_version)
     bare.opset_import.extend(proto.opset_import)
     bare.functions.extend(proto.functions)
-    graph, given = bare.graph, set(weights(proto.graph))
+    graph, names = bare.graph, set(weights(proto.graph))
     graph.name = proto.graph.name
     graph.node.extend(proto.graph.node)
-    graph.input.extend(each for each in proto.graph.input if each.name not in given)
+    graph.input.extend(info for info in proto.graph.input if info.name not in names)
     for tensor in proto.graph.initializer:
-        if tensor.name in given:
+        if tensor.name in names:
             graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
         else:
             graph.initializer.append(tensor)
@@ -126,7 +130,9 @@ def with_weights_as_inputs(proto: onnx.ModelProto, more_outputs: Sequence[str]) 
 
 def _constant(node: onnx.NodeProto, shapes: Mapping[str, onnx.TensorProto]) -> onnx.TensorProto | None:
     """The tensor that a node holds, where it holds one."""
-    value: onnx.TensorProto | None = next((each.t for each in node.attribute if each.name == "value"), None)
+    value: onnx.TensorProto | None = next(
+        (attribute.t for attribute in node.attribute if attribute.name == "value"), None
+    )
     if node.op_type == "Constant" and value is not None:
         return value
     if node.op_type == "ConstantOfShape" and node.input[0] in shapes and value is not None:
@@ -136,15 +142,15 @@ def _constant(node: onnx.NodeProto, shapes: Mapping[str, onnx.TensorProto]) -> o
 
 
 def weights(graph: onnx.GraphProto) -> list[str]:
-    """Names of the float initializers of the main graph that only operators of `OPERANDS` read.
+    """The names of the float initializers of the main graph that only operators of `OPERANDS` read.
 
-    What is computed from constants alone (the scales of a Resize, put together from two) must be read so as well.
+    A constant computed from such initializers (the scales of a Resize, concatenated from two) must be read so as well.
     """
     readers: dict[str, list[tuple[onnx.NodeProto, int]]] = {}
     for node in nested_nodes(graph):
         for index, name in enumerate(node.input):
             readers.setdefault(name, []).append((node, index))
-    fixed = {each.name for each in graph.initializer}
+    fixed = {tensor.name for tensor in graph.initializer}
     is_noise: dict[str, bool] = {}
     nodes = list(nested_nodes(graph))
     for node in nodes:
@@ -153,16 +159,16 @@ def weights(graph: onnx.GraphProto) -> list[str]:
     for name in [*(name for node in reversed(nodes) for name in node.output), *fixed]:
         is_noise.setdefault(name, name not in fixed or _is_noise(readers.get(name, []), fixed, is_noise))
     return [
-        each.name
-        for each in graph.initializer
-        if each.data_type in FLOATS
-        and is_noise[each.name]
-        and _is_weight(readers.get(each.name, []), int(np.prod(each.dims, dtype=object)))
+        tensor.name
+        for tensor in graph.initializer
+        if tensor.data_type in FLOATS
+        and is_noise[tensor.name]
+        and _is_weight(readers.get(tensor.name, []), int(np.prod(tensor.dims, dtype=object)))
     ]
 
 
 def _is_noise(readers: Sequence[tuple[onnx.NodeProto, int]], fixed: Container[str], known: Mapping[str, bool]) -> bool:
-    """Whether all that read a constant only round differently where it moves a little."""
+    """Whether all readers of a constant only round differently where it moves a little."""
     return all(
         node.domain in ("", "ai.onnx")
         and index in OPERANDS.get(node.op_type, ())
@@ -172,5 +178,5 @@ def _is_noise(readers: Sequence[tuple[onnx.NodeProto, int]], fixed: Container[st
 
 
 def _is_weight(readers: Sequence[tuple[onnx.NodeProto, int]], size: int) -> bool:
-    """Whether it is worth it; a single number is a scale or a size."""
+    """Whether an initializer is worth moving. A single number is a scale or a size."""
     return size > 1 or ("DequantizeLinear", 1) in [(node.op_type, index) for node, index in readers]

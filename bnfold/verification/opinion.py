@@ -1,4 +1,4 @@
-"""Second opinions on what seems to differ: the truth in float64, and values that changed their name or meaning."""
+"""Second opinions on seeming differences: the truth in float64, and values with another name or meaning."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ SECONDS = 20.0
 """How long an evaluation in float64 may take."""
 
 BYTES = 512 << 20
-"""Of all inner values, above which it is not tried."""
+"""The bytes of all inner values above which float64 is not tried."""
 
 TRUST = 16.0
-"""How many budgets the reference itself may lie from the truth: farther away, it is the evaluation that is wrong."""
+"""How many budgets the reference may lie from the truth. If it is farther away, the evaluation is wrong."""
 
 NEIGHBOURS = 8
-"""How many later values one may stand for under an earlier one's name."""
+"""How many later values are compared with one that may have their content under an earlier name."""
 
 LISTED = 3
-"""How many values a sentence names."""
+"""How many values a sentence names at most."""
 
 Seen = dict[str, list[tuple[Sample, Observation]]]
 
@@ -44,26 +44,31 @@ def settle(pair: Pair, seen: Seen, findings: list[str], *, strict_inside: bool =
     3. Two layers may exchange channels, or scale them up and down again: an inner difference that is taken back, as
        `bnfold.verification.insides` finds out, passes as another meaning, unless that is not allowed.
     """
-    failing = {name: found for name, found in seen.items() if any(each.reason for _, each in found)}
+    failing = {
+        name: observations
+        for name, observations in seen.items()
+        if any(observation.reason for _, observation in observations)
+    }
     if not failing:
         return seen
     renamed = _find_renamed(pair, failing, findings)
-    rest = {name: found for name, found in failing.items() if name not in renamed}
+    rest = {name: observations for name, observations in failing.items() if name not in renamed}
     taken = [] if strict_inside else find_taken_back(pair, rest, seen)
     findings += _note_meanings(taken)
-    rest = {name: found for name, found in rest.items() if name not in taken}
+    rest = {name: observations for name, observations in rest.items() if name not in taken}
     near = _find_near_truth(pair, rest, findings)
     other = {*renamed, *taken}
     return {
         name: [
-            (sample, _cleared(each) if name in other or (name, id(sample)) in near else each) for sample, each in found
+            (sample, _cleared(observation) if name in other or (name, id(sample)) in near else observation)
+            for sample, observation in observations
         ]
-        for name, found in seen.items()
+        for name, observations in seen.items()
     }
 
 
 def _note_meanings(names: list[str]) -> list[str]:
-    """A sentence on values whose difference is taken back."""
+    """A sentence about values whose difference is taken back."""
     if not names:
         return []
     rest = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
@@ -76,20 +81,29 @@ def _cleared(observation: Observation) -> Observation:
 
 
 def _find_near_truth(pair: Pair, failing: Seen, findings: list[str]) -> set[tuple[str, int]]:
-    """Values that fail, each with an input (by identity) on which the candidate is as near to the truth."""
+    """Failing values, each with an input (by identity) on which the candidate is as near to the truth."""
     near: set[tuple[str, int]] = set()
-    samples = {id(sample): sample for found in failing.values() for sample, each in found if each.reason}
+    samples = {
+        id(sample): sample
+        for observations in failing.values()
+        for sample, observation in observations
+        if observation.reason
+    }
     for sample in samples.values():
         if sum(pair.reference.measure(sample.feeds).values()) > BYTES:
             continue
-        names = [name for name, found in failing.items() if any(at is sample and each.reason for at, each in found)]
+        names = [
+            name
+            for name, observations in failing.items()
+            if any(at is sample and observation.reason for at, observation in observations)
+        ]
         truth = pair.reference.evaluate_exactly(sample.feeds, names, SECONDS)
         if truth is None:
             break
         first, second = pair.start_both(names)
         arrays = zip(names, truth, first(sample.feeds), second(sample.feeds), strict=True)
         for name, exact, expected, actual in arrays:
-            budget = next(each.judgement.budget for at, each in failing[name] if at is sample)
+            budget = next(observation.judgement.budget for at, observation in failing[name] if at is sample)
             if _is_as_near(exact, expected, actual, budget):
                 near.add((name, id(sample)))
     if near:
@@ -110,26 +124,26 @@ def _is_as_near(exact: AnyArray, expected: AnyArray, actual: AnyArray, budget: f
 
 
 def _is_rounding_of(exact: AnyArray, actual: AnyArray) -> bool:
-    """Where the reference overflows: whether the candidate is the truth, to the square root of its type's spacing."""
+    """Whether the candidate is the truth where the reference overflows, to the square root of its type's spacing."""
     signal, difference = measure(exact), measure(actual, exact)
     return bool(difference.peak[0] <= np.sqrt(spacing(actual.dtype)[0]) * signal.peak[0])
 
 
 def _find_renamed(pair: Pair, failing: Seen, findings: list[str]) -> set[str]:
-    """Inner values that equal a later value of the reference, which the candidate does not have."""
+    """Inner values that equal a later value of the reference, one that the candidate does not have."""
     if pair.reference.kind != pair.candidate.kind:
         return set()
     theirs = {*pair.candidate.values(), *pair.candidate.outputs}
     gone = [name for name in pair.reference.values() if name not in theirs]
     renamed: set[str] = set()
-    for name, found in failing.items():
+    for name, observations in failing.items():
         later = [other for other in gone if pair.reference.descends(other, name)][:NEIGHBOURS]
         if not later or name in pair.reference.outputs:
             continue
         reference, candidate = pair.reference.start(later), pair.start_both([name])[1]
-        budgets = {id(sample): each.judgement.budget for sample, each in found}
+        budgets = {id(sample): observation.judgement.budget for sample, observation in observations}
         matches = set(later)
-        for sample, _ in found:
+        for sample, _ in observations:
             actual = candidate(sample.feeds)[0]
             for other, expected in zip(later, reference(sample.feeds), strict=True):
                 if not _is_same(expected, actual, budgets[id(sample)]):

@@ -1,4 +1,4 @@
-"""What proves the folds of one kind of model."""
+"""The interface that proves the folds of one kind of model."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from bnfold.verification.smoke import SmokeRun
 
 
 class Prover(Protocol):
-    """Proves what was done to a model; made before it was done."""
+    """Proves the changes of a model. It is made before the model is changed."""
 
     def prove(self) -> Proof:
-        """Of the model in memory, after the edits and before it is finished."""
+        """Prove the model in memory, after the edits and before it is finished."""
         ...
 
     def prove_file(self, original: Path, written: Written) -> Proof:
-        """Of the file that it was read from, and what was written."""
+        """Prove the file that was written against the one that was read."""
         ...
 
     def certify(self, written: Written) -> Certificate:
-        """What lets others check that proof.
+        """The certificate with which others can check the proof.
 
         Raises:
-            UnsupportedModelError: it has no such form.
+            UnsupportedModelError: models of this kind have no certificates.
         """
         ...
 
@@ -40,13 +40,13 @@ class Prover(Protocol):
         """Run both files once, in a process of their own.
 
         Raises:
-            BnfoldError: the inputs that the caller gives do not fit.
+            BnfoldError: the caller's inputs do not fit.
         """
         ...
 
 
 def begin(entry: Entry, opened: OpenModel, changes: Callable[[], Changes]) -> Prover | None:
-    """The prover of a model of which nothing has been changed yet; None where there is none for such a model."""
+    """The prover of a model, before anything is changed; None where there is none for its kind."""
     if entry.proof is None:
         return None
     prover: Prover | None = entry.part(entry.proof).begin(opened, changes())
@@ -58,7 +58,7 @@ def check_files(reference: Path, candidate: Path, certificate: Certificate, limi
 
     Raises:
         InvalidModelError: a file cannot be read, or the certificate is of other models.
-        UnsupportedModelError: they are of different kinds, or of one that has no proofs.
+        UnsupportedModelError: the files are of different kinds, or of one without proofs.
     """
     entry = find_entry(reference)
     if entry.proof is None or find_entry(candidate) is not entry:

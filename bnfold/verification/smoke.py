@@ -1,7 +1,7 @@
 """The smoke run: original and result, each loaded and run once on one input, after the result was proved.
 
-It finds what a proof cannot see, a runtime that does not take the result or computes something else with it. So it may
-be coarse: what it calls different is far from anything that rounding can do (`judge`).
+It finds what a proof cannot see: a runtime that does not take the result, or computes something else with it. So it may
+be coarse: it calls a result different only far beyond anything that rounding can do (`judge`).
 
 ``python -m bnfold.verification.smoke`` is the process in which both run, one after the other: it reads a JSON document
 from standard input, which `run_once` writes, and writes one to standard output.
@@ -35,42 +35,42 @@ if TYPE_CHECKING:
 AnyArray = npt.NDArray[Any]
 
 STEPS = 2
-"""Units in the last place that rounding moves a weight by, with a margin."""
+"""By how many units in the last place rounding moves a weight, with a margin."""
 
 SECONDS = 300.0
-"""What both runs may take."""
+"""How long both runs may take."""
 
 FACTOR = 1000.0
-"""How many times farther a wrong output is from the original's than rounding moves that."""
+"""How many times farther than rounding moves an output a wrong one is from the original's."""
 
 REACH = 32
-"""How many times farther than rounding does weights are moved to measure that, so that a jump within reach is seen."""
+"""How many times farther than by rounding weights are moved to measure that, so that jumps within reach are seen."""
 
 DRAWS = 3
-"""How often what rounding moves is measured, where an output is far off."""
+"""How many times the effect of rounding is measured, where an output is far off."""
 
 LOST = frozenset({int(signal.SIGKILL), int(signal.SIGTERM)} if hasattr(signal, "SIGKILL") else {int(signal.SIGTERM)})
-"""Signals that come from outside, where memory is short, say, and tell nothing of a model."""
+"""Signals that come from outside (where memory is short, for example) and tell nothing about a model."""
 
 OUT_OF_MEMORY = ("bad_alloc", "Failed to allocate")
-"""What tells nothing of a model either."""
+"""Errors that tell nothing about a model either."""
 
 ABOUT = "the result"
-"""What comes to standard output once the original has run."""
+"""The line on standard output once the original has run."""
 
 
 @dataclass(frozen=True)
 class SmokeRun:
-    """What running both models once showed.
+    """The outcome of running both models once.
 
     Attributes:
         has_run: whether both could be run.
         error: the largest difference of an output, over the largest value of that output; None where none was compared.
-        difference: what differs in a way that rounding does not explain; empty where nothing does.
-        notes: why it was not run, or why an output was not compared.
-        shapes: of the inputs.
-        seconds: taken.
-        runtime: what ran them.
+        difference: a sentence on a difference that rounding does not explain; empty where there is none.
+        notes: why they were not run, or why an output was not compared.
+        shapes: the shapes of the inputs.
+        seconds: the time that it took.
+        runtime: the runtime that ran them.
     """
 
     has_run: bool
@@ -83,16 +83,16 @@ class SmokeRun:
 
 
 def run_once(original: Path, result: Path, declare: Callable[[], Sequence[Declared]], inputs: InputOptions) -> SmokeRun:
-    """Run both, in a process of their own; whatever keeps the original from running is a note.
+    """Run both models in a process of their own. If the original does not run, that is a note.
 
     Args:
-        original: a file.
-        result: another one, with the same inputs and outputs.
-        declare: says what the models take.
-        inputs: what they run on: the first of what the caller gives, or one that is drawn.
+        original: the file of the original.
+        result: the file of the result, with the same inputs and outputs.
+        declare: gives the inputs that the models declare.
+        inputs: what they run on: the first of the caller's inputs, or a drawn one.
 
     Raises:
-        BnfoldError: the inputs that the caller gives do not fit, or show nothing.
+        BnfoldError: the caller's inputs do not fit, or show nothing.
     """
     began = time.perf_counter()
     if find_spec("onnxruntime") is None:
@@ -106,8 +106,14 @@ def run_once(original: Path, result: Path, declare: Callable[[], Sequence[Declar
         job = {
             "models": [str(original), str(result)],
             "declared": [
-                [each.name, each.dtype.name, each.shape, each.span and [each.span.start, each.span.stop], each.has_rank]
-                for each in declared
+                [
+                    entry.name,
+                    entry.dtype.name,
+                    entry.shape,
+                    entry.span and [entry.span.start, entry.span.stop],
+                    entry.has_rank,
+                ]
+                for entry in declared
             ],
             "inputs": [str(path) for path in inputs.paths],
             "dims": dict(inputs.dims or {}),
@@ -117,7 +123,7 @@ def run_once(original: Path, result: Path, declare: Callable[[], Sequence[Declar
             np.savez(Path(folder) / "inputs.npz", **inputs.given[0])  # type: ignore[arg-type]
             job["inputs"] = [str(Path(folder) / "inputs.npz")]
         try:
-            found = run_module("bnfold.verification.smoke", job, "the model", SECONDS)
+            answer = run_module("bnfold.verification.smoke", job, "the model", SECONDS)
         except CrashError as error:
             run = _not_run(f"onnxruntime crashed on it (signal {error.signal})")
             if ABOUT in error.said and error.signal not in LOST:
@@ -130,10 +136,10 @@ def run_once(original: Path, result: Path, declare: Callable[[], Sequence[Declar
             return replace(_not_run(_explain(str(error))), seconds=time.perf_counter() - began)
     return SmokeRun(
         True,
-        found["largest"],
-        found["difference"],
-        tuple(found["notes"]),
-        found["shapes"],
+        answer["largest"],
+        answer["difference"],
+        tuple(answer["notes"]),
+        answer["shapes"],
         time.perf_counter() - began,
     )
 
@@ -150,14 +156,14 @@ EXPLANATIONS = (
     ),
     (r"Fatal error: (\S+?)\(.*\) is not a registered function/op", r"onnxruntime does not know the operator \1"),
 )
-"""Messages of ONNX Runtime, and what they mean."""
+"""Messages of ONNX Runtime, and their meaning."""
 
 
 def _explain(message: str) -> str:
-    """An error of the runtime, for people."""
+    """An error of the runtime, in words for people."""
     for pattern, meaning in EXPLANATIONS:
-        if (found := re.search(pattern, message)) is not None:
-            return found.expand(meaning)
+        if (match := re.search(pattern, message)) is not None:
+            return match.expand(meaning)
     return message.removeprefix("the model: ")
 
 
@@ -169,26 +175,26 @@ class Distance:
     """How far an output is from the original's.
 
     Attributes:
-        error: largest difference over the largest value; 0 where it has no meaning.
-        what: what is not the same at all: shape, type, numbers that are none, integers; empty where nothing is.
+        error: the largest difference over the largest value; 0 where that has no meaning.
+        what: a sentence where shape, type, integers or finiteness are not the same; else empty.
     """
 
     error: float = 0.0
     what: str = ""
 
     def is_beyond(self, dtype: np.dtype[Any]) -> bool:
-        """Whether it is more than an output usually moves: half of its digits."""
+        """Whether it is farther than an output usually moves: half of its digits."""
         return bool(self.what) or self.error > _unit(dtype) ** 0.5
 
 
 def measure(expected: AnyArray, actual: AnyArray) -> Distance:
-    """How far an output is from the original's; where that overflows, nothing is said."""
+    """Measure how far an output is from the original's. Where that overflows, nothing is said."""
     if (expected.shape, expected.dtype) != (actual.shape, actual.dtype):
-        is_, was = (f"{each.dtype}{list(each.shape)}" for each in (actual, expected))
+        is_, was = (f"{array.dtype}{list(array.shape)}" for array in (actual, expected))
         return Distance(what=f"is {is_} and was {was}")
     if not _is_float(expected.dtype):
         return Distance(what="" if np.array_equal(expected, actual) else f"holds other values of type {expected.dtype}")
-    mine, its = (each if each.dtype.kind == "c" else each.astype(np.float64) for each in (expected, actual))
+    mine, its = (array if array.dtype.kind == "c" else array.astype(np.float64) for array in (expected, actual))
     known = np.isfinite(mine)
     if not np.isfinite(its[known]).all():
         return Distance(what="holds NaN or infinity, where the original has numbers")
@@ -208,21 +214,21 @@ Outputs = dict[str, AnyArray]
 
 
 def compare(original: Callable[[], Subject], feeds: Feeds, expected: Outputs, actual: Outputs) -> dict[str, Any]:
-    """The verdict on each output; the original is asked for where one is suspected."""
-    found = {name: measure(expected[name], actual[name]) for name in expected}
-    suspects = [name for name, distance in found.items() if distance.is_beyond(expected[name].dtype)]
+    """Compare the outputs. The original is loaded again where one of them is suspected."""
+    distances = {name: measure(expected[name], actual[name]) for name in expected}
+    suspects = [name for name, distance in distances.items() if distance.is_beyond(expected[name].dtype)]
     notes, difference = (
-        judge(original(), feeds, expected, {name: found[name] for name in suspects}) if suspects else ([], "")
+        judge(original(), feeds, expected, {name: distances[name] for name in suspects}) if suspects else ([], "")
     )
-    errors = [distance.error for name, distance in found.items() if name not in suspects]
+    errors = [distance.error for name, distance in distances.items() if name not in suspects]
     return {"largest": max(errors, default=None), "difference": difference, "notes": notes}
 
 
 def judge(subject: Subject, feeds: Feeds, expected: Outputs, suspects: dict[str, Distance]) -> tuple[list[str], str]:
-    """What is to be said of outputs that are far from the original's: notes, and what differs.
+    """Judge outputs that are far from the original's: notes, and a sentence on a difference.
 
-    One is wrong only if it is a thousand times farther than the original moves by itself: when it runs again, and when
-    its weights are moved by some units in their last place. Nothing is said of outputs behind operators that jump.
+    An output is wrong only if it is a thousand times farther off than the original moves by itself, when it runs again
+    and when its weights move by some units in their last place. Nothing is said of outputs behind operators that jump.
     """
     names = list(suspects)
     run = subject.start(names)
@@ -232,13 +238,13 @@ def judge(subject: Subject, feeds: Feeds, expected: Outputs, suspects: dict[str,
         name: "it lies behind an operator that jumps, as ArgMax does" for name in names if name in subject.jumps()
     }
     for name in names:
-        if any(measure(expected[name], each[name]).is_beyond(expected[name].dtype) for each in again):
+        if any(measure(expected[name], outputs[name]).is_beyond(expected[name].dtype) for outputs in again):
             reasons[name] = "the model draws random numbers"
     moved = _move(subject, feeds, {name: expected[name] for name in names if name not in reasons})
     difference = ""
     for name, distances in moved.items():
-        noise = max((each.error for each in distances), default=0.0) / REACH
-        if not distances or any(each.what for each in distances):
+        noise = max((distance.error for distance in distances), default=0.0) / REACH
+        if not distances or any(distance.what for distance in distances):
             reasons[name] = "rounding alone makes another of it, or cannot be measured"
         elif suspects[name].what:
             difference = difference or f"output {name!r} {suspects[name].what}"
@@ -251,7 +257,7 @@ def judge(subject: Subject, feeds: Feeds, expected: Outputs, suspects: dict[str,
 
 
 def _move(subject: Subject, feeds: Feeds, expected: Outputs) -> dict[str, list[Distance]]:
-    """How far outputs move with the last digits of the weights; empty lists where that cannot be measured."""
+    """How far outputs move with the last digits of the weights; empty lists where that is not measurable."""
     from bnfold.verification.onnx_weights import Disturbance
 
     moved: dict[str, list[Distance]] = {name: [] for name in expected}
@@ -266,7 +272,7 @@ def _move(subject: Subject, feeds: Feeds, expected: Outputs) -> dict[str, list[D
 
 
 def _run(job: dict[str, Any]) -> dict[str, Any]:
-    models = [Path(each) for each in job["models"]]
+    models = [Path(path) for path in job["models"]]
     declared = [
         Declared(name, np.dtype(dtype), tuple(shape), range(*span) if span else None, has_rank)
         for name, dtype, shape, span, has_rank in job["declared"]

@@ -1,4 +1,4 @@
-"""A model under test, whatever it is made of."""
+"""The interface of a model under test, of whatever kind."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bnfold.runtimes.inputs import Declared, Feeds
 from bnfold.verification.onnx_weights import Disturbance
 
 Run = Callable[[Feeds], list[npt.NDArray[Any]]]
-"""One inference: an array for each value that was asked for."""
+"""One inference: an array for each value to fetch."""
 
 
 Inside = Callable[[Feeds], Mapping[str, npt.NDArray[Any]]]
@@ -23,12 +23,12 @@ class Subject(Protocol):
 
     @property
     def label(self) -> str:
-        """What messages call it: its file, or its class."""
+        """Its name in messages: its file, or its class."""
         ...
 
     @property
     def kind(self) -> str:
-        """What its names mean: two models of one kind give one thing one name."""
+        """The kind of its names. Two models of one kind give the same thing the same name."""
         ...
 
     @property
@@ -48,16 +48,16 @@ class Subject(Protocol):
 
     @property
     def declared_outputs(self) -> Sequence[Declared]:
-        """What the model declares of its outputs; nothing where it declares nothing."""
+        """The outputs as the model declares them; empty where it declares nothing."""
         ...
 
     @property
     def notes(self) -> Sequence[str]:
-        """Sentences on how it is run."""
+        """Sentences about how it is run."""
         ...
 
     def values(self) -> Mapping[str, str]:
-        """Inner values that can be asked for, in graph order, each with the node that makes it."""
+        """Inner values that can be fetched, in graph order, each with the node that makes it."""
         ...
 
     def jumps(self) -> frozenset[str]:
@@ -73,29 +73,29 @@ class Subject(Protocol):
         ...
 
     def start(self, fetch: Sequence[str], disturbance: Disturbance | None = None) -> Run:
-        """Make ready to run, unoptimised and on the CPU.
+        """Make the model ready to run, unoptimised and on the CPU.
 
         Args:
             fetch: outputs and inner values to return.
-            disturbance: what is done to each weight first.
+            disturbance: a change of each weight to make first.
 
         Raises:
-            IncomparableError: it cannot be run.
+            IncomparableError: the model cannot be run.
         """
         ...
 
     def start_replacing(self, value: str, fetch: Sequence[str]) -> Run:
-        """The same as `start`, with an inner value that is given among the inputs, under its name.
+        """Like `start`, with an inner value that is given among the inputs, under its name.
 
         Raises:
-            IncomparableError: it cannot be run.
+            IncomparableError: the model cannot be run.
         """
         ...
 
     def start_as_deployed(self, provider: str) -> tuple[Run, str | None]:
-        """Make ready to run as a deployment would: on `provider`, at its default optimisation, for the outputs.
+        """Make the model ready to run as deployed: on `provider`, at its default optimisation, for the outputs.
 
-        The sentence beside it, where there is one, says what the provider does not do itself.
+        The sentence beside it, where there is one, says which part the provider leaves to the CPU.
 
         Raises:
             IncomparableError: the provider is not installed, or does not take the model.
@@ -103,16 +103,16 @@ class Subject(Protocol):
         ...
 
     def start_with_defaults(self, provider: str) -> tuple[Run, str] | None:
-        """As deployed, with what a verdict goes without, and what that is; None where there is no such thing."""
+        """Like `start_as_deployed`, with a default that is off for verdicts (TF32), and its name; None without one."""
         ...
 
     def widened(self) -> tuple[Subject, int] | None:
-        """The same with float32 in place of float16 and bfloat16, and the steps of its disturbances.
+        """The model with float32 in place of float16 and bfloat16, and the steps of its disturbances.
 
-        None where it has neither.
+        None where it has neither type.
         """
         ...
 
     def evaluate_exactly(self, feeds: Feeds, fetch: Sequence[str], seconds: float) -> list[npt.NDArray[Any]] | None:
-        """The same in float64; None where that takes longer than `seconds` or cannot be done."""
+        """Evaluate the model in float64; None where that takes longer than `seconds` or cannot be done."""
         ...

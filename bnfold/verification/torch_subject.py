@@ -33,13 +33,13 @@ from bnfold.verification.subject import Inside, Run, Subject
 AnyArray = npt.NDArray[Any]
 
 SEED = 0
-"""Of the random numbers that a model draws."""
+"""The seed of random numbers that a model draws."""
 
 NUMPY = {torch.bool: np.dtype(np.bool_), torch.bfloat16: np.dtype(ml_dtypes.bfloat16)}
-"""Names that the two libraries spell in different ways."""
+"""Types that numpy and torch spell in different ways."""
 
 NUMERIC = frozenset({"to", "_to_copy", "type_as", "div", "sub", "rsub", "mul", "add", "_assert_tensor_metadata"})
-"""Operators that compute with an integer image, or take its type."""
+"""Operators that compute with an integer image, or convert its type."""
 
 JUMPS = frozenset(
     [
@@ -48,26 +48,26 @@ JUMPS = frozenset(
         "bucketize",
     ]
 )
-"""Operators whose output jumps where its input moves a little."""
+"""Operators whose output may jump where the input moves a little (round, argmax)."""
 
 
 def is_silent(model: object) -> bool:
-    """Whether a model does not say what it takes: a module does not, a program does."""
+    """Whether a model does not declare its inputs. A module does not, a program does."""
     return isinstance(model, nn.Module)
 
 
 def open_subject(model: Any, label: str, limits: Limits, feeds: Feeds | None, other: Subject | None) -> TorchSubject:
-    """A module, a program, or the program in a file, ready to run.
+    """Open a module, a program, or the program in a file, ready to run.
 
     Args:
-        model: what is run.
-        label: what messages call it, if it is no file.
+        model: the model.
+        label: its name in messages, if it is no file.
         limits: how much a file may ask for.
         feeds: real inputs of a module, by name.
-        other: what it is compared with, which tells what a module takes where there are no real inputs.
+        other: the model that it is compared with. It tells the inputs of a module where there are no real ones.
 
     Raises:
-        BnfoldError: it cannot be read, or nothing tells what it takes.
+        BnfoldError: the model cannot be read, or nothing tells its inputs.
     """
     if isinstance(model, str | Path):
         return TorchSubject.of_program(load(Path(model), limits), str(model))
@@ -125,12 +125,12 @@ class _Recorder(fx.Interpreter):
 
 
 class TorchSubject:
-    """A `bnfold.verification.subject.Subject`; of its values, only the outputs have names.
+    """A `bnfold.verification.subject.Subject`. Of its values, only the outputs have names.
 
     Args:
-        module: what is run.
+        module: the module that runs.
         kind: "torch.module" or "torch.program".
-        label: what messages call it.
+        label: its name in messages.
         declared: the inputs, in order.
         outputs: how many there are.
         arguments: how it is called with them.
@@ -160,10 +160,10 @@ class TorchSubject:
 
     @classmethod
     def of_program(cls, program: ExportedProgram, label: str) -> TorchSubject:
-        """An exported program, which says itself what it takes.
+        """The subject for an exported program, which declares its inputs.
 
         Raises:
-            IncomparableError: it takes something that is no tensor and no constant.
+            IncomparableError: an argument is neither a tensor nor a constant.
         """
         placeholders = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
         declared: list[Declared] = []
@@ -194,16 +194,16 @@ class TorchSubject:
 
     @classmethod
     def of_module(cls, module: nn.Module, label: str, declared: Sequence[Declared] | Feeds, count: int) -> TorchSubject:
-        """A module, which does not say what it takes.
+        """The subject for a module, which does not declare its inputs.
 
         Args:
-            module: what is run.
-            label: what messages call it.
-            declared: what it takes, in the order of its forward's parameters; or arrays by their names.
-            count: how many outputs it has; 0 to find out by running it on the arrays.
+            module: the module that runs.
+            label: its name in messages.
+            declared: its inputs, in the order of the forward's parameters; or arrays by their names.
+            count: how many outputs it has; 0 to find that out by running it on the arrays.
 
         Raises:
-            IncomparableError: its forward takes something else.
+            IncomparableError: its forward takes other inputs.
         """
         feeds: Feeds = {}
         by_name = False
@@ -212,9 +212,9 @@ class TorchSubject:
             by_name = set(declared) <= set(names)
             feeds = {name: declared[name] for name in names if name in declared} if by_name else declared
             declared = [Declared(name, array.dtype, (None,) * array.ndim) for name, array in feeds.items()]
-        fed = {each.name: _Fed(each.name) for each in declared}
-        given: tuple[Any, Any] = ((), fed) if by_name else (tuple(fed.values()), {})
-        places, tree = _pytree.tree_flatten(given)
+        fed = {entry.name: _Fed(entry.name) for entry in declared}
+        arguments: tuple[Any, Any] = ((), fed) if by_name else (tuple(fed.values()), {})
+        places, tree = _pytree.tree_flatten(arguments)
         subject = cls(module, "torch.module", label, declared, count, _Arguments(tuple(places), tree))
         if not count:
             subject._count = len(subject._run(module, feeds))
@@ -222,33 +222,37 @@ class TorchSubject:
 
     @property
     def outputs(self) -> list[str]:
-        """Numbered, since only some of them have names."""
+        """The outputs, numbered, since only some of them have names."""
         return [f"output_{index}" for index in range(self._count)]
 
     def values(self) -> Mapping[str, str]:
-        """None: modules have no names for values."""
+        """No inner values: modules have no names for them."""
         return {}
 
     def jumps(self) -> frozenset[str]:
-        """Outputs of a program behind an operator of `JUMPS`; a module's code is not read."""
+        """The outputs of a program behind an operator of `JUMPS`. A module's code is not read."""
         return self._jumps
 
     def measure(self, feeds: Feeds) -> Mapping[str, int]:
-        """No inner value, no bytes."""
+        """No bytes, since there are no inner values."""
         return {}
 
     def descends(self, value: str, ancestor: str) -> bool:
-        """Unknown, and asked of inner values only."""
+        """Never called for outputs, and there are no inner values."""
         return False
 
     @cached_property
     def _weights(self) -> dict[str, torch.Tensor]:
-        """Parameters and buffers whose rounding is noise."""
-        held = {**dict(self._module.named_parameters()), **dict(self._module.named_buffers())}
-        return {name: each.detach() for name, each in held.items() if each.is_floating_point() and each.numel() > 1}
+        """The parameters and buffers whose rounding is noise."""
+        tensors = {**dict(self._module.named_parameters()), **dict(self._module.named_buffers())}
+        return {
+            name: tensor.detach()
+            for name, tensor in tensors.items()
+            if tensor.is_floating_point() and tensor.numel() > 1
+        }
 
     def start(self, fetch: Sequence[str], disturbance: Disturbance | None = None) -> Run:
-        """As it is, in eager mode and on the device of its parameters."""
+        """Start the module as it is, eagerly and on the device of its parameters."""
         overrides: dict[str, torch.Tensor] = {}
         if disturbance is not None:
             for index, (name, weight) in enumerate(self._weights.items()):
@@ -257,17 +261,17 @@ class TorchSubject:
         wanted = [self.outputs.index(name) for name in fetch]
 
         def run(feeds: Feeds) -> list[AnyArray]:
-            made = self._run(self._module, feeds, overrides)
-            return [made[index] for index in wanted]
+            outputs = self._run(self._module, feeds, overrides)
+            return [outputs[index] for index in wanted]
 
         return run
 
     def start_replacing(self, value: str, fetch: Sequence[str]) -> Run:
-        """Never asked for: there are no inner values."""
+        """Never called, since there are no inner values."""
         raise IncomparableError(f"{self.label}: has no inner value {value!r}")
 
     def start_as_deployed(self, provider: str) -> tuple[Run, str | None]:
-        """PyTorch deploys to "cpu" and "cuda"; eagerly, which optimises nothing."""
+        """Start on "cpu" or "cuda", eagerly, which optimises nothing."""
         if provider == "cpu":
             return self.start(self.outputs), None
         if provider != "cuda" or not torch.cuda.is_available():
@@ -276,59 +280,59 @@ class TorchSubject:
         return lambda feeds: self._run(moved, feeds), None
 
     def start_with_defaults(self, provider: str) -> tuple[Run, str] | None:
-        """PyTorch multiplies matrices in float32 unless it is told otherwise."""
+        """None: PyTorch multiplies matrices in float32 by default."""
         return None
 
     def widened(self) -> tuple[TorchSubject, int] | None:
-        """With float32 in place of float16 and bfloat16, and what disturbs it, in its units.
+        """The model with float32 in place of float16 and bfloat16, and the steps of its disturbances.
 
         None where the code may name one of these types itself.
         """
-        held = {str(each.dtype).removeprefix("torch.") for each in self._weights.values()}
+        kinds = {str(weight.dtype).removeprefix("torch.") for weight in self._weights.values()}
         if (
-            held.isdisjoint(WIDE_STEPS)
+            kinds.isdisjoint(WIDE_STEPS)
             or not isinstance(self._module, fx.GraphModule)
             or _names_a_narrow_type(self._module)
         ):
             return None
-        steps = max(WIDE_STEPS[name] for name in held & WIDE_STEPS.keys())
+        steps = max(WIDE_STEPS[name] for name in kinds & WIDE_STEPS.keys())
         declared = [
-            dataclasses.replace(each, dtype=np.dtype(np.float32)) if is_narrow(each.dtype) else each
-            for each in self.inputs
+            dataclasses.replace(entry, dtype=np.dtype(np.float32)) if is_narrow(entry.dtype) else entry
+            for entry in self.inputs
         ]
         module = _copied(self._module).float()
         wide = TorchSubject(module, self.kind, self.label, declared, self._count, self._arguments, self._jumps)
         return wide, steps
 
     def evaluate_exactly(self, feeds: Feeds, fetch: Sequence[str], seconds: float) -> list[AnyArray] | None:
-        """By a copy of the module in float64; None where its code insists on another type."""
+        """Evaluate a copy of the module in float64; None where its code insists on another type."""
         wide = {name: array.astype(np.float64) if array.dtype.kind == "f" else array for name, array in feeds.items()}
         try:
-            made = self._run(_copied(self._module).double(), wide)
+            outputs = self._run(_copied(self._module).double(), wide)
         except IncomparableError:  # it cannot be copied, or its code insists on another type: then there is no truth
             return None
-        return [made[self.outputs.index(name)].astype(np.float64) for name in fetch]
+        return [outputs[self.outputs.index(name)].astype(np.float64) for name in fetch]
 
     def _run(
         self, module: nn.Module, feeds: Feeds, overrides: Mapping[str, torch.Tensor] | None = None
     ) -> list[AnyArray]:
-        device = next((each.device for each in (*module.parameters(), *module.buffers())), torch.device("cpu"))
+        device = next((tensor.device for tensor in (*module.parameters(), *module.buffers())), torch.device("cpu"))
         args, kwargs = self._arguments.fill({name: _to_torch(array).to(device) for name, array in feeds.items()})
         try:
             with torch.no_grad(), warnings.catch_warnings(), _same_draws(device):
                 warnings.simplefilter("ignore")
-                made = functional_call(module, dict(overrides or {}), args, kwargs)
+                results = functional_call(module, dict(overrides or {}), args, kwargs)
         except Exception as error:  # a guard, an operator or the module's code may raise anything
             raise IncomparableError(f"{self.label}: torch cannot run it ({one_line(str(error), 300)})") from error
-        found = [_to_numpy(each.detach()) for each in _tensors(made)]
-        if self._count and len(found) != self._count:
-            raise IncomparableError(f"{self.label}: has {plural(len(found), 'output')}, not {self._count}")
-        return found
+        arrays = [_to_numpy(tensor.detach()) for tensor in _tensors(results)]
+        if self._count and len(arrays) != self._count:
+            raise IncomparableError(f"{self.label}: has {plural(len(arrays), 'output')}, not {self._count}")
+        return arrays
 
 
 @contextmanager
 def _same_draws(device: torch.device) -> Iterator[None]:
-    """Random numbers that are the same each time, and leave those of the caller alone."""
+    """Draw the same random numbers each time, and leave the caller's generators as they were."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(SEED)
         yield
@@ -350,20 +354,20 @@ class _Fixed:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Arguments:
-    """How a module is called."""
+    """The arguments of a module, with places for its inputs."""
 
     places: tuple[Any, ...]
     tree: Any
 
     def fill(self, tensors: Mapping[str, torch.Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Arguments and keyword arguments, from the inputs by name."""
-        flat = [tensors[each.name] if isinstance(each, _Fed) else each.value for each in self.places]
+        """The arguments and keyword arguments, with these inputs in their places."""
+        flat = [tensors[place.name] if isinstance(place, _Fed) else place.value for place in self.places]
         args, kwargs = _pytree.tree_unflatten(flat, self.tree)
         return tuple(args), dict(kwargs)
 
 
 def _copied(module: nn.Module) -> nn.Module:
-    """A copy of a module, without what torch has to say about its own code meanwhile."""
+    """A copy of a module, made without torch's warnings about its own code."""
     try:
         with warnings.catch_warnings(action="ignore"):
             return copy.deepcopy(module)
@@ -373,19 +377,23 @@ def _copied(module: nn.Module) -> nn.Module:
 
 def _names_a_narrow_type(module: fx.GraphModule) -> bool:
     arguments = [(node.args, node.kwargs) for node in module.graph.nodes]
-    return any(each in (torch.float16, torch.bfloat16) for each in _pytree.tree_leaves(arguments))
+    return any(leaf in (torch.float16, torch.bfloat16) for leaf in _pytree.tree_leaves(arguments))
 
 
 def _is_number(node: fx.Node) -> bool:
-    """Whether what reads an integer input only computes with it; elsewhere it may be an index."""
+    """Whether the readers of an integer input only compute with it. For others it may be an index."""
     names = {str(getattr(user.target, "_opname", "")) for user in node.users}
     return names <= NUMERIC
 
 
 def _parameters(module: nn.Module) -> list[str]:
-    """Names of what a module's forward takes by name."""
+    """The names of the parameters that a module's forward takes by name."""
     parameters = inspect.signature(module.forward).parameters
-    return [name for name, each in parameters.items() if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
+    return [
+        name
+        for name, parameter in parameters.items()
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    ]
 
 
 def _dtype(tensor: torch.Tensor) -> np.dtype[Any]:
@@ -393,41 +401,41 @@ def _dtype(tensor: torch.Tensor) -> np.dtype[Any]:
 
 
 def _to_numpy(tensor: torch.Tensor) -> AnyArray:
-    held = tensor.cpu().contiguous().resolve_neg().resolve_conj()
-    if held.dtype is torch.bfloat16:
-        return held.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-    array: AnyArray = held.numpy()
+    plain = tensor.cpu().contiguous().resolve_neg().resolve_conj()
+    if plain.dtype is torch.bfloat16:
+        return plain.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    array: AnyArray = plain.numpy()
     return array
 
 
 def _to_torch(array: AnyArray) -> torch.Tensor:
-    held = np.array(array, order="C", copy=True)
-    if held.dtype == ml_dtypes.bfloat16:
-        return torch.from_numpy(held.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(held)
+    copied = np.array(array, order="C", copy=True)
+    if copied.dtype == ml_dtypes.bfloat16:
+        return torch.from_numpy(copied.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(copied)
 
 
-def _tensors(made: Any) -> Iterator[torch.Tensor]:
-    """The tensors of an output, in order; also those in dataclasses."""
-    for leaf in _pytree.tree_leaves(made):
+def _tensors(results: Any) -> Iterator[torch.Tensor]:
+    """The tensors of an output, in order, also those in dataclasses."""
+    for leaf in _pytree.tree_leaves(results):
         if isinstance(leaf, torch.Tensor):
             yield leaf
         elif dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
-            for each in dataclasses.fields(leaf):
-                yield from _tensors(getattr(leaf, each.name))
+            for field in dataclasses.fields(leaf):
+                yield from _tensors(getattr(leaf, field.name))
 
 
 def _jumping(program: ExportedProgram) -> frozenset[str]:
-    """The outputs behind a jump that inputs or weights decide."""
+    """The outputs behind a jump that depends on inputs or weights."""
     behind: set[Any] = set()
     for node in program.graph.nodes:
         name = str(getattr(node.target, "_opname", ""))
-        if name.strip("_") in JUMPS or any(each in behind for each in node.all_input_nodes):
+        if name.strip("_") in JUMPS or any(source in behind for source in node.all_input_nodes):
             behind.add(node)
-    made = next(iter(reversed(program.graph.nodes))).args[0]
+    returned = next(iter(reversed(program.graph.nodes))).args[0]
     kinds = [
         (spec, node)
-        for spec, node in zip(program.graph_signature.output_specs, made, strict=True)
+        for spec, node in zip(program.graph_signature.output_specs, returned, strict=True)
         if spec.kind is OutputKind.USER_OUTPUT and not isinstance(spec.arg, ConstantArgument)
     ]
     return frozenset(f"output_{index}" for index, (_, node) in enumerate(kinds) if node in behind)

@@ -1,4 +1,4 @@
-"""What a verification found."""
+"""The verdict of a verification."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ class ValueVerdict:
     """One output or inner value, at the worst of all inputs.
 
     Attributes:
-        name: of the value.
-        observation: the worst, with its error and budget.
-        sample: label of the input that gave it.
+        name: the name of the value.
+        observation: the worst observation, with its error and budget.
+        sample: the label of the input that gave it.
         reason: why it fails, or says nothing; empty where it passes.
         provider: where the candidate ran.
         is_deployed: whether it ran at the runtime's default level, and not with optimisation off.
@@ -35,7 +35,7 @@ class ValueVerdict:
 
     @property
     def error(self) -> float:
-        """Largest absolute difference over the largest absolute reference value."""
+        """The largest absolute difference over the largest absolute reference value."""
         return self.observation.judgement.error
 
     @property
@@ -49,10 +49,10 @@ class Divergence:
     """The earliest value, in graph order, that differs.
 
     Attributes:
-        name: of the value.
-        node: that makes it in the reference.
+        name: the name of the value.
+        node: the node that makes it in the reference.
         place: the worst element.
-        verdict: of the value.
+        verdict: the verdict on the value.
     """
 
     name: str
@@ -62,22 +62,22 @@ class Divergence:
 
     @property
     def channel(self) -> int | None:
-        """Index on axis 1 of the worst element; None for fewer axes."""
+        """The index of the worst element on axis 1; None for fewer axes."""
         return self.place.position[1] if len(self.place.position) > 1 else None
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Everything together.
+    """The verdict on two models.
 
     Attributes:
         outputs: the outputs, with optimisation off, and again on each provider as deployed.
         values: the inner values that carry one name in both models, in graph order.
         first_divergence: where the difference starts; None where nothing fails.
         samples: the inputs.
-        findings: sentences about what is no failure but worth knowing.
-        providers: those that the caller asked for, whose outputs count.
-        interface: sentences on what a caller of the candidate meets in another way.
+        findings: sentences on facts that are no failure but worth knowing.
+        providers: the providers that the caller asked for, whose outputs count.
+        interface: sentences on differences that a caller of the candidate meets.
     """
 
     outputs: tuple[ValueVerdict, ...]
@@ -90,16 +90,16 @@ class Verdict:
 
     @property
     def is_equivalent(self) -> bool:
-        """Whether everything passes that counts: as deployed, only on providers that were asked for."""
-        return not self.interface and all(each.is_equivalent for each in self.counting)
+        """Whether everything passes that counts. As deployed, only providers that were asked for count."""
+        return not self.interface and all(output.is_equivalent for output in self.counting)
 
     @property
     def worst(self) -> ValueVerdict:
-        """What fails, else what comes nearest to failing; an output before an inner value."""
-        return max(self.counting, key=lambda each: (not each.is_equivalent, each.observation.rank))
+        """The worst verdict: one that fails, else the one nearest to failing; an output before an inner value."""
+        return max(self.counting, key=lambda output: (not output.is_equivalent, output.observation.rank))
 
     @property
     def counting(self) -> list[ValueVerdict]:
         """The verdicts that decide."""
-        outputs = [each for each in self.outputs if not each.is_deployed or each.provider in self.providers]
+        outputs = [output for output in self.outputs if not output.is_deployed or output.provider in self.providers]
         return [*outputs, *self.values]

@@ -1,4 +1,4 @@
-"""An ONNX model that computes in a wider type."""
+"""Makes an ONNX model compute in a wider type."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CASTS = frozenset({"Cast", "EyeLike", "RandomNormal", "RandomUniform", "Range"})
 
 
 def widen(proto: onnx.ModelProto, folder: Path | None, narrow: Collection[int], wide: int) -> onnx.ModelProto:
-    """A copy in which everything of the element types `narrow` is of the type `wide`."""
+    """A copy of a model with the element type `wide` in place of each type in `narrow`."""
     dtype = onnx.helper.tensor_dtype_to_np_dtype(wide)
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)

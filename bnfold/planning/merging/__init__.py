@@ -1,1 +1,1 @@
-"""Parallel linear branches, and linear operators in a row, that become one."""
+"""Merges parallel linear branches, and linear operators in a row, into one."""

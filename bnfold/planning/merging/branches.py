@@ -32,12 +32,12 @@ def merge_leaves(
     constant = _constant(constants, linear)
     if own is None or constant is None:
         return None
-    made = [Branch(tuple(factors)) for factors in branches if factors is not None]
-    return merge(own[0], made, constant) if len(made) == len(branches) else None
+    fitting = [Branch(tuple(factors)) for factors in branches if factors is not None]
+    return merge(own[0], fitting, constant) if len(fitting) == len(branches) else None
 
 
 def _factors(draft: Draft[N, V], leaf: Leaf[N, V], host: Linear, sign: float) -> list[Factor] | None:
-    """A branch times a sign as operators in the order of the data, with its affines; None where one does not fit."""
+    """A branch times a sign, as operators in the order of the data with its affines; None where one does not fit."""
     assert host.axis_out is not None
     assert host.window is not None
     axis, size = host.axis_out, host.out_channels
@@ -68,7 +68,7 @@ def _factors(draft: Draft[N, V], leaf: Leaf[N, V], host: Linear, sign: float) ->
 
 
 def _factor(draft: Draft[N, V], node: N | None, op: Linear | Window, size: int, axis: int, *, has_maps: bool) -> Factor:
-    """A stage; one with maps around it would get a kernel of its own without a merge too."""
+    """A stage as a factor. With maps around it, it would get a new kernel without a merge, too."""
     if isinstance(op, Linear):
         assert node is not None
         return replace(draft.factor(node), stays=stays(op) and not has_maps)
@@ -76,7 +76,7 @@ def _factor(draft: Draft[N, V], node: N | None, op: Linear | Window, size: int, 
 
 
 def _absorb(factor: Factor, after: Affine) -> Factor:
-    """With a map behind it, unless that changes nothing."""
+    """A factor with a map behind it, unless the map changes nothing."""
     if not after.has_shift and np.all(after.scale == 1):
         return factor
     return factor.absorb_output(after)
@@ -105,7 +105,7 @@ def _compose(steps: list[Step] | tuple[Step, ...], size: int, axis: int) -> Affi
 
 
 def _fit(step: Step, size: int, axis: int) -> Affine | None:
-    """A step on `size` channels of `axis`; one that is the same everywhere lies on any axis."""
+    """Fit a step to `size` channels of `axis`. A step that is the same everywhere fits any axis."""
     if isinstance(step, float):
         return Affine.of(np.full(size, step), 0.0, axis)
     if (step.size, step.axis) == (size, axis):

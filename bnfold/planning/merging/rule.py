@@ -1,4 +1,4 @@
-"""When several linear operators are one: sums of branches of one value, and chains.
+"""The rule by which several linear operators are one: sums of branches of one value, chains, and stacks.
 
     sum_t F_t(x)  =  K * x + b     K = sum_t place(K_t), each K_t among the taps and channels of the largest, the *host*
     F_2(F_1(x))   =  K * x + b     K = K_2 * K_1, where one of them sees the output's own position alone
@@ -31,7 +31,7 @@ WINDOWS = Stop(Reason.NOT_LINEAR, "two windows in a row are a larger one")
 LARGE = Stop(Reason.SEARCH_LIMIT, "its weight is too large to make another from it in memory")
 
 ELEMENTS = 1 << 24
-"""Largest kernel that may merge, in elements. That of a chain is made as a whole, in float64."""
+"""The most elements of a kernel that may merge. The kernel of a chain is made as a whole, in float64."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,35 +42,35 @@ class Branch:
 
     @property
     def first(self) -> Linear:
-        """What reads the data."""
+        """The operator that reads the data."""
         return self.factors[0].linear
 
     @property
     def last(self) -> Linear:
-        """What makes the output."""
+        """The operator that makes the output."""
         return self.factors[-1].linear
 
     @property
     def groups(self) -> int:
-        """Groups that the row as a whole keeps apart."""
+        """The number of groups that the row as a whole keeps apart."""
         return gcd(*(factor.linear.groups for factor in self.factors))
 
     @property
     def window(self) -> Window | None:
-        """The only window that is more than a point, or a point; None where there are several."""
+        """The only window that is more than a point, or a point; None where several are."""
         windows = [factor.linear.window for factor in self.factors]
-        wide = [each for each in windows if each is None or not each.is_point]
+        wide = [entry for entry in windows if entry is None or not entry.is_point]
         return wide[0] if len(wide) == 1 else None if wide else windows[0]
 
 
 def per_channel(window: Window, channels: int, axis: int) -> Linear:
-    """An identity, or an average over a window: each channel for itself."""
+    """An identity, or an average over a window, as a factor that works on each channel by itself."""
     border = Border.PADDED if any(window.begins + window.ends) else Border.NONE
     return Linear(channels, channels, channels, axis, axis, border, window=window, has_bias=False, is_shared=False)
 
 
 def place(inner: Window, outer: Window) -> tuple[range, ...] | Stop:
-    """The taps of `outer` that those of `inner` are, where both see the same data and make outputs of the same size."""
+    """The taps of `outer` at the places of those of `inner`. Both have the same data and outputs of the same size."""
     if len(inner.taps) != len(outer.taps) or inner.strides != outer.strides:
         return GEOMETRY
     sizes = zip(inner.growth, outer.growth, inner.outputs, outer.outputs, strict=True)
@@ -80,8 +80,8 @@ def place(inner: Window, outer: Window) -> tuple[range, ...] | Stop:
     places = [
         _place(taps, step, outer_begin - begin, unit, count) for taps, step, begin, count, unit, outer_begin in axes
     ]
-    found = tuple(each for each in places if each is not None)
-    return found if len(found) == len(places) else OUTSIDE
+    positions = tuple(position for position in places if position is not None)
+    return positions if len(positions) == len(places) else OUTSIDE
 
 
 def _place(taps: int, step: int, offset: int, unit: int, count: int) -> range | None:
@@ -89,12 +89,12 @@ def _place(taps: int, step: int, offset: int, unit: int, count: int) -> range | 
     step = step if taps > 1 else unit
     if offset % unit or step % unit:
         return None
-    found = range(offset // unit, offset // unit + (taps - 1) * (step // unit) + 1, step // unit)
-    return found if found[0] >= 0 and found[-1] < count else None
+    positions = range(offset // unit, offset // unit + (taps - 1) * (step // unit) + 1, step // unit)
+    return positions if positions[0] >= 0 and positions[-1] < count else None
 
 
 def stop_branch(branch: Branch, *, is_filled: bool = False) -> Stop | None:
-    """What keeps operators in a row from being one operator with one window.
+    """The reason why operators in a row are not one operator with one window, if there is one.
 
     With `is_filled`, the first may have padded with another value than zero.
     """
@@ -182,7 +182,7 @@ def chain(first: Factor, last: Factor) -> tuple[Linear, bool] | Stop:
 
 
 def stack(factors: Sequence[Factor]) -> Linear | Stop:
-    """Operators with one window as one in the place of the first, which makes their channels one after the other."""
+    """Operators with equal windows as one in the place of the first. It makes their channels one after the other."""
     first = factors[0].linear
     terms: list[Term] = []
     start = 0

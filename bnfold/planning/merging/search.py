@@ -1,8 +1,8 @@
-"""Finds linear operators that are one: sums of branches of one value, parts of such sums, chains and stacks.
+"""Finds linear operators that can be one: sums of branches of one value, parts of such sums, chains and stacks.
 
-Each function looks at one node, the last of what could merge, and returns the merge where there is one. The operands of
-a sum are read by `bnfold.planning.merging.tree`; where they are branches of one value, `bnfold.planning.merging.rule`
-decides whether they are one operator.
+Each function looks at one node, the last one of a possible merge, and returns the merge where there is one. The
+operands of a sum are read by `bnfold.planning.merging.tree`; where they are branches of one value,
+`bnfold.planning.merging.rule` decides whether they are one operator.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from bnfold.planning.plan import Bypass, Direction, Join, Move
 
 
 def find_chain(draft: Draft[N, V], last: N) -> Join[N, V] | None:
-    """An operator and the one in front of it."""
+    """Find the merge of an operator with the one in front of it."""
     if not isinstance(draft.op(last), Linear):
         return None
     first = only_maker(draft, draft.inputs(last)[0], last)
@@ -37,7 +37,7 @@ def find_chain(draft: Draft[N, V], last: N) -> Join[N, V] | None:
 
 
 def find_stack(draft: Draft[N, V], root: N) -> Join[N, V] | None:
-    """Operators of one value with equal windows that are only concatenated."""
+    """Find the merge of operators with one input and equal windows that are only concatenated."""
     concat = draft.op(root)
     if not isinstance(concat, Concat):
         return None
@@ -57,7 +57,7 @@ def find_stack(draft: Draft[N, V], root: N) -> Join[N, V] | None:
 
 
 def find_sum(draft: Draft[N, V], root: N) -> Join[N, V] | None:
-    """All operands of a tree of additions."""
+    """Find the merge of all operands of a tree of additions."""
     tree = _tree(draft, root)
     if tree is None or len({leaf.value for leaf in tree.leaves}) != 1:
         return None
@@ -69,7 +69,7 @@ def find_sum(draft: Draft[N, V], root: N) -> Join[N, V] | None:
 
 
 def find_part(draft: Draft[N, V], root: N) -> Join[N, V] | None:
-    """The first operands of one value that become one operator, while the rest of the tree stays."""
+    """Find the merge of some operands with one input, while the rest of the tree stays."""
     tree = _tree(draft, root)
     if tree is None or tree.between or not all(_is_even(draft.op(node)) for node in tree.sums):
         return None
@@ -133,7 +133,7 @@ def _join(
     between: Iterable[N],
     sums: Sequence[N],
 ) -> Join[N, V]:
-    """The merge of operands into the host's operator, with additions and what else goes between them."""
+    """The merge of operands into the host's operator. The additions and all nodes between them go."""
     kept = host.stages[0].node
     gone = {*between, *(node for leaf in [*others, host] for node in leaf.nodes)} - {kept}
     branches = tuple(name for leaf in others for name in _names(draft, leaf))
@@ -153,9 +153,12 @@ def _cut(
     changed: list[N] = []
     for node in reversed(tree.sums):
         operands = tree.operands[node]
-        inner = [count[each] if not isinstance(each, Leaf) else each in chosen or each is host for each in operands]
+        inner = [
+            count[operand] if not isinstance(operand, Leaf) else operand in chosen or operand is host
+            for operand in operands
+        ]
         count[node] = sum(inner)
-        left = [k for k, each in enumerate(operands) if each not in chosen and each not in dead]
+        left = [k for k, operand in enumerate(operands) if operand not in chosen and operand not in dead]
         is_whole = count[node] == len(chosen) + 1
         if not left:
             dead.append(node)

@@ -14,10 +14,10 @@ from bnfold.graph.protocol import N, V
 from bnfold.planning.draft import Draft
 
 BRANCH_LIMIT = 64
-"""Operands that one tree of additions may have."""
+"""The most operands of one tree of additions."""
 
 Step = Affine | float
-"""What lies between an operand and the sum: per-channel affines, and the sign of a subtraction."""
+"""The path between an operand and the sum: per-channel affines, and the signs of subtractions."""
 
 
 @dataclass(eq=False)
@@ -34,9 +34,9 @@ class Leaf(Generic[N, V]):
     """One operand of a tree of additions.
 
     Attributes:
-        value: what it is a branch of.
+        value: the value that it is a branch of.
         reader: the node that reads it.
-        stages: against the data; empty for a per-channel map of the value.
+        stages: its operators, against the data; empty for a per-channel map of the value.
         front: per-channel affines between the value and the first stage (or all, where there is none), last one first.
         sums: the additions on the way to the root.
         nodes: all nodes on the way to the next addition.
@@ -60,7 +60,7 @@ class Tree(Generic[N, V]):
         constants: the maps behind inner sums, whose shifts are added once.
         sums: all additions, each before those it adds up.
         between: nodes behind inner sums, with the additions behind them.
-        operands: of each addition, operands and inner additions in order.
+        operands: for each addition, its operands and inner additions in order.
     """
 
     root: N
@@ -72,7 +72,7 @@ class Tree(Generic[N, V]):
 
 
 def read_tree(draft: Draft[N, V], root: N) -> Tree[N, V] | None:
-    """All operands of a tree of additions; None where there are too many."""
+    """Read all operands of a tree of additions; None where there are too many."""
     tree: Tree[N, V] = Tree(root)
     stack: list[tuple[N, list[Step], tuple[N, ...]]] = [(root, [], ())]
     while stack:
@@ -91,7 +91,7 @@ def read_tree(draft: Draft[N, V], root: N) -> Tree[N, V] | None:
             if end is None:
                 tree.leaves.append(leaf)
             else:
-                tree.between.extend((each, (*sums, node)) for each in leaf.nodes)
+                tree.between.extend((between, (*sums, node)) for between in leaf.nodes)
                 stack.append((end, leaf.front, leaf.sums))
             if len(tree.leaves) + len(stack) > BRANCH_LIMIT:
                 return None
@@ -117,9 +117,9 @@ def _follow(draft: Draft[N, V], leaf: Leaf[N, V]) -> N | None:
 
 
 def only_maker(draft: Draft[N, V], value: V, reader: N) -> N | None:
-    """The node that makes a value which `reader` alone reads, as data, once.
+    """The node that makes a value, if `reader` alone reads that value, as data and once.
 
-    Not even its shape may be read: with the merge, the value is gone, or has the channels of all.
+    Nothing else may even read its shape. After the merge, the value is gone, or has the channels of all.
     """
     uses = draft.uses(value)
     maker = draft.graph.producer(value)
@@ -131,4 +131,4 @@ def only_maker(draft: Draft[N, V], value: V, reader: N) -> N | None:
 def _fits(leaf: Leaf[N, V], window: Window) -> bool:
     """Whether a further stage leaves the branch one window."""
     windows = [stage.op if isinstance(stage.op, Window) else stage.op.window for stage in leaf.stages]
-    return window.is_point or all(each and each.is_point for each in windows)
+    return window.is_point or all(other and other.is_point for other in windows)

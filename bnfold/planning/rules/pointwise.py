@@ -37,7 +37,7 @@ def _(op: Rectifier, affine: Affine) -> Carried:
 
 @variants.register
 def _(op: Sum) -> tuple[object, ...]:
-    """The shift to one operand, whichever can take it, or in equal parts (for one value read twice).
+    """Pull a shift into one operand, whichever can take it, or in equal parts (if one value is read twice).
 
     A constant takes it for nothing.
     """
@@ -60,7 +60,7 @@ def _(op: Sum, affine: Affine) -> Carried:
 
 
 def pull_operand(op: Sum, index: int, affine: Affine) -> Affine | Stop:
-    """An affine on what a sum makes as one on an operand that has all of its channels."""
+    """An affine on the output of a sum, as an affine on an operand that has all channels."""
     if any(shape is None for shape in op.shapes):
         return SHAPES
     shapes = [shape for shape in op.shapes if shape is not None]
@@ -73,7 +73,7 @@ def pull_operand(op: Sum, index: int, affine: Affine) -> Affine | Stop:
 
 
 def _stop_operand(shape: Shape, axis: int, channels: int, *, is_constant: bool) -> Stop | None:
-    """What keeps an operand from taking in an affine. A constant without channels may get them, if it is one number."""
+    """The reason why an operand cannot take in an affine. A constant of one number may get channels."""
     size = _size(shape, axis)
     if is_constant and set(shape) <= {1}:
         return None
@@ -153,5 +153,5 @@ def _(op: Sum, *affines: Affine | None) -> Carried:
 
 
 def _size(shape: Shape, axis: int) -> Dim:
-    """The size along `axis`, with numpy's leading ones."""
+    """The size of an operand along `axis`, with numpy's leading ones."""
     return shape[axis] if axis >= 0 else 1

@@ -22,17 +22,17 @@ CONFLICT = Stop(Reason.CONFLICT, "its readers need it to change in different way
 
 
 def reversed_scale(affine: Affine) -> Stop:
-    """What stops an affine at an operator that carries positive scales alone."""
+    """The stop of a negative scale at an operator that carries only positive ones."""
     channel = int(np.argmax(affine.scale < 0))
     return Stop(Reason.NEGATIVE_SCALE, f"it carries positive scales alone, and that of channel {channel} is negative")
 
 
 CARRY_SEVERAL = (Identity, Rectifier, Reshape, Transpose)
-"""Operators whose rules know of maps along several axes; nothing else carries one."""
+"""Operators whose rules handle maps along several axes. No other carries one."""
 
 
 def stop_several(op: object, affines: Iterable[Affine | None]) -> Stop | None:
-    """What keeps an operator from carrying a map along several axes, if one of these is one."""
+    """The stop of a map along several axes at an operator that does not carry such, if one of these is one."""
     if isinstance(op, Opaque):
         return op.stop
     is_grid = any(isinstance(affine, Grid) for affine in affines)

@@ -1,4 +1,4 @@
-"""Operators that move elements without changing one: each element keeps its channel, so the affine follows it."""
+"""Operators that move elements and change none. Each element keeps its channel, so the affine follows it."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def _(op: Concat, affine: Affine) -> Carried:
 
 @push.register
 def _(op: Concat, *affines: Affine | None) -> Carried:
-    given = [affine for affine in affines if affine]
-    if given[0].axis != op.axis:
-        same = len(given) == len(affines) and all(given[0].equals(other) for other in given)
-        return (given[0],) if same else CONFLICT
+    known = [affine for affine in affines if affine]
+    if known[0].axis != op.axis:
+        same = len(known) == len(affines) and all(known[0].equals(other) for other in known)
+        return (known[0],) if same else CONFLICT
     parts: list[Affine] = []
     for affine, size in zip(affines, op.sizes, strict=True):
         if size not in (None, affine.size) if affine else size is None or size > CHANNEL_LIMIT:
@@ -53,7 +53,7 @@ def _(op: Concat, *affines: Affine | None) -> Carried:
 
 
 def _complete(sizes: tuple[int | None, ...], total: int) -> tuple[int, ...] | None:
-    """Sizes with the one that is not known filled in from their total; None where they cannot be right."""
+    """Sizes with the only unknown one filled in from their total; None where they cannot be right."""
     known = [size for size in sizes if size is not None]
     rest = total - sum(known)
     if len(known) < len(sizes) - 1 or rest < 0 or (len(known) == len(sizes) and rest):
@@ -63,10 +63,10 @@ def _complete(sizes: tuple[int | None, ...], total: int) -> tuple[int, ...] | No
 
 @pull.register
 def _(op: Split, *affines: Affine | None) -> Carried:
-    given = [affine for affine in affines if affine]
-    if given[0].axis != op.axis:
-        same = len(given) == len(affines) and all(given[0].equals(other) for other in given)
-        return (given[0],) if same else CONFLICT
+    known = [affine for affine in affines if affine]
+    if known[0].axis != op.axis:
+        same = len(known) == len(affines) and all(known[0].equals(other) for other in known)
+        return (known[0],) if same else CONFLICT
     if any(a.size != size if a else size > CHANNEL_LIMIT for a, size in zip(affines, op.sizes, strict=True)):
         return SIZES
     parts = [a or Affine.identity(size, op.axis) for a, size in zip(affines, op.sizes, strict=True)]
@@ -109,7 +109,7 @@ def _(op: Transpose, affine: Affine) -> Carried:
 
 
 def _moved(affine: Affine, places: Sequence[int]) -> Carried:
-    """A map of which each axis moves to another place."""
+    """A map with its axes moved to other places."""
     if any(axis >= len(places) for axis, _ in affine.places):
         return SHAPES
     axes, lengths = zip(*affine.places, strict=True)
@@ -137,7 +137,7 @@ def _(op: PixelUnshuffle, affine: Affine) -> Carried:
 
 
 def _block_channels(factor: int, channels: int, channel_first: bool) -> npt.NDArray[np.intp]:
-    """For each of the ``factor^2 * channels`` packed channels, the channel that it is a part of."""
+    """The channel of which each of the ``factor^2 * channels`` packed channels is a part."""
     packed = np.arange(factor**2 * channels)
     return packed // factor**2 if channel_first else packed % channels
 
@@ -170,7 +170,7 @@ def _(op: Reshape, affine: Affine) -> Carried:
 
 @variants.register
 def _(op: Reshape) -> tuple[object, ...]:
-    """A uniform affine fits several axes, of which the operators in front may absorb on one alone."""
+    """Each choice among the axes that a uniform affine fits. Operators in front may absorb it on only one of them."""
     return tuple(replace(op, choice=choice) for choice in range(len(op.before)))
 
 
@@ -199,7 +199,7 @@ def _product(sizes: Sizes) -> Monomial | None:
 
 
 def _quotient(upper: Monomial | None, lower: Monomial | None) -> Monomial | None:
-    """The quotient where it is a number and symbols again."""
+    """The quotient, where it is a number and symbols again."""
     if upper is None or lower is None or not lower[0]:
         return None
     symbols = list(upper[1])
@@ -213,13 +213,14 @@ def _quotient(upper: Monomial | None, lower: Monomial | None) -> Monomial | None
 def _fill_in(sizes: Sizes, other: Sizes) -> Sizes:
     """`sizes` with the only unknown one computed from the number of elements of `other`.
 
-    Where all have a name, that is one of a name that nothing else has: inference calls what it does not follow so.
+    If all sizes have a name, it is the size whose name occurs nowhere else. Shape inference gives a new name to each
+    size that it cannot follow.
     """
     unknown = [place for place, size in enumerate(sizes) if size is None]
     if not unknown:
         named = [symbol for size in (*sizes, *other) if size is not None for symbol in size[1]]
         unknown = [
-            place for place, size in enumerate(sizes) if size and any(named.count(each) == 1 for each in size[1])
+            place for place, size in enumerate(sizes) if size and any(named.count(name) == 1 for name in size[1])
         ]
     if len(unknown) != 1:
         return sizes
@@ -239,7 +240,7 @@ def _follow(affine: Affine, before: Shape, after: Shape, choice: int) -> Carried
 
 
 def _regroup(affine: Affine, before: Shape, after: Shape) -> Carried | None:
-    """Follow a map to all axes that the elements of its own are on; None where their sizes are not known.
+    """Follow a map to all axes on which the elements of its own axes lie; None where their sizes are not known.
 
     Both shapes fall into groups of consecutive axes with the same number of elements, each a Reshape of its own.
     """
@@ -247,10 +248,10 @@ def _regroup(affine: Affine, before: Shape, after: Shape) -> Carried | None:
     if any(axis >= len(before) or (isinstance(before[axis], int) and before[axis] != places[axis]) for axis in places):
         return None
     filled = [places.get(axis, size) for axis, size in enumerate(before)]
-    given = tuple(_monomial(dim) for dim in filled), tuple(_monomial(dim) for dim in after)
-    source, target = _fill_in(*given), _fill_in(*given[::-1])
-    found = [pair for pair in reversed([*_groups(source, target)]) if places.keys() & set(pair[0])]
-    old_axes, new_axes = ([axis for pair in found for axis in pair[side]] for side in (0, 1))
+    monomials = tuple(_monomial(dim) for dim in filled), tuple(_monomial(dim) for dim in after)
+    source, target = _fill_in(*monomials), _fill_in(*monomials[::-1])
+    pairs = [pair for pair in reversed([*_groups(source, target)]) if places.keys() & set(pair[0])]
+    old_axes, new_axes = ([axis for pair in pairs for axis in pair[side]] for side in (0, 1))
     if not places.keys() <= set(old_axes):
         return None
     old_sizes, new_sizes = (_numbers(sizes, axes) for sizes, axes in ((source, old_axes), (target, new_axes)))
@@ -273,7 +274,7 @@ def _groups(source: Sizes, target: Sizes) -> Iterator[tuple[range, range]]:
 
 
 def _divide_alike(source: Sizes, target: Sizes, old: int, new: int) -> bool:
-    """Whether as many elements lie behind one axis of a shape as behind one of the other; or in front of it."""
+    """Whether as many elements lie behind an axis of one shape as behind an axis of the other; or in front of both."""
     pairs = (source[old:], target[new:]), (source[:old], target[:new])
     sizes = [(_product(one), _product(other)) for one, other in pairs]
     return any(one is not None and one == other for one, other in sizes)
@@ -281,26 +282,26 @@ def _divide_alike(source: Sizes, target: Sizes, old: int, new: int) -> bool:
 
 def _numbers(sizes: Sizes, axes: Iterable[int]) -> list[int] | None:
     """The sizes of some axes, where all of them are numbers."""
-    found = [sizes[axis] for axis in axes]
-    return None if any(size is None or size[1] for size in found) else [int(size[0]) for size in found if size]
+    dims = [sizes[axis] for axis in axes]
+    return None if any(size is None or size[1] for size in dims) else [int(size[0]) for size in dims if size]
 
 
 def _transport(affine: Affine, before: Shape, after: Shape, choice: int) -> Carried:
     """Follow the channels of the shape `before` to an axis of `after`, by the strides of both in row-major order.
 
     With stride ``s`` an element at flat position ``f`` has channel ``(f // s) % size``. As both shapes have the same
-    elements, the ratio of two strides is that of what lies in front of them, too. Two cases are exact:
+    elements, the ratio of two strides is also that of the sizes in front of them. Two cases are exact:
     (A) a target axis that determines the channel: its affine repeats the channels; (B) a target axis that the channel
     determines: its affine exists where all channels that share an index agree.
     """
     if affine.axis >= len(before) or (isinstance(before[affine.axis], int) and before[affine.axis] != affine.size):
         return SHAPES
-    given = tuple(_monomial(dim) for dim in before), tuple(_monomial(dim) for dim in after)
-    source, target = _fill_in(*given), _fill_in(*given[::-1])
+    monomials = tuple(_monomial(dim) for dim in before), tuple(_monomial(dim) for dim in after)
+    source, target = _fill_in(*monomials), _fill_in(*monomials[::-1])
     stride = _product(source[affine.axis + 1 :])
     front = _product((*source[: affine.axis], _monomial(affine.size)))
     known = stride is not None or front is not None
-    found: list[tuple[Affine, bool]] = []
+    candidates: list[tuple[Affine, bool]] = []
     for axis, size in enumerate(target):
         step, ahead = _product(target[axis + 1 :]), _product(target[: axis + 1])
         ratio = _quotient(stride, step) or _quotient(ahead, front)
@@ -314,19 +315,19 @@ def _transport(affine: Affine, before: Shape, after: Shape, choice: int) -> Carr
         for quotient, follow in ((ratio, _repeated), (inverse, _merged)):
             if quotient is not None and not quotient[1] and quotient[0].denominator == 1 and affine.size:
                 carried = follow(affine, int(quotient[0]), int(size[0]))
-                found.extend([(carried.along(axis), quotient == _monomial(1))] if carried else [])
-    if not found:
+                candidates.extend([(carried.along(axis), quotient == _monomial(1))] if carried else [])
+    if not candidates:
         return MIXED if known else SHAPES
 
-    def preference(each: tuple[Affine, bool]) -> tuple[bool, bool, bool, int, int]:
-        """Several axes fit a single channel or a uniform affine: the one that stays, else the longest."""
-        (carried, has_stride), axis = each, each[0].axis
+    def preference(candidate: tuple[Affine, bool]) -> tuple[bool, bool, bool, int, int]:
+        """The order of axes that a single channel or a uniform affine fits: the one that stays, else the longest."""
+        (carried, has_stride), axis = candidate, candidate[0].axis
         stays = carried.size == affine.size and has_stride
         front = axis == affine.axis and source[:axis] == target[:axis]
         back = len(target) - axis == len(source) - affine.axis
         return stays, stays and front, stays and back, carried.size, -axis
 
-    return (sorted(found, key=preference, reverse=True)[choice][0],) if choice < len(found) else MIXED
+    return (sorted(candidates, key=preference, reverse=True)[choice][0],) if choice < len(candidates) else MIXED
 
 
 def _repeated(affine: Affine, ratio: int, size: int) -> Affine | None:

@@ -1,4 +1,4 @@
-"""The record as one self-contained HTML page; needs the `report` extra."""
+"""Renders the record as one self-contained HTML page; needs the `report` extra."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ LIBRARIES = ("jinja2", "matplotlib")
 
 
 def require() -> None:
-    """Check that what a page needs is installed, without importing it.
+    """Check that everything a page needs is installed, without importing it.
 
     Raises:
         MissingExtraError: something is missing.
@@ -24,7 +24,7 @@ def require() -> None:
 def render(record: Record) -> str:
     """A page that shows what a record of any command says, whether fresh or read from a JSON file.
 
-    The same record gives the same bytes. A key that is missing leaves out what it would have shown, and nothing else.
+    The same record gives the same bytes. A missing key leaves out its own part of the page, and nothing else.
 
     Raises:
         MissingExtraError: the `report` extra is not installed.

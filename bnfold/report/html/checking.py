@@ -1,4 +1,4 @@
-"""Whether two models are equivalent: the section of `verify`, and of the verification inside `fuse`."""
+"""The section on the equivalence of two models, for `verify` and for the verification inside `fuse`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from bnfold.report.html.parts import (
 from bnfold.report.html.text import MISSING, count, percent, plain, scientific, shown
 
 LISTED = 200
-"""Inner values in the table: the worst."""
+"""How many inner values are in the table: the worst ones."""
 
 
 def verification_of(record: Record) -> Record | None:
@@ -39,7 +39,7 @@ def verification_of(record: Record) -> Record | None:
 def is_overruled(row: Mapping[str, Any], verification: Record) -> bool:
     """Whether an output differs and the models are equivalent all the same.
 
-    That is one that the runtime changes by itself at its default level, on a provider that nobody asked for.
+    The runtime changes such an output by itself at its default level, on a provider that nobody asked for.
     """
     return bool(verification.get("equivalent")) and not figures.read_value(row, 0).passes
 
@@ -47,19 +47,19 @@ def is_overruled(row: Mapping[str, Any], verification: Record) -> bool:
 def verification_section(verification: Record) -> Section:
     """The outputs, the inner values in graph order, the first that differs, and the inputs."""
     outputs, values = verification.get("outputs") or [], verification.get("values") or []
-    drawn = [figures.read_value(each, index) for index, each in enumerate(values)]
+    drawn = [figures.read_value(value, index) for index, value in enumerate(values)]
     tables = [_verdict_table("Outputs", outputs, verification)] if outputs else []
     if values:
         worst = sorted(zip(drawn, values, strict=True), key=lambda pair: figures.badness(pair[0]), reverse=True)
-        listed = [each for _, each in worst[:LISTED]]
+        listed = [value for _, value in worst[:LISTED]]
         caption = "Inner values" if len(values) <= LISTED else f"The worst {LISTED} of {len(values):,} inner values"
         tables.append(_verdict_table(caption, listed, verification, is_collapsed=True))
-    samples = [each for each in verification.get("samples") or [] if isinstance(each, dict)]
+    samples = [sample for sample in verification.get("samples") or [] if isinstance(sample, dict)]
     if samples:
         rows = (Numbered(number, sample) for number, sample in enumerate(samples, 1))
         tables.append(tabulate("Inputs", _SAMPLE, rows, is_collapsed=True))
     divergence = verification.get("first_divergence")
-    is_identical = all(not each.error and each.passes for each in drawn)
+    is_identical = all(not value.error and value.passes for value in drawn)
     return Section(
         "verification",
         "Verification",
@@ -74,12 +74,12 @@ def _sentences(verification: Record, samples: Sequence[Record], identical: int) 
     inputs = verification.get("inputs")
     ran = inputs if isinstance(inputs, int) else len(inputs) if isinstance(inputs, list) else None
     if ran:
-        labels = Counter(shown(each.get("label", MISSING), 60) for each in samples)
+        labels = Counter(shown(sample.get("label", MISSING), 60) for sample in samples)
         kinds = ", ".join(
             label if times == 1 else f"{label} (\N{MULTIPLICATION SIGN} {times})" for label, times in labels.items()
         )
         yield f"Both models ran on {plural(ran, 'set')} of inputs{f': {kinds}' if kinds else ''}."
-    if any("excess" in each for each in [*(verification.get("outputs") or []), *(verification.get("values") or [])]):
+    if any("excess" in entry for entry in [*(verification.get("outputs") or []), *(verification.get("values") or [])]):
         yield (
             "An error is the largest difference over the largest value of the reference, and its budget what rounding "
             "alone explains, as measured on the reference. The verdict also looks at the mean square, and at each "
@@ -90,14 +90,14 @@ def _sentences(verification: Record, samples: Sequence[Record], identical: int) 
     if identical:
         same = "The only inner value is" if identical == 1 else f"All {identical:,} inner values are"
         yield f"{same} identical."
-    for each in verification.get("interface") or []:
-        yield f"The interface is another one: {shown(each, 600)}."
+    for change in verification.get("interface") or []:
+        yield f"The interface is another one: {shown(change, 600)}."
     for finding in verification.get("findings") or []:
         yield f"Note: {shown(finding, 600)}"
 
 
 def _divergence(divergence: Record) -> Terms:
-    """Where the models part; errors as they are written elsewhere on the page."""
+    """The first value that differs. Its errors are written as elsewhere on the page."""
     written: dict[str, Any] = {name: scientific(divergence[name]) for name in ("error", "budget") if name in divergence}
     named = {"name": "value", "node": "made by", "expected": "reference", "actual": "candidate", "reason": "why"}
     return terms(
@@ -106,7 +106,7 @@ def _divergence(divergence: Record) -> Terms:
 
 
 def _verdict_table(caption: str, rows: Sequence[Record], verification: Record, *, is_collapsed: bool = False) -> Table:
-    """What is known of values; a column that no row has anything to say in is left out."""
+    """A table of verdicts on values. A column that is empty in every row is left out."""
     columns: dict[str, Column[Record]] = {
         "name": Column("value", lambda row: name_cell(row.get("name", ""))),
         "provider": Column("ran on", _place, is_short=True),
@@ -120,12 +120,12 @@ def _verdict_table(caption: str, rows: Sequence[Record], verification: Record, *
         "argmax_agreement": Column("argmax", number_of("argmax_agreement", _figure), is_number=True),
         "input": Column("worst input", text_of("input", 40), is_short=True),
     }
-    told = [
+    header = [
         column
         for key, column in columns.items()
         if key in ("name", "equivalent", "error", "budget") or any(row.get(key) is not None for row in rows)
     ]
-    return tabulate(caption, told, rows, is_collapsed=is_collapsed)
+    return tabulate(caption, header, rows, is_collapsed=is_collapsed)
 
 
 def _figure(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""The graph around one BatchNorm as a small picture: what absorbed it, what carried it, and the BatchNorm itself.
+"""Draws the graph around one BatchNorm: the operators that absorbed it, those that carried it, and itself.
 
 Data flows from left to right. Columns are joined by one line and not pairwise, since a record lists operators and not
 the edges between them.
@@ -15,13 +15,13 @@ from markupsafe import Markup
 from bnfold.report.html.text import shown
 
 WIDTH, HEIGHT, GAP, AISLE, TOP = 142, 26, 6, 32, 15
-"""Of a box, between boxes, between columns, and of the column titles; in CSS pixels."""
+"""Sizes of a box, between boxes, between columns, and of the column titles, in CSS pixels."""
 
 MOST = 4
-"""Boxes in a column; the rest are counted."""
+"""How many boxes a column shows. The rest are counted."""
 
 LETTERS = 18
-"""Letters that fit a box."""
+"""How many letters fit into a box."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Lane:
 
     @property
     def height(self) -> int:
-        """Of the boxes alone."""
+        """The height of the boxes, without the title."""
         return len(self.boxes) * (HEIGHT + GAP) - GAP
 
 
@@ -68,7 +68,7 @@ def picture(outcome: Mapping[str, Any], key: str) -> Markup:
 
 
 def sentence(outcome: Mapping[str, Any]) -> str:
-    """The same in words."""
+    """The outcome in words, as the picture shows it."""
     batchnorm = shown(outcome.get("batchnorm", ""), 200)
     if outcome.get("status") == "kept":
         return f"{batchnorm} stays: {shown(outcome.get('reason', ''))} at {shown(outcome.get('at', ''), 200)}"

@@ -33,13 +33,13 @@ VARIABLES = dict(zip((INK, MUTED, LINE, GOOD, BAD), ("ink", "muted", "line", "go
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
 
 MOST_POINTS = 500
-"""Points of a plot over graph order; of each stretch the worst is kept."""
+"""How many points a plot over graph order has. The worst of each stretch is kept."""
 
 MOST_STEPS = 160
-"""Steps of a distribution curve."""
+"""How many steps a distribution curve has."""
 
 LONG_TAIL = 5
-"""Slowest over fastest latency from which the axis is logarithmic."""
+"""The ratio of slowest to fastest latency from which the axis is logarithmic."""
 
 LETTERS = 44
 
@@ -71,7 +71,7 @@ class Value:
     """One value of the graph, with its error and budget.
 
     Attributes:
-        share: of what rounding explains, in the worst of all tests; None where the record does not say.
+        share: the share of its allowance that it uses, in the worst of all tests; None where the record has none.
     """
 
     name: str
@@ -109,7 +109,7 @@ def _canvas(height: float, key: str) -> Iterator[tuple[Axes, list[Markup]]]:
 
 
 def _figure(svg: Markup, key: str, title: str, caption: str) -> Figure:
-    """The SVG fit for a page: unique identifiers, colours by variable, and a text alternative."""
+    """Make an SVG fit for a page: unique identifiers, colours by variable, and a text alternative."""
     body = str(svg[svg.index("<svg") :])
     view = re.search(r'viewBox="[^"]*"', body)
     assert view
@@ -125,8 +125,8 @@ def _figure(svg: Markup, key: str, title: str, caption: str) -> Figure:
 def errors(values: Sequence[Value], key: str) -> Figure:
     """Error of each value against its budget, in graph order; logarithmic."""
     drawn = _thinned(values)
-    positive = [each.error for each in drawn if 0 < each.error < np.inf] + [
-        each.budget for each in drawn if each.budget
+    positive = [value.error for value in drawn if 0 < value.error < np.inf] + [
+        value.budget for value in drawn if value.budget
     ]
     low, high = min(positive, default=1e-9) / 4, max(positive, default=1.0) * 4
 
@@ -134,15 +134,15 @@ def errors(values: Sequence[Value], key: str) -> Figure:
         return high if not np.isfinite(error) else max(error, low)
 
     with _canvas(2.9, key) as (axes, svg):
-        budgets = [(each.position, each.budget) for each in drawn if each.budget > 0]
+        budgets = [(value.position, value.budget) for value in drawn if value.budget > 0]
         if budgets:
             axes.step(
                 *zip(*budgets, strict=True), where="mid", color=MUTED, linewidth=1, linestyle="--", label="budget"
             )
         for passes, colour, marker, label in ((True, GOOD, "o", "within"), (False, BAD, "X", "beyond")):
-            group = [each for each in drawn if each.passes is passes]
+            group = [value for value in drawn if value.passes is passes]
             if group:
-                x, y = [each.position for each in group], [level(each.error) for each in group]
+                x, y = [value.position for value in group], [level(value.error) for value in group]
                 axes.plot(x, y, marker, color=colour, markersize=3.5 if passes else 6, markeredgewidth=0, label=label)
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(lambda error, _: f"{error:.0e}")
@@ -152,14 +152,14 @@ def errors(values: Sequence[Value], key: str) -> Figure:
         axes.set_ylabel("error, relative")
         axes.grid(visible=True, axis="y")
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)
-    failing = sum(not each.passes for each in values)
+    failing = sum(not value.passes for value in values)
     worst = max(values, key=badness)
     caption = (
         f"{plural(len(values), 'value')} in graph order; {failing:,} beyond the budget. Closest to it or furthest "
         f"beyond: {shown(worst.name, LETTERS)}, error {scientific(worst.error)}, budget {scientific(worst.budget)}. "
         "Values without any error lie on the lower edge, values that are not finite on the upper."
     )
-    if any(each.error <= each.budget and not each.passes for each in values):
+    if any(value.error <= value.budget and not value.passes for value in values):
         caption += " Those beyond in single channels alone lie below the line."
     if len(drawn) < len(values):
         caption += f" Of each stretch of the graph the worst is drawn: {len(drawn):,} points."
@@ -167,15 +167,15 @@ def errors(values: Sequence[Value], key: str) -> Figure:
 
 
 def _thinned(values: Sequence[Value]) -> list[Value]:
-    """At most about `MOST_POINTS`: the worst of each stretch of the graph."""
-    ordered = sorted(values, key=lambda each: each.position)
+    """The worst values of each stretch of the graph, about `MOST_POINTS` at most."""
+    ordered = sorted(values, key=lambda value: value.position)
     stretch = -(-len(ordered) // MOST_POINTS)
 
     return [max(ordered[start : start + stretch], key=badness) for start in range(0, len(ordered), stretch)]
 
 
 def badness(value: Value) -> tuple[bool, float]:
-    """What values are ranked by: those beyond their budget first, then by the share of it that they use."""
+    """The rank of a value: values beyond their budget first, then by the share of it that they use."""
     share = value.error / value.budget if value.budget else value.error
     return not value.passes, share if value.share is None else value.share
 
@@ -222,22 +222,22 @@ def forest(ratios: Sequence[Ratio], key: str) -> Figure:
     """Latency relative to the baseline, with 95 % intervals."""
     with _canvas(0.75 + 0.5 * len(ratios), key) as (axes, svg):
         axes.axvline(1, color=MUTED, linewidth=1, linestyle="--")
-        for row, each in enumerate(ratios):
-            colour = {"good": GOOD, "bad": BAD}.get(each.mood, MUTED)
-            marker = "D" if each.mood == "plain" else "o"
-            if each.noise:
-                axes.fill_betweenx([row - 0.13, row + 0.13], *each.noise, color=LINE, linewidth=0)
-            axes.plot([each.low, each.high], [row, row], color=colour, linewidth=2.5, solid_capstyle="butt")
-            axes.plot([each.middle], [row], marker, color=colour, markersize=6)
+        for row, comparison in enumerate(ratios):
+            colour = {"good": GOOD, "bad": BAD}.get(comparison.mood, MUTED)
+            marker = "D" if comparison.mood == "plain" else "o"
+            if comparison.noise:
+                axes.fill_betweenx([row - 0.13, row + 0.13], *comparison.noise, color=LINE, linewidth=0)
+            axes.plot([comparison.low, comparison.high], [row, row], color=colour, linewidth=2.5, solid_capstyle="butt")
+            axes.plot([comparison.middle], [row], marker, color=colour, markersize=6)
             axes.annotate(
-                each.label,
+                comparison.label,
                 (0, row),
                 (2, 9),
                 xycoords=("axes fraction", "data"),
                 textcoords="offset points",
                 fontsize=10,
             )
-        ends = [1.0, *(end for each in ratios for end in (each.low, each.high, *(each.noise or ())))]
+        ends = [1.0, *(end for ratio in ratios for end in (ratio.low, ratio.high, *(ratio.noise or ())))]
         room = max(0.06 * (max(ends) - min(ends)), 0.01)
         axes.set_xlim(min(ends) - room, max(ends) + room)
         axes.set_ylim(len(ratios) - 0.5, -0.9)
@@ -245,14 +245,16 @@ def forest(ratios: Sequence[Ratio], key: str) -> Figure:
         axes.spines["left"].set_visible(False)
         axes.set_xlabel("latency relative to the baseline: left of 1 is faster")
         axes.grid(visible=True, axis="x")
-    said = "; ".join(f"{each.label}: {each.middle:.3f} ({each.low:.3f} to {each.high:.3f})" for each in ratios[:12])
-    bands = ", and grey bands for how far chance alone reaches" if any(each.noise for each in ratios) else ""
+    said = "; ".join(
+        f"{ratio.label}: {ratio.middle:.3f} ({ratio.low:.3f} to {ratio.high:.3f})" for ratio in ratios[:12]
+    )
+    bands = ", and grey bands for how far chance alone reaches" if any(ratio.noise for ratio in ratios) else ""
     caption = f"Ratios with 95 % intervals. Diamonds stand for no detectable change{bands}. {said}."
     return _figure(svg[0], key, "Latency relative to the baseline", caption)
 
 
 def read_ratio(entry: Mapping[str, Any], label: str) -> Ratio | None:
-    """The ratio of a record's entry; None where it has none with an interval.
+    """Read the ratio of a record's entry; None where it has none with an interval.
 
     No change is detected where the interval holds 1, or where the record's own verdict says so.
     """
@@ -267,7 +269,7 @@ def read_ratio(entry: Mapping[str, Any], label: str) -> Ratio | None:
 
 
 def read_value(value: Mapping[str, Any], position: int) -> Value:
-    """A value of a record; one without an error, or with one that is no number, counts as not finite."""
+    """Read a value of a record. An error that is missing, or is no number, counts as not finite."""
     error, budget = number(value.get("error")), finite(value.get("budget")) or 0.0
     known = float("inf") if error is None or np.isnan(error) else error
     verdict = value.get("equivalent")

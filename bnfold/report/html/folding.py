@@ -1,4 +1,4 @@
-"""What became of the BatchNorms: the sections of `fuse` and `inspect`."""
+"""The sections on the outcomes of BatchNorms, for `fuse` and `inspect`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bnfold.report.html.parts import Cell, Column, Section, name_cell, number_ce
 from bnfold.report.html.text import MISSING, count, scientific, shown
 
 DRAWN_OPEN, DRAWN = 40, 400
-"""So many BatchNorms have an open picture, and so many one at all, lest the page grow without bound."""
+"""How many BatchNorms have an open picture, and how many have one at all, so that pages do not grow too large."""
 
 
 def outcome_name(outcome: Mapping[str, Any], key: str = "batchnorm") -> str:
@@ -22,10 +22,10 @@ def outcome_name(outcome: Mapping[str, Any], key: str = "batchnorm") -> str:
 
 
 def batchnorms(outcomes: Sequence[Record] | None, *, is_done: bool) -> Section | None:
-    """What became of each BatchNorm, or would become of it, with a picture."""
+    """The outcome of each BatchNorm, with a picture."""
     if outcomes is None:
         return None
-    rows = [Numbered(number, each, is_done) for number, each in enumerate(outcomes)]
+    rows = [Numbered(number, outcome, is_done) for number, outcome in enumerate(outcomes)]
     sentences = [
         "A BatchNorm in evaluation mode is a scale and a shift for each channel. Operators absorb it into their "
         "weights; others on the way carry it. Rounding is the largest relative error of the weights written. A picture "
@@ -40,7 +40,7 @@ def batchnorms(outcomes: Sequence[Record] | None, *, is_done: bool) -> Section |
 
 
 class Numbered(NamedTuple):
-    """A row: an outcome, its number, and whether it is written."""
+    """A row: an outcome, its number, and whether the result is written."""
 
     number: int
     outcome: Record
@@ -49,8 +49,8 @@ class Numbered(NamedTuple):
 
 def _status(row: Numbered) -> Cell:
     status = row.outcome.get("status", MISSING)
-    told = "would fold" if status == "folded" and not row.is_done else shown(status)
-    return Cell(told, mood="good" if status == "folded" else "unsure")
+    word = "would fold" if status == "folded" and not row.is_done else shown(status)
+    return Cell(word, mood="good" if status == "folded" else "unsure")
 
 
 def _picture(row: Numbered) -> Cell:
@@ -83,13 +83,13 @@ def _listed(names: Sequence[object]) -> str:
 
 
 def stayed(outcomes: Sequence[Record] | None) -> Section | None:
-    """The reasons of those that stayed, with what would help."""
-    kept = [each for each in outcomes or [] if each.get("status") == "kept"]
+    """The reasons of BatchNorms that stayed, with advice."""
+    kept = [entry for entry in outcomes or [] if entry.get("status") == "kept"]
     if not kept:
         return None
     reasons: dict[str, list[Record]] = {}
-    for each in kept:
-        reasons.setdefault(str(each.get("reason", "")), []).append(each)
+    for outcome in kept:
+        reasons.setdefault(str(outcome.get("reason", "")), []).append(outcome)
     rows = [Stopped(reason, group) for reason, group in sorted(reasons.items(), key=lambda item: -len(item[1]))]
     sentences = ["What stays is computed as before, so the results stay right."]
     return Section("stayed", "What stayed, and why", sentences, tables=[tabulate("Reasons", _REASON, rows)])
@@ -115,7 +115,7 @@ def _count(things: Sequence[Any]) -> Cell:
 
 
 def _details(outcomes: Sequence[Record]) -> str:
-    details = list(dict.fromkeys(shown(each.get("detail", ""), 200) for each in outcomes))
+    details = list(dict.fromkeys(shown(outcome.get("detail", ""), 200) for outcome in outcomes))
     more = f"; and {plural(len(details) - 2, 'further detail')}" if len(details) > 2 else ""
     return "; ".join(details[:2]) + more
 
@@ -126,7 +126,7 @@ def _advice(outcomes: Sequence[Record]) -> str:
 
 
 def affines(outcomes: Sequence[Record] | None) -> Section | None:
-    """What folded and is no BatchNorm."""
+    """The other per-channel affines that folded."""
     if not outcomes:
         return None
     table = tabulate(plural(len(outcomes), "per-channel affine"), _AFFINE, outcomes, is_collapsed=True)
@@ -165,10 +165,10 @@ _MERGE: tuple[Column[Record], ...] = (
 
 
 def cautions(warnings: Sequence[Any] | None) -> Section | None:
-    """What looks wrong, though nothing stops on it."""
+    """The warnings, which stop nothing."""
     if not warnings:
         return None
-    rows = [each if isinstance(each, dict) else {"detail": each} for each in warnings]
+    rows = [warning if isinstance(warning, dict) else {"detail": warning} for warning in warnings]
     return Section("warnings", "Warnings", tables=[tabulate("Warnings", _CAUTION, rows)])
 
 

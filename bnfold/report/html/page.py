@@ -31,8 +31,8 @@ def render(record: Record) -> str:
     script = _asset("page.js")
     return environment.get_template("page.html").render(
         command=shown(record.get("command", "report"), 40),
-        names=[shown(each, 100) for each in file_names(_subject(record)).values()],
-        paths=[shown(each, 300) for each in _subject(record)],
+        names=[shown(name, 100) for name in file_names(_subject(record)).values()],
+        paths=[shown(path, 300) for path in _subject(record)],
         summary=summarize(record),
         sections=list(sections(record)),
         style=_asset("page.css"),
@@ -44,12 +44,12 @@ def render(record: Record) -> str:
 
 
 def _asset(name: str) -> Markup:
-    """A file of the package; it is ours, so it needs no escaping."""
+    """A file of this package, which is trusted and so not escaped."""
     return Markup(files("bnfold.report.html").joinpath(TEMPLATES, name).read_text(encoding="utf-8"))
 
 
 def _policy(script: str) -> str:
-    """A content security policy under which nothing is fetched, and no script runs but ours."""
+    """A content security policy: nothing is fetched, and no script but the page's own runs."""
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return (
         f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; img-src data:; "
@@ -70,5 +70,5 @@ def _subject(record: Record) -> list[str]:
     named = [record.get(key) for key in ("model", "output", "reference", "candidate")]
     entries = record.get("entries") or []
     return list(
-        dict.fromkeys(str(each) for each in [*named, *(entry.get("model") for entry in entries)] if each is not None)
+        dict.fromkeys(str(path) for path in [*named, *(entry.get("model") for entry in entries)] if path is not None)
     )

@@ -1,4 +1,4 @@
-"""What a page is made of: sections of sentences, tables, terms and figures. The template knows nothing else."""
+"""The parts of a page: sections of sentences, tables, terms and figures. The template knows nothing else."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Mood = Literal["good", "bad", "unsure", "plain"]
 
 @dataclass(frozen=True)
 class Figure:
-    """A drawing with what it shows in words."""
+    """A drawing, with its content in words."""
 
     title: str
     caption: str
@@ -30,8 +30,8 @@ class Cell:
     """One cell of a table.
 
     Attributes:
-        text: what it says.
-        value: what it sorts by, where that is a number.
+        text: the text that it shows.
+        value: the number that it sorts by, if there is one.
         mood: its colour.
         figure: a drawing in place of the text.
         full: the whole text, where `text` is shortened.
@@ -46,7 +46,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column(PlainColumn[Row, Cell]):
-    """A table's column; one of sentences is set wide, and short texts on one line."""
+    """A column of a table. Sentences are set wide, and short texts on one line."""
 
     is_sortable: bool = True
     is_wide: bool = False
@@ -58,8 +58,8 @@ class Table:
     """A table; the first cell of each row is the row's header.
 
     Attributes:
-        is_collapsed: it opens on request.
-        hides_figures: the drawings in its cells do.
+        is_collapsed: whether it opens on request.
+        hides_figures: whether the drawings in its cells open on request.
     """
 
     caption: str
@@ -77,7 +77,7 @@ def tabulate(
     is_collapsed: bool = False,
     hides_figures: bool = False,
 ) -> Table:
-    """What columns say of rows."""
+    """The table of some rows, by its columns."""
     cells = [[column.cell(row) for column in columns] for row in rows]
     return Table(caption, columns, cells, is_collapsed, hides_figures)
 
@@ -122,23 +122,23 @@ class Summary:
 
 
 def name_cell(name: object, limit: int = 72) -> Cell:
-    """A name out of a model."""
+    """The cell of a name from a model."""
     text = shown(name, limit)
     return Cell(text, full=shown(name, 500) if text != str(name) else None)
 
 
 def number_cell(text: str, value: Any, mood: Mood | None = None) -> Cell:
-    """A number as people read it, which sorts by what it is."""
+    """The cell of a number: it shows a readable form, and sorts by the number itself."""
     return Cell(text, value=number(value), mood=mood)
 
 
 def text_of(key: str, limit: int = 160) -> Callable[[Record], Cell]:
-    """What a record says under a key, as text."""
+    """The value under a key of a record, as text."""
     return lambda record: Cell(shown(record.get(key) or MISSING, limit))
 
 
 def number_of(key: str, written: Callable[[Any], str]) -> Callable[[Record], Cell]:
-    """What a record says under a key, as a number that is written so."""
+    """The value under a key of a record, as a cell with a number in this form."""
     return lambda record: number_cell(written(record.get(key)), record.get(key))
 
 
@@ -152,7 +152,7 @@ def _flat(value: Any, name: str) -> Iterator[tuple[str, str]]:
     if isinstance(value, dict):
         for key, inner in value.items():
             yield from _flat(inner, f"{name}, {key}" if name else str(key).replace("_", " "))
-    elif isinstance(value, list) and any(isinstance(each, dict | list) for each in value):
+    elif isinstance(value, list) and any(isinstance(item, dict | list) for item in value):
         for index, inner in enumerate(value):
             yield from _flat(inner, f"{name} {index + 1}".strip())
     elif isinstance(value, list):
@@ -160,7 +160,7 @@ def _flat(value: Any, name: str) -> Iterator[tuple[str, str]]:
             name,
             "none"
             if not value
-            else ", ".join(shown(each, 80) for each in value[:24])
+            else ", ".join(shown(item, 80) for item in value[:24])
             + (", \N{HORIZONTAL ELLIPSIS}" if len(value) > 24 else ""),
         )
     elif isinstance(value, bool) or value is None:

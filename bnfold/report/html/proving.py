@@ -1,4 +1,4 @@
-"""What was proved: the section of the obligations, and of the run behind them."""
+"""The section on the proof: its obligations, and the smoke run after it."""
 
 from __future__ import annotations
 

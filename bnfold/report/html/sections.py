@@ -1,4 +1,4 @@
-"""From the record's keys to the sections of a page. A key that is missing gives no section."""
+"""Makes the sections of a page from the record's keys. A missing key gives no section."""
 
 from __future__ import annotations
 

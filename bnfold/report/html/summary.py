@@ -1,4 +1,4 @@
-"""What a page says first: the answer, in a sentence and a few figures."""
+"""The top of a page: the answer, in a sentence and a few figures."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ def summarize(record: Record) -> Summary:
 
 def _of_fold(record: Record) -> Summary:
     counts = record["batchnorms"]
-    found, folded, kept = (int(counts.get(name) or 0) for name in ("found", "folded", "kept"))
+    total, folded, kept = (int(counts.get(name) or 0) for name in ("found", "folded", "kept"))
     verb = "would fold" if record.get("output") is None else "folded"
-    if not found:
+    if not total:
         headline = "The model has no BatchNorm"
     elif not kept:
-        headline = f"The only BatchNorm {verb}" if found == 1 else f"All {found:,} BatchNorms {verb}"
+        headline = f"The only BatchNorm {verb}" if total == 1 else f"All {total:,} BatchNorms {verb}"
     else:
         rest = "stayed" if verb == "folded" else "would stay"
-        headline = f"{folded:,} of {plural(found, 'BatchNorm')} {verb}, {kept:,} {rest}"
+        headline = f"{folded:,} of {plural(total, 'BatchNorm')} {verb}, {kept:,} {rest}"
     verification = verification_of(record)
     mood: Mood = "plain"
     judgement, sentences = "", list[str]()
@@ -51,11 +51,11 @@ def _of_fold(record: Record) -> Summary:
         sentences = [f"{judgement}.", *sentences]
     elif record.get("output") is not None:
         mood, sentences = "unsure", ["The result was not verified."]
-    return Summary(mood, headline, sentences, [*_fold_tiles(record, folded, found), *_verification_tiles(verification)])
+    return Summary(mood, headline, sentences, [*_fold_tiles(record, folded, total), *_verification_tiles(verification)])
 
 
-def _fold_tiles(record: Record, folded: int, found: int) -> Iterator[Tile]:
-    yield Tile("BatchNorms folded" if record.get("output") else "BatchNorms that fold", f"{folded:,} of {found:,}")
+def _fold_tiles(record: Record, folded: int, total: int) -> Iterator[Tile]:
+    yield Tile("BatchNorms folded" if record.get("output") else "BatchNorms that fold", f"{folded:,} of {total:,}")
     affines = (record.get("affines") or {}).get("folded")
     if affines:
         yield Tile("other affines", count(affines))
@@ -76,14 +76,14 @@ def _judgement(verification: Record) -> tuple[Mood, str, list[str]]:
     if not verification.get("equivalent"):
         divergence = verification.get("first_divergence") or {}
         return "bad", "The two models are not equivalent", list(_parting(divergence))
-    changed = [each for each in verification.get("outputs") or [] if is_overruled(each, verification)]
+    changed = [output for output in verification.get("outputs") or [] if is_overruled(output, verification)]
     return (
         "good",
         "The two models are equivalent",
         [
-            f"As deployed on {shown(each.get('provider', ''), 40)}, the runtime by itself changes "
-            f"{shown(each.get('name', ''), 80)}: see the verification."
-            for each in changed
+            f"As deployed on {shown(output.get('provider', ''), 40)}, the runtime by itself changes "
+            f"{shown(output.get('name', ''), 80)}: see the verification."
+            for output in changed
         ],
     )
 
@@ -99,10 +99,10 @@ def _verification_tiles(verification: Record | None) -> Iterator[Tile]:
     if verification is None:
         return
     outputs = verification.get("outputs") or []
-    if verification.get("equivalent"):  # what the runtime changes by itself, as deployed, is no error of the candidate
-        outputs = [each for each in outputs if each.get("level") != "default"] or outputs
+    if verification.get("equivalent"):  # a change by the runtime itself, as deployed, is no error of the candidate
+        outputs = [output for output in outputs if output.get("level") != "default"] or outputs
     if outputs:
-        worst = max((figures.read_value(each, 0) for each in outputs), key=figures.badness)
+        worst = max((figures.read_value(output, 0) for output in outputs), key=figures.badness)
         note = f"budget {scientific(worst.budget)}" if worst.error else "identical"
         yield Tile("worst output error", scientific(worst.error), note)
     inputs, values = (_number_of(verification.get(key)) for key in ("inputs", "values"))
@@ -110,9 +110,9 @@ def _verification_tiles(verification: Record | None) -> Iterator[Tile]:
         yield Tile("sets of inputs", count(inputs), plural(values, "inner value") if values else "outputs alone")
 
 
-def _number_of(found: Any) -> int:
-    """A number, or that of the things in a list."""
-    return found if isinstance(found, int) else len(found) if isinstance(found, list) else 0
+def _number_of(value: Any) -> int:
+    """A number, or the length of a list."""
+    return value if isinstance(value, int) else len(value) if isinstance(value, list) else 0
 
 
 def _of_bench(record: Record) -> Summary:
@@ -120,12 +120,12 @@ def _of_bench(record: Record) -> Summary:
     begun: set[str] = set()
     sentences: list[str] = []
     moods: list[Mood] = []
-    for name, each in zip(model_names(entries), entries, strict=True):
-        ratio = figures.read_ratio(each, name)
-        if setting(each) in begun and ratio is not None:
+    for name, entry in zip(model_names(entries), entries, strict=True):
+        ratio = figures.read_ratio(entry, name)
+        if setting(entry) in begun and ratio is not None:
             moods.append(ratio.mood)
-            sentences.append(f"{shown(name, 60)} on {setting(each)}: {_said(ratio)}.")
-        begun.add(setting(each))
+            sentences.append(f"{shown(name, 60)} on {setting(entry)}: {_said(ratio)}.")
+        begun.add(setting(entry))
     tiles = [
         Tile("comparisons", count(len(moods))),
         Tile("faster", count(moods.count("good"))),

@@ -1,4 +1,4 @@
-"""Names and numbers as a page shows them. Names come from models, so they may be anything at all."""
+"""Formats names and numbers for a page. Names come from models, so they may be anything at all."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ MISSING = "\N{EN DASH}"
 
 
 def shown(name: object, limit: int = 160) -> str:
-    r"""A name of at most `limit` characters: the middle left out, and what cannot be seen spelled as in ``\u202e``."""
+    r"""A name in at most `limit` characters, without its middle. Hidden characters are spelled, such as ``\u202e``."""
     text = str(name)
     if len(text) > limit:
         head = (limit - 1) // 2
         text = f"{text[:head]}\N{HORIZONTAL ELLIPSIS}{text[len(text) - (limit - 1 - head) :]}"
-    return "".join(_spelled(each) if unicodedata.category(each) in HIDDEN else each for each in text)
+    return "".join(
+        _spelled(character) if unicodedata.category(character) in HIDDEN else character for character in text
+    )
 
 
 def _spelled(character: str) -> str:
@@ -41,7 +43,7 @@ def file_name(path: str) -> str:
 
 
 def file_names(paths: Iterable[str]) -> dict[str, str]:
-    """What to call each file: its name, or the whole path where two of them have the same name."""
+    """A label for each file: its name, or the whole path where two files have the same name."""
     listed = list(dict.fromkeys(paths))
     names = [file_name(path) for path in listed]
     is_clear = len(set(names)) == len(names)

@@ -1,4 +1,4 @@
-"""Which model is faster: the sections of `bench`."""
+"""The sections on the speed of models, for `bench`."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def latency(entries: Sequence[Record] | None, noise: Any) -> Section | None:
     if not entries:
         return None
     groups: dict[str, list[tuple[str, Record]]] = {}
-    for name, each in zip(model_names(entries), entries, strict=True):
-        groups.setdefault(setting(each), []).append((name, each))
+    for name, entry in zip(model_names(entries), entries, strict=True):
+        groups.setdefault(setting(entry), []).append((name, entry))
     sentences = [
         "The first model is the baseline. The models took turns, so each ratio compares runs under the same load.",
         *_handed_back(model_names(entries), entries),
@@ -39,7 +39,7 @@ def latency(entries: Sequence[Record] | None, noise: Any) -> Section | None:
 
 
 def start(entries: Sequence[Record] | None) -> Section | None:
-    """What happens before the steady state, and the memory."""
+    """The section on cold starts and memory."""
     if not entries:
         return None
     sentences = [
@@ -51,7 +51,7 @@ def start(entries: Sequence[Record] | None) -> Section | None:
 
 
 class Timed(NamedTuple):
-    """A row: what to call a model, its entry, and whether it is the first of its setting."""
+    """A row: the name of a model, its entry, and whether it is the first of its setting."""
 
     name: str
     entry: Record
@@ -60,16 +60,16 @@ class Timed(NamedTuple):
 
 def _with_baselines(entries: Sequence[Record]) -> Iterator[Timed]:
     begun: set[str] = set()
-    for name, each in zip(model_names(entries), entries, strict=True):
-        yield Timed(name, each, setting(each) not in begun)
-        begun.add(setting(each))
+    for name, entry in zip(model_names(entries), entries, strict=True):
+        yield Timed(name, entry, setting(entry) not in begun)
+        begun.add(setting(entry))
 
 
 def _drawn(groups: dict[str, list[tuple[str, Record]]]) -> Iterator[Figure]:
     ratios = [
-        figures.read_ratio(each, f"{name} ({where})") for where, group in groups.items() for name, each in group[1:]
+        figures.read_ratio(entry, f"{name} ({where})") for where, group in groups.items() for name, entry in group[1:]
     ]
-    known = [each for each in ratios if each is not None]
+    known = [ratio for ratio in ratios if ratio is not None]
     if known:
         yield figures.forest(known, "ratios")
     for index, (where, group) in enumerate(groups.items()):
@@ -80,44 +80,44 @@ def _drawn(groups: dict[str, list[tuple[str, Record]]]) -> Iterator[Figure]:
 def setting(entry: Record) -> str:
     """Where an entry was measured: its provider and level."""
     provider, level = entry.get("provider"), entry.get("level")
-    return ", level ".join(shown(each) for each in (provider, level) if each is not None) or "all runs"
+    return ", level ".join(shown(part) for part in (provider, level) if part is not None) or "all runs"
 
 
 def model_names(entries: Sequence[Record]) -> list[str]:
-    """What to call the model of each entry."""
-    paths = [str(each.get("model", MISSING)) for each in entries]
+    """The name of the model of each entry."""
+    paths = [str(entry.get("model", MISSING)) for entry in entries]
     names = file_names(paths)
     return [names[path] for path in paths]
 
 
 def _handed_back(names: Sequence[str], entries: Sequence[Record]) -> Iterator[str]:
-    """What a provider left to the CPU, which makes its latency that of both."""
-    for name, each in zip(names, entries, strict=True):
-        if nodes := each.get("handed_back"):
-            yield f"{shown(name)} on {setting(each)}: the CPU ran {plural(len(nodes), 'node')} for the provider."
+    """Sentences on nodes that a provider left to the CPU. Its latency is then that of both."""
+    for name, entry in zip(names, entries, strict=True):
+        if nodes := entry.get("handed_back"):
+            yield f"{shown(name)} on {setting(entry)}: the CPU ran {plural(len(nodes), 'node')} for the provider."
 
 
 def _samples(group: Sequence[tuple[str, Record]]) -> dict[str, list[float]]:
     samples: dict[str, list[float]] = {}
-    for index, (name, each) in enumerate(group):
-        times = [time for time in map(finite, _leaves(each.get("samples_ms"))) if time is not None]
+    for index, (name, entry) in enumerate(group):
+        times = [time for time in map(finite, _leaves(entry.get("samples_ms"))) if time is not None]
         if times:
             samples[f"{name} (run {index + 1})" if name in samples else name] = times
     return samples
 
 
 def _leaves(nested: Any) -> Iterator[Any]:
-    """What lists hold, however deep."""
+    """The items of nested lists, however deep."""
     if isinstance(nested, list):
-        for each in nested:
-            yield from _leaves(each)
+        for item in nested:
+            yield from _leaves(item)
     else:
         yield nested
 
 
 def _noise(noise: Any) -> Iterator[Table]:
     """The baseline beside itself, wherever it was measured."""
-    rows = [each for each in (noise if isinstance(noise, list) else [noise]) if isinstance(each, dict) and each]
+    rows = [row for row in (noise if isinstance(noise, list) else [noise]) if isinstance(row, dict) and row]
     if rows:
         yield tabulate("Noise floor: the baseline beside itself", _NOISE, rows)
 
@@ -146,7 +146,7 @@ def _verdict(row: Timed) -> Cell:
 
 
 def _beside(row: Timed, key: str, written: Callable[[Record], str]) -> Cell:
-    """A ratio to the baseline, which has none itself."""
+    """The cell of a ratio to the baseline; empty for the baseline itself."""
     return Cell(MISSING) if row.is_baseline else number_cell(written(row.entry), row.entry.get(key))
 
 
@@ -162,7 +162,7 @@ _STEADY: tuple[Column[Timed], ...] = (
 
 
 def _place(entry: Record) -> Cell:
-    return Cell(", ".join(shown(each, 40) for each in (entry.get("provider"), entry.get("level")) if each) or MISSING)
+    return Cell(", ".join(shown(part, 40) for part in (entry.get("provider"), entry.get("level")) if part) or MISSING)
 
 
 _START: tuple[Column[Timed], ...] = (
@@ -182,8 +182,8 @@ def _session_interval(entry: Record) -> str:
 
 
 def models(described: Any) -> Section | None:
-    """What was measured: sizes, and what tells the files from any others."""
-    listed = [each for each in described if isinstance(each, dict)] if isinstance(described, list) else []
+    """The section on the models: their sizes, and the hashes that identify their files."""
+    listed = [model for model in described if isinstance(model, dict)] if isinstance(described, list) else []
     if not listed:
         return None
     return Section("models", "Models", tables=[tabulate("Sizes and identity", _MODEL, listed)])
