@@ -13,6 +13,9 @@ from torch import Tensor, nn
 
 import bnfold
 from bnfold import Fold, Reason, Refusal, UnsupportedModelError
+from bnfold.frontends.torch.capture.exporting import export
+from bnfold.frontends.torch.capture.inputs import Inputs
+from bnfold.frontends.torch.capture.source import Source, is_same, of_export
 from tests.toys.torch_models import Row, assert_folds, assert_same, assert_stays, drawn, fuse, norms, run, sole, trained
 from tests.toys.torch_networks import IMAGE, net
 
@@ -161,6 +164,57 @@ def test_a_channel_that_the_example_happens_to_have_is_not_taken_for_granted() -
     model = trained(Row(lambda x: x * scale, nn.Conv1d(4, 4, 1)))
     fused = bnfold.fuse(torch.fx.symbolic_trace(model), example_inputs=drawn(2, 4, 5))
     assert_same(run(model, drawn(2, 1, 5)), run(fused, drawn(2, 1, 5)))
+
+
+class Inline(nn.Module):
+    """A BatchNorm that only other code folds, beside code that computes with sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        norm = self.norm
+        y = F.batch_norm(self.conv(x), norm.running_mean, norm.running_var, norm.weight, norm.bias)
+        return y.reshape(y.shape[0], y.shape[2] * 6, -1)
+
+
+@pytest.mark.parametrize(
+    ("model", "prove", "expected"),
+    [
+        (Lengths(), True, ["dynamic", "dynamic"]),
+        (Lengths(), False, ["dynamic", "static"]),
+        (Inline(), False, ["dynamic", "dynamic"]),
+    ],
+)
+def test_a_module_is_exported_twice_again_for_its_example_where_that_is_enough(
+    model: nn.Module, prove: bool, expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exports: list[str] = []
+    made = torch.export.export
+
+    def noted(*args: Any, dynamic_shapes: Any, **options: Any) -> Any:
+        exports.append("static" if dynamic_shapes is None else "dynamic")
+        return made(*args, dynamic_shapes=dynamic_shapes, **options)
+
+    monkeypatch.setattr(torch.export, "export", noted)
+    bnfold.fuse(trained(model), example_inputs=IMAGE, prove=prove)
+    assert exports == expected
+
+
+def test_a_size_is_its_number_only_beside_a_static_graph() -> None:
+    def source(call: Callable[[Tensor], Tensor], *, is_static: bool) -> Source:
+        module, inputs = Row(call), Inputs.of((drawn(2, 3, 4),))
+        assert inputs is not None
+        return of_export(export(module, inputs, is_static=is_static), module)
+
+    one = source(lambda x: x.reshape(x.shape[0] * 3, -1)[:4] + 1, is_static=False)
+    fixed, cut = lambda x: x.reshape(6, -1)[:4] + 1, lambda x: x.reshape(6, -1)[:, :4][:4] + 1  # all of four columns
+    assert is_same(one, source(fixed, is_static=True))
+    assert not is_same(one, source(fixed, is_static=False))
+    assert is_same(source(cut, is_static=False), source(fixed, is_static=True))
+    assert not is_same(source(cut, is_static=False), source(fixed, is_static=False))
+    assert not is_same(one, source(lambda x: x.reshape(6, -1)[:3] + 1, is_static=True))
 
 
 def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:

@@ -64,7 +64,7 @@ def test_inspect_writes_nothing(saved: Path) -> None:
     before = saved.read_bytes()
     result = command("inspect", saved, "--fail-on-foldable")
     assert result.exit_code == 1
-    assert "folded  1" in result.output
+    assert "would fold  1" in result.output
     assert saved.read_bytes() == before
 
 

@@ -499,6 +499,7 @@ def test_an_identity_that_goes_is_proved() -> None:
         lambda m, x: m.norm(y := m.conv(x)).flatten(1).relu_() + y.flatten(1),
         lambda m, x: F.relu(z := m.norm(y := m.conv(x)), inplace=True) + y + z,
         lambda m, x: m.norm(x).add_(1),
+        lambda m, x: m.norm(y := m.conv(x)).copy_(x) + y,
     ],
 )
 def test_what_was_a_copy_that_something_writes_into_is_not_taken_for_what_it_was_copied_from(call: Any) -> None:
@@ -506,6 +507,24 @@ def test_what_was_a_copy_that_something_writes_into_is_not_taken_for_what_it_was
     source = next(node for node in original.graph.nodes if node.name == "norm").all_input_nodes[0].name
     gone = {"names": renames("norm", source), "vanished": frozenset({("main", "norm")})}
     assert not claim(original, without(original, "norm"), **gone)
+
+
+def test_what_is_copied_into_other_memory_shares_none_with_it() -> None:
+    original = graph_of_code(lambda m, x: torch.zeros_like(x).copy_(m.norm(y := m.conv(x))).relu_() + y)
+    gone = {"names": renames("norm", "conv"), "vanished": frozenset({("main", "norm")})}
+    assert claim(original, without(original, "norm"), **gone)
+
+
+@pytest.mark.parametrize("normalise", [F.batch_norm, F.instance_norm])
+def test_a_weight_normalised_by_its_own_statistics_is_constant_unless_they_are_kept(normalise: Any) -> None:
+    flag = {"training" if normalise is F.batch_norm else "use_input_stats": True}
+    free = Side(graph_of_code(lambda m, x: F.conv2d(x, normalise(m.conv.weight, None, None, **flag))))
+    kept = Side(
+        graph_of_code(
+            lambda m, x: F.conv2d(x, normalise(m.conv.weight, m.norm.running_mean, m.norm.running_var, **flag))
+        )
+    )
+    assert [side.nodes[normalise.__name__] in side.constants for side in (free, kept)] == [True, False]
 
 
 def test_a_dropout_that_hardly_drops_does_not_vanish() -> None:
