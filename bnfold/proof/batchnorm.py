@@ -115,7 +115,7 @@ def changed_map(
     back = inner.back if inner else None
     forth = outer.forth if outer else None
     if (inner and back is None) or (outer and forth is None):
-        raise ProofError("weights", name, "what it reads or makes changed in a way that is not covered")
+        raise ProofError("weights", name, "its input or output changed in a way that is not covered")
     if back is not None:
         size = np.abs(affine.scale * _fits(name, back, affine).shift) + size
         affine = affine.after(back)

@@ -95,7 +95,7 @@ def undo(relation: Relation | None, now: Array) -> Array:
     if relation.pulled is None:
         return pushed
     if not np.all(relation.pulled.scale):
-        raise UnevaluatedError("what it reads changed by a map that has no inverse")
+        raise UnevaluatedError("its input changed by a map without an inverse")
     scale, shift = relation.pulled.scale, relation.pulled.shift
     return _apply(relation.pulled.with_vectors(1 / scale, -shift / scale), pushed)
 
@@ -320,7 +320,7 @@ def check_vanished(pair: Pair, scope: Scope, node: onnx.NodeProto) -> None:
     if node.op_type == "BatchNormalization":
         data = list(node.input[:1])
     if len(data) != 1 or pair.name(scope, data[0]) != pair.name(scope, node.output[0]):
-        raise ProofError("wiring", name, "it vanished, and what it made is not what it read")
+        raise ProofError("wiring", name, "it vanished, and its output does not match its input")
     if any(pair.readers(scope, value) or value in scope.outputs for value in node.output[1:] if value):
         raise ProofError("wiring", name, "it vanished, and a further output is read")
     before, after = pair.relation(scope, data[0]), pair.relation(scope, node.output[0])
@@ -386,7 +386,7 @@ def check_maps(name: str, bn: Affine, size: Array, before: Relation | None, afte
     try:
         a_x, p_x, a_y, p_y, bn, sizes = align(a_x, p_x, a_y, p_y, bn, sizes)
     except ValueError as error:
-        raise ProofError("weights", name, "what it reads or makes changed along another axis") from error
+        raise ProofError("weights", name, "its input or output changed along another axis") from error
     between, size = a_y.after(bn), sizes.shift
     if before is None or before.pulled is None:  # x = p_x(w)
         left, right = between.after(p_x), p_y

@@ -237,5 +237,5 @@ def _decode(parsed: Any) -> Array:
         raise ValueError("a vector is cut off, or too long")
     vector = np.frombuffer(content, "<f8").astype(np.float64)
     if not np.isfinite(vector).all():
-        raise ValueError("a vector holds what is no finite number")
+        raise ValueError("a vector holds a number that is not finite")
     return vector

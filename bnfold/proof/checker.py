@@ -163,7 +163,7 @@ def _check_node(pair: Pair, scope: Scope, other: Scope, node: onnx.NodeProto, ta
         check_node(pair, scope, other, node)
         for value in node.output if is_changed else ():
             if pair.relation(scope, value):
-                raise ProofError("wiring", first_output(node), "what it makes cannot change")
+                raise ProofError("wiring", first_output(node), "its output cannot change")
         return
     is_default = node.domain in ("", "ai.onnx")
     if is_default and is_lowered:

@@ -74,7 +74,7 @@ def _row(pair: Pair, scope: Scope, other: Scope, node: onnx.NodeProto) -> list[o
     while value != start:
         maker = other.makers.get(value)
         if maker is None or not maker.input or maker.domain not in ("", "ai.onnx") or id(maker) in pair.accounted:
-            raise ProofError("wiring", name, f"{value!r} does not follow from what it read")
+            raise ProofError("wiring", name, f"{value!r} does not follow from its input")
         pair.accounted.add(id(maker))
         row.append(maker)
         value = maker.input[0]

@@ -187,7 +187,7 @@ def _stands(pair: Pair, scope: Scope, other: Scope, output: str, ends: set[str],
             continue
         node = other.makers.get(value)
         if node is None or node.op_type not in ALLOWED or node.domain not in ("", "ai.onnx"):
-            raise ProofError("merges", name, f"{value!r} stands for it, which is not made of what it reads")
+            raise ProofError("merges", name, f"{value!r} stands for it, and is not computed from its inputs")
         if id(node) in chosen:
             continue
         if id(node) in pair.accounted:
@@ -270,7 +270,7 @@ def _compare(
     relation = pair.relation(scope, output)
     pulled = relation.forth if relation else None
     if relation is not None and pulled is None:
-        raise ProofError("merges", name, "what it makes changed in a way that is not covered")
+        raise ProofError("merges", name, "its output changed in a way that is not covered")
     old, new = _Part.of(scope, nodes, output), _Part.of(other, stands, pair.name(scope, output))
 
     def judge(feeds: dict[str, AnyArray], now: dict[str, AnyArray], base: tuple[AnyArray, ...] | None) -> Any:

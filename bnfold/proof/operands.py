@@ -50,7 +50,9 @@ def check_operand(pair: Pair, scope: Scope, other: Scope, node: onnx.NodeProto, 
     relation = pair.relation(scope, node.output[0])
     old, new = scope.constant(node.input[index]), other.constant(twin.input[index])
     if relation is None or relation.pulled is None or relation.pushed is not None:
-        raise ProofError("weights", name, "a constant that it reads differs, and what it makes does not change by that")
+        raise ProofError(
+            "weights", name, "a constant that it reads differs, and its output does not change accordingly"
+        )
     if old is None or new is None or old.dtype != new.dtype or old.dtype.kind in "iubOSUc":
         raise ProofError("weights", name, "a constant that it reads is of another type")
     if node.op_type == "Gather":
@@ -88,7 +90,7 @@ def _along_table(pair: Pair, scope: Scope, node: onnx.NodeProto, outer: Affine, 
     if indices is None or pair.relation(scope, node.input[1]):
         raise ProofError("weights", name, "the rank of its indices does not follow from the model's inputs")
     if axis <= outer.axis < axis + indices:
-        raise ProofError("weights", name, "what it makes changed along an axis that is looked up")
+        raise ProofError("weights", name, "its output changed along an axis that is looked up")
     return outer if outer.axis < axis else outer.along(outer.axis - indices + 1)
 
 
@@ -96,7 +98,7 @@ def _of_operands(pair: Pair, scope: Scope, node: onnx.NodeProto, index: int, out
     """The map that the constant of a sum or a selection should take in, and the rank of the node's output."""
     name, shape = first_output(node), pair.shape(scope, node.output[0])
     if shape is None or outer.axis >= len(shape) or shape[outer.axis] != outer.size:
-        raise ProofError("weights", name, "the shape of what it makes does not follow from the model's inputs")
+        raise ProofError("weights", name, "the shape of its output does not follow from the model's inputs")
     if node.op_type == "Where" and pair.relation(scope, node.input[0]):
         raise ProofError("weights", name, "its condition changed")
     rest = outer.shift
@@ -106,11 +108,11 @@ def _of_operands(pair: Pair, scope: Scope, node: onnx.NodeProto, index: int, out
             continue
         inner = _aligned(pair, scope, name, value, outer, len(shape))
         if not np.array_equal(inner.scale, outer.scale):
-            raise ProofError("weights", name, f"its input {place} has another scale than what it makes")
+            raise ProofError("weights", name, f"its input {place} has another scale than its output")
         if node.op_type != "Where":
             rest = rest - signs[place] * inner.shift
         elif not np.array_equal(inner.shift, outer.shift):
-            raise ProofError("weights", name, f"its input {place} has another shift than what it makes")
+            raise ProofError("weights", name, f"its input {place} has another shift than its output")
     return Affine(outer.scale, signs[index] * rest if node.op_type != "Where" else rest, outer.axis), len(shape)
 
 

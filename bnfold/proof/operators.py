@@ -106,7 +106,7 @@ def _inner(pair: Pair, scope: Scope, node: onnx.NodeProto) -> Affine | None:
         return None
     back = relation.back
     if back is None:
-        raise ProofError("weights", name, "what it reads changed in a way that is not covered")
+        raise ProofError("weights", name, "its input changed in a way that is not covered")
     axis: int | None = 1
     if node.op_type == "Gemm":
         axis = 0 if attribute(node, "transA", 0) else 1
@@ -117,7 +117,7 @@ def _inner(pair: Pair, scope: Scope, node: onnx.NodeProto) -> Affine | None:
     elif node.op_type == "MatMul":
         axis = _product_axis(pair, scope, node)
     if back.axis != axis:
-        raise ProofError("weights", name, f"what it reads changed along axis {back.axis}, not {axis}")
+        raise ProofError("weights", name, f"its input changed along axis {back.axis}, not {axis}")
     return back
 
 
@@ -131,14 +131,14 @@ def _outer(pair: Pair, scope: Scope, node: onnx.NodeProto, output: str) -> Affin
         return None
     forth = relation.forth
     if forth is None or node.op_type in RECURRENT:
-        raise ProofError("weights", name, "what it makes changed in a way that is not covered")
+        raise ProofError("weights", name, "its output changed in a way that is not covered")
     axis = 1
     if node.op_type == "Einsum":
         axis = read_equation(scope, node).axis_out
     elif node.op_type == "MatMul":
         axis = _product_axis(pair, scope, node)
     if forth.axis != axis:
-        raise ProofError("weights", name, f"what it makes changed along axis {forth.axis}, not {axis}")
+        raise ProofError("weights", name, f"its output changed along axis {forth.axis}, not {axis}")
     return forth
 
 
@@ -148,9 +148,7 @@ def _product_axis(pair: Pair, scope: Scope, node: onnx.NodeProto) -> int:
     rank = pair.rank(scope, node.input[index])
     kernel = scope.constant(node.input[1 - index])
     if rank is None:
-        raise ProofError(
-            "weights", first_output(node), "the rank of what it reads does not follow from the model's inputs"
-        )
+        raise ProofError("weights", first_output(node), "the rank of its input does not follow from the model's inputs")
     if kernel is None or kernel.ndim < 2 or rank < max(2, kernel.ndim) or kernel.size != np.prod(kernel.shape[-2:]):
         raise ProofError("weights", first_output(node), "its weight is not one matrix")
     return rank - 1 if index == 0 else rank - 2
@@ -175,11 +173,11 @@ def _core(
         if add is not None:
             same_node(pair, scope, other, add, ("broadcast", "axis"), maker)
         elif maker.domain or len(maker.input) != 2:
-            raise ProofError("wiring", name, "its result is added to what is no bias")
+            raise ProofError("wiring", name, "the value added to its result is no bias")
         pair.accounted.add(id(maker))
         places = [index for index in (0, 1) if other.is_constant(maker.input[index])]
         if len(places) != 1:
-            raise ProofError("wiring", name, "its result is added to what is no bias")
+            raise ProofError("wiring", name, "the value added to its result is no bias")
         constant = other.constant(maker.input[places[0]])
         assert constant is not None
         _check_side(pair, scope, other, node, maker, places[0], constant)
@@ -187,7 +185,7 @@ def _core(
         pair.helpers.add((other.path, inner))
         maker = other.makers.get(inner)
         if maker is None or other.readers.get(inner) != 1:
-            raise ProofError("wiring", name, "what is added to is not its result")
+            raise ProofError("wiring", name, "the addition does not add to its result")
     twin = same_node(pair, scope, other, node, MAY_CHANGE, maker)
     if [pair.name(scope, value) for value in node.output[1:]] != list(twin.output[1:]):
         raise ProofError("wiring", name, "its outputs differ")
@@ -244,7 +242,7 @@ def _check_data(
         return
     pad = other.makers.get(read)
     if pad is None or pad.op_type != "Pad" or pad.domain or not any(pads) or auto != "NOTSET" or any(now):
-        raise ProofError("wiring", name, f"it reads {read!r}, which is not what it read")
+        raise ProofError("wiring", name, f"it reads {read!r}, which is not its old input")
     if node.op_type != "Conv":
         raise ProofError("wiring", name, "it is padded")
     pair.accounted.add(id(pad))

@@ -107,7 +107,7 @@ def _values(pair: Pair, node: fx.Node, generator: np.random.Generator, step: int
             raise UnevaluatedError("it reads a tuple")
         elif isinstance(value, torch.Tensor) and not value.is_floating_point():
             if pair.relation(source) is not None:
-                raise UnevaluatedError("what it reads changed and is no floating-point number")
+                raise UnevaluatedError("an input changed that is no floating-point number")
             raise UnevaluatedError(f"{source.name!r} is neither constant nor data")
         else:
             values[source] = drawn(pair, node, source, generator, step)
@@ -208,7 +208,7 @@ def check_vanished(pair: Pair, node: fx.Node) -> bool:
     key = f"{name}[0]" if side.is_spread(node) else name
     stands = pair.certificate.names.get(("main", key), key)
     if len(data) != 1 or pair.name(data[0]) != stands:
-        raise ProofError("wiring", name, "it vanished, and what it made is not what it read")
+        raise ProofError("wiring", name, "it vanished, and its output does not match its input")
     if any(entry != key for entry in keys) or (
         side.is_spread(node) and any(side.pick(user) is None for user in node.users)
     ):
@@ -247,7 +247,7 @@ def _insist_on_type(pair: Pair, node: fx.Node, data: fx.Node, *, is_batchnorm: b
         constants = [pair.original.constant(source) for source in node.all_input_nodes if source is not data]
         known = _dtype(pair, data)
         if any(constant is not None and constant.dim() and constant.dtype != known for constant in constants):
-            raise ProofError("wiring", node.name, "it vanished, and the type of what it read is not known")
+            raise ProofError("wiring", node.name, "it vanished, and the type of its input is not known")
 
 
 def _dtype(pair: Pair, node: fx.Node) -> torch.dtype | None:
@@ -281,4 +281,4 @@ def _insist_on_size(pair: Pair, node: fx.Node, data: fx.Node) -> None:
             continue
         long = [axis - constant.dim() for axis, size in enumerate(constant.shape) if size != 1]
         if rank is None or constant.dim() > rank or (long and (affine is None or long != [affine.axis - rank])):
-            raise ProofError("carriers", node.name, "the size of what it read does not follow from the model's inputs")
+            raise ProofError("carriers", node.name, "the size of its input does not follow from the model's inputs")

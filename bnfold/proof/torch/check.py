@@ -155,7 +155,7 @@ def _check_product(pair: Pair, node: fx.Node, product: Product) -> Worst:
     inner, outer = pair.relation(product.data), pair.relation(node)
     pushed, pulled = inner.back if inner else None, outer.forth if outer else None
     if (inner and pushed is None) or (outer and pulled is None):
-        raise ProofError("weights", name, "what it reads or makes changed in a way that is not covered")
+        raise ProofError("weights", name, "its input or output changed in a way that is not covered")
     core, constant = _core(pair, node, product)
     now = read_product(pair.result, core)
     if now is None:
@@ -170,7 +170,7 @@ def _check_product(pair: Pair, node: fx.Node, product: Product) -> Worst:
     insist_on_axis(name, pushed, product.axes[0], rank, product.kernel.sizes[1], "reads")
     insist_on_axis(name, pulled, product.axes[1], out_rank, product.kernel.sizes[0], "makes")
     if rank is not None and product.stored.ndim > max(rank, 2) and node.op != "call_module":
-        raise ProofError("weights", name, "its weight has more axes than what it reads")
+        raise ProofError("weights", name, "its weight has more axes than its input")
     if pushed is not None and pushed.has_shift and product.is_padded:
         raise ProofError("weights", name, "a shift went through it, and its outputs near the border do not see it")
     worst = check_kernel(name, product.kernel, now.kernel, pushed, pulled)
@@ -202,7 +202,7 @@ def _core(pair: Pair, node: fx.Node, product: Product) -> tuple[fx.Node, AnyArra
     places = [source for source in maker.args if isinstance(source, fx.Node) and source not in result.constants]
     constants = [source for source in maker.args if isinstance(source, fx.Node) and source in result.constants]
     if len(places) != 1 or len(constants) != 1 or len(maker.args) != 2 or maker.kwargs or result.calls[maker].writes:
-        raise ProofError("wiring", name, "its result is added to what is no bias")
+        raise ProofError("wiring", name, "the value added to its result is no bias")
     tensor = result.constant(constants[0])
     assert tensor is not None
     constant, core = to_numpy(name, tensor), places[0]
@@ -211,7 +211,7 @@ def _core(pair: Pair, node: fx.Node, product: Product) -> tuple[fx.Node, AnyArra
     if long not in ([], [product.axes[1]]) or rank is None or constant.ndim > rank:
         raise ProofError("wiring", name, "its bias lies along another axis")
     if core.op not in ("call_function", "call_method") or len(core.users) != 1:
-        raise ProofError("wiring", name, "what is added to is not its result")
+        raise ProofError("wiring", name, "the addition does not add to its result")
     pair.account(node, core)
     pair.account_weights(constants[0])
     return core, constant

@@ -72,7 +72,7 @@ def tensors(output: Any) -> list[torch.Tensor]:
         return [output]
     if isinstance(output, tuple | list) and all(isinstance(entry, torch.Tensor) for entry in output):
         return list(output)
-    raise UnevaluatedError("it makes what is no tensor")
+    raise UnevaluatedError("its output is no tensor")
 
 
 def array(tensor: torch.Tensor) -> AnyArray:

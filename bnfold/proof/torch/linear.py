@@ -270,7 +270,7 @@ def read_batchnorm(side: Side, node: fx.Node, rank: int | None) -> BatchNorm | N
     if isinstance(call.module, nn.modules.instancenorm._InstanceNorm):  # which also takes data without a batch axis
         dims = int(type(call.module).__name__.rstrip("d")[-1])
         if rank is None:
-            raise ProofError("weights", node.name, "the rank of what it reads does not follow from the model's inputs")
+            raise ProofError("weights", node.name, "the rank of its input does not follow from the model's inputs")
         axis = rank - dims - 1
     weights = tuple(arguments[name] for name in NAMES)
     return BatchNorm(data, (gamma, beta, mean, var), float(epsilon), axis, _rest(call.arguments, *NAMES), weights)

@@ -141,7 +141,7 @@ def check_merge(pair: Pair, root: fx.Node) -> None:
         constant.dtype for constant in (*new.constants, *(() if isinstance(value, torch.Tensor) else old.constants))
     }
     if kinds - ({value.dtype} if isinstance(value, torch.Tensor) else set(list(kinds)[:1])):
-        raise ProofError("merges", name, "its weights are of another type than what it makes")
+        raise ProofError("merges", name, "its weights are of another type than its output")
     try:
         _compare(pair, name, old, new, reads, entries)
     except UnevaluatedError as error:
@@ -161,7 +161,7 @@ def _stands(
         key = result.key(node)
         if key in ends:
             if not pair.stands(ends[key], node) or entries.setdefault(ends[key], node) is not node:
-                raise ProofError("merges", name, f"{key!r} stands for what it reads, in two ways")
+                raise ProofError("merges", name, f"{key!r} stands for one of its inputs in two ways")
             continue
         if node in result.constants:
             pair.account_weights(node)
@@ -169,7 +169,7 @@ def _stands(
         if node in chosen:
             continue
         if node not in result.calls or result.calls[node].name not in ALLOWED or result.calls[node].writes:
-            raise ProofError("merges", name, f"{node.name!r} stands for it, which is not made of what it reads")
+            raise ProofError("merges", name, f"{node.name!r} stands for it, and is not computed from its inputs")
         pair.account(node, node)
         chosen.add(node)
         if (product := _product(result, node)) is not None:
@@ -300,7 +300,7 @@ def _compare(
     relation = pair.relation(old.made)
     pulled = relation.forth if relation else None
     if relation is not None and pulled is None:
-        raise ProofError("merges", name, "what it makes changed in a way that is not covered")
+        raise ProofError("merges", name, "its output changed in a way that is not covered")
 
     def judge(feeds: dict[fx.Node, AnyArray], now: dict[fx.Node, AnyArray], base: tuple[AnyArray, ...] | None) -> Any:
         """Compare both answers; or their changes since `base`, which depend on the weights alone."""

@@ -125,7 +125,7 @@ def _check_modules(pair: Pair) -> None:
     read = {str(node.target) for node in pair.original.graph.nodes if node.op in ("call_module", "get_attr")}
     for path in modules[0].keys() - modules[1].keys():
         if not any(place == path or place.startswith(f"{path}.") or path.startswith(f"{place}.") for place in read):
-            raise ProofError("wiring", path, "a module is gone, which nothing is about")
+            raise ProofError("wiring", path, "a module is gone, and nothing says so")
 
 
 SIZES = ("in_channels", "out_channels", "in_features", "out_features", "affine")
