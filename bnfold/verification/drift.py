@@ -136,7 +136,7 @@ def measure_drift(model: Path, inputs: InputOptions, limits: Limits = LIMITS) ->
         limits: how much the model may ask for.
 
     Raises:
-        NoEvidenceError: no data is given.
+        NoEvidenceError: no data is given, or a BatchNorm reads what is no number.
         BnfoldError: the model or the data cannot be read, or the model does not run.
     """
     if not inputs.is_given:
@@ -166,6 +166,11 @@ def measure_drift(model: Path, inputs: InputOptions, limits: Limits = LIMITS) ->
     drifts = tuple(
         sums.drift(graph.name(node), graph.scope(node), statistics) for node, (statistics, _, sums) in found.items()
     )
+    unclear = [drift.name for drift in drifts if not (np.isfinite(drift.shift) & np.isfinite(drift.ratio)).all()]
+    if unclear:
+        raise NoEvidenceError(
+            f"{model}: {unclear[0]!r} reads NaN or infinity on these inputs, so they tell nothing of it"
+        )
     return DriftReport(samples, drifts, _are_new([statistics for statistics, _, _ in found.values()]), left_out)
 
 

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from bnfold.errors import IncomparableError
 from bnfold.runtimes.inputs import Feeds, Sample
 from bnfold.verification.noise import measure
 from bnfold.verification.observe import Observation, is_float
@@ -66,7 +67,12 @@ def find_taken_back(pair: Pair, failing: Seen, seen: Seen) -> list[str]:
     for name in pair.shared:
         if name in failing and name not in taken and time.monotonic() < deadline:
             root = _Root(pair, name, _behind(pair.reference, name, agreeing), seen)
-            taken |= dict.fromkeys(root.explain([other for other in failing if other not in taken]))
+            try:
+                taken |= dict.fromkeys(root.explain([other for other in failing if other not in taken]))
+            except (
+                IncomparableError
+            ):  # the reference does not run with a value in the place of its own: nothing is shown
+                continue
     return list(taken)
 
 
@@ -103,6 +109,7 @@ class _Root:
         reference = self.pair.reference.start(self.behind)
         differing: set[tuple[int, int]] = set()
         shown: set[tuple[int, int]] = set()
+        moving: set[str] = set()
         alike = set(others)
         for sample in samples:
             (expected, *_), (actual, *theirs) = first(sample.feeds), second(sample.feeds)
@@ -111,24 +118,36 @@ class _Root:
             was = reference(sample.feeds)
             for key, value in _parts(expected, actual):
                 differing.add(key)
-                if key not in shown and self._shows(run, sample, value, was):
+                if key not in shown and (moved := self._moved(run, sample, value, was)):
                     shown.add(key)
+                    moving |= moved
             outcome = run({**sample.feeds, self.name: actual})[len(self.behind) :]
             alike -= {
                 other
                 for other, mine, its in zip(others, outcome, theirs, strict=True)
                 if not _is_alike(mine, its, self._allowed(other, sample))
             }
-        return [] if differing - shown else [self.name, *(other for other in others if other in alike)]
+        return (
+            []
+            if differing - shown or self._is_hidden(moving)
+            else [self.name, *(other for other in others if other in alike)]
+        )
 
-    def _shows(self, run: Run, sample: Sample, value: AnyArray, was: Sequence[AnyArray]) -> bool:
-        """Whether the candidate's value in the place of this one moves the values behind it farther than is allowed."""
+    def _moved(self, run: Run, sample: Sample, value: AnyArray, was: Sequence[AnyArray]) -> set[str]:
+        """The values behind this one that the candidate's value in its place moves farther than is allowed."""
         feeds: Feeds = {**sample.feeds, self.name: value}
         moved = run(feeds)[: len(self.behind)]
-        return any(
-            not _is_alike(before, after, MARGIN * self._allowed(other, sample))
+        return {
+            other
             for other, before, after in zip(self.behind, was, moved, strict=True)
-        )
+            if not _is_alike(before, after, MARGIN * self._allowed(other, sample))
+        }
+
+    def _is_hidden(self, moving: set[str]) -> bool:
+        """Whether an output behind this value neither moves nor has a value that moves on its way."""
+        reference = self.pair.reference
+        outputs = [name for name in self.behind if name in reference.outputs and name not in moving]
+        return any(not any(reference.descends(output, other) for other in moving) for output in outputs)
 
     def _allowed(self, name: str, sample: Sample) -> float:
         """How far a value may move, relative to its largest element: by rounding, or as far as the candidate's does."""

@@ -156,3 +156,10 @@ def test_a_batchnorm_that_cannot_be_told_of_is_counted(tmp_path: Path) -> None:
     onnx.save(made, tmp_path / "m.onnx")
     report = measure_drift(tmp_path / "m.onnx", InputOptions((data(tmp_path / "x.npz"),)))
     assert (len(report.drifts), report.left_out) == (1, 1)
+
+
+def test_data_that_are_no_numbers_tell_nothing(tmp_path: Path) -> None:
+    x = np.zeros((2, 4, 6, 6), FLOAT)
+    x[0, 1] = np.nan
+    with pytest.raises(NoEvidenceError, match="reads NaN"):
+        measure_drift(network(tmp_path / "m.onnx"), InputOptions(given=({"x": x},)))
