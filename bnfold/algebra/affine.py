@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from bnfold.algebra.exact import DoubleDouble
+
 Array = npt.NDArray[np.float64]
 
 
@@ -54,12 +56,15 @@ class Affine:
         shift: float64 vector of the same length.
         axis: the channel axis, counted from the front.
         statistics: the statistics of its input, if rounding is to be judged by them. They do not change the map.
+        rest: for a composition, what is missing from `scale` and `shift`, which are rounded. The next composition takes
+            it into account, so the vectors do not depend on the order in which maps are composed.
     """
 
     scale: Array
     shift: Array
     axis: int
     statistics: Statistics | None = None
+    rest: tuple[Array, Array] | None = None
 
     def __post_init__(self) -> None:
         if self.scale.shape != self.shift.shape or self.scale.ndim != 1:
@@ -149,8 +154,26 @@ class Affine:
         """The composition ``self(inner(x))``."""
         if self.places != inner.places:
             raise ValueError("only affines of one axis and size compose")
-        scale, shift = self.scale * inner.scale, self.scale * inner.shift + self.shift
-        return replace(self, scale=scale, shift=shift, statistics=self._statistics_after(inner))
+        (outer_scale, outer_shift), (inner_scale, inner_shift) = self._exact, inner._exact
+        scale, shift = outer_scale * inner_scale, outer_scale * inner_shift + outer_shift
+        return replace(
+            self,
+            scale=scale.high,
+            shift=shift.high,
+            statistics=self._statistics_after(inner),
+            rest=(scale.low, shift.low),
+        )
+
+    @property
+    def _exact(self) -> tuple[DoubleDouble, DoubleDouble]:
+        """Scale and shift, with what is missing from them."""
+        scale_rest, shift_rest = self.rest or (None, None)
+        return DoubleDouble.of(self.scale, scale_rest), DoubleDouble.of(self.shift, shift_rest)
+
+    @property
+    def rounded(self) -> Affine:
+        """The map of the two vectors alone."""
+        return replace(self, rest=None)
 
     def _statistics_after(self, inner: Affine) -> Statistics | None:
         """The statistics of the inner map where they are measured; else derived from those of this map.
@@ -169,14 +192,17 @@ class Affine:
     def each(self, select: Callable[[Array], Array]) -> Affine:
         """The same with every vector changed in the same way."""
         statistics = None if self.statistics is None else self.statistics.each(select)
-        return Affine(select(self.scale), select(self.shift), self.axis, statistics)
+        rest = None if self.rest is None else (select(self.rest[0]), select(self.rest[1]))
+        return Affine(select(self.scale), select(self.shift), self.axis, statistics, rest)
 
     def negated(self) -> Affine:
         """The map from ``-x`` to ``-y``."""
-        statistics = self.statistics
+        statistics, rest = self.statistics, self.rest
         if statistics is not None:
             statistics = replace(statistics, mean=-statistics.mean)
-        return replace(self, shift=-self.shift, statistics=statistics)
+        if rest is not None:
+            rest = rest[0], -rest[1]
+        return replace(self, shift=-self.shift, statistics=statistics, rest=rest)
 
     def plus(self, other: Affine) -> Affine:
         """The map from ``x + x'`` to ``y + y'``. The other map must have the same scale."""
@@ -189,15 +215,16 @@ class Affine:
 
     def along(self, axis: int) -> Affine:
         """The same vectors on another axis."""
-        return Affine(self.scale, self.shift, axis, self.statistics)
+        return Affine(self.scale, self.shift, axis, self.statistics, self.rest)
 
     def with_shift(self, shift: Array) -> Affine:
         """The same scale with another shift."""
-        return replace(self, shift=shift)
+        rest = None if self.rest is None else (self.rest[0], np.zeros(self.size))
+        return replace(self, shift=shift, rest=rest)
 
     def with_vectors(self, scale: Array, shift: Array) -> Affine:
         """Another map along the same axes, on data of unknown statistics."""
-        return replace(self, scale=scale, shift=shift, statistics=None)
+        return replace(self, scale=scale, shift=shift, statistics=None, rest=None)
 
     def take(self, index: npt.ArrayLike) -> Affine:
         """The channels that `index` names, in its order."""
@@ -230,11 +257,16 @@ class Affine:
                 np.concatenate([part.variance for part in known]),
                 np.concatenate([part.measured for part in known]),
             )
+        rest: tuple[Array, Array] | None = None
+        if any(part.rest is not None for part in parts):
+            exact = [part._exact for part in parts]
+            rest = np.concatenate([scale.low for scale, _ in exact]), np.concatenate([shift.low for _, shift in exact])
         return Affine(
             np.concatenate([part.scale for part in parts]),
             np.concatenate([part.shift for part in parts]),
             parts[0].axis,
             statistics,
+            rest,
         )
 
     @property
@@ -299,7 +331,8 @@ def lay_out(flat: Affine, axes: Sequence[int], lengths: Sequence[int]) -> Affine
     along = flat.take(index.reshape(-1))
     if len(kept) == 1:
         return along.along(kept[0])
-    return Grid(along.scale, along.shift, SEVERAL, along.statistics, tuple(kept), index.shape)
+    parts = along.scale, along.shift, SEVERAL, along.statistics, along.rest
+    return Grid(*parts, axes=tuple(kept), lengths=index.shape)
 
 
 def align(*affines: Affine) -> tuple[Affine, ...]:
@@ -320,7 +353,8 @@ def align(*affines: Affine) -> tuple[Affine, ...]:
         own = dict(affine.places)
         index = np.arange(affine.size).reshape([own.get(axis, 1) for axis in axes])
         flat = affine.take(np.broadcast_to(index, lengths).reshape(-1))
-        aligned.append(Grid(flat.scale, flat.shift, SEVERAL, flat.statistics, tuple(axes), lengths))
+        parts = flat.scale, flat.shift, SEVERAL, flat.statistics, flat.rest
+        aligned.append(Grid(*parts, axes=tuple(axes), lengths=lengths))
     return tuple(aligned)
 
 

@@ -24,6 +24,12 @@ class Change:
     pushed: Affine | None = None
     is_known: bool = True
 
+    @property
+    def rounded(self) -> Change:
+        """The same with maps as a certificate holds them: two vectors of float64."""
+        pulled, pushed = (affine.rounded if affine else None for affine in (self.pulled, self.pushed))
+        return Change(pulled, pushed, self.is_known)
+
     def then(self, direction: Direction, affine: Affine) -> Change:
         """The change with one more move on top."""
         known = [part for part in (self.pulled, self.pushed, affine) if part is not None]
@@ -71,7 +77,8 @@ def trace_changes(graph: Graph[N, V], plan: Plan[N, V]) -> Changes[N, V]:
         mine = merged.setdefault(node, into)
         if mine is not into:  # one sum in which several parts merge
             merged.update({root: into for root, host in merged.items() if host is mine})
-    return Changes(trace.changes, {v: trace.root(v) for v in list(trace.roots)}, frozenset(trace.vanished), merged)
+    changes = {value: change.rounded for value, change in trace.changes.items()}
+    return Changes(changes, {v: trace.root(v) for v in list(trace.roots)}, frozenset(trace.vanished), merged)
 
 
 @dataclass(eq=False)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import onnx
 
 from bnfold.algebra.affine import Affine, align
 from bnfold.proof.batchnorm import as_affine
-from bnfold.proof.certificate import Relation
+from bnfold.proof.certificate import Relation, Shape
 from bnfold.proof.evaluate import UnevaluatedError, evaluate
 from bnfold.proof.failure import ProofError
 from bnfold.proof.linear import attribute
@@ -57,6 +58,12 @@ CARRIERS = POINTWISE | {
 WINDOWED = frozenset({"AveragePool", "MaxPool"})
 
 GLOBAL = frozenset({"GlobalAveragePool", "GlobalMaxPool"})
+
+FILLS = (2, 3, 1, 4, 5, 6, 7, 8)
+"""Sizes that stand for an unknown one. A node is tried at the first two that it takes."""
+
+FACTORISATIONS = 256
+"""The most shapes of one number of elements at which a Reshape is tried."""
 
 
 def draw(relation: Relation | None, shape: tuple[int, ...], generator: np.random.Generator) -> tuple[Array, Array]:
@@ -104,7 +111,7 @@ def _apply(affine: Affine | None, x: Array) -> Array:
     if affine is None:
         return x
     for axis, size in affine.places:
-        if axis >= x.ndim or x.shape[axis] != size:
+        if axis >= x.ndim or size not in (1, x.shape[axis]):  # one channel: all alike, whatever the size
             raise UnevaluatedError(f"{size} channels on axis {axis} of a value of shape {x.shape}")
     return affine(x)
 
@@ -119,7 +126,10 @@ def compare(
     if before.shape != after.shape:
         raise ProofError("carriers", name, f"its result has shape {after.shape}, not {before.shape}")
     pulled, pushed = (relation.pulled, relation.pushed) if relation else (None, None)
-    left, right = _apply(pulled, before), _apply(pushed, after)
+    try:
+        left, right = _apply(pulled, before), _apply(pushed, after)
+    except UnevaluatedError as error:
+        raise ProofError("carriers", name, f"the change does not fit its result: {error}") from error
     if left.dtype.kind != "f":
         if not np.array_equal(left, right):
             raise ProofError("carriers", name, "its results differ")
@@ -162,18 +172,13 @@ def check_carrier(pair: Pair, scope: Scope, node: onnx.NodeProto) -> None:
     if node.op_type not in CARRIERS:
         raise ProofError("carriers", name, f"a change does not go through a {node.op_type}")
     generator = np.random.default_rng()
-    try:
-        for fill in (2, 3):
-            feeds = _feeds(pair, scope, node, generator, fill)
-            _compare_outputs(pair, scope, node, feeds, _make(scope, node, feeds))
-        return
-    except UnevaluatedError as error:
-        failure = str(error)
-    try:
-        if _try_at_sizes(pair, scope, node, generator):
-            return
-    except UnevaluatedError as error:
-        failure = str(error)
+    failure = "it takes no size that was tried"
+    for attempt in (_try_factorisations, _try_fills, _try_instances):
+        try:
+            if attempt(pair, scope, node, generator):
+                return
+        except UnevaluatedError as error:
+            failure = str(error)
     raise ProofError("carriers", name, f"not covered: {failure}")
 
 
@@ -198,11 +203,75 @@ def _compare_outputs(
         compare(first_output(node), pair.relation(scope, output), left, right, floors)
 
 
-def _try_at_sizes(pair: Pair, scope: Scope, node: onnx.NodeProto, generator: np.random.Generator) -> bool:
+def _try_fills(pair: Pair, scope: Scope, node: onnx.NodeProto, generator: np.random.Generator) -> bool:
+    """Try a node at two sizes in place of unknown ones. Where the node does not run, the original does not either.
+
+    Raises:
+        UnevaluatedError: it does not run at two of the sizes.
+    """
+    tried, failure = 0, UnevaluatedError("no size was tried")
+    for fill in FILLS:
+        feeds = _feeds(pair, scope, node, generator, fill)
+        try:
+            outcomes = _make(scope, node, feeds)
+        except UnevaluatedError as error:
+            failure = error
+            continue
+        _compare_outputs(pair, scope, node, feeds, outcomes)
+        tried += 1
+        if tried == 2:
+            return True
+    raise failure
+
+
+def _try_factorisations(pair: Pair, scope: Scope, node: onnx.NodeProto, generator: np.random.Generator) -> bool:
+    """Try a Reshape at every shape of its data that it takes; whether these are known to be few.
+
+    A target without a wildcard fixes the number of elements, and so sizes of the model's inputs, such as the batch.
+    """
+    target = scope.constant(node.input[1]) if node.op_type == "Reshape" and len(node.input) == 2 else None
+    known = pair.shape(scope, node.input[0])
+    if target is None or known is None or None not in known or not (target > 0).all():
+        return False
+    relation = pair.relation(scope, node.input[0])
+    sizes = _with_channels(relation, known)
+    unknown = [axis for axis, size in enumerate(sizes) if size is None]
+    free, remainder = divmod(math.prod(map(int, target)), max(1, math.prod(size for size in sizes if size is not None)))
+    if remainder or not free or free > ELEMENTS:
+        return False
+    for count, factors in enumerate(_factorisations(free, len(unknown))):
+        if count == FACTORISATIONS:
+            return False
+        filled = dict(zip(unknown, factors, strict=True))
+        shape = tuple(filled[axis] if size is None else size for axis, size in enumerate(sizes))
+        feeds: Feeds = {node.input[0]: draw(relation, shape, generator), node.input[1]: (target, target)}
+        _compare_outputs(pair, scope, node, feeds, _make(scope, node, feeds))
+    return True
+
+
+def _factorisations(number: int, count: int) -> Iterator[tuple[int, ...]]:
+    """All ways to write a number as a product of `count` factors, in order."""
+    if count <= 1:
+        if count or number == 1:
+            yield (number,) * count
+        return
+    for factor in range(1, number + 1):
+        if number % factor == 0:
+            yield from ((factor, *rest) for rest in _factorisations(number // factor, count - 1))
+
+
+def _with_channels(relation: Relation | None, known: Shape) -> list[int | None]:
+    """A shape, in which axes of unknown size have as many channels as the change has."""
+    affine = (relation.pulled or relation.pushed) if relation else None
+    places = dict(affine.places) if affine is not None else {}
+    return [places.get(axis) if size is None else size for axis, size in enumerate(known)]
+
+
+def _try_instances(pair: Pair, scope: Scope, node: onnx.NodeProto, generator: np.random.Generator) -> bool:
     """Try a Reshape at the sizes of two instances of the model; whether there are such instances.
 
     Raises:
-        UnevaluatedError: its input or output did not change along an axis of the size that it has there.
+        UnevaluatedError: its input did not change along an axis of the size that it has there.
     """
     if node.op_type != "Reshape" or scope is not pair.original.main or len(node.input) != 2:
         return False
@@ -268,11 +337,7 @@ def small_shape(
         kernel = attribute(node, "kernel_shape", [1, 1])
         known = (None, affine.size, *(None for _ in kernel))
     channels = _channels(pair, scope, node, value, len(known))
-    sizes = [fill if length is None else length for length in known]
-    affine = (relation.pulled or relation.pushed) if relation else None
-    for axis, size in affine.places if affine is not None else ():
-        if axis < len(sizes) and known[axis] is None:
-            sizes[axis] = size
+    sizes = [fill if length is None else length for length in _with_channels(relation, known)]
     for axis in range(len(sizes)):
         if axis in channels:
             continue

@@ -228,7 +228,7 @@ def _affine(parsed: Any) -> Affine | None:
         raise ValueError("a map along several axes has no such axes")
     if any(type(length) is not int or length < 1 for length in lengths) or math.prod(lengths) != scale.size:
         raise ValueError("a map along several axes has no such lengths")
-    return Grid(scale, shift, SEVERAL, None, tuple(axes), tuple(lengths))
+    return Grid(scale, shift, SEVERAL, axes=tuple(axes), lengths=tuple(lengths))
 
 
 def _decode(parsed: Any) -> Array:

@@ -9,6 +9,7 @@ from onnx import helper, shape_inference
 
 from bnfold.proof.certificate import Name, Shape
 from bnfold.proof.models import Files, Side
+from bnfold.proof.pinned import find_pinned
 
 Known = dict[Name, tuple[Shape | None, int]]
 """Shape and element type of each value, by scope and name."""
@@ -28,6 +29,7 @@ def infer(side: Side, assumed: Mapping[Name, tuple[Shape, int]]) -> Known:
                 outputs[name].CopyFrom(info)
             else:
                 light.graph.value_info.append(info)
+    _name_sizes(light)
     known = _inferred(light, side)
     is_partial = any(
         _is_unknown(known.get((path, name), (None, 0))[0])
@@ -65,12 +67,24 @@ def _evaluate_constants(light: onnx.ModelProto, side: Side, known: Known) -> boo
     return has_changed
 
 
+def _name_sizes(light: onnx.ModelProto) -> None:
+    """Give a name to each size of an input that has none."""
+    for info in light.graph.input:
+        for axis, size in enumerate(info.type.tensor_type.shape.dim):
+            if not size.HasField("dim_value") and not size.dim_param:
+                size.dim_param = f"{info.name} {axis}"
+
+
 def _inferred(light: onnx.ModelProto, side: Side) -> Known:
-    """The answer of `onnx.shape_inference`."""
-    try:
-        inferred = shape_inference.infer_shapes(light, data_prop=True)
-    except Exception:  # inference may raise anything on a model that it does not know: then less is known
-        inferred = light
+    """The answer of `onnx.shape_inference`, once the sizes that the model fixes are put in place of their names."""
+    inferred = _infer(light)
+    main = Side(side.files, lambda *_: {}).main  # to which no shape is known, while shapes are inferred
+    while pinned := find_pinned(main, inferred.graph):
+        for info in light.graph.input:
+            for size in info.type.tensor_type.shape.dim:
+                if size.dim_param in pinned:
+                    size.dim_value = pinned[size.dim_param]
+        inferred = _infer(light)
     known: Known = {}
     for path, scope in Side(Files(inferred, side.files.folder, side.files.held)).scopes.items():
         if scope.is_function:
@@ -85,6 +99,13 @@ def _inferred(light: onnx.ModelProto, side: Side) -> Known:
         for tensor in graph.initializer:
             known[path, tensor.name] = tuple(tensor.dims), tensor.data_type
     return known
+
+
+def _infer(light: onnx.ModelProto) -> onnx.ModelProto:
+    try:
+        return shape_inference.infer_shapes(light, data_prop=True)
+    except Exception:  # inference may raise anything on a model that it does not know: then less is known
+        return light
 
 
 def _without_weights(files: Files) -> onnx.ModelProto:

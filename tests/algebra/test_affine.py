@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from fractions import Fraction
+from functools import reduce
 
 import numpy as np
 import pytest
@@ -68,6 +70,23 @@ def test_after_is_associative(seed: int, size: int) -> None:
     random = np.random.default_rng(seed)
     a, b, c = (draw_affine(random, size) for _ in range(3))
     assert_same_map(a.after(b).after(c), a.after(b.after(c)))
+
+
+@given(SEEDS, st.integers(2, 6), st.booleans())
+def test_a_chain_is_composed_exactly_and_rounded_once(seed: int, count: int, from_left: bool) -> None:
+    """In whatever order, though the shifts cancel: as rational numbers compose."""
+    random = np.random.default_rng(seed)
+    parts = [Affine(*(random.normal(size=(2, 5)) * 10.0 ** random.integers(-3, 3, (2, 5))), 1) for _ in range(count)]
+    last = -0.999999 * reduce(Affine.after, parts).shift  # which cancels nearly all of it
+    parts.insert(0, Affine(np.ones(5), last, 1))
+    chain = reduce(Affine.after, parts) if from_left else reduce(lambda behind, front: front.after(behind), parts[::-1])
+    for channel in range(5):
+        scale, shift = Fraction(1), Fraction(0)
+        for part in reversed(parts):
+            scale, shift = (Fraction(part.scale[channel]) * each for each in (scale, shift))
+            shift += Fraction(part.shift[channel])
+        assert chain.scale[channel] == float(scale)
+        assert abs(chain.shift[channel] - shift) <= abs(shift) * Fraction(2) ** -52
 
 
 @given(SEEDS, CHANNELS, st.integers(0, 3))

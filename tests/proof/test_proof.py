@@ -524,6 +524,31 @@ def test_a_mean_that_cancels_is_no_false_alarm(monkeypatch: pytest.MonkeyPatch, 
     assert not proof_of(proto, result, certificate).is_proved
 
 
+def chain(count: int, dtype: Any, seed: int) -> onnx.ModelProto:
+    """Relu, then BatchNorms of which every other one or so is a hundred times fainter than the one in front of it."""
+    generator, channels = np.random.default_rng(seed), 64
+    nodes, constants = [node("Relu", "x", "v0")], dict[str, np.ndarray]()
+    for index in range(count):
+        prefix = f"bn{index}_"
+        nodes.append(norm(f"v{index}", f"v{index + 1}" if index < count - 1 else "y", prefix))
+        faint = 0.01 if index and generator.random() < 0.5 else 1.0
+        constants[f"{prefix}gamma"] = generator.standard_normal(channels) * faint
+        constants |= {f"{prefix}{name}": generator.standard_normal(channels) for name in ("beta", "mean")}
+        constants[f"{prefix}var"] = generator.random(channels) + 0.5
+    return model(nodes, {name: each.astype(dtype) for name, each in constants.items()}, (2, channels, 2), dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("count", [3, 4, 6])
+def test_a_chain_of_batchnorms_is_no_false_alarm(count: int, dtype: Any) -> None:
+    """Shifts that cancel on the way are as exact as any others, in whatever order the maps were composed."""
+    for seed in range(60):
+        original = chain(count, dtype, seed)
+        result, certificate = certify(original)
+        assert [each.op_type for each in result.graph.node] == ["Relu", "BatchNormalization"]
+        assert proof_of(original, result, certificate).failures == (), seed
+
+
 @pytest.mark.parametrize("channel", range(6))
 def test_a_map_between_two_changes_is_checked_in_each_channel(channel: int) -> None:
     """``a_x(x) = p_x(w)`` implies ``a_y(bn(x)) = p_y(w)``, also where one of the first two is constant."""

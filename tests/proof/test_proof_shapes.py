@@ -12,6 +12,7 @@ import pytest
 from bnfold.algebra.affine import Affine
 from bnfold.api import certify
 from bnfold.proof.certificate import Relation
+from bnfold.proof.models import Files, digest
 from tests.proof.test_proof import proof_of
 from tests.toys.onnx_graphs import model, node, norm, random, statistics
 
@@ -133,6 +134,104 @@ def test_a_reshape_to_sizes_that_are_left_open_is_judged(make: Callable[[], onnx
         changed = Relation(wrong) if relation.pulled else Relation(None, wrong)
         relations = {**certificate.relations, key: changed}
         assert not proof_of(original, result, replace(certificate, relations=relations)).is_proved
+
+
+FIXED = {
+    "a Reshape": ["Reshape c two_six_four"],
+    "a wildcard and the channels behind it": ["Reshape c two_any_four"],
+    "a multiplication on the way": ["Reshape c two_any_four", "Mul last one"],
+    "a size that another Reshape copies": ["Reshape c two_any_four", "Reshape last two_copy_four"],
+}
+"""Nodes between a Conv and a BatchNormalization, by what fixes the batch."""
+
+TARGETS = {"two_six_four": [2, 6, 4], "two_any_four": [2, -1, 4], "two_copy_four": [2, 0, 4]}
+
+
+def fixed_batch(words: list[str], shape: tuple[int | str, ...]) -> onnx.ModelProto:
+    """A batch that is left open, and nodes that run with two images only."""
+    nodes = [node("Conv", "x w", "c")]
+    for index, word in enumerate(words):
+        op, *inputs = word.split()
+        nodes.append(node(op, " ".join(inputs).replace("last", nodes[-1].output[0]), f"v{index}"))
+    nodes += [norm(nodes[-1].output[0], "n"), node("Sigmoid", "n", "y")]
+    constants = {name: np.array(target) for name, target in TARGETS.items() if name in " ".join(words)}
+    constants |= {"w": random(6, 3, 1, 1)} | ({"one": np.ones(1)} if "one" in " ".join(words) else {})
+    return model(nodes, constants | statistics(6), shape)
+
+
+@pytest.mark.parametrize("what", FIXED)
+def test_a_size_that_the_model_fixes_itself_is_no_other_size(what: str) -> None:
+    """Exporters write the batch of the example into a Reshape, and declare a batch of any size all the same."""
+    original = fixed_batch(FIXED[what], ("N", 3, 2, 2))
+    result, certificate = certify(original)
+    assert not [each for each in result.graph.node if each.op_type == "BatchNormalization"]
+    assert proof_of(original, result, certificate).failures == ()
+
+
+@pytest.mark.parametrize("what", FIXED)
+def test_several_sizes_that_the_model_fixes_together_are_tried(what: str) -> None:
+    original = fixed_batch(FIXED[what], ("N", 3, "H", "W"))
+    result, certificate = certify(original)
+    assert proof_of(original, result, certificate).failures == ()
+
+
+def test_a_batch_that_is_squeezed_out_is_one() -> None:
+    nodes = [
+        node("Conv", "x w", "c"),
+        node("Transpose", "c", "t", perm=[2, 0, 3, 1]),
+        node("Reshape", "t target", "r"),
+        norm("r", "n", "one_"),
+        node("Squeeze", "n axis", "s"),
+        norm("s", "m", "two_"),
+        node("Sigmoid", "m", "y"),
+    ]
+    constants = {"w": random(2, 3, 1, 1), "target": np.array([4, 0, 2]), "axis": np.array([1])}
+    constants |= statistics(1, "one_") | statistics(2, "two_")
+    original = model(nodes, constants, ("N", 3, 4, 1))
+    result, certificate = certify(original)
+    assert not [each for each in result.graph.node if each.op_type == "BatchNormalization"]
+    assert proof_of(original, result, certificate).failures == ()
+
+
+def test_a_size_at_which_the_model_runs_is_no_size_to_leave_out() -> None:
+    """With two images the folded convolution is right, with three it is not: then six channels of nine are read."""
+    nodes = [
+        node("Conv", "x w", "c"),
+        node("Reshape", "c target", "r"),
+        node("Slice", "r zero six one", "s"),
+        norm("s", "n"),
+        node("Sigmoid", "n", "y"),
+    ]
+    constants = {"target": np.array([2, -1, 4]), "zero": np.array([0]), "six": np.array([6]), "one": np.array([1])}
+    constants |= {"w": random(6, 3, 1, 1)}
+    original = model(nodes, constants | statistics(6), (2, 3, 2, 2))
+    result, certificate = certify(original)
+    assert not [each for each in result.graph.node if each.op_type == "BatchNormalization"]
+    assert proof_of(original, result, certificate).is_proved
+    for proto in (original, result):
+        proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "N"
+    claimed = replace(certificate, original=digest(Files(original)))
+    for _ in range(20):  # sizes are drawn
+        assert not proof_of(original, result, claimed).is_proved
+
+
+def test_what_no_output_needs_fixes_no_size() -> None:
+    """A runtime leaves it out, and then runs with any batch."""
+    nodes = [
+        node("Conv", "x w", "c"),
+        node("Reshape", "c target", "r"),
+        node("Slice", "r zero six one", "s"),
+        norm("s", "n"),
+        node("Sigmoid", "n", "y"),
+        node("Reshape", "c two_six_four", "dead"),
+    ]
+    constants = {"target": np.array([2, -1, 4]), "zero": np.array([0]), "six": np.array([6]), "one": np.array([1])}
+    constants |= {"w": random(6, 3, 1, 1), "two_six_four": np.array([2, 6, 4])}
+    original = model(nodes, constants | statistics(6), (2, 3, 2, 2))
+    result, certificate = certify(original)
+    for proto in (original, result):
+        proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "N"
+    assert not proof_of(original, result, replace(certificate, original=digest(Files(original)))).is_proved
 
 
 def test_a_node_that_is_gone_though_something_reads_it_is_found() -> None:

@@ -729,3 +729,21 @@ def test_what_makes_fresh_memory_is_the_same_to_those_who_fold_and_who_check() -
     known = FRESH & declared.keys()
     assert len(known) > 60
     assert {name for name in known if declared[name] is not Memory.FRESH} == set()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("count", [3, 5])
+def test_a_chain_of_batchnorms_is_no_false_alarm(count: int, dtype: torch.dtype) -> None:
+    """Shifts that cancel on the way are as exact as any others, in whatever order the maps were composed."""
+    generator = torch.Generator().manual_seed(count)
+    for attempt in range(8):
+        chain = nn.Sequential(nn.ReLU(), *(nn.BatchNorm2d(256) for _ in range(count))).eval()
+        for index, norm in enumerate(chain[1:]):
+            for tensor in (norm.weight.data, norm.bias.data, norm.running_mean):
+                tensor.normal_(generator=generator)
+            norm.running_var.uniform_(0.5, 1.5, generator=generator)
+            norm.weight.data *= 0.01 if index % 2 else 1.0
+        original = exported(chain.to(dtype), torch.randn(2, 256, 2, 2, dtype=dtype))
+        result, certificate = certify(original)
+        assert sum("batch_norm" in str(node.target) for node in result.graph.nodes) == 1
+        assert check_program(original, result, certificate).failures == (), attempt
