@@ -19,7 +19,7 @@ from bnfold.runtimes.inputs import DRAWN, Declared, Effort, Feeds, InputOptions,
 from bnfold.verification import opinion
 from bnfold.verification.evidence import insist_on_evidence
 from bnfold.verification.interface import find_changes
-from bnfold.verification.observe import Move, Observation, is_float, is_narrow, observe, observe_move, observe_within
+from bnfold.verification.observe import Move, Observation, Weighing, is_float, is_narrow, observe_move, observe_within
 from bnfold.verification.onnx_weights import Disturbance
 from bnfold.verification.smoke import measure
 from bnfold.verification.subject import Run, Subject
@@ -28,7 +28,7 @@ from bnfold.verification.verdict import Divergence, ValueVerdict, Verdict
 AnyArray = npt.NDArray[Any]
 
 DRAWS = {Effort.FAST: 2, Effort.STANDARD: 3, Effort.THOROUGH: 8}
-"""How many times the noise is measured."""
+"""How many times the noise is measured at most: as long as a value does not pass with what was measured so far."""
 
 STEPS = 2
 """By how many units in the last place weights move."""
@@ -308,7 +308,7 @@ class _Pair:
     ) -> Iterator[tuple[Sample, dict[str, Observation]]]:
         """Run the samples, and observe the named values on each."""
         first, second = self.start_both(names)
-        disturbed = self._disturbed(names)
+        disturbed = _Disturbed(self.reference, names, self._jumps, self._steps, self.options)
         for sample in samples:
             expected = first(sample.feeds)
             self._keep(sample, dict(zip(names, expected, strict=True)))
@@ -321,13 +321,29 @@ class _Pair:
                 for name, mine, other in zip(names, expected, actual, strict=True)
                 if self._insist_on_same_shape(name, mine, other)
             }
-            moves: Moves = {}
-            if any(not np.array_equal(mine, other) for mine, other in pairs.values()):
-                moves = _disturb(disturbed, sample, {name: mine for name, (mine, _) in pairs.items()})
-                self._noise.setdefault(id(sample), {}).update(
-                    (name, moves[name]) for name in self.reference.outputs if name in moves
-                )
-            yield sample, {name: self._observe(name, *pairs[name], moves.get(name, ())) for name in pairs}
+            yield sample, self._weigh(sample, disturbed, pairs)
+
+    def _weigh(
+        self, sample: Sample, disturbed: _Disturbed, pairs: Mapping[str, tuple[AnyArray, AnyArray]]
+    ) -> dict[str, Observation]:
+        """Observe pairs of values. Noise is measured where a value would not pass without, and no oftener than needed.
+
+        The moves of outputs are kept for further runs of the candidate.
+        """
+        if (tolerance := self.options.tolerance) is not None:
+            return {name: observe_within(*pair, tolerance.atol, tolerance.rtol) for name, pair in pairs.items()}
+        kept = self._noise.setdefault(id(sample), {})
+        weighed = {name: Weighing(*pair, kept.get(name, [])) for name, pair in pairs.items()}
+        kept.update((name, weighed[name].moves) for name in self.reference.outputs if name in weighed)
+        for draw in range(disturbed.draws):
+            unclear = [
+                name
+                for name, weighing in weighed.items()
+                if len(weighing.moves) == draw and not weighing.is_clear(disturbed.draws)
+            ]
+            for name, array in disturbed.run(draw, sample.feeds, unclear):
+                weighed[name].moves.append(observe_move(weighed[name].expected, array))
+        return {name: weighing.observe(is_output=name in self._output_names) for name, weighing in weighed.items()}
 
     def _keep(self, sample: Sample, expected: Mapping[str, AnyArray]) -> None:
         """Keep the reference's outputs for further runs of the candidate, if there is room."""
@@ -352,29 +368,6 @@ class _Pair:
     def _renamed(self, feeds: Feeds) -> Feeds:
         return dict(zip(self._input_names, (feeds[declared.name] for declared in self.inputs), strict=True))
 
-    def _disturbed(self, names: Sequence[str]) -> list[tuple[Run, list[str]]]:
-        """Disturbed references, each with the values to fetch.
-
-        Values behind a jump are moved farther, since it is a matter of luck whether a small move crosses the jump.
-        """
-        options = self.options.inputs
-        if self.options.tolerance is not None:
-            return []
-        runs: list[tuple[Run, list[str]]] = []
-        coarse = [name for name in names if name in self._jumps]
-        fine = [name for name in names if name not in self._jumps]
-        for wanted, steps in ((fine, self._steps), (coarse, COARSE * self._steps)):
-            for draw in range(DRAWS[options.effort] if wanted else 0):
-                disturbance = Disturbance(options.seed * 1000 + draw, steps)
-                runs.append((self.reference.start(wanted, disturbance), wanted))
-        return runs
-
-    def _observe(self, name: str, expected: AnyArray, actual: AnyArray, moves: Sequence[Move]) -> Observation:
-        tolerance = self.options.tolerance
-        if tolerance is not None:
-            return observe_within(expected, actual, tolerance.atol, tolerance.rtol)
-        return observe(expected, actual, moves, is_output=name in self._output_names)
-
     def _insist_on_same_shape(self, name: str, mine: AnyArray, other: AnyArray) -> bool:
         """Whether two values have one shape and type. Outputs must have.
 
@@ -394,8 +387,11 @@ class _Pair:
         """The candidate at the runtime's default optimisation, against the unoptimised reference.
 
         Where a provider computes with less than float32 by default (TF32), that is turned off for the verdict, and what
-        the default does is a finding.
+        the default does is a finding. Where none is asked for, a difference decides nothing, and drawn extremes are
+        left out.
         """
+        if not self.options.providers:
+            samples = [sample for sample in samples if not sample.is_probe]
         reference = self.reference.start(self.reference.outputs)
         for provider in self.options.providers or ("cpu",):
             try:
@@ -425,25 +421,42 @@ class _Pair:
             actual = dict(zip(names, run(self._renamed(sample.feeds)), strict=True))
             for name, mine in expected.items():
                 self._insist_on_same_shape(name, mine, actual[name])
-                noise = self._noise.setdefault(id(sample), {})
-                if not np.array_equal(mine, actual[name]) and name not in noise and self.options.tolerance is None:
-                    noise.update(_disturb(self._disturbed_outputs, sample, expected))
-                seen[name].append((sample, self._observe(name, mine, actual[name], noise.get(name, ()))))
+            pairs = {name: (mine, actual[name]) for name, mine in expected.items()}
+            for name, observation in self._weigh(sample, self._disturbed_outputs, pairs).items():
+                seen[name].append((sample, observation))
         return (_close(name, seen[name], provider) for name in names)
 
     @cached_property
-    def _disturbed_outputs(self) -> list[tuple[Run, list[str]]]:
-        return self._disturbed(self.reference.outputs)
+    def _disturbed_outputs(self) -> _Disturbed:
+        return _Disturbed(self.reference, self.reference.outputs, self._jumps, self._steps, self.options)
 
 
-def _disturb(disturbed: Sequence[tuple[Run, list[str]]], sample: Sample, expected: Mapping[str, AnyArray]) -> Moves:
-    """The moves of the expected values by each disturbed reference."""
-    moves: Moves = {name: [] for name in expected}
-    for run, names in disturbed:
-        for name, array in zip(names, run(sample.feeds), strict=True):
-            if name in expected:
-                moves[name].append(observe_move(expected[name], array))
-    return moves
+class _Disturbed:
+    """References with disturbed weights, ready to give some values. Each is started when it is needed.
+
+    Values behind a jump are moved farther, since it is a matter of luck whether a small move crosses the jump.
+    """
+
+    def __init__(
+        self, reference: Subject, names: Sequence[str], jumps: frozenset[str], steps: int, options: CompareOptions
+    ) -> None:
+        self._reference, self._seed = reference, options.inputs.seed * 1000
+        coarse, fine = ([name for name in names if (name in jumps) == is_coarse] for is_coarse in (True, False))
+        self._parts = [part for part in ((fine, steps), (coarse, COARSE * steps)) if part[0]]
+        self._runs: dict[int, list[Run]] = {}
+        self.draws = DRAWS[options.inputs.effort]
+
+    def run(self, draw: int, feeds: Feeds, names: Sequence[str]) -> Iterator[tuple[str, AnyArray]]:
+        """These values of the given draw."""
+        wanted = set(names)
+        if wanted and draw not in self._runs:
+            self._runs[draw] = [
+                self._reference.start(part, Disturbance(self._seed + draw, steps)) for part, steps in self._parts
+            ]
+        for (part, _), run in zip(self._parts, self._runs.get(draw, ()), strict=False):
+            if not wanted.isdisjoint(part):
+                made = zip(part, run(feeds), strict=True)
+                yield from ((name, array) for name, array in made if name in wanted)
 
 
 def _common_inputs(reference: Subject, candidate: Subject) -> list[Declared]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import sqrt
 from typing import Any
 
 import numpy as np
@@ -110,35 +111,60 @@ def _count(expected: AnyArray, actual: AnyArray, difference: Extent) -> Counts:
     return Counts(0, expected.size) if difference.is_finite else count_nonfinite(expected, actual)
 
 
-def observe(expected: AnyArray, actual: AnyArray, moves: Sequence[Move], *, is_output: bool) -> Observation:
-    """Compare two arrays of one shape and type.
+class Weighing:
+    """Two arrays of one shape and type, measured once and judged by the noise that is known so far.
 
     Args:
         expected: the value of the reference.
         actual: the value of the candidate.
-        moves: the moves of the reference's value by disturbances.
-        is_output: whether to add the figures for outputs.
+        moves: the moves of the reference's value by disturbances. More may be added.
     """
-    if not is_float(expected):
-        return _observe_discrete(expected, actual, moves)
-    difference, signal = measure(actual, expected), measure(expected)
-    counts = _count(expected, actual, difference)
-    extents = [move.extent for move in moves if move.extent is not None]
-    noise = (
-        combine(extents) if extents else replace(signal, rms=np.zeros_like(signal.rms), peak=np.zeros_like(signal.peak))
-    )
-    judgement = judge(difference, noise, signal, expected.dtype)
-    reason = _reason(judgement, counts, moves)
-    return Observation(
-        judgement,
-        counts,
-        signal_to_noise(signal.rms[0], difference.rms[0]),
-        reason,
-        is_void=counts.is_void or bool(not difference.is_zero and noise.rms[0] >= CHAOS * signal.rms[0] > 0),
-        place=worst_place(expected, actual) if reason else None,
-        ulp=worst_ulp(expected, actual) if is_output else None,
-        agreement=agree_on_argmax(expected, actual) if is_output else None,
-    )
+
+    def __init__(self, expected: AnyArray, actual: AnyArray, moves: list[Move]) -> None:
+        self.expected, self.actual, self.moves = expected, actual, moves
+        if is_float(expected):
+            self._difference, self._signal = measure(actual, expected), measure(expected)
+            self._counts = _count(expected, actual, self._difference)
+
+    def is_clear(self, limit: int) -> bool:
+        """Whether the value passes, and would pass with `limit` moves as well.
+
+        With any noise at all, more is allowed than with none. A root mean square over `limit` moves, and the share of
+        the whole that a channel is allowed, are hardly smaller than those of fewer by more than the root of the ratio.
+        """
+        draws = len(self.moves)
+        if not is_float(self.expected):
+            return not _observe_discrete(self.expected, self.actual, self.moves).judgement.excess
+        judgement, is_void = self._judge()
+        if is_void or _reason(judgement, self._counts, self.moves):
+            return False
+        return judgement.excess <= (sqrt(draws / limit) if draws else 1.0)
+
+    def observe(self, *, is_output: bool) -> Observation:
+        """The outcome; with the figures for outputs, if it is one."""
+        if not is_float(self.expected):
+            return _observe_discrete(self.expected, self.actual, self.moves)
+        judgement, is_void = self._judge()
+        reason = _reason(judgement, self._counts, self.moves)
+        return Observation(
+            judgement,
+            self._counts,
+            signal_to_noise(self._signal.rms[0], self._difference.rms[0]),
+            reason,
+            is_void=is_void,
+            place=worst_place(self.expected, self.actual) if reason else None,
+            ulp=worst_ulp(self.expected, self.actual) if is_output else None,
+            agreement=agree_on_argmax(self.expected, self.actual) if is_output else None,
+        )
+
+    def _judge(self) -> tuple[Judgement, bool]:
+        """The judgement, and whether it is void."""
+        signal, difference = self._signal, self._difference
+        extents = [move.extent for move in self.moves if move.extent is not None]
+        silence = replace(signal, rms=np.zeros_like(signal.rms), peak=np.zeros_like(signal.peak))
+        noise = combine(extents) if extents else silence
+        is_scattered = bool(not difference.is_zero and noise.rms[0] >= CHAOS * signal.rms[0] > 0)
+        return judge(difference, noise, signal, self.expected.dtype), self._counts.is_void or is_scattered
 
 
 def _reason(judgement: Judgement, counts: Counts, moves: Sequence[Move]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +21,7 @@ SECONDS = 20.0
 """How long an evaluation in float64 may take."""
 
 BYTES = 512 << 20
-"""The bytes of all inner values above which float64 is not tried."""
+"""The bytes of all inner values above which float64 is not tried, and of those that are compared at a time."""
 
 TRUST = 16.0
 """How many budgets the reference may lie from the truth. If it is farther away, the evaluation is wrong."""
@@ -135,23 +136,57 @@ def _find_renamed(pair: Pair, failing: Seen, findings: list[str]) -> set[str]:
         return set()
     theirs = {*pair.candidate.values(), *pair.candidate.outputs}
     gone = [name for name in pair.reference.values() if name not in theirs]
-    renamed: set[str] = set()
-    for name, observations in failing.items():
-        later = [other for other in gone if pair.reference.descends(other, name)][:NEIGHBOURS]
-        if not later or name in pair.reference.outputs:
-            continue
-        reference, candidate = pair.reference.start(later), pair.start_both([name])[1]
-        budgets = {id(sample): observation.judgement.budget for sample, observation in observations}
-        matches = set(later)
-        for sample, _ in observations:
-            actual = candidate(sample.feeds)[0]
-            for other, expected in zip(later, reference(sample.feeds), strict=True):
-                if not _is_same(expected, actual, budgets[id(sample)]):
-                    matches.discard(other)
-        if matches:
-            renamed.add(name)
-            findings.append(f"inner value {name!r} holds what {min(matches, key=later.index)!r} held")
-    return renamed
+    later: dict[str, list[str]] = {}
+    for name in failing:
+        if name not in pair.reference.outputs:
+            later[name] = [other for other in gone if pair.reference.descends(other, name)][:NEIGHBOURS]
+    samples = {id(sample): sample for name in later for sample, _ in failing[name]}
+    if not samples:
+        return set()
+    sizes = pair.reference.measure(next(iter(samples.values())).feeds)
+    for names in _grouped(later, sizes):
+        others = list(dict.fromkeys(other for name in names for other in later[name]))
+        reference, candidate = pair.reference.start(others), pair.start_both(names)[1]
+        for sample in samples.values():
+            budgets = {
+                name: observation.judgement.budget
+                for name in names
+                for at, observation in failing[name]
+                if at is sample and later[name]
+            }
+            if budgets:
+                expected = dict(zip(others, reference(sample.feeds), strict=True))
+                actual = dict(zip(names, candidate(sample.feeds), strict=True))
+                for name, budget in budgets.items():
+                    later[name] = [other for other in later[name] if _is_same(expected[other], actual[name], budget)]
+    renamed = {name: matches[0] for name, matches in later.items() if matches}
+    findings += _note_renamed(renamed)
+    return set(renamed)
+
+
+def _grouped(later: Mapping[str, list[str]], sizes: Mapping[str, int]) -> Iterator[list[str]]:
+    """Names, in runs of which the values together with those to compare them with fit into memory."""
+    names, others, room = list[str](), set[str](), BYTES
+    for name in (name for name, candidates in later.items() if candidates):
+        fresh = {name, *later[name]} - others
+        size = sum(sizes.get(other, 0) for other in fresh)
+        if names and size > room:
+            yield names
+            names, others, room = [], set(), BYTES
+            size = sum(sizes.get(other, 0) for other in {name, *later[name]})
+        names.append(name)
+        others |= {name, *later[name]}
+        room -= size
+    if names:
+        yield names
+
+
+def _note_renamed(renamed: Mapping[str, str]) -> list[str]:
+    """A sentence about values whose content has another name in the candidate."""
+    pairs = [f"inner value {name!r} holds what {other!r} held" for name, other in renamed.items()]
+    if len(pairs) <= LISTED:
+        return pairs
+    return [f"{', '.join(pairs[:LISTED])}, and so on: {len(pairs)} in all"]
 
 
 def _is_same(expected: AnyArray, actual: AnyArray, budget: float) -> bool:
