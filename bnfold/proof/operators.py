@@ -63,7 +63,7 @@ def check_linear(pair: Pair, scope: Scope, other: Scope, node: onnx.NodeProto) -
         raise ProofError("wiring", name, "its weight is on another side")
     _fits(name, inner, old.sizes[1])
     _fits(name, outer, old.sizes[0])
-    if _is_quantized(scope, node.input[kernel_index]):
+    if _is_made_by(scope, node.input[kernel_index], "DequantizeLinear"):
         worst = _check_scales(scope, other, node, node.input[kernel_index], core.input[kernel_index], inner, outer)
     else:
         worst = check_kernel(name, old, new, inner, outer)
@@ -344,10 +344,11 @@ def _half(scope: Scope, node: onnx.NodeProto, kernel: Kernel, stored: AnyArray |
     return stored[:, :half]
 
 
-def _is_quantized(scope: Scope, value: str) -> bool:
+def _is_made_by(scope: Scope, value: str, operator: str) -> bool:
+    """Whether a node of this kind makes a value."""
     owner = scope.owner(value)
     maker = None if owner is None else owner.makers.get(value)
-    return maker is not None and maker.op_type == "DequantizeLinear" and maker.domain == ""
+    return maker is not None and maker.op_type == operator and maker.domain == ""
 
 
 def _check_scales(
@@ -373,6 +374,8 @@ def _check_scales(
     (integers, scales, zeros), (same, stored, zeros_now) = parts
     if integers is None or scales is None or same is None or stored is None or integers.dtype != same.dtype:
         raise ProofError("weights", name, "its quantised weight differs")
+    if _is_made_by(scope, old.input[0], "QuantizeLinear") != _is_made_by(other, new.input[0], "QuantizeLinear"):
+        raise ProofError("weights", name, "its weight is quantised in one of both models alone")
     kinds = [
         {option.name: option.SerializeToString() for option in part.attribute if option.name != "axis"}
         for part in (old, new)

@@ -16,7 +16,7 @@ from bnfold.frontends.onnx.files.pieces import SolvedTensor
 from bnfold.frontends.onnx.operators import read_affine, read_carry, read_linear
 from bnfold.frontends.onnx.operators.constants import Constants
 from bnfold.frontends.onnx.operators.hints import UNCONFIRMED, Hints
-from bnfold.frontends.onnx.operators.quantized import insist_on_output_scales
+from bnfold.frontends.onnx.operators.quantized import kernel_axis
 from bnfold.frontends.onnx.operators.read_linear import Weights
 from bnfold.frontends.onnx.operators.reader import Facts, Reader
 from bnfold.frontends.onnx.operators.shapes import Inference
@@ -283,9 +283,13 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
     def _measure(self, stored: Stored[Weights], absorbed: Linear) -> Rounding:
         if stored.weights.quantized is None or absorbed.after is None:
             return super()._measure(stored, absorbed)
-        scales = stored.weights.quantized.rescaled(absorbed.after.scale).reshape(1, -1, 1)
+        source, factor = stored.weights.quantized, absorbed.after.scale
         bias = stored.solve_bias(absorbed, self._loader(absorbed))
-        return measure_parameters(scales, bias, stored.dtype, unit(stored.dtype))
+        rounding = measure_parameters(source.rescaled(factor).reshape(1, -1, 1), bias, stored.dtype, unit(stored.dtype))
+        if rounding.overflow is not None or rounding.loss is not None:
+            return rounding
+        is_kept = source.requantizes(factor, kernel_axis(source, stored.weights.layout))
+        return rounding if is_kept.all() else replace(rounding, loss=int(np.argmin(is_kept)))
 
     def confirmed_shapes(self) -> dict[ir.Value, tuple[tuple[int | None, ...], int]]:
         """Shapes and element types that a plan rests on because a run showed them; part of no protocol."""
@@ -379,15 +383,16 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
             self._editor.pad_explicitly(node, linear.fill, dtype, self._reader(node).version)
 
     def _write_scales(self, node: ir.Node, linear: Linear, stored: Stored[Weights]) -> None:
-        old, version = stored.weights.quantized, self._reader(node).version
+        old = stored.weights.quantized
         assert old is not None
         assert linear.after is not None
-        axis = insist_on_output_scales(old, stored.weights.layout, stored.weights.groups, version)
+        axis = kernel_axis(old, stored.weights.layout)
         scales = round_once(old.rescaled(linear.after.scale), old.scales.dtype)
         zero_points = np.broadcast_to(old.zero_points, scales.shape).copy()
         integers = old.resigned(linear.after.scale, axis)
-        changed = None if integers is old.integers else integers
-        self._editor.requantize(node, stored.weights.kernel, old.node, changed, scales, zero_points, axis)
+        weights = old.reweighted(linear.after.scale, axis)
+        changed = None if integers is old.integers or weights is not None else integers
+        self._editor.requantize(node, stored.weights.kernel, old.node, changed, scales, zero_points, axis, weights)
         fresh = node.inputs[stored.weights.kernel]
         assert fresh is not None
         self._declare_known(fresh, old.node.outputs[0])

@@ -83,6 +83,7 @@ def _kernel_shape(reader: Reader, index: int) -> tuple[int, ...]:
     constants = reader.facts.constants
     if (source := quantized.find(value, reader.facts)) is not None:
         return source.integers.shape
+    quantized.insist_on_direct(value, reader.facts)
     reader.insist_on_constant(value, "weight")
     dtype, shape = constants.form(value)
     if dtype not in FLOATS:
@@ -196,6 +197,7 @@ def matmul_kernel(reader: Reader) -> int:
     for value in (reader.value(1), reader.value(0)):
         if value is not None and reader.facts.constants.is_overridable(value):
             reader.insist_on_constant(value, "weight")
+        quantized.insist_on_direct(value, reader.facts)
     raise reading.no_constant_operand()
 
 
