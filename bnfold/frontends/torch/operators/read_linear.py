@@ -80,7 +80,29 @@ def _listed(value: object) -> list[object]:
 
 
 def _kernel_shape(reader: Reader, name: str) -> tuple[int, ...]:
+    _insist_on_floats(reader, reader.call.get(name))
     return reading.filled(tuple(reader.tensor(name, "weight").shape))
+
+
+def _insist_on_floats(reader: Reader, handle: object) -> None:
+    """Refuse a weight that is computed from constants by a quantiser: `dequantize_per_channel`, `fake_quantize_...`.
+
+    Its float numbers are no parameter, and without the quantiser they would be others.
+    """
+    is_computed = isinstance(handle, fx.Node) and not reader.facts.constants.holds(handle)
+    stack, seen, quantiser = [handle] if is_computed else [], set[fx.Node](), ""
+    while stack:
+        node = stack.pop()
+        if not isinstance(node, fx.Node) or node in seen or reader.facts.constants.holds(node):
+            continue
+        if node.op not in ("call_function", "call_method"):
+            return  # it depends on an input
+        seen.add(node)
+        name = str(getattr(node.target, "__name__", node.target))
+        quantiser = name.partition(".")[0] if "quantize" in name else quantiser
+        stack.extend(node.all_input_nodes)
+    if quantiser:
+        raise Unreadable(Reason.QUANTIZED, f"its weight is quantised ({quantiser})")
 
 
 def window(reader: Reader, taps: tuple[int, ...], default_stride: object = 1) -> Window | None:
@@ -147,6 +169,8 @@ def _product(reader: Reader, first: str, second: str, bias: str | None) -> tuple
     """``first @ second``, one of them constant."""
     constant_sides = [name for name in (second, first) if reader.holds(name)]
     if not constant_sides:
+        for name in (second, first):
+            _insist_on_floats(reader, reader.call.get(name))
         raise reading.no_constant_operand()
     kernel = constant_sides[0]
     data = first if kernel == second else second
