@@ -237,7 +237,7 @@ def difference(original: onnx.ModelProto, result: onnx.ModelProto) -> str | None
         size = float(np.abs(one[finite]).max(initial=1.0)) if tolerance < 1e-8 else max(1.0, largest)
         if not np.array_equal(one[~finite], other[~finite], equal_nan=True):
             return f"{name} has other values that are not finite"
-        error = float(np.abs(one - other)[finite].max(initial=0.0)) / size
+        error = float(np.abs(one[finite] - other[finite]).max(initial=0.0)) / size
         if not error < tolerance:
             return f"{name} is off by {error:.1e}"
     missing = {info.name for info in original.graph.output} - actual.keys()

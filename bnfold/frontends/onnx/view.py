@@ -368,6 +368,8 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         stored, load = self._stored(node), self._loader(linear)
         index = stored.weights.kernel
         dtype, bias = stored.dtype, stored.solve_bias(linear, load)
+        if node in self._bias_add:  # the product changes, though only the sum is a value of this view
+            self._rename(node.outputs[0])
         if stored.weights.quantized is not None:
             self._write_scales(node, linear, stored)
             if bias is not None:
@@ -375,8 +377,6 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
             return
         self._editor.set_parameter(node, index, SolvedTensor(stored.source(linear, load), linear, dtype))
         self._editor.drop_attributes(node, "alpha", "beta")
-        if node in self._bias_add:  # the product changes, though only the sum is a value of this view
-            self._rename(node.outputs[0])
         if bias is not None and (node.op_type != "Einsum" or bias.any()):  # whose Add is an operator of its own
             self._write_bias(node, linear, stored, round_once(stored.native_bias(bias), dtype))
         if linear.fill:

@@ -338,3 +338,15 @@ def test_a_quantiser_that_something_else_reads_is_copied() -> None:
     assert [type(outcome) for outcome in outcomes] == [Fold]
     kinds = sorted(node.op_type for node in fused.graph.node)
     assert kinds == ["Conv", "DequantizeLinear", "QuantizeLinear", "QuantizeLinear"]
+
+
+def test_a_quantised_product_that_changes_gets_another_name() -> None:
+    """Its bias is an Add, which keeps the name of the sum; under its own old name, a product would be something else."""
+    model = trained("MatMul")
+    model.graph.initializer.append(initializer("bias", np.ones(4)))
+    model.graph.node[3].input[0] = "sum"
+    model.graph.node.insert(3, helper.make_node("Add", ["c", "bias"], ["sum"]))
+    fused, outcomes = bnfold.fuse(model, return_outcomes=True)
+    assert [type(outcome) for outcome in outcomes] == [Fold]
+    assert [node.op_type for node in fused.graph.node] == ["QuantizeLinear", "DequantizeLinear", "MatMul", "Add"]
+    assert fused.graph.node[2].output[0] != "c"
