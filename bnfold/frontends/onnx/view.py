@@ -16,13 +16,13 @@ from bnfold.frontends.onnx.files.pieces import SolvedTensor
 from bnfold.frontends.onnx.operators import read_affine, read_carry, read_linear
 from bnfold.frontends.onnx.operators.constants import Constants
 from bnfold.frontends.onnx.operators.hints import UNCONFIRMED, Hints
-from bnfold.frontends.onnx.operators.quantized import kernel_axis
 from bnfold.frontends.onnx.operators.read_linear import Weights
 from bnfold.frontends.onnx.operators.reader import Facts, Reader
 from bnfold.frontends.onnx.operators.shapes import Inference
 from bnfold.frontends.onnx.scopes import Scopes, find_unread, label
 from bnfold.frontends.onnx.shape_inference import Confirm
 from bnfold.frontends.parameters import Stored, View
+from bnfold.frontends.quantized import kernel_axis
 from bnfold.frontends.reading import AnyArray, Normalization, Unreadable, foreign, leads_nowhere, opaque, unit
 from bnfold.frontends.traversal import in_order, reach
 from bnfold.graph.cautions import Caution, DeclarationCaution
@@ -280,17 +280,6 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         """The declarations that a run confirmed, as one caution. Not part of `Graph`."""
         return self._hints.confirmations()
 
-    def _measure(self, stored: Stored[Weights], absorbed: Linear) -> Rounding:
-        if stored.weights.quantized is None or absorbed.after is None:
-            return super()._measure(stored, absorbed)
-        source, factor = stored.weights.quantized, absorbed.after.scale
-        bias = stored.solve_bias(absorbed, self._loader(absorbed))
-        rounding = measure_parameters(source.rescaled(factor).reshape(1, -1, 1), bias, stored.dtype, unit(stored.dtype))
-        if rounding.overflow is not None or rounding.loss is not None:
-            return rounding
-        is_kept = source.requantizes(factor, kernel_axis(source, stored.weights.layout))
-        return rounding if is_kept.all() else replace(rounding, loss=int(np.argmin(is_kept)))
-
     def confirmed_shapes(self) -> dict[ir.Value, tuple[tuple[int | None, ...], int]]:
         """Shapes and element types that a plan rests on because a run showed them; part of no protocol."""
         return {
@@ -370,7 +359,7 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         dtype, bias = stored.dtype, stored.solve_bias(linear, load)
         if node in self._bias_add:  # the product changes, though only the sum is a value of this view
             self._rename(node.outputs[0])
-        if stored.weights.quantized is not None:
+        if stored.quantized is not None:
             self._write_scales(node, linear, stored)
             if bias is not None:
                 self._write_bias(node, linear, stored, round_once(bias, dtype))
@@ -383,19 +372,20 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
             self._editor.pad_explicitly(node, linear.fill, dtype, self._reader(node).version)
 
     def _write_scales(self, node: ir.Node, linear: Linear, stored: Stored[Weights]) -> None:
-        old = stored.weights.quantized
+        old = stored.quantized
         assert old is not None
         assert linear.after is not None
         axis = kernel_axis(old, stored.weights.layout)
+        maker = _producer(node.inputs[stored.weights.kernel])
         scales = round_once(old.rescaled(linear.after.scale), old.scales.dtype)
         zero_points = np.broadcast_to(old.zero_points, scales.shape).copy()
         integers = old.resigned(linear.after.scale, axis)
         weights = old.reweighted(linear.after.scale, axis)
         changed = None if integers is old.integers or weights is not None else integers
-        self._editor.requantize(node, stored.weights.kernel, old.node, changed, scales, zero_points, axis, weights)
+        self._editor.requantize(node, stored.weights.kernel, maker, changed, scales, zero_points, axis, weights)
         fresh = node.inputs[stored.weights.kernel]
         assert fresh is not None
-        self._declare_known(fresh, old.node.outputs[0])
+        self._declare_known(fresh, maker.outputs[0])
 
     def _write_bias(self, node: ir.Node, linear: Linear, stored: Stored[Weights], bias: AnyArray) -> None:
         version = self._reader(node).version
@@ -473,6 +463,13 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         """Drop the declaration of a value with a fresh name, unless that of `like` is known to hold."""
         if not self._hints.agrees(like):
             value.shape = value.type = None
+
+
+def _producer(value: ir.Value | None) -> ir.Node:
+    """The node that makes a value which some node does make."""
+    node = None if value is None else value.producer()
+    assert node is not None
+    return node
 
 
 def _origin(value: ir.Value) -> ir.Node | ir.Value:

@@ -341,7 +341,7 @@ def test_a_quantiser_that_something_else_reads_is_copied() -> None:
 
 
 def test_a_quantised_product_that_changes_gets_another_name() -> None:
-    """Its bias is an Add, which keeps the name of the sum; under its own old name, a product would be something else."""
+    """Its bias is an Add, which keeps the name of the sum."""
     model = trained("MatMul")
     model.graph.initializer.append(initializer("bias", np.ones(4)))
     model.graph.node[3].input[0] = "sum"

@@ -7,45 +7,11 @@ and runtimes, which divide in one type or another, round them to different integ
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
-import ml_dtypes
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
-AnyArray = npt.NDArray[Any]
-
-
-@dataclass(frozen=True, eq=False)
-class Quantizer:
-    """What makes integers of float32 numbers.
-
-    Attributes:
-        scales, zero_points: vectors, of one entry if per tensor. Zero points have the type of the integers.
-        axis: along which they differ, for more than one.
-    """
-
-    scales: AnyArray
-    zero_points: AnyArray
-    axis: int
-
-    def __call__(self, values: AnyArray) -> AnyArray:
-        """The integers that stand for these numbers."""
-        limits = ml_dtypes.iinfo(self.zero_points.dtype)  # type: ignore[no-untyped-call]
-        with np.errstate(over="ignore"):
-            rounded = np.rint(values / self.along(self.scales, values.ndim))
-        shifted = rounded + self.along(self.zero_points, values.ndim).astype(np.float64)
-        integers: AnyArray = np.clip(shifted, float(limits.min), float(limits.max)).astype(np.int64)
-        return integers.astype(self.zero_points.dtype)
-
-    def along(self, vector: AnyArray, rank: int) -> AnyArray:
-        """One of its vectors beside data of `rank` axes."""
-        shape = [1] * rank
-        if vector.size > 1:
-            shape[self.axis] = vector.size
-        return vector.reshape(shape)
+from bnfold.frontends.quantized import AnyArray, Quantizer, limits_of
 
 
 def read(node: ir.Node, operands: Sequence[AnyArray | None]) -> Quantizer:
@@ -67,10 +33,8 @@ def read(node: ir.Node, operands: Sequence[AnyArray | None]) -> Quantizer:
     if zero_points is None:
         kind = ir.DataType(node.attributes.get_int("output_dtype", 0) or ir.DataType.UINT8)
         zero_points = np.zeros(scales.shape, kind.numpy())
-    try:
-        ml_dtypes.iinfo(zero_points.dtype)  # type: ignore[no-untyped-call]
-    except ValueError as error:
-        raise ValueError("it is not quantised to integers") from error
+    if limits_of(zero_points.dtype) is None:
+        raise ValueError("it is not quantised to integers")
     axis = node.attributes.get_int("axis", 1) % max(1, values.ndim)
     channels = values.shape[axis] if values.ndim else 1
     if scales.size not in (1, channels) or zero_points.size != scales.size:

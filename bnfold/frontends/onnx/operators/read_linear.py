@@ -15,9 +15,9 @@ from bnfold.algebra.linear import Border, Layout, Linear, Window
 from bnfold.frontends import reading
 from bnfold.frontends.onnx.operators import quantized
 from bnfold.frontends.onnx.operators.modern import align
-from bnfold.frontends.onnx.operators.quantized import Quantized
 from bnfold.frontends.onnx.operators.reader import FLOATS, Reader
 from bnfold.frontends.parameters import Stored, array_rows
+from bnfold.frontends.quantized import Quantized
 from bnfold.frontends.reading import AnyArray, Unreadable
 from bnfold.graph.outcome import Reason
 
@@ -32,7 +32,7 @@ class Weights:
         bias_index: its index among the node's inputs; None for a matrix product, whose bias is an Add of its own.
         layout, groups: how the kernel is stored.
         behind: how many axes are behind the output channels, for a product that takes no bias.
-        quantized: the DequantizeLinear that makes the kernel, if one does.
+        quantized: the integers that the kernel is made of, if it is.
         kernel_factor, bias_factor: Gemm's alpha and beta, which go into the new parameters.
     """
 
@@ -298,4 +298,4 @@ def stored(reader: Reader, add: ir.Node | None) -> Stored[Weights]:
         own, recurrent = (None, np.zeros(shape[:2])) if constant is None else np.split(constant, 2, axis=1)
         return RecurrentStored(linear, weights, kernel, None if own is None else own.reshape(-1), dtype, recurrent)
     bias = None if constant is None else np.broadcast_to(constant.reshape(-1), (linear.out_channels,))
-    return Stored(linear, weights, kernel, bias, dtype)
+    return Stored(linear, weights, kernel, bias, dtype, quantized=source)
