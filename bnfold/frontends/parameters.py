@@ -40,7 +40,8 @@ class Stored(Generic[W]):
         linear: the operator.
         weights: where the front end keeps its parameters.
         kernel: the kernel.
-        bias: the bias in float64, one entry for each output channel; None where there is none.
+        bias: the bias in float64, one entry for each output channel, or for each row and output channel where it
+            differs from row to row; None where there is none.
         dtype: of the kernel.
         quantized: the integers that the kernel is made of, if it is.
     """

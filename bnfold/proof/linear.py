@@ -205,7 +205,7 @@ def check_kernel(node: str, old: Kernel, new: Kernel, inner: Affine | None, oute
 
 
 def solve_bias(old: Kernel, bias: Array | None, inner: Affine | None, outer: Affine | None) -> tuple[Array, Array]:
-    """The new bias, and how far float64 arithmetic may be from it."""
+    """The new bias, and how far float64 arithmetic may be from it. Channels lie on the last axis."""
     out = old.sizes[0]
     total = np.zeros(out) if bias is None else bias
     size = np.abs(total)
@@ -221,6 +221,7 @@ def solve_bias(old: Kernel, bias: Array | None, inner: Affine | None, outer: Aff
 
 def check_bias(node: str, exact: Array, error: Array, stored: AnyArray | None) -> Worst:
     """Check that a bias is the exact one, rounded once. A missing bias must be exactly zero."""
+    exact, error = exact.reshape(-1), error.reshape(-1)
     if stored is None:
         if exact.any():
             channel = int(np.argmax(exact != 0))

@@ -77,7 +77,9 @@ def check_linear(pair: Pair, scope: Scope, other: Scope, node: onnx.NodeProto) -
     if constant is not None:
         if attribute(core, "beta", 1.0) != 1:
             raise ProofError("weights", name, "it has a beta")
-        if node.op_type == "Gemm" and (constant.ndim == 0 or constant.shape[-1] != constant.size):
+        if node.op_type == "Gemm" and constant.shape[-exact[0].ndim :] != exact[0].shape:
+            raise ProofError("weights", name, f"its bias has shape {constant.shape}")
+        if node.op_type == "Gemm" and constant.size != exact[0].size:
             raise ProofError("weights", name, f"its bias has shape {constant.shape}")
         if node.op_type == "Gemm" and other.version < 7 and not attribute(core, "broadcast", 0):
             raise ProofError("weights", name, "its bias is not broadcast")
@@ -318,9 +320,11 @@ def _bias(scope: Scope, node: onnx.NodeProto, add: onnx.NodeProto | None, kernel
     if node.op_type in RECURRENT:
         return _broadcast(name, wide[:, : wide.shape[1] // 2], out)
     if node.op_type == "Gemm":
-        if wide.ndim > 1 and wide.shape[-1] != wide.size:
-            raise ProofError("weights", name, "its bias differs from row to row")
         wide = wide * float(attribute(node, "beta", 1.0))
+        if wide.ndim > 1 and wide.shape[-1] != wide.size:  # it differs from row to row
+            if wide.ndim > 2 or wide.shape[1] not in (1, out) or scope.version < 7:
+                raise ProofError("weights", name, "its bias has another shape than its output")
+            return np.broadcast_to(wide, (len(wide), out))
     return _broadcast(name, wide, out)
 
 

@@ -32,6 +32,7 @@ class Weights:
         bias_index: its index among the node's inputs; None for a matrix product, whose bias is an Add of its own.
         layout, groups: how the kernel is stored.
         behind: how many axes are behind the output channels, for a product that takes no bias.
+        has_rows: whether the bias differs from row to row of the output (Gemm's C).
         quantized: the integers that the kernel is made of, if it is.
         kernel_factor, bias_factor: Gemm's alpha and beta, which go into the new parameters.
     """
@@ -45,6 +46,7 @@ class Weights:
     bias_factor: float = 1.0
     quantized: Quantized | None = None
     behind: int = 0
+    has_rows: bool = False
 
 
 def read_linear(reader: Reader, add: ir.Node | None) -> tuple[Linear, Weights] | None:
@@ -159,15 +161,17 @@ def _gemm(reader: Reader) -> tuple[Linear, Weights]:
     layout = Layout.OUT_IN if reader.attribute("transB", 0) else Layout.IN_OUT
     axis_in = 0 if reader.attribute("transA", 0) else 1
     linear = reading.dense(_kernel_shape(reader, 1), layout, axis_in, axis_out=1)
-    bias = reader.value(2)
+    bias, has_rows = reader.value(2), False
     if bias is not None:
         constant = _bias_constant(reader, 2)
-        if constant.size not in (1, linear.out_channels) or (
-            constant.size > 1 and constant.shape[-1] != linear.out_channels
-        ):
+        has_rows = constant.size > 1 and constant.shape[-1] != constant.size
+        is_aligned = constant.ndim <= 2 and constant.shape[-1:] in ((), (1,), (linear.out_channels,))
+        if not is_aligned or (has_rows and reader.version < 7):
             raise reading.other_bias(constant.shape)
+        if has_rows:
+            linear = replace(linear, window=None)  # a merged operator has one bias for all rows
     factors = float(reader.attribute("alpha", 1.0)), float(reader.attribute("beta", 1.0))
-    return replace(linear, has_bias=bias is not None), Weights(1, bias, 2, layout, 1, *factors)
+    return replace(linear, has_bias=bias is not None), Weights(1, bias, 2, layout, 1, *factors, has_rows=has_rows)
 
 
 def _matmul(reader: Reader, add: ir.Node | None) -> tuple[Linear, Weights]:
@@ -286,8 +290,8 @@ def stored(reader: Reader, add: ir.Node | None) -> Stored[Weights]:
     known = reader.facts.types.get(value)
     dtype = (constants.form(value)[0] if known is None else known).numpy()
     shape = _kernel_shape(reader, weights.kernel)
-    rows = row_count(shape, weights.layout)
-    open_rows = constants.capture(value, rows) if source is None else lambda: array_rows(source.dequantize(), rows)
+    count = row_count(shape, weights.layout)
+    open_rows = constants.capture(value, count) if source is None else lambda: array_rows(source.dequantize(), count)
     kernel = Kernel(shape, weights.layout, weights.groups, open_rows, weights.kernel_factor)
     constant: Array | None = None
     if weights.bias is not None:
@@ -297,5 +301,7 @@ def stored(reader: Reader, add: ir.Node | None) -> Stored[Weights]:
     if weights.layout is Layout.STACKED:
         own, recurrent = (None, np.zeros(shape[:2])) if constant is None else np.split(constant, 2, axis=1)
         return RecurrentStored(linear, weights, kernel, None if own is None else own.reshape(-1), dtype, recurrent)
-    bias = None if constant is None else np.broadcast_to(constant.reshape(-1), (linear.out_channels,))
+    rows = constant.shape[:1] if constant is not None and weights.has_rows else ()
+    flat = None if constant is None else constant.reshape(*rows, -1)
+    bias = None if flat is None else np.broadcast_to(flat, (*rows, linear.out_channels))
     return Stored(linear, weights, kernel, bias, dtype, quantized=source)
