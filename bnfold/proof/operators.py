@@ -22,6 +22,7 @@ from bnfold.proof.linear import (
     read_equation,
     read_kernel,
     solve_bias,
+    turned,
 )
 from bnfold.proof.models import Scope, first_output
 from bnfold.proof.pair import Pair
@@ -116,8 +117,8 @@ def _inner(pair: Pair, scope: Scope, node: onnx.NodeProto) -> Affine | None:
         axis = 2
     elif node.op_type == "Einsum":
         axis = read_equation(scope, node).axis_in
-    elif node.op_type == "MatMul":
-        axis = _product_axis(pair, scope, node)
+    elif node.op_type in PRODUCTS:
+        axis = _product_axis(pair, scope, node, is_input=True)
     if back.axis != axis:
         raise ProofError("weights", name, f"its input changed along axis {back.axis}, not {axis}")
     return back
@@ -137,15 +138,15 @@ def _outer(pair: Pair, scope: Scope, node: onnx.NodeProto, output: str) -> Affin
     axis = 1
     if node.op_type == "Einsum":
         axis = read_equation(scope, node).axis_out
-    elif node.op_type == "MatMul":
-        axis = _product_axis(pair, scope, node)
+    elif node.op_type in PRODUCTS:
+        axis = _product_axis(pair, scope, node, is_input=False)
     if forth.axis != axis:
         raise ProofError("weights", name, f"its output changed along axis {forth.axis}, not {axis}")
     return forth
 
 
-def _product_axis(pair: Pair, scope: Scope, node: onnx.NodeProto) -> int:
-    """The channel axis of a matrix product's data."""
+def _product_axis(pair: Pair, scope: Scope, node: onnx.NodeProto, *, is_input: bool) -> int:
+    """The channel axis of a matrix product's input or output."""
     index = data_index(scope, node)
     rank = pair.rank(scope, node.input[index])
     kernel = scope.constant(node.input[1 - index])
@@ -153,7 +154,8 @@ def _product_axis(pair: Pair, scope: Scope, node: onnx.NodeProto) -> int:
         raise ProofError("weights", first_output(node), "the rank of its input does not follow from the model's inputs")
     if kernel is None or kernel.ndim < 2 or rank < max(2, kernel.ndim) or kernel.size != np.prod(kernel.shape[-2:]):
         raise ProofError("weights", first_output(node), "its weight is not one matrix")
-    return rank - 1 if index == 0 else rank - 2
+    is_last = (index == 0) != (is_input and turned(node)[index])
+    return rank - 1 if is_last else rank - 2
 
 
 def _fits(name: str, affine: Affine | None, size: int) -> None:
@@ -386,7 +388,9 @@ def _check_scales(
     ]
     if kinds[0] != kinds[1] or attribute(new, "block_size", 0):
         raise ProofError("weights", name, "it is dequantised in another way")
-    if node.op_type == "MatMul":
+    if node.op_type in PRODUCTS:
+        if node.op_type != "MatMul":
+            raise ProofError("weights", name, "its weight is quantised")
         axis = integers.ndim - (1 if data_index(scope, node) == 0 else 2)
     elif node.op_type == "Gemm":
         axis = 0 if attribute(node, "transB", 0) else 1

@@ -201,7 +201,7 @@ def rows() -> Iterator[str]:
 
 
 def document() -> str:
-    absorbing = ", ".join([*read_linear.READERS, "MatMul"])
+    absorbing = ", ".join([*read_linear.READERS, "MatMul", "com.microsoft.FusedMatMul"])
     advice = [f"| `{reason}` | {ADVICE.get(reason, '')} |" for reason in Reason]
     return "\n".join(
         [

@@ -143,7 +143,7 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         return op
 
     def _read(self, node: ir.Node) -> Op:
-        if node.domain != "":
+        if node.domain != "" and not self._is_fused_matmul(node):
             return opaque(Reason.NOT_LINEAR, f"{node.domain}.{node.op_type} is not an operator that bnfold knows")
         reader = self._reader(node)
         if (linear := read_linear.read_linear(reader, self._bias_add.get(node))) is not None:
@@ -183,9 +183,10 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         return self._data[node]
 
     def _find_data(self, node: ir.Node) -> Sequence[int]:
-        if node.domain != "" or not node.inputs:
+        is_product = node.op_type in PRODUCTS if node.domain == "" else self._is_fused_matmul(node)
+        if (node.domain != "" and not is_product) or not node.inputs:
             return range(len(node.inputs))
-        if node.op_type in PRODUCTS and len(node.inputs) == 2:
+        if is_product and len(node.inputs) == 2:
             return (1 - self._matmul_kernel(node),)
         if node.op_type in ARITHMETIC and isinstance(self.op(node), ChannelAffine):
             return [index for index in range(len(node.inputs)) if not self._facts.constants.holds(node.inputs[index])]
@@ -194,6 +195,10 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         if node.op_type in read_carry.ALL_INPUTS_ARE_DATA:
             return range(len(node.inputs))
         return (0,)
+
+    def _is_fused_matmul(self, node: ir.Node) -> bool:
+        """Whether a node is ONNX Runtime's product, and no function of the model that is called like it."""
+        return read_linear.is_fused_matmul(node) and node.op_identifier() not in self.model.functions
 
     def _matmul_kernel(self, node: ir.Node) -> int:
         try:
@@ -366,7 +371,8 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
             return
         self._editor.set_parameter(node, index, SolvedTensor(stored.source(linear, load), linear, dtype))
         self._editor.drop_attributes(node, "alpha", "beta")
-        if bias is not None and (node.op_type != "Einsum" or bias.any()):  # whose Add is an operator of its own
+        has_add = node in self._bias_add or node.op_type not in ("Einsum", "FusedMatMul")
+        if bias is not None and (has_add or bias.any()):  # else an Add is an operator of its own
             self._write_bias(node, linear, stored, round_once(stored.native_bias(bias), dtype))
         if linear.fill:
             self._editor.pad_explicitly(node, linear.fill, dtype, self._reader(node).version)

@@ -61,6 +61,8 @@ def read_linear(reader: Reader, add: ir.Node | None) -> tuple[Linear, Weights] |
     """
     if reader.node.op_type == "MatMul":
         linear, weights = _matmul(reader, add)
+    elif is_fused_matmul(reader.node):
+        linear, weights = _fused_matmul(reader)
     elif reader.node.op_type in READERS:
         linear, weights = READERS[reader.node.op_type](reader)
     else:
@@ -69,7 +71,7 @@ def read_linear(reader: Reader, add: ir.Node | None) -> tuple[Linear, Weights] |
     source = quantized.find(value, reader.facts)
     if source is None:
         return linear, weights
-    if reader.node.op_type == "Einsum":
+    if reader.node.op_type in ("Einsum", "FusedMatMul"):
         raise Unreadable(Reason.QUANTIZED, "its weight is quantised")
     axis = quantized.insist_on_output_scales(source, weights.layout, weights.groups, reader.version)
     if weights.kernel_factor != 1:
@@ -190,6 +192,32 @@ def _einsum(reader: Reader) -> tuple[Linear, Weights]:
     assert kernel is not None
     linear = replace(describe(_kernel_shape(reader, kernel)), window=None)
     return linear, Weights(kernel, None, None, layout, behind=behind)
+
+
+def is_fused_matmul(node: ir.Node) -> bool:
+    """Whether a node is called as the product that ONNX Runtime writes for a MatMul between transposes and a scale."""
+    return (node.domain, node.op_type) == ("com.microsoft", "FusedMatMul")
+
+
+def _fused_matmul(reader: Reader) -> tuple[Linear, Weights]:
+    """FusedMatMul: ``alpha op(A) @ op(B)``, where `op` may exchange the last two axes. It merges with nothing."""
+    options = reader.node.attributes
+    if any(attribute.is_ref() for attribute in options.values()):
+        raise Unreadable(Reason.FUNCTION_INPUT, "an attribute of it is set by the function's caller")
+    if any(options.get_int(name, 0) for name in ("transBatchA", "transBatchB")):
+        raise Unreadable(Reason.NOT_LINEAR, "it moves an axis of the batch")
+    kernel = matmul_kernel(reader)
+    on_right, turned = kernel == 1, [bool(options.get_int(name, 0)) for name in ("transA", "transB")]
+    shape, rank = _kernel_shape(reader, kernel), reader.rank(1 - kernel)
+    plain = (*shape[:-2], *shape[:-3:-1]) if turned[kernel] else shape
+    linear, layout = reading.product(plain, rank, on_right=on_right)
+    if turned[kernel]:
+        layout = Layout.OUT_IN if layout is Layout.IN_OUT else Layout.IN_OUT
+    assert linear.axis_out is not None
+    axis_in = 2 * rank - 3 - linear.axis_out if turned[1 - kernel] else linear.axis_out
+    linear = replace(linear, axis_in=axis_in, window=None, has_bias_slot=False, has_bias=False)
+    factor = options.get_float("alpha", 1.0)
+    return linear, Weights(kernel, None, None, layout, kernel_factor=factor, behind=0 if on_right else 1)
 
 
 def matmul_kernel(reader: Reader) -> int:
