@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -129,6 +132,18 @@ def test_a_weight_that_something_else_reads_is_copied() -> None:
     assert [type(outcome) for outcome in outcomes] == [Fold]
     for actual, expected in zip(fused.module()(x), module(x), strict=True):
         closely(actual, expected)
+
+
+def test_a_saved_program_folds_in_a_process_that_never_quantised(tmp_path: Path) -> None:
+    """Its operators are registered by an import that such a process has no other reason for."""
+    module = Quantized(per_channel=False)
+    source, target = tmp_path / "model.pt2", tmp_path / "folded.pt2"
+    torch.export.save(torch.export.export(module, (data(module),)), source)
+    command = [sys.executable, "-m", "bnfold", "fuse", str(source), "-o", str(target)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "1 folded, 0 kept" in done.stdout
+    closely(torch.export.load(target).module()(data(module)), module(data(module)))
 
 
 @pytest.mark.parametrize("per_channel", [True, False], ids=["per channel", "per tensor"])
