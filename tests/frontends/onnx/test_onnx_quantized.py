@@ -331,6 +331,16 @@ def test_integers_that_are_changed_stay_as_they_are() -> None:
     assert "changed before it is read" in outcome.detail
 
 
+def test_quantisers_of_onnx_runtime_stay() -> None:
+    model = trained()
+    for node in model.graph.node[:2]:
+        node.domain = "com.microsoft"
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    outcome = stays(model)
+    assert outcome.reason is Reason.QUANTIZED
+    assert "com.microsoft.DequantizeLinear" in outcome.detail
+
+
 def test_a_quantiser_that_something_else_reads_is_copied() -> None:
     model = trained(scales=np.linspace(0.03, 0.2, 4))
     model.graph.output.append(helper.make_tensor_value_info("q", TensorProto.INT8, None))

@@ -13,6 +13,9 @@ from bnfold.frontends.quantized import Quantized, Quantizer, kernel_axis
 from bnfold.frontends.reading import AnyArray, Unreadable
 from bnfold.graph.outcome import Reason
 
+QUANTISERS = ("DequantizeLinear", "QuantizeLinear")
+"""Of ONNX and, for some types, of ONNX Runtime."""
+
 
 def find(value: ir.Value | None, facts: Facts) -> Quantized | None:
     """The constant DequantizeLinear that makes a value; None for any other value.
@@ -75,8 +78,12 @@ def _is_inverse(source: Quantized, quantizer: Quantizer) -> bool:
 
 
 def insist_on_direct(value: ir.Value | None, facts: Facts) -> None:
-    """Refuse a weight that is dequantised and then changed, by a Transpose for example."""
+    """Refuse a weight that is dequantised and then changed, by a Transpose for example, or by another operator."""
     if _is_made_by("DequantizeLinear", value, facts):
+        maker = value.producer() if value is not None else None
+        assert maker is not None
+        if maker.domain != "":
+            raise Unreadable(Reason.QUANTIZED, f"its weight is quantised for {maker.domain}.{maker.op_type}")
         raise Unreadable(Reason.QUANTIZED, "its weight is dequantised, and changed before it is read")
 
 
@@ -89,7 +96,8 @@ def _is_made_by(operator: str, value: ir.Value | None, facts: Facts) -> bool:
             continue
         seen.add(top)
         node = top.producer()
-        if node is None or node.domain != "" or node.op_type not in (*FOLDABLE, operator, "Constant"):
+        is_plain = node is not None and node.domain == "" and node.op_type in (*FOLDABLE, "Constant")
+        if node is None or not (is_plain or node.op_type in QUANTISERS):
             if not facts.constants.holds(top):
                 return False
             continue
