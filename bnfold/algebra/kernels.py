@@ -107,12 +107,12 @@ class Kernel:
         """The bias with everything that `linear` absorbed; reads the kernel only where a shift passes through it."""
         if linear.before is None or not linear.before.has_shift:
             return linear.solve_bias(lambda: np.zeros(0), bias)
-        constant = np.zeros(linear.out_channels) if bias is None else bias.astype(np.float64).reshape(-1).copy()
+        constant = np.zeros(linear.out_channels) if bias is None else np.array(bias, np.float64)
         for block in self.blocks():
             part = replace(block.part(linear), after=None)
             passed = part.solve_bias(block.canonical, None)
             assert passed is not None
-            constant[block.outputs] += passed
+            constant[..., block.outputs] += passed
         return replace(linear, before=None).solve_bias(lambda: np.zeros(0), constant)
 
     def measure(self, linear: Linear, bias: Array | None, dtype: np.dtype[np.generic], unit: float) -> Rounding:

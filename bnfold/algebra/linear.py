@@ -265,7 +265,7 @@ class Linear:
         The affines on its output side count before and after, since the original rounded them at their size, too.
         """
         products, results, shifts = sizes
-        before = np.zeros(self.out_channels) if bias is None else bias.astype(np.float64).reshape(-1)
+        before = np.zeros(self.out_channels) if bias is None else bias.astype(np.float64)
         constant = before + shifts
         if self.after is not None:
             scale, shift = self.after.scale, self.after.shift
@@ -280,11 +280,11 @@ class Linear:
 
         Args:
             load: gives the original kernel in canonical layout; called only where an input shift passes through it.
-            bias: the original bias, one entry per output channel, or None.
+            bias: the original bias, whose last axis is that of the output channels, or None.
         """
         if bias is None and not self.makes_bias:
             return None
-        constant = np.zeros(self.out_channels) if bias is None else bias.astype(np.float64).reshape(-1)
+        constant = np.zeros(self.out_channels) if bias is None else bias.astype(np.float64)
         if self.before is not None and self.before.has_shift:
             kernel = load().astype(np.float64)
             groups, out, fan_in = kernel.shape[:3]

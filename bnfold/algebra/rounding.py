@@ -211,9 +211,9 @@ class KernelPeaks:
         if bias is None:
             return kernel
         floor = max(peak, float(np.abs(bias).max(initial=0.0)))
-        beside = measure_rounding(bias, round_once(bias, dtype), unit, floor)
+        beside = measure_rounding(bias.T, round_once(bias.T, dtype), unit, floor)  # one of a Gemm may have rows, too
         loss = kernel.loss if kernel.loss is not None else beside.loss
-        crowded = ~np.isfinite(round_once(2 * bias, dtype).astype(np.float64))
+        crowded = ~np.isfinite(round_once(2 * bias.T, dtype).astype(np.float64)).reshape(bias.shape[-1], -1).any(axis=1)
         overflow = int(np.argmax(crowded)) if crowded.any() else None
         return replace(kernel, error=max(kernel.error, beside.error), overflow=overflow, loss=loss)
 
@@ -259,7 +259,7 @@ def measure_growth(products: Array, results: Array, constant: Array, bias: Array
         after = products + constant**2
         squares = np.divide(after, before, out=np.ones_like(after), where=after > before)
     whole, channel = np.sqrt(np.mean(squares)), np.sqrt(squares.max(initial=1.0))
-    return Growth(max(float(whole), float(channel) / 4), int(np.argmax(squares)))
+    return Growth(max(float(whole), float(channel) / 4), int(np.argmax(squares)) % squares.shape[-1])
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Hashable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
@@ -13,8 +13,9 @@ from bnfold.algebra import terms
 from bnfold.algebra.affine import Affine, Array
 from bnfold.algebra.kernels import Kernel, Rows, row_count
 from bnfold.algebra.linear import Layout, Linear
-from bnfold.algebra.rounding import Rounding, is_narrow, measure_rounding, round_once
+from bnfold.algebra.rounding import Rounding, is_narrow, measure_parameters, measure_rounding, round_once
 from bnfold.algebra.terms import Load, Parameters
+from bnfold.frontends.quantized import Quantized, kernel_axis
 from bnfold.frontends.reading import AnyArray, Normalization, unit
 from bnfold.graph.cautions import Caution, examine
 from bnfold.graph.ops import Absorbed, ChannelAffine, Lowered, Operands
@@ -39,8 +40,10 @@ class Stored(Generic[W]):
         linear: the operator.
         weights: where the front end keeps its parameters.
         kernel: the kernel.
-        bias: the bias in float64, one entry for each output channel; None where there is none.
+        bias: the bias in float64, one entry for each output channel, or for each row and output channel where it
+            differs from row to row; None where there is none.
         dtype: of the kernel.
+        quantized: the integers that the kernel is made of, if it is.
     """
 
     linear: Linear
@@ -48,6 +51,7 @@ class Stored(Generic[W]):
     kernel: Kernel
     bias: Array | None
     dtype: np.dtype[Any]
+    quantized: Quantized | None = field(default=None, kw_only=True)
 
     def parameters(self) -> Parameters:
         """The parameters in the form that a merged operator computes with."""
@@ -76,12 +80,23 @@ class Stored(Generic[W]):
 
     def measure(self, linear: Linear, load: Load) -> Rounding:
         """The effect of storing the parameters with everything that `linear` absorbed and is made of."""
+        if self.quantized is not None and linear.after is not None:
+            return self._measure_scales(self.quantized, linear.after.scale, self.solve_bias(linear, load))
         source, spacing = self.source(linear, load), unit(self.dtype)
         rounding = source.measure(linear, self.solve_bias(linear, load), self.dtype, spacing)
         rounding = rounding.with_fill(linear.fill, self.dtype, spacing)
         for growth in terms.growths(linear, load, lambda: source.measure_growth(linear, self._bias(linear, load))):
             rounding = rounding.with_growth(growth)
         return rounding
+
+    def _measure_scales(self, quantized: Quantized, factor: Array, bias: Array | None) -> Rounding:
+        """The effect of storing the scales of a quantised kernel, whose integers stay as they are or are mirrored."""
+        scales = quantized.rescaled(factor).reshape(1, -1, 1)
+        rounding = measure_parameters(scales, bias, self.dtype, unit(self.dtype))
+        if rounding.overflow is not None or rounding.loss is not None:
+            return rounding
+        is_kept = quantized.requantizes(factor, kernel_axis(quantized, self.kernel.layout))
+        return rounding if is_kept.all() else replace(rounding, loss=int(np.argmin(is_kept)))
 
     def native_bias(self, bias: Array) -> Array:
         """A bias as the operator stores it."""

@@ -19,7 +19,7 @@ from bnfold.errors import InvalidModelError
 from bnfold.proof import batchnorm, carriers, lowered, merges, operands
 from bnfold.proof.certificate import Certificate, Name
 from bnfold.proof.failure import ProofError
-from bnfold.proof.linear import LINEAR
+from bnfold.proof.linear import is_linear
 from bnfold.proof.models import Files, Scope, Side, digest, first_output
 from bnfold.proof.operators import check_linear
 from bnfold.proof.pair import Pair
@@ -172,7 +172,7 @@ def _check_node(pair: Pair, scope: Scope, other: Scope, node: onnx.NodeProto, ta
     elif is_default and node.op_type == "BatchNormalization":
         tally.worst = tally.worst.joined(batchnorm.check_batchnorm(pair, scope, other, node))
         tally.met["weights"] += 1
-    elif is_default and node.op_type in LINEAR and pair.has_kernel(scope, node):
+    elif is_linear(scope, node) and pair.has_kernel(scope, node):
         tally.worst = tally.worst.joined(check_linear(pair, scope, other, node))
         tally.met["weights"] += 1
     elif (operand := operands.find_operand(pair, scope, other, node)) is not None:

@@ -31,7 +31,7 @@ RECURRENT = frozenset({"GRU", "LSTM", "RNN"})
 
 CONVOLUTIONS = frozenset({"Conv", "ConvTranspose", "DeformConv"})
 
-PRODUCTS = frozenset({"Einsum", "MatMul"})
+PRODUCTS = frozenset({"Einsum", "FusedMatMul", "MatMul"})
 """Operators with the kernel on either side, and without a bias."""
 
 LINEAR = frozenset({*CONVOLUTIONS, "Gemm", *PRODUCTS, *RECURRENT})
@@ -116,6 +116,25 @@ def attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
     return default
 
 
+def is_linear(scope: Scope, node: onnx.NodeProto) -> bool:
+    """Whether a node is one of these operators. FusedMatMul is ONNX Runtime's, if no function of the model is."""
+    if node.op_type != "FusedMatMul":
+        return node.op_type in LINEAR and node.domain in ("", "ai.onnx")
+    functions = scope.side.files.proto.functions
+    return node.domain == "com.microsoft" and all(
+        (body.domain, body.name) != (node.domain, node.op_type) for body in functions
+    )
+
+
+def turned(node: onnx.NodeProto) -> tuple[bool, bool]:
+    """Of which operands a product exchanges the last two axes."""
+    if node.op_type != "FusedMatMul":
+        return False, False
+    if attribute(node, "transBatchA", 0) or attribute(node, "transBatchB", 0):
+        raise ProofError("weights", first_output(node), "it moves an axis of the batch")
+    return bool(attribute(node, "transA", 0)), bool(attribute(node, "transB", 0))
+
+
 def data_index(scope: Scope, node: onnx.NodeProto) -> int:
     """The index of a linear operator's data input."""
     return 1 if node.op_type in PRODUCTS and not scope.is_constant(node.input[1]) else 0
@@ -174,8 +193,11 @@ def _layout(scope: Scope, node: onnx.NodeProto, values: AnyArray) -> Kernel:
         return Kernel(values.reshape(*shape, 1), 1, is_by_output, float(attribute(node, "alpha", 1.0)))
     if node.op_type == "Einsum":
         return Kernel(values.reshape(*shape, 1), 1, read_equation(scope, node).is_by_output)
-    if node.op_type == "MatMul":
-        return Kernel(values.reshape(*shape[-2:], 1), 1, data_index(scope, node) == 1)
+    if node.op_type in ("FusedMatMul", "MatMul"):
+        index = data_index(scope, node)
+        is_by_output = (index == 1) != turned(node)[1 - index]
+        factor = float(attribute(node, "alpha", 1.0)) if node.op_type == "FusedMatMul" else 1.0
+        return Kernel(values.reshape(*shape[-2:], 1), 1, is_by_output, factor)
     return Kernel(values.reshape(-1, shape[-1], 1), 1, True)
 
 
@@ -205,7 +227,7 @@ def check_kernel(node: str, old: Kernel, new: Kernel, inner: Affine | None, oute
 
 
 def solve_bias(old: Kernel, bias: Array | None, inner: Affine | None, outer: Affine | None) -> tuple[Array, Array]:
-    """The new bias, and how far float64 arithmetic may be from it."""
+    """The new bias, and how far float64 arithmetic may be from it. Channels lie on the last axis."""
     out = old.sizes[0]
     total = np.zeros(out) if bias is None else bias
     size = np.abs(total)
@@ -221,6 +243,7 @@ def solve_bias(old: Kernel, bias: Array | None, inner: Affine | None, outer: Aff
 
 def check_bias(node: str, exact: Array, error: Array, stored: AnyArray | None) -> Worst:
     """Check that a bias is the exact one, rounded once. A missing bias must be exactly zero."""
+    exact, error = exact.reshape(-1), error.reshape(-1)
     if stored is None:
         if exact.any():
             channel = int(np.argmax(exact != 0))

@@ -32,6 +32,13 @@ FLOATS = {
 NOT_CONSTANT = frozenset({"RandomNormal", "RandomUniform"})
 """Operators without inputs whose output differs from run to run."""
 
+INTEGERS = {
+    f"{prefix}int{bits}": (0, 2**bits - 1) if prefix else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    for prefix in ("", "u")
+    for bits in (4, 8, 16)
+}
+"""The integers that QuantizeLinear makes, with the least and the most of each type."""
+
 CONSTANT_LIMIT = 1 << 26
 """The most elements of a constant that is computed."""
 
@@ -237,6 +244,8 @@ class Scope:
             return None
         if node.op_type == "DequantizeLinear":  # which the evaluator does not have in every opset
             return _dequantize(node, [arrays[value] for value in node.input if value])
+        if node.op_type == "QuantizeLinear":  # of which the evaluator wraps large numbers around
+            return _quantize(node, [arrays[value] for value in node.input if value])
         try:
             return evaluate([node], arrays, [name], self.opsets, widen=False)[0]
         except UnevaluatedError:
@@ -273,7 +282,7 @@ def _dequantize(node: onnx.NodeProto, operands: list[AnyArray]) -> AnyArray | No
     integers, scales = operands[:2]
     zeros = operands[2] if len(operands) > 2 else np.zeros(scales.shape, integers.dtype)
     axis = options.get("axis", 1)
-    if options.get("block_size") or (scales.size != 1 and scales.shape != integers.shape[axis : axis + 1]):
+    if options.get("block_size") or (scales.size != 1 and scales.shape != integers.shape[axis : axis + 1 or None]):
         return None
     shape = [1] * integers.ndim
     if scales.size > 1:
@@ -281,6 +290,30 @@ def _dequantize(node: onnx.NodeProto, operands: list[AnyArray]) -> AnyArray | No
     difference = integers.astype(np.float64) - zeros.astype(np.float64).reshape(shape)
     values: AnyArray = (difference * scales.astype(np.float64).reshape(shape)).astype(scales.dtype)
     return values
+
+
+def _quantize(node: onnx.NodeProto, operands: list[AnyArray]) -> AnyArray | None:
+    """Float32 numbers over the scale of their channel, rounded half to even, moved by the zero point, and clipped."""
+    options = {attribute.name: attribute.i for attribute in node.attribute}
+    values, scales = operands[:2]
+    kind = onnx.helper.tensor_dtype_to_np_dtype(options.get("output_dtype") or onnx.TensorProto.UINT8)
+    zeros = operands[2] if len(operands) > 2 else np.zeros(scales.shape, kind)
+    axis = options.get("axis", 1)
+    is_known = values.dtype == scales.dtype == np.float32 and zeros.dtype.name in INTEGERS and zeros.size == scales.size
+    if not is_known or options.get("block_size") or options.get("precision"):
+        return None
+    if scales.size != 1 and scales.shape != values.shape[axis : axis + 1 or None]:
+        return None
+    if not (scales > 0).all() or not all(np.isfinite(array).all() for array in (values, scales)):
+        return None
+    shape = [1] * values.ndim
+    if scales.size > 1:
+        shape[axis] = scales.size
+    with np.errstate(over="ignore"):
+        quotients = np.rint(values / scales.reshape(shape))
+    moved = np.float64(quotients) + zeros.astype(np.float64).reshape(shape)
+    least, most = INTEGERS[zeros.dtype.name]
+    return np.clip(moved, least, most).astype(np.int64).astype(zeros.dtype)
 
 
 def _dense(sparse: onnx.SparseTensorProto, files: Files) -> AnyArray | None:

@@ -22,6 +22,7 @@ from bnfold.proof.linear import (
     read_equation,
     read_kernel,
     solve_bias,
+    turned,
 )
 from bnfold.proof.models import Scope, first_output
 from bnfold.proof.pair import Pair
@@ -63,7 +64,7 @@ def check_linear(pair: Pair, scope: Scope, other: Scope, node: onnx.NodeProto) -
         raise ProofError("wiring", name, "its weight is on another side")
     _fits(name, inner, old.sizes[1])
     _fits(name, outer, old.sizes[0])
-    if _is_quantized(scope, node.input[kernel_index]):
+    if _is_made_by(scope, node.input[kernel_index], "DequantizeLinear"):
         worst = _check_scales(scope, other, node, node.input[kernel_index], core.input[kernel_index], inner, outer)
     else:
         worst = check_kernel(name, old, new, inner, outer)
@@ -77,7 +78,9 @@ def check_linear(pair: Pair, scope: Scope, other: Scope, node: onnx.NodeProto) -
     if constant is not None:
         if attribute(core, "beta", 1.0) != 1:
             raise ProofError("weights", name, "it has a beta")
-        if node.op_type == "Gemm" and (constant.ndim == 0 or constant.shape[-1] != constant.size):
+        if node.op_type == "Gemm" and constant.shape[-exact[0].ndim :] != exact[0].shape:
+            raise ProofError("weights", name, f"its bias has shape {constant.shape}")
+        if node.op_type == "Gemm" and constant.size != exact[0].size:
             raise ProofError("weights", name, f"its bias has shape {constant.shape}")
         if node.op_type == "Gemm" and other.version < 7 and not attribute(core, "broadcast", 0):
             raise ProofError("weights", name, "its bias is not broadcast")
@@ -114,8 +117,8 @@ def _inner(pair: Pair, scope: Scope, node: onnx.NodeProto) -> Affine | None:
         axis = 2
     elif node.op_type == "Einsum":
         axis = read_equation(scope, node).axis_in
-    elif node.op_type == "MatMul":
-        axis = _product_axis(pair, scope, node)
+    elif node.op_type in PRODUCTS:
+        axis = _product_axis(pair, scope, node, is_input=True)
     if back.axis != axis:
         raise ProofError("weights", name, f"its input changed along axis {back.axis}, not {axis}")
     return back
@@ -135,15 +138,15 @@ def _outer(pair: Pair, scope: Scope, node: onnx.NodeProto, output: str) -> Affin
     axis = 1
     if node.op_type == "Einsum":
         axis = read_equation(scope, node).axis_out
-    elif node.op_type == "MatMul":
-        axis = _product_axis(pair, scope, node)
+    elif node.op_type in PRODUCTS:
+        axis = _product_axis(pair, scope, node, is_input=False)
     if forth.axis != axis:
         raise ProofError("weights", name, f"its output changed along axis {forth.axis}, not {axis}")
     return forth
 
 
-def _product_axis(pair: Pair, scope: Scope, node: onnx.NodeProto) -> int:
-    """The channel axis of a matrix product's data."""
+def _product_axis(pair: Pair, scope: Scope, node: onnx.NodeProto, *, is_input: bool) -> int:
+    """The channel axis of a matrix product's input or output."""
     index = data_index(scope, node)
     rank = pair.rank(scope, node.input[index])
     kernel = scope.constant(node.input[1 - index])
@@ -151,7 +154,8 @@ def _product_axis(pair: Pair, scope: Scope, node: onnx.NodeProto) -> int:
         raise ProofError("weights", first_output(node), "the rank of its input does not follow from the model's inputs")
     if kernel is None or kernel.ndim < 2 or rank < max(2, kernel.ndim) or kernel.size != np.prod(kernel.shape[-2:]):
         raise ProofError("weights", first_output(node), "its weight is not one matrix")
-    return rank - 1 if index == 0 else rank - 2
+    is_last = (index == 0) != (is_input and turned(node)[index])
+    return rank - 1 if is_last else rank - 2
 
 
 def _fits(name: str, affine: Affine | None, size: int) -> None:
@@ -318,9 +322,11 @@ def _bias(scope: Scope, node: onnx.NodeProto, add: onnx.NodeProto | None, kernel
     if node.op_type in RECURRENT:
         return _broadcast(name, wide[:, : wide.shape[1] // 2], out)
     if node.op_type == "Gemm":
-        if wide.ndim > 1 and wide.shape[-1] != wide.size:
-            raise ProofError("weights", name, "its bias differs from row to row")
         wide = wide * float(attribute(node, "beta", 1.0))
+        if wide.ndim > 1 and wide.shape[-1] != wide.size:  # it differs from row to row
+            if wide.ndim > 2 or wide.shape[1] not in (1, out) or scope.version < 7:
+                raise ProofError("weights", name, "its bias has another shape than its output")
+            return np.broadcast_to(wide, (len(wide), out))
     return _broadcast(name, wide, out)
 
 
@@ -344,10 +350,11 @@ def _half(scope: Scope, node: onnx.NodeProto, kernel: Kernel, stored: AnyArray |
     return stored[:, :half]
 
 
-def _is_quantized(scope: Scope, value: str) -> bool:
+def _is_made_by(scope: Scope, value: str, operator: str) -> bool:
+    """Whether a node of this kind makes a value."""
     owner = scope.owner(value)
     maker = None if owner is None else owner.makers.get(value)
-    return maker is not None and maker.op_type == "DequantizeLinear" and maker.domain == ""
+    return maker is not None and maker.op_type == operator and maker.domain == ""
 
 
 def _check_scales(
@@ -373,13 +380,17 @@ def _check_scales(
     (integers, scales, zeros), (same, stored, zeros_now) = parts
     if integers is None or scales is None or same is None or stored is None or integers.dtype != same.dtype:
         raise ProofError("weights", name, "its quantised weight differs")
+    if _is_made_by(scope, old.input[0], "QuantizeLinear") != _is_made_by(other, new.input[0], "QuantizeLinear"):
+        raise ProofError("weights", name, "its weight is quantised in one of both models alone")
     kinds = [
         {option.name: option.SerializeToString() for option in part.attribute if option.name != "axis"}
         for part in (old, new)
     ]
     if kinds[0] != kinds[1] or attribute(new, "block_size", 0):
         raise ProofError("weights", name, "it is dequantised in another way")
-    if node.op_type == "MatMul":
+    if node.op_type in PRODUCTS:
+        if node.op_type != "MatMul":
+            raise ProofError("weights", name, "its weight is quantised")
         axis = integers.ndim - (1 if data_index(scope, node) == 0 else 2)
     elif node.op_type == "Gemm":
         axis = 0 if attribute(node, "transB", 0) else 1

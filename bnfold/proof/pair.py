@@ -14,6 +14,7 @@ from bnfold.errors import InvalidModelError
 from bnfold.proof.certificate import Certificate, Relation, Shape
 from bnfold.proof.failure import ProofError
 from bnfold.proof.instances import Instance, draw_instances
+from bnfold.proof.linear import PRODUCTS
 from bnfold.proof.models import Scope, Side, first_output
 
 
@@ -159,7 +160,7 @@ class Pair:
         if len(node.input) < 2:
             return False
         constants = [value for value in node.input[:2] if scope.is_constant(value)]
-        return len(constants) == 1 and (node.op_type in ("Einsum", "MatMul") or constants[0] == node.input[1])
+        return len(constants) == 1 and (node.op_type in PRODUCTS or constants[0] == node.input[1])
 
     def bias_add(self, scope: Scope, node: onnx.NodeProto) -> onnx.NodeProto | None:
         """The Add that is the bias of a product with a constant matrix: its only reader, in the same graph."""

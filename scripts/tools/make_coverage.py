@@ -201,7 +201,7 @@ def rows() -> Iterator[str]:
 
 
 def document() -> str:
-    absorbing = ", ".join([*read_linear.READERS, "MatMul"])
+    absorbing = ", ".join([*read_linear.READERS, "MatMul", "com.microsoft.FusedMatMul"])
     advice = [f"| `{reason}` | {ADVICE.get(reason, '')} |" for reason in Reason]
     return "\n".join(
         [
@@ -222,6 +222,14 @@ def document() -> str:
             "BatchNorm that stays, an addition into its other operand or on to its own output. So pre-activation",
             "networks (`x + conv(relu(bn(x)))`) fold where the scales are positive, and the shift is not so large",
             "beside the deviation of the data that digits would be lost.",
+            "",
+            "A weight may be quantised: integers that DequantizeLinear, `dequantize_per_channel` or",
+            "`dequantize_per_tensor` reads, or in ONNX a float32 weight that QuantizeLinear makes integers of. It",
+            "absorbs what is behind it, in its scales, which become one for each output channel (in ONNX from opset",
+            "13 on). The integers stay, or are mirrored for a negative scale where their range allows; a float32",
+            "weight absorbs it as well, in such a way that its integers are these. Blocks, other types, fake",
+            "quantisation in PyTorch, and integers or weights that are changed on the way are refused as",
+            "`quantized`.",
             "",
             "| operator | in ONNX | in PyTorch | upstream | downstream |",
             "|---|---|---|---|---|",

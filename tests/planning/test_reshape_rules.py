@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from bnfold.algebra.affine import Affine, Grid
 from bnfold.graph import ops
 from bnfold.graph.ops import Reshape, Transpose
-from bnfold.graph.outcome import Reason
+from bnfold.graph.outcome import Reason, Stop
 from bnfold.planning.rules import pull, push
 from tests.planning.rows.law import SEEDS, Evaluate, Kind, prove
 
@@ -212,6 +212,17 @@ def test_a_reshape_that_knows_less_is_right_or_refused(
     assert found in (None, Reason.MIXED_CHANNELS, Reason.UNKNOWN_SHAPE)
     found = prove(pull, Reshape(back, view), reshaped(before), (after,), (affine,), seed)
     assert found in (None, Reason.MIXED_CHANNELS, Reason.UNKNOWN_SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [(("N", 4, "r", "s"), ("N", "c", "h", 2, "w", 2)), (("N", 4, 6), ("N", "c", 2, "t"))], ids=str
+)
+def test_a_size_without_a_number_is_no_mixture_of_channels(before: ops.Shape, after: ops.Shape) -> None:
+    """Where the channels go to depends on such a size; to know it would help."""
+    affine = Affine.of([1.0, 2.0, 3.0, 4.0], 0.0)
+    carried = push(Reshape(before, after), affine)
+    assert isinstance(carried, Stop)
+    assert carried.reason is Reason.UNKNOWN_SHAPE
 
 
 @pytest.mark.parametrize(

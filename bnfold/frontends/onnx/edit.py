@@ -197,22 +197,41 @@ class Editor:
         scales: npt.NDArray[Any],
         zero_points: npt.NDArray[Any],
         axis: int,
+        weights: npt.NDArray[Any] | None = None,
     ) -> None:
-        """Give input `index` of a node a DequantizeLinear of its own, like `old` with other scales, maybe integers."""
+        """Give input `index` of a node a DequantizeLinear of its own, like `old` with other scales, maybe integers.
+
+        If given, `weights` are what a QuantizeLinear of its own, like that before `old`, makes the integers of.
+        """
         name = self.fresh(f"{old.name or old.outputs[0].name}_folded")
-        inputs = [
-            old.inputs[0] if integers is None else self._initializer(node, ir.tensor(integers), f"{name}_integers"),
+        made = old.inputs[0] if integers is None else self._initializer(node, ir.tensor(integers), f"{name}_integers")
+        parameters = [
             self._initializer(node, ir.tensor(scales), f"{name}_scale"),
             self._initializer(node, ir.tensor(zero_points), f"{name}_zero_point"),
         ]
-        attributes = [each for each in old.attributes.values() if each.name != "axis"]
-        fresh = ir.Node("", "DequantizeLinear", inputs, [*attributes, ir.AttrInt64("axis", axis)], name=name)
-        self._insert(node, fresh, after=False)
-        fresh.outputs[0].name = self.fresh(f"{old.outputs[0].name}_folded")
-        fresh.outputs[0].type, fresh.outputs[0].shape = old.outputs[0].type, old.outputs[0].shape
-        value = old.outputs[0]
-        node.replace_input_with(index, fresh.outputs[0])
+        if weights is not None:
+            assert made is not None
+            quantize = made.producer()
+            assert quantize is not None
+            read = quantize.inputs[0]
+            assert read is not None
+            fresh_weights = self._initializer(node, ir.tensor(weights), f"{read.name}_folded")
+            made = self._insert_like(quantize, node, [fresh_weights, *parameters], axis)
+        value, fresh = old.outputs[0], self._insert_like(old, node, [made, *parameters], axis, name)
+        fresh.type, fresh.shape = value.type, value.shape
+        node.replace_input_with(index, fresh)
         self.release(value)
+
+    def _insert_like(
+        self, old: ir.Node, reader: ir.Node, inputs: Sequence[ir.Value | None], axis: int, name: str | None = None
+    ) -> ir.Value:
+        """Put a node like `old`, along another axis, before what is going to read it. Returns its output."""
+        attributes = [each for each in old.attributes.values() if each.name != "axis"]
+        fresh = ir.Node("", old.op_type, inputs, [*attributes, ir.AttrInt64("axis", axis)])
+        fresh.name = name or self.fresh(f"{old.name or old.outputs[0].name}_folded")
+        self._insert(reader, fresh, after=False)
+        fresh.outputs[0].name = self.fresh(f"{old.outputs[0].name}_folded")
+        return fresh.outputs[0]
 
     def replace_operator(self, node: ir.Node, stages: Sequence[Stage]) -> None:
         """Make a node with one input of data the last of several operators in a row, and put the others before it."""

@@ -16,13 +16,13 @@ from bnfold.frontends.onnx.files.pieces import SolvedTensor
 from bnfold.frontends.onnx.operators import read_affine, read_carry, read_linear
 from bnfold.frontends.onnx.operators.constants import Constants
 from bnfold.frontends.onnx.operators.hints import UNCONFIRMED, Hints
-from bnfold.frontends.onnx.operators.quantized import insist_on_output_scales
 from bnfold.frontends.onnx.operators.read_linear import Weights
 from bnfold.frontends.onnx.operators.reader import Facts, Reader
 from bnfold.frontends.onnx.operators.shapes import Inference
 from bnfold.frontends.onnx.scopes import Scopes, find_unread, label
 from bnfold.frontends.onnx.shape_inference import Confirm
 from bnfold.frontends.parameters import Stored, View
+from bnfold.frontends.quantized import kernel_axis
 from bnfold.frontends.reading import AnyArray, Normalization, Unreadable, foreign, leads_nowhere, opaque, unit
 from bnfold.frontends.traversal import in_order, reach
 from bnfold.graph.cautions import Caution, DeclarationCaution
@@ -143,7 +143,7 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         return op
 
     def _read(self, node: ir.Node) -> Op:
-        if node.domain != "":
+        if node.domain != "" and not self._is_fused_matmul(node):
             return opaque(Reason.NOT_LINEAR, f"{node.domain}.{node.op_type} is not an operator that bnfold knows")
         reader = self._reader(node)
         if (linear := read_linear.read_linear(reader, self._bias_add.get(node))) is not None:
@@ -183,9 +183,10 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         return self._data[node]
 
     def _find_data(self, node: ir.Node) -> Sequence[int]:
-        if node.domain != "" or not node.inputs:
+        is_product = node.op_type in PRODUCTS if node.domain == "" else self._is_fused_matmul(node)
+        if (node.domain != "" and not is_product) or not node.inputs:
             return range(len(node.inputs))
-        if node.op_type in PRODUCTS and len(node.inputs) == 2:
+        if is_product and len(node.inputs) == 2:
             return (1 - self._matmul_kernel(node),)
         if node.op_type in ARITHMETIC and isinstance(self.op(node), ChannelAffine):
             return [index for index in range(len(node.inputs)) if not self._facts.constants.holds(node.inputs[index])]
@@ -194,6 +195,10 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         if node.op_type in read_carry.ALL_INPUTS_ARE_DATA:
             return range(len(node.inputs))
         return (0,)
+
+    def _is_fused_matmul(self, node: ir.Node) -> bool:
+        """Whether a node is ONNX Runtime's product, and no function of the model that is called like it."""
+        return read_linear.is_fused_matmul(node) and node.op_identifier() not in self.model.functions
 
     def _matmul_kernel(self, node: ir.Node) -> int:
         try:
@@ -280,13 +285,6 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         """The declarations that a run confirmed, as one caution. Not part of `Graph`."""
         return self._hints.confirmations()
 
-    def _measure(self, stored: Stored[Weights], absorbed: Linear) -> Rounding:
-        if stored.weights.quantized is None or absorbed.after is None:
-            return super()._measure(stored, absorbed)
-        scales = stored.weights.quantized.rescaled(absorbed.after.scale).reshape(1, -1, 1)
-        bias = stored.solve_bias(absorbed, self._loader(absorbed))
-        return measure_parameters(scales, bias, stored.dtype, unit(stored.dtype))
-
     def confirmed_shapes(self) -> dict[ir.Value, tuple[tuple[int | None, ...], int]]:
         """Shapes and element types that a plan rests on because a run showed them; part of no protocol."""
         return {
@@ -364,33 +362,36 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         stored, load = self._stored(node), self._loader(linear)
         index = stored.weights.kernel
         dtype, bias = stored.dtype, stored.solve_bias(linear, load)
-        if stored.weights.quantized is not None:
+        if node in self._bias_add:  # the product changes, though only the sum is a value of this view
+            self._rename(node.outputs[0])
+        if stored.quantized is not None:
             self._write_scales(node, linear, stored)
             if bias is not None:
                 self._write_bias(node, linear, stored, round_once(bias, dtype))
             return
         self._editor.set_parameter(node, index, SolvedTensor(stored.source(linear, load), linear, dtype))
         self._editor.drop_attributes(node, "alpha", "beta")
-        if node in self._bias_add:  # the product changes, though only the sum is a value of this view
-            self._rename(node.outputs[0])
-        if bias is not None and (node.op_type != "Einsum" or bias.any()):  # whose Add is an operator of its own
+        has_add = node in self._bias_add or node.op_type not in ("Einsum", "FusedMatMul")
+        if bias is not None and (has_add or bias.any()):  # else an Add is an operator of its own
             self._write_bias(node, linear, stored, round_once(stored.native_bias(bias), dtype))
         if linear.fill:
             self._editor.pad_explicitly(node, linear.fill, dtype, self._reader(node).version)
 
     def _write_scales(self, node: ir.Node, linear: Linear, stored: Stored[Weights]) -> None:
-        old, version = stored.weights.quantized, self._reader(node).version
+        old = stored.quantized
         assert old is not None
         assert linear.after is not None
-        axis = insist_on_output_scales(old, stored.weights.layout, stored.weights.groups, version)
+        axis = kernel_axis(old, stored.weights.layout)
+        maker = _producer(node.inputs[stored.weights.kernel])
         scales = round_once(old.rescaled(linear.after.scale), old.scales.dtype)
         zero_points = np.broadcast_to(old.zero_points, scales.shape).copy()
         integers = old.resigned(linear.after.scale, axis)
-        changed = None if integers is old.integers else integers
-        self._editor.requantize(node, stored.weights.kernel, old.node, changed, scales, zero_points, axis)
+        weights = old.reweighted(linear.after.scale, axis)
+        changed = None if integers is old.integers or weights is not None else integers
+        self._editor.requantize(node, stored.weights.kernel, maker, changed, scales, zero_points, axis, weights)
         fresh = node.inputs[stored.weights.kernel]
         assert fresh is not None
-        self._declare_known(fresh, old.node.outputs[0])
+        self._declare_known(fresh, maker.outputs[0])
 
     def _write_bias(self, node: ir.Node, linear: Linear, stored: Stored[Weights], bias: AnyArray) -> None:
         version = self._reader(node).version
@@ -468,6 +469,13 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         """Drop the declaration of a value with a fresh name, unless that of `like` is known to hold."""
         if not self._hints.agrees(like):
             value.shape = value.type = None
+
+
+def _producer(value: ir.Value | None) -> ir.Node:
+    """The node that makes a value which some node does make."""
+    node = None if value is None else value.producer()
+    assert node is not None
+    return node
 
 
 def _origin(value: ir.Value) -> ir.Node | ir.Value:

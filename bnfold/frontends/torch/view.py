@@ -9,6 +9,7 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import fx, nn
 from torch.fx.node import map_arg
@@ -18,9 +19,10 @@ from bnfold.algebra.linear import Linear
 from bnfold.algebra.rounding import round_once
 from bnfold.errors import InvalidModelError
 from bnfold.frontends.parameters import Stored, View
+from bnfold.frontends.quantized import kernel_axis
 from bnfold.frontends.reading import Normalization, Unreadable, foreign, opaque
-from bnfold.frontends.torch.change.store import Store, take_name
-from bnfold.frontends.torch.operators import read_affine, read_carry, read_linear, shapes
+from bnfold.frontends.torch.change.store import Store, set_argument, take_name
+from bnfold.frontends.torch.operators import quantized, read_affine, read_carry, read_linear, shapes
 from bnfold.frontends.torch.operators.aliases import exposed, tangled
 from bnfold.frontends.torch.operators.calls import UNKNOWN, Call, Handle, Outputs, Slot
 from bnfold.frontends.torch.operators.constants import Constants
@@ -209,7 +211,7 @@ class TorchGraph(View[fx.Node, Value, Weights]):
             linear = read_linear.read_linear(reader)
         except Unreadable:
             return ()
-        if linear is None:
+        if linear is None or linear[0].is_quantized:  # whose integers stay
             return ()
         weights = linear[1]
         return (weights.kernel, weights.bias) if weights.bias else (weights.kernel,)
@@ -371,7 +373,9 @@ class TorchGraph(View[fx.Node, Value, Weights]):
             self._set(node, self._batchnorm_arrays(node, absorbed), "running_mean")
             return
         stored, kernel, bias = self._linear_arrays(node, absorbed)
-        arrays: dict[str, AnyArray] = {stored.weights.kernel: kernel}
+        arrays: dict[str, AnyArray] = {} if stored.quantized else {stored.weights.kernel: kernel}
+        if stored.quantized is not None:
+            self._requantize(node, stored, absorbed)
         name = stored.weights.bias
         if bias is not None and name is not None:
             is_column = reader.call.op in ("addmm", "baddbmm") and stored.weights.data in ("mat2", "batch2")
@@ -385,6 +389,37 @@ class TorchGraph(View[fx.Node, Value, Weights]):
             self.stands[node] = total
             self._calls.update({user: spell(user, self.root) for user in total.users if user in self._calls})
         self._store.drop_factors(node)
+
+    def _requantize(self, node: fx.Node, stored: Stored[Weights], linear: Linear) -> None:
+        """Let a node read its weight dequantised by other scales, one for each output channel."""
+        source, old = stored.quantized, read_linear.operand(self._reader(node), stored.weights.kernel)
+        assert source is not None
+        assert linear.after is not None
+        assert isinstance(old, fx.Node)
+        axis, factor = kernel_axis(source, stored.weights.layout), linear.after.scale
+        arrays: dict[str, AnyArray] = {"scales": round_once(source.rescaled(factor), source.scales.dtype)}
+        integers = source.resigned(factor, axis)
+        if integers is not source.integers:
+            arrays["input"] = integers
+        with self.graph.inserting_before(node):
+            fresh = self.graph.node_copy(old)
+        if str(old.target) != quantized.PER_CHANNEL:
+            call = self._calls[old]
+            given = (call.get(name) for name in ("input", "scale", "zero_point"))
+            tensors = (each if isinstance(each, fx.Node) else None for each in given)
+            fresh.target = torch.ops.quantized_decomposed.dequantize_per_channel.default
+            fresh.args = (*tensors, axis, *(call.get(name) for name in ("quant_min", "quant_max", "dtype")))
+            fresh.kwargs = {}
+            arrays["zero_points"] = np.broadcast_to(source.zero_points.astype(np.int64), factor.shape)
+        set_argument(node, stored.weights.kernel, fresh)
+        if not old.users:
+            self._calls.pop(old)
+            self.graph.erase_node(old)
+        self._store.rename(fresh, f"{old.name}_folded")
+        self._calls[fresh], self._calls[node] = spell(fresh, self.root), spell(node, self.root)
+        handles = {name: self._calls[fresh].get(name) for name in arrays}
+        self._store.write(fresh, arrays, handles, fresh.args[0])
+        self._calls[fresh] = spell(fresh, self.root)
 
     def _set(self, node: fx.Node, arrays: dict[str, AnyArray], first: str) -> None:
         """Give a node fresh parameters; `first` names the one that tells how new ones are made."""

@@ -310,7 +310,7 @@ def _transport(affine: Affine, before: Shape, after: Shape, choice: int) -> Carr
         if size is None or not size[0]:
             continue
         if size[1]:
-            known = known and (ratio is None or ratio[0].denominator > 1)
+            known = known and (ratio is None or (not ratio[1] and ratio[0].denominator > 1))
             continue
         for quotient, follow in ((ratio, _repeated), (inverse, _merged)):
             if quotient is not None and not quotient[1] and quotient[0].denominator == 1 and affine.size:

@@ -106,7 +106,10 @@ _FRESH = (
 BY_BATCH = "norm by its batch"
 """The name of all that normalise by statistics of what they read, and keep none."""
 
-FRESH = (LINEAR - {"einsum"}) | BATCHNORMS | {BY_BATCH} | frozenset(_FRESH.split())
+DEQUANTIZERS = frozenset({"dequantize_per_channel", "dequantize_per_tensor"})
+"""Operators of `quantized_decomposed` that make float numbers of integers."""
+
+FRESH = (LINEAR - {"einsum"}) | BATCHNORMS | {BY_BATCH} | DEQUANTIZERS | frozenset(_FRESH.split())
 """Operators whose results share no memory with their inputs, but for those that they write into. Any other may."""
 
 
@@ -188,7 +191,11 @@ def _overload(node: fx.Node, target: torch._ops.OpOverload) -> Call:
         for parameter in schema.arguments
         if parameter.alias_info is not None and parameter.alias_info.is_write
     ]
-    name = _canonical(schema.name.partition("::")[2]) if target.namespace == "aten" else ""
+    name = schema.name.partition("::")[2]
+    if target.namespace == "aten":
+        name = _canonical(name)
+    elif target.namespace != "quantized_decomposed" or name not in DEQUANTIZERS:
+        name = ""
     if name == "dropout" and arguments.get("train", True):
         name = ""
     if name in BATCHNORMS and (arguments.get("training") or arguments.get("use_input_stats")):

@@ -25,6 +25,7 @@ from bnfold.proof.torch.calls import SHAPES
 from bnfold.proof.torch.carriers import check_carrier, check_vanished
 from bnfold.proof.torch.linear import Product, insist_on_axis, read_batchnorm, read_product
 from bnfold.proof.torch.pair import Pair
+from bnfold.proof.torch.quantized import check_scales, is_dequantized
 from bnfold.proof.torch.shapes import Shapes
 from bnfold.proof.torch.sides import AnyArray, Model, Side, digest, to_numpy
 from bnfold.proof.torch.wiring import (
@@ -173,7 +174,13 @@ def _check_product(pair: Pair, node: fx.Node, product: Product) -> Worst:
         raise ProofError("weights", name, "its weight has more axes than its input")
     if pushed is not None and pushed.has_shift and product.is_padded:
         raise ProofError("weights", name, "a shift went through it, and its outputs near the border do not see it")
-    worst = check_kernel(name, product.kernel, now.kernel, pushed, pulled)
+    if is_dequantized(side := pair.original, product.weights[0]):
+        if pushed is not None or product.kernel.factor != 1:
+            raise ProofError("weights", name, "its quantised weight takes no change of its input")
+        weights = product.weights[0], now.weights[0]
+        worst = check_scales(name, (side, pair.result), weights, product.kernel, pulled)
+    else:
+        worst = check_kernel(name, product.kernel, now.kernel, pushed, pulled)
     bias = now.bias if constant is None else constant
     if constant is None and now.bias is not None and now.bias_factor != 1:
         raise ProofError("weights", name, "it has a beta")

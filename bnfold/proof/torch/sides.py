@@ -18,7 +18,7 @@ from torch.export.graph_signature import InputKind, InputSpec
 from torch.fx.node import map_arg
 
 from bnfold.proof.failure import ProofError
-from bnfold.proof.torch.calls import BY_BATCH, CALLS, SIZES, SPREAD, Call, read_call
+from bnfold.proof.torch.calls import BY_BATCH, CALLS, DEQUANTIZERS, SIZES, SPREAD, Call, read_call
 
 AnyArray = npt.NDArray[Any]
 
@@ -37,7 +37,7 @@ _PURE = (
     " batch_norm broadcast_to adjoint T mT H mH numpy_T matrix_H _reshape_copy _reshape_alias view_copy"
 )
 
-PURE = frozenset({*_PURE.split(), BY_BATCH})
+PURE = frozenset({*_PURE.split(), BY_BATCH, *DEQUANTIZERS})
 """Deterministic operators: their results are constant where all their inputs are."""
 
 NUMBERS = frozenset({"math", "_operator", "torch", "torch.fx.experimental.symbolic_shapes"})

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto
+from onnx import TensorProto, numpy_helper
 
 import bnfold
 from bnfold import Fold, Outcome, Reason, Refusal
@@ -23,7 +23,7 @@ from bnfold.algebra.affine import Grid
 from bnfold.api import certify
 from bnfold.proof.certificate import Certificate, Relation
 from bnfold.proof.checker import check_proof
-from bnfold.proof.models import Files
+from bnfold.proof.models import Files, digest
 from tests.toys.onnx_graphs import evaluate, fuse, model, node, norm, operators, random, statistics
 
 I64 = np.int64
@@ -150,10 +150,38 @@ def test_gemm_with_transposed_data() -> None:
     assert_folds(model(nodes, {"w": random(5, 3), **statistics(3)}, (5, 4)), "upstream", [])
 
 
-@pytest.mark.parametrize("c", [(4, 1), (4, 3)])
-def test_gemm_with_a_c_for_each_row_stays(c: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("c", [(4, 1), (4, 3)], ids=str)
+@pytest.mark.parametrize("factors", [{}, {"alpha": 0.5, "beta": 3.0}], ids=["plain", "alpha and beta"])
+def test_gemm_with_a_c_for_each_row(c: tuple[int, ...], factors: dict[str, float]) -> None:
+    """Each row of C takes in the map of the channels."""
+    nodes = [node("Gemm", "x w c", "g", **factors), norm("g", "y")]
+    assert_folds(model(nodes, {"w": random(5, 3), "c": random(*c), **statistics(3)}, (4, 5)), "upstream", [])
+    nodes = [norm("x", "n"), node("Gemm", "n w c", "y", **factors)]
+    assert_folds(model(nodes, {"w": random(5, 3), "c": random(*c), **statistics(5)}, (4, 5)), "downstream", [])
+
+
+def test_one_wrong_entry_of_such_a_c_is_rejected() -> None:
+    proto = model([node("Gemm", "x w c", "g"), norm("g", "y")], {"w": random(5, 3), "c": random(4, 1), **statistics(3)},
+                  (4, 5))  # fmt: skip
+    fused, certificate = certify(proto)
+    assert check_proof(Files(proto), Files(fused), certificate).is_proved
+    stored = next(each for each in fused.graph.initializer if each.name == fused.graph.node[0].input[2])
+    wrong = numpy_helper.to_array(stored).copy()
+    wrong[2, 1] *= 1 + 1e-12
+    stored.CopyFrom(numpy_helper.from_array(wrong, stored.name))
+    assert not check_proof(Files(proto), Files(fused), replace(certificate, result=digest(Files(fused)))).is_proved
+
+
+def test_gemm_with_as_many_rows_as_channels() -> None:
+    """C has as many entries as there are channels, and is none of them."""
     nodes = [node("Gemm", "x w c", "g"), norm("g", "y")]
-    assert_stays(model(nodes, {"w": random(5, 3), "c": random(*c), **statistics(3)}, (4, 5)), Reason.NOT_LINEAR)
+    assert_folds(model(nodes, {"w": random(5, 3), "c": random(3, 1), **statistics(3)}, (3, 5)), "upstream", [])
+
+
+def test_gemms_with_a_c_for_each_row_stay_apart() -> None:
+    nodes = [node("Gemm", "x w c", "g"), node("Gemm", "x w2 c2", "h"), node("Add", "g h", "y")]
+    constants = {"w": random(5, 3), "c": random(4, 1), "w2": random(5, 3, seed=1), "c2": random(3)}
+    assert operators(fuse(model(nodes, constants, (4, 5)))[0]) == ["Gemm", "Gemm", "Add"]
 
 
 def test_matmul_gets_a_bias() -> None:

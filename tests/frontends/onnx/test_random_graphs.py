@@ -7,7 +7,7 @@ Set BNFOLD_EXAMPLES to draw more.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -288,13 +288,13 @@ STEPS = [batchnorm, conv, batchnorm, arithmetic, add, concat, activation, transp
 STEPS += [matmul, gemm, conv_transpose, shuffle, expand, select, einsum, batchnorm]
 
 
-def build(draw: Draw, seed: int) -> onnx.ModelProto:
+def build(draw: Draw, seed: int, steps: Sequence[Callable[[Builder], None]] = STEPS) -> onnx.ModelProto:
     b = Builder(draw, np.random.default_rng(seed))
     sizes = [2, 3, 4]
     shape = (sizes[draw(3)], sizes[draw(3)], sizes[draw(3)], sizes[draw(3)])
     b.shapes["x"] = shape
     for _ in range(2 + draw(9)):
-        STEPS[draw(len(STEPS))](b)
+        steps[draw(len(steps))](b)
         if max(np.prod(each) for each in b.shapes.values()) > 5000:
             break
     read = {name for node in b.nodes for name in node.input}

@@ -13,6 +13,7 @@ import onnx_ir as ir
 from bnfold.algebra.kernels import Rows
 from bnfold.frontends.onnx.files.pieces import read, tensor_rows
 from bnfold.frontends.onnx.files.slots import slots
+from bnfold.frontends.onnx.operators import quantizers
 from bnfold.frontends.onnx.operators.bounds import Budget
 from bnfold.frontends.onnx.operators.modern import MODERN, Attributes, modern
 from bnfold.frontends.onnx.scopes import Scopes
@@ -26,9 +27,9 @@ if TYPE_CHECKING:
 
 FOLDABLE = frozenset((
     "Abs", "Add", "Cast", "CastLike", "Ceil", "Clip", "Concat", "ConstantOfShape", "Div", "Equal", "Exp", "Expand",
-    "Flatten", "Floor", "Gather", "Identity", "Max", "Min", "Mul", "Neg", "Pad", "Pow", "Range", "Reciprocal",
-    "ReduceProd", "ReduceSum", "Reshape", "Shape", "Slice", "Split", "Sqrt", "Squeeze", "Sub", "Tile", "Transpose",
-    "Unsqueeze", "Where",
+    "Flatten", "Floor", "Gather", "Identity", "Max", "Min", "Mul", "Neg", "Pad", "Pow", "QuantizeLinear", "Range",
+    "Reciprocal", "ReduceProd", "ReduceSum", "Reshape", "Shape", "Slice", "Split", "Sqrt", "Squeeze", "Sub", "Tile",
+    "Transpose", "Unsqueeze", "Where",
 ))  # fmt: skip
 """Deterministic operators worth evaluating. DequantizeLinear is not among them: a folded weight stays quantised."""
 
@@ -62,6 +63,7 @@ class Constants:
         self._known: dict[ir.Value, bool] = {}
         self._memo: dict[ir.Value, AnyArray] = {}
         self._memo_room = MEMO_ROOM
+        self._latest: tuple[ir.Value, AnyArray] | None = None  # a large one, which is mostly asked for several times
         self._forms: dict[ir.Value, tuple[ir.DataType, tuple[int, ...]]] = {}
         self._failures: dict[ir.Node, str] = {}
         self._evaluators: dict[tuple[int, bytes], ReferenceEvaluator] = {}
@@ -118,6 +120,8 @@ class Constants:
             Unreadable: it cannot be evaluated, or would take unreasonable memory.
             UnreadableTensorError: a stored tensor cannot be read, or the constants of the model take too much work.
         """
+        if self._latest is not None and self._latest[0] is value:
+            return self._latest[1]
         order = in_order(value, self._needed)
         waiting = Counter(source for top in order for source in self._needed(top))
         results: dict[ir.Value, AnyArray] = {}
@@ -138,6 +142,8 @@ class Constants:
                 if not waiting[source]:
                     results.pop(source, None)
             self._remember(top, results[top])
+        if value not in self._memo and _stored(value) is None:
+            self._latest = value, results[value]
         return results[value]
 
     def form(self, value: ir.Value) -> tuple[ir.DataType, tuple[int, ...]]:
@@ -226,6 +232,11 @@ class Constants:
             return [values[source].astype(self._types[like].numpy())]
         version = self._scopes.version(node)
         operands = [None if value is None else values[value] for value in node.inputs]
+        if node.op_type == "QuantizeLinear":  # of which the evaluator wraps large numbers around
+            quantize = quantizers.read(node, operands)
+            assert operands[0] is not None
+            self._budget.spend("Identity", {}, [operands[0]])
+            return [quantize(operands[0])]
         attributes, inputs = modern(node, version, operands)
         arrays = {f"x{index}": array for index, array in enumerate(inputs) if array is not None}
         self._budget.spend(node.op_type, attributes, list(arrays.values()))

@@ -15,9 +15,9 @@ from bnfold.algebra.linear import Border, Layout, Linear, Window
 from bnfold.frontends import reading
 from bnfold.frontends.onnx.operators import quantized
 from bnfold.frontends.onnx.operators.modern import align
-from bnfold.frontends.onnx.operators.quantized import Quantized
 from bnfold.frontends.onnx.operators.reader import FLOATS, Reader
 from bnfold.frontends.parameters import Stored, array_rows
+from bnfold.frontends.quantized import Quantized
 from bnfold.frontends.reading import AnyArray, Unreadable
 from bnfold.graph.outcome import Reason
 
@@ -32,7 +32,8 @@ class Weights:
         bias_index: its index among the node's inputs; None for a matrix product, whose bias is an Add of its own.
         layout, groups: how the kernel is stored.
         behind: how many axes are behind the output channels, for a product that takes no bias.
-        quantized: the DequantizeLinear that makes the kernel, if one does.
+        has_rows: whether the bias differs from row to row of the output (Gemm's C).
+        quantized: the integers that the kernel is made of, if it is.
         kernel_factor, bias_factor: Gemm's alpha and beta, which go into the new parameters.
     """
 
@@ -45,6 +46,7 @@ class Weights:
     bias_factor: float = 1.0
     quantized: Quantized | None = None
     behind: int = 0
+    has_rows: bool = False
 
 
 def read_linear(reader: Reader, add: ir.Node | None) -> tuple[Linear, Weights] | None:
@@ -59,6 +61,8 @@ def read_linear(reader: Reader, add: ir.Node | None) -> tuple[Linear, Weights] |
     """
     if reader.node.op_type == "MatMul":
         linear, weights = _matmul(reader, add)
+    elif is_fused_matmul(reader.node):
+        linear, weights = _fused_matmul(reader)
     elif reader.node.op_type in READERS:
         linear, weights = READERS[reader.node.op_type](reader)
     else:
@@ -67,7 +71,7 @@ def read_linear(reader: Reader, add: ir.Node | None) -> tuple[Linear, Weights] |
     source = quantized.find(value, reader.facts)
     if source is None:
         return linear, weights
-    if reader.node.op_type == "Einsum":
+    if reader.node.op_type in ("Einsum", "FusedMatMul"):
         raise Unreadable(Reason.QUANTIZED, "its weight is quantised")
     axis = quantized.insist_on_output_scales(source, weights.layout, weights.groups, reader.version)
     if weights.kernel_factor != 1:
@@ -83,6 +87,7 @@ def _kernel_shape(reader: Reader, index: int) -> tuple[int, ...]:
     constants = reader.facts.constants
     if (source := quantized.find(value, reader.facts)) is not None:
         return source.integers.shape
+    quantized.insist_on_direct(value, reader.facts)
     reader.insist_on_constant(value, "weight")
     dtype, shape = constants.form(value)
     if dtype not in FLOATS:
@@ -158,15 +163,17 @@ def _gemm(reader: Reader) -> tuple[Linear, Weights]:
     layout = Layout.OUT_IN if reader.attribute("transB", 0) else Layout.IN_OUT
     axis_in = 0 if reader.attribute("transA", 0) else 1
     linear = reading.dense(_kernel_shape(reader, 1), layout, axis_in, axis_out=1)
-    bias = reader.value(2)
+    bias, has_rows = reader.value(2), False
     if bias is not None:
         constant = _bias_constant(reader, 2)
-        if constant.size not in (1, linear.out_channels) or (
-            constant.size > 1 and constant.shape[-1] != linear.out_channels
-        ):
+        has_rows = constant.size > 1 and constant.shape[-1] != constant.size
+        is_aligned = constant.ndim <= 2 and constant.shape[-1:] in ((), (1,), (linear.out_channels,))
+        if not is_aligned or (has_rows and reader.version < 7):
             raise reading.other_bias(constant.shape)
+        if has_rows:
+            linear = replace(linear, window=None)  # a merged operator has one bias for all rows
     factors = float(reader.attribute("alpha", 1.0)), float(reader.attribute("beta", 1.0))
-    return replace(linear, has_bias=bias is not None), Weights(1, bias, 2, layout, 1, *factors)
+    return replace(linear, has_bias=bias is not None), Weights(1, bias, 2, layout, 1, *factors, has_rows=has_rows)
 
 
 def _matmul(reader: Reader, add: ir.Node | None) -> tuple[Linear, Weights]:
@@ -187,6 +194,32 @@ def _einsum(reader: Reader) -> tuple[Linear, Weights]:
     return linear, Weights(kernel, None, None, layout, behind=behind)
 
 
+def is_fused_matmul(node: ir.Node) -> bool:
+    """Whether a node is called as the product that ONNX Runtime writes for a MatMul between transposes and a scale."""
+    return (node.domain, node.op_type) == ("com.microsoft", "FusedMatMul")
+
+
+def _fused_matmul(reader: Reader) -> tuple[Linear, Weights]:
+    """FusedMatMul: ``alpha op(A) @ op(B)``, where `op` may exchange the last two axes. It merges with nothing."""
+    options = reader.node.attributes
+    if any(attribute.is_ref() for attribute in options.values()):
+        raise Unreadable(Reason.FUNCTION_INPUT, "an attribute of it is set by the function's caller")
+    if any(options.get_int(name, 0) for name in ("transBatchA", "transBatchB")):
+        raise Unreadable(Reason.NOT_LINEAR, "it moves an axis of the batch")
+    kernel = matmul_kernel(reader)
+    on_right, turned = kernel == 1, [bool(options.get_int(name, 0)) for name in ("transA", "transB")]
+    shape, rank = _kernel_shape(reader, kernel), reader.rank(1 - kernel)
+    plain = (*shape[:-2], *shape[:-3:-1]) if turned[kernel] else shape
+    linear, layout = reading.product(plain, rank, on_right=on_right)
+    if turned[kernel]:
+        layout = Layout.OUT_IN if layout is Layout.IN_OUT else Layout.IN_OUT
+    assert linear.axis_out is not None
+    axis_in = 2 * rank - 3 - linear.axis_out if turned[1 - kernel] else linear.axis_out
+    linear = replace(linear, axis_in=axis_in, window=None, has_bias_slot=False, has_bias=False)
+    factor = options.get_float("alpha", 1.0)
+    return linear, Weights(kernel, None, None, layout, kernel_factor=factor, behind=0 if on_right else 1)
+
+
 def matmul_kernel(reader: Reader) -> int:
     """The index of a matrix product's constant operand."""
     for index in (1, 0):
@@ -196,6 +229,7 @@ def matmul_kernel(reader: Reader) -> int:
     for value in (reader.value(1), reader.value(0)):
         if value is not None and reader.facts.constants.is_overridable(value):
             reader.insist_on_constant(value, "weight")
+        quantized.insist_on_direct(value, reader.facts)
     raise reading.no_constant_operand()
 
 
@@ -284,8 +318,8 @@ def stored(reader: Reader, add: ir.Node | None) -> Stored[Weights]:
     known = reader.facts.types.get(value)
     dtype = (constants.form(value)[0] if known is None else known).numpy()
     shape = _kernel_shape(reader, weights.kernel)
-    rows = row_count(shape, weights.layout)
-    open_rows = constants.capture(value, rows) if source is None else lambda: array_rows(source.dequantize(), rows)
+    count = row_count(shape, weights.layout)
+    open_rows = constants.capture(value, count) if source is None else lambda: array_rows(source.dequantize(), count)
     kernel = Kernel(shape, weights.layout, weights.groups, open_rows, weights.kernel_factor)
     constant: Array | None = None
     if weights.bias is not None:
@@ -295,5 +329,7 @@ def stored(reader: Reader, add: ir.Node | None) -> Stored[Weights]:
     if weights.layout is Layout.STACKED:
         own, recurrent = (None, np.zeros(shape[:2])) if constant is None else np.split(constant, 2, axis=1)
         return RecurrentStored(linear, weights, kernel, None if own is None else own.reshape(-1), dtype, recurrent)
-    bias = None if constant is None else np.broadcast_to(constant.reshape(-1), (linear.out_channels,))
-    return Stored(linear, weights, kernel, bias, dtype)
+    rows = constant.shape[:1] if constant is not None and weights.has_rows else ()
+    flat = None if constant is None else constant.reshape(*rows, -1)
+    bias = None if flat is None else np.broadcast_to(flat, (*rows, linear.out_channels))
+    return Stored(linear, weights, kernel, bias, dtype, quantized=source)

@@ -81,9 +81,8 @@ class ProgramStore:
             place = self.place_of_source(handle)
             if place is None:
                 path = (self.place_of_source(pattern) or "").rpartition(".")[0]
-                place = f"{path}.bias" if path else f"{node.name}_bias"
-                if name == "weight":
-                    place = place.removesuffix("bias") + "weight"
+                last = "bias" if name == "input" else name
+                place = f"{path}.{last}" if path else f"{node.name}_{last}"
             fresh = self._parameter(like(array, self._like(handle, pattern)), place)
             set_argument(node, name, fresh)
             if isinstance(handle, fx.Node):

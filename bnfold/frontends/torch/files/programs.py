@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -38,6 +39,7 @@ def load(path: Path, limits: Limits = LIMITS) -> ExportedProgram:
                 raise InvalidModelError(f"{path}: its tensors have more than {limits.bytes} bytes (--max-bytes)")
             extra = dict.fromkeys(insist_on_harmless(file, str(path)), "")
             with _quiet():
+                _register_quantisers()
                 program = torch.export.load(file, extra_files=extra)
     except OSError as error:
         raise InvalidModelError(f"{path}: {error.strerror}") from error
@@ -63,6 +65,12 @@ def save(program: ExportedProgram, path: Path) -> None:
     except (OSError, RuntimeError) as error:
         text = one_line(str(error), 200)
         raise OutputError(f"{path}: cannot be written ({text})") from error
+
+
+def _register_quantisers() -> None:
+    """Let torch know `quantized_decomposed`, which programs of `convert_pt2e` call. Its operators come by an import."""
+    with suppress(ImportError):  # a torch without them cannot load such a program, and says so
+        importlib.import_module("torch.ao.quantization.fx._decomposed")
 
 
 @contextmanager

@@ -14,7 +14,9 @@ from bnfold.algebra.kernels import Kernel, row_count
 from bnfold.algebra.linear import Border, Layout, Linear, Window
 from bnfold.frontends import reading
 from bnfold.frontends.parameters import Stored, array_rows
+from bnfold.frontends.quantized import Quantized, kernel_axis
 from bnfold.frontends.reading import Unreadable
+from bnfold.frontends.torch.operators import quantized
 from bnfold.frontends.torch.operators.reader import Reader
 from bnfold.frontends.torch.tensors import to_numpy
 from bnfold.graph.outcome import Reason
@@ -30,6 +32,7 @@ class Weights:
         layout, groups: how the kernel is stored.
         kernel_factor, bias_factor: alpha and beta, which go into the new parameters.
         behind: how many axes of the output lie behind that of its channels, where it is known to take no bias.
+        quantized: the integers that the kernel is made of, if it is.
     """
 
     data: str
@@ -40,6 +43,7 @@ class Weights:
     kernel_factor: float = 1.0
     bias_factor: float = 1.0
     behind: int = 0
+    quantized: Quantized | None = None
 
 
 def read_linear(reader: Reader) -> tuple[Linear, Weights] | None:
@@ -49,7 +53,20 @@ def read_linear(reader: Reader) -> tuple[Linear, Weights] | None:
         Unreadable: it is a linear operator, but not one whose weights can change.
     """
     read: Callable[[Reader], tuple[Linear, Weights]] | None = reader.call.operator.linear
-    return None if read is None else read(reader)
+    if read is None:
+        return None
+    linear, weights = read(reader)
+    source = quantized.find(reader, operand(reader, weights.kernel))
+    if source is None:
+        return linear, weights
+    axis = kernel_axis(source, weights.layout)
+    if source.scales.size > 1 and source.axis != axis:
+        raise Unreadable(Reason.QUANTIZED, "its weight is quantised along another axis than its output channels")
+    if weights.layout is Layout.CONV_TRANSPOSE and weights.groups > 1:
+        raise Unreadable(Reason.QUANTIZED, "its groups share the scales of its quantised weight")
+    if weights.kernel_factor != 1:
+        raise Unreadable(Reason.QUANTIZED, "its quantised weight has an alpha as well")
+    return replace(linear, is_quantized=True, mirrored=source.mirrored(axis)), replace(weights, quantized=source)
 
 
 def conv(reader: Reader) -> tuple[Linear, Weights]:
@@ -80,7 +97,31 @@ def _listed(value: object) -> list[object]:
 
 
 def _kernel_shape(reader: Reader, name: str) -> tuple[int, ...]:
+    if (source := quantized.find(reader, reader.call.get(name))) is not None:
+        return reading.filled(source.integers.shape)
+    _insist_on_floats(reader, reader.call.get(name))
     return reading.filled(tuple(reader.tensor(name, "weight").shape))
+
+
+def _insist_on_floats(reader: Reader, handle: object) -> None:
+    """Refuse a weight that is computed from constants by a quantiser: `dequantize_per_channel`, `fake_quantize_...`.
+
+    Its float numbers are no parameter, and without the quantiser they would be others.
+    """
+    is_computed = isinstance(handle, fx.Node) and not reader.facts.constants.holds(handle)
+    stack, seen, quantiser = [handle] if is_computed else [], set[fx.Node](), ""
+    while stack:
+        node = stack.pop()
+        if not isinstance(node, fx.Node) or node in seen or reader.facts.constants.holds(node):
+            continue
+        if node.op not in ("call_function", "call_method"):
+            return  # it depends on an input
+        seen.add(node)
+        name = str(getattr(node.target, "__name__", node.target))
+        quantiser = name.partition(".")[0] if "quantize" in name else quantiser
+        stack.extend(node.all_input_nodes)
+    if quantiser:
+        raise Unreadable(Reason.QUANTIZED, f"its weight is quantised ({quantiser})")
 
 
 def window(reader: Reader, taps: tuple[int, ...], default_stride: object = 1) -> Window | None:
@@ -145,8 +186,14 @@ def linear(reader: Reader) -> tuple[Linear, Weights]:
 
 def _product(reader: Reader, first: str, second: str, bias: str | None) -> tuple[Linear, Weights]:
     """``first @ second``, one of them constant."""
-    constant_sides = [name for name in (second, first) if reader.holds(name)]
+    constant_sides = [
+        name
+        for name in (second, first)
+        if reader.holds(name) or quantized.find(reader, reader.call.get(name)) is not None
+    ]
     if not constant_sides:
+        for name in (second, first):
+            _insist_on_floats(reader, reader.call.get(name))
         raise reading.no_constant_operand()
     kernel = constant_sides[0]
     data = first if kernel == second else second
@@ -205,15 +252,15 @@ def stored(reader: Reader) -> Stored[Weights]:
     read = read_linear(reader)
     assert read is not None
     linear, weights = read
-    handle = operand(reader, weights.kernel)
-    array = to_numpy(reader.facts.constants.get(handle))  # type: ignore[arg-type]
+    handle, source = operand(reader, weights.kernel), weights.quantized
+    array = source.dequantize() if source else to_numpy(reader.facts.constants.get(handle))  # type: ignore[arg-type]
     rows = row_count(array.shape, weights.layout)
     kernel = Kernel(array.shape, weights.layout, weights.groups, lambda: array_rows(array, rows), weights.kernel_factor)
     bias: Array | None = None
     if weights.bias is not None and reader.call.get(weights.bias) is not None:
         constant = reader.constant(weights.bias, "bias").astype(np.float64) * weights.bias_factor
         bias = np.broadcast_to(constant.reshape(-1), (linear.out_channels,))
-    return Stored(linear, weights, kernel, bias, array.dtype)
+    return Stored(linear, weights, kernel, bias, array.dtype, quantized=source)
 
 
 def data_node(reader: Reader, weights: Weights) -> fx.Node:
