@@ -61,6 +61,8 @@ def export(module: nn.Module, inputs: Inputs, methods: Sequence[str] = (), *, is
     """
     dynamic = _pytree.tree_map(_every_size, (inputs.args, dict(inputs.kwargs)))
     sizes = dict(bind(module, Inputs(*dynamic)).arguments)
+    if methods and not is_static:
+        methods = _kept(module, inputs, methods)
     failure: Exception | None = None
     for given, oblivious in ((sizes, True), (None, False))[is_static:]:
         try:
@@ -74,6 +76,17 @@ def export(module: nn.Module, inputs: Inputs, methods: Sequence[str] = (), *, is
     if isinstance(failure, GuardOnDataDependentSymNode):
         text += "; its code decides by values: fuse the submodules that do not, each with example_inputs of its own"
     raise UnsupportedModelError(text) from failure
+
+
+def _kept(module: nn.Module, inputs: Inputs, methods: Sequence[str]) -> Sequence[str]:
+    """Those of the methods that run for the sizes of the example, and compute nothing anew; all if that is not known.
+
+    An export of fixed sizes takes a fraction of the time, and each method that is left out spoils one.
+    """
+    try:
+        return tuple(_export_all(module, inputs, methods, None, oblivious=False).methods)
+    except Exception:  # an export runs the module's code, which may raise anything
+        return methods
 
 
 def _export_all(
