@@ -26,7 +26,7 @@ from bnfold.frontends.torch.capture.copies import (
     separate_program,
     snapshot,
 )
-from bnfold.frontends.torch.capture.decisions import elsewhere, resized, sizes_of
+from bnfold.frontends.torch.capture.decisions import elsewhere, resized, sizes_of, symbols_of
 from bnfold.frontends.torch.capture.exporting import borders_of_hooked, export, hooked, strip_hooks
 from bnfold.frontends.torch.capture.inputs import Inputs, bind
 from bnfold.frontends.torch.capture.methods import Joint, methods_of
@@ -195,11 +195,11 @@ class OpenTorchModel:
         return Written(path)
 
 
-TRIES = 4
-"""At how many other sizes a fold is tried at most, for code that decides by one; the original may not run at some."""
-
 NUMBERS = 2
-"""At how many it is, if it runs, where the code asks for a size as a number."""
+"""At how many other sizes a fold is tried where code asks for a size as a number."""
+
+FAILURES = 2
+"""At how many the original may not run, before it is taken for one that does not run at others."""
 
 ADVISED = frozenset({Reason.FORWARD_CODE, Reason.HOOK, Reason.PARAMETRIZED, Reason.SKIPPED})
 """Reasons that say what to do, or that no other code would remove."""
@@ -418,18 +418,24 @@ def _open_captured(
             return True
         assert inputs is not None
         example = sizes_of(source.borders[-1], inputs)
-        tried: dict[frozenset[Any], bool | None] = {}
+        everything = symbols_of(attempt.undone)
+        found: dict[frozenset[Any], bool | None] = {}
         for decision in attempt.undone:
-            keys = set[frozenset[Any]]()
-            for sizes in elsewhere(decision, attempt.undone, example):
-                key = frozenset(sizes.items())
-                if key not in tried:
-                    tried[key] = is_folded_at(resized(source.borders[-1], inputs, sizes), attempt)
-                if tried[key] is False:
-                    return False
-                keys.add(key)
-                count = sum(bool(tried[key]) for key in keys)
-                if count == (NUMBERS if decision.is_number else 1) or len(keys) == TRIES:
+            own = symbols_of([decision])
+            one_by_one = [[symbol] for symbol in own if len(own) > 1]
+            wanted = NUMBERS if decision.is_number else 1
+            for symbols in (everything, own, *one_by_one):
+                right = failed = 0
+                for sizes in elsewhere(decision, symbols, example):
+                    key = frozenset(sizes.items())
+                    if key not in found:
+                        found[key] = is_folded_at(resized(source.borders[-1], inputs, sizes), attempt)
+                    if found[key] is False:
+                        return False
+                    right, failed = right + bool(found[key]), failed + (not found[key])
+                    if right == wanted or failed == FAILURES:
+                        break
+                if right == wanted:
                     break
         return True
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -172,26 +172,22 @@ def stated(decision: Decision, sizes: Mapping[Any, str]) -> tuple[str, list[str]
     return None
 
 
-def elsewhere(
-    decision: Decision, decisions: Iterable[Decision], example: Mapping[Any, int]
-) -> Iterator[dict[Any, int]]:
+def elsewhere(decision: Decision, symbols: Sequence[Any], example: Mapping[Any, int]) -> Iterator[dict[Any, int]]:
     """Sizes at which code decides otherwise, the likeliest to matter first.
 
     Args:
         decision: of the code.
-        decisions: what is tried at once, at first.
+        symbols: of the sizes that are changed, all alike.
         example: the size that each symbol has.
     """
-    own = _symbols_of([decision])
-    wider = [(_symbols_of(decisions), change) for change in CHANGES[:3]]
-    alone = [own] if len(own) == 1 else [own, *([each] for each in own)]
-    for symbols, (factor, summand) in (*wider, *((symbols, change) for change in CHANGES for symbols in alone)):
+    for factor, summand in CHANGES:
         sizes = {symbol: int(example[symbol] * factor) + summand for symbol in symbols}
         if min(sizes.values()) > 0 and not decision.is_taken({**example, **sizes}):
             yield sizes
 
 
-def _symbols_of(decisions: Iterable[Decision]) -> list[Any]:
+def symbols_of(decisions: Iterable[Decision]) -> list[Any]:
+    """The symbols of the sizes by which code decides."""
     return sorted({symbol for each in decisions for symbol in each.condition.free_symbols}, key=str)
 
 

@@ -61,8 +61,6 @@ def export(module: nn.Module, inputs: Inputs, methods: Sequence[str] = (), *, is
     """
     dynamic = _pytree.tree_map(_every_size, (inputs.args, dict(inputs.kwargs)))
     sizes = dict(bind(module, Inputs(*dynamic)).arguments)
-    if methods and not is_static:
-        methods = _kept(module, inputs, methods)
     failure: Exception | None = None
     for given, oblivious in ((sizes, True), (None, False))[is_static:]:
         try:
@@ -81,7 +79,7 @@ def export(module: nn.Module, inputs: Inputs, methods: Sequence[str] = (), *, is
 def _kept(module: nn.Module, inputs: Inputs, methods: Sequence[str]) -> Sequence[str]:
     """Those of the methods that run for the sizes of the example, and compute nothing anew; all if that is not known.
 
-    An export of fixed sizes takes a fraction of the time, and each method that is left out spoils one.
+    An export of fixed sizes takes a fraction of the time, and each method that is left out spoils one more.
     """
     try:
         return tuple(_export_all(module, inputs, methods, None, oblivious=False).methods)
@@ -101,7 +99,9 @@ def _export_all(
         except Exception:
             if joint.failed is None:
                 raise
-    rest = [name for name in methods if name != joint.failed]
+    rest: Sequence[str] = [name for name in methods if name != joint.failed]
+    if sizes is not None:
+        rest = _kept(module, inputs, rest)
     return _export_all(module, inputs, rest, sizes, oblivious=oblivious)
 
 
