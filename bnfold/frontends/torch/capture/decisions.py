@@ -35,6 +35,7 @@ class Decision:
         condition: in the symbols of the sizes of the inputs.
         simplified: the same by what the export found out of these symbols.
         is_number: whether the code asked for a number, of which it may do anything, not whether the condition holds.
+        is_inside: whether an operator asked that torch then spelt by others; it does the same whatever the answer.
         is_known: whether code read sizes of a tensor which might be that number by a decision of other code.
     """
 
@@ -42,6 +43,7 @@ class Decision:
     condition: Any
     simplified: Any
     is_number: bool
+    is_inside: bool = False
     is_known: bool = False
 
     def is_taken(self, sizes: Mapping[Any, int]) -> bool:
@@ -58,15 +60,19 @@ class Watch:
 
     def __init__(self, running: Callable[[], tuple[str, ...]]) -> None:
         self._running = running
-        self._noted: dict[tuple[tuple[str, ...], Any, bool], Any] = {}
+        self._noted: dict[tuple[tuple[str, ...], Any, bool, bool], Any] = {}
         self._reading: dict[tuple[str, ...], None] = {}
 
     def decisions(self) -> tuple[Decision, ...]:
         """Each once; a size that one made a number is a number for all code that reads sizes."""
         noted = [(*key, environment.replace(key[1])) for key, environment in self._noted.items()]
-        found = [Decision(stack, condition, simplified, is_number) for stack, condition, is_number, simplified in noted]
+        found = [Decision(stack, condition, simplified, *kind) for stack, condition, *kind, simplified in noted]
         numbers = dict.fromkeys(each.condition for each in found if each.simplified == sympy.true)
-        found += [Decision(stack, each, sympy.true, True, True) for stack in self._reading for each in numbers]
+        found += [
+            Decision(stack, each, sympy.true, is_number=True, is_known=True)
+            for stack in self._reading
+            for each in numbers
+        ]
         return tuple(found)
 
     @contextmanager
@@ -94,9 +100,9 @@ class Watch:
         if not stack or not symbols or any(symbol_is_type(each, UNBACKED) for each in symbols):
             return
         if not node.is_bool():
-            self._noted[stack, sympy.Eq(asked, value), True] = node.shape_env
+            self._noted[stack, sympy.Eq(asked, value), True, False] = node.shape_env
         elif not _is_asked_by_an_operator():
-            self._noted[stack, asked if value else sympy.Not(asked), False] = node.shape_env
+            self._noted[stack, asked if value else sympy.Not(asked), False, not _is_asked_in_python()] = node.shape_env
 
     def _note_reading(self) -> None:
         stack = self._running()
@@ -137,6 +143,15 @@ def _is_asked_by_an_operator() -> bool:
             return True
         frame = frame.f_back  # type: ignore[assignment]
     return False
+
+
+def _is_asked_in_python() -> bool:
+    """Whether Python asks for an answer, by `bool` or a check, not an operator's own code in C++."""
+    frame = sys._getframe(1)
+    while frame is not None and frame.f_code.co_name != "guard_bool":
+        frame = frame.f_back  # type: ignore[assignment]
+    asking = None if frame is None else frame.f_back
+    return asking is None or asking.f_code.co_name in ("bool_", "expect_true")
 
 
 def expressions(size: Any) -> tuple[Any, ...]:

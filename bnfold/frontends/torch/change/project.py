@@ -144,7 +144,8 @@ class Projection:
         return tuple(
             decision
             for decision in self._source.decisions
-            if decision.stack[-1] in self._passing | self._holding
+            if not decision.is_inside
+            and decision.stack[-1] in self._passing | self._holding
             and not any(region.holds(decision) for region in regions.values())
         )
 
