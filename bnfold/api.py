@@ -149,18 +149,26 @@ def plan(
     Raises:
         BnfoldError: the model cannot be read.
     """
-    opened = open_model(model, _options(limits, example_inputs=example_inputs, code=code, preserve=preserve))
+    options = _options(limits, merge=merge, example_inputs=example_inputs, code=code, preserve=preserve)
+    opened = open_model(model, options)
     decided, _ = _decide(opened, merge=merge)
     return _explain(opened, decided, merge=merge)
 
 
-def _options(limits: Limits, inputs: InputOptions = DRAWN, **further: Any) -> OpenOptions:
+def _options(
+    limits: Limits,
+    inputs: InputOptions = DRAWN,
+    selection: Selection = EVERYTHING,
+    *,
+    merge: bool = True,
+    **further: Any,
+) -> OpenOptions:
     """The options for opening a model. One whose shapes are only declared is run on `inputs` to confirm them."""
-    return OpenOptions(limits=limits, observe=partial(confirmer, inputs=inputs), rehearse=_rehearse, **further)
 
+    def rehearse(graph: Graph[Any, Any]) -> None:
+        fold(graph, make_plan(graph, selected=selection, merge=merge))
 
-def _rehearse(graph: Graph[Any, Any]) -> None:
-    fold(graph, make_plan(graph))
+    return OpenOptions(limits=limits, observe=partial(confirmer, inputs=inputs), rehearse=rehearse, **further)
 
 
 class FuseOptions(TypedDict, total=False):
@@ -224,9 +232,9 @@ def fuse(
         limits: how much the model may ask for; a model that asks for more is an `InvalidModelError`.
         example_inputs: what a torch module is called with: a tuple of arguments, a dict of keyword arguments, or the
             only argument. Needed where the forward cannot be traced symbolically; otherwise it tells the shapes. The
-            result then stands for calls that take the same way through the code: the same arguments given, tensors of
-            the same ranks, and of such sizes that code which asks for a size decides alike. A size of 1 says less than
-            one of 2, since an export may take it for fixed.
+            result then stands for calls with the same arguments given, and tensors of the same ranks. Where a fold is
+            only right as long as code that asks for a size decides alike, a call of another size raises an error. A
+            size of 1 says less than one of 2, since an export may take it for fixed.
         prove: prove each fold by its weights before anything is returned, without running the model. Of a module this
             is done for what is captured of it before and afterwards; one that is not proved is as it was. With
             `inplace`, another model that is not proved has been changed all the same.
@@ -251,7 +259,14 @@ def fuse(
     """
     selection = Selection(tuple(only), tuple(skip))
     options = _options(
-        limits, inplace=inplace, example_inputs=example_inputs, code=code, share=share, preserve=preserve
+        limits,
+        selection=selection,
+        merge=merge,
+        inplace=inplace,
+        example_inputs=example_inputs,
+        code=code,
+        share=share,
+        preserve=preserve,
     )
     opened = open_model(model, options)
     decided, _ = _decide(opened, selection, merge=merge)

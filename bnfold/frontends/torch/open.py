@@ -26,6 +26,7 @@ from bnfold.frontends.torch.capture.copies import (
     separate_program,
     snapshot,
 )
+from bnfold.frontends.torch.capture.decisions import elsewhere, resized, sizes_of, symbols_of
 from bnfold.frontends.torch.capture.exporting import borders_of_hooked, export, hooked, strip_hooks
 from bnfold.frontends.torch.capture.inputs import Inputs, bind
 from bnfold.frontends.torch.capture.methods import Joint, methods_of
@@ -34,7 +35,7 @@ from bnfold.frontends.torch.capture.silence import same_randomness
 from bnfold.frontends.torch.capture.source import CALLS, Source, is_same, of_export, of_trace
 from bnfold.frontends.torch.capture.trace import UntraceableError, trace
 from bnfold.frontends.torch.capture.wrappers import unwrap
-from bnfold.frontends.torch.change.generated import is_lost
+from bnfold.frontends.torch.change.generated import GENERATED, is_lost
 from bnfold.frontends.torch.change.keep import KeptGraph
 from bnfold.frontends.torch.change.program import ProgramStore
 from bnfold.frontends.torch.change.project import Attempt, Projection
@@ -43,6 +44,10 @@ from bnfold.frontends.torch.files.programs import count_nodes, load, save
 from bnfold.frontends.torch.operators import shapes
 from bnfold.frontends.torch.view import TorchGraph
 from bnfold.graph.outcome import Fold, Outcome, Reason, Refusal
+
+Seen = tuple[
+    fx.Graph, nn.Module, Store, Mapping[fx.Node, Any] | None, Mapping[fx.Node, str], frozenset[fx.Node]
+]  # as the arguments of a view
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +69,12 @@ class Captured:
     values: Mapping[fx.Node, Any] | None
     recast: frozenset[fx.Node] = frozenset()
     lost: frozenset[str] = frozenset()
+
+    def seen(self, hooks: Mapping[str, str]) -> Seen:
+        """What a view is made of, where hooks see some values."""
+        source = self.source
+        observed = borders_of_hooked(hooks, source.graph, source.name)
+        return source.graph, source.root, self.store, self.values, observed, self.recast
 
     def is_done_by(self, other: Captured) -> bool:
         """Whether another module does the same."""
@@ -183,6 +194,12 @@ class OpenTorchModel:
         save(self.finish(), path)
         return Written(path)
 
+
+NUMBERS = 2
+"""At how many other sizes a fold is tried where code asks for a size as a number."""
+
+FAILURES = 2
+"""At how many the original may not run, before it is taken for one that does not run at others."""
 
 ADVISED = frozenset({Reason.FORWARD_CODE, Reason.HOOK, Reason.PARAMETRIZED, Reason.SKIPPED})
 """Reasons that say what to do, or that no other code would remove."""
@@ -339,16 +356,16 @@ def _open_captured(
     _insist_on_methods(module, captured.source, options.preserve)
     source = captured.source
     observed = borders_of_hooked(hooks, source.graph, source.name)
-    given = (source.graph, source.root, captured.store, captured.values, observed, captured.recast)
+    unchanged = _twin(model)
 
-    def free() -> TorchGraph:
-        return TorchGraph(*given)
+    def free(captured: Captured = captured) -> TorchGraph:
+        return TorchGraph(*captured.seen(hooks))
 
-    def kept() -> KeptGraph:
-        return KeptGraph(*given, module, is_fixed=is_fixed)
+    def kept(captured: Captured = captured) -> KeptGraph:
+        return KeptGraph(*captured.seen(hooks), unchanged, is_fixed=is_fixed)
 
-    graph = kept() if is_kept else free()
-
+    view = kept if is_kept else free
+    graph = view()
     projection = Projection(source, graph, pristine(), hooks)
     restore = snapshot(module) if options.inplace else None
 
@@ -381,6 +398,9 @@ def _open_captured(
         raise UnsupportedModelError(f"{kind} is another graph each time it is captured: pass an ExportedProgram")
 
     def is_right(attempt: Attempt, judge: Judge | None) -> bool:
+        return is_folded(attempt, judge) and is_folded_elsewhere(attempt)
+
+    def is_folded(attempt: Attempt, judge: Judge | None) -> bool:
         """A proof is for all sizes; else those of the example are enough, but for new code that computes with them."""
         if judge is not None:
             return judge(recapture(attempt.module))
@@ -388,6 +408,50 @@ def _open_captured(
         if is_static_enough and captured.is_done_by(recapture(attempt.module, is_static=True)):
             return True
         return captured.is_done_by(recapture(attempt.module))
+
+    def is_folded_elsewhere(attempt: Attempt) -> bool:
+        """Whether an attempt is what folds where code that it keeps decides otherwise, by other sizes.
+
+        An answer may be yes or no, and is tried the other way once; of a number, several others are tried.
+        """
+        if not attempt.undone:
+            return True
+        assert inputs is not None
+        example = sizes_of(source.borders[-1], inputs)
+        everything = symbols_of(attempt.undone)
+        found: dict[frozenset[Any], bool | None] = {}
+        for decision in attempt.undone:
+            own = symbols_of([decision])
+            one_by_one = [[symbol] for symbol in own if len(own) > 1]
+            wanted = NUMBERS if decision.is_number else 1
+            for symbols in (everything, own, *one_by_one):
+                right = failed = 0
+                for sizes in elsewhere(decision, symbols, example):
+                    key = frozenset(sizes.items())
+                    if key not in found:
+                        found[key] = is_folded_at(resized(source.borders[-1], inputs, sizes), attempt)
+                    if found[key] is False:
+                        return False
+                    right, failed = right + bool(found[key]), failed + (not found[key])
+                    if right == wanted or failed == FAILURES:
+                        break
+                if right == wanted:
+                    break
+        return True
+
+    def is_folded_at(other: Inputs, attempt: Attempt) -> bool | None:
+        """Whether an attempt is what folds for other inputs; None where it, or the original, is not made for them."""
+        assert options.rehearse is not None
+        methods = tuple(source.methods)
+        try:
+            wanted = _capture(pristine(unchanged), other, methods, is_static=True)
+        except UnsupportedModelError:
+            return None
+        options.rehearse(view(wanted))
+        try:
+            return wanted.is_done_by(_capture(pristine(attempt.module), other, methods, is_static=True))
+        except UnsupportedModelError as error:
+            return None if GENERATED in str(error) else False
 
     def recapture(module: nn.Module, *, is_static: bool = source.is_static) -> Captured:
         return _capture(pristine(module), inputs, tuple(source.methods), is_static=is_static)

@@ -82,6 +82,10 @@ class TorchGraph(View[fx.Node, Value, Weights]):
         self._constants: dict[int | fx.Node, Constant] = {}
         self.stands: dict[fx.Node, fx.Node] = {}
         """What stands now for the values of nodes that were replaced; part of no protocol."""
+        self.changed: set[fx.Node] = set()
+        """Nodes whose values became something else, wherever these are now; part of no protocol."""
+        self.pulled: set[fx.Node] = set()
+        """Nodes that are gone, since what they read is now what they made; part of no protocol."""
 
     def _know(self, constants: Constants, values: Mapping[fx.Node, Any]) -> Facts:
         if any(isinstance(value, torch.Tensor) for value in values.values()):
@@ -432,6 +436,10 @@ class TorchGraph(View[fx.Node, Value, Weights]):
     def bypass(self, node: fx.Node, *, keep_output_name: bool, index: int = 0) -> None:
         data = self._data_nodes(node)
         kept, carriers = data[index], self._own_carriers(node)
+        if keep_output_name:
+            self.pulled.add(node)
+        else:
+            self.changed.update((node, *carriers))
         name = carriers[0].name
         self._read_instead(carriers, kept)
         self._erase(node, data)
@@ -463,6 +471,7 @@ class TorchGraph(View[fx.Node, Value, Weights]):
         self._calls.pop(node, None)
 
     def join(self, host: fx.Node, source: fx.Node, root: fx.Node) -> None:
+        self.changed.add(host)
         read, data = self._data_nodes(host)[0], self._data_nodes(source)[0]
         if read is not data:
             host.replace_input_with(read, data)
@@ -477,10 +486,19 @@ class TorchGraph(View[fx.Node, Value, Weights]):
             self._facts.copy(carriers[0], host)
 
     def remove(self, node: fx.Node) -> None:
+        self.changed.add(node)
         self._erase(node, self._data_nodes(node))
 
+    def stand(self, node: fx.Node) -> fx.Node:
+        """The node that stands now for the value that a node stood for; part of no protocol."""
+        while node in self.stands:
+            node = self.stands[node]
+        return node
+
     def renew(self, value: Value) -> None:
-        for carrier in self._carriers(value):
+        carriers = self._carriers(value)
+        self.changed.update(carriers, (node for node in self.stands if self.stand(node) in carriers))
+        for carrier in carriers:
             self._store.rename(carrier, f"{carrier.name}_folded")
 
 

@@ -145,6 +145,21 @@ def test_a_method_that_cannot_be_captured_is_left_out() -> None:
     assert_same(*(run(each.forward_features, IMAGE) for each in (model, fused)))
 
 
+def test_methods_that_cannot_be_kept_cost_one_more_export_with_sizes_that_are_symbols(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    symbolic: list[bool] = []
+    made = torch.export.export
+
+    def noted(*args: Any, dynamic_shapes: Any, **options: Any) -> Any:
+        symbolic.append(dynamic_shapes is not None)
+        return made(*args, dynamic_shapes=dynamic_shapes, **options)
+
+    monkeypatch.setattr(torch.export, "export", noted)
+    bnfold.plan(trained(Broken()), example_inputs=IMAGE)
+    assert symbolic.count(True) == 2
+
+
 class Functional(Features):
     """Its forward has to change."""
 

@@ -60,12 +60,12 @@ class Recorder:
         self.borders: list[Border] = []
         self.methods: dict[str, Border] = {}
         self._known: set[Any] = set()
-        self._pending: list[tuple[list[Any], Structure]] = []
+        self._pending: list[tuple[str, list[Any], Structure]] = []
         self._handles: list[Any] = []
         for path, each in module.named_modules():
             if isinstance(each, torch.jit.ScriptModule):
                 continue
-            self._handles.append(each.register_forward_pre_hook(self._enter, with_kwargs=True))
+            self._handles.append(each.register_forward_pre_hook(self._enter(path), with_kwargs=True))
             self._handles.append(each.register_forward_hook(self._leave(path), with_kwargs=True))
 
     def remove(self) -> None:
@@ -73,13 +73,20 @@ class Recorder:
         for handle in self._handles:
             handle.remove()
 
-    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        leaves, structure = flatten(bound(module, args, kwargs))
-        self._pending.append(([_node(leaf) for leaf in leaves], structure))
+    def running(self) -> tuple[str, ...]:
+        """The paths of the modules whose forward runs, the model's first."""
+        return tuple(path for path, *_ in self._pending)
+
+    def _enter(self, path: str) -> Any:
+        def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            leaves, structure = flatten(bound(module, args, kwargs))
+            self._pending.append((path, [_node(leaf) for leaf in leaves], structure))
+
+        return enter
 
     def _leave(self, path: str) -> Any:
         def leave(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], made: Any) -> Any:
-            leaves, structure = self._pending.pop()
+            _, leaves, structure = self._pending.pop()
             signature = inspect.signature(module.forward)
             methods = made.methods if isinstance(made, Together) else {}
             tensors: list[torch.Tensor] = []

@@ -18,6 +18,7 @@ from torch.utils import _pytree
 
 from bnfold.errors import UnsupportedModelError, one_line
 from bnfold.frontends.torch.capture.borders import Border, Recorder
+from bnfold.frontends.torch.capture.decisions import Decision, Watch
 from bnfold.frontends.torch.capture.inputs import Inputs, bind
 from bnfold.frontends.torch.capture.methods import Joint
 from bnfold.frontends.torch.capture.silence import quiet
@@ -33,12 +34,14 @@ class Export:
         borders: of all calls of modules; the last is that of the module itself.
         methods: what further methods of the module give back, by their names.
         is_static: whether it holds for the sizes of the example alone.
+        decisions: what the code decided by sizes, where it does not.
     """
 
     program: ExportedProgram
     borders: tuple[Border, ...]
     methods: Mapping[str, Border]
     is_static: bool
+    decisions: tuple[Decision, ...] = ()
 
 
 def export(module: nn.Module, inputs: Inputs, methods: Sequence[str] = (), *, is_static: bool = False) -> Export:
@@ -73,6 +76,17 @@ def export(module: nn.Module, inputs: Inputs, methods: Sequence[str] = (), *, is
     raise UnsupportedModelError(text) from failure
 
 
+def _kept(module: nn.Module, inputs: Inputs, methods: Sequence[str]) -> Sequence[str]:
+    """Those of the methods that run for the sizes of the example, and compute nothing anew; all if that is not known.
+
+    An export of fixed sizes takes a fraction of the time, and each method that is left out spoils one more.
+    """
+    try:
+        return tuple(_export_all(module, inputs, methods, None, oblivious=False).methods)
+    except Exception:  # an export runs the module's code, which may raise anything
+        return methods
+
+
 def _export_all(
     module: nn.Module, inputs: Inputs, methods: Sequence[str], sizes: Mapping[str, Any] | None, *, oblivious: bool
 ) -> Export:
@@ -85,29 +99,40 @@ def _export_all(
         except Exception:
             if joint.failed is None:
                 raise
-    rest = [name for name in methods if name != joint.failed]
+    rest: Sequence[str] = [name for name in methods if name != joint.failed]
+    if sizes is not None:
+        rest = _kept(module, inputs, rest)
     return _export_all(module, inputs, rest, sizes, oblivious=oblivious)
 
 
 def _export(module: nn.Module, inputs: Inputs, sizes: Mapping[str, Any] | None, *, oblivious: bool) -> Export:
     recorder = Recorder(module)
+    watch = Watch(recorder.running)
     oblivion = symbolic_config.patch(backed_size_oblivious=oblivious)  # type: ignore[attr-defined]
     shapes = dict(sizes) if sizes is not None else None
     try:
-        with quiet(), torch.no_grad(), oblivion, redirect_stderr(StringIO()):  # which gets the graph of a failure
+        with (
+            quiet(),
+            torch.no_grad(),
+            oblivion,
+            watch.watching(),
+            redirect_stderr(StringIO()),
+        ):  # which gets the graph of a failure
             args, kwargs = _pytree.tree_map(_unmarked, (inputs.args, dict(inputs.kwargs)))
             program = torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
     finally:
         recorder.remove()
-    return Export(program, tuple(recorder.borders), recorder.methods, sizes is None)
+    return Export(program, tuple(recorder.borders), recorder.methods, sizes is None, watch.decisions())
 
 
 def _squeezes_one(program: ExportedProgram) -> bool:
     """Whether an axis is dropped, or not, by a size that is 1 in the example and a symbol in the program."""
     for node in program.graph.nodes:
         if "squeeze" in str(node.target) and "unsqueeze" not in str(node.target):
-            value = node.all_input_nodes[0].meta["val"]
-            if any(isinstance(size, torch.SymInt) and size.node.hint == 1 for size in value.shape):
+            shape = node.all_input_nodes[0].meta["val"].shape
+            axes = node.args[1] if len(node.args) > 1 else range(len(shape))
+            sizes = [shape[axis] for axis in ([axes] if isinstance(axes, int) else axes)]
+            if any(isinstance(size, torch.SymInt) and size.node.hint == 1 for size in sizes):
                 return True
     return False
 

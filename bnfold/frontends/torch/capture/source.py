@@ -13,6 +13,7 @@ from torch.export.graph_signature import OutputKind
 from torch.fx.node import map_arg
 
 from bnfold.frontends.torch.capture.borders import Border
+from bnfold.frontends.torch.capture.decisions import Decision
 from bnfold.frontends.torch.capture.exporting import Export, stack
 from bnfold.frontends.torch.capture.trace import Trace
 from bnfold.frontends.torch.change.program import HELD
@@ -36,6 +37,7 @@ class Source:
         lifted: the names of those that it did not hold under a name, as what its code made, or a plain dict held.
         owners: the paths of its modules.
         is_static: whether it holds for the sizes of an example alone.
+        decisions: what the code decided by sizes, where it does not.
     """
 
     graph: fx.Graph
@@ -49,6 +51,7 @@ class Source:
     lifted: frozenset[str]
     owners: frozenset[str]
     is_static: bool = False
+    decisions: tuple[Decision, ...] = ()
 
     def calls(self) -> Iterator[fx.Node]:
         """The nodes that do something."""
@@ -94,6 +97,7 @@ def of_export(export: Export, module: nn.Module) -> Source:
         lifted=captured - places,
         owners=owners,
         is_static=export.is_static,
+        decisions=export.decisions,
     )
 
 

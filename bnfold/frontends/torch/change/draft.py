@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch.package.importer import sys_importer
 from torch.utils import _pytree
 
 from bnfold.frontends.torch.capture.borders import UNSEEN, Border
+from bnfold.frontends.torch.capture.decisions import Decision, expressions, fixed, stated
 from bnfold.frontends.torch.capture.source import Source, is_check, is_scalar, stack
 from bnfold.frontends.torch.change.generated import Code, Made, written
 
@@ -27,11 +28,20 @@ class Region:
         border: of its call.
         graph: of its forward.
         attributes: tensors and modules that the code reads, and that the module does not have yet.
+        sizes, conditions: on which the code depends, as in `Code`.
+        called: paths of the modules that the code calls.
     """
 
     border: Border
     graph: fx.Graph
     attributes: Mapping[str, Any]
+    sizes: Mapping[str, tuple[int, int | None]]
+    conditions: tuple[str, ...]
+    called: frozenset[str]
+
+    def holds(self, decision: Decision) -> bool:
+        """Whether the code that decides is a part of this code now."""
+        return self.border.path in decision.stack and self.called.isdisjoint(decision.stack)
 
 
 class OpenError(Exception):
@@ -98,7 +108,41 @@ class Draft:
         self._write_buffers()
         self._graph.output(tuple(made))
         self._graph.lint()
-        return Region(border, self._graph, self._attributes)
+        sizes, conditions = self._conditions(done)
+        return Region(border, self._graph, self._attributes, sizes, conditions, frozenset(done))
+
+    def _conditions(self, called: Set[str]) -> tuple[dict[str, tuple[int, int | None]], tuple[str, ...]]:
+        """What the sizes of the arguments have to be, since code decided by them, or holds them as numbers."""
+        inside = [
+            decision
+            for decision in self._source.decisions
+            if self._border.path in decision.stack and called.isdisjoint(decision.stack)
+        ]
+        holds = self._source.is_static or any(each.is_known for each in inside) or _has_sizes(self._graph)
+        places: dict[str, tuple[int, int | None]] = {}
+        named: dict[Any, str] = {}
+        equal: dict[Any, str] = {}
+        found: dict[str, list[str]] = {}
+        for index, leaf in enumerate(self._border.leaves):
+            if not isinstance(leaf, fx.Node):
+                continue
+            value = leaf.meta.get("val")
+            for axis, size in enumerate(value.shape) if isinstance(value, torch.Tensor) else [(None, value)]:
+                name = f"{leaf.name}_size" + ("" if axis is None else f"_{axis}")
+                places[name] = index, axis
+                for each, names in zip(expressions(size), (named, equal), strict=False):
+                    names.setdefault(each, name)
+                if holds and (number := fixed(size)) is not None:
+                    found[f"{name} == {number}"] = [name]
+        for decision in inside:
+            if decision.is_known:
+                continue
+            made = stated(decision, {**equal, **named})
+            if made is None:
+                raise OpenError(f"its code decides by {decision.condition}, which its call does not pass")
+            found[made[0]] = made[1]
+        needed = {name for names in found.values() for name in names}
+        return {name: place for name, place in places.items() if name in needed}, tuple(found)
 
     def _enter(self, node: fx.Node, name: str) -> None:
         if node in self._inside:
@@ -223,8 +267,27 @@ class Draft:
                 self._graph.call_function(torch.ops.aten.copy_.default, (held, self._copies[names[name]]))
 
 
-def code_of(region: Region, *, is_static: bool) -> Code:
-    """A module's code as what can be pickled; for the sizes of an example alone, if the capture was."""
+def _has_sizes(graph: fx.Graph) -> bool:
+    """Whether numbers are in the code that may be sizes: those of a kernel or a stride are none."""
+    return any(
+        isinstance(number, int) and number != -1
+        for node in graph.nodes
+        if isinstance(node.target, torch._ops.OpOverload) and "conv" not in str(node.target)
+        for argument, value in zip(node.target._schema.arguments, node.args, strict=False)
+        if _is_size(argument.real_type)
+        for number in _pytree.tree_leaves(value)
+    )
+
+
+def _is_size(kind: Any) -> bool:
+    """Whether an argument of an operator may be a size, or several."""
+    while kind.kind() in ("ListType", "OptionalType"):
+        kind = kind.getElementType()
+    return bool(kind.kind() == "SymIntType")
+
+
+def code_of(region: Region) -> Code:
+    """A module's code as what can be pickled."""
     border = region.border
     text = region.graph.python_code("self")
     head, names, defaults = written(border.signature)
@@ -238,19 +301,11 @@ def code_of(region: Region, *, is_static: bool) -> Code:
         defaults,
         border.arguments,
         constants,
-        _sizes(border) if is_static else {},
+        dict(region.sizes),
+        region.conditions,
         tuple(Made(next(made)) if isinstance(leaf, fx.Node) else leaf for leaf in border.results),
         border.result,
     )
-
-
-def _sizes(border: Border) -> dict[int, tuple[int | None, ...]]:
-    found: dict[int, tuple[int | None, ...]] = {}
-    for index, leaf in enumerate(border.leaves):
-        value = leaf.meta.get("val") if isinstance(leaf, fx.Node) else None
-        if isinstance(value, torch.Tensor):
-            found[index] = tuple(size if isinstance(size, int) else None for size in value.shape)
-    return found
 
 
 def is_simple(border: Border) -> bool:

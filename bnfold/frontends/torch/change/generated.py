@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,9 @@ from torch import nn
 from torch.fx.graph_module import _forward_from_src
 
 from bnfold.frontends.torch.capture.structure import Structure, flatten
+
+GENERATED = "bnfold generated the forward of"
+"""What code says first of a call for which it was not made."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +31,8 @@ class Code:
         defaults: of the parameters.
         arguments: what holds the leaves of the arguments.
         constants: those leaves that the code was generated for, by their index.
-        sizes: of the other leaves, the sizes that the code was generated for.
+        sizes: names of sizes among the other leaves, each with the index of the leaf, and the axis of a tensor.
+        conditions: on these, under which forward takes the way that the code was generated for.
         results, result: the leaves of what is given back, where they are constants, and what holds them.
         lost: methods that would go on with what forward computed before.
     """
@@ -39,7 +44,8 @@ class Code:
     defaults: tuple[Any, ...]
     arguments: Structure
     constants: dict[int, Any]
-    sizes: dict[int, tuple[int | None, ...]]
+    sizes: dict[str, tuple[int, int | None]]
+    conditions: tuple[str, ...]
     results: tuple[Any, ...]
     result: Structure
     lost: tuple[str, ...] = ()
@@ -81,13 +87,32 @@ def written(signature: inspect.Signature) -> tuple[str, tuple[str, ...], tuple[A
     return ", ".join(parts), tuple(signature.parameters), tuple(defaults)
 
 
+def _checks(base: type, code: Code) -> Callable[[Sequence[Any]], None]:
+    """A function of the leaves of the arguments that raises an error where a condition on their sizes does not hold.
+
+    It is written out, with a function of torch, for tracers and compilers.
+    """
+    lines = ["def forward(leaves):", "    pass"]
+    for name, (index, axis) in code.sizes.items():
+        lines.append(f"    {name} = leaves[{index}]" + ("" if axis is None else f".shape[{axis}]"))
+    for condition in code.conditions:
+        text = f"{GENERATED} {base.__name__} for sizes with {condition}: fuse with sizes like these"
+        lines.append(f"    torch._assert({condition}, {text!r})")
+    check: Callable[[Sequence[Any]], None] = _forward_from_src("\n".join([*lines, ""]), {"torch": torch, "math": math})
+    return check
+
+
 def _derive(base: type, code: Code) -> type:
     run = _forward_from_src(code.imports + code.body, {})
     given = ", ".join(f"{name!r}: {name}" for name in code.names)
     source = f"def forward(self, {code.head}):\n    return _call(self, {{{given}}})\n"
 
+    check = _checks(base, code)
+
     def call(module: nn.Module, arguments: dict[str, Any]) -> Any:
-        made = run(module, *_tensors(code, base, arguments))
+        leaves = _leaves(code, base, arguments)
+        check(leaves)
+        made = run(module, *(leaf for index, leaf in enumerate(leaves) if index not in code.constants))
         return code.result.build([made[each.index] if isinstance(each, Made) else each for each in code.results])
 
     held = {"_call": call, "_defaults": code.defaults}
@@ -119,24 +144,19 @@ def is_lost(method: object) -> bool:
     return hasattr(method, "_bnfold_lost")
 
 
-def _tensors(code: Code, base: type, arguments: dict[str, Any]) -> Sequence[Any]:
-    """The leaves of the arguments that are no constants.
+def _leaves(code: Code, base: type, arguments: dict[str, Any]) -> list[Any]:
+    """The leaves of the arguments.
 
     Raises:
         ValueError: the call is not of the kind that the code was generated for.
     """
     leaves, structure = flatten(arguments)
     if structure != code.arguments:
-        raise ValueError(f"bnfold generated the forward of {base.__name__} for other arguments: fuse with these")
+        raise ValueError(f"{GENERATED} {base.__name__} for other arguments: fuse with these")
     for index, constant in code.constants.items():
         if leaves[index] is not constant and leaves[index] != constant:
-            raise ValueError(f"bnfold generated the forward of {base.__name__} for {constant!r}: fuse with this value")
-    for index, sizes in code.sizes.items():
-        for axis, size in enumerate(sizes):
-            if size is not None:
-                text = f"bnfold generated the forward of {base.__name__} for inputs of the example's sizes"
-                torch._assert(leaves[index].shape[axis] == size, text)  # type: ignore[no-untyped-call]
-    return [leaf for index, leaf in enumerate(leaves) if index not in code.constants]
+            raise ValueError(f"{GENERATED} {base.__name__} for {constant!r}: fuse with this value")
+    return leaves
 
 
 def _rebuild(base: type, code: Code) -> Any:

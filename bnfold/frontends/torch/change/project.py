@@ -6,7 +6,7 @@ the place of a BatchNorm. Where it does not, the smallest module around the plac
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import takewhile
@@ -18,6 +18,7 @@ from torch.fx.node import map_arg
 
 from bnfold.errors import UnsupportedModelError
 from bnfold.frontends.torch.capture.borders import Border
+from bnfold.frontends.torch.capture.decisions import Decision
 from bnfold.frontends.torch.capture.source import CALLS, Source, is_check, is_scalar, stack
 from bnfold.frontends.torch.change.draft import Draft, OpenError, Region, code_of, is_simple
 from bnfold.frontends.torch.change.generated import install
@@ -42,10 +43,12 @@ class Attempt:
     Attributes:
         module: the module without what folded.
         has_sizes: whether code that it got computes with sizes.
+        undone: decisions by sizes in code that stays, which with other answers might undo a fold.
     """
 
     module: nn.Module
     has_sizes: bool
+    undone: tuple[Decision, ...]
 
 
 class Projection:
@@ -89,17 +92,20 @@ class Projection:
             return
         try:
             regions = self._regions()
+            yield self._attempt(make(), regions)
+            if undone := self._undone(regions):
+                regions = self._regions(undone)
+                yield self._attempt(make(), regions)
         except OpenError:
             pass
         else:
-            yield self._attempt(make(), regions)
             if "" in regions and self._source.methods:
                 yield self._attempt(make(), regions, lost=tuple(self._source.methods))
         yield self._attempt(make(), {"": self._whole()}, lost=tuple(self._source.methods))
 
     def _attempt(self, module: nn.Module, regions: Mapping[str, Region], lost: tuple[str, ...] = ()) -> Attempt:
         changed = self._changed(module, regions, lost)
-        return Attempt(changed, has_sizes=any(map(_has_sizes, regions.values())))
+        return Attempt(changed, any(map(_has_sizes, regions.values())), self._undone(regions))
 
     def _whole(self) -> Region:
         try:
@@ -123,11 +129,54 @@ class Projection:
 
     # What differs
 
-    def _regions(self) -> dict[str, Region]:
-        """The modules that need generated code, by their paths."""
-        chosen = [(self._smallest(_common(stacks)), stacks) for stacks in self._differences()]
+    def _regions(self, undone: Iterable[Decision] = ()) -> dict[str, Region]:
+        """The modules that need generated code, by their paths: with that, those that decide by sizes do so no more."""
+        deciding = [[list(decision.stack)] for decision in undone]
+        chosen = [(self._smallest(_common(stacks)), stacks) for stacks in (*self._differences(), *deciding)]
         spoiled = {path for place, stacks in chosen for one in stacks for path in one[one.index(place) + 1 :]}
         return {place: self._draft(place, spoiled) for place, _ in chosen}
+
+    def _undone(self, regions: Mapping[str, Region]) -> tuple[Decision, ...]:
+        """Decisions of code that stays, and that another answer might let do something else with what changed.
+
+        Other code neither sees a changed value, nor calls a module that changed: it is as right at all sizes as these.
+        """
+        return tuple(
+            decision
+            for decision in self._source.decisions
+            if not decision.is_inside
+            and decision.stack[-1] in self._passing | self._holding
+            and not any(region.holds(decision) for region in regions.values())
+        )
+
+    @cached_property
+    def _passing(self) -> frozenset[str]:
+        """Paths of the modules through whose code a changed value goes from the node that makes it to its readers."""
+        changed = set(self._view.changed)
+        for node in self._view.pulled & self._before.keys():
+            map_arg(self._before[node].arguments, changed.add)
+        found: set[str] = set()
+        for before in self._before.values():
+            read: set[fx.Node] = set()
+            map_arg(before.arguments, read.add)
+            for node in read & changed & self._before.keys():
+                made, used = self._before[node].stack, before.stack
+                shared = len(_common([made, used])) - 1
+                found.update((*made[shared:], *used[shared:]))
+        return frozenset(found)
+
+    @cached_property
+    def _holding(self) -> frozenset[str]:
+        """Paths of the modules that changed, and of those around them, whose code may call them."""
+        tensors = self._source.tensors().items()
+        owners = {self._place(name).rpartition(".")[0] for name, held in tensors if held is not self._tensors.get(name)}
+        changed = [_submodule(self._module, path) for path in owners | self._gone]
+        found: set[str] = set()
+        for path, each in self._module.named_modules(remove_duplicate=False):
+            if path and any(each is one for one in changed):
+                parts = path.split(".")
+                found.update(".".join(parts[:count]) for count in range(len(parts) + 1))
+        return frozenset(found)
 
     def _smallest(self, places: list[str]) -> str:
         """The smallest of some modules, of which each holds the next, whose call passes all that its code needs."""
@@ -148,11 +197,11 @@ class Projection:
             if spoiled is None or inner in spoiled or not self._is_closed(inner):
                 return None
             border = self._borders[inner]
-            passed = [self._stand(leaf) for leaf in border.leaves if isinstance(leaf, fx.Node)]
+            passed = [self._view.stand(leaf) for leaf in border.leaves if isinstance(leaf, fx.Node)]
             is_there = not any(node._erased for node in passed)  # a value may be passed, not read, and merged away
             return border if is_there and is_simple(border) else None
 
-        return Draft(self._source, self._borders[path], self._stand, self._place, called, self._hooked).region()
+        return Draft(self._source, self._borders[path], self._view.stand, self._place, called, self._hooked).region()
 
     def _differences(self) -> list[list[list[str]]]:
         """For each place where the code has to change, the stacks of what differs there."""
@@ -262,22 +311,16 @@ class Projection:
         """What the module held in the places that the graph reads, before anything is changed."""
         return {place: _tensor(self._module, place) for place in map(self._place, self._source.tensors())}
 
-    def _stand(self, node: fx.Node) -> fx.Node:
-        """The node that stands for the value that a node stood for."""
-        while node in self._view.stands:
-            node = self._view.stands[node]
-        return node
-
     def _reads_the_same(self, node: fx.Node, before: _Before) -> bool:
         def old(each: fx.Node) -> Any:
             name = self._names.get(each)
             held = self._tensors.get(name) if name is not None else None
-            return _Name(f"tensor {name if held is None else id(held)}" if name else str(id(self._stand(each))))
+            return _Name(f"tensor {name if held is None else id(held)}" if name else str(id(self._view.stand(each))))
 
         def new(each: fx.Node) -> Any:
             name = self._source.name(each)
             if name is None:
-                return _Name(str(id(self._stand(each))))
+                return _Name(str(id(self._view.stand(each))))
             held = self._tensors.get(name, self._origins[self._place(name)])
             return _Name(f"tensor {self._place(name) if held is None else id(held)}")
 
@@ -308,7 +351,7 @@ class Projection:
             owner = module.get_submodule(path)
             for name, held in region.attributes.items():
                 _attach(owner, name, held)
-            code = code_of(region, is_static=self._source.is_static)
+            code = code_of(region)
             install(owner, code if path else replace(code, lost=lost))
         for path in gone:
             owner = module.get_submodule(path)

@@ -1,0 +1,244 @@
+"""What the code of modules decided by sizes while it was captured, and would at other sizes decide otherwise.
+
+A loop over a size, or a branch on one, leaves no trace in a graph, which shows one way through the code. What an
+operator asks of a size is no such decision, but where it takes a size as a number, as `unbind` does.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import sympy
+import torch
+from torch import fx
+from torch.fx.experimental.sym_node import SymNode
+from torch.overrides import TorchFunctionMode
+from torch.utils._sympy.printers import PythonPrinter
+from torch.utils._sympy.symbol import SymT, symbol_is_type
+
+from bnfold.frontends.torch.capture.borders import Border
+from bnfold.frontends.torch.capture.inputs import Inputs
+from bnfold.frontends.torch.capture.structure import Structure, flatten
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A condition on sizes that was true, and that code depends on.
+
+    Attributes:
+        stack: the paths of the modules whose forward ran, the model's first; the last one asked.
+        condition: in the symbols of the sizes of the inputs.
+        simplified: the same by what the export found out of these symbols.
+        is_number: whether the code asked for a number, of which it may do anything, not whether the condition holds.
+        is_inside: whether an operator asked that torch then spelt by others; it does the same whatever the answer.
+        is_known: whether code read sizes of a tensor which might be that number by a decision of other code.
+    """
+
+    stack: tuple[str, ...]
+    condition: Any
+    simplified: Any
+    is_number: bool
+    is_inside: bool = False
+    is_known: bool = False
+
+    def is_taken(self, sizes: Mapping[Any, int]) -> bool:
+        """Whether the condition holds for some sizes."""
+        return bool(self.condition.xreplace(dict(sizes)) != sympy.false)
+
+
+class Watch:
+    """Notes the decisions of a module's code while it is exported.
+
+    Args:
+        running: tells the paths of the modules whose forward runs.
+    """
+
+    def __init__(self, running: Callable[[], tuple[str, ...]]) -> None:
+        self._running = running
+        self._noted: dict[tuple[tuple[str, ...], Any, bool, bool], Any] = {}
+        self._reading: dict[tuple[str, ...], None] = {}
+
+    def decisions(self) -> tuple[Decision, ...]:
+        """Each once; a size that one made a number is a number for all code that reads sizes."""
+        noted = [(*key, environment.replace(key[1])) for key, environment in self._noted.items()]
+        found = [Decision(stack, condition, simplified, *kind) for stack, condition, *kind, simplified in noted]
+        numbers = dict.fromkeys(each.condition for each in found if each.simplified == sympy.true)
+        found += [
+            Decision(stack, each, sympy.true, is_number=True, is_known=True)
+            for stack in self._reading
+            for each in numbers
+        ]
+        return tuple(found)
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Notes what is decided inside: in one place of torch a symbol becomes a number, or an answer."""
+        evaluate = SymNode.evaluate
+
+        def watched(node: SymNode, size_oblivious: bool = False) -> bool | int | float:
+            value = evaluate(node, size_oblivious)
+            if not size_oblivious:
+                self._note(node, value)
+            return value
+
+        SymNode.evaluate = watched  # type: ignore[method-assign, assignment]
+        try:
+            with _Reads(self._note_reading):
+                yield
+        finally:
+            SymNode.evaluate = evaluate  # type: ignore[method-assign]
+
+    def _note(self, node: SymNode, value: Any) -> None:
+        asked: Any = node._expr
+        stack = self._running()
+        symbols = asked.free_symbols
+        if not stack or not symbols or any(symbol_is_type(each, UNBACKED) for each in symbols):
+            return
+        if not node.is_bool():
+            self._noted[stack, sympy.Eq(asked, value), True, False] = node.shape_env
+        elif not _is_asked_by_an_operator():
+            self._noted[stack, asked if value else sympy.Not(asked), False, not _is_asked_in_python()] = node.shape_env
+
+    def _note_reading(self) -> None:
+        stack = self._running()
+        if stack and not _is_asked_by_an_operator():
+            self._reading[stack] = None
+
+
+class _Reads(TorchFunctionMode):
+    """Tells when something reads the sizes of a tensor."""
+
+    def __init__(self, note: Callable[[], None]) -> None:
+        super().__init__()
+        self._note = note
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in SIZES:
+            self._note()
+        return func(*args, **kwargs or {})
+
+
+SIZES = {
+    torch.Tensor.shape.__get__,  # type: ignore[attr-defined]
+    torch.numel,
+    *(getattr(torch.Tensor, name) for name in ("__len__", "nelement", "numel", "size", "stride")),
+    *(getattr(torch.Tensor, name) for name in ("__iter__", "chunk", "split", "tensor_split", "unbind", "unsafe_chunk")),
+    *(torch.chunk, torch.split, torch.tensor_split, torch.unbind, torch.unsafe_chunk),
+}
+"""What tells something of the sizes of a tensor: numbers, or that many tensors."""
+
+UNBACKED = (SymT.UNBACKED_INT, SymT.UNBACKED_FLOAT)
+
+
+def _is_asked_by_an_operator() -> bool:
+    """Whether an operator asks, not the code of a module."""
+    frame = sys._getframe(1)
+    while frame is not None and frame.f_code.co_name != "_call_impl":
+        if frame.f_code.co_name == "__torch_dispatch__":
+            return True
+        frame = frame.f_back  # type: ignore[assignment]
+    return False
+
+
+def _is_asked_in_python() -> bool:
+    """Whether Python asks for an answer, by `bool` or a check, not an operator's own code in C++."""
+    frame = sys._getframe(1)
+    while frame is not None and frame.f_code.co_name != "guard_bool":
+        frame = frame.f_back  # type: ignore[assignment]
+    asking = None if frame is None else frame.f_back
+    return asking is None or asking.f_code.co_name in ("bool_", "expect_true")
+
+
+def expressions(size: Any) -> tuple[Any, ...]:
+    """What a size is in symbols: as it was made, and by what the export found out of them; nothing for a number."""
+    if not isinstance(size, torch.SymInt):
+        return ()
+    return tuple(each for each in dict.fromkeys((size.node._expr, size.node.expr)) if each.free_symbols)
+
+
+def fixed(size: Any) -> int | None:
+    """A size that is a number, or a symbol that an export found to be one."""
+    if isinstance(size, torch.SymInt):
+        return int(size.node.expr) if size.node.expr.is_number else None
+    return size if isinstance(size, int) else None
+
+
+def stated(decision: Decision, sizes: Mapping[Any, str]) -> tuple[str, list[str]] | None:
+    """A condition as Python code, and the names in it; None where it is about other sizes than those at hand.
+
+    Args:
+        decision: whose condition.
+        sizes: the names of sizes, by what they are in symbols.
+    """
+    symbols = {size: sympy.Symbol(name, integer=True, positive=True) for size, name in sizes.items()}
+    known: dict[Any, Any] = {}
+    for size, symbol in symbols.items():
+        offset, base = size.as_coeff_Add()  # so that ``n + 1`` is found in ``n + 3``
+        known.setdefault(base, symbol - offset)
+    for form in (decision.condition, decision.simplified):
+        at_hand = form.xreplace(known)
+        if at_hand.free_symbols and at_hand.free_symbols <= set(symbols.values()):
+            return PythonPrinter().doprint(at_hand), sorted(map(str, at_hand.free_symbols))
+    return None
+
+
+def elsewhere(decision: Decision, symbols: Sequence[Any], example: Mapping[Any, int]) -> Iterator[dict[Any, int]]:
+    """Sizes at which code decides otherwise, the likeliest to matter first.
+
+    Args:
+        decision: of the code.
+        symbols: of the sizes that are changed, all alike.
+        example: the size that each symbol has.
+    """
+    for factor, summand in CHANGES:
+        sizes = {symbol: int(example[symbol] * factor) + summand for symbol in symbols}
+        if min(sizes.values()) > 0 and not decision.is_taken({**example, **sizes}):
+            yield sizes
+
+
+def symbols_of(decisions: Iterable[Decision]) -> list[Any]:
+    """The symbols of the sizes by which code decides."""
+    return sorted({symbol for each in decisions for symbol in each.condition.free_symbols}, key=str)
+
+
+CHANGES = (
+    *((1, 1), (0, 1), (16, 1), (1, -1), (1, 2), (1, -2), (2, 0), (0.5, 0)),
+    *((3, 0), (0, 2), (0, 3), (256, 1), (4096, 1)),
+)
+"""By what a size is multiplied, and what is added to it."""
+
+
+def sizes_of(border: Border, inputs: Inputs) -> dict[Any, int]:
+    """The sizes of inputs by their symbols, given the border of the model itself."""
+    return {symbol: leaf.shape[axis] for symbol, leaf, axis in _symbols(border, _arguments(border, inputs)[0])}
+
+
+def resized(border: Border, inputs: Inputs, sizes: Mapping[Any, int]) -> Inputs:
+    """Inputs of which some sizes are others, and whose values then say nothing."""
+    leaves, structure = _arguments(border, inputs)
+    shapes: dict[int, list[int]] = {}
+    for symbol, leaf, axis in _symbols(border, leaves):
+        if symbol in sizes:
+            shapes.setdefault(id(leaf), list(leaf.shape))[axis] = sizes[symbol]
+    made = [leaf.new_zeros(shapes[id(leaf)]) if id(leaf) in shapes else leaf for leaf in leaves]
+    arguments = inspect.BoundArguments(border.signature, structure.build(made))
+    return Inputs(arguments.args, arguments.kwargs)
+
+
+def _arguments(border: Border, inputs: Inputs) -> tuple[list[Any], Structure]:
+    bound = border.signature.bind(*inputs.args, **inputs.kwargs)
+    bound.apply_defaults()
+    return flatten(dict(bound.arguments))
+
+
+def _symbols(border: Border, leaves: list[Any]) -> Iterator[tuple[Any, torch.Tensor, int]]:
+    for node, leaf in zip(border.leaves, leaves, strict=True):
+        value = node.meta.get("val") if isinstance(node, fx.Node) else None
+        for axis, size in enumerate(value.shape if isinstance(value, torch.Tensor) else ()):
+            for symbol in expressions(size):
+                yield symbol, leaf, axis

@@ -1,0 +1,229 @@
+"""A folded module at other sizes than those of the example does what the original does, or says that it does not."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812 (its name everywhere)
+from torch import Tensor, fx, nn
+
+import bnfold
+from bnfold import Fold
+from tests.toys.torch_models import assert_same, drawn, trained
+
+SIZES = [(2, 4, 16, 16), (1, 4, 16, 16), (3, 4, 15, 14), (3, 4, 17, 18), (1, 4, 12, 6), (2, 4, 8, 16), (4, 4, 7, 5)]
+
+EXAMPLES = [drawn(*size) for size in SIZES]
+
+
+class Two(nn.Module):
+    """Two convolutions and two BatchNorms, called by a function."""
+
+    def __init__(self, call: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.call = call
+        self.conv, self.norm = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.next, self.last = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.call(self, x)
+
+    def functional(self, y: Tensor) -> Tensor:
+        """A BatchNorm that folds into other code alone."""
+        norm = self.norm
+        return F.batch_norm(self.conv(y), norm.running_mean, norm.running_var, norm.weight, norm.bias)
+
+
+class Around(nn.Module):
+    """A module whose code decides by the sizes that another one gives it."""
+
+    def __init__(self, inner: nn.Module, *outer: nn.Module) -> None:
+        super().__init__()
+        self.outer, self.inner = nn.Sequential(*outer), inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.inner(self.outer(x))
+        return y
+
+
+def branch(m: Any, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    if x.shape[0] > 1:
+        y = m.next(y)
+    return m.last(y)
+
+
+def loop(m: Any, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    for _ in range(x.shape[0] - 1):
+        y = m.next(y)
+    return m.last(y)
+
+
+def both_in_a_loop(m: Any, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    for _ in range(x.shape[0]):
+        y = m.last(m.next(y))
+    return m.norm(y)
+
+
+def entries(m: Any, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    for _ in x:
+        y = m.next(y)
+    return m.last(y)
+
+
+def parts(m: Any, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    for _ in x.split(1):
+        y = m.next(y)
+    return m.last(y)
+
+
+def length(m: Any, x: Tensor) -> Tensor:
+    return m.last(m.next(m.conv(x)) if len(x) > 1 else m.conv(x))
+
+
+def number(m: Any, x: Tensor) -> Tensor:
+    y = m.functional(x)
+    return m.last(m.next(y.relu() if x.numel() > 1000 else y))
+
+
+def odd(m: Any, x: Tensor) -> Tensor:
+    y = m.functional(x)
+    return m.last(m.next(y.relu() if x.shape[2] % 2 else y))
+
+
+def square(m: Any, x: Tensor) -> Tensor:
+    y = m.functional(x)
+    return m.last(m.next(y.relu() if x.shape[2] == x.shape[3] else y))
+
+
+def twice(m: Any, x: Tensor) -> Tensor:
+    y = m.next(m.conv(x))
+    return m.last(m.next(y)) if x.shape[3] > 15 else m.last(y)
+
+
+class Reaching(nn.Module):
+    """A module that calls a part of another one past it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.inner(self.inner[1](x) if x.shape[0] > 2 else x)
+        return y
+
+
+DECIDING = {
+    "a branch": Two(branch),
+    "a loop": Two(loop),
+    "a loop over both": Two(both_in_a_loop),
+    "a loop over a tensor": Two(entries),
+    "a loop over parts": Two(parts),
+    "a length": Two(length),
+    "a number of entries": Two(number),
+    "an odd size": Two(odd),
+    "two sizes alike": Two(square),
+    "a call that is made again": Two(twice),
+    "a part that is called by itself": Reaching(),
+    "an inner module": Around(Two(odd), nn.MaxPool2d(2)),
+    "an inner module with a fold around it": Around(Two(branch), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)),
+}
+
+
+@pytest.mark.parametrize("size", SIZES[:3], ids=str)
+@pytest.mark.parametrize("name", DECIDING)
+def test_code_that_decides_by_a_size_is_never_wrong_at_another(name: str, size: tuple[int, ...]) -> None:
+    model, example = trained(copy.deepcopy(DECIDING[name])), drawn(*size)
+    fused, outcomes = bnfold.fuse(model, example_inputs=example, return_outcomes=True)
+    assert any(isinstance(each, Fold) for each in outcomes)
+    refused = 0
+    with torch.no_grad():
+        assert_same([model(example)], [fused(example)])
+        for other in EXAMPLES:
+            try:
+                made = fused(other)
+            except AssertionError as error:
+                refused += "generated the forward of" in str(error)
+            else:
+                assert_same([model(other)], [made])
+    assert 0 < refused < len(SIZES)
+
+
+@pytest.mark.parametrize("size", SIZES[:3], ids=str)
+@pytest.mark.parametrize("name", DECIDING)
+def test_code_that_is_kept_does_what_it_did_at_all_sizes(name: str, size: tuple[int, ...]) -> None:
+    model = trained(copy.deepcopy(DECIDING[name]))
+    fused = bnfold.fuse(model, example_inputs=drawn(*size), code="keep")
+    with torch.no_grad():
+        for other in EXAMPLES:
+            assert_same([model(other)], [fused(other)])
+
+
+def padded(m: Any, x: Tensor) -> Tensor:
+    down, right = -x.shape[2] % 3, -x.shape[3] % 3
+    if down > 0 or right > 0:
+        x = F.pad(x, (0, right, 0, down))
+    return m.last(m.next(m.norm(m.conv(x)).relu()))
+
+
+def asserted(m: Any, x: Tensor) -> Tensor:
+    assert x.shape[2] == 16, "images of 16 rows"
+    y: Tensor = m.last(m.next(m.norm(m.conv(x)).relu()))
+    return y
+
+
+def squeezed(m: Any, x: Tensor) -> Tensor:
+    y: Tensor = m.last(m.next(m.functional(x).relu()))
+    return y.mean((2, 3), keepdim=True).squeeze(-1).squeeze(2)
+
+
+def unfolded(m: Any, x: Tensor) -> Tensor:
+    count, channels, height, width = x.shape
+    y = F.pad(m.functional(x), (0, -width % 4, 0, -height % 4))
+    y = y.unflatten(2, (-1, 4)).unflatten(4, (-1, 4)).sum((3, 5)).reshape(count, channels, -1, 1)
+    z: Tensor = m.last(m.next(y))
+    return z
+
+
+@pytest.mark.parametrize("size", SIZES[:2], ids=str)
+@pytest.mark.parametrize("call", [padded, asserted, squeezed, unfolded])
+def test_decisions_that_no_fold_depends_on_change_nothing(call: Callable[..., Tensor], size: tuple[int, ...]) -> None:
+    model = trained(Two(call))
+    fused, outcomes = bnfold.fuse(model, example_inputs=drawn(*size), return_outcomes=True)
+    assert [type(each) for each in outcomes] == [Fold, Fold]
+    assert (type(fused) is Two) == (call in (padded, asserted))
+    with torch.no_grad():
+        for other in EXAMPLES:
+            if call is not asserted or other.shape[2] == 16:
+                assert_same([model(other)], [fused(other)])
+
+
+def test_what_is_skipped_is_skipped_at_the_other_sizes_as_well() -> None:
+    model = trained(Two(padded))
+    fused, outcomes = bnfold.fuse(model, example_inputs=drawn(*SIZES[0]), skip=("norm",), return_outcomes=True)
+    assert [type(each) is Fold for each in outcomes] == [False, True]
+    assert type(fused) is Two
+
+
+def test_code_that_checks_its_sizes_is_code_like_any_other() -> None:
+    model, example = trained(Two(odd)), drawn(*SIZES[0])
+    fused = bnfold.fuse(model, example_inputs=example)
+    size = torch.export.Dim.AUTO
+    program = torch.export.export(fused, (example,), dynamic_shapes=({0: size, 2: size, 3: size},))
+    made: list[Any] = [fused, program.module(), fx.symbolic_trace(fused), copy.deepcopy(fused)]
+    made.append(pickle.loads(pickle.dumps(fused)))
+    made.append(torch.compile(fused, backend="eager", dynamic=True))
+    with torch.no_grad():
+        for each in made:
+            assert_same([model(drawn(3, 4, 6, 5))], [each(drawn(3, 4, 6, 5))])
+        with pytest.raises(AssertionError, match="generated the forward of Two"):
+            fx.symbolic_trace(fused)(drawn(3, 4, 5, 5))
