@@ -19,6 +19,7 @@ from bnfold.runtimes.inputs import DRAWN, Declared, Effort, Feeds, InputOptions,
 from bnfold.verification import opinion
 from bnfold.verification.evidence import insist_on_evidence
 from bnfold.verification.interface import find_changes
+from bnfold.verification.noise import KNOWN
 from bnfold.verification.observe import Move, Observation, Weighing, is_float, is_narrow, observe_move, observe_within
 from bnfold.verification.onnx_weights import Disturbance
 from bnfold.verification.smoke import measure
@@ -268,10 +269,13 @@ class _Pair:
         self._expected: dict[int, dict[str, AnyArray]] = {}
         """The reference's outputs, by the identity of the sample."""
         self._room = CHUNK
+        self._closely: Sample | None = None
+        """The input on which each channel is judged by its own noise alone."""
 
     def observe(self, samples: Sequence[Sample], findings: list[str], progress: Progress) -> Seen:
         """The observations of each value on each input, with second opinions on seeming differences."""
         inside = [drawn for drawn in samples if drawn.is_inside]
+        self._closely = samples[0] if samples and self.options.inputs.effort is not Effort.FAST else None
         groups = [(names, inside) for names in self.chunks(inside)] if inside else []
         groups.append((list(self.reference.outputs), [drawn for drawn in samples if not drawn.is_inside]))
         total, done = sum(len(chosen) for _, chosen in groups), 0
@@ -333,13 +337,12 @@ class _Pair:
         if (tolerance := self.options.tolerance) is not None:
             return {name: observe_within(*pair, tolerance.atol, tolerance.rtol) for name, pair in pairs.items()}
         kept = self._noise.setdefault(id(sample), {})
-        weighed = {name: Weighing(*pair, kept.get(name, [])) for name, pair in pairs.items()}
+        limit = max(disturbed.draws, KNOWN) if sample is self._closely else disturbed.draws
+        weighed = {name: Weighing(*pair, kept.get(name, []), limit) for name, pair in pairs.items()}
         kept.update((name, weighed[name].moves) for name in self.reference.outputs if name in weighed)
-        for draw in range(disturbed.draws):
+        for draw in range(limit):
             unclear = [
-                name
-                for name, weighing in weighed.items()
-                if len(weighing.moves) == draw and not weighing.is_clear(disturbed.draws)
+                name for name, weighing in weighed.items() if len(weighing.moves) == draw and not weighing.is_clear
             ]
             for name, array in disturbed.run(draw, sample.feeds, unclear):
                 weighed[name].moves.append(observe_move(weighed[name].expected, array))

@@ -8,12 +8,13 @@ its noise: what any other correct way to round the same model may do to it. A di
 for the value as a whole and for each channel `g` of it, in the root mean square and in the largest element. The second
 and third term keep a channel whose own few draws happened to cancel from having no budget: the fewer elements it has,
 the less its own noise is known, and the larger its share of the whole value's, ``4 / (4 + elements)``. Elements that
-move together count as one. The last term is the rounding of the result itself.
+move together count as one. With `KNOWN` draws it is known well enough, and needs no share. The last term is the
+rounding of the result itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from math import frexp, isfinite, prod
@@ -28,6 +29,9 @@ from bnfold.verification.metrics import spacing
 FACTOR = 8.0
 """How many times its measured noise a value may differ by; docs/verification.md has the resulting error rates."""
 
+KNOWN = 12
+"""How many draws tell the noise of a channel by itself: they are not all eight times too small by chance."""
+
 BLOCK = 1 << 18
 """How many elements are compared at a time: as many as fit a cache."""
 
@@ -39,7 +43,8 @@ SCALES = 120
 class Extent:
     """How large an array is, as a whole (entry 0) and in each channel (the entries behind it).
 
-    Channels lie on axis 1, and in arrays of three axes on the last one too.
+    Channels lie on axis 1. In arrays of three axes, and of four if they do not look like square images, they are on
+    the last one too.
 
     Attributes:
         rms: root mean squares.
@@ -77,8 +82,9 @@ def measure(array: npt.NDArray[Any], subtract: npt.NDArray[Any] | None = None) -
         whole = _along(array.reshape(1, 1, -1), None if subtract is None else subtract.reshape(1, 1, -1))
         return replace(whole, elements=np.array([np.inf]))
     extents = [_along(array, subtract)]
-    if array.ndim == 3:
-        extents.append(_along(array.swapaxes(1, 2), None if subtract is None else subtract.swapaxes(1, 2)))
+    if _may_be_last(array.shape):
+        last = None if subtract is None else np.moveaxis(subtract, -1, 1)
+        extents.append(_along(np.moveaxis(array, -1, 1), last))
     whole_rms = np.sqrt(np.mean(extents[0].rms ** 2))
     whole_peak = extents[0].peak.max(initial=0.0)
     return Extent(
@@ -88,6 +94,11 @@ def measure(array: npt.NDArray[Any], subtract: npt.NDArray[Any] | None = None) -
         np.concatenate([[np.inf], *(extent.elements for extent in extents)]),
         extents[0].is_finite,
     )
+
+
+def _may_be_last(shape: tuple[int, ...]) -> bool:
+    """Whether channels may lie on the last axis. Where the last two are one size, they are those of an image."""
+    return len(shape) == 3 or (len(shape) == 4 and (shape[2] != shape[3] or shape[1] == shape[2]))
 
 
 def _along(array: npt.NDArray[Any], subtract: npt.NDArray[Any] | None) -> Extent:
@@ -167,6 +178,22 @@ def combine(draws: Sequence[Extent]) -> Extent:
     )
 
 
+def shares_of_draws(noise: Extent) -> Array:
+    """The shares for noise of a few draws, in which a channel moves with the few weights that make it."""
+    together = np.divide(noise.rms, noise.mean, out=np.full_like(noise.rms, np.inf), where=noise.mean != 0) ** 2
+    return np.asarray(4 / (4 + np.minimum(noise.elements, together)))
+
+
+def shares_of_elements(noise: Extent) -> Array:
+    """The shares for errors of rounding, which are another one in each element."""
+    return np.asarray(np.exp2(-noise.elements / 4))
+
+
+def no_shares(noise: Extent) -> Array:
+    """The shares for noise of `KNOWN` draws."""
+    return np.zeros_like(noise.rms)
+
+
 @dataclass(frozen=True)
 class Judgement:
     """A difference against its budget.
@@ -185,7 +212,13 @@ class Judgement:
 
 
 @np.errstate(over="ignore", invalid="ignore")  # squares of float64 may overflow
-def judge(difference: Extent, noise: Extent, signal: Extent, dtype: np.dtype[Any]) -> Judgement:
+def judge(
+    difference: Extent,
+    noise: Extent,
+    signal: Extent,
+    dtype: np.dtype[Any],
+    shares_of: Callable[[Extent], Array] = shares_of_draws,
+) -> Judgement:
     """Whether a difference is no larger than the noise explains.
 
     Args:
@@ -193,13 +226,13 @@ def judge(difference: Extent, noise: Extent, signal: Extent, dtype: np.dtype[Any
         noise: the extent of the moves by disturbances.
         signal: the extent of the reference.
         dtype: the type of the value; `FACTOR` units in its last place are always allowed.
+        shares_of: the share of the whole value's noise that each channel gets, by how well its own is known.
     """
     if difference.is_zero:
         return Judgement(0.0, relative(FACTOR * noise.peak[0], signal.peak[0]), 0.0, "equal")
     unit, smallest = spacing(dtype)
     worst, test, budget = 0.0, "", 0.0
-    together = np.divide(noise.rms, noise.mean, out=np.full_like(noise.rms, np.inf), where=noise.mean != 0) ** 2
-    shares = 4 / (4 + np.minimum(noise.elements, together))
+    shares = shares_of(noise)
     for name in ("peak", "rms"):
         actual, moved, size = (getattr(extent, name) for extent in (difference, noise, signal))
         level = moved[0] / size[0] if size[0] else 0.0

@@ -19,7 +19,18 @@ from bnfold.verification.metrics import (
     signal_to_noise,
     worst_ulp,
 )
-from bnfold.verification.noise import FACTOR, Extent, Judgement, combine, judge, measure, relative
+from bnfold.verification.noise import (
+    FACTOR,
+    KNOWN,
+    Extent,
+    Judgement,
+    combine,
+    judge,
+    measure,
+    no_shares,
+    relative,
+    shares_of_draws,
+)
 
 AnyArray = npt.NDArray[Any]
 
@@ -118,33 +129,35 @@ class Weighing:
         expected: the value of the reference.
         actual: the value of the candidate.
         moves: the moves of the reference's value by disturbances. More may be added.
+        limit: how many moves decide. With `KNOWN` of them, each channel is judged by its own noise alone.
     """
 
-    def __init__(self, expected: AnyArray, actual: AnyArray, moves: list[Move]) -> None:
-        self.expected, self.actual, self.moves = expected, actual, moves
+    def __init__(self, expected: AnyArray, actual: AnyArray, moves: list[Move], limit: int) -> None:
+        self.expected, self.actual, self.moves, self._limit = expected, actual, moves, limit
         if is_float(expected):
             self._difference, self._signal = measure(actual, expected), measure(expected)
             self._counts = _count(expected, actual, self._difference)
 
-    def is_clear(self, limit: int) -> bool:
-        """Whether the value passes, and would pass with `limit` moves as well.
+    @property
+    def is_clear(self) -> bool:
+        """Whether the value passes, and would pass with all moves as well.
 
-        With any noise at all, more is allowed than with none. A root mean square over `limit` moves, and the share of
-        the whole that a channel is allowed, are hardly smaller than those of fewer by more than the root of the ratio.
+        With any noise at all, more is allowed than with none. A root mean square over more moves, and the share of the
+        whole that a channel is allowed, are hardly smaller than those of fewer by more than the root of the ratio.
         """
         draws = len(self.moves)
         if not is_float(self.expected):
             return not _observe_discrete(self.expected, self.actual, self.moves).judgement.excess
-        judgement, is_void = self._judge()
+        judgement, is_void = self._judge(is_known=self._limit >= KNOWN)
         if is_void or _reason(judgement, self._counts, self.moves):
             return False
-        return judgement.excess <= (sqrt(draws / limit) if draws else 1.0)
+        return judgement.excess <= (sqrt(draws / self._limit) if draws else 1.0)
 
     def observe(self, *, is_output: bool) -> Observation:
         """The outcome; with the figures for outputs, if it is one."""
         if not is_float(self.expected):
             return _observe_discrete(self.expected, self.actual, self.moves)
-        judgement, is_void = self._judge()
+        judgement, is_void = self._judge(is_known=len(self.moves) >= KNOWN)
         reason = _reason(judgement, self._counts, self.moves)
         return Observation(
             judgement,
@@ -157,14 +170,15 @@ class Weighing:
             agreement=agree_on_argmax(self.expected, self.actual) if is_output else None,
         )
 
-    def _judge(self) -> tuple[Judgement, bool]:
+    def _judge(self, *, is_known: bool) -> tuple[Judgement, bool]:
         """The judgement, and whether it is void."""
         signal, difference = self._signal, self._difference
         extents = [move.extent for move in self.moves if move.extent is not None]
         silence = replace(signal, rms=np.zeros_like(signal.rms), peak=np.zeros_like(signal.peak))
         noise = combine(extents) if extents else silence
         is_scattered = bool(not difference.is_zero and noise.rms[0] >= CHAOS * signal.rms[0] > 0)
-        return judge(difference, noise, signal, self.expected.dtype), self._counts.is_void or is_scattered
+        judgement = judge(difference, noise, signal, self.expected.dtype, no_shares if is_known else shares_of_draws)
+        return judgement, self._counts.is_void or is_scattered
 
 
 def _reason(judgement: Judgement, counts: Counts, moves: Sequence[Move]) -> str:

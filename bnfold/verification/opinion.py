@@ -12,7 +12,7 @@ import numpy.typing as npt
 from bnfold.runtimes.inputs import Sample
 from bnfold.verification.insides import Pair, find_taken_back
 from bnfold.verification.metrics import spacing
-from bnfold.verification.noise import judge, measure
+from bnfold.verification.noise import judge, measure, shares_of_elements
 from bnfold.verification.observe import Observation, is_float
 
 AnyArray = npt.NDArray[Any]
@@ -121,7 +121,7 @@ def _is_as_near(exact: AnyArray, expected: AnyArray, actual: AnyArray, budget: f
     signal, own = measure(exact), measure(expected, exact)
     if own.peak[0] > TRUST * budget * signal.peak[0]:
         return False
-    return judge(measure(actual, exact), own, signal, expected.dtype).excess <= 1
+    return judge(measure(actual, exact), own, signal, expected.dtype, shares_of_elements).excess <= 1
 
 
 def _is_rounding_of(exact: AnyArray, actual: AnyArray) -> bool:

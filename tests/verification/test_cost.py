@@ -93,7 +93,7 @@ def test_what_passes_with_less_noise_passes_with_more(seed: int) -> None:
     moves: Sequence[Move] = [observe_move(expected, array) for array in disturbed]
     for size in np.geomspace(1e-7, 1e-4, 24):
         actual = moved(size)
-        full = Weighing(expected, actual, list(moves)).observe(is_output=True)
+        full = Weighing(expected, actual, list(moves), 3).observe(is_output=True)
         for known in range(3):
-            if Weighing(expected, actual, list(moves[:known])).is_clear(3):
+            if Weighing(expected, actual, list(moves[:known]), 3).is_clear:
                 assert not full.reason

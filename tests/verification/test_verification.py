@@ -261,13 +261,13 @@ def test_an_extent_is_what_its_formulas_say(
     monkeypatch.setattr(noise, "BLOCK", block)
     kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
     size = size if kind.itemsize > 2 or dtype == "bfloat16" else np.sqrt(np.sqrt(np.sqrt(size)))
-    for shape in ((), (5,), (2, 3), (2, 3, 5), (2, 3, 4, 5), (0, 3, 4), (2, 3, 0, 4)):
+    for shape in ((), (5,), (2, 3), (2, 3, 5), (2, 3, 4, 5), (2, 3, 4, 4), (2, 4, 4, 4), (0, 3, 4), (2, 3, 0, 4)):
         array, other = (np.asarray(size * random(*shape, seed=seed)).astype(kind) for seed in (1, 2))
         wide = array.astype(np.float64) - other
         found = noise.measure(array, other)
         channels = [wide.reshape(1, -1)] if len(shape) < 2 else [wide, *np.moveaxis(wide, 1, 0)]
-        if len(shape) == 3 and wide.size:
-            channels += list(np.moveaxis(wide, 2, 0))
+        if wide.size and (len(shape) == 3 or shape in ((2, 3, 4, 5), (2, 4, 4, 4))):  # not (2, 3, 4, 4), an image
+            channels += list(np.moveaxis(wide, -1, 0))
         if wide.size:
             assert found.is_finite
             np.testing.assert_allclose(found.peak, [np.abs(each).max() for each in channels], 1e-6)
