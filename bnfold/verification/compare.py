@@ -7,7 +7,7 @@ agree within the noise of the reference (`bnfold.verification.noise`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -15,14 +15,17 @@ import numpy as np
 import numpy.typing as npt
 
 from bnfold.errors import IncomparableError, NoEvidenceError, NoKernelError
-from bnfold.runtimes.inputs import DRAWN, Declared, Effort, Feeds, InputOptions, Sample, find_samples, merge_declared
+from bnfold.runtimes.inputs import DRAWN, Effort, Feeds, InputOptions, Sample, find_samples
 from bnfold.verification import opinion
 from bnfold.verification.evidence import insist_on_evidence
-from bnfold.verification.interface import find_changes
-from bnfold.verification.observe import Move, Observation, is_float, is_narrow, observe, observe_move, observe_within
+from bnfold.verification.gate import Gate
+from bnfold.verification.interface import find_changes, find_retyped, pair_interfaces
+from bnfold.verification.observe import Move, Observation, is_float, is_narrow, observe, observe_move
 from bnfold.verification.onnx_weights import Disturbance
 from bnfold.verification.smoke import measure
+from bnfold.verification.storage import describe_conversion
 from bnfold.verification.subject import Run, Subject
+from bnfold.verification.tally import SILENT, Tally, would_pass
 from bnfold.verification.verdict import Divergence, ValueVerdict, Verdict
 
 AnyArray = npt.NDArray[Any]
@@ -44,14 +47,6 @@ CHUNKS = {Effort.FAST: 1, Effort.STANDARD: 3, Effort.THOROUGH: 1 << 30}
 
 
 @dataclass(frozen=True)
-class Tolerance:
-    """A fixed tolerance instead of the measured budget: ``|difference| <= atol + rtol * |reference|``."""
-
-    atol: float = 0.0
-    rtol: float = 0.0
-
-
-@dataclass(frozen=True)
 class CompareOptions:
     """How two models are compared.
 
@@ -59,18 +54,20 @@ class CompareOptions:
         inputs: the inputs that they run on.
         providers: execution providers on which the candidate must agree too, as deployed. With none, it runs on the CPU
             as deployed, and a difference there is only a finding.
-        tolerance: a fixed tolerance for the outputs in place of the budget; inner values are then left out.
+        gate: fixed conditions on the outputs in place of the budget; inner values and drawn extremes are then left out.
         outputs_only: leave out inner values.
         strict_inside: require that an inner value of one name is one value, even where its difference is taken back.
-        allow_interface: allow fixed sizes, and other inputs with a default or other declared outputs.
+        allow_interface: allow fixed sizes, other inputs with a default, and other names, types or declared outputs.
+        renamed: the candidate's name for an input or output of the reference.
     """
 
     inputs: InputOptions = DRAWN
     providers: tuple[str, ...] = ()
-    tolerance: Tolerance | None = None
+    gate: Gate | None = None
     outputs_only: bool = False
     strict_inside: bool = False
     allow_interface: bool = False
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
 
 Progress = Callable[[int, int], None]
@@ -98,30 +95,26 @@ def compare(
     """
     pair = _Pair(reference, candidate, options)
     trial = reference.start(reference.outputs)
-    samples, findings = find_samples(pair.inputs, options.inputs, lambda feeds: _failure(trial, feeds))
+    samples, findings = find_samples(pair.inputs, pair.wanted, lambda feeds: _failure(trial, feeds))
     for sample in samples if options.inputs.is_given else ():
         insist_on_evidence(sample.label, sample.feeds, trial(sample.feeds))
     _insist_on_repeatable(reference, trial, samples[0].feeds)
-    seen = pair.observe(samples, findings, progress)
-    widened = [_widen_sample(narrow) for narrow in samples]
-    wide = None if options.tolerance else _widen(pair, widened[0], findings)
-    if wide is not None:
-        for name, observed in wide.observe(widened, findings, progress).items():
-            seen.setdefault(name, []).extend(observed)
-    verdicts = {name: _close(name, observations) for name, observations in seen.items()}
-    outputs = [verdicts[name] for name in reference.outputs]
-    findings += _note_empty(outputs)
-    _insist_on_judgement(outputs)
-    values = [verdicts[name] for name in pair.shared if name in verdicts]
+    findings += pair.pairing.notes
+    outputs, values = (_judge_by_gate if options.gate else _judge_by_budget)(pair, samples, findings, progress)
     findings += [*reference.notes, *candidate.notes]
-    changes = find_changes(reference, candidate)
+    changes = find_changes(reference, candidate, pair.pairing)
+    retyped = [*find_retyped(reference, pair.pairing), *pair.retyped.values()]
     if options.allow_interface:
         findings += [f"the interface is another one: {change}" for change in changes]
         changes = []
+    if options.gate or options.allow_interface:
+        findings += [f"{change}: it is cast" for change in retyped]
+    else:
+        changes += retyped
     deployed = list(pair.as_deployed(samples, findings))
     if all(output.is_equivalent for output in outputs):
         findings += [_note_runtime(candidate, verdict) for verdict in deployed if verdict.reason]
-    return Verdict(
+    verdict = Verdict(
         (*outputs, *deployed),
         tuple(values),
         _first_divergence(reference, [*values, *outputs]),
@@ -129,7 +122,58 @@ def compare(
         tuple(dict.fromkeys(findings)),
         options.providers,
         tuple(changes),
+        options.gate,
     )
+    note = "" if verdict.is_equivalent else _note_conversion(pair)
+    return replace(verdict, findings=(*verdict.findings, note)) if note else verdict
+
+
+Verdicts = tuple[list[ValueVerdict], list[ValueVerdict]]
+"""The verdicts on outputs, and those on inner values."""
+
+
+def _judge_by_budget(pair: _Pair, samples: Sequence[Sample], findings: list[str], progress: Progress) -> Verdicts:
+    """Judge outputs and inner values by what rounding does to the reference."""
+    seen = pair.observe(samples, findings, progress)
+    widened = [_widen_sample(narrow) for narrow in samples]
+    wide = _widen(pair, widened[0], findings)
+    if wide is not None:
+        for name, observed in wide.observe(widened, findings, progress).items():
+            seen.setdefault(name, []).extend(observed)
+    verdicts = {name: _close(name, observations) for name, observations in seen.items()}
+    outputs = [verdicts[name] for name in pair.reference.outputs]
+    findings += _note_empty(outputs)
+    _insist_on_judgement(outputs)
+    return outputs, [verdicts[name] for name in pair.shared if name in verdicts]
+
+
+def _judge_by_gate(pair: _Pair, samples: Sequence[Sample], findings: list[str], progress: Progress) -> Verdicts:
+    """Judge the outputs by the conditions of the gate, over all inputs together."""
+    gate = pair.options.gate
+    assert gate is not None
+    for done, _ in enumerate(pair.run(pair.reference.outputs, samples, findings)):
+        progress(done, len(samples))
+    outputs = [tally.judge(gate) for tally in pair.tallies.values()]
+    findings += _note_empty(outputs)
+    failing = [output for output in outputs if output.reason]
+    if failing and all(output.observation.is_void and not output.observation.counts.is_void for output in failing):
+        why = failing[0].reason.removeprefix(SILENT)
+        raise IncomparableError(f"output {failing[0].name!r} cannot be judged: {why}")
+    return outputs, []
+
+
+def _note_conversion(pair: _Pair) -> str:
+    """What kind of conversion the candidate is, and with which options it would pass; empty where neither is known."""
+    kind = describe_conversion(pair.reference.storage(), pair.candidate.storage())
+    tallies = list(pair.tallies.values())
+    if not tallies or not (kind or pair.options.gate):
+        return ""
+    shares = [tally.share for tally in tallies if tally.share is not None]
+    lowest = min((tally.snr_db for tally in tallies if not tally.is_discrete), default=float("inf"))
+    figures = [f"{lowest:.1f} dB"] if np.isfinite(lowest) else []
+    figures += [f"argmax agrees in {min(shares):.2%}"] if shares else []
+    where = "" if pair.options.inputs.is_given else " on drawn inputs (--inputs gives real ones)"
+    return f"{kind or 'the outputs'}: {', '.join(figures) or 'no number differs'}{where}; {would_pass(tallies)}"
 
 
 def _widen(pair: _Pair, sample: Sample, findings: list[str]) -> _Pair | None:
@@ -248,19 +292,24 @@ class _Pair:
     """Two models side by side.
 
     Attributes:
+        pairing: the inputs and outputs of both.
         inputs: the inputs that both accept, under the reference's names.
         shared: inner values that carry one name in both, in graph order.
+        tallies: the outputs over all inputs that are no drawn extremes.
+        retyped: a sentence for each output that is of another type.
     """
 
     def __init__(self, reference: Subject, candidate: Subject, options: CompareOptions, steps: int = STEPS) -> None:
         self.reference, self.candidate, self.options, self._steps = reference, candidate, options, steps
-        self.inputs = _common_inputs(reference, candidate)
-        _insist_on_same_outputs(reference, candidate)
-        self._input_names = [declared_input.name for declared_input in candidate.inputs]
-        self._output_names = dict(zip(reference.outputs, candidate.outputs, strict=True))
+        by_position = options.gate is not None or options.allow_interface
+        self.pairing = pair_interfaces(reference, candidate, options.renamed, by_position=by_position)
+        self.inputs = list(self.pairing.declared)
+        self._output_names = dict(zip(reference.outputs, self.pairing.outputs, strict=True))
         theirs = frozenset(candidate.values()) if reference.kind == candidate.kind else frozenset()
-        is_looking_inside = not options.outputs_only and options.tolerance is None
+        is_looking_inside = not options.outputs_only and options.gate is None
         self.shared = [name for name in reference.values() if name in theirs] if is_looking_inside else []
+        self.tallies = self._new_tallies()
+        self.retyped: dict[str, str] = {}
         self._jumps = reference.jumps() | candidate.jumps()
         self._incommensurable: dict[str, str] = {}
         self._noise: dict[int, Moves] = {}
@@ -268,6 +317,15 @@ class _Pair:
         self._expected: dict[int, dict[str, AnyArray]] = {}
         """The reference's outputs, by the identity of the sample."""
         self._room = CHUNK
+
+    @property
+    def wanted(self) -> InputOptions:
+        """The inputs to find: a gate wants no extremes, since conversions are made for real inputs."""
+        inputs = self.options.inputs
+        return replace(inputs, effort=Effort.FAST) if self.options.gate else inputs
+
+    def _new_tallies(self) -> dict[str, Tally]:
+        return {name: Tally(name, self.options.gate) for name in self.reference.outputs}
 
     def observe(self, samples: Sequence[Sample], findings: list[str], progress: Progress) -> Seen:
         """The observations of each value on each input, with second opinions on seeming differences."""
@@ -318,16 +376,19 @@ class _Pair:
             actual = second(sample.feeds)
             pairs = {
                 name: (mine, other)
-                for name, mine, other in zip(names, expected, actual, strict=True)
+                for name, mine, other in zip(names, expected, map(self._cast, names, expected, actual), strict=True)
                 if self._insist_on_same_shape(name, mine, other)
             }
+            for name in self.tallies.keys() & pairs.keys() if not sample.is_probe else ():
+                self.tallies[name].add(sample, *pairs[name])
             moves: Moves = {}
-            if any(not np.array_equal(mine, other) for mine, other in pairs.values()):
+            if self.options.gate is None and any(not np.array_equal(mine, other) for mine, other in pairs.values()):
                 moves = _disturb(disturbed, sample, {name: mine for name, (mine, _) in pairs.items()})
                 self._noise.setdefault(id(sample), {}).update(
                     (name, moves[name]) for name in self.reference.outputs if name in moves
                 )
-            yield sample, {name: self._observe(name, *pairs[name], moves.get(name, ())) for name in pairs}
+            observed = pairs if self.options.gate is None else {}
+            yield sample, {name: self._observe(name, *pairs[name], moves.get(name, ())) for name in observed}
 
     def _keep(self, sample: Sample, expected: Mapping[str, AnyArray]) -> None:
         """Keep the reference's outputs for further runs of the candidate, if there is room."""
@@ -350,7 +411,20 @@ class _Pair:
         return first, lambda feeds: second(self._renamed(feeds))
 
     def _renamed(self, feeds: Feeds) -> Feeds:
-        return dict(zip(self._input_names, (feeds[declared.name] for declared in self.inputs), strict=True))
+        """The feeds under the names, and in the types, of the candidate."""
+        return {
+            other.name: feeds[mine.name].astype(other.dtype, copy=False)
+            if is_float(feeds[mine.name])
+            else feeds[mine.name]
+            for mine, other in zip(self.inputs, self.pairing.inputs, strict=True)
+        }
+
+    def _cast(self, name: str, mine: AnyArray, other: AnyArray) -> AnyArray:
+        """An output of the candidate in the type of the reference's, where both are floating point numbers."""
+        if name not in self._output_names or mine.dtype == other.dtype or not (is_float(mine) and is_float(other)):
+            return other
+        self.retyped[name] = f"output {name!r} was {mine.dtype} and is {other.dtype}"
+        return other.astype(mine.dtype)
 
     def _disturbed(self, names: Sequence[str]) -> list[tuple[Run, list[str]]]:
         """Disturbed references, each with the values to fetch.
@@ -358,7 +432,7 @@ class _Pair:
         Values behind a jump are moved farther, since it is a matter of luck whether a small move crosses the jump.
         """
         options = self.options.inputs
-        if self.options.tolerance is not None:
+        if self.options.gate is not None:
             return []
         runs: list[tuple[Run, list[str]]] = []
         coarse = [name for name in names if name in self._jumps]
@@ -370,9 +444,6 @@ class _Pair:
         return runs
 
     def _observe(self, name: str, expected: AnyArray, actual: AnyArray, moves: Sequence[Move]) -> Observation:
-        tolerance = self.options.tolerance
-        if tolerance is not None:
-            return observe_within(expected, actual, tolerance.atol, tolerance.rtol)
         return observe(expected, actual, moves, is_output=name in self._output_names)
 
     def _insist_on_same_shape(self, name: str, mine: AnyArray, other: AnyArray) -> bool:
@@ -415,6 +486,7 @@ class _Pair:
     def _judge_run(self, reference: Run, run: Run, samples: Sequence[Sample], provider: str) -> Iterator[ValueVerdict]:
         """The verdicts on the outputs of another run of the candidate."""
         names = list(self.reference.outputs)
+        gate, tallies = self.options.gate, self._new_tallies()
         seen: Seen = {name: [] for name in names}
         for sample in samples:
             expected = self._expected.get(id(sample))
@@ -424,11 +496,17 @@ class _Pair:
                 continue
             actual = dict(zip(names, run(self._renamed(sample.feeds)), strict=True))
             for name, mine in expected.items():
-                self._insist_on_same_shape(name, mine, actual[name])
+                other = self._cast(name, mine, actual[name])
+                self._insist_on_same_shape(name, mine, other)
+                if gate is not None:
+                    tallies[name].add(sample, mine, other)
+                    continue
                 noise = self._noise.setdefault(id(sample), {})
-                if not np.array_equal(mine, actual[name]) and name not in noise and self.options.tolerance is None:
+                if not np.array_equal(mine, other) and name not in noise:
                     noise.update(_disturb(self._disturbed_outputs, sample, expected))
-                seen[name].append((sample, self._observe(name, mine, actual[name], noise.get(name, ()))))
+                seen[name].append((sample, self._observe(name, mine, other, noise.get(name, ()))))
+        if gate is not None:
+            return (tally.judge(gate, provider) for tally in tallies.values())
         return (_close(name, seen[name], provider) for name in names)
 
     @cached_property
@@ -444,28 +522,3 @@ def _disturb(disturbed: Sequence[tuple[Run, list[str]]], sample: Sample, expecte
             if name in expected:
                 moves[name].append(observe_move(expected[name], array))
     return moves
-
-
-def _common_inputs(reference: Subject, candidate: Subject) -> list[Declared]:
-    """The inputs that both models accept, under the reference's names."""
-    theirs = {entry.name: entry for entry in candidate.inputs}
-    is_same_kind = reference.kind == candidate.kind
-    declared = merge_declared(reference.inputs, candidate.inputs)
-    if declared is None or (is_same_kind and list(theirs) != [entry.name for entry in declared]):
-        raise IncomparableError(
-            f"{reference.label} and {candidate.label} have other inputs: "
-            f"{_signature(reference.inputs)} against {_signature(candidate.inputs)}"
-        )
-    return declared
-
-
-def _signature(declared: Sequence[Declared]) -> str:
-    return ", ".join(f"{entry.name} {entry.dtype}{list(entry.shape)}" for entry in declared) or "none"
-
-
-def _insist_on_same_outputs(reference: Subject, candidate: Subject) -> None:
-    mine, theirs = list(reference.outputs), list(candidate.outputs)
-    if len(mine) != len(theirs) or (reference.kind == candidate.kind and mine != theirs):
-        raise IncomparableError(
-            f"{reference.label} and {candidate.label} have other outputs: {', '.join(mine)} against {', '.join(theirs)}"
-        )

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from bnfold.runtimes.inputs import Declared, Feeds
 from bnfold.verification.onnx_weights import Disturbance
+from bnfold.verification.storage import Storage
 
 Run = Callable[[Feeds], list[npt.NDArray[Any]]]
 """One inference: an array for each value to fetch."""
@@ -58,6 +59,10 @@ class Subject(Protocol):
 
     def values(self) -> Mapping[str, str]:
         """Inner values that can be fetched, in graph order, each with the node that makes it."""
+        ...
+
+    def storage(self) -> Storage:
+        """How it stores its weights."""
         ...
 
     def jumps(self) -> frozenset[str]:

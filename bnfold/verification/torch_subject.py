@@ -28,6 +28,7 @@ from bnfold.frontends.torch import load
 from bnfold.runtimes.inputs import Declared, Feeds, whole_range
 from bnfold.verification.observe import is_narrow
 from bnfold.verification.onnx_weights import WIDE_STEPS, Disturbance
+from bnfold.verification.storage import Storage, find_rounded
 from bnfold.verification.subject import Inside, Run, Subject
 
 AnyArray = npt.NDArray[Any]
@@ -228,6 +229,11 @@ class TorchSubject:
     def values(self) -> Mapping[str, str]:
         """No inner values: modules have no names for them."""
         return {}
+
+    def storage(self) -> Storage:
+        """How it stores parameters and buffers."""
+        types = frozenset(str(weight.dtype).removeprefix("torch.") for weight in self._weights.values())
+        return Storage(types, find_rounded(map(_to_numpy, self._weights.values())))
 
     def jumps(self) -> frozenset[str]:
         """The outputs of a program behind an operator of `JUMPS`. A module's code is not read."""
