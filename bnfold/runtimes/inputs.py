@@ -96,12 +96,14 @@ class Sample:
         label: "normal", "zeros", ..., or the file.
         is_probe: whether it is a drawn extreme, on which a model may overflow by itself.
         is_inside: whether inner values are compared on it, and not only the outputs.
+        stored: outputs that belong to it, each under its name, or as ``#index`` where it has none.
     """
 
     label: str
     feeds: Feeds = field(repr=False)
     is_probe: bool = False
     is_inside: bool = True
+    stored: Feeds = field(default_factory=dict, repr=False)
 
     @property
     def shapes(self) -> dict[str, list[int]]:
@@ -373,7 +375,7 @@ def _real(declared: Sequence[Declared], options: InputOptions) -> list[Sample] |
     if not options.paths:
         return None
     return [
-        Sample(source.name, _matching(declared, _read(source), str(source)))
+        Sample(source.name, _matching(declared, _read(source), str(source)), stored=_read_stored(source))
         for path in options.paths
         for source in (sorted(path.glob("test_data_set_*")) if path.is_dir() else []) or [path]
     ]
@@ -382,7 +384,7 @@ def _real(declared: Sequence[Declared], options: InputOptions) -> list[Sample] |
 def _read(path: Path) -> Feeds:
     try:
         if path.is_dir():
-            protos = sorted(path.glob("input_*.pb"))
+            protos = sorted(path.glob("input_*.pb"), key=lambda file: (len(file.name), file.name))
             if protos:
                 return _read_protos(protos)
             return {file.stem: np.load(file, allow_pickle=False) for file in sorted(path.glob("*.npy"))}
@@ -392,6 +394,11 @@ def _read(path: Path) -> Feeds:
         raise InvalidModelError(f"{path}: {error.strerror}") from error
     except (ValueError, TypeError, AttributeError, BadZipFile) as error:
         raise InvalidModelError(f"{path}: neither an .npz file nor a folder of .npy or .pb files") from error
+
+
+def _read_stored(path: Path) -> Feeds:
+    """The outputs in a ``test_data_set_*`` folder."""
+    return _read_protos(sorted(path.glob("output_*.pb"), key=lambda file: (len(file.name), file.name)))
 
 
 def _read_protos(paths: Sequence[Path]) -> Feeds:

@@ -24,6 +24,7 @@ from bnfold.verification.observe import Move, Observation, is_float, is_narrow, 
 from bnfold.verification.onnx_weights import Disturbance
 from bnfold.verification.smoke import measure
 from bnfold.verification.storage import describe_conversion
+from bnfold.verification.stored import compare_stored
 from bnfold.verification.subject import Run, Subject
 from bnfold.verification.tally import SILENT, Tally, would_pass
 from bnfold.verification.verdict import Divergence, ValueVerdict, Verdict
@@ -97,10 +98,12 @@ def compare(
     trial = reference.start(reference.outputs)
     samples, findings = find_samples(pair.inputs, pair.wanted, lambda feeds: _failure(trial, feeds))
     for sample in samples if options.inputs.is_given else ():
-        insist_on_evidence(sample.label, sample.feeds, trial(sample.feeds))
+        outputs = trial(sample.feeds)
+        insist_on_evidence(sample.label, sample.feeds, outputs)
+        findings += compare_stored(reference, sample, outputs)
     _insist_on_repeatable(reference, trial, samples[0].feeds)
     findings += pair.pairing.notes
-    outputs, values = (_judge_by_gate if options.gate else _judge_by_budget)(pair, samples, findings, progress)
+    verdicts, values = (_judge_by_gate if options.gate else _judge_by_budget)(pair, samples, findings, progress)
     findings += [*reference.notes, *candidate.notes]
     changes = find_changes(reference, candidate, pair.pairing)
     retyped = [*find_retyped(reference, pair.pairing), *pair.retyped.values()]
@@ -112,12 +115,12 @@ def compare(
     else:
         changes += retyped
     deployed = list(pair.as_deployed(samples, findings))
-    if all(output.is_equivalent for output in outputs):
+    if all(output.is_equivalent for output in verdicts):
         findings += [_note_runtime(candidate, verdict) for verdict in deployed if verdict.reason]
     verdict = Verdict(
-        (*outputs, *deployed),
+        (*verdicts, *deployed),
         tuple(values),
-        _first_divergence(reference, [*values, *outputs]),
+        _first_divergence(reference, [*values, *verdicts]),
         tuple(samples),
         tuple(dict.fromkeys(findings)),
         options.providers,
