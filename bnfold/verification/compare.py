@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bnfold.errors import IncomparableError, NoEvidenceError, NoKernelError
+from bnfold.runtimes.child import CrashError
 from bnfold.runtimes.inputs import DRAWN, Effort, Feeds, InputOptions, Sample, find_samples
 from bnfold.verification import opinion
 from bnfold.verification.evidence import insist_on_evidence
@@ -22,6 +23,8 @@ from bnfold.verification.gate import Gate
 from bnfold.verification.interface import find_changes, find_retyped, pair_interfaces
 from bnfold.verification.observe import Move, Observation, is_float, is_narrow, observe, observe_move
 from bnfold.verification.onnx_weights import Disturbance
+from bnfold.verification.ranges import draw_again, draw_as_normalised, find_far
+from bnfold.verification.sizes import find_further
 from bnfold.verification.smoke import measure
 from bnfold.verification.storage import describe_conversion
 from bnfold.verification.stored import compare_stored
@@ -97,6 +100,7 @@ def compare(
     pair = _Pair(reference, candidate, options)
     trial = reference.start(reference.outputs)
     samples, findings = find_samples(pair.inputs, pair.wanted, lambda feeds: _failure(trial, feeds))
+    samples += _find_further(pair, trial, samples)
     for sample in samples if options.inputs.is_given else ():
         outputs = trial(sample.feeds)
         insist_on_evidence(sample.label, sample.feeds, outputs)
@@ -105,7 +109,7 @@ def compare(
     findings += pair.pairing.notes
     verdicts, values = (_judge_by_gate if options.gate else _judge_by_budget)(pair, samples, findings, progress)
     findings += [*reference.notes, *candidate.notes]
-    changes = find_changes(reference, candidate, pair.pairing)
+    changes = [*find_changes(reference, candidate, pair.pairing), *pair.refused.values()]
     retyped = [*find_retyped(reference, pair.pairing), *pair.retyped.values()]
     if options.allow_interface:
         findings += [f"the interface is another one: {change}" for change in changes]
@@ -114,7 +118,8 @@ def compare(
         findings += [f"{change}: it is cast" for change in retyped]
     else:
         changes += retyped
-    deployed = list(pair.as_deployed(samples, findings))
+    taken = [sample for sample in samples if not sample.is_further and id(sample) not in pair.refused]
+    deployed = list(pair.as_deployed(taken, findings))
     if all(output.is_equivalent for output in verdicts):
         findings += [_note_runtime(candidate, verdict) for verdict in deployed if verdict.reason]
     verdict = Verdict(
@@ -135,14 +140,46 @@ Verdicts = tuple[list[ValueVerdict], list[ValueVerdict]]
 """The verdicts on outputs, and those on inner values."""
 
 
-def _judge_by_budget(pair: _Pair, samples: Sequence[Sample], findings: list[str], progress: Progress) -> Verdicts:
-    """Judge outputs and inner values by what rounding does to the reference."""
-    seen = pair.observe(samples, findings, progress)
+def _find_further(pair: _Pair, trial: Run, samples: Sequence[Sample]) -> list[Sample]:
+    """Drawn inputs of further sizes and ranges."""
+    if pair.wanted.is_given or pair.wanted.effort is Effort.FAST:
+        return []
+    hints = pair.reference.size_hints(), pair.candidate.size_hints()
+    further = find_further(pair.inputs, pair.wanted, samples, hints, lambda feeds: _failure(trial, feeds))
+    normalised = draw_as_normalised(pair.inputs, pair.reference.normalisations(), samples[0])
+    return further if normalised is None else [*further, normalised]
+
+
+def _judge_far(pair: _Pair, samples: Sequence[Sample], seen: Seen, findings: list[str]) -> list[Sample]:
+    """Judge the outputs on an input that reaches as far as the reference can compute, and give this input.
+
+    There has to be one of large values to start from. What differs has to do so on a second draw, too.
+    """
+    large = next((sample for sample in samples if sample.label.startswith("large")), None)
+    far = None if large is None else find_far(large, pair.reference.start(pair.chunks([large])[0]))
+    if far is None:
+        return []
+    again: Seen | None = None
+    for name, observations in pair.observe([far], findings).items():
+        for sample, observation in observations:
+            if observation.reason and again is None:
+                again = pair.observe([draw_again(far, pair.options.inputs.seed)], findings)
+            if observation.reason and not any(second.reason for _, second in (again or {}).get(name, ())):
+                findings.append(f"{name!r} differs on one of two far inputs, where the last digit decides")
+                observation = replace(observation, reason="", is_void=True)
+            seen.setdefault(name, []).append((sample, observation))
+    return [far]
+
+
+def _judge_by_budget(pair: _Pair, samples: list[Sample], findings: list[str], progress: Progress) -> Verdicts:
+    """Judge outputs and inner values by what rounding does to the reference; adds a far input to the samples."""
     widened = [_widen_sample(narrow) for narrow in samples]
     wide = _widen(pair, widened[0], findings)
+    seen = pair.observe(samples, findings, progress)
     if wide is not None:
         for name, observed in wide.observe(widened, findings, progress).items():
             seen.setdefault(name, []).extend(observed)
+    samples += _judge_far(wide or pair, widened if wide else samples, seen, findings)
     verdicts = {name: _close(name, observations) for name, observations in seen.items()}
     outputs = [verdicts[name] for name in pair.reference.outputs]
     findings += _note_empty(outputs)
@@ -150,7 +187,7 @@ def _judge_by_budget(pair: _Pair, samples: Sequence[Sample], findings: list[str]
     return outputs, [verdicts[name] for name in pair.shared if name in verdicts]
 
 
-def _judge_by_gate(pair: _Pair, samples: Sequence[Sample], findings: list[str], progress: Progress) -> Verdicts:
+def _judge_by_gate(pair: _Pair, samples: list[Sample], findings: list[str], progress: Progress) -> Verdicts:
     """Judge the outputs by the conditions of the gate, over all inputs together."""
     gate = pair.options.gate
     assert gate is not None
@@ -300,6 +337,8 @@ class _Pair:
         shared: inner values that carry one name in both, in graph order.
         tallies: the outputs over all inputs that are no drawn extremes.
         retyped: a sentence for each output that is of another type.
+        refused: a sentence for each input, by its identity, on which the candidate does not run or has outputs of other
+            shapes, though it ran on another.
     """
 
     def __init__(self, reference: Subject, candidate: Subject, options: CompareOptions, steps: int = STEPS) -> None:
@@ -313,6 +352,8 @@ class _Pair:
         self.shared = [name for name in reference.values() if name in theirs] if is_looking_inside else []
         self.tallies = self._new_tallies()
         self.retyped: dict[str, str] = {}
+        self.refused: dict[int, str] = {}
+        self._has_run = False
         self._jumps = reference.jumps() | candidate.jumps()
         self._incommensurable: dict[str, str] = {}
         self._noise: dict[int, Moves] = {}
@@ -320,6 +361,8 @@ class _Pair:
         self._expected: dict[int, dict[str, AnyArray]] = {}
         """The reference's outputs, by the identity of the sample."""
         self._room = CHUNK
+        self._measured: dict[str, Mapping[str, int]] = {}
+        """The bytes of values, by the shapes of the inputs."""
 
     @property
     def wanted(self) -> InputOptions:
@@ -330,7 +373,9 @@ class _Pair:
     def _new_tallies(self) -> dict[str, Tally]:
         return {name: Tally(name, self.options.gate) for name in self.reference.outputs}
 
-    def observe(self, samples: Sequence[Sample], findings: list[str], progress: Progress) -> Seen:
+    def observe(
+        self, samples: Sequence[Sample], findings: list[str], progress: Progress = lambda done, total: None
+    ) -> Seen:
         """The observations of each value on each input, with second opinions on seeming differences."""
         inside = [drawn for drawn in samples if drawn.is_inside]
         groups = [(names, inside) for names in self.chunks(inside)] if inside else []
@@ -348,7 +393,10 @@ class _Pair:
 
     def chunks(self, samples: Sequence[Sample]) -> list[list[str]]:
         """The values to fetch in each run: the outputs, and as many inner values as fit and are worth it."""
-        sizes = self.reference.measure(samples[0].feeds)
+        shapes = str(samples[0].shapes)
+        if shapes not in self._measured:
+            self._measured[shapes] = self.reference.measure(samples[0].feeds)
+        sizes = self._measured[shapes]
         chunks, room = [list(self.reference.outputs)], CHUNK
         for name in self.shared:
             size = sizes.get(name, 0)
@@ -376,12 +424,22 @@ class _Pair:
             if sample.is_probe and not all(np.isfinite(array).all() for array in expected if is_float(array)):
                 findings.append(f"the reference overflows on the input {sample.label!r}, which was left out")
                 continue
-            actual = second(sample.feeds)
-            pairs = {
-                name: (mine, other)
-                for name, mine, other in zip(names, expected, map(self._cast, names, expected, actual), strict=True)
-                if self._insist_on_same_shape(name, mine, other)
-            }
+            try:
+                actual = second(sample.feeds)
+                pairs = {
+                    name: (mine, other)
+                    for name, mine, other in zip(names, expected, map(self._cast, names, expected, actual), strict=True)
+                    if self._insist_on_same_shape(name, mine, other)
+                }
+            except CrashError:
+                raise
+            except IncomparableError as error:
+                if not self._has_run:
+                    raise
+                shapes = ", ".join(f"{name} {shape}" for name, shape in sample.shapes.items())
+                self.refused[id(sample)] = f"not on the input {sample.label!r} ({shapes}): {error}"
+                continue
+            self._has_run = True
             for name in self.tallies.keys() & pairs.keys() if not sample.is_probe else ():
                 self.tallies[name].add(sample, *pairs[name])
             moves: Moves = {}

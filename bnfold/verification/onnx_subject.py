@@ -24,7 +24,11 @@ from bnfold.runtimes.onnx_runtime import STRICT, OnnxSession
 from bnfold.runtimes.reference import ReferenceSession
 from bnfold.runtimes.tensors import FLOATS, read
 from bnfold.verification.draws import fix_draws
+from bnfold.verification.normalisation import Normalisation
+from bnfold.verification.onnx_normalisation import find_normalisations
+from bnfold.verification.onnx_sizes import find_hints
 from bnfold.verification.onnx_weights import WIDE_STEPS, Disturbance, weights, with_initializers, with_weights_as_inputs
+from bnfold.verification.sizes import SizeHints
 from bnfold.verification.storage import BITS, Storage, find_rounded
 from bnfold.verification.subject import Inside, Run, Subject
 from bnfold.verification.widening import widen
@@ -216,6 +220,22 @@ class OnnxSubject:
             if not varying.isdisjoint(reads(node)):
                 varying.update(node.output)
         return frozenset(varying)
+
+    def size_hints(self) -> SizeHints:
+        """The strides of the main graph, and the small integers that any graph compares, cuts or divides with."""
+        return find_hints(self._proto)
+
+    def normalisations(self) -> Mapping[str, Normalisation]:
+        """What it first does with inputs, where that is a normalisation."""
+        tensors = {tensor.name: tensor for tensor in self._disturbable.graph.initializer}
+
+        def constant(name: str) -> npt.NDArray[Any] | None:
+            tensor = tensors.get(name)
+            if tensor is None or np.prod(tensor.dims, dtype=object) > LARGE:
+                return None
+            return read(tensor, self._folder or Path()).astype(np.float64)
+
+        return find_normalisations(self._disturbable.graph, constant)
 
     def storage(self) -> Storage:
         """How it stores what is used as a weight; a quantised one has axes, and a reader that knows its scale."""
