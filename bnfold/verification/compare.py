@@ -155,7 +155,7 @@ def _judge_far(pair: _Pair, samples: Sequence[Sample], seen: Seen, findings: lis
 
     There has to be one of large values to start from. What differs has to do so on a second draw, too.
     """
-    large = next((sample for sample in samples if sample.label.startswith("large")), None)
+    large = next((sample for sample in samples if sample.is_probe and sample.label.startswith("large")), None)
     far = None if large is None else find_far(large, pair.reference.start(pair.chunks([large])[0]))
     if far is None:
         return []
@@ -473,19 +473,20 @@ class _Pair:
 
     def _renamed(self, feeds: Feeds) -> Feeds:
         """The feeds under the names, and in the types, of the candidate."""
-        return {
-            other.name: feeds[mine.name].astype(other.dtype, copy=False)
-            if is_float(feeds[mine.name])
-            else feeds[mine.name]
-            for mine, other in zip(self.inputs, self.pairing.inputs, strict=True)
-        }
+        pairs = [(other, feeds[mine.name]) for mine, other in zip(self.inputs, self.pairing.inputs, strict=True)]
+        with np.errstate(over="ignore"):  # a far input has no number in a narrower type
+            return {
+                other.name: array.astype(other.dtype, copy=False) if is_float(array) else array
+                for other, array in pairs
+            }
 
     def _cast(self, name: str, mine: AnyArray, other: AnyArray) -> AnyArray:
         """An output of the candidate in the type of the reference's, where both are floating point numbers."""
         if name not in self._output_names or mine.dtype == other.dtype or not (is_float(mine) and is_float(other)):
             return other
         self.retyped[name] = f"output {name!r} was {mine.dtype} and is {other.dtype}"
-        return other.astype(mine.dtype)
+        with np.errstate(over="ignore"):
+            return other.astype(mine.dtype)
 
     def _disturbed(self, names: Sequence[str]) -> list[tuple[Run, list[str]]]:
         """Disturbed references, each with the values to fetch.

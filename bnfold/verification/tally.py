@@ -110,11 +110,11 @@ class Tally:
 
     def judge(self, gate: Gate, provider: str | None = None) -> ValueVerdict:
         """The verdict of a gate on the output."""
-        misses = list(self._misses(gate))
-        reason = "; ".join(sentence for _, sentence in misses)
-        if not misses and self._counts.size:
+        conditions = list(self._conditions(gate))
+        excess = max((factor for factor, _ in conditions), default=0.0)
+        reason = "; ".join(sentence for factor, sentence in conditions if factor > 1)
+        if not reason and self._counts.size:
             reason = self._silence(gate)
-        excess = max((factor for factor, _ in misses), default=self._excess if gate.has_tolerance else 0.0)
         bound = (gate.atol or 0.0) + (gate.rtol or 0.0) * self._largest if gate.has_tolerance else inf
         error, budget = relative(self.farthest, self._largest), relative(bound, self._largest)
         if self.is_discrete:
@@ -131,8 +131,8 @@ class Tally:
         )
         return ValueVerdict(self.name, observation, self._sample, reason, provider or "cpu", provider is not None)
 
-    def _misses(self, gate: Gate) -> Iterator[tuple[float, str]]:
-        """The conditions that do not hold, each with how many times it is missed by, and a sentence."""
+    def _conditions(self, gate: Gate) -> Iterator[tuple[float, str]]:
+        """The conditions: how much of what is allowed the output uses, up to 1, and what to say if that is more."""
         counts, share = self._counts, self.share
         if counts.created:
             what = f"{counts.nan_created} NaN and {counts.inf_created} infinite"
@@ -140,21 +140,19 @@ class Tally:
         if counts.lost:
             yield inf, f"{plural(counts.lost, 'number')} where the reference has NaN or infinity"
         if self.is_discrete:
-            if share is not None and share < _or_all(gate.min_argmax):
+            if share is not None:
                 verb = "is" if self._unequal == 1 else "are"
-                allowed = (1 - _or_all(gate.min_argmax)) * counts.size
-                factor = self._unequal / allowed if allowed else inf
-                yield factor, f"{self._unequal} of {plural(counts.size, 'element')} {verb} unequal"
+                used = _part(1 - share, 1 - _or_all(gate.min_argmax))
+                yield used, f"{self._unequal} of {plural(counts.size, 'element')} {verb} unequal"
             return
-        if gate.has_tolerance and self._excess > 1:
+        if gate.has_tolerance:
             yield self._excess, f"{self._excess:.3g} times the tolerance"
-        if gate.min_snr is not None and self.snr_db < gate.min_snr:
-            factor = float(10 ** ((gate.min_snr - self.snr_db) / 20))
-            yield factor, f"{self.snr_db:.1f} dB, less than {gate.min_snr:g} dB"
-        if gate.min_argmax is not None and share is not None and share < gate.min_argmax:
-            allowed = 1 - gate.min_argmax
-            factor = (1 - share) / allowed if allowed else inf
-            yield factor, f"argmax agrees in {share:.2%}, less than {gate.min_argmax:.2%}"
+        if gate.min_snr is not None:
+            used = float(10 ** min((gate.min_snr - self.snr_db) / 20, 300.0))
+            yield used, f"{self.snr_db:.1f} dB, less than {gate.min_snr:g} dB"
+        if gate.min_argmax is not None and share is not None:
+            used = _part(1 - share, 1 - gate.min_argmax)
+            yield used, f"argmax agrees in {share:.2%}, less than {gate.min_argmax:.2%}"
 
     def _silence(self, gate: Gate) -> str:
         """Why nothing that the gate asks for can be said; empty where something can."""
@@ -192,6 +190,11 @@ def would_pass(tallies: Sequence[Tally]) -> str:
     tolerance += argmax if any(tally.is_discrete for tally in tallies) else ""
     ratio = f"--min-snr {floor(lowest * 10) / 10:g}{argmax}, or " if isfinite(lowest) else ""
     return f"{ratio}{tolerance} would pass"
+
+
+def _part(used: float, allowed: float) -> float:
+    """`used` over `allowed`; infinite for anything over nothing."""
+    return used / allowed if allowed else (inf if used else 0.0)
 
 
 def _or_all(share: float | None) -> float:

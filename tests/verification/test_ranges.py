@@ -105,3 +105,39 @@ def test_the_first_normalisation_tells_how_inputs_look(kind: str) -> None:
 def test_a_model_that_normalises_nothing_has_no_such_inputs() -> None:
     verdict = bnfold.verify(bounded(None, ""), bounded(None, ""))
     assert not any(sample.label == "as normalised" for sample in verdict.samples)
+
+
+def test_what_one_of_two_far_inputs_shows_is_a_note() -> None:
+    """As if rounding had decided a gate: the candidate adds something where the first number is large and positive."""
+
+    def gated(size: float) -> onnx.ModelProto:
+        nodes = [
+            node("Slice", "x zero one axes", "first"),
+            node("Greater", "first bound", "is_beyond"),
+            node("Where", "is_beyond size zero_", "more"),
+            node("Add", "x more", "y"),
+        ]
+        constants = {
+            "zero": np.zeros(2, np.int64),
+            "one": np.ones(2, np.int64),
+            "axes": np.arange(2),
+            "bound": np.array(1e9, FLOAT),
+            "size": np.array(size, FLOAT),
+            "zero_": np.array(0, FLOAT),
+        }
+        return model(nodes, constants, (2, 8), dtype=FLOAT)
+
+    notes = []
+    for seed in range(8):
+        verdict = bnfold.verify(gated(0), gated(1e17), seed=seed)
+        noted = any("differs on one of two far inputs" in finding for finding in verdict.findings)
+        assert verdict.is_equivalent or not noted
+        notes.append(noted)
+    assert 0 < sum(notes) < 8
+
+
+def test_inputs_that_are_given_are_not_stretched() -> None:
+    x = random(2, 3, 8, 8, dtype=FLOAT)
+    assert [sample.label for sample in bnfold.verify(bounded(None, ""), bounded(3000, "x"), {"x": x}).samples] == [
+        "given 0"
+    ]
