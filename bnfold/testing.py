@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import Any
 
 from bnfold.errors import plural
@@ -59,7 +60,8 @@ LINES = 8
 
 def _line(verdict: ValueVerdict, what: str) -> str:
     where = f" on {verdict.provider} as deployed" if verdict.is_deployed else ""
+    budget = f", budget {verdict.budget:.2e}" if isfinite(verdict.budget) else ""
     return (
-        f"  {what} {verdict.name}{where}: {verdict.reason}; error {verdict.error:.2e}, budget {verdict.budget:.2e}, "
+        f"  {what} {verdict.name}{where}: {verdict.reason}; error {verdict.error:.2e}{budget}, "
         f"on the input {verdict.sample!r}"
     )

@@ -46,6 +46,16 @@ def _dims(context: click.Context, parameter: click.Parameter, entries: tuple[str
     return sizes
 
 
+def _renamed(context: click.Context, parameter: click.Parameter, entries: tuple[str, ...]) -> dict[str, str]:
+    names: dict[str, str] = {}
+    for entry in entries:
+        old, _, new = entry.partition("=")
+        if not old or not new or old in names or new in names.values():
+            raise click.BadParameter(f"{entry!r} is not OLD=NEW with names that are given once")
+        names[old] = new
+    return names
+
+
 def _report(context: click.Context, parameter: click.Parameter, path: Path | None) -> Path | None:
     if path is not None:
         if path.suffix not in (".html", ".json", ".xml"):
@@ -258,12 +268,28 @@ def _inputs(options: dict[str, Any]) -> tuple[InputOptions, dict[str, Any]]:
     metavar="NAME",
     help="Where CANDIDATE must agree too, as deployed: cpu, cuda ...; repeatable.",
 )
-@click.option("--atol", type=FiniteRange(0), help="Fixed absolute tolerance for outputs, in place of the budget.")
-@click.option("--rtol", type=FiniteRange(0), help="Fixed relative tolerance for outputs, in place of the budget.")
+@click.option(
+    "--min-snr", type=FiniteRange(), metavar="DB", help="Lossy gate: least signal to difference, in decibels."
+)
+@click.option("--min-argmax", type=FiniteRange(0, 1), metavar="SHARE", help="Lossy gate: least share of equal argmax.")
+@click.option("--atol", type=FiniteRange(0), help="Lossy gate: absolute tolerance, in place of the budget.")
+@click.option("--rtol", type=FiniteRange(0), help="Lossy gate: relative tolerance, in place of the budget.")
+@click.option(
+    "--map",
+    "renamed",
+    multiple=True,
+    callback=_renamed,
+    metavar="OLD=NEW",
+    help="CANDIDATE's name for an input or output of REFERENCE; repeatable.",
+)
 @click.option("--proof", type=PATH, help="Check this certificate, which `fuse --proof` wrote, and run nothing.")
 @click.option("--outputs-only", is_flag=True, help="Do not compare inner values that carry the same name.")
 @click.option("--strict-inside", is_flag=True, help="Inner values of one name must agree, even if what follows does.")
-@click.option("--allow-interface", is_flag=True, help="Sizes may be fixed, and defaults and declared outputs differ.")
+@click.option(
+    "--allow-interface",
+    is_flag=True,
+    help="Sizes may be fixed, and names, float types, defaults and declared outputs differ.",
+)
 @INPUT_OPTIONS
 @EFFORT_OPTIONS
 @LIMIT_OPTIONS
@@ -272,8 +298,11 @@ def verify(
     reference: Path,
     candidate: Path,
     providers: tuple[str, ...],
+    min_snr: float | None,
+    min_argmax: float | None,
     atol: float | None,
     rtol: float | None,
+    renamed: dict[str, str],
     outputs_only: bool,
     strict_inside: bool,
     allow_interface: bool,
@@ -283,10 +312,14 @@ def verify(
     max_bytes: int,
     **others: Any,
 ) -> None:
-    """Decide whether CANDIDATE is the same model as REFERENCE, apart from rounding; exit 1 if it is not."""
+    """Decide whether CANDIDATE is the same model as REFERENCE, apart from rounding; exit 1 if it is not.
+
+    A lossy gate is for conversions (to float16, to 8 bits): each of its options has to hold, over all of --inputs.
+    """
     from bnfold.report.record import record_comparison
-    from bnfold.verification.compare import CompareOptions, Tolerance
+    from bnfold.verification.compare import CompareOptions
     from bnfold.verification.equivalence import verify_files
+    from bnfold.verification.gate import Gate
 
     inputs, rendering = _inputs(others)
     if proof is not None:
@@ -300,8 +333,8 @@ def verify(
         if not checked.proof.is_proved:
             sys.exit(1)
         return
-    tolerance = None if atol is None and rtol is None else Tolerance(atol or 0.0, rtol or 0.0)
-    options = CompareOptions(inputs, providers, tolerance, outputs_only, strict_inside, allow_interface)
+    gate = Gate.of(min_snr, min_argmax, atol, rtol)
+    options = CompareOptions(inputs, providers, gate, outputs_only, strict_inside, allow_interface, renamed)
     with _progress(rendering) as progress:
         result = verify_files(reference, candidate, options, progress, Limits(max_nodes, max_depth, max_bytes))
     record = record_comparison(result)

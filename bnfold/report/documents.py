@@ -145,6 +145,15 @@ class SmokeRun(TypedDict):
     seconds: float
 
 
+class Gate(TypedDict):
+    """Fixed conditions on the outputs, over all inputs together; null where one was not asked for."""
+
+    min_snr: float | None
+    min_argmax: float | None
+    atol: float | None
+    rtol: float | None
+
+
 class Verification(TypedDict):
     """Whether two models are equivalent, and what shows it."""
 
@@ -156,6 +165,7 @@ class Verification(TypedDict):
     first_divergence: Divergence | None
     findings: list[str]
     interface: NotRequired[list[str]]
+    gate: NotRequired[Gate]
     smoke: NotRequired[SmokeRun]
 
 

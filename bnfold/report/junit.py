@@ -136,8 +136,9 @@ def _verification(model: str, verification: Verification) -> list[ElementTree.El
     for output in verification["outputs"]:
         where = f"{output['provider']}, optimisation {output['level']}"
         cases.append(_verdict(model, f"output {output['name']} ({where})", output))
-        if verification["equivalent"] and output["reason"]:
-            cases[-1][0].tag = "skipped"
+        if output["reason"]:
+            cases[-1][0].text = "\n".join(map(escape, verification["findings"]))
+            cases[-1][0].tag = "skipped" if verification["equivalent"] else "failure"
     for number, change in enumerate(verification.get("interface", ()), 1):
         cases.append(ElementTree.Element("testcase", classname=model, name=f"interface {number}"))
         ElementTree.SubElement(cases[-1], "failure", message=change)

@@ -190,7 +190,7 @@ def _warning(warning: Caution | DeclarationCaution) -> documents.Warned:
 def record_comparison(result: Comparison) -> documents.VerifyDocument:
     """The record of `verify`."""
     verification: documents.Verification = _verification(result.verdict)
-    return {
+    record: documents.VerifyDocument = {
         "schema": SCHEMA,
         "command": "verify",
         "reference": str(result.reference),
@@ -205,11 +205,14 @@ def record_comparison(result: Comparison) -> documents.VerifyDocument:
         "interface": verification["interface"],
         "seconds": round(result.seconds, 3),
     }
+    if "gate" in verification:
+        record["gate"] = verification["gate"]
+    return record
 
 
 def _verification(verdict: Verdict) -> documents.Verification:
     divergence = verdict.first_divergence
-    return {
+    verification: documents.Verification = {
         "equivalent": verdict.is_equivalent,
         "inputs": len(verdict.samples),
         "samples": [{"label": sample.label, "shapes": sample.shapes} for sample in verdict.samples],
@@ -219,6 +222,14 @@ def _verification(verdict: Verdict) -> documents.Verification:
         "findings": list(verdict.findings),
         "interface": list(verdict.interface),
     }
+    if (gate := verdict.gate) is not None:
+        verification["gate"] = {
+            "min_snr": gate.min_snr,
+            "min_argmax": gate.min_argmax,
+            "atol": gate.atol,
+            "rtol": gate.rtol,
+        }
+    return verification
 
 
 def _value(verdict: ValueVerdict) -> documents.Value:

@@ -17,6 +17,7 @@ from bnfold.report.documents import (
     DriftDocument,
     FileDocument,
     Folded,
+    Gate,
     Kept,
     Merged,
     Output,
@@ -94,7 +95,8 @@ def show_comparison(record: VerifyDocument, console: Console, *, verbose: bool =
     if not quiet:
         for output in record["outputs"]:
             name = f"{output['name']} ({_where_run(output)})"
-            print_line(console, _verdict_line(output, name, output["argmax_agreement"]))
+            word = "within" if "gate" in record else "same"
+            print_line(console, _verdict_line(output, name, output["argmax_agreement"], word))
         values = record["values"] if verbose else [entry for entry in record["values"] if entry["reason"]]
         for value in values if verbose else values[:LINES]:
             print_line(console, _verdict_line(value, value["name"]))
@@ -113,17 +115,17 @@ def _where_run(output: Output) -> str:
     return output["provider"] if output["level"] == "disabled" else f"{output['provider']}, as deployed"
 
 
-def _verdict_line(verdict: Value, name: str, agreement: float | None = None) -> str:
+def _verdict_line(verdict: Value, name: str, agreement: float | None = None, word: str = "same") -> str:
     if verdict["reason"]:
         return f"differs  {name}: {verdict['reason']}, on the input {verdict['input']!r}"
     if verdict["error"] == 0:
         return f"same     {name}: identical"
-    figures = [f"error {verdict['error']:.1e}", f"budget {verdict['budget']:.1e}"]
+    figures = [f"{name} {verdict[name]:.1e}" for name in ("error", "budget") if verdict[name] is not None]
     if verdict["snr_db"] is not None:
         figures.append(f"{verdict['snr_db']:.0f} dB")
     if agreement is not None:
         figures.append(f"argmax agrees {agreement:.2%}")
-    return f"same     {name}: {', '.join(figures)}"
+    return f"{word:<9}{name}: {', '.join(figures)}"
 
 
 def _divergence_line(divergence: Divergence) -> str:
@@ -189,6 +191,8 @@ def judgement_line(verification: Verification) -> str:
     on = f"{plural(inputs, 'set')} of inputs"
     if not inputs and verification["equivalent"]:
         return "equivalent: the same model, bit for bit"
+    if "gate" in verification:
+        return _gate_line(verification, verification["gate"], on)
     if not verification["equivalent"]:
         return f"NOT equivalent, on {on}"
     inside = f", {plural(values, 'inner value')}" if values else ""
@@ -198,6 +202,22 @@ def judgement_line(verification: Verification) -> str:
     if worst and worst["error"] == 0:
         error = " (identical)"
     return f"equivalent on {on}{inside}{error}"
+
+
+def _gate_line(verification: Verification, gate: Gate, on: str) -> str:
+    """The answer of a gate, with the worst figures of the outputs."""
+    names = {"min_snr": "--min-snr", "min_argmax": "--min-argmax", "atol": "--atol", "rtol": "--rtol"}
+    options = " ".join(f"{option} {gate[name]:g}" for name, option in names.items() if gate[name] is not None)  # type: ignore[literal-required]
+    if not verification["equivalent"]:
+        return f"NOT within {options}, on {on}"
+    outputs = [output for output in verification["outputs"] if output["level"] == "disabled"]
+    ratios = [output["snr_db"] for output in outputs if output["snr_db"] is not None]
+    shares = [output["argmax_agreement"] for output in outputs if output["argmax_agreement"] is not None]
+    figures = [f"{min(ratios):.1f} dB"] if ratios else []
+    figures += [f"argmax agrees in {min(shares):.2%}"] if shares else []
+    if all(output["error"] == 0 for output in outputs):
+        figures = ["identical"]
+    return f"within {options}, on {on} ({', '.join(figures) or 'nothing to measure'})"
 
 
 def print_line(console: Console, line: str) -> None:

@@ -96,12 +96,16 @@ class Sample:
         label: "normal", "zeros", ..., or the file.
         is_probe: whether it is a drawn extreme, on which a model may overflow by itself.
         is_inside: whether inner values are compared on it, and not only the outputs.
+        is_further: whether it is there for another size or range alone.
+        stored: outputs that belong to it, each under its name, or as ``#index`` where it has none.
     """
 
     label: str
     feeds: Feeds = field(repr=False)
     is_probe: bool = False
     is_inside: bool = True
+    is_further: bool = False
+    stored: Feeds = field(default_factory=dict, repr=False)
 
     @property
     def shapes(self) -> dict[str, list[int]]:
@@ -131,7 +135,7 @@ def find(declared: Sequence[Declared], options: InputOptions) -> list[Feeds]:
     _check_dims(declared, options.dims or {})
     generator = np.random.default_rng(options.seed)
     sizes = _sizes(declared, options.dims or {}, BATCH, LENGTH)
-    return [_draw(declared, sizes, _normal, generator) for _ in range(options.samples)]
+    return [draw(declared, sizes, normal, generator) for _ in range(options.samples)]
 
 
 def find_samples(
@@ -158,13 +162,13 @@ def find_samples(
     base, _ = _first_sizes(declared, options.dims or {}, generator, runs)
     other = _sizes(declared, options.dims or {}, 1, _odd(declared, base))
     notes: list[str] = []
-    if other != base and runs(_draw(declared, other, _normal, generator)) is not None:
+    if other != base and runs(draw(declared, other, normal, generator)) is not None:
         notes.append(f"the model does not run with {_written(other)}: its dynamic dimensions were tried at one size")
         other = {**base, **{name: 1 for name in _batches(declared) if name not in (options.dims or {})}}
-        if other != base and runs(_draw(declared, other, _normal, generator)) is not None:
+        if other != base and runs(draw(declared, other, normal, generator)) is not None:
             other = base
     samples = [
-        Sample("normal", _draw(declared, base if index % 2 == 0 else other, _normal, generator))
+        Sample("normal", draw(declared, base if index % 2 == 0 else other, normal, generator))
         for index in range(options.samples)
     ]
     if options.effort is Effort.FAST or not any(entry.dtype.kind == "f" for entry in declared):
@@ -173,7 +177,7 @@ def find_samples(
     samples += [
         Sample(
             label,
-            _draw(declared, sizes, pattern, generator),
+            draw(declared, sizes, pattern, generator),
             is_probe=True,
             is_inside=label in INSIDE or options.effort is Effort.THOROUGH,
         )
@@ -235,7 +239,7 @@ def _first_sizes(
         if sizes in tried:
             continue
         tried.append(sizes)
-        feeds = _draw(declared, sizes, _normal, generator)
+        feeds = draw(declared, sizes, normal, generator)
         refusal = runs(feeds)
         if refusal is None:
             return sizes, feeds
@@ -249,11 +253,18 @@ def _first_sizes(
 def _sizes(declared: Sequence[Declared], dims: Mapping[str, int], batch: int, length: int) -> Sizes:
     sizes: Sizes = {}
     for entry in declared:
-        for axis, dim in enumerate(entry.shape):
-            if not isinstance(dim, int) or dim < 0:
-                name = dim if isinstance(dim, str) and dim else f"{entry.name}:{axis}"
+        for axis in range(len(entry.shape)):
+            if (name := name_of_axis(entry, axis)) is not None:
                 sizes.setdefault(name, dims.get(name, batch if axis == 0 else length))
     return sizes
+
+
+def name_of_axis(declared: Declared, axis: int) -> str | None:
+    """The name of a dynamic dimension: its symbol, or ``input:axis`` where it has none; None where it is fixed."""
+    dim = declared.shape[axis]
+    if isinstance(dim, int) and dim >= 0:
+        return None
+    return dim if isinstance(dim, str) and dim else f"{declared.name}:{axis}"
 
 
 def _batches(declared: Sequence[Declared]) -> list[str]:
@@ -279,7 +290,8 @@ Pattern = Callable[[tuple[int, ...], np.random.Generator], npt.NDArray[np.float6
 """Draws an array of a shape."""
 
 
-def _normal(shape: tuple[int, ...], generator: np.random.Generator) -> npt.NDArray[np.float64]:
+def normal(shape: tuple[int, ...], generator: np.random.Generator) -> npt.NDArray[np.float64]:
+    """Normal random numbers."""
     return generator.standard_normal(shape)
 
 
@@ -337,19 +349,27 @@ INSIDE = ("ones", "impulses", "large")
 """The patterns on which inner values are compared, too. They show faults of sums, borders and saturation."""
 
 
-def _draw(declared: Sequence[Declared], sizes: Sizes, pattern: Pattern, generator: np.random.Generator) -> Feeds:
+def draw(declared: Sequence[Declared], sizes: Sizes, pattern: Pattern, generator: np.random.Generator) -> Feeds:
+    """Draw inputs of these sizes.
+
+    Raises:
+        IncomparableError: an input has no known rank, or is too large.
+    """
     return {entry.name: _draw_one(entry, sizes, pattern, generator) for entry in declared}
+
+
+def shape_of(declared: Declared, sizes: Sizes) -> tuple[int, ...]:
+    """The shape of an input for these sizes of dynamic dimensions."""
+    names = [name_of_axis(declared, axis) for axis in range(len(declared.shape))]
+    return tuple(
+        int(dim or 0) if name is None else sizes[name] for name, dim in zip(names, declared.shape, strict=True)
+    )
 
 
 def _draw_one(declared: Declared, sizes: Sizes, pattern: Pattern, generator: np.random.Generator) -> npt.NDArray[Any]:
     if not declared.has_rank:
         raise IncomparableError(f"nobody knows the shape of the input {declared.name!r}; give --inputs")
-    shape = tuple(
-        dim
-        if isinstance(dim, int) and dim >= 0
-        else sizes[dim if isinstance(dim, str) and dim else f"{declared.name}:{axis}"]
-        for axis, dim in enumerate(declared.shape)
-    )
+    shape = shape_of(declared, sizes)
     if prod(shape) > DRAW_LIMIT:
         raise IncomparableError(f"input {declared.name!r} of shape {list(shape)} is too large to draw; use --inputs")
     kind = declared.dtype
@@ -373,7 +393,7 @@ def _real(declared: Sequence[Declared], options: InputOptions) -> list[Sample] |
     if not options.paths:
         return None
     return [
-        Sample(source.name, _matching(declared, _read(source), str(source)))
+        Sample(source.name, _matching(declared, _read(source), str(source)), stored=_read_stored(source))
         for path in options.paths
         for source in (sorted(path.glob("test_data_set_*")) if path.is_dir() else []) or [path]
     ]
@@ -382,7 +402,7 @@ def _real(declared: Sequence[Declared], options: InputOptions) -> list[Sample] |
 def _read(path: Path) -> Feeds:
     try:
         if path.is_dir():
-            protos = sorted(path.glob("input_*.pb"))
+            protos = sorted(path.glob("input_*.pb"), key=lambda file: (len(file.name), file.name))
             if protos:
                 return _read_protos(protos)
             return {file.stem: np.load(file, allow_pickle=False) for file in sorted(path.glob("*.npy"))}
@@ -392,6 +412,11 @@ def _read(path: Path) -> Feeds:
         raise InvalidModelError(f"{path}: {error.strerror}") from error
     except (ValueError, TypeError, AttributeError, BadZipFile) as error:
         raise InvalidModelError(f"{path}: neither an .npz file nor a folder of .npy or .pb files") from error
+
+
+def _read_stored(path: Path) -> Feeds:
+    """The outputs in a ``test_data_set_*`` folder."""
+    return _read_protos(sorted(path.glob("output_*.pb"), key=lambda file: (len(file.name), file.name)))
 
 
 def _read_protos(paths: Sequence[Path]) -> Feeds:

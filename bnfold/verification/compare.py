@@ -7,7 +7,7 @@ agree within the noise of the reference (`bnfold.verification.noise`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -15,15 +15,22 @@ import numpy as np
 import numpy.typing as npt
 
 from bnfold.errors import IncomparableError, NoEvidenceError, NoKernelError
-from bnfold.runtimes.inputs import DRAWN, Declared, Effort, Feeds, InputOptions, Sample, find_samples, merge_declared
+from bnfold.runtimes.child import CrashError
+from bnfold.runtimes.inputs import DRAWN, Effort, Feeds, InputOptions, Sample, find_samples
 from bnfold.verification import opinion
 from bnfold.verification.evidence import insist_on_evidence
-from bnfold.verification.interface import find_changes
+from bnfold.verification.gate import Gate
+from bnfold.verification.interface import find_changes, find_retyped, pair_interfaces
 from bnfold.verification.noise import KNOWN
-from bnfold.verification.observe import Move, Observation, Weighing, is_float, is_narrow, observe_move, observe_within
+from bnfold.verification.observe import Move, Observation, Weighing, is_float, is_narrow, observe_move
 from bnfold.verification.onnx_weights import Disturbance
+from bnfold.verification.ranges import draw_again, draw_as_normalised, find_far
+from bnfold.verification.sizes import find_further
 from bnfold.verification.smoke import measure
+from bnfold.verification.storage import describe_conversion
+from bnfold.verification.stored import compare_stored
 from bnfold.verification.subject import Run, Subject
+from bnfold.verification.tally import SILENT, Tally, would_pass
 from bnfold.verification.verdict import Divergence, ValueVerdict, Verdict
 
 AnyArray = npt.NDArray[Any]
@@ -45,14 +52,6 @@ CHUNKS = {Effort.FAST: 1, Effort.STANDARD: 3, Effort.THOROUGH: 1 << 30}
 
 
 @dataclass(frozen=True)
-class Tolerance:
-    """A fixed tolerance instead of the measured budget: ``|difference| <= atol + rtol * |reference|``."""
-
-    atol: float = 0.0
-    rtol: float = 0.0
-
-
-@dataclass(frozen=True)
 class CompareOptions:
     """How two models are compared.
 
@@ -60,18 +59,20 @@ class CompareOptions:
         inputs: the inputs that they run on.
         providers: execution providers on which the candidate must agree too, as deployed. With none, it runs on the CPU
             as deployed, and a difference there is only a finding.
-        tolerance: a fixed tolerance for the outputs in place of the budget; inner values are then left out.
+        gate: fixed conditions on the outputs in place of the budget; inner values and drawn extremes are then left out.
         outputs_only: leave out inner values.
         strict_inside: require that an inner value of one name is one value, even where its difference is taken back.
-        allow_interface: allow fixed sizes, and other inputs with a default or other declared outputs.
+        allow_interface: allow fixed sizes, other inputs with a default, and other names, types or declared outputs.
+        renamed: the candidate's name for an input or output of the reference.
     """
 
     inputs: InputOptions = DRAWN
     providers: tuple[str, ...] = ()
-    tolerance: Tolerance | None = None
+    gate: Gate | None = None
     outputs_only: bool = False
     strict_inside: bool = False
     allow_interface: bool = False
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
 
 Progress = Callable[[int, int], None]
@@ -99,38 +100,121 @@ def compare(
     """
     pair = _Pair(reference, candidate, options)
     trial = reference.start(reference.outputs)
-    samples, findings = find_samples(pair.inputs, options.inputs, lambda feeds: _failure(trial, feeds))
+    samples, findings = find_samples(pair.inputs, pair.wanted, lambda feeds: _failure(trial, feeds))
+    samples += _find_further(pair, trial, samples)
     for sample in samples if options.inputs.is_given else ():
-        insist_on_evidence(sample.label, sample.feeds, trial(sample.feeds))
+        outputs = trial(sample.feeds)
+        insist_on_evidence(sample.label, sample.feeds, outputs)
+        findings += compare_stored(reference, sample, outputs)
     _insist_on_repeatable(reference, trial, samples[0].feeds)
-    seen = pair.observe(samples, findings, progress)
-    widened = [_widen_sample(narrow) for narrow in samples]
-    wide = None if options.tolerance else _widen(pair, widened[0], findings)
-    if wide is not None:
-        for name, observed in wide.observe(widened, findings, progress).items():
-            seen.setdefault(name, []).extend(observed)
-    verdicts = {name: _close(name, observations) for name, observations in seen.items()}
-    outputs = [verdicts[name] for name in reference.outputs]
-    findings += _note_empty(outputs)
-    _insist_on_judgement(outputs)
-    values = [verdicts[name] for name in pair.shared if name in verdicts]
+    findings += pair.pairing.notes
+    verdicts, values = (_judge_by_gate if options.gate else _judge_by_budget)(pair, samples, findings, progress)
     findings += [*reference.notes, *candidate.notes]
-    changes = find_changes(reference, candidate)
+    changes = [*find_changes(reference, candidate, pair.pairing), *pair.refused.values()]
+    retyped = [*find_retyped(reference, pair.pairing), *pair.retyped.values()]
     if options.allow_interface:
         findings += [f"the interface is another one: {change}" for change in changes]
         changes = []
-    deployed = list(pair.as_deployed(samples, findings))
-    if all(output.is_equivalent for output in outputs):
+    if options.gate or options.allow_interface:
+        findings += [f"{change}: it is cast" for change in retyped]
+    else:
+        changes += retyped
+    taken = [sample for sample in samples if not sample.is_further and id(sample) not in pair.refused]
+    deployed = list(pair.as_deployed(taken, findings))
+    if all(output.is_equivalent for output in verdicts):
         findings += [_note_runtime(candidate, verdict) for verdict in deployed if verdict.reason]
-    return Verdict(
-        (*outputs, *deployed),
+    verdict = Verdict(
+        (*verdicts, *deployed),
         tuple(values),
-        _first_divergence(reference, [*values, *outputs]),
+        _first_divergence(reference, [*values, *verdicts]),
         tuple(samples),
         tuple(dict.fromkeys(findings)),
         options.providers,
         tuple(changes),
+        options.gate,
     )
+    note = "" if verdict.is_equivalent else _note_conversion(pair)
+    return replace(verdict, findings=(*verdict.findings, note)) if note else verdict
+
+
+Verdicts = tuple[list[ValueVerdict], list[ValueVerdict]]
+"""The verdicts on outputs, and those on inner values."""
+
+
+def _find_further(pair: _Pair, trial: Run, samples: Sequence[Sample]) -> list[Sample]:
+    """Drawn inputs of further sizes and ranges."""
+    if pair.wanted.is_given or pair.wanted.effort is Effort.FAST:
+        return []
+    hints = pair.reference.size_hints(), pair.candidate.size_hints()
+    further = find_further(pair.inputs, pair.wanted, samples, hints, lambda feeds: _failure(trial, feeds))
+    normalised = draw_as_normalised(pair.inputs, pair.reference.normalisations(), samples[0])
+    return further if normalised is None else [*further, normalised]
+
+
+def _judge_far(pair: _Pair, samples: Sequence[Sample], seen: Seen, findings: list[str]) -> list[Sample]:
+    """Judge the outputs on an input that reaches as far as the reference can compute, and give this input.
+
+    There has to be one of large values to start from. What differs has to do so on a second draw, too.
+    """
+    large = next((sample for sample in samples if sample.is_probe and sample.label.startswith("large")), None)
+    far = None if large is None else find_far(large, pair.reference.start(pair.chunks([large])[0]))
+    if far is None:
+        return []
+    again: Seen | None = None
+    for name, observations in pair.observe([far], findings).items():
+        for sample, observation in observations:
+            if observation.reason and again is None:
+                again = pair.observe([draw_again(far, pair.options.inputs.seed)], findings)
+            if observation.reason and not any(second.reason for _, second in (again or {}).get(name, ())):
+                findings.append(f"{name!r} differs on one of two far inputs, where the last digit decides")
+                observation = replace(observation, reason="", is_void=True)
+            seen.setdefault(name, []).append((sample, observation))
+    return [far]
+
+
+def _judge_by_budget(pair: _Pair, samples: list[Sample], findings: list[str], progress: Progress) -> Verdicts:
+    """Judge outputs and inner values by what rounding does to the reference; adds a far input to the samples."""
+    widened = [_widen_sample(narrow) for narrow in samples]
+    wide = _widen(pair, widened[0], findings)
+    seen = pair.observe(samples, findings, progress)
+    if wide is not None:
+        for name, observed in wide.observe(widened, findings, progress).items():
+            seen.setdefault(name, []).extend(observed)
+    samples += _judge_far(wide or pair, widened if wide else samples, seen, findings)
+    verdicts = {name: _close(name, observations) for name, observations in seen.items()}
+    outputs = [verdicts[name] for name in pair.reference.outputs]
+    findings += _note_empty(outputs)
+    _insist_on_judgement(outputs)
+    return outputs, [verdicts[name] for name in pair.shared if name in verdicts]
+
+
+def _judge_by_gate(pair: _Pair, samples: list[Sample], findings: list[str], progress: Progress) -> Verdicts:
+    """Judge the outputs by the conditions of the gate, over all inputs together."""
+    gate = pair.options.gate
+    assert gate is not None
+    for done, _ in enumerate(pair.run(pair.reference.outputs, samples, findings)):
+        progress(done, len(samples))
+    outputs = [tally.judge(gate) for tally in pair.tallies.values()]
+    findings += _note_empty(outputs)
+    failing = [output for output in outputs if output.reason]
+    if failing and all(output.observation.is_void and not output.observation.counts.is_void for output in failing):
+        why = failing[0].reason.removeprefix(SILENT)
+        raise IncomparableError(f"output {failing[0].name!r} cannot be judged: {why}")
+    return outputs, []
+
+
+def _note_conversion(pair: _Pair) -> str:
+    """What kind of conversion the candidate is, and with which options it would pass; empty where neither is known."""
+    kind = describe_conversion(pair.reference.storage(), pair.candidate.storage())
+    tallies = list(pair.tallies.values())
+    if not tallies or not (kind or pair.options.gate):
+        return ""
+    shares = [tally.share for tally in tallies if tally.share is not None]
+    lowest = min((tally.snr_db for tally in tallies if not tally.is_discrete), default=float("inf"))
+    figures = [f"{lowest:.1f} dB"] if np.isfinite(lowest) else []
+    figures += [f"argmax agrees in {min(shares):.2%}"] if shares else []
+    where = "" if pair.options.inputs.is_given else " on drawn inputs (--inputs gives real ones)"
+    return f"{kind or 'the outputs'}: {', '.join(figures) or 'no number differs'}{where}; {would_pass(tallies)}"
 
 
 def _widen(pair: _Pair, sample: Sample, findings: list[str]) -> _Pair | None:
@@ -249,19 +333,28 @@ class _Pair:
     """Two models side by side.
 
     Attributes:
+        pairing: the inputs and outputs of both.
         inputs: the inputs that both accept, under the reference's names.
         shared: inner values that carry one name in both, in graph order.
+        tallies: the outputs over all inputs that are no drawn extremes.
+        retyped: a sentence for each output that is of another type.
+        refused: a sentence for each input, by its identity, on which the candidate does not run or has outputs of other
+            shapes, though it ran on another.
     """
 
     def __init__(self, reference: Subject, candidate: Subject, options: CompareOptions, steps: int = STEPS) -> None:
         self.reference, self.candidate, self.options, self._steps = reference, candidate, options, steps
-        self.inputs = _common_inputs(reference, candidate)
-        _insist_on_same_outputs(reference, candidate)
-        self._input_names = [declared_input.name for declared_input in candidate.inputs]
-        self._output_names = dict(zip(reference.outputs, candidate.outputs, strict=True))
+        by_position = options.gate is not None or options.allow_interface
+        self.pairing = pair_interfaces(reference, candidate, options.renamed, by_position=by_position)
+        self.inputs = list(self.pairing.declared)
+        self._output_names = dict(zip(reference.outputs, self.pairing.outputs, strict=True))
         theirs = frozenset(candidate.values()) if reference.kind == candidate.kind else frozenset()
-        is_looking_inside = not options.outputs_only and options.tolerance is None
+        is_looking_inside = not options.outputs_only and options.gate is None
         self.shared = [name for name in reference.values() if name in theirs] if is_looking_inside else []
+        self.tallies = self._new_tallies()
+        self.retyped: dict[str, str] = {}
+        self.refused: dict[int, str] = {}
+        self._has_run = False
         self._jumps = reference.jumps() | candidate.jumps()
         self._incommensurable: dict[str, str] = {}
         self._noise: dict[int, Moves] = {}
@@ -271,11 +364,25 @@ class _Pair:
         self._room = CHUNK
         self._closely: Sample | None = None
         """The input on which each channel is judged by its own noise alone."""
+        self._measured: dict[str, Mapping[str, int]] = {}
+        """The bytes of values, by the shapes of the inputs."""
 
-    def observe(self, samples: Sequence[Sample], findings: list[str], progress: Progress) -> Seen:
+    @property
+    def wanted(self) -> InputOptions:
+        """The inputs to find: a gate wants no extremes, since conversions are made for real inputs."""
+        inputs = self.options.inputs
+        return replace(inputs, effort=Effort.FAST) if self.options.gate else inputs
+
+    def _new_tallies(self) -> dict[str, Tally]:
+        return {name: Tally(name, self.options.gate) for name in self.reference.outputs}
+
+    def observe(
+        self, samples: Sequence[Sample], findings: list[str], progress: Progress = lambda done, total: None
+    ) -> Seen:
         """The observations of each value on each input, with second opinions on seeming differences."""
         inside = [drawn for drawn in samples if drawn.is_inside]
-        self._closely = samples[0] if samples and self.options.inputs.effort is not Effort.FAST else None
+        if self._closely is None and samples and self.options.inputs.effort is not Effort.FAST:
+            self._closely = samples[0]
         groups = [(names, inside) for names in self.chunks(inside)] if inside else []
         groups.append((list(self.reference.outputs), [drawn for drawn in samples if not drawn.is_inside]))
         total, done = sum(len(chosen) for _, chosen in groups), 0
@@ -291,7 +398,10 @@ class _Pair:
 
     def chunks(self, samples: Sequence[Sample]) -> list[list[str]]:
         """The values to fetch in each run: the outputs, and as many inner values as fit and are worth it."""
-        sizes = self.reference.measure(samples[0].feeds)
+        shapes = str(samples[0].shapes)
+        if shapes not in self._measured:
+            self._measured[shapes] = self.reference.measure(samples[0].feeds)
+        sizes = self._measured[shapes]
         chunks, room = [list(self.reference.outputs)], CHUNK
         for name in self.shared:
             size = sizes.get(name, 0)
@@ -319,13 +429,25 @@ class _Pair:
             if sample.is_probe and not all(np.isfinite(array).all() for array in expected if is_float(array)):
                 findings.append(f"the reference overflows on the input {sample.label!r}, which was left out")
                 continue
-            actual = second(sample.feeds)
-            pairs = {
-                name: (mine, other)
-                for name, mine, other in zip(names, expected, actual, strict=True)
-                if self._insist_on_same_shape(name, mine, other)
-            }
-            yield sample, self._weigh(sample, disturbed, pairs)
+            try:
+                actual = second(sample.feeds)
+                pairs = {
+                    name: (mine, other)
+                    for name, mine, other in zip(names, expected, map(self._cast, names, expected, actual), strict=True)
+                    if self._insist_on_same_shape(name, mine, other)
+                }
+            except CrashError:
+                raise
+            except IncomparableError as error:
+                if not self._has_run:
+                    raise
+                shapes = ", ".join(f"{name} {shape}" for name, shape in sample.shapes.items())
+                self.refused[id(sample)] = f"not on the input {sample.label!r} ({shapes}): {error}"
+                continue
+            self._has_run = True
+            for name in self.tallies.keys() & pairs.keys() if not sample.is_probe else ():
+                self.tallies[name].add(sample, *pairs[name])
+            yield sample, {} if self.options.gate else self._weigh(sample, disturbed, pairs)
 
     def _weigh(
         self, sample: Sample, disturbed: _Disturbed, pairs: Mapping[str, tuple[AnyArray, AnyArray]]
@@ -334,8 +456,6 @@ class _Pair:
 
         The moves of outputs are kept for further runs of the candidate.
         """
-        if (tolerance := self.options.tolerance) is not None:
-            return {name: observe_within(*pair, tolerance.atol, tolerance.rtol) for name, pair in pairs.items()}
         kept = self._noise.setdefault(id(sample), {})
         limit = max(disturbed.draws, KNOWN) if sample is self._closely else disturbed.draws
         weighed = {name: Weighing(*pair, kept.get(name, []), limit) for name, pair in pairs.items()}
@@ -369,7 +489,21 @@ class _Pair:
         return first, lambda feeds: second(self._renamed(feeds))
 
     def _renamed(self, feeds: Feeds) -> Feeds:
-        return dict(zip(self._input_names, (feeds[declared.name] for declared in self.inputs), strict=True))
+        """The feeds under the names, and in the types, of the candidate."""
+        pairs = [(other, feeds[mine.name]) for mine, other in zip(self.inputs, self.pairing.inputs, strict=True)]
+        with np.errstate(over="ignore"):  # a far input has no number in a narrower type
+            return {
+                other.name: array.astype(other.dtype, copy=False) if is_float(array) else array
+                for other, array in pairs
+            }
+
+    def _cast(self, name: str, mine: AnyArray, other: AnyArray) -> AnyArray:
+        """An output of the candidate in the type of the reference's, where both are floating point numbers."""
+        if name not in self._output_names or mine.dtype == other.dtype or not (is_float(mine) and is_float(other)):
+            return other
+        self.retyped[name] = f"output {name!r} was {mine.dtype} and is {other.dtype}"
+        with np.errstate(over="ignore"):
+            return other.astype(mine.dtype)
 
     def _insist_on_same_shape(self, name: str, mine: AnyArray, other: AnyArray) -> bool:
         """Whether two values have one shape and type. Outputs must have.
@@ -414,6 +548,7 @@ class _Pair:
     def _judge_run(self, reference: Run, run: Run, samples: Sequence[Sample], provider: str) -> Iterator[ValueVerdict]:
         """The verdicts on the outputs of another run of the candidate."""
         names = list(self.reference.outputs)
+        gate, tallies = self.options.gate, self._new_tallies()
         seen: Seen = {name: [] for name in names}
         for sample in samples:
             expected = self._expected.get(id(sample))
@@ -423,10 +558,17 @@ class _Pair:
                 continue
             actual = dict(zip(names, run(self._renamed(sample.feeds)), strict=True))
             for name, mine in expected.items():
-                self._insist_on_same_shape(name, mine, actual[name])
+                other = self._cast(name, mine, actual[name])
+                self._insist_on_same_shape(name, mine, other)
+                if gate is not None:
+                    tallies[name].add(sample, mine, other)
+                actual[name] = other
             pairs = {name: (mine, actual[name]) for name, mine in expected.items()}
-            for name, observation in self._weigh(sample, self._disturbed_outputs, pairs).items():
+            observed = {} if gate is not None else self._weigh(sample, self._disturbed_outputs, pairs)
+            for name, observation in observed.items():
                 seen[name].append((sample, observation))
+        if gate is not None:
+            return (tally.judge(gate, provider) for tally in tallies.values())
         return (_close(name, seen[name], provider) for name in names)
 
     @cached_property
@@ -460,28 +602,3 @@ class _Disturbed:
             if not wanted.isdisjoint(part):
                 made = zip(part, run(feeds), strict=True)
                 yield from ((name, array) for name, array in made if name in wanted)
-
-
-def _common_inputs(reference: Subject, candidate: Subject) -> list[Declared]:
-    """The inputs that both models accept, under the reference's names."""
-    theirs = {entry.name: entry for entry in candidate.inputs}
-    is_same_kind = reference.kind == candidate.kind
-    declared = merge_declared(reference.inputs, candidate.inputs)
-    if declared is None or (is_same_kind and list(theirs) != [entry.name for entry in declared]):
-        raise IncomparableError(
-            f"{reference.label} and {candidate.label} have other inputs: "
-            f"{_signature(reference.inputs)} against {_signature(candidate.inputs)}"
-        )
-    return declared
-
-
-def _signature(declared: Sequence[Declared]) -> str:
-    return ", ".join(f"{entry.name} {entry.dtype}{list(entry.shape)}" for entry in declared) or "none"
-
-
-def _insist_on_same_outputs(reference: Subject, candidate: Subject) -> None:
-    mine, theirs = list(reference.outputs), list(candidate.outputs)
-    if len(mine) != len(theirs) or (reference.kind == candidate.kind and mine != theirs):
-        raise IncomparableError(
-            f"{reference.label} and {candidate.label} have other outputs: {', '.join(mine)} against {', '.join(theirs)}"
-        )

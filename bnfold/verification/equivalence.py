@@ -17,7 +17,8 @@ from bnfold.frontends.door import find_entry, open_model
 from bnfold.frontends.limits import LIMITS, UNLIMITED, Limits
 from bnfold.frontends.protocol import OpenOptions
 from bnfold.runtimes.inputs import Effort, InputOptions, insist_on_fitting
-from bnfold.verification.compare import CompareOptions, Tolerance, compare
+from bnfold.verification.compare import CompareOptions, compare
+from bnfold.verification.gate import Gate
 from bnfold.verification.metrics import Counts
 from bnfold.verification.noise import Judgement
 from bnfold.verification.observe import Observation
@@ -56,6 +57,9 @@ def verify(
     providers: Sequence[str] = (),
     atol: float | None = None,
     rtol: float | None = None,
+    min_snr: float | None = None,
+    min_argmax: float | None = None,
+    renamed: Mapping[str, str] | None = None,
     outputs_only: bool = False,
     strict_inside: bool = False,
     allow_interface: bool = False,
@@ -75,13 +79,18 @@ def verify(
         effort: "fast", "standard" or "thorough": how many inputs, and how many measurements of noise.
         providers: ONNX Runtime execution providers ("cpu", "cuda", ...) on which the candidate must agree too, as
             deployed. With none, it is run on the CPU as deployed, and a difference there is a finding.
-        atol: absolute tolerance for outputs in place of the measured budget.
-        rtol: relative tolerance for outputs in place of the measured budget.
+        atol: absolute tolerance of each element. It and the next three are a gate for conversions that lose digits on
+            purpose: the outputs are judged by those of them that are given, in place of the measured budget, over all
+            given inputs (or normal random ones) together. Names and floating point types may then differ.
+        rtol: relative tolerance of each element.
+        min_snr: the smallest ratio of signal to difference of an output, in decibels.
+        min_argmax: the smallest share of positions with the same largest class, and of equal integers; 1 for all.
+        renamed: the candidate's name for an input or output of the reference, where it has another.
         outputs_only: do not compare inner values that carry the same name.
         strict_inside: an inner value that carries one name in both models must be one value, even where what follows
             takes its difference back.
         allow_interface: what callers of ONNX models meet may differ: a dynamic size that is fixed, an input with a
-            default that came or went, an output that is declared in another shape.
+            default that came or went, an output that is declared in another shape, a name, a floating point type.
         limits: how much each model may ask for.
 
     Returns:
@@ -98,8 +107,15 @@ def verify(
         sets = [inputs] if isinstance(inputs, Mapping) else inputs
         arrays = tuple({name: np.asarray(array) for name, array in feed.items()} for feed in sets)
         input_options = InputOptions(given=arrays, effort=Effort(effort), seed=seed)
-    tolerance = None if atol is None and rtol is None else Tolerance(atol or 0.0, rtol or 0.0)
-    options = CompareOptions(input_options, tuple(providers), tolerance, outputs_only, strict_inside, allow_interface)
+    options = CompareOptions(
+        input_options,
+        tuple(providers),
+        Gate.of(min_snr, min_argmax, atol, rtol),
+        outputs_only,
+        strict_inside,
+        allow_interface,
+        renamed or {},
+    )
     return compare_models(reference, candidate, options, limits)
 
 
@@ -140,6 +156,8 @@ SAME = Observation(Judgement(0.0, 0.0, 0.0, "identical"), Counts(0, 0))
 
 def _are_one_model(reference: Path, candidate: Path) -> bool:
     """Whether two files hold the same bytes, and so do those of their external data."""
+    if not cmp(reference, candidate, shallow=False):
+        return False
     both = [open_model(path, OpenOptions(limits=UNLIMITED)).files for path in (reference, candidate)]
     return len(both[0]) == len(both[1]) and all(
         cmp(one, other, shallow=False) for one, other in zip(*both, strict=True)

@@ -30,6 +30,16 @@ class Counts:
     inf_created: int = 0
     inf_lost: int = 0
 
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(
+            self.reference + other.reference,
+            self.size + other.size,
+            self.nan_created + other.nan_created,
+            self.nan_lost + other.nan_lost,
+            self.inf_created + other.inf_created,
+            self.inf_lost + other.inf_lost,
+        )
+
     @property
     def is_void(self) -> bool:
         """Whether the reference has no finite number."""
@@ -104,12 +114,18 @@ class Agreement:
     margin: float
 
 
-def agree_on_argmax(reference: npt.NDArray[Any], candidate: npt.NDArray[Any]) -> Agreement | None:
-    """Agreement along the class axis (1, or the last of three); None where there are no two classes."""
+def class_axis(reference: npt.NDArray[Any]) -> int | None:
+    """The axis of classes (1, or the last of three); None where there are no two classes."""
     if reference.ndim < 2 or 0 in reference.shape:
         return None
     axis = 2 if reference.ndim == 3 else 1
-    if reference.shape[axis] < 2:
+    return axis if reference.shape[axis] >= 2 else None
+
+
+def agree_on_argmax(reference: npt.NDArray[Any], candidate: npt.NDArray[Any]) -> Agreement | None:
+    """Agreement along the class axis; None where there are no two classes."""
+    axis = class_axis(reference)
+    if axis is None:
         return None
     finite = np.nan_to_num(reference.astype(np.float64), nan=-np.inf)
     chosen = finite.argmax(axis)

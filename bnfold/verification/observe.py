@@ -28,7 +28,6 @@ from bnfold.verification.noise import (
     judge,
     measure,
     no_shares,
-    relative,
     shares_of_draws,
 )
 
@@ -84,7 +83,12 @@ class Observation:
 
 def is_float(array: AnyArray) -> bool:
     """Whether it holds floating point numbers."""
-    return array.dtype.kind == "f" or array.dtype.name == "bfloat16"
+    return is_float_type(array.dtype)
+
+
+def is_float_type(dtype: np.dtype[Any]) -> bool:
+    """Whether it is a floating point type."""
+    return dtype.kind == "f" or dtype.name == "bfloat16"
 
 
 def is_narrow(dtype: np.dtype[Any]) -> bool:
@@ -204,33 +208,6 @@ def _observe_discrete(expected: AnyArray, actual: AnyArray, moves: Sequence[Move
         return Observation(judgement, counts, float("-inf"))
     reason = f"{unequal} of {plural(expected.size, 'element')} {'is' if unequal == 1 else 'are'} unequal"
     return Observation(judgement, counts, float("-inf"), reason, place=worst_place(expected, actual))
-
-
-def observe_within(expected: AnyArray, actual: AnyArray, atol: float, rtol: float) -> Observation:
-    """Compare two arrays with a fixed tolerance, ``|difference| <= atol + rtol * |reference|`` for each element."""
-    if not is_float(expected):
-        return _observe_discrete(expected, actual, ())
-    difference, signal = measure(actual, expected), measure(expected)
-    counts = _count(expected, actual, difference)
-    wide, other = expected.astype(np.float64), actual.astype(np.float64)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        ratios = np.abs(other - wide) / (atol + rtol * np.abs(wide))
-    excess = float(np.nan_to_num(ratios[np.isfinite(wide) & np.isfinite(other)], nan=0.0, posinf=np.inf).max(initial=0))
-    error, budget = (relative(size, signal.peak[0]) for size in (difference.peak[0], atol + rtol * signal.peak[0]))
-    judgement = Judgement(error, budget, excess, "tolerance")
-    reason = _reason(judgement, counts, ())
-    if reason and excess > 1:
-        reason = f"{excess:.3g} times the tolerance"
-    return Observation(
-        judgement,
-        counts,
-        signal_to_noise(signal.rms[0], difference.rms[0]),
-        reason,
-        is_void=counts.is_void,
-        place=worst_place(expected, actual) if reason else None,
-        ulp=worst_ulp(expected, actual),
-        agreement=agree_on_argmax(expected, actual),
-    )
 
 
 def worst_place(expected: AnyArray, actual: AnyArray) -> Place:

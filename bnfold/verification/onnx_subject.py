@@ -15,7 +15,7 @@ from onnx import helper
 
 from bnfold.errors import IncomparableError, NoKernelError, plural
 from bnfold.frontends.limits import Limits
-from bnfold.frontends.onnx import read_proto, serialize
+from bnfold.frontends.onnx import is_sorted, read_proto, serialize, sort_nodes
 from bnfold.frontends.onnx.nesting import bodies, nested_nodes
 from bnfold.frontends.onnx.shape_inference import infer_shapes
 from bnfold.runtimes import reference
@@ -24,7 +24,12 @@ from bnfold.runtimes.onnx_runtime import STRICT, OnnxSession
 from bnfold.runtimes.reference import ReferenceSession
 from bnfold.runtimes.tensors import FLOATS, read
 from bnfold.verification.draws import fix_draws
+from bnfold.verification.normalisation import Normalisation
+from bnfold.verification.onnx_normalisation import find_normalisations
+from bnfold.verification.onnx_sizes import find_hints
 from bnfold.verification.onnx_weights import WIDE_STEPS, Disturbance, weights, with_initializers, with_weights_as_inputs
+from bnfold.verification.sizes import SizeHints
+from bnfold.verification.storage import BITS, Storage, find_rounded
 from bnfold.verification.subject import Inside, Run, Subject
 from bnfold.verification.widening import widen
 
@@ -68,9 +73,25 @@ def open_subject(model: Any, label: str, limits: Limits, feeds: Feeds | None, ot
     Raises:
         BnfoldError: the model cannot be read.
     """
+    moved: list[onnx.ModelProto] = []
+
+    def sort(proto: onnx.ModelProto) -> None:
+        """Sort the nodes, which onnxruntime's own converter to float16 leaves in no order."""
+        sort_nodes(proto)
+        moved.append(proto)
+
     if isinstance(model, str | Path):
-        return OnnxSubject(read_proto(Path(model), limits), str(model), Path(model))
-    return OnnxSubject(model if isinstance(model, onnx.ModelProto) else serialize(model), label)
+        subject = OnnxSubject(read_proto(Path(model), limits, sort), str(model), Path(model))
+    else:
+        proto = model if isinstance(model, onnx.ModelProto) else serialize(model)
+        if not is_sorted(proto):
+            copy = onnx.ModelProto()
+            copy.CopyFrom(proto)
+            sort(proto := copy)
+        subject = OnnxSubject(proto, label)
+    if moved:
+        subject.notes.append(f"the nodes of {subject.label} are not in order: they were sorted")
+    return subject
 
 
 def start_inside(path: Path, limits: Limits, names: Sequence[str]) -> tuple[Sequence[Declared], Inside]:
@@ -199,6 +220,38 @@ class OnnxSubject:
             if not varying.isdisjoint(reads(node)):
                 varying.update(node.output)
         return frozenset(varying)
+
+    def size_hints(self) -> SizeHints:
+        """The strides of the main graph, and the small integers that any graph compares, cuts or divides with."""
+        return find_hints(self._proto)
+
+    def normalisations(self) -> Mapping[str, Normalisation]:
+        """What it first does with inputs, where that is a normalisation."""
+        tensors = {tensor.name: tensor for tensor in self._disturbable.graph.initializer}
+
+        def constant(name: str) -> npt.NDArray[Any] | None:
+            tensor = tensors.get(name)
+            if tensor is None or np.prod(tensor.dims, dtype=object) > LARGE:
+                return None
+            return read(tensor, self._folder or Path()).astype(np.float64)
+
+        return find_normalisations(self._disturbable.graph, constant)
+
+    def storage(self) -> Storage:
+        """How it stores what is used as a weight; a quantised one has axes, and a reader that knows its scale."""
+        nodes = list(nested_nodes(self._proto.graph))
+        readers = {name: node for node in nodes if is_quantised(node) for name in node.input}
+        stored = {
+            tensor.name: helper.tensor_dtype_to_np_dtype(tensor.data_type).name
+            for tensor in self._proto.graph.initializer
+            if len(tensor.dims) > 1
+        }
+        bits = [BITS[kind] for name, kind in stored.items() if name in readers and kind in BITS]
+        bits += [attribute.i for node in nodes for attribute in node.attribute if attribute.name == "bits"]
+        types = {weight.dtype.name for weight in self._weights.values()}
+        has_activations = any("Quantize" in node.op_type and node.op_type != "DequantizeLinear" for node in nodes)
+        has_activations |= any(node.op_type.startswith("QLinear") for node in nodes)
+        return Storage(frozenset(types), find_rounded(self._weights.values()), min(bits, default=0), has_activations)
 
     def measure(self, feeds: Feeds) -> Mapping[str, int]:
         """The bytes of values, by shape inference. A value of unknown shape counts as the largest known one."""
@@ -369,6 +422,11 @@ class OnnxSubject:
         deadline = time.monotonic() + seconds
         wide = widen(self._proto, self._folder, FLOATS, onnx.TensorProto.DOUBLE)
         return reference.evaluate(wide, feeds, fetch, deadline - time.monotonic())
+
+
+def is_quantised(node: onnx.NodeProto) -> bool:
+    """Whether an operator computes with quantised weights."""
+    return any(part in node.op_type for part in ("QLinear", "Quantize", "Dequantize", "Integer", "QGemm", "NBits"))
 
 
 def _sizes(info: onnx.ValueInfoProto) -> tuple[int | str | None, ...]:

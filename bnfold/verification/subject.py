@@ -8,7 +8,10 @@ from typing import Any, Protocol
 import numpy.typing as npt
 
 from bnfold.runtimes.inputs import Declared, Feeds
+from bnfold.verification.normalisation import Normalisation
 from bnfold.verification.onnx_weights import Disturbance
+from bnfold.verification.sizes import SizeHints
+from bnfold.verification.storage import Storage
 
 Run = Callable[[Feeds], list[npt.NDArray[Any]]]
 """One inference: an array for each value to fetch."""
@@ -58,6 +61,18 @@ class Subject(Protocol):
 
     def values(self) -> Mapping[str, str]:
         """Inner values that can be fetched, in graph order, each with the node that makes it."""
+        ...
+
+    def size_hints(self) -> SizeHints:
+        """What it does with sizes of its inputs."""
+        ...
+
+    def normalisations(self) -> Mapping[str, Normalisation]:
+        """What it first does with inputs, by their names, where that is a normalisation."""
+        ...
+
+    def storage(self) -> Storage:
+        """How it stores its weights."""
         ...
 
     def jumps(self) -> frozenset[str]:

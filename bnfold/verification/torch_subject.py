@@ -26,8 +26,11 @@ from bnfold.errors import IncomparableError, one_line, plural
 from bnfold.frontends.limits import Limits
 from bnfold.frontends.torch import load
 from bnfold.runtimes.inputs import Declared, Feeds, whole_range
+from bnfold.verification.normalisation import Normalisation
 from bnfold.verification.observe import is_narrow
 from bnfold.verification.onnx_weights import WIDE_STEPS, Disturbance
+from bnfold.verification.sizes import MOST, SizeHints
+from bnfold.verification.storage import Storage, find_rounded
 from bnfold.verification.subject import Inside, Run, Subject
 
 AnyArray = npt.NDArray[Any]
@@ -228,6 +231,19 @@ class TorchSubject:
     def values(self) -> Mapping[str, str]:
         """No inner values: modules have no names for them."""
         return {}
+
+    def size_hints(self) -> SizeHints:
+        """What a program does with sizes; nothing is known of a module's code."""
+        return _size_hints(self._module) if isinstance(self._module, fx.GraphModule) else SizeHints()
+
+    def normalisations(self) -> Mapping[str, Normalisation]:
+        """None: what a program first does with inputs is not read."""
+        return {}
+
+    def storage(self) -> Storage:
+        """How it stores parameters and buffers."""
+        types = frozenset(str(weight.dtype).removeprefix("torch.") for weight in self._weights.values())
+        return Storage(types, find_rounded(map(_to_numpy, self._weights.values())))
 
     def jumps(self) -> frozenset[str]:
         """The outputs of a program behind an operator of `JUMPS`. A module's code is not read."""
@@ -439,3 +455,28 @@ def _jumping(program: ExportedProgram) -> frozenset[str]:
         if spec.kind is OutputKind.USER_OUTPUT and not isinstance(spec.arg, ConstantArgument)
     ]
     return frozenset(f"output_{index}" for index, (_, node) in enumerate(kinds) if node in behind)
+
+
+STRIDES = {"convolution": 3, "conv1d": 3, "conv2d": 3, "conv3d": 3, "max_pool2d": 2, "avg_pool2d": 2, "avg_pool1d": 2}
+"""The position of an operator's strides among its arguments."""
+
+
+def _size_hints(module: fx.GraphModule) -> SizeHints:
+    """The strides of a graph, and the numbers that it computes with sizes and cuts with."""
+    before: dict[fx.Node, int] = {}
+    strides: dict[tuple[int, int], None] = {}
+    numbers: dict[int, None] = {}
+    for node in module.graph.nodes:
+        before[node] = max((before[source] for source in node.all_input_nodes), default=1)
+        name = str(getattr(node.target, "_opname", "")).strip("_")
+        position = STRIDES.get(name, len(node.args))
+        own = node.args[position] if position < len(node.args) else 1
+        stride = max(
+            (each for each in (own if isinstance(own, list | tuple) else [own]) if type(each) is int), default=1
+        )
+        if stride > 1:
+            strides[before[node], stride] = None
+            before[node] *= stride
+        if name.startswith("slice") or getattr(node.target, "__module__", "") == "_operator":
+            numbers |= dict.fromkeys(each for each in node.args if type(each) is int and 2 < each <= MOST)
+    return SizeHints(tuple(strides), tuple(numbers))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from bnfold.runtimes.inputs import Sample
+from bnfold.verification.gate import Gate
 from bnfold.verification.observe import Observation, Place
 
 
@@ -78,6 +79,7 @@ class Verdict:
         findings: sentences on facts that are no failure but worth knowing.
         providers: the providers that the caller asked for, whose outputs count.
         interface: sentences on differences that a caller of the candidate meets.
+        gate: the conditions that decided in place of the budget; None where there were none.
     """
 
     outputs: tuple[ValueVerdict, ...]
@@ -87,6 +89,7 @@ class Verdict:
     findings: tuple[str, ...] = ()
     providers: tuple[str, ...] = ()
     interface: tuple[str, ...] = ()
+    gate: Gate | None = None
 
     @property
     def is_equivalent(self) -> bool:

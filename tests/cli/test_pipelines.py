@@ -8,8 +8,10 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from click.testing import CliRunner
+from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from bnfold.cli.commands import cli
 from tests.report.test_junit import insist_on_junit
@@ -25,11 +27,12 @@ FOLDABLE = "inspect model.onnx --fail-on-foldable"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a pipeline has at the start, and a candidate that another tool could have made."""
+    """What a pipeline has at the start: two candidates that other tools could have made, one of them in float16."""
     place = tmp_path_factory.mktemp("pipeline")
     shutil.copy(ROOT / "models" / "digits_cnn.onnx", place / "model.onnx")
     with np.load(ROOT / "models" / "digits_test.npz") as data:
         np.savez(place / "inputs.npz", image=data["image"][:32])
+    onnx.save(convert_float_to_float16(onnx.load(place / "model.onnx")), place / "half.onnx")
     made = CliRunner().invoke(cli, ["fuse", str(place / "model.onnx"), "-o", str(place / "candidate.onnx"), "-q"])
     assert made.exit_code == 0, made.output
     return place

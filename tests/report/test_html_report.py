@@ -357,7 +357,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             0,
             ["All 4 BatchNorms folded", "27,920 numbers", "ran once in onnxruntime"],
         ),
-        ("fuse digits_cnn.onnx -o full_out.onnx --verify full", 0, ["27,920 numbers", "8 sets of inputs: normal"]),
+        ("fuse digits_cnn.onnx -o full_out.onnx --verify full", 0, ["27,920 numbers", "10 sets of inputs: normal"]),
         ("verify digits_cnn.onnx fused.onnx", 0, ["models are equivalent", "cpu, as deployed", "0 beyond the budget"]),
         ("verify digits_cnn.onnx broken.onnx", 1, ["not equivalent", "First divergence", "times what rounding"]),
         (

@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.reference
 import pytest
+from onnx import numpy_helper
 
 import bnfold
 from bnfold.api import fuse_file
@@ -127,3 +129,50 @@ def test_what_rounding_scatters_cannot_be_judged(other: onnx.NodeProto) -> None:
     with pytest.raises(IncomparableError, match="'y' cannot be judged"):
         bnfold.verify(original, scattered(other))
     assert bnfold.verify(original, original).is_equivalent
+
+
+def data_set(folder: Path, made: onnx.ModelProto, **stored: np.ndarray[Any, Any]) -> Path:
+    """A folder with an input, and outputs under their names, or under none where that begins with an underscore."""
+    folder.mkdir()
+    x = random(2, 3, 5, 5, dtype=FLOAT)
+    (folder / "input_0.pb").write_bytes(numpy_helper.from_array(x).SerializeToString())
+    outputs = stored or {"y": reference_run(made, x)}
+    for index, (name, array) in enumerate(outputs.items()):
+        tensor = numpy_helper.from_array(array, "" if name.startswith("_") else name)
+        (folder / f"output_{index}.pb").write_bytes(tensor.SerializeToString())
+    return folder
+
+
+def reference_run(made: onnx.ModelProto, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return np.asarray(onnx.reference.ReferenceEvaluator(made).run(["y"], {"x": x})[0])
+
+
+def test_stored_outputs_are_those_of_the_reference(tmp_path: Path) -> None:
+    place = data_set(tmp_path / "test_data_set_0", chain(RIGHT))
+    verdict = verify(chain(RIGHT), chain(RIGHT), inputs=place)
+    assert verdict.is_equivalent
+    assert any("test_data_set_0: the reference gives the stored outputs" in note for note in verdict.findings)
+
+
+@pytest.mark.parametrize("name", ["y", "_", "other"])
+def test_stored_outputs_of_another_model_are_no_evidence(name: str, tmp_path: Path) -> None:
+    x = random(2, 3, 5, 5, dtype=FLOAT)
+    place = data_set(tmp_path / "set", chain(RIGHT), **{name: reference_run(chain(WRONG), x)})
+    with pytest.raises(IncomparableError, match="set: the reference does not give the stored outputs"):
+        verify(chain(RIGHT), chain(RIGHT), inputs=place)
+
+
+def test_stored_outputs_that_are_less_precise_are_a_note(tmp_path: Path) -> None:
+    x = random(2, 3, 5, 5, dtype=FLOAT)
+    rounded = np.round(reference_run(chain(RIGHT), x), 1)
+    verdict = verify(chain(RIGHT), chain(RIGHT), inputs=data_set(tmp_path / "set", chain(RIGHT), y=rounded))
+    assert verdict.is_equivalent
+    assert any(note.startswith("set, stored outputs: output 'y' is off by") for note in verdict.findings)
+
+
+@pytest.mark.parametrize("many", [1, 2])
+def test_stored_outputs_that_no_output_has_are_an_error(many: int, tmp_path: Path) -> None:
+    right = reference_run(chain(RIGHT), random(2, 3, 5, 5, dtype=FLOAT))
+    stored = {"y": right[:1]} if many == 1 else {"y": right, "z": right}
+    with pytest.raises(IncomparableError, match="stored output"):
+        verify(chain(RIGHT), chain(RIGHT), inputs=data_set(tmp_path / "set", chain(RIGHT), **stored))

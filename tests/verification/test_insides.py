@@ -158,5 +158,5 @@ def test_an_output_that_hides_a_difference_decides_beside_one_that_takes_it_back
         return made
 
     first, second = forked(weights()), forked(rearranged(weights(), PERMUTATION, ONES))
-    assert bnfold.verify(first, second, outputs_only=True).is_equivalent
+    assert bnfold.verify(first, second, outputs_only=True, effort="fast").is_equivalent
     assert not bnfold.verify(first, second).is_equivalent

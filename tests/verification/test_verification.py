@@ -466,13 +466,15 @@ def test_inputs_that_do_not_fit_are_an_error() -> None:
 
 
 def test_drawn_inputs_expose_faults() -> None:
-    samples = {each.label: each.feeds["x"] for each in bnfold.verify(network(), network()).samples}
-    assert set(samples) == {"normal", "uniform", "zeros", "ones", "impulses", "channels", "large"}
+    samples = {each.label.split("(")[0]: each.feeds["x"] for each in bnfold.verify(network(), network()).samples}
+    kinds = {"normal", "normal, N=3", "uniform", "zeros", "ones", "impulses", "channels", "large", "far "}
+    assert set(samples) == kinds
     assert not samples["zeros"].any()
     assert (samples["ones"] == 1).all()
     assert samples["impulses"].sum() == 2 * 3 * 9
     assert [np.flatnonzero(each.any(axis=(1, 2))).tolist() for each in samples["channels"]] == [[2], [0]]
     assert np.abs(samples["large"]).max() > 100
+    assert np.abs(samples["far "]).max() > 1e9
 
 
 def test_dynamic_dimensions_are_tried_at_two_sizes() -> None:
@@ -543,4 +545,4 @@ def test_every_effort_agrees() -> None:
         assert verdict.is_equivalent
         assert not bnfold.verify(network(), network(b=random(8, seed=1) + 1e-3), effort=effort).is_equivalent
         counts.append(len(verdict.samples))
-    assert counts == [2, 8, 14]
+    assert counts == [2, 10, 16]

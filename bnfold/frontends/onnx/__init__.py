@@ -3,6 +3,7 @@
 from bnfold.frontends.onnx.files.loading import external_files, file_bytes, load, parse, read_proto
 from bnfold.frontends.onnx.files.publishing import publish, staging
 from bnfold.frontends.onnx.files.saving import save, serialize
+from bnfold.frontends.onnx.files.sorting import is_sorted, sort_nodes
 from bnfold.frontends.onnx.open import is_model, open_model
 from bnfold.frontends.onnx.view import OnnxGraph
 
@@ -11,6 +12,7 @@ __all__ = [
     "external_files",
     "file_bytes",
     "is_model",
+    "is_sorted",
     "load",
     "open_model",
     "parse",
@@ -18,5 +20,6 @@ __all__ = [
     "read_proto",
     "save",
     "serialize",
+    "sort_nodes",
     "staging",
 ]

@@ -79,7 +79,17 @@ def _sentences(verification: Record, samples: Sequence[Record], identical: int) 
             label if times == 1 else f"{label} (\N{MULTIPLICATION SIGN} {times})" for label, times in labels.items()
         )
         yield f"Both models ran on {plural(ran, 'set')} of inputs{f': {kinds}' if kinds else ''}."
-    if any("excess" in entry for entry in [*(verification.get("outputs") or []), *(verification.get("values") or [])]):
+    gate = verification.get("gate")
+    if isinstance(gate, dict):
+        asked = ", ".join(f"{name} {value}" for name, value in gate.items() if value is not None)
+        yield (
+            f"The outputs were judged by {shown(asked, 200)}, over all inputs together, and not by what rounding "
+            "explains. An error is the largest difference over the largest value of the reference, SNR the "
+            "signal-to-noise ratio, argmax the share of largest elements that stay in their place."
+        )
+    elif any(
+        "excess" in entry for entry in [*(verification.get("outputs") or []), *(verification.get("values") or [])]
+    ):
         yield (
             "An error is the largest difference over the largest value of the reference, and its budget what rounding "
             "alone explains, as measured on the reference. The verdict also looks at the mean square, and at each "
@@ -139,7 +149,7 @@ def _place(row: Record) -> Cell:
 
 def _verdict(row: Record, verification: Record) -> Cell:
     if figures.read_value(row, 0).passes:
-        return Cell("equivalent", mood="good")
+        return Cell("within" if "gate" in verification else "equivalent", mood="good")
     mood: Mood = "unsure" if is_overruled(row, verification) else "bad"
     return Cell("differs", mood=mood)
 

@@ -73,13 +73,15 @@ def _fold_tiles(record: Record, folded: int, total: int) -> Iterator[Tile]:
 
 
 def _judgement(verification: Record) -> tuple[Mood, str, list[str]]:
+    has_gate = "gate" in verification
     if not verification.get("equivalent"):
         divergence = verification.get("first_divergence") or {}
-        return "bad", "The two models are not equivalent", list(_parting(divergence))
+        what = "The outputs are not within the gate" if has_gate else "The two models are not equivalent"
+        return "bad", what, list(_parting(divergence))
     changed = [output for output in verification.get("outputs") or [] if is_overruled(output, verification)]
     return (
         "good",
-        "The two models are equivalent",
+        "The outputs are within the gate" if has_gate else "The two models are equivalent",
         [
             f"As deployed on {shown(output.get('provider', ''), 40)}, the runtime by itself changes "
             f"{shown(output.get('name', ''), 80)}: see the verification."
@@ -104,6 +106,7 @@ def _verification_tiles(verification: Record | None) -> Iterator[Tile]:
     if outputs:
         worst = max((figures.read_value(output, 0) for output in outputs), key=figures.badness)
         note = f"budget {scientific(worst.budget)}" if worst.error else "identical"
+        note = "within the gate" if verification.get("gate") and worst.error and worst.passes else note
         yield Tile("worst output error", scientific(worst.error), note)
     inputs, values = (_number_of(verification.get(key)) for key in ("inputs", "values"))
     if inputs:

@@ -71,6 +71,10 @@ def check(proto: onnx.ModelProto, name: str, folder: Path | None, limits: Limits
         raise InvalidModelError(f"{name}: not a valid ONNX model ({error})") from error
 
 
+class UnsortedError(ValueError):
+    """A node reads what nothing before it makes: the cause of an `InvalidModelError`."""
+
+
 class _Check:
     """One walk over a model; what it finds wrong is a `ValueError` without the model's name."""
 
@@ -155,7 +159,7 @@ class _Check:
         where = f"node {name!r} ({kind})" if name else f"a {kind} of {frame.where}"
         for value in node.input:
             if value and not frame.knows(value):
-                raise ValueError(f"{where} reads {value!r}, which nothing before it makes")
+                raise UnsortedError(f"{where} reads {value!r}, which nothing before it makes")
         frame.made = [value for value in node.output if value]
         if len(set(frame.made)) < len(frame.made) or not frame.scopes[-1].isdisjoint(frame.made):
             twice = next(each for each in frame.made if each in frame.scopes[-1] or frame.made.count(each) > 1)

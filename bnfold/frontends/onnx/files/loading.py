@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx
@@ -13,7 +14,7 @@ from google.protobuf.message import DecodeError
 
 from bnfold.errors import InvalidModelError
 from bnfold.frontends.limits import LIMITS, Limits
-from bnfold.frontends.onnx.files.check import check
+from bnfold.frontends.onnx.files.check import UnsortedError, check
 from bnfold.frontends.onnx.files.original import Original, Source, attach
 from bnfold.frontends.onnx.files.readable import readable
 from bnfold.frontends.onnx.files.slots import slots
@@ -23,6 +24,10 @@ PROTOBUF_LIMIT = (1 << 31) - 1
 
 ZIP = b"PK\x03\x04"
 """How a zip archive begins."""
+
+
+Sort = Callable[[onnx.ModelProto], object]
+"""Sorts the nodes of a model in place."""
 
 
 def load(path: Path, limits: Limits = LIMITS) -> ir.Model:
@@ -35,8 +40,13 @@ def load(path: Path, limits: Limits = LIMITS) -> ir.Model:
     return _build(read_proto(path, limits), str(path), path.parent, source)
 
 
-def read_proto(path: Path, limits: Limits = LIMITS) -> onnx.ModelProto:
+def read_proto(path: Path, limits: Limits = LIMITS, sort: Sort | None = None) -> onnx.ModelProto:
     """The protobuf of an ONNX file, as `load` would take it.
+
+    Args:
+        path: the file.
+        limits: how much it may ask for.
+        sort: called to sort the nodes, if they are not in order.
 
     Raises:
         InvalidModelError: as `load`.
@@ -50,7 +60,13 @@ def read_proto(path: Path, limits: Limits = LIMITS) -> onnx.ModelProto:
     except DecodeError as error:
         raise InvalidModelError(f"{path}: not an ONNX model ({_what_else(content, error)})") from error
     del content
-    check(proto, str(path), path.parent, limits)
+    try:
+        check(proto, str(path), path.parent, limits)
+    except InvalidModelError as error:
+        if sort is None or not isinstance(error.__cause__, UnsortedError):
+            raise
+        sort(proto)
+        check(proto, str(path), path.parent, limits)
     return proto
 
 
