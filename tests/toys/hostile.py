@@ -569,6 +569,9 @@ EXPANDING: dict[str, tuple[Write, str]] = {
 }
 """Files with a constant that cannot be made: what writes each, and a pattern of what is said of it."""
 
+SORTED = frozenset({"unsorted"})
+"""Cases that `verify` runs all the same, since it sorts nodes. The other commands keep the order of nodes."""
+
 LABORIOUS: dict[str, tuple[Write, str]] = {
     "many-large-constants": (_chain_of_outer_products(), "take too much work"),
 }

@@ -66,7 +66,10 @@ def read_proto(path: Path, limits: Limits = LIMITS, sort: Sort | None = None) ->
         if sort is None or not isinstance(error.__cause__, UnsortedError):
             raise
         sort(proto)
-        check(proto, str(path), path.parent, limits)
+        try:
+            check(proto, str(path), path.parent, limits)
+        except InvalidModelError as other:
+            raise error if isinstance(other.__cause__, UnsortedError) else other from None  # there is no order
     return proto
 
 
