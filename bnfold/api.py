@@ -37,6 +37,7 @@ from bnfold.planning.fold import fold
 from bnfold.planning.lowering import describe_lowered, find_lowered
 from bnfold.planning.plan import Plan
 from bnfold.planning.planner import make_plan
+from bnfold.proof import inlining
 from bnfold.proof.certificate import Certificate
 from bnfold.proof.checker import Proof
 from bnfold.proof.ledger import Ledger
@@ -156,7 +157,8 @@ def plan(
 
 def _options(limits: Limits, inputs: InputOptions = DRAWN, **further: Any) -> OpenOptions:
     """The options for opening a model. One whose shapes are only declared is run on `inputs` to confirm them."""
-    return OpenOptions(limits=limits, observe=partial(confirmer, inputs=inputs), rehearse=_rehearse, **further)
+    observe = partial(confirmer, inputs=inputs)
+    return OpenOptions(limits=limits, observe=observe, rehearse=_rehearse, inliner=inlining, **further)
 
 
 def _rehearse(graph: Graph[Any, Any]) -> None:
@@ -292,7 +294,8 @@ def certify(
     """The folded model of a protobuf whose tensors are inside, with its certificate."""
     opened = open_model(model, _options(LIMITS))
     decided, _ = _decide(opened, Selection(tuple(only), tuple(skip)), merge=merge)
-    ledger, deeds = Ledger.of(opened.graph.model), deeds_of(opened.graph, trace_changes(opened.graph, decided))  # type: ignore[attr-defined]
+    graph: Any = opened.graph
+    ledger, deeds = Ledger.of(graph.model, graph.inlined), deeds_of(graph, trace_changes(graph, decided))
     fold(opened.graph, decided, _lowered(opened, decided, lower))
     result: onnx.ModelProto = opened.finish()
     return result, ledger.certificate(deeds, digest(Files(model)), digest(Files(result)))
@@ -307,8 +310,12 @@ def _decide(
         show = partial(progress, "plan")
         return make_plan(opened.graph, selected=selection, merge=merge, progress=show)
 
+    def replan(graph: Graph[Any, Any]) -> tuple[Outcome, ...]:
+        return make_plan(graph, selected=selection, merge=merge).outcomes
+
     first = attempt()
-    if not any(isinstance(outcome, Refusal) for outcome in first.outcomes) or not opened.learn():
+    is_done = not any(isinstance(outcome, Refusal) for outcome in first.outcomes)
+    if is_done or not opened.learn(first.outcomes, replan):
         return first, False
     decided = attempt()
     return decided, decided.outcomes != first.outcomes

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import onnx
 import onnx_ir as ir
 
+from bnfold.errors import InvalidModelError
 from bnfold.frontends.limits import Limits
+from bnfold.frontends.onnx.calls import Inliner, Trial, explain_call, find_calls
 from bnfold.frontends.onnx.files.loading import external_files, file_bytes, load, parse, read_proto
 from bnfold.frontends.onnx.files.original import detach, original_of
 from bnfold.frontends.onnx.files.saving import Lent, lend, save, serialize
-from bnfold.frontends.onnx.view import OnnxGraph
+from bnfold.frontends.onnx.files.slots import slots
+from bnfold.frontends.onnx.view import Key, OnnxGraph
 from bnfold.frontends.protocol import Cautions, OpenOptions, Replan, Size, Written
-from bnfold.graph.outcome import Outcome
+from bnfold.graph.outcome import Outcome, Reason, Refusal
 
 
 class OpenOnnxModel:
@@ -32,17 +36,90 @@ class OpenOnnxModel:
         is_file = isinstance(given, str | Path)
         self._bytes = file_bytes(self._model, Path(given)) if is_file else 0
         self.files: tuple[Path, ...] = (Path(given), *external_files(self._model)) if is_file else ()
-        observe = options.observe
-        self.graph = OnnxGraph(self._model, observe and observe(lambda: _original(given, options.limits)))
+        self._before: Lent | None = None
+        self._trials: tuple[Trial, Trial] | None = None
+        self.graph = self._view(self._model, lambda: _original(given, options.limits))
+
+    def _view(
+        self,
+        model: ir.Model,
+        read: Callable[[], tuple[onnx.ModelProto, Path | None]],
+        inlined: tuple[Key, ...] = (),
+    ) -> OnnxGraph:
+        observe = self._options.observe
+        return OnnxGraph(model, observe and observe(read), inlined)
 
     def measure(self) -> Size:
         return Size(sum(1 for _ in self._model.graph.all_nodes()), self._bytes)
 
-    def learn(self) -> bool:
-        return self.graph.try_out_hints()
+    def learn(self, outcomes: Sequence[Outcome], replan: Replan) -> bool:
+        """Write out calls of functions, where that lets more fold, and try out declared shapes."""
+        has_inlined = self._inline(outcomes, replan)
+        return self.graph.try_out_hints() or has_inlined
+
+    def _inline(self, outcomes: Sequence[Outcome], replan: Replan) -> bool:
+        inliner: Inliner | None = self._options.inliner
+        is_given = any(isinstance(each, Refusal) and each.reason is Reason.FUNCTION_INPUT for each in outcomes)
+        original = original_of(self._model)
+        is_partial = isinstance(self._given, ir.Model) and original is not None and bool(original.left_out)
+        if inliner is None or not is_given or is_partial:
+            return False
+        lent = self.original()
+        inlinable = {key_of(each) for each in lent.proto.functions if inliner.can_inline(lent.proto, each)}
+        first = Trial(frozenset(), self.graph, {}, outcomes)
+        found, last = find_calls(first, inlinable, lambda functions: self._try(lent, functions, replan))
+        self._trials = found, last
+        if found is first:
+            return False
+        if isinstance(self._given, ir.Model):
+            self._before = lent
+            self._move(found.view.model)
+        else:
+            self._model = found.view.model
+        self.graph = found.view
+        return True
+
+    def _try(self, lent: Lent, functions: frozenset[Key], replan: Replan) -> Trial | None:
+        """A plan with the calls of some functions written out; None where that cannot be done."""
+        keys = tuple(key_of(each) for each in lent.proto.functions if key_of(each) in functions)
+        try:
+            written_out = self._options.inliner.inline(lent.proto, keys)
+            model = self._rebuild(replace(lent, proto=written_out.proto))
+        except (ValueError, InvalidModelError):
+            return None
+        view = self._view(model, lambda: (serialize(model), lent.folder), keys)
+        outcomes = replan(view)
+        if any(isinstance(each, Refusal) for each in outcomes) and view.try_out_hints():
+            outcomes = replan(view)
+        return Trial(functions, view, written_out.origins, outcomes)
+
+    def _rebuild(self, lent: Lent) -> ir.Model:
+        """A model of another protobuf of the same tensors.
+
+        Raises:
+            InvalidModelError: it is not valid.
+        """
+        if not isinstance(self._given, ir.Model):
+            return parse(lent.proto, str(lent.folder or "model"), lent.folder, self._options.limits)
+        model = ir.serde.deserialize_model(lent.proto)
+        for slot in slots(model):
+            if isinstance(slot.tensor, ir.ExternalTensor):
+                if slot.tensor.location not in lent.held:
+                    raise InvalidModelError("a tensor of a node lies in another file")
+                slot.lend(lent.held[slot.tensor.location])
+        return model
+
+    def _move(self, model: ir.Model) -> None:
+        """Let the model that was given hold what another one holds."""
+        detach(self._model, "model")
+        self._model.graph = model.graph
+        self._model.functions.clear()
+        self._model.functions.update(model.functions)
+        self._model.opset_imports.update(model.opset_imports)
 
     def explain(self, outcomes: Sequence[Outcome], replan: Replan) -> tuple[Outcome, ...]:
-        return tuple(map(self.graph.explain, outcomes))
+        explained = map(self.graph.explain, outcomes)
+        return tuple(explain_call(each, *self._trials) for each in explained) if self._trials else tuple(explained)
 
     def warn(self, *, has_learnt: bool) -> Cautions:
         return (*self.graph.warnings(), *(self.graph.confirmations() if has_learnt else ()))
@@ -67,7 +144,7 @@ class OpenOnnxModel:
         if isinstance(self._given, onnx.ModelProto):
             return Lent(self._given, None, {})
         if isinstance(self._given, ir.Model):
-            return self.lend()
+            return self._before or self.lend()
         found = original_of(self._model)
         assert found is not None
         return Lent(found.proto, Path(self._given).parent, {})
@@ -77,6 +154,11 @@ class OpenOnnxModel:
         if isinstance(self._given, str | Path):
             return lend(self._model, Path(self._given).parent)
         return lend(self._model, _folder(self._model))
+
+
+def key_of(function: onnx.FunctionProto) -> Key:
+    """What calls name a function by."""
+    return function.domain, function.name, function.overload
 
 
 def is_model(model: object) -> bool:
