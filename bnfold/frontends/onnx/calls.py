@@ -166,10 +166,11 @@ def _without_vain(best: Trial, first: Trial, write_out: Callable[[frozenset[Key]
         key: {_called(node) for node in functions[key].graph.all_nodes()} & functions.keys() for key in best.functions
     }
 
-    def following(key: Key) -> set[Key]:
-        return calling.get(key, set())
+    def takes_part(key: Key) -> bool:
+        reached: set[Key] = reach([key], lambda caller: calling.get(caller, ()))
+        return not needed.isdisjoint(reached)
 
-    fewer = frozenset(key for key in best.functions if not needed.isdisjoint(reach([key], following)))
+    fewer = frozenset(filter(takes_part, best.functions))
     if fewer == best.functions:
         return best
     trial = write_out(fewer)

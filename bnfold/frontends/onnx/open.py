@@ -71,8 +71,8 @@ class OpenOnnxModel:
         self._trials = found, last
         if found is first:
             return False
+        self._before = lent
         if isinstance(self._given, ir.Model):
-            self._before = lent
             self._move(found.view.model)
         else:
             self._model = found.view.model
@@ -141,10 +141,12 @@ class OpenOnnxModel:
 
     def original(self) -> Lent:
         """What was opened, before the edits; part of no protocol, like `lend`."""
+        if self._before is not None:
+            return self._before
         if isinstance(self._given, onnx.ModelProto):
             return Lent(self._given, None, {})
         if isinstance(self._given, ir.Model):
-            return self._before or self.lend()
+            return self.lend()
         found = original_of(self._model)
         assert found is not None
         return Lent(found.proto, Path(self._given).parent, {})
