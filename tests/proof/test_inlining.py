@@ -8,6 +8,7 @@ import onnxruntime
 import pytest
 from onnx import helper
 
+from bnfold.proof import inlining
 from bnfold.proof.inlining import can_inline, inline, key_of
 from tests.toys.onnx_functions import DOMAIN, parse
 
@@ -94,7 +95,8 @@ def values(proto: onnx.ModelProto) -> list[np.ndarray]:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
     feeds = {"x": np.asarray([-1.5, 0.25, 2.0], np.float32), "flag": np.asarray(True)}
-    return [np.asarray(value) for value in session.run(None, feeds)]
+    wanted = {value.name: feeds[value.name] for value in session.get_inputs()}
+    return [np.asarray(value) for value in session.run(None, wanted)]
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -133,6 +135,47 @@ def test_functions_that_cannot_be_written_out(body: str) -> None:
         inline(proto, [key_of(proto.functions[0])])
 
 
+def test_a_loop_in_a_function_keeps_its_values_apart() -> None:
+    """Its body has inputs, a constant of its own, and values of the function; all are called like values outside."""
+    kinds = {"i": (onnx.TensorProto.INT64, []), "go": (onnx.TensorProto.BOOL, []), "a": (onnx.TensorProto.FLOAT, [3])}
+    infos = [helper.make_tensor_value_info(name, *kind) for name, kind in kinds.items()]
+    outputs = [helper.make_tensor_value_info("go", *kinds["go"]), helper.make_tensor_value_info("q", *kinds["a"])]
+    step = helper.make_tensor("c", onnx.TensorProto.FLOAT, [3], [1.0, 2.0, 3.0])
+    nodes = [
+        helper.make_node("Add", ["a", "c"], ["p"]),
+        helper.make_node("Mul", ["p", "d"], ["q"]),
+    ]
+    loop = helper.make_graph(nodes, "loop", infos, outputs, [step])
+    body = [
+        helper.make_node("Neg", ["b"], ["d"]),
+        helper.make_node("Constant", [], ["count"], value_int=3),
+        helper.make_node("Loop", ["count", "", "b"], ["y"], body=loop),
+    ]
+    proto = parse(
+        "a = L.f(x)\n c = L.f(a)\n p = Neg(c)\n y = Add(p, a)", "f (b) => (y) { y = Neg(b) }", values="float[3]"
+    )
+    proto.functions[0].CopyFrom(
+        helper.make_function(DOMAIN, "f", ["b"], ["y"], body, [helper.make_opsetid("", 18)], attributes=[])
+    )
+    result = inline(proto, [key_of(proto.functions[0])]).proto
+    onnx.checker.check_model(result)
+    for one, other in zip(values(proto), values(result), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_bodies_that_calls_would_nest_too_deep_are_not_written_out() -> None:
+    """Each function calls the one before it in a body."""
+    bodies = ["f0 (x) => (y) { y = Neg(x) }"]
+    bodies += [
+        f"f{k} (x) => (y) {{ t = Constant<value = bool {{1}}>()\n y = If(t) <then_branch = a () => (p) "
+        f"{{ p = L.f{k - 1}(x) }}, else_branch = b () => (q) {{ q = Neg(x) }}> }}"
+        for k in range(1, 400)
+    ]
+    proto = parse("y = L.f399(x)", *bodies)
+    with pytest.raises(ValueError, match="too deep"):
+        inline(proto, [key_of(function) for function in proto.functions])
+
+
 def test_functions_of_another_opset_cannot_be_written_out() -> None:
     proto = parse("y = L.f(x)", "f (x) => (y) { y = Relu(x) }")
     assert can_inline(proto, proto.functions[0])
@@ -168,11 +211,11 @@ def test_functions_of_one_name_are_told_apart() -> None:
     assert [function.overload for function in only.functions] == [""]
 
 
-def test_calls_that_would_be_too_many_are_not_written_out() -> None:
+def test_calls_that_would_be_too_many_are_not_written_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each function calls the one before it twice."""
     bodies = ["f0 (x) => (y) { y = Neg(x) }"]
     bodies += [f"f{k} (x) => (y) {{ a = L.f{k - 1}(x)\n y = L.f{k - 1}(a) }}" for k in range(1, 40)]
     proto = parse("y = L.f39(x)", *bodies)
-    proto.functions[0].node[0].doc_string = "long" * 10**6
+    monkeypatch.setattr(inlining, "BYTES", 1 << 22)
     with pytest.raises(ValueError, match="too much"):
         inline(proto, [key_of(function) for function in proto.functions])

@@ -144,16 +144,14 @@ def find_calls(
     return (best if best is first else _without_vain(best, first, write_out)), last
 
 
-def explain_call(outcome: Outcome, now: Trial, last: Trial) -> Outcome:
+def explain_call(outcome: Outcome, now: Trial, refused: Mapping[Place, Refusal]) -> Outcome:
     """A refusal for what a call gives, with the reason that would be left if the call were written out."""
     if not isinstance(outcome, Refusal) or outcome.reason is not Reason.FUNCTION_INPUT:
         return outcome
-    refused = last.refused()
-    places = {now.place(node) for node in now.own(outcome)} & refused.keys()
-    reasons = [refused[place] for place in places if refused[place].reason is not Reason.FUNCTION_INPUT]
-    if not reasons:
+    found = next((refused[place] for node in now.own(outcome) if (place := now.place(node)) in refused), outcome)
+    if found.reason is Reason.FUNCTION_INPUT:
         return outcome
-    return replace(outcome, reason=reasons[0].reason, detail=f"with what a call gives: {reasons[0].detail}")
+    return replace(outcome, reason=found.reason, detail=f"with what a call gives: {found.detail}")
 
 
 def _without_vain(best: Trial, first: Trial, write_out: Callable[[frozenset[Key]], Trial | None]) -> Trial:

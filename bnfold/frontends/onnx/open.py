@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import onnx_ir as ir
 
 from bnfold.errors import InvalidModelError
 from bnfold.frontends.limits import Limits
-from bnfold.frontends.onnx.calls import Inliner, Trial, explain_call, find_calls
+from bnfold.frontends.onnx.calls import Inliner, Place, Trial, explain_call, find_calls
 from bnfold.frontends.onnx.files.loading import external_files, file_bytes, load, parse, read_proto
 from bnfold.frontends.onnx.files.original import detach, original_of
 from bnfold.frontends.onnx.files.saving import Lent, lend, save, serialize
@@ -37,7 +36,8 @@ class OpenOnnxModel:
         self._bytes = file_bytes(self._model, Path(given)) if is_file else 0
         self.files: tuple[Path, ...] = (Path(given), *external_files(self._model)) if is_file else ()
         self._before: Lent | None = None
-        self._trials: tuple[Trial, Trial] | None = None
+        self._origins: Mapping[str, Place] = {}
+        self._stays: Mapping[Place, Refusal] = {}
         self.graph = self._view(self._model, lambda: _original(given, options.limits))
 
     def _view(
@@ -64,50 +64,48 @@ class OpenOnnxModel:
         is_partial = isinstance(self._given, ir.Model) and original is not None and bool(original.left_out)
         if inliner is None or not is_given or is_partial:
             return False
-        lent = self.original()
+        lent = self.lend()
         inlinable = {key_of(each) for each in lent.proto.functions if inliner.can_inline(lent.proto, each)}
         first = Trial(frozenset(), self.graph, {}, outcomes)
         found, last = find_calls(first, inlinable, lambda functions: self._try(lent, functions, replan))
-        self._trials = found, last
-        if found is first:
+        self._stays = last.refused()
+        if found is first or not self._take(found, replan):
             return False
-        self._before = lent
-        if isinstance(self._given, ir.Model):
-            self._move(found.view.model)
-        else:
-            self._model = found.view.model
-        self.graph = found.view
+        self._origins = found.origins
         return True
 
     def _try(self, lent: Lent, functions: frozenset[Key], replan: Replan) -> Trial | None:
-        """A plan with the calls of some functions written out; None where that cannot be done."""
+        """A plan with the calls of some functions written out, in a model that shares the tensors; None without one."""
         keys = tuple(key_of(each) for each in lent.proto.functions if key_of(each) in functions)
         try:
             written_out = self._options.inliner.inline(lent.proto, keys)
-            model = self._rebuild(replace(lent, proto=written_out.proto))
-        except (ValueError, InvalidModelError):
+            model = ir.serde.deserialize_model(written_out.proto)
+        except (ValueError, TypeError):  # there is something that onnx_ir does not hold, or too much of it
             return None
-        view = self._view(model, lambda: (serialize(model), lent.folder), keys)
-        outcomes = replan(view)
-        if any(isinstance(each, Refusal) for each in outcomes) and view.try_out_hints():
-            outcomes = replan(view)
-        return Trial(functions, view, written_out.origins, outcomes)
-
-    def _rebuild(self, lent: Lent) -> ir.Model:
-        """A model of another protobuf of the same tensors.
-
-        Raises:
-            InvalidModelError: it is not valid.
-        """
-        if not isinstance(self._given, ir.Model):
-            return parse(lent.proto, str(lent.folder or "model"), lent.folder, self._options.limits)
-        model = ir.serde.deserialize_model(lent.proto)
         for slot in slots(model):
             if isinstance(slot.tensor, ir.ExternalTensor):
                 if slot.tensor.location not in lent.held:
-                    raise InvalidModelError("a tensor of a node lies in another file")
+                    return None
                 slot.lend(lent.held[slot.tensor.location])
-        return model
+        view = self._view(model, lambda: (serialize(model), lent.folder), keys)
+        return Trial(functions, view, written_out.origins, _plan_twice(view, replan))
+
+    def _take(self, found: Trial, replan: Replan) -> bool:
+        """Let the model be what a trial is of; whether it can be."""
+        before, keys = self.original(), found.view.inlined
+        if isinstance(self._given, ir.Model):
+            self._before, self.graph = before, found.view
+            self._move(found.view.model)
+            return True
+        proto = self._options.inliner.inline(before.proto, keys).proto
+        try:
+            model = parse(proto, str(before.folder or "model"), before.folder, self._options.limits)
+        except InvalidModelError:
+            return False
+        self._before, self._model = before, model
+        self.graph = self._view(model, lambda: (proto, before.folder), keys)
+        _plan_twice(self.graph, replan)
+        return True
 
     def _move(self, model: ir.Model) -> None:
         """Let the model that was given hold what another one holds."""
@@ -119,7 +117,8 @@ class OpenOnnxModel:
 
     def explain(self, outcomes: Sequence[Outcome], replan: Replan) -> tuple[Outcome, ...]:
         explained = map(self.graph.explain, outcomes)
-        return tuple(explain_call(each, *self._trials) for each in explained) if self._trials else tuple(explained)
+        now = Trial(frozenset(), self.graph, self._origins, outcomes)
+        return tuple(explain_call(each, now, self._stays) for each in explained)
 
     def warn(self, *, has_learnt: bool) -> Cautions:
         return (*self.graph.warnings(), *(self.graph.confirmations() if has_learnt else ()))
@@ -156,6 +155,13 @@ class OpenOnnxModel:
         if isinstance(self._given, str | Path):
             return lend(self._model, Path(self._given).parent)
         return lend(self._model, _folder(self._model))
+
+
+def _plan_twice(view: OnnxGraph, replan: Replan) -> Sequence[Outcome]:
+    """What a plan makes of a view, once with declared shapes that a run confirms if any BatchNorm stays without."""
+    outcomes = replan(view)
+    stays = any(isinstance(each, Refusal) for each in outcomes)
+    return replan(view) if stays and view.try_out_hints() else outcomes
 
 
 def key_of(function: onnx.FunctionProto) -> Key:
