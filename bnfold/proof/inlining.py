@@ -34,10 +34,13 @@ class Inlined:
         proto: the model.
         origins: where each node comes from that was put in place of a call, by its first output: the function, and the
             node's first output there.
+        calls: for each call that was written out, the function, and the names that its values have now. Those of its
+            bodies are left out.
     """
 
     proto: onnx.ModelProto
     origins: Mapping[str, tuple[Key, str]]
+    calls: Sequence[tuple[Key, Mapping[str, str]]]
 
 
 def inline(
@@ -79,7 +82,7 @@ def inline(
         if any(called(node) in chosen for node in _nested(function.node)):
             writer.write(kept, PLAIN, 0)
             _complete(kept, chosen.values())
-    return Inlined(result, writer.origins)
+    return Inlined(result, writer.origins, writer.calls)
 
 
 M = TypeVar("M", onnx.ModelProto, onnx.GraphProto)
@@ -163,6 +166,7 @@ PLAIN = _Place()
 class _Writer:
     def __init__(self, functions: Mapping[Key, onnx.FunctionProto], values: set[str], nodes: set[str]) -> None:
         self._functions, self._values, self._nodes = functions, values, nodes
+        self.calls: list[tuple[Key, Mapping[str, str]]] = []
         self._bytes = 0
         self.origins: dict[str, tuple[Key, str]] = {}
 
@@ -206,6 +210,7 @@ class _Writer:
         made = {formal: name for formal, name in zip(function.output, call.output, strict=False) if name}
         values = dict.fromkeys(function.input, "") | dict(zip(function.input, call.input, strict=False)) | made
         given = defaults | {entry.name: entry for entry in call.attribute}
+        self.calls.append((key_of(function), values))
         return _Place(prefix, values, tuple(made), given, key_of(function))
 
     def _node(self, node: onnx.NodeProto, place: _Place) -> onnx.NodeProto:

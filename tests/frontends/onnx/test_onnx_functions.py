@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -177,6 +177,42 @@ def test_a_model_stays_where_writing_out_folds_nothing(tmp_path: Path) -> None:
     assert isinstance(outcome, Refusal)
     assert outcome.reason is Reason.NONLINEAR
     assert "what a call gives" in outcome.detail
+
+
+@pytest.mark.parametrize("form", ["depthwise", "mul-add"])
+def test_what_a_call_gives_is_written_as_other_operators(form: Literal["depthwise", "mul-add"]) -> None:
+    lone = "lone (x, s, b, m, v) => (y) { r = Relu(x)\n q = BatchNormalization(r, s, b, m, v)\n y = Relu(q) }"
+    own = (
+        "own (x) => (y) { g = Constant<value = double[2] {1.0, 2.0}>()\n r = Relu(x)\n"
+        " q = BatchNormalization(r, g, g, g, g)\n y = Relu(q) }"
+    )
+    proto = made("h = L.lone(x, s, b, m, v)\n y = L.own(h)", lone, own)
+    fused, outcomes = bnfold.fuse(proto, lower=form, return_outcomes=True)
+    assert {outcome.scope for outcome in outcomes} == {"main", "L.own"}
+    assert all(isinstance(each, Refusal) and "written as" in each.detail for each in outcomes)
+    assert left(fused) == 0
+    assert [function.name for function in fused.functions] == ["own"]
+    np.testing.assert_allclose(value(proto), value(fused), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        "y = Neg(c)",
+        "p = MaxPool<kernel_shape = [1, 1]>(c)\n q = Transpose<perm = [0, 1, 3, 2]>(p)\n"
+        " y = BatchNormalization(q, g, g, g, g)",
+    ],
+)
+def test_what_folds_through_carriers_in_a_function_is_proved(between: str) -> None:
+    """The checker knows the shapes in a function that all its calls agree on."""
+    own = (
+        "own (x) => (y) { w = Constant<value = double[2,2,1,1] {1.0, 2.0, 3.0, 4.0}>()\n"
+        f" g = Constant<value = double[2] {{1.5, 2.0}}>()\n c = Conv(x, w)\n {between} }}"
+    )
+    fused, (outcome,) = fuse(made("h = L.own(x)\n r = Relu(h)\n y = L.own(r)", own))
+    assert isinstance(outcome, Fold)
+    assert outcome.scope == "L.own"
+    assert operators(fused) == ["own", "Relu", "own"]
 
 
 @pytest.mark.parametrize("change", ["opset", "output", "overridable"])
