@@ -30,13 +30,14 @@ from bnfold.frontends.limits import LIMITS, UNLIMITED, Limits
 from bnfold.frontends.onnx.files.publishing import beside, publish, staging
 from bnfold.frontends.protocol import Cautions, OpenModel, OpenOptions, Size, Written
 from bnfold.graph.ops import Form, Lowered
-from bnfold.graph.outcome import Fold, Outcome, Refusal
+from bnfold.graph.outcome import Fold, Merge, Outcome, Refusal
 from bnfold.graph.protocol import Graph
 from bnfold.planning.changes import trace_changes
 from bnfold.planning.fold import fold
 from bnfold.planning.lowering import describe_lowered, find_lowered
 from bnfold.planning.plan import Plan
 from bnfold.planning.planner import make_plan
+from bnfold.proof import inlining
 from bnfold.proof.certificate import Certificate
 from bnfold.proof.checker import Proof
 from bnfold.proof.ledger import Ledger
@@ -168,7 +169,8 @@ def _options(
     def rehearse(graph: Graph[Any, Any]) -> None:
         fold(graph, make_plan(graph, selected=selection, merge=merge))
 
-    return OpenOptions(limits=limits, observe=partial(confirmer, inputs=inputs), rehearse=rehearse, **further)
+    observe = partial(confirmer, inputs=inputs)
+    return OpenOptions(limits=limits, observe=observe, rehearse=rehearse, inliner=inlining, **further)
 
 
 class FuseOptions(TypedDict, total=False):
@@ -269,7 +271,7 @@ def fuse(
         preserve=preserve,
     )
     opened = open_model(model, options)
-    decided, _ = _decide(opened, selection, merge=merge)
+    decided, _ = _decide(opened, selection, merge=merge, lower=lower)
     lowered = _lowered(opened, decided, lower)
     outcomes = (
         describe_lowered(opened.graph, lowered, _explain(opened, decided, merge=merge)) if return_outcomes else ()
@@ -306,15 +308,21 @@ def certify(
 ) -> tuple[onnx.ModelProto, Certificate]:
     """The folded model of a protobuf whose tensors are inside, with its certificate."""
     opened = open_model(model, _options(LIMITS))
-    decided, _ = _decide(opened, Selection(tuple(only), tuple(skip)), merge=merge)
-    ledger, deeds = Ledger.of(opened.graph.model), deeds_of(opened.graph, trace_changes(opened.graph, decided))  # type: ignore[attr-defined]
+    decided, _ = _decide(opened, Selection(tuple(only), tuple(skip)), merge=merge, lower=lower)
+    graph: Any = opened.graph
+    ledger, deeds = Ledger.of(graph.model, graph.inlined), deeds_of(graph, trace_changes(graph, decided))
     fold(opened.graph, decided, _lowered(opened, decided, lower))
     result: onnx.ModelProto = opened.finish()
     return result, ledger.certificate(deeds, digest(Files(model)), digest(Files(result)))
 
 
 def _decide(
-    opened: OpenModel, selection: Selection = EVERYTHING, progress: Progress = _silent, *, merge: bool
+    opened: OpenModel,
+    selection: Selection = EVERYTHING,
+    progress: Progress = _silent,
+    *,
+    merge: bool,
+    lower: str | None = None,
 ) -> tuple[Plan[Any, Any], bool]:
     """The plan, and whether knowledge about the model changed it. That is tried where a BatchNorm stays."""
 
@@ -322,11 +330,27 @@ def _decide(
         show = partial(progress, "plan")
         return make_plan(opened.graph, selected=selection, merge=merge, progress=show)
 
+    def replan(graph: Graph[Any, Any]) -> tuple[Outcome, ...]:
+        return _seen(graph, make_plan(graph, selected=selection, merge=merge), lower)
+
     first = attempt()
-    if not any(isinstance(outcome, Refusal) for outcome in first.outcomes) or not opened.learn():
+    is_done = not any(isinstance(outcome, Refusal) for outcome in first.outcomes)
+    if is_done or not opened.learn(_seen(opened.graph, first, lower), replan):
         return first, False
     decided = attempt()
     return decided, decided.outcomes != first.outcomes
+
+
+def _seen(graph: Graph[Any, Any], decided: Plan[Any, Any], form: str | None) -> tuple[Outcome, ...]:
+    """The outcomes of a plan, in which a BatchNorm that will be lowered is as good as one that folds."""
+    if form is None or not graph.can_lower:
+        return decided.outcomes
+    gone = {(graph.name(node), graph.scope(node)) for node in find_lowered(graph, decided, Form(form))}
+    return tuple(
+        Fold(outcome.batchnorm, outcome.scope, form, (), ()) if (outcome.batchnorm, outcome.scope) in gone else outcome
+        for outcome in decided.outcomes
+        if not isinstance(outcome, Merge)
+    )
 
 
 def _explain(opened: OpenModel, decided: Plan[Any, Any], *, merge: bool) -> tuple[Outcome, ...]:
@@ -406,7 +430,7 @@ def fuse_file(
         opened = open_model(model, _options(limits, comparison.inputs, inplace=True))
         before = opened.measure()
         seal = Seal.of(opened.files)
-        decided, has_learnt = _decide(opened, selection, progress, merge=merge)
+        decided, has_learnt = _decide(opened, selection, progress, merge=merge, lower=lower)
         lowered = _lowered(opened, decided, lower)
         outcomes = describe_lowered(opened.graph, lowered, _explain(opened, decided, merge=merge))
         warnings = opened.warn(has_learnt=has_learnt)

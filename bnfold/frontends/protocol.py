@@ -63,6 +63,7 @@ class OpenOptions:
         preserve: methods of a torch module that give back what they gave back; left out, those named ``forward_*``.
         rehearse: plans and folds a view, of a trial that is thrown away.
         observe: given a way to read an ONNX model, makes a way to run it for shapes that are only declared.
+        inliner: writes out the calls of functions in an ONNX model, which `bnfold.proof.inlining` does.
     """
 
     inplace: bool = False
@@ -73,6 +74,7 @@ class OpenOptions:
     preserve: Sequence[str] | None = None
     rehearse: Callable[[Graph[Any, Any]], None] | None = None
     observe: Callable[[Any], Any] | None = None
+    inliner: Any = None
 
 
 class OpenModel(Protocol):
@@ -92,8 +94,8 @@ class OpenModel(Protocol):
         """What it was read from; none where it was in memory."""
         ...
 
-    def learn(self) -> bool:
-        """Find out what a plan missed, before anything is changed; whether more is known now."""
+    def learn(self, outcomes: Sequence[Outcome], replan: Replan) -> bool:
+        """Find out what a plan with these outcomes missed, before anything is changed; whether more is known now."""
         ...
 
     def explain(self, outcomes: Sequence[Outcome], replan: Replan) -> tuple[Outcome, ...]:

@@ -43,7 +43,7 @@ class Reason(StrEnum):
 ADVICE: dict[Reason, str] = {
     Reason.TRAINING_MODE: "export the model in eval mode",
     Reason.NOT_CONSTANT: "make the parameter an initializer or a constant",
-    Reason.FUNCTION_INPUT: "inline the functions of the model before, with onnx.inliner.inline_local_functions",
+    Reason.FUNCTION_INPUT: "export the model without functions, or with the same opsets for all of them",
     Reason.OVERRIDABLE: "remove the initializer from the graph inputs",
     Reason.GRAPH_OUTPUT: "drop that graph output if nobody reads it",
     Reason.UNKNOWN_SHAPE: (

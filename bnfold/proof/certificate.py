@@ -27,7 +27,12 @@ CHANNEL_LIMIT = 1 << 22
 AXES = 64
 """The most axes of one value. No model has more."""
 
+FUNCTION = ("domain", "name", "overload")
+
 T = TypeVar("T")
+
+Key = tuple[str, str, str]
+"""A function: domain, name and overload."""
 
 Name = tuple[str, str]
 """A value: its scope, and its name there."""
@@ -77,6 +82,8 @@ class Certificate:
         merged: nodes of the original that became one operator, each with the first output of the node that stayed.
         shapes: shapes and element types of values where they do not follow from the inputs. A run of the original
             showed them. They are not proved but assumed, and a proof that rests on one says so.
+        inlined: functions of the original whose calls `bnfold.proof.inlining` writes out before anything else. All
+            other claims are about what that makes of the original.
     """
 
     original: str
@@ -86,15 +93,16 @@ class Certificate:
     vanished: frozenset[Name]
     merged: dict[Name, str]
     shapes: dict[Name, tuple[Shape, int]] = field(default_factory=dict)
+    inlined: tuple[Key, ...] = ()
 
     @property
     def is_empty(self) -> bool:
         """Whether it claims that nothing changed."""
-        return not (self.names or self.relations or self.vanished or self.merged)
+        return not (self.names or self.relations or self.vanished or self.merged or self.inlined)
 
     def to_json(self) -> str:
         """One JSON document."""
-        document = {
+        document: dict[str, Any] = {
             "schema": SCHEMA,
             "original": self.original,
             "result": self.result,
@@ -115,6 +123,8 @@ class Certificate:
                 for (scope, value), (shape, kind) in self.shapes.items()
             ],
         }
+        if self.inlined:
+            document["inlined"] = [dict(zip(FUNCTION, function, strict=True)) for function in self.inlined]
         return json.dumps(document, indent=1, ensure_ascii=True) + "\n"
 
     @classmethod
@@ -148,7 +158,9 @@ def _encode(vector: Array) -> str:
 
 
 def _read(parsed: Any) -> Certificate:
-    document = _keys(parsed, ("schema", "original", "result", "names", "relations", "vanished", "merged", "shapes"))
+    keys = ("schema", "original", "result", "names", "relations", "vanished", "merged", "shapes")
+    has_inlined = isinstance(parsed, dict) and "inlined" in parsed
+    document = _keys(parsed, (*keys, "inlined") if has_inlined else keys)
     if document["schema"] != SCHEMA:
         raise ValueError(f"its schema is not {SCHEMA}")
     for key in ("original", "result"):
@@ -163,7 +175,22 @@ def _read(parsed: Any) -> Certificate:
         frozenset(vanished),
         _table(document["merged"], ("scope", "node", "into"), lambda entry: _text(entry["into"])),
         _table(document["shapes"], ("scope", "value", "shape", "type"), _shape),
+        _functions(document["inlined"]) if has_inlined else (),
     )
+
+
+def _functions(parsed: Any) -> tuple[Key, ...]:
+    if not isinstance(parsed, list) or not parsed:
+        raise ValueError("the list of functions is empty")
+    functions: list[Key] = []
+    for row in parsed:
+        entry = _keys(row, FUNCTION)
+        if not all(isinstance(entry[key], str) for key in FUNCTION):
+            raise ValueError("a name is no text")
+        functions.append((entry["domain"], _text(entry["name"]), entry["overload"]))
+    if len({*functions}) != len(functions):
+        raise ValueError("a function is there twice")
+    return tuple(functions)
 
 
 def _keys(parsed: Any, keys: Iterable[str]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from bnfold.proof import batchnorm, carriers, lowered, merges, operands
 from bnfold.proof.certificate import Certificate, Name
 from bnfold.proof.failure import ProofError
 from bnfold.proof.linear import is_linear
-from bnfold.proof.models import Files, Scope, Side, digest, first_output
+from bnfold.proof.models import Files, Scope, Side, digest, first_output, write_out
 from bnfold.proof.operators import check_linear
 from bnfold.proof.pair import Pair
 from bnfold.proof.rounding import Worst
@@ -103,7 +103,8 @@ def check_pair(original: Files, result: Files, certificate: Certificate) -> Proo
     began = time.perf_counter()
     tally = _Tally()
     try:
-        pair = Pair(Side(original, infer, certificate.shapes), Side(result, infer), certificate)
+        written_out = write_out(original, certificate.inlined)
+        pair = Pair(Side(written_out, infer, certificate.shapes), Side(result, infer), certificate)
         pair.insist_on_names()
         check_models(pair)
         for path in pair.original.scopes:

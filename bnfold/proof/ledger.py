@@ -9,7 +9,7 @@ from collections.abc import Collection, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from bnfold.proof.certificate import Certificate, Name, Relation
+from bnfold.proof.certificate import Certificate, Key, Name, Relation
 
 
 class Change(Protocol):
@@ -72,15 +72,21 @@ class Deeds:
 
 @dataclass(eq=False)
 class Ledger:
-    """The names of the values and nodes of an `onnx_ir.Model`, before anything is changed."""
+    """The names of the values and nodes of an `onnx_ir.Model`, before anything is changed.
 
+    Attributes:
+        values, nodes: the names.
+        inlined: functions whose calls are written out in the model, and were not in the original.
+    """
+
+    inlined: tuple[Key, ...] = ()
     values: dict[Any, Name] = field(default_factory=dict)
     nodes: dict[Any, Name] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, model: Any) -> Ledger:
+    def of(cls, model: Any, inlined: tuple[Key, ...] = ()) -> Ledger:
         """Note the names in a model, before anything is changed."""
-        ledger = cls()
+        ledger = cls(inlined)
         ledger._note("main", model.graph)
         for function in model.functions.values():
             scope = f"function:{function.domain}:{function.name}:{function.overload}"
@@ -106,7 +112,7 @@ class Ledger:
         relations = {self.values[value]: relation for value, relation in deeds.relations.items()}
         vanished = frozenset(self.nodes[node] for node in deeds.vanished if node not in deeds.merged)
         merged = {self.nodes[node]: self.nodes[host][1] for node, host in deeds.merged.items()}
-        return Certificate(original, result, names, relations, vanished, merged)
+        return Certificate(original, result, names, relations, vanished, merged, inlined=self.inlined)
 
     def _renamed(self, deeds: Deeds) -> Iterator[tuple[Name, str]]:
         for value, name in self.values.items():

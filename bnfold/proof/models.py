@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,9 +16,11 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
-from bnfold.proof.certificate import Name, Shape
+from bnfold.errors import InvalidModelError
+from bnfold.proof.certificate import Key, Name, Shape
 from bnfold.proof.evaluate import UnevaluatedError, evaluate
 from bnfold.proof.failure import ProofError
+from bnfold.proof.inlining import inline, key_of
 
 AnyArray = npt.NDArray[Any]
 
@@ -62,6 +64,50 @@ class Files:
     proto: onnx.ModelProto
     folder: Path | None = None
     held: Mapping[str, Any] = field(default_factory=dict)
+
+
+class _Held:
+    """A tensor of another protobuf, read where it is."""
+
+    def __init__(self, tensor: onnx.TensorProto) -> None:
+        self._tensor = tensor
+
+    def numpy(self) -> AnyArray:
+        return numpy_helper.to_array(self._tensor)
+
+    def tobytes(self) -> bytes:
+        content: bytes = self._tensor.raw_data
+        return content
+
+
+def write_out(files: Files, functions: Collection[Key]) -> Files:
+    """A model with the calls of some functions written out. Its large tensors are not copied.
+
+    Raises:
+        InvalidModelError: it has no such function.
+        ProofError: that cannot be done.
+    """
+    if not functions:
+        return files
+    known = {key_of(function) for function in files.proto.functions}
+    if missing := [name for domain, name, overload in functions if (domain, name, overload) not in known]:
+        raise InvalidModelError(f"the certificate names a function {missing[0]!r}, which the original does not have")
+    held = dict(files.held)
+
+    def stored(tensor: onnx.TensorProto) -> onnx.TensorProto:
+        if len(tensor.raw_data) <= KEPT:
+            return tensor
+        place = f"proof:{len(held)}"
+        held[place] = _Held(tensor)
+        light = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+        light.data_location = onnx.TensorProto.EXTERNAL
+        light.external_data.add(key="location", value=place)
+        return light
+
+    try:
+        return Files(inline(files.proto, functions, stored).proto, files.folder, held)
+    except ValueError as error:
+        raise ProofError("wiring", "", str(error)) from error
 
 
 def tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:

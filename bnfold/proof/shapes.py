@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 
 import onnx
 from onnx import helper, shape_inference
 
 from bnfold.proof.certificate import Name, Shape
+from bnfold.proof.inlining import inline, key_of
 from bnfold.proof.models import Files, Side
 from bnfold.proof.pinned import find_pinned
 
@@ -91,14 +93,51 @@ def _inferred(light: onnx.ModelProto, side: Side) -> Known:
             continue
         graph = scope.message
         for info in (*graph.value_info, *graph.input, *graph.output):
-            kind = info.type.tensor_type
-            shape: Shape | None = None
-            if kind.HasField("shape"):
-                shape = tuple(size.dim_value if size.HasField("dim_value") else None for size in kind.shape.dim)
-            known[path, info.name] = shape, kind.elem_type
+            known[path, info.name] = _read(info)
         for tensor in graph.initializer:
             known[path, tensor.name] = tuple(tensor.dims), tensor.data_type
+    return known | _in_functions(light)
+
+
+def _in_functions(light: onnx.ModelProto) -> Known:
+    """What all calls of a function agree on, of each of its values. Nothing where a call cannot be written out."""
+    if not light.functions:
+        return {}
+    try:
+        written_out = inline(light, [key_of(function) for function in light.functions])
+    except ValueError:  # one that cannot be, or too much
+        return {}
+    found: dict[str, tuple[Shape | None, int]] = {}
+    places = Counter[str]()
+    for scope in Side(Files(_infer(written_out.proto))).scopes.values():
+        graph = scope.message
+        places.update({*scope.makers, *scope.inputs, *scope.initializers, *scope.sparse})
+        found.update((info.name, _read(info)) for info in (*graph.value_info, *graph.input, *graph.output))
+        found.update((tensor.name, (tuple(tensor.dims), tensor.data_type)) for tensor in graph.initializer)
+    found = {name: kind for name, kind in found.items() if places[name] == 1}  # bodies may share names
+    known: Known = {}
+    for (domain, name, overload), values in written_out.calls:
+        for value, now in values.items():
+            key = f"function:{domain}:{name}:{overload}", value
+            known[key] = _agreed(found.get(now, (None, 0)), known.get(key))
     return known
+
+
+def _agreed(one: tuple[Shape | None, int], other: tuple[Shape | None, int] | None) -> tuple[Shape | None, int]:
+    """What two shapes with element types have in common."""
+    if other is None:
+        return one
+    kind = one[1] if one[1] == other[1] else 0
+    if one[0] is None or other[0] is None or len(one[0]) != len(other[0]):
+        return None, kind
+    return tuple(a if a == b else None for a, b in zip(one[0], other[0], strict=True)), kind
+
+
+def _read(info: onnx.ValueInfoProto) -> tuple[Shape | None, int]:
+    kind = info.type.tensor_type
+    if not kind.HasField("shape"):
+        return None, kind.elem_type
+    return tuple(size.dim_value if size.HasField("dim_value") else None for size in kind.shape.dim), kind.elem_type
 
 
 def _infer(light: onnx.ModelProto) -> onnx.ModelProto:

@@ -34,7 +34,7 @@ class OnnxProver:
     def __init__(self, opened: OpenOnnxModel, changes: Changes) -> None:
         self._opened, self._deeds = opened, deeds_of(opened.graph, changes)
         self._original = _files(opened.original())
-        self._ledger = Ledger.of(opened.graph.model)
+        self._ledger = Ledger.of(opened.graph.model, opened.graph.inlined)
         self._seen = {self._ledger.values[value]: kind for value, kind in opened.graph.confirmed_shapes().items()}
         self._assumed: Collection[Name] = ()
 

@@ -109,7 +109,7 @@ class OpenRecipe:
     def files(self) -> Sequence[Path]:
         return ()
 
-    def learn(self) -> bool:
+    def learn(self, outcomes: Sequence[Outcome], replan: Replan) -> bool:
         return False
 
     def explain(self, outcomes: Sequence[Outcome], replan: Replan) -> tuple[Outcome, ...]:

@@ -12,8 +12,10 @@ import pytest
 from bnfold.algebra.affine import Affine
 from bnfold.api import certify
 from bnfold.proof.certificate import Relation
-from bnfold.proof.models import Files, digest
+from bnfold.proof.models import Files, Side, digest
+from bnfold.proof.shapes import infer
 from tests.proof.test_proof import proof_of
+from tests.toys.onnx_functions import parse
 from tests.toys.onnx_graphs import model, node, norm, random, statistics
 
 
@@ -244,3 +246,50 @@ def test_a_node_that_is_gone_though_something_reads_it_is_found() -> None:
     result.graph.node.remove(shape)
     gather.op_type, gather.input[:] = "Identity", ["last"]
     assert not proof_of(original, result, certificate).is_proved
+
+
+@pytest.mark.parametrize(
+    ("second", "agreed"),
+    [("[1,2,8]", (1, 2, None)), ("[1,2,4]", (1, 2, 4)), ("[2,4]", None), ("[N,2,4]", (None, 2, 4))],
+)
+def test_a_function_has_the_shapes_that_all_calls_agree_on(second: str, agreed: tuple[int | None, ...] | None) -> None:
+    proto = parse(
+        "y = L.f(x)\n q = L.g(z)",
+        "f (x) => (y) { r = Relu(x)\n y = Neg(r) }",
+        "g (x) => (y) { y = L.f(x) }",
+        values="float[1,2,4]",
+    )
+    other = parse("y = L.f(x)", values=f"float{second}").graph.input[0]
+    other.name = "z"
+    proto.graph.input.append(other)
+    known = Side(Files(proto), infer).certain
+    for name in ("x", "r", "y"):
+        assert known["function:L:f:", name] == (agreed, onnx.TensorProto.FLOAT)
+
+
+def test_a_function_that_is_called_where_nobody_looks_has_no_known_shapes() -> None:
+    """`g` has an input for an output, so that its calls are not written out; its `x` is not that of the graph."""
+    proto = parse(
+        "y = L.f(x)\n p, q = L.g(z)",
+        "f (x) => (y) { r = Relu(x)\n y = Neg(r) }",
+        "g (x) => (y, x) { y = L.f(x) }",
+        values="float[1,2,4]",
+    )
+    proto.graph.input.append(parse("y = L.f(x)", values="float[3,3]").graph.input[0])
+    proto.graph.input[1].name = "z"
+    known = Side(Files(proto), infer).certain
+    assert known.get(("function:L:f:", "r"), (None, 0))[0] is None
+
+
+def test_a_call_in_a_body_has_no_shapes_of_another_body() -> None:
+    """Both bodies have a value `a`; that of the second depends on a shape that nobody knows."""
+    proto = parse(
+        "one = Constant<value = bool {1}>()\n u = Z.Unknown(x)\n y = If(one) <then_branch = then () => (b) "
+        "{ a = Neg(x)\n b = Relu(a) }, else_branch = other () => (c) { a = Neg(u)\n c = L.f(a) }>",
+        "f (x) => (y) { r = Relu(x)\n y = Neg(r) }",
+        values="float[1,2,4]",
+    )
+    proto.opset_import.append(onnx.helper.make_opsetid("Z", 1))
+    known = Side(Files(proto), infer).certain
+    for name in ("x", "r"):
+        assert known.get(("function:L:f:", name), (None, 0))[0] is None

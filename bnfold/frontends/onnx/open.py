@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import onnx
 import onnx_ir as ir
 
+from bnfold.errors import InvalidModelError
 from bnfold.frontends.limits import Limits
+from bnfold.frontends.onnx.calls import Inliner, Place, Trial, explain_call, find_calls
 from bnfold.frontends.onnx.files.loading import external_files, file_bytes, load, parse, read_proto
 from bnfold.frontends.onnx.files.original import detach, original_of
 from bnfold.frontends.onnx.files.saving import Lent, lend, save, serialize
-from bnfold.frontends.onnx.view import OnnxGraph
+from bnfold.frontends.onnx.files.slots import slots
+from bnfold.frontends.onnx.view import Key, OnnxGraph
 from bnfold.frontends.protocol import Cautions, OpenOptions, Replan, Size, Written
-from bnfold.graph.outcome import Outcome
+from bnfold.graph.outcome import Outcome, Reason, Refusal
 
 
 class OpenOnnxModel:
@@ -32,17 +35,90 @@ class OpenOnnxModel:
         is_file = isinstance(given, str | Path)
         self._bytes = file_bytes(self._model, Path(given)) if is_file else 0
         self.files: tuple[Path, ...] = (Path(given), *external_files(self._model)) if is_file else ()
-        observe = options.observe
-        self.graph = OnnxGraph(self._model, observe and observe(lambda: _original(given, options.limits)))
+        self._before: Lent | None = None
+        self._origins: Mapping[str, Place] = {}
+        self._stays: Mapping[Place, Refusal] = {}
+        self.graph = self._view(self._model, lambda: _original(given, options.limits))
+
+    def _view(
+        self,
+        model: ir.Model,
+        read: Callable[[], tuple[onnx.ModelProto, Path | None]],
+        inlined: tuple[Key, ...] = (),
+    ) -> OnnxGraph:
+        observe = self._options.observe
+        return OnnxGraph(model, observe and observe(read), inlined)
 
     def measure(self) -> Size:
         return Size(sum(1 for _ in self._model.graph.all_nodes()), self._bytes)
 
-    def learn(self) -> bool:
-        return self.graph.try_out_hints()
+    def learn(self, outcomes: Sequence[Outcome], replan: Replan) -> bool:
+        """Write out calls of functions, where that lets more fold, and try out declared shapes."""
+        has_inlined = self._inline(outcomes, replan)
+        return self.graph.try_out_hints() or has_inlined
+
+    def _inline(self, outcomes: Sequence[Outcome], replan: Replan) -> bool:
+        inliner: Inliner | None = self._options.inliner
+        is_given = any(isinstance(each, Refusal) and each.reason is Reason.FUNCTION_INPUT for each in outcomes)
+        original = original_of(self._model)
+        is_partial = isinstance(self._given, ir.Model) and original is not None and bool(original.left_out)
+        if inliner is None or not is_given or is_partial:
+            return False
+        lent = self.lend()
+        inlinable = {key_of(each) for each in lent.proto.functions if inliner.can_inline(lent.proto, each)}
+        first = Trial(frozenset(), self.graph, {}, outcomes)
+        found, last = find_calls(first, inlinable, lambda functions: self._try(lent, functions, replan))
+        self._stays = last.refused()
+        if found is first or not self._take(found, replan):
+            return False
+        self._origins = found.origins
+        return True
+
+    def _try(self, lent: Lent, functions: frozenset[Key], replan: Replan) -> Trial | None:
+        """A plan with the calls of some functions written out, in a model that shares the tensors; None without one."""
+        keys = tuple(key_of(each) for each in lent.proto.functions if key_of(each) in functions)
+        try:
+            written_out = self._options.inliner.inline(lent.proto, keys)
+            model = ir.serde.deserialize_model(written_out.proto)
+        except (ValueError, TypeError):  # there is something that onnx_ir does not hold, or too much of it
+            return None
+        for slot in slots(model):
+            if isinstance(slot.tensor, ir.ExternalTensor):
+                if slot.tensor.location not in lent.held:
+                    return None
+                slot.lend(lent.held[slot.tensor.location])
+        view = self._view(model, lambda: (serialize(model), lent.folder), keys)
+        return Trial(functions, view, written_out.origins, _plan_twice(view, replan))
+
+    def _take(self, found: Trial, replan: Replan) -> bool:
+        """Let the model be what a trial is of; whether it can be."""
+        before, keys = self.original(), found.view.inlined
+        if isinstance(self._given, ir.Model):
+            self._before, self.graph = before, found.view
+            self._move(found.view.model)
+            return True
+        proto = self._options.inliner.inline(before.proto, keys).proto
+        try:
+            model = parse(proto, str(before.folder or "model"), before.folder, self._options.limits)
+        except InvalidModelError:
+            return False
+        self._before, self._model = before, model
+        self.graph = self._view(model, lambda: (proto, before.folder), keys)
+        _plan_twice(self.graph, replan)
+        return True
+
+    def _move(self, model: ir.Model) -> None:
+        """Let the model that was given hold what another one holds."""
+        detach(self._model, "model")
+        self._model.graph = model.graph
+        self._model.functions.clear()
+        self._model.functions.update(model.functions)
+        self._model.opset_imports.update(model.opset_imports)
 
     def explain(self, outcomes: Sequence[Outcome], replan: Replan) -> tuple[Outcome, ...]:
-        return tuple(map(self.graph.explain, outcomes))
+        explained = map(self.graph.explain, outcomes)
+        now = Trial(frozenset(), self.graph, self._origins, outcomes)
+        return tuple(explain_call(each, now, self._stays) for each in explained)
 
     def warn(self, *, has_learnt: bool) -> Cautions:
         return (*self.graph.warnings(), *(self.graph.confirmations() if has_learnt else ()))
@@ -64,6 +140,8 @@ class OpenOnnxModel:
 
     def original(self) -> Lent:
         """What was opened, before the edits; part of no protocol, like `lend`."""
+        if self._before is not None:
+            return self._before
         if isinstance(self._given, onnx.ModelProto):
             return Lent(self._given, None, {})
         if isinstance(self._given, ir.Model):
@@ -77,6 +155,18 @@ class OpenOnnxModel:
         if isinstance(self._given, str | Path):
             return lend(self._model, Path(self._given).parent)
         return lend(self._model, _folder(self._model))
+
+
+def _plan_twice(view: OnnxGraph, replan: Replan) -> Sequence[Outcome]:
+    """What a plan makes of a view, once with declared shapes that a run confirms if any BatchNorm stays without."""
+    outcomes = replan(view)
+    stays = any(isinstance(each, Refusal) for each in outcomes)
+    return replan(view) if stays and view.try_out_hints() else outcomes
+
+
+def key_of(function: onnx.FunctionProto) -> Key:
+    """What calls name a function by."""
+    return function.domain, function.name, function.overload
 
 
 def is_model(model: object) -> bool:

@@ -30,6 +30,9 @@ from bnfold.graph.ops import ChannelAffine, Form, Lowered, Op, Opaque, Operands,
 from bnfold.graph.outcome import Outcome, Reason, Refusal, Stop
 from bnfold.graph.protocol import Constant
 
+Key = tuple[str, str, str]
+"""A function: domain, name and overload."""
+
 READS_NO_CONTENT = {
     "CastLike": 1,
     **dict.fromkeys(("EyeLike", "RandomNormalLike", "RandomUniformLike", "Shape", "Size"), 0),
@@ -57,12 +60,13 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
     Args:
         model: changed by the edits.
         confirm: runs the model as it was for shapes that are only declared; they are not believed without.
+        inlined: functions of the original whose calls are written out in the model.
     """
 
     can_lower = True
 
-    def __init__(self, model: ir.Model, confirm: Confirm | None = None) -> None:
-        self.model = model
+    def __init__(self, model: ir.Model, confirm: Confirm | None = None, inlined: tuple[Key, ...] = ()) -> None:
+        self.model, self.inlined = model, inlined
         scopes = Scopes(model)
         constants = Constants(model, scopes, {}, {})
         self._confirm = confirm

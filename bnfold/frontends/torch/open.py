@@ -131,7 +131,7 @@ class OpenTorchModel:
     def measure(self) -> Size:
         return Size(count_nodes(self.model), self.bytes)
 
-    def learn(self) -> bool:
+    def learn(self, outcomes: Sequence[Outcome], replan: Replan) -> bool:
         return False
 
     def explain(self, outcomes: Sequence[Outcome], replan: Replan) -> tuple[Outcome, ...]:
