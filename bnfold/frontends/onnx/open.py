@@ -65,9 +65,10 @@ class OpenOnnxModel:
         if inliner is None or not is_given or is_partial:
             return False
         lent = self.lend()
-        inlinable = {key_of(each) for each in lent.proto.functions if inliner.can_inline(lent.proto, each)}
+        functions = lent.proto.functions
+        inlinable = frozenset(key_of(each) for each in functions if inliner.can_inline(lent.proto, each))
         first = Trial(frozenset(), self.graph, {}, outcomes)
-        found, last = find_calls(first, inlinable, lambda functions: self._try(lent, functions, replan))
+        found, last = find_calls(first, inlinable, lambda keys: self._try(lent, keys, replan))
         self._stays = last.refused()
         if found is first or not self._take(found, replan):
             return False

@@ -155,6 +155,31 @@ def test_functions_that_need_nothing_of_the_call_stay() -> None:
     assert left(fused) == 0
 
 
+def test_a_function_that_gives_constants_to_another_stays() -> None:
+    """What it calls is written out in it, and folds there for all its callers."""
+    outer = (
+        "outer (x) => (y) { w = Constant<value = double[2,2,1,1] {1.0, 2.0, 3.0, 4.0}>()\n"
+        " g = Constant<value = double[2] {1.5, 2.0}>()\n y = L.block(x, w, g, g, g, g) }"
+    )
+    fused, outcomes = fuse(made("h = L.outer(x)\n r = Relu(h)\n y = L.outer(r)", BLOCK, outer))
+    assert [(type(outcome), outcome.scope) for outcome in outcomes] == [(Fold, "L.outer")]
+    assert operators(fused) == ["outer", "Relu", "outer"]
+    assert [node.op_type for node in fused.functions[0].node if node.op_type != "Constant"] == ["Conv"]
+
+
+def test_a_function_that_hands_on_what_its_call_gives_is_written_out_too() -> None:
+    """It gives a constant in one place, and hands on an operand in another."""
+    outer = (
+        "outer (x, s) => (y) { w = Constant<value = double[2,2,1,1] {1.0, 2.0, 3.0, 4.0}>()\n"
+        " g = Constant<value = double[2] {1.5, 2.0}>()\n h = L.block(x, w, g, g, g, g)\n r = Relu(h)\n"
+        " y = L.block(r, w, s, g, g, g) }"
+    )
+    fused, outcomes = fuse(made("y = L.outer(x, s)", BLOCK, outer))
+    assert [type(outcome) for outcome in outcomes] == [Fold, Fold]
+    assert left(fused) == 0
+    assert not fused.functions
+
+
 def test_a_function_whose_batchnorm_stays_is_not_written_out() -> None:
     lone = "lone (x, s, b, m, v) => (y) { r = Relu(x)\n q = BatchNormalization(r, s, b, m, v)\n y = Relu(q) }"
     proto = made("h = L.lone(x, s, b, m, v)\n y = L.block(h, w, s, b, m, v)", BLOCK, lone)
