@@ -12,6 +12,7 @@ import onnx_ir as ir
 from bnfold.frontends.onnx.scopes import label
 from bnfold.frontends.onnx.view import Key, OnnxGraph
 from bnfold.frontends.traversal import reach
+from bnfold.graph.ops import Opaque
 from bnfold.graph.outcome import Fold, Outcome, Reason, Refusal
 
 Place = tuple[Key | None, str]
@@ -94,6 +95,12 @@ class Trial:
                     refused.setdefault(self.place(node), outcome)
         return refused
 
+    def lacking(self) -> set[Key]:
+        """The functions that hold an operator whose parameters or attributes their calls give."""
+        opaque = ((node, op) for node in self.view.nodes() if isinstance(op := self.view.op(node), Opaque))
+        homes = {self.home(node) for node, op in opaque if op.stop.reason is Reason.FUNCTION_INPUT}
+        return {key for key in homes if key is not None}
+
     def own(self, outcome: Fold | Refusal) -> Iterator[ir.Node]:
         """The node that an outcome is about."""
         return self._own(self.labelled(), outcome)
@@ -106,7 +113,7 @@ class Trial:
 def find_calls(
     first: Trial, inlinable: frozenset[Key], write_out: Callable[[frozenset[Key]], Trial | None]
 ) -> tuple[Trial, Trial]:
-    """The trial in which the BatchNorms fold that lack what calls give, and the one in which all calls are written out.
+    """The trial in which BatchNorms fold with what calls give, and the one in which all calls are written out.
 
     In the former, functions that take no part in these folds stay. It is the first trial if there are no such folds.
 
@@ -115,12 +122,12 @@ def find_calls(
         inlinable: functions whose calls can be.
         write_out: makes the trial for some functions; None where there is none.
     """
-    lacking = {place for place, refusal in first.refused().items() if refusal.reason is Reason.FUNCTION_INPUT}
-    everything = write_out(inlinable) if inlinable else None
+    lacking, stays = first.lacking(), first.refused()
+    everything = write_out(inlinable) if lacking and inlinable else None
     if everything is None:
         return first, first
     folded, refused = everything.folded(), everything.refused().keys()
-    gained = lacking & folded.keys()
+    gained = {place for place in stays.keys() & folded.keys() if not lacking.isdisjoint(folded[place])}
     needed = frozenset(key for place in gained for key in folded[place])
     tries = [needed, _with_callers(first, needed)] if refused.isdisjoint(gained) else [_with_callers(first, needed)]
     for keys in tries if gained else ():

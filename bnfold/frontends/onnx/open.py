@@ -18,7 +18,7 @@ from bnfold.frontends.onnx.files.saving import Lent, lend, save, serialize
 from bnfold.frontends.onnx.files.slots import slots
 from bnfold.frontends.onnx.view import Key, OnnxGraph
 from bnfold.frontends.protocol import Cautions, OpenOptions, Replan, Size, Written
-from bnfold.graph.outcome import Outcome, Reason, Refusal
+from bnfold.graph.outcome import Outcome, Refusal
 
 
 class OpenOnnxModel:
@@ -59,10 +59,9 @@ class OpenOnnxModel:
 
     def _inline(self, outcomes: Sequence[Outcome], replan: Replan) -> bool:
         inliner: Inliner | None = self._options.inliner
-        is_given = any(isinstance(each, Refusal) and each.reason is Reason.FUNCTION_INPUT for each in outcomes)
         original = original_of(self._model)
         is_partial = isinstance(self._given, ir.Model) and original is not None and bool(original.left_out)
-        if inliner is None or not is_given or is_partial:
+        if inliner is None or not self._model.functions or is_partial:
             return False
         lent = self.lend()
         functions = lent.proto.functions

@@ -78,6 +78,7 @@ def left(proto: onnx.ModelProto) -> int:
         ("h = L.block(x, w, s, b, m, v)\n r = Relu(h)\n y = Add(r, h)", [BLOCK]),
         ("c = Conv(x, w)\n y = L.norm<eps: float=0.25>(c, s, b, m, v)", [NORM]),
         ("c = L.conv(x, w)\n y = L.norm<eps: float=0.25>(c, s, b, m, v)", [NORM, CONV]),
+        ("c = L.conv(x, w)\n y = BatchNormalization(c, s, b, m, v)", [CONV]),
         (
             "y = L.outer<e: float=0.5>(x, w, s)",
             [
@@ -102,7 +103,17 @@ def left(proto: onnx.ModelProto) -> int:
             ],
         ),
     ],
-    ids=["once", "twice", "read twice", "epsilon", "apart", "nested", "call in a body", "body in a function"],
+    ids=[
+        "once",
+        "twice",
+        "read twice",
+        "epsilon",
+        "apart",
+        "weights",
+        "nested",
+        "call in a body",
+        "body in a function",
+    ],
 )
 def test_what_a_call_gives_folds(body: str, functions: list[str]) -> None:
     proto = made(body, *functions)
@@ -153,6 +164,15 @@ def test_functions_that_need_nothing_of_the_call_stay() -> None:
     assert [function.name for function in fused.functions] == ["other", "own"]
     assert fused.functions[0] == proto.functions[1]
     assert left(fused) == 0
+
+
+def test_a_function_that_lacks_nothing_stays_though_a_batchnorm_is_behind_it() -> None:
+    own = "own (x) => (y) { w = Constant<value = double[2,2,1,1] {1.0, 2.0, 3.0, 4.0}>()\n y = Conv(x, w) }"
+    proto = made("h = L.own(x)\n n = BatchNormalization(h, s, b, m, v)\n r = Relu(n)\n"
+                 " y = L.block(r, w, s, b, m, v)", own, BLOCK)  # fmt: skip
+    fused, outcomes = fuse(proto)
+    assert [type(outcome) for outcome in outcomes] == [Refusal, Fold]
+    assert operators(fused) == ["own", "BatchNormalization", "Relu", "Conv"]
 
 
 def test_a_function_that_gives_constants_to_another_stays() -> None:
