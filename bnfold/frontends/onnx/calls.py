@@ -27,8 +27,8 @@ class Inlined(Protocol):
         """The model."""
 
     @property
-    def origins(self) -> Mapping[str, tuple[Key, str]]:
-        """The function that a node was in, and its first output there, by its first output now."""
+    def origins(self) -> Mapping[Place, tuple[Key, str]]:
+        """Where the nodes were that were put in place of calls, by where they are."""
 
 
 class Inliner(Protocol):
@@ -54,13 +54,14 @@ class Trial:
 
     functions: frozenset[Key]
     view: OnnxGraph
-    origins: Mapping[str, Place]
+    origins: Mapping[Place, Place]
     outcomes: Sequence[Outcome]
 
     def place(self, node: ir.Node) -> Place:
         """Where a node was before any call was written out."""
         first = next((value.name for value in node.outputs if value.name), "")
-        return self.origins.get(first, (self.home(node), first))
+        here = self.home(node), first
+        return self.origins.get(here, here)
 
     def home(self, node: ir.Node) -> Key | None:
         """The function that a node is in; None for the main graph."""

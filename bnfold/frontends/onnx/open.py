@@ -36,7 +36,7 @@ class OpenOnnxModel:
         self._bytes = file_bytes(self._model, Path(given)) if is_file else 0
         self.files: tuple[Path, ...] = (Path(given), *external_files(self._model)) if is_file else ()
         self._before: Lent | None = None
-        self._origins: Mapping[str, Place] = {}
+        self._origins: Mapping[Place, Place] = {}
         self._stays: Mapping[Place, Refusal] = {}
         self.graph = self._view(self._model, lambda: _original(given, options.limits))
 

@@ -211,6 +211,15 @@ def test_a_function_whose_batchnorm_stays_is_not_written_out() -> None:
     assert stays.reason is Reason.NONLINEAR
 
 
+def test_a_value_of_the_graph_is_not_one_of_that_name_in_a_function() -> None:
+    """The reason that is left for `lone` is found, though the graph has its `q`, too, which `block` makes."""
+    lone = "lone (x, s, b, m, v) => (y) { r = Relu(x)\n q = BatchNormalization(r, s, b, m, v)\n y = Relu(q) }"
+    proto = made("q = L.block(x, w, s, b, m, v)\n y = L.lone(q, s, b, m, v)", BLOCK, lone)
+    _, outcomes = fuse(proto)
+    (stays,) = (outcome for outcome in outcomes if isinstance(outcome, Refusal))
+    assert (stays.scope, stays.reason) == ("L.lone", Reason.NONLINEAR)
+
+
 def test_a_model_stays_where_writing_out_folds_nothing(tmp_path: Path) -> None:
     lone = "lone (x, s, b, m, v) => (y) { r = Relu(x)\n q = BatchNormalization(r, s, b, m, v)\n y = Relu(q) }"
     proto = made("y = L.lone(x, s, b, m, v)", lone)
