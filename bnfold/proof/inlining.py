@@ -32,14 +32,14 @@ class Inlined:
 
     Attributes:
         proto: the model.
-        origins: where each node comes from that was put in place of a call, by its first output: the function, and the
-            node's first output there.
+        origins: where each node comes from that was put in place of a call: the function, and the node's first output
+            there. The key is the function that it is in now, or None for the main graph, and its first output.
         calls: for each call that was written out, the function, and the names that its values have now. Those of its
             bodies are left out.
     """
 
     proto: onnx.ModelProto
-    origins: Mapping[str, tuple[Key, str]]
+    origins: Mapping[tuple[Key | None, str], tuple[Key, str]]
     calls: Sequence[tuple[Key, Mapping[str, str]]]
 
 
@@ -80,6 +80,7 @@ def inline(
         kept = result.functions.add()
         kept.CopyFrom(function)
         if any(called(node) in chosen for node in _nested(function.node)):
+            writer.root = key_of(function)
             writer.write(kept, PLAIN, 0)
             _complete(kept, chosen.values())
     return Inlined(result, writer.origins, writer.calls)
@@ -168,7 +169,8 @@ class _Writer:
         self._functions, self._values, self._nodes = functions, values, nodes
         self.calls: list[tuple[Key, Mapping[str, str]]] = []
         self._bytes = 0
-        self.origins: dict[str, tuple[Key, str]] = {}
+        self.origins: dict[tuple[Key | None, str], tuple[Key, str]] = {}
+        self.root: Key | None = None
 
     def write(self, graph: onnx.GraphProto | onnx.FunctionProto, place: _Place, depth: int) -> None:
         """Write the nodes of a graph again, in place, with bodies for calls."""
@@ -194,7 +196,7 @@ class _Writer:
                 self._bytes += NODE_BYTES + fresh.ByteSize()
                 if self._bytes > BYTES:
                     raise ValueError("the calls of functions would be too much to write out")
-                self.origins[_first(fresh)] = here.origin, _first(node)
+                self.origins[self.root, _first(fresh)] = here.origin, _first(node)
             nodes.append(fresh)
         del graph.node[:]
         graph.node.extend(nodes)

@@ -12,13 +12,8 @@ import onnx_ir as ir
 from bnfold.frontends.onnx.scopes import label
 from bnfold.frontends.onnx.view import Key, OnnxGraph
 from bnfold.frontends.traversal import reach
+from bnfold.graph.ops import Opaque
 from bnfold.graph.outcome import Fold, Outcome, Reason, Refusal
-
-BORDERS = frozenset({Reason.FUNCTION_INPUT, Reason.GRAPH_INPUT, Reason.GRAPH_OUTPUT})
-"""Reasons that the border of a function gives to what lies in it."""
-
-ROUNDS = 8
-"""How often functions are added to those whose calls are written out, from calls to calls around them."""
 
 Place = tuple[Key | None, str]
 """A node: the function that it was in, and its first output there."""
@@ -32,8 +27,8 @@ class Inlined(Protocol):
         """The model."""
 
     @property
-    def origins(self) -> Mapping[str, tuple[Key, str]]:
-        """The function that a node was in, and its first output there, by its first output now."""
+    def origins(self) -> Mapping[Place, tuple[Key, str]]:
+        """Where the nodes were that were put in place of calls, by where they are."""
 
 
 class Inliner(Protocol):
@@ -59,13 +54,14 @@ class Trial:
 
     functions: frozenset[Key]
     view: OnnxGraph
-    origins: Mapping[str, Place]
+    origins: Mapping[Place, Place]
     outcomes: Sequence[Outcome]
 
     def place(self, node: ir.Node) -> Place:
         """Where a node was before any call was written out."""
         first = next((value.name for value in node.outputs if value.name), "")
-        return self.origins.get(first, (self.home(node), first))
+        here = self.home(node), first
+        return self.origins.get(here, here)
 
     def home(self, node: ir.Node) -> Key | None:
         """The function that a node is in; None for the main graph."""
@@ -100,17 +96,11 @@ class Trial:
                     refused.setdefault(self.place(node), outcome)
         return refused
 
-    def wanted(self, reasons: Collection[Reason]) -> set[Key]:
-        """Functions that hold a BatchNorm which is refused for one of these reasons, or calls that stop one."""
-        nodes, wanted = self.labelled(), set[Key]()
-        for outcome in self.outcomes:
-            if not isinstance(outcome, Refusal):
-                continue
-            if outcome.reason in reasons:
-                wanted.update(key for node in self._own(nodes, outcome) if (key := self.home(node)) is not None)
-            if self.functions:
-                wanted.update(_called(node) for node in nodes.get(outcome.at, ()))
-        return wanted & self.view.model.functions.keys()
+    def lacking(self) -> set[Key]:
+        """The functions that hold an operator whose parameters or attributes their calls give."""
+        opaque = ((node, op) for node in self.view.nodes() if isinstance(op := self.view.op(node), Opaque))
+        homes = {self.home(node) for node, op in opaque if op.stop.reason is Reason.FUNCTION_INPUT}
+        return {key for key in homes if key is not None}
 
     def own(self, outcome: Fold | Refusal) -> Iterator[ir.Node]:
         """The node that an outcome is about."""
@@ -122,26 +112,41 @@ class Trial:
 
 
 def find_calls(
-    first: Trial, inlinable: Collection[Key], write_out: Callable[[frozenset[Key]], Trial | None]
+    first: Trial, inlinable: frozenset[Key], write_out: Callable[[frozenset[Key]], Trial | None]
 ) -> tuple[Trial, Trial]:
-    """The trial in which most of the BatchNorms fold that stay in the first, with no function in vain; and the last.
+    """The trial in which BatchNorms fold with what calls give, and the one in which all calls are written out.
+
+    In the former, functions that take no part in these folds stay. It is the first trial if there are no such folds.
 
     Args:
         first: in which no call is written out.
         inlinable: functions whose calls can be.
         write_out: makes the trial for some functions; None where there is none.
     """
-    refused, best, most, last = first.refused().keys(), first, 0, first
-    wanted = first.wanted({Reason.FUNCTION_INPUT}).intersection(inlinable)
-    for _ in range(ROUNDS):
-        trial = write_out(last.functions | wanted) if wanted else None
-        if trial is None:
-            break
-        last = trial
-        if len(gained := refused & trial.folded().keys()) > most:
-            best, most = trial, len(gained)
-        wanted = trial.wanted(BORDERS).intersection(inlinable)
-    return (best if best is first else _without_vain(best, first, write_out)), last
+    lacking, stays = first.lacking(), first.refused()
+    everything = write_out(inlinable) if lacking and inlinable else None
+    if everything is None:
+        return first, first
+    folded, refused = everything.folded(), everything.refused().keys()
+    gained = {place for place in stays.keys() & folded.keys() if not lacking.isdisjoint(folded[place])}
+    needed = frozenset(key for place in gained for key in folded[place])
+    tries = [needed, _with_callers(first, needed)] if refused.isdisjoint(gained) else [_with_callers(first, needed)]
+    for keys in tries if gained else ():
+        trial = everything if keys >= inlinable else write_out(keys & inlinable)
+        if trial is not None and trial.folded().keys() >= gained and trial.refused().keys() & gained <= refused:
+            return trial, everything
+    return (everything if gained else first), everything
+
+
+def _with_callers(first: Trial, needed: frozenset[Key]) -> frozenset[Key]:
+    """Functions with all that call them."""
+    functions = first.view.model.functions
+    callers: dict[Key, set[Key]] = {}
+    for key, function in functions.items():
+        for node in function.graph.all_nodes():
+            callers.setdefault((node.domain, node.op_type, node.overload), set()).add(key)
+    reached: set[Key] = reach(needed, lambda key: callers.get(key, ()))
+    return frozenset(reached)
 
 
 def explain_call(outcome: Outcome, now: Trial, refused: Mapping[Place, Refusal]) -> Outcome:
@@ -152,28 +157,3 @@ def explain_call(outcome: Outcome, now: Trial, refused: Mapping[Place, Refusal])
     if found.reason is Reason.FUNCTION_INPUT:
         return outcome
     return replace(outcome, reason=found.reason, detail=f"with what a call gives: {found.detail}")
-
-
-def _without_vain(best: Trial, first: Trial, write_out: Callable[[frozenset[Key]], Trial | None]) -> Trial:
-    """The same without the functions that neither take part in what folds nor call one that does."""
-    refused, folded = first.refused().keys(), best.folded()
-    gained = refused & folded.keys()
-    needed = {key for place in gained for key in folded[place]}
-    functions = first.view.model.functions
-    calling = {
-        key: {_called(node) for node in functions[key].graph.all_nodes()} & functions.keys() for key in best.functions
-    }
-
-    def takes_part(key: Key) -> bool:
-        reached: set[Key] = reach([key], lambda caller: calling.get(caller, ()))
-        return not needed.isdisjoint(reached)
-
-    fewer = frozenset(filter(takes_part, best.functions))
-    if fewer == best.functions:
-        return best
-    trial = write_out(fewer)
-    return trial if trial is not None and refused & trial.folded().keys() >= gained else best
-
-
-def _called(node: ir.Node) -> Key:
-    return node.domain, node.op_type, node.overload

@@ -18,7 +18,7 @@ from bnfold.frontends.onnx.files.saving import Lent, lend, save, serialize
 from bnfold.frontends.onnx.files.slots import slots
 from bnfold.frontends.onnx.view import Key, OnnxGraph
 from bnfold.frontends.protocol import Cautions, OpenOptions, Replan, Size, Written
-from bnfold.graph.outcome import Outcome, Reason, Refusal
+from bnfold.graph.outcome import Outcome, Refusal
 
 
 class OpenOnnxModel:
@@ -36,7 +36,7 @@ class OpenOnnxModel:
         self._bytes = file_bytes(self._model, Path(given)) if is_file else 0
         self.files: tuple[Path, ...] = (Path(given), *external_files(self._model)) if is_file else ()
         self._before: Lent | None = None
-        self._origins: Mapping[str, Place] = {}
+        self._origins: Mapping[Place, Place] = {}
         self._stays: Mapping[Place, Refusal] = {}
         self.graph = self._view(self._model, lambda: _original(given, options.limits))
 
@@ -59,15 +59,15 @@ class OpenOnnxModel:
 
     def _inline(self, outcomes: Sequence[Outcome], replan: Replan) -> bool:
         inliner: Inliner | None = self._options.inliner
-        is_given = any(isinstance(each, Refusal) and each.reason is Reason.FUNCTION_INPUT for each in outcomes)
         original = original_of(self._model)
         is_partial = isinstance(self._given, ir.Model) and original is not None and bool(original.left_out)
-        if inliner is None or not is_given or is_partial:
+        if inliner is None or not self._model.functions or is_partial:
             return False
         lent = self.lend()
-        inlinable = {key_of(each) for each in lent.proto.functions if inliner.can_inline(lent.proto, each)}
+        functions = lent.proto.functions
+        inlinable = frozenset(key_of(each) for each in functions if inliner.can_inline(lent.proto, each))
         first = Trial(frozenset(), self.graph, {}, outcomes)
-        found, last = find_calls(first, inlinable, lambda functions: self._try(lent, functions, replan))
+        found, last = find_calls(first, inlinable, lambda keys: self._try(lent, keys, replan))
         self._stays = last.refused()
         if found is first or not self._take(found, replan):
             return False

@@ -78,6 +78,7 @@ def left(proto: onnx.ModelProto) -> int:
         ("h = L.block(x, w, s, b, m, v)\n r = Relu(h)\n y = Add(r, h)", [BLOCK]),
         ("c = Conv(x, w)\n y = L.norm<eps: float=0.25>(c, s, b, m, v)", [NORM]),
         ("c = L.conv(x, w)\n y = L.norm<eps: float=0.25>(c, s, b, m, v)", [NORM, CONV]),
+        ("c = L.conv(x, w)\n y = BatchNormalization(c, s, b, m, v)", [CONV]),
         (
             "y = L.outer<e: float=0.5>(x, w, s)",
             [
@@ -102,7 +103,17 @@ def left(proto: onnx.ModelProto) -> int:
             ],
         ),
     ],
-    ids=["once", "twice", "read twice", "epsilon", "apart", "nested", "call in a body", "body in a function"],
+    ids=[
+        "once",
+        "twice",
+        "read twice",
+        "epsilon",
+        "apart",
+        "weights",
+        "nested",
+        "call in a body",
+        "body in a function",
+    ],
 )
 def test_what_a_call_gives_folds(body: str, functions: list[str]) -> None:
     proto = made(body, *functions)
@@ -155,6 +166,40 @@ def test_functions_that_need_nothing_of_the_call_stay() -> None:
     assert left(fused) == 0
 
 
+def test_a_function_that_lacks_nothing_stays_though_a_batchnorm_is_behind_it() -> None:
+    own = "own (x) => (y) { w = Constant<value = double[2,2,1,1] {1.0, 2.0, 3.0, 4.0}>()\n y = Conv(x, w) }"
+    proto = made("h = L.own(x)\n n = BatchNormalization(h, s, b, m, v)\n r = Relu(n)\n"
+                 " y = L.block(r, w, s, b, m, v)", own, BLOCK)  # fmt: skip
+    fused, outcomes = fuse(proto)
+    assert [type(outcome) for outcome in outcomes] == [Refusal, Fold]
+    assert operators(fused) == ["own", "BatchNormalization", "Relu", "Conv"]
+
+
+def test_a_function_that_gives_constants_to_another_stays() -> None:
+    """What it calls is written out in it, and folds there for all its callers."""
+    outer = (
+        "outer (x) => (y) { w = Constant<value = double[2,2,1,1] {1.0, 2.0, 3.0, 4.0}>()\n"
+        " g = Constant<value = double[2] {1.5, 2.0}>()\n y = L.block(x, w, g, g, g, g) }"
+    )
+    fused, outcomes = fuse(made("h = L.outer(x)\n r = Relu(h)\n y = L.outer(r)", BLOCK, outer))
+    assert [(type(outcome), outcome.scope) for outcome in outcomes] == [(Fold, "L.outer")]
+    assert operators(fused) == ["outer", "Relu", "outer"]
+    assert [node.op_type for node in fused.functions[0].node if node.op_type != "Constant"] == ["Conv"]
+
+
+def test_a_function_that_hands_on_what_its_call_gives_is_written_out_too() -> None:
+    """It gives a constant in one place, and hands on an operand in another."""
+    outer = (
+        "outer (x, s) => (y) { w = Constant<value = double[2,2,1,1] {1.0, 2.0, 3.0, 4.0}>()\n"
+        " g = Constant<value = double[2] {1.5, 2.0}>()\n h = L.block(x, w, g, g, g, g)\n r = Relu(h)\n"
+        " y = L.block(r, w, s, g, g, g) }"
+    )
+    fused, outcomes = fuse(made("y = L.outer(x, s)", BLOCK, outer))
+    assert [type(outcome) for outcome in outcomes] == [Fold, Fold]
+    assert left(fused) == 0
+    assert not fused.functions
+
+
 def test_a_function_whose_batchnorm_stays_is_not_written_out() -> None:
     lone = "lone (x, s, b, m, v) => (y) { r = Relu(x)\n q = BatchNormalization(r, s, b, m, v)\n y = Relu(q) }"
     proto = made("h = L.lone(x, s, b, m, v)\n y = L.block(h, w, s, b, m, v)", BLOCK, lone)
@@ -164,6 +209,15 @@ def test_a_function_whose_batchnorm_stays_is_not_written_out() -> None:
     (stays,) = (outcome for outcome in outcomes if isinstance(outcome, Refusal))
     assert stays.scope == "L.lone"
     assert stays.reason is Reason.NONLINEAR
+
+
+def test_a_value_of_the_graph_is_not_one_of_that_name_in_a_function() -> None:
+    """The reason that is left for `lone` is found, though the graph has its `q`, too, which `block` makes."""
+    lone = "lone (x, s, b, m, v) => (y) { r = Relu(x)\n q = BatchNormalization(r, s, b, m, v)\n y = Relu(q) }"
+    proto = made("q = L.block(x, w, s, b, m, v)\n y = L.lone(q, s, b, m, v)", BLOCK, lone)
+    _, outcomes = fuse(proto)
+    (stays,) = (outcome for outcome in outcomes if isinstance(outcome, Refusal))
+    assert (stays.scope, stays.reason) == ("L.lone", Reason.NONLINEAR)
 
 
 def test_a_model_stays_where_writing_out_folds_nothing(tmp_path: Path) -> None:
