@@ -46,7 +46,7 @@ from bnfold.runtimes.inputs import DRAWN, InputOptions
 from bnfold.verification.attestation import Seal, attest, describe
 from bnfold.verification.compare import CompareOptions
 from bnfold.verification.confirm import confirmer
-from bnfold.verification.equivalence import verify_files
+from bnfold.verification.equivalence import Comparison, verify_files
 from bnfold.verification.onnx_proof import deeds_of
 from bnfold.verification.proving import begin, check_files
 from bnfold.verification.smoke import SmokeRun
@@ -391,6 +391,7 @@ def fuse_file(
     attestation: Path | None = None,
     render: Callable[[FileResult, Written], Mapping[Path, str]] = lambda result, written: {},
     lower: Literal["depthwise", "mul-add"] | None = None,
+    verify: Callable[..., Comparison] = verify_files,
 ) -> FileResult:
     """Fold a file into another, which appears complete or not at all, and only if it is equivalent.
 
@@ -408,6 +409,7 @@ def fuse_file(
         attestation: where to write an in-toto statement about all of it.
         render: texts to write beside the output, all or nothing, given the result and the files as they are now.
         lower: as for `fuse`.
+        verify: compares two files as `verify_files` does, in another process for example.
 
     Raises:
         OutputExistsError: `output` exists and `overwrite` is False.
@@ -459,12 +461,12 @@ def fuse_file(
                 raise NotEquivalentError(f"{output}: not written, since {_unproved(proved)}", result())
             progress("prove", 1, 1)
         if checks is Checks.FULL or (checks is Checks.PROOF and prover is None):
-            verdict = verify_files(model, written.model, comparison, progress, UNLIMITED).verdict
+            verdict = verify(model, written.model, comparison, limits=UNLIMITED, progress=progress).verdict
             if not verdict.is_equivalent:
-                guilty = _guilty(model, folder, outcomes, comparison, limits, merge=merge)
+                guilty = _guilty(model, folder, outcomes, comparison, limits, verify, merge=merge)
                 raise NotEquivalentError(_complaint(output, verdict, guilty), result())
         elif checks is Checks.PROOF and prover is not None and proved is not None and not proved.is_identical:
-            smoke = prover.run_once(model, written, comparison.inputs)
+            smoke = prover.run_once(model, written, comparison.inputs, comparison.custom_ops)
             if smoke.difference:
                 raise NotEquivalentError(f"{output}: not written, since {_unlike(smoke)}", result())
         texts = {}
@@ -527,7 +529,14 @@ def prove_files(reference: Path, candidate: Path, certificate: Path, limits: Lim
 
 
 def _guilty(
-    model: Path, folder: Path, outcomes: Sequence[Outcome], comparison: CompareOptions, limits: Limits, *, merge: bool
+    model: Path,
+    folder: Path,
+    outcomes: Sequence[Outcome],
+    comparison: CompareOptions,
+    limits: Limits,
+    verify: Callable[..., Comparison],
+    *,
+    merge: bool,
 ) -> str | None:
     """The step that makes the difference, found by bisection in a folder for trials; None where none stands out.
 
@@ -541,7 +550,7 @@ def _guilty(
         decided, _ = _decide(opened, Selection(tuple(escaped[:count]) or ("",)), merge=False)
         fold(opened.graph, decided)
         trial = opened.save(folder / f"trial{model.suffix}")
-        return verify_files(model, trial.model, comparison, limits=UNLIMITED).verdict.is_equivalent
+        return verify(model, trial.model, comparison, limits=UNLIMITED).verdict.is_equivalent
 
     good, bad = 0, len(names)
     if not is_equivalent(good):

@@ -29,6 +29,10 @@ class NoEvidenceError(IncomparableError):
     """Inputs on which any two models agree: they have no element, or no output has a number on them."""
 
 
+class CustomOpsError(BnfoldError):
+    """A library of custom operators that the runtime does not take."""
+
+
 class OutputError(BnfoldError):
     """A file that cannot be written: an output, or a report."""
 

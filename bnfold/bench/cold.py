@@ -44,11 +44,13 @@ class Cold:
     kernels: str | None
 
 
-def start_cold(subject: Subject, setting: Setting, feed: Feeds, folder: Path, times: int) -> Cold | None:
+def start_cold(
+    subject: Subject, setting: Setting, feed: Feeds, folder: Path, times: int, seconds: float | None = None
+) -> Cold | None:
     """Start a model in new processes; None where it is no file.
 
     Raises:
-        IncomparableError: the model cannot be loaded or run, or crashes the runtime.
+        IncomparableError: the model cannot be loaded or run, crashes the runtime, or takes longer than `seconds`.
         MissingExtraError: the provider is not installed.
     """
     if subject.file is None:
@@ -66,7 +68,9 @@ def start_cold(subject: Subject, setting: Setting, feed: Feeds, folder: Path, ti
     lists = subject.engine is Engine.ONNXRUNTIME and setting.provider == "cpu" and subject.file_bytes is not None
     lists = lists and (subject.file_bytes or 0) <= LARGEST_LISTED
     results = [
-        run_module(WORKER, job | {"places": may_hand_back and not number, "lists": lists and not number}, subject.name)
+        run_module(
+            WORKER, job | {"places": may_hand_back and not number, "lists": lists and not number}, subject.name, seconds
+        )
         for number in range(times)
     ]
     return Cold(

@@ -146,6 +146,8 @@ def benchmark(
     require: float | None = None,
     no_slower: bool = False,
     seconds: float | None = None,
+    custom_ops: Sequence[str | Path] = (),
+    timeout: float = BenchOptions.timeout,
     progress: Progress = _silent,
 ) -> BenchReport:
     """How fast models are beside the first of them, which is the baseline.
@@ -169,6 +171,8 @@ def benchmark(
             whether that is shown with 95 % confidence.
         no_slower: likewise, that no model is shown to be slower.
         seconds: how long each provider and level may take, in place of `rounds`.
+        custom_ops: libraries of custom operators for ONNX Runtime.
+        timeout: how many seconds a cold start of a model, in a process of its own, may take.
         progress: told of each stage.
 
     Returns:
@@ -186,6 +190,8 @@ def benchmark(
         tf32=tf32,
         gate=Gate(require, no_slower),
         seconds=seconds,
+        custom_ops=tuple(map(str, custom_ops)),
+        timeout=timeout,
     )
     if threads is not None:
         options = replace(options, threads=threads)
@@ -241,7 +247,7 @@ def _settings(subjects: Sequence[Subject], options: BenchOptions) -> Iterator[Se
     levels: Sequence[Level | None] = options.levels if has_onnx else (None,)
     for provider in options.providers:
         for level in levels:
-            yield Setting(provider, level, options.threads, options.compiled, options.tf32)
+            yield Setting(provider, level, options.threads, options.compiled, options.tf32, options.custom_ops)
 
 
 def _engines_configured(subjects: Sequence[Subject], options: BenchOptions) -> AbstractContextManager[None]:
@@ -368,7 +374,8 @@ class _Group:
     def _cold(self) -> Iterator[Cold | None]:
         for number, subject in enumerate(self.subjects):
             self.progress(f"{self.stage}: cold starts", number, len(self.subjects))
-            yield start_cold(subject, self.setting, self.feeds[number][0], self.folder, self.options.starts)
+            feed, options = self.feeds[number][0], self.options
+            yield start_cold(subject, self.setting, feed, self.folder, options.starts, options.timeout)
         self.progress(f"{self.stage}: cold starts", len(self.subjects), len(self.subjects))
 
     def _is_done(self, tracks: Sequence[Track], planned: Sequence[int], *, is_late: bool) -> bool:

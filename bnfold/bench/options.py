@@ -33,6 +33,8 @@ class BenchOptions:
         inputs: the inputs to run the models on.
         gate: the demand on the models.
         seconds: how long a provider and level may take, in place of `rounds`; None leaves it to these.
+        custom_ops: libraries of custom operators for ONNX Runtime.
+        timeout: how many seconds a cold start of a model may take.
     """
 
     levels: tuple[Level, ...] = tuple(Level)
@@ -46,3 +48,5 @@ class BenchOptions:
     inputs: InputOptions = field(default_factory=InputOptions)
     gate: Gate = field(default_factory=Gate)
     seconds: float | None = None
+    custom_ops: tuple[str, ...] = ()
+    timeout: float = 600.0

@@ -26,7 +26,8 @@ def start(job: dict[str, Any]) -> dict[str, Any]:
     """Open a session, run it once, and report the time and memory that it took."""
     engine, path = Engine(job["engine"]), Path(job["path"])
     level = job["setting"].pop("level")
-    setting = Setting(level=level and Level(level), **job["setting"])
+    custom_ops = tuple(job["setting"].pop("custom_ops"))
+    setting = Setting(level=level and Level(level), custom_ops=custom_ops, **job["setting"])
     feed = _read(Path(job["feed"]), job["names"])
     require(engine, setting.provider)  # imports the runtime, whose cost is not the model's
     before = _memory("VmRSS")

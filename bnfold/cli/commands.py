@@ -9,8 +9,9 @@ import functools
 import logging
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
@@ -27,6 +28,7 @@ from bnfold.frontends.limits import LIMITS, Limits
 if TYPE_CHECKING:
     from bnfold.frontends.protocol import Written
     from bnfold.report.documents import BenchDocument
+    from bnfold.runtimes.apart import Apart
     from bnfold.runtimes.inputs import InputOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -118,6 +120,23 @@ EFFORT_OPTIONS = _options(
 )
 
 
+TIMEOUT_OPTION = click.option(
+    "--timeout",
+    type=FiniteRange(0, min_open=True),
+    default=600.0,
+    show_default="600",
+    metavar="SECONDS",
+    help="How long a runtime may take to load a model, or to run it once.",
+)
+
+CUSTOM_OPS_OPTION = click.option(
+    "--custom-ops",
+    multiple=True,
+    type=PATH,
+    metavar="LIBRARY",
+    help="Library of custom operators for ONNX Runtime; repeatable.",
+)
+
 EXIT_CODES = """\b
 Exit codes:
   0  done, or equivalent
@@ -162,6 +181,8 @@ def cli() -> None:
 @MERGE_OPTION
 @click.option("--bench", "is_timed", is_flag=True, help="Time the result beside MODEL, at the runtime's default level.")
 @click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
+@CUSTOM_OPS_OPTION
+@TIMEOUT_OPTION
 @INPUT_OPTIONS
 @EFFORT_OPTIONS
 @LIMIT_OPTIONS
@@ -179,6 +200,8 @@ def fuse(
     merge: bool,
     is_timed: bool,
     overwrite: bool,
+    custom_ops: tuple[Path, ...],
+    timeout: float,
     max_nodes: int,
     max_depth: int,
     max_bytes: int,
@@ -190,6 +213,7 @@ def fuse(
     from bnfold.report import files
     from bnfold.report.record import record_file
     from bnfold.verification.compare import CompareOptions
+    from bnfold.verification.equivalence import verify_files
 
     keep_freed_memory()
     if is_timed and model.absolute() == output.absolute():
@@ -205,15 +229,16 @@ def fuse(
         recording.trace(record, {output: written.model})
         return {report: files.render(record, report)}
 
-    with _progress(rendering) as progress:
+    checks = "none" if no_verify else verify
+    with _apart((model,), timeout) if checks == "full" else nullcontext() as other, _progress(rendering) as progress:
         try:
             result = api.fuse_file(
                 model,
                 output,
                 selection=api.Selection(only, skip),
                 merge=merge,
-                checks="none" if no_verify else verify,
-                comparison=CompareOptions(inputs),
+                checks=checks,
+                comparison=CompareOptions(inputs, custom_ops=custom_ops),
                 overwrite=overwrite,
                 limits=Limits(max_nodes, max_depth, max_bytes),
                 progress=progress,
@@ -221,6 +246,7 @@ def fuse(
                 attestation=attest,
                 render=render,
                 lower=lower,
+                verify=verify_files if other is None else partial(other.call, verify_files),
             )
         except NotEquivalentError as error:
             record = record_file("fuse", error.result)
@@ -230,19 +256,33 @@ def fuse(
         record = record_file("fuse", result)
         recording.trace(record, {output: output})
         if is_timed:
-            record["bench"] = _time(model, output, inputs, progress)
+            record["bench"] = _time(model, output, progress, inputs=inputs, custom_ops=custom_ops, timeout=timeout)
     recording.show(record, **(rendering if is_timed else {**rendering, "report": None}))
 
 
-def _time(
-    model: Path, output: Path, inputs: InputOptions, progress: Callable[[str, int, int], None]
-) -> BenchDocument | None:
+def _apart(models: Sequence[Path], seconds: float) -> Apart:
+    """A process of its own for the runtimes of these models.
+
+    What it needs is imported here, once for both processes. Where torch was imported before, it may have threads, which
+    a fork does not have.
+    """
+    from bnfold.frontends.door import find_entry
+    from bnfold.runtimes.apart import METHOD, Apart
+
+    method = "spawn" if "torch" in sys.modules else METHOD
+    for model in models:
+        entry = find_entry(model)
+        entry.part(entry.subject)
+    return Apart(seconds, method)
+
+
+def _time(model: Path, output: Path, progress: Callable[[str, int, int], None], **options: Any) -> BenchDocument | None:
     """Time the result beside its original, as deployed; None, with a line on the terminal, where neither runs."""
     from bnfold.bench.comparison import benchmark
     from bnfold.report.bench_record import record_bench
 
     try:
-        return record_bench(benchmark((model, output), inputs=inputs, levels=("all",), progress=progress))
+        return record_bench(benchmark((model, output), levels=("all",), progress=progress, **options))
     except BnfoldError as error:
         click.echo(f"bnfold: not timed: {one_line(str(error))}", err=True)
         return None
@@ -266,7 +306,7 @@ def _inputs(options: dict[str, Any]) -> tuple[InputOptions, dict[str, Any]]:
     "providers",
     multiple=True,
     metavar="NAME",
-    help="Where CANDIDATE must agree too, as deployed: cpu, cuda ...; repeatable.",
+    help="Where CANDIDATE must agree too, as deployed: cpu, cuda ... (reference: by onnx in float64); repeatable.",
 )
 @click.option(
     "--min-snr", type=FiniteRange(), metavar="DB", help="Lossy gate: least signal to difference, in decibels."
@@ -290,6 +330,8 @@ def _inputs(options: dict[str, Any]) -> tuple[InputOptions, dict[str, Any]]:
     is_flag=True,
     help="Sizes may be fixed, and names, float types, defaults and declared outputs differ.",
 )
+@CUSTOM_OPS_OPTION
+@TIMEOUT_OPTION
 @INPUT_OPTIONS
 @EFFORT_OPTIONS
 @LIMIT_OPTIONS
@@ -307,6 +349,8 @@ def verify(
     strict_inside: bool,
     allow_interface: bool,
     proof: Path | None,
+    custom_ops: tuple[Path, ...],
+    timeout: float,
     max_nodes: int,
     max_depth: int,
     max_bytes: int,
@@ -334,9 +378,10 @@ def verify(
             sys.exit(1)
         return
     gate = Gate.of(min_snr, min_argmax, atol, rtol)
-    options = CompareOptions(inputs, providers, gate, outputs_only, strict_inside, allow_interface, renamed)
-    with _progress(rendering) as progress:
-        result = verify_files(reference, candidate, options, progress, Limits(max_nodes, max_depth, max_bytes))
+    options = CompareOptions(inputs, providers, gate, outputs_only, strict_inside, allow_interface, renamed, custom_ops)
+    limits = Limits(max_nodes, max_depth, max_bytes)
+    with _apart((reference, candidate), timeout) as other, _progress(rendering) as progress:
+        result = other.call(verify_files, reference, candidate, options, limits=limits, progress=progress)
     record = record_comparison(result)
     recording.trace(record)
     recording.show(record, **rendering)
@@ -359,6 +404,7 @@ def verify(
     metavar="X",
     help="Exit 1 if the data's mean is farther off than X running deviations.",
 )
+@TIMEOUT_OPTION
 @MERGE_OPTION
 @LIMIT_OPTIONS
 @OUTPUT_OPTIONS
@@ -367,6 +413,7 @@ def inspect(
     fail_on_foldable: bool,
     inputs: tuple[Path, ...],
     fail_on_drift: float | None,
+    timeout: float,
     merge: bool,
     max_nodes: int,
     max_depth: int,
@@ -383,14 +430,16 @@ def inspect(
     if fail_on_drift is not None and not inputs:
         raise click.UsageError("--fail-on-drift needs --inputs")
 
-    with _progress(rendering) as progress:
-        limits = Limits(max_nodes, max_depth, max_bytes)
+    limits = Limits(max_nodes, max_depth, max_bytes)
+    with _apart((model,), timeout) if inputs else nullcontext() as other, _progress(rendering) as progress:
         record = record_file("inspect", api.inspect_file(model, merge=merge, limits=limits, progress=progress))
-        if inputs:
+        if other is not None:
             from bnfold.runtimes.inputs import InputOptions
             from bnfold.verification.drift import measure_drift
 
-            record["drift"] = record_drift(measure_drift(model, InputOptions(inputs), limits), fail_on_drift)
+            record["drift"] = record_drift(
+                other.call(measure_drift, model, InputOptions(inputs), limits), fail_on_drift
+            )
     if fail_on_foldable:
         record["fail_on_foldable"] = True
     recording.trace(record)
@@ -435,6 +484,8 @@ def inspect(
 @click.option("--no-slower", is_flag=True, help="Exit 1 if a further MODEL is shown to be slower.")
 @click.option("--compile", "compiled", is_flag=True, help="PyTorch models through torch.compile.")
 @click.option("--tf32", is_flag=True, help="GPUs may round float32 to TensorFloat-32.")
+@CUSTOM_OPS_OPTION
+@TIMEOUT_OPTION
 @INPUT_OPTIONS
 @OUTPUT_OPTIONS
 def bench(

@@ -112,6 +112,19 @@ class Sample:
         """The shape of each input."""
         return {name: list(array.shape) for name, array in self.feeds.items()}
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle what describes it, without the numbers, of which a caller's data may have gigabytes."""
+        described = {name: (array.dtype, array.shape) for name, array in self.feeds.items()}
+        return _described, (self.label, described, self.is_probe, self.is_inside)
+
+
+def _described(
+    label: str, described: Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]], is_probe: bool, is_inside: bool
+) -> Sample:
+    """A sample of which types and shapes are known alone."""
+    feeds = {name: np.broadcast_to(np.zeros((), dtype), shape) for name, (dtype, shape) in described.items()}
+    return Sample(label, feeds, is_probe, is_inside)
+
 
 def whole_range(dtype: np.dtype[Any]) -> range:
     """All numbers of an integer type."""

@@ -15,6 +15,7 @@ from onnx.reference import ReferenceEvaluator
 from bnfold.errors import IncomparableError, one_line
 from bnfold.proof.evaluate import own_operators
 from bnfold.runtimes.inputs import Feeds
+from bnfold.runtimes.stages import stage
 
 
 class _Timed:
@@ -68,13 +69,14 @@ class ReferenceSession:
         model: the bytes of the model.
         label: its name in messages.
         folder: the folder of its external data.
+        seconds: the time of a run after which no node starts.
 
     Raises:
         IncomparableError: the evaluator does not take it.
     """
 
-    def __init__(self, model: bytes, label: str, folder: Path | None = None) -> None:
-        self._label = label
+    def __init__(self, model: bytes, label: str, folder: Path | None = None, seconds: float = SECONDS) -> None:
+        self._label, self._seconds = label, seconds
         proto = onnx.load_model_from_string(model)
         try:
             if folder is not None:
@@ -90,13 +92,13 @@ class ReferenceSession:
         Raises:
             IncomparableError: the evaluator cannot do it, or not in time.
         """
-        deadline = time.monotonic() + SECONDS
+        deadline = time.monotonic() + self._seconds
         self._evaluator.rt_nodes_ = [_Timed(node, deadline) for node in self._nodes]
         try:
-            with np.errstate(all="ignore"):
+            with np.errstate(all="ignore"), stage(self._label, "running", "the reference evaluator of onnx"):
                 return [np.asarray(output) for output in self._evaluator.run(list(fetch), feeds)]
         except TimeoutError as error:
-            took = f"takes more than {SECONDS:g} seconds for one run"
+            took = f"takes more than {self._seconds:g} seconds for one run"
             raise IncomparableError(f"{self._label}: the reference evaluator of onnx {took}") from error
         except Exception as error:
             raise self._failed("run", error) from error

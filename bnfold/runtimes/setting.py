@@ -29,7 +29,7 @@ class Setting:
     Attributes:
         provider: the short name of the execution provider; for PyTorch, of the device.
         level: graph optimisation of ONNX Runtime; None where no model uses it.
-        threads, compiled, tf32: see `BenchOptions`.
+        threads, compiled, tf32, custom_ops: see `BenchOptions`.
     """
 
     provider: str
@@ -37,3 +37,4 @@ class Setting:
     threads: int
     compiled: bool = False
     tf32: bool = False
+    custom_ops: tuple[str, ...] = ()

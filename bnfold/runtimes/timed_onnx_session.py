@@ -10,7 +10,7 @@ from typing import Any
 from bnfold.errors import IncomparableError, MissingExtraError, one_line
 from bnfold.runtimes.imported import import_onnxruntime
 from bnfold.runtimes.inputs import Feeds
-from bnfold.runtimes.onnx_runtime import PROVIDERS
+from bnfold.runtimes.onnx_runtime import PROVIDERS, register_custom_ops
 from bnfold.runtimes.setting import Level, Setting
 
 LEVELS = {
@@ -127,6 +127,7 @@ def _options(setting: Setting) -> Any:
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 4
+    register_custom_ops(options, [Path(library) for library in setting.custom_ops])
     return options
 
 

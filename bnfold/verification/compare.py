@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import numpy.typing as npt
 from bnfold.errors import IncomparableError, NoEvidenceError, NoKernelError
 from bnfold.runtimes.child import CrashError
 from bnfold.runtimes.inputs import DRAWN, Effort, Feeds, InputOptions, Sample, find_samples
+from bnfold.runtimes.onnx_runtime import REFERENCE
 from bnfold.verification import opinion
 from bnfold.verification.evidence import insist_on_evidence
 from bnfold.verification.gate import Gate
@@ -64,6 +66,7 @@ class CompareOptions:
         strict_inside: require that an inner value of one name is one value, even where its difference is taken back.
         allow_interface: allow fixed sizes, other inputs with a default, and other names, types or declared outputs.
         renamed: the candidate's name for an input or output of the reference.
+        custom_ops: libraries of custom operators for ONNX Runtime.
     """
 
     inputs: InputOptions = DRAWN
@@ -73,6 +76,7 @@ class CompareOptions:
     strict_inside: bool = False
     allow_interface: bool = False
     renamed: Mapping[str, str] = field(default_factory=dict)
+    custom_ops: tuple[Path, ...] = ()
 
 
 Progress = Callable[[int, int], None]
@@ -539,14 +543,18 @@ class _Pair:
                 return  # nobody deploys it there
             if finding:
                 findings.append(finding)
-            yield from self._judge_run(reference, run, samples, provider)
+            is_exact = provider == REFERENCE  # and then for both, or the rounding of one alone would count
+            beside = self.reference.start_as_deployed(provider)[0] if is_exact else None
+            yield from self._judge_run(reference, run, samples, provider, beside)
             if (default := self.candidate.start_with_defaults(provider)) is not None:
                 run, what = default
                 verdicts = self._judge_run(reference, run, samples, provider)
                 findings += [_note_default(what, self.candidate, verdict) for verdict in verdicts]
 
-    def _judge_run(self, reference: Run, run: Run, samples: Sequence[Sample], provider: str) -> Iterator[ValueVerdict]:
-        """The verdicts on the outputs of another run of the candidate."""
+    def _judge_run(
+        self, reference: Run, run: Run, samples: Sequence[Sample], provider: str, beside: Run | None = None
+    ) -> Iterator[ValueVerdict]:
+        """The verdicts on the outputs of another run of the candidate, against the reference, or another run of it."""
         names = list(self.reference.outputs)
         gate, tallies = self.options.gate, self._new_tallies()
         seen: Seen = {name: [] for name in names}
@@ -557,6 +565,12 @@ class _Pair:
             if sample.is_probe and not all(np.isfinite(array).all() for array in expected.values() if is_float(array)):
                 continue
             actual = dict(zip(names, run(self._renamed(sample.feeds)), strict=True))
+            if beside is not None:
+                types = {name: array.dtype for name, array in expected.items()}
+                expected, actual = (
+                    {name: array.astype(types[name]) for name, array in outputs.items()}
+                    for outputs in (dict(zip(names, beside(sample.feeds), strict=True)), actual)
+                )
             for name, mine in expected.items():
                 other = self._cast(name, mine, actual[name])
                 self._insist_on_same_shape(name, mine, other)

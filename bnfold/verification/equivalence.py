@@ -63,9 +63,12 @@ def verify(
     outputs_only: bool = False,
     strict_inside: bool = False,
     allow_interface: bool = False,
+    custom_ops: Sequence[str | Path] = (),
     limits: Limits = LIMITS,
 ) -> Verdict:
     """Whether two models are equivalent, apart from rounding.
+
+    They run in this process, and a crash of a runtime ends it; the command line has them run in another.
 
     Args:
         reference: the model that is right by definition: an `onnx.ModelProto`, an `onnx_ir.Model`, a
@@ -78,7 +81,8 @@ def verify(
         seed: of all that is drawn.
         effort: "fast", "standard" or "thorough": how many inputs, and how many measurements of noise.
         providers: ONNX Runtime execution providers ("cpu", "cuda", ...) on which the candidate must agree too, as
-            deployed. With none, it is run on the CPU as deployed, and a difference there is a finding.
+            deployed; "reference" is the evaluator of onnx in float64, for both. With none, it is run on the CPU as
+            deployed, and a difference there is a finding.
         atol: absolute tolerance of each element. It and the next three are a gate for conversions that lose digits on
             purpose: the outputs are judged by those of them that are given, in place of the measured budget, over all
             given inputs (or normal random ones) together. Names and floating point types may then differ.
@@ -91,6 +95,7 @@ def verify(
             takes its difference back.
         allow_interface: what callers of ONNX models meet may differ: a dynamic size that is fixed, an input with a
             default that came or went, an output that is declared in another shape, a name, a floating point type.
+        custom_ops: libraries of custom operators for ONNX Runtime.
         limits: how much each model may ask for.
 
     Returns:
@@ -115,6 +120,7 @@ def verify(
         strict_inside,
         allow_interface,
         renamed or {},
+        tuple(map(Path, custom_ops)),
     )
     return compare_models(reference, candidate, options, limits)
 
@@ -174,6 +180,6 @@ def _subjects(
     for index in sorted(range(2), key=lambda index: bool(parts[index].is_silent(models[index]))):
         feeds = options.inputs.given[0] if options.inputs.given else None
         subjects[index] = parts[index].open_subject(
-            models[index], labels[index], limits, feeds, subjects.get(1 - index)
+            models[index], labels[index], limits, feeds, subjects.get(1 - index), options.custom_ops
         )
     return subjects[0], subjects[1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import filecmp
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -66,10 +66,12 @@ class OnnxProver:
         """The certificate, with the digests of both models."""
         return replace(self._certificate(), original=digest(self._original), result=digest(_read(written)))
 
-    def run_once(self, original: Path, written: Written, inputs: InputOptions) -> SmokeRun:
+    def run_once(
+        self, original: Path, written: Written, inputs: InputOptions, custom_ops: Sequence[Path] = ()
+    ) -> SmokeRun:
         """Run both files once in ONNX Runtime, unoptimised, on the CPU."""
         subject = OnnxSubject(self._original.proto, "the model", original)
-        return run_once(original, written.model, lambda: subject.inputs, inputs)
+        return run_once(original, written.model, lambda: subject.inputs, inputs, custom_ops)
 
 
 def begin(opened: OpenModel, changes: Changes) -> OnnxProver:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, partial
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,12 @@ from bnfold.frontends.onnx.nesting import bodies, nested_nodes
 from bnfold.frontends.onnx.shape_inference import infer_shapes
 from bnfold.runtimes import reference
 from bnfold.runtimes.inputs import Declared, Feeds, whole_range
-from bnfold.runtimes.onnx_runtime import STRICT, OnnxSession
+from bnfold.runtimes.onnx_runtime import REFERENCE, STRICT, OnnxSession
 from bnfold.runtimes.reference import ReferenceSession
 from bnfold.runtimes.tensors import FLOATS, read
 from bnfold.verification.draws import fix_draws
 from bnfold.verification.normalisation import Normalisation
+from bnfold.verification.observe import is_float
 from bnfold.verification.onnx_normalisation import find_normalisations
 from bnfold.verification.onnx_sizes import find_hints
 from bnfold.verification.onnx_weights import WIDE_STEPS, Disturbance, weights, with_initializers, with_weights_as_inputs
@@ -67,7 +69,14 @@ def is_silent(model: object) -> bool:
     return False
 
 
-def open_subject(model: Any, label: str, limits: Limits, feeds: Feeds | None, other: Subject | None) -> OnnxSubject:
+def open_subject(
+    model: Any,
+    label: str,
+    limits: Limits,
+    feeds: Feeds | None,
+    other: Subject | None,
+    custom_ops: Sequence[Path] = (),
+) -> OnnxSubject:
     """Open a ModelProto, an `onnx_ir.Model`, or the model in a file, ready to run.
 
     Raises:
@@ -81,14 +90,14 @@ def open_subject(model: Any, label: str, limits: Limits, feeds: Feeds | None, ot
         moved.append(proto)
 
     if isinstance(model, str | Path):
-        subject = OnnxSubject(read_proto(Path(model), limits, sort), str(model), Path(model))
+        subject = OnnxSubject(read_proto(Path(model), limits, sort), str(model), Path(model), custom_ops=custom_ops)
     else:
         proto = model if isinstance(model, onnx.ModelProto) else serialize(model)
         if not is_sorted(proto):
             copy = onnx.ModelProto()
             copy.CopyFrom(proto)
             sort(proto := copy)
-        subject = OnnxSubject(proto, label)
+        subject = OnnxSubject(proto, label, custom_ops=custom_ops)
     if moved:
         subject.notes.append(f"the nodes of {subject.label} are not in order: they were sorted")
     return subject
@@ -117,16 +126,23 @@ class OnnxSubject:
         label: its name in messages.
         path: its file, where it has one.
         folder: the folder of its external data; that of `path`, if there is one.
+        custom_ops: libraries of custom operators.
     """
 
     kind = "onnx"
 
     def __init__(
-        self, proto: onnx.ModelProto, label: str, path: Path | None = None, folder: Path | None = None
+        self,
+        proto: onnx.ModelProto,
+        label: str,
+        path: Path | None = None,
+        folder: Path | None = None,
+        custom_ops: Sequence[Path] = (),
     ) -> None:
         self._proto, count = fix_draws(proto)
         self._path = None if count else path
         self._folder = folder if path is None else path.parent
+        self._custom_ops = custom_ops
         self.label = label
         self.notes = (
             [f"{label} draws random numbers ({plural(count, 'operator')}): both are given the same"] if count else []
@@ -370,7 +386,7 @@ class OnnxSubject:
         """A session of the runtime, or of the reference evaluator where that has no kernel for the model."""
         if not self._has_no_kernel:
             try:
-                return OnnxSession(model, self.label, folder=self._folder)
+                return OnnxSession(model, self.label, folder=self._folder, custom_ops=self._custom_ops)
             except NoKernelError as error:
                 self._has_no_kernel = str(error)
         session = ReferenceSession(model, self.label, self._folder)
@@ -380,7 +396,9 @@ class OnnxSubject:
         return session
 
     def start_as_deployed(self, provider: str) -> tuple[Run, str | None]:
-        """Start with all optimisations on, which is the default."""
+        """Start with all optimisations on, the default, or by the reference evaluator in float64."""
+        if provider == REFERENCE:
+            return self._start_in_float64(), None
         session = self._start_deployed(provider)
         count = session.nodes_elsewhere()
         finding = f"{provider} hands {plural(count, 'node')} of {self.label} back to the CPU" if count else None
@@ -392,10 +410,24 @@ class OnnxSubject:
             return None
         return partial(self._start_deployed(provider, is_strict=False), fetch=self.outputs), STRICT[provider].what
 
+    def _start_in_float64(self) -> Run:
+        wide = widen(self._proto, self._folder, FLOATS, onnx.TensorProto.DOUBLE)
+        session = ReferenceSession(wide.SerializeToString(), self.label, self._folder, seconds=inf)
+        return lambda feeds: session(
+            {name: array.astype(np.float64) if is_float(array) else array for name, array in feeds.items()},
+            self.outputs,
+        )
+
     def _start_deployed(self, provider: str, *, is_strict: bool = True) -> OnnxSession:
         model = self._path if self._path is not None else self._proto.SerializeToString()
         return OnnxSession(
-            model, self.label, folder=self._folder, provider=provider, is_optimised=True, is_strict=is_strict
+            model,
+            self.label,
+            folder=self._folder,
+            provider=provider,
+            is_optimised=True,
+            is_strict=is_strict,
+            custom_ops=self._custom_ops,
         )
 
     @cached_property
@@ -415,7 +447,7 @@ class OnnxSubject:
         if not steps:
             return None
         proto = widen(self._proto, self._folder, tuple(NARROW.values()), onnx.TensorProto.FLOAT)
-        return OnnxSubject(proto, self.label, folder=self._folder), max(steps)
+        return OnnxSubject(proto, self.label, folder=self._folder, custom_ops=self._custom_ops), max(steps)
 
     def evaluate_exactly(self, feeds: Feeds, fetch: Sequence[str], seconds: float) -> list[npt.NDArray[Any]] | None:
         """Evaluate a copy of the model in float64, by the reference evaluator of ONNX."""

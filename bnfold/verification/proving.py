@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -36,8 +36,10 @@ class Prover(Protocol):
         """
         ...
 
-    def run_once(self, original: Path, written: Written, inputs: InputOptions) -> SmokeRun:
-        """Run both files once, in a process of their own.
+    def run_once(
+        self, original: Path, written: Written, inputs: InputOptions, custom_ops: Sequence[Path] = ()
+    ) -> SmokeRun:
+        """Run both files once, in a process of their own, with these libraries of custom operators.
 
         Raises:
             BnfoldError: the caller's inputs do not fit.

@@ -82,7 +82,13 @@ class SmokeRun:
     runtime: str = "onnxruntime"
 
 
-def run_once(original: Path, result: Path, declare: Callable[[], Sequence[Declared]], inputs: InputOptions) -> SmokeRun:
+def run_once(
+    original: Path,
+    result: Path,
+    declare: Callable[[], Sequence[Declared]],
+    inputs: InputOptions,
+    custom_ops: Sequence[Path] = (),
+) -> SmokeRun:
     """Run both models in a process of their own. If the original does not run, that is a note.
 
     Args:
@@ -90,6 +96,7 @@ def run_once(original: Path, result: Path, declare: Callable[[], Sequence[Declar
         result: the file of the result, with the same inputs and outputs.
         declare: gives the inputs that the models declare.
         inputs: what they run on: the first of the caller's inputs, or a drawn one.
+        custom_ops: libraries of custom operators.
 
     Raises:
         BnfoldError: the caller's inputs do not fit, or show nothing.
@@ -118,6 +125,7 @@ def run_once(original: Path, result: Path, declare: Callable[[], Sequence[Declar
             "inputs": [str(path) for path in inputs.paths],
             "dims": dict(inputs.dims or {}),
             "seed": inputs.seed,
+            "custom_ops": [str(library) for library in custom_ops],
         }
         if inputs.given:
             np.savez(Path(folder) / "inputs.npz", **inputs.given[0])  # type: ignore[arg-type]
@@ -277,7 +285,7 @@ def _run(job: dict[str, Any]) -> dict[str, Any]:
         Declared(name, np.dtype(dtype), tuple(shape), range(*span) if span else None, has_rank)
         for name, dtype, shape, span, has_rank in job["declared"]
     ]
-    paths = tuple(map(Path, job["inputs"]))
+    paths, custom_ops = tuple(map(Path, job["inputs"])), tuple(map(Path, job["custom_ops"]))
     expected: Outputs = {}
 
     def run(session: OnnxSession, feeds: Feeds) -> Outputs:
@@ -292,7 +300,7 @@ def _run(job: dict[str, Any]) -> dict[str, Any]:
         return None
 
     def original() -> Feeds:
-        session = OnnxSession(models[0], "the model")  # freed at the end
+        session = OnnxSession(models[0], "the model", custom_ops=custom_ops)  # freed at the end
         options = InputOptions(paths, job["dims"], seed=job["seed"])
         return find_one(declared, options, lambda feeds: attempt(session, feeds))
 
@@ -302,20 +310,20 @@ def _run(job: dict[str, Any]) -> dict[str, Any]:
     print(ABOUT, flush=True)
     shapes = {name: list(array.shape) for name, array in feeds.items()}
     try:
-        actual = run(OnnxSession(models[1], "the result"), feeds)
+        actual = run(OnnxSession(models[1], "the result", custom_ops=custom_ops), feeds)
     except IncomparableError as error:
         if any(word in str(error) for word in OUT_OF_MEMORY):
             raise
         return {"largest": None, "difference": str(error), "notes": [], "shapes": shapes}
-    return {**compare(lambda: _subject(models[0]), feeds, expected, actual), "shapes": shapes}
+    return {**compare(lambda: _subject(models[0], custom_ops), feeds, expected, actual), "shapes": shapes}
 
 
-def _subject(model: Path) -> Subject:
+def _subject(model: Path, custom_ops: Sequence[Path]) -> Subject:
     from bnfold.frontends.limits import UNLIMITED
     from bnfold.frontends.onnx import read_proto
     from bnfold.verification.onnx_subject import OnnxSubject
 
-    return OnnxSubject(read_proto(model, UNLIMITED), "the model", model)
+    return OnnxSubject(read_proto(model, UNLIMITED), "the model", model, custom_ops=custom_ops)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,9 @@ class TorchProver:
         result = load(written.model, UNLIMITED)
         return self._ledger.certificate(self._changes, digest(self._original), digest(result))
 
-    def run_once(self, original: Path, written: Written, inputs: InputOptions) -> SmokeRun:
+    def run_once(
+        self, original: Path, written: Written, inputs: InputOptions, custom_ops: Sequence[Path] = ()
+    ) -> SmokeRun:
         """In eager mode; torch has no kernel that is missing, and nothing here crashes it."""
         began = time.perf_counter()
         assert isinstance(self._original, ExportedProgram)  # files hold nothing else

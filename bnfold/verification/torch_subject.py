@@ -26,6 +26,7 @@ from bnfold.errors import IncomparableError, one_line, plural
 from bnfold.frontends.limits import Limits
 from bnfold.frontends.torch import load
 from bnfold.runtimes.inputs import Declared, Feeds, whole_range
+from bnfold.runtimes.stages import stage
 from bnfold.verification.normalisation import Normalisation
 from bnfold.verification.observe import is_narrow
 from bnfold.verification.onnx_weights import WIDE_STEPS, Disturbance
@@ -59,7 +60,14 @@ def is_silent(model: object) -> bool:
     return isinstance(model, nn.Module)
 
 
-def open_subject(model: Any, label: str, limits: Limits, feeds: Feeds | None, other: Subject | None) -> TorchSubject:
+def open_subject(
+    model: Any,
+    label: str,
+    limits: Limits,
+    feeds: Feeds | None,
+    other: Subject | None,
+    custom_ops: Sequence[Path] = (),
+) -> TorchSubject:
     """Open a module, a program, or the program in a file, ready to run.
 
     Args:
@@ -68,12 +76,15 @@ def open_subject(model: Any, label: str, limits: Limits, feeds: Feeds | None, ot
         limits: how much a file may ask for.
         feeds: real inputs of a module, by name.
         other: the model that it is compared with. It tells the inputs of a module where there are no real ones.
+        custom_ops: libraries of ONNX Runtime, which are nothing to PyTorch.
 
     Raises:
         BnfoldError: the model cannot be read, or nothing tells its inputs.
     """
     if isinstance(model, str | Path):
-        return TorchSubject.of_program(load(Path(model), limits), str(model))
+        with stage(str(model), "loading", "torch"):
+            program = load(Path(model), limits)
+        return TorchSubject.of_program(program, str(model))
     if not is_silent(model):
         return TorchSubject.of_program(model, label)
     if feeds:
@@ -103,7 +114,7 @@ def start_inside(path: Path, limits: Limits, names: Sequence[str]) -> tuple[Sequ
             fed = next(given) if is_given and not isinstance(spec.arg, ConstantArgument) else constant
             arguments.append(fed if is_given else held[str(spec.target)])
         try:
-            with torch.no_grad(), _same_draws(torch.device("cpu")):
+            with torch.no_grad(), _same_draws(torch.device("cpu")), stage(str(path), "running", "torch"):
                 recorder.run(*arguments)
         except Exception as error:  # a guard or an operator may raise anything
             raise IncomparableError(f"{path}: torch cannot run it ({one_line(str(error), 300)})") from error
@@ -335,7 +346,12 @@ class TorchSubject:
         device = next((tensor.device for tensor in (*module.parameters(), *module.buffers())), torch.device("cpu"))
         args, kwargs = self._arguments.fill({name: _to_torch(array).to(device) for name, array in feeds.items()})
         try:
-            with torch.no_grad(), warnings.catch_warnings(), _same_draws(device):
+            with (
+                torch.no_grad(),
+                warnings.catch_warnings(),
+                _same_draws(device),
+                stage(self.label, "running", "torch"),
+            ):
                 warnings.simplefilter("ignore")
                 results = functional_call(module, dict(overrides or {}), args, kwargs)
         except Exception as error:  # a guard, an operator or the module's code may raise anything
