@@ -16,7 +16,7 @@ from bnfold.frontends.door import open_model
 from bnfold.frontends.protocol import OpenOptions
 from bnfold.graph.ops import Opaque
 from bnfold.graph.outcome import Stop
-from tests.toys.onnx_graphs import model, node, random, statistics
+from tests.toys.onnx_graphs import model, node, statistics
 from tests.toys.torch_models import drawn, exported
 
 SHAPE = (4, 4, 4, 4)
@@ -45,18 +45,6 @@ class Pick(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x[:, self.index]
-
-
-class Product(nn.Module):
-    """A matrix product with a bias that differs from row to row."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("weight", torch.randn(4, 3, dtype=torch.float64))
-        self.register_buffer("bias", torch.randn(4, 1, dtype=torch.float64))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.addmm(self.bias, x, self.weight)
 
 
 class Function(nn.Module):
@@ -100,12 +88,6 @@ REFUSED: dict[str, tuple[list[onnx.NodeProto], dict[str, np.ndarray], nn.Module,
         {"index": np.asarray([[0, 1], [1, 2]])},
         Pick(),
         SHAPE,
-    ),
-    "a bias for each row": (
-        [node("Gemm", "x w c", "y")],
-        {"w": random(4, 3), "c": random(4, 1)},
-        Product(),
-        (4, 4),
     ),
     "a product of computed values": ([node("MatMul", "x x", "y")], {}, Function(lambda x: x @ x), SHAPE),
     "a sum of values that are no floats": (
