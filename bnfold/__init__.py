@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from bnfold.api import plan as plan
     from bnfold.bench.comparison import benchmark as benchmark
     from bnfold.errors import BnfoldError as BnfoldError
+    from bnfold.errors import CustomOpsError as CustomOpsError
     from bnfold.errors import IncomparableError as IncomparableError
     from bnfold.errors import InvalidModelError as InvalidModelError
     from bnfold.errors import MissingExtraError as MissingExtraError
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "BnfoldError": "errors",
+    "CustomOpsError": "errors",
     "Fold": "graph.outcome",
     "IncomparableError": "errors",
     "InvalidModelError": "errors",

@@ -556,6 +556,81 @@ def _(model: Model) -> Model:
     return network.model
 
 
+def rearranged(change: Callable[[np.random.Generator, int], tuple[Array, Array]]) -> Variant:
+    """The channels between a convolution and the next one in another order and of another size, and back again.
+
+    Args:
+        change: gives an order and positive factors for as many channels.
+    """
+
+    def apply(model: Model) -> Model | None:
+        network, generator, found = Network(bnfold.fuse(model)), np.random.default_rng(3), False
+        for first in network.nodes("Conv"):
+            readers = network.readers(first.output[0])
+            behind = network.readers(readers[0].output[0]) if [each.op_type for each in readers] == ["Relu"] else []
+            if [each.op_type for each in behind] != ["Conv"] or len(first.input) < 3:
+                continue
+            second = behind[0]
+            if attribute(first, "group", 1) != 1 or attribute(second, "group", 1) != 1:
+                continue
+            order, factors = change(generator, network.get(first.input[2]).size)
+            rows, columns = factors.reshape(-1, 1, 1, 1), factors.reshape(1, -1, 1, 1)
+            network.edit(first.input[1], lambda kernel, o=order, f=rows: kernel[o] * f)
+            network.edit(first.input[2], lambda bias, o=order, f=factors: bias[o] * f)
+            network.edit(second.input[1], lambda kernel, o=order, f=columns: kernel[:, o] / f)
+            found = True
+        return network.model if found else None
+
+    return apply
+
+
+VARIANTS["channels in another order between layers"] = rearranged(
+    lambda generator, size: (generator.permutation(size), np.ones(size))
+)
+VARIANTS["channels of another size between layers"] = rearranged(
+    lambda generator, size: (np.arange(size), 2.0 ** generator.integers(-3, 4, size))
+)
+
+
+@variant("names of the first part for what is fused")
+def _(model: Model) -> Model | None:
+    """As other tools name it: a folded convolution makes a value of the convolution's name, not of the BatchNorm's."""
+    first = {norm.output[0]: linear.output[0] for linear, norm in Network(model).pairs()}
+    outputs = {info.name for info in model.graph.output}
+    network, found = Network(bnfold.fuse(model)), False
+    for node in network.graph.node:
+        for names in (node.input, node.output):
+            renamed = [first.get(name, name) if name not in outputs else name for name in names]
+            found |= renamed != list(names)
+            names[:] = renamed
+    return network.model if found else None
+
+
+@variant("Gemm as MatMul and Add")
+def _(model: Model) -> Model | None:
+    original = bnfold.fuse(model)
+    network, gemms = Network(original), Network(original).nodes("Gemm")
+    for node in network.nodes("Gemm"):
+        kernel = network.get(node.input[1])
+        product, made = f"{node.name}_product", node.output[0]
+        matrix = numpy_helper.from_array(
+            np.ascontiguousarray(kernel.T if attribute(node, "transB") else kernel), f"{product}_b"
+        )
+        network.graph.initializer.append(matrix)
+        index = list(network.graph.node).index(node)
+        nodes = [
+            helper.make_node(
+                "MatMul", [node.input[0], matrix.name], [product if len(node.input) > 2 else made], name=product
+            )
+        ]
+        if len(node.input) > 2:
+            nodes.append(helper.make_node("Add", [product, node.input[2]], [made], name=node.name))
+        network.graph.node.remove(node)
+        for offset, each in enumerate(nodes):
+            network.graph.node.insert(index + offset, each)
+    return network.model if gemms else None
+
+
 @variant("converted to opset 21")
 def _(model: Model) -> Model:
     return onnx.version_converter.convert_version(bnfold.fuse(model), 21)
@@ -671,6 +746,8 @@ def study(seeds: int, kinds: Sequence[str]) -> tuple[dict[str, Tally], dict[str,
                     tally.passed.append(f"{kind} ({size:.1e}, rounding {rounding:.1e})")
             for name, tally in variants.items():
                 candidate = VARIANTS[name](model)
+                if candidate is None:
+                    continue
                 judged = refusals(model, candidate, x)
                 count(tally, judged)
                 if judged["bnfold"]:
