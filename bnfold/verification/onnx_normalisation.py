@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from bnfold.algebra.affine import Affine
 from bnfold.verification.normalisation import Normalisation
 
 AnyArray = npt.NDArray[Any]
@@ -43,10 +44,10 @@ def _follow(
             if mean is None or variance is None:
                 break
             epsilon = next((each.f for each in node.attribute if each.name == "epsilon"), 1e-5)
-            deviation = np.sqrt(np.maximum(variance, 0) + epsilon)
+            normed = Affine.from_batchnorm(1.0, 0.0, mean, np.maximum(variance, 0), epsilon)
             column = (-1, *(1 for _ in range(rank - 2)))
-            mean, deviation = mean.reshape(column), deviation.reshape(column)
-            scale, shift = scale / deviation, (shift - mean) / deviation
+            factor, offset = normed.scale.reshape(column), normed.shift.reshape(column)
+            scale, shift = scale * factor, shift * factor + offset
             break
         step = _step(node, name, constant)
         if step is None:
