@@ -141,11 +141,11 @@ class View(Graph[N, V], Generic[N, V, W]):
 
     def _operand(self, node: N, index: int) -> AnyArray:
         """A constant that a node reads as data, by its index among these, with as many axes as its output has."""
-        raise NotImplementedError
+        raise NotImplementedError  # asked of front ends alone that describe operators with constants as data
 
     def write_operands(self, node: N, absorbed: Operands) -> None:
         """See `Graph`. A front end whose operators read no constants as data needs none."""
-        raise NotImplementedError
+        raise NotImplementedError  # asked as `_operand` is
 
     def round_lowered(self, node: N, lowered: Lowered) -> Rounding | None:
         """See `Graph`. A front end that writes no BatchNorm as other operators needs none of this."""
@@ -153,7 +153,7 @@ class View(Graph[N, V], Generic[N, V, W]):
 
     def lower(self, node: N, lowered: Lowered) -> None:
         """See `Graph`."""
-        raise NotImplementedError
+        raise NotImplementedError  # asked only where `can_lower` says so
 
     def _operands(self, node: N, absorbed: Operands) -> dict[int, tuple[Array, AnyArray]]:
         """Constants with all that they have taken in, in float64 and rounded once."""

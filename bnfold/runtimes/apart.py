@@ -248,7 +248,7 @@ def _do(job: _Job, connection: Connection, said: BinaryIO) -> tuple[str, Any]:
         return "error", error
     except MemoryError:
         return "error", IncomparableError("it takes too much memory")
-    except Exception:
+    except Exception:  # a bug: it must be seen in the process that asked
         return "error", RuntimeError(f"in the process that runs the models:\n{traceback.format_exc()}")
     sys.stderr.flush()
     said.seek(0)

@@ -100,7 +100,7 @@ class ReferenceSession:
         except TimeoutError as error:
             took = f"takes more than {self._seconds:g} seconds for one run"
             raise IncomparableError(f"{self._label}: the reference evaluator of onnx {took}") from error
-        except Exception as error:
+        except Exception as error:  # as when it is loaded
             raise self._failed("run", error) from error
 
     def _failed(self, what: str, error: Exception) -> IncomparableError:

@@ -96,7 +96,7 @@ def _export_all(
     with Joint(module, methods, is_replayed=True) as joint:
         try:
             return _export(module, inputs, sizes, oblivious=oblivious)
-        except Exception:
+        except Exception:  # of the method, as noted; any other is raised again
             if joint.failed is None:
                 raise
     rest: Sequence[str] = [name for name in methods if name != joint.failed]
