@@ -116,7 +116,7 @@ class _Root:
             if not is_float(expected) or not np.isfinite(actual).all():
                 return []
             was = reference(sample.feeds)
-            for key, value in _parts(expected, actual):
+            for key, value in _parts(expected, actual, self._allowed(self.name, sample)):
                 differing.add(key)
                 if key not in shown and (moved := self._moved(run, sample, value, was)):
                     shown.add(key)
@@ -167,12 +167,18 @@ def _is_alike(expected: AnyArray, actual: AnyArray, allowed: float) -> bool:
     return bool(measure(actual, expected).peak[0] <= allowed * measure(expected).peak[0])
 
 
-def _parts(expected: AnyArray, actual: AnyArray) -> Iterator[tuple[tuple[int, int], AnyArray]]:
-    """The reference's value with a part of the candidate's in it, for each axis and group of channels."""
+def _parts(expected: AnyArray, actual: AnyArray, allowed: float) -> Iterator[tuple[tuple[int, int], AnyArray]]:
+    """The reference's value with a part of the candidate's in it, for each axis and group of channels.
+
+    Channels that differ by no more than is allowed of their own size are no part of the difference: nothing behind
+    would show them.
+    """
     axes = {0: [], 1: [0], 3: [1, 2]}.get(expected.ndim, [1])
     for axis in axes:
         others = tuple(other for other in range(expected.ndim) if other != axis)
-        channels = np.flatnonzero((expected != actual).any(axis=others))
+        distances = np.abs(actual.astype(np.float64) - expected).max(axis=others, initial=0.0)
+        sizes = np.abs(expected.astype(np.float64)).max(axis=others, initial=0.0)
+        channels = np.flatnonzero(distances > allowed * sizes)
         for group in np.unique(channels % GROUPS):
             index = (slice(None),) * axis + (channels[channels % GROUPS == group],)
             mixed = expected.copy()

@@ -160,3 +160,24 @@ def test_an_output_that_hides_a_difference_decides_beside_one_that_takes_it_back
     first, second = forked(weights()), forked(rearranged(weights(), PERMUTATION, ONES))
     assert bnfold.verify(first, second, outputs_only=True, effort="fast").is_equivalent
     assert not bnfold.verify(first, second).is_equivalent
+
+
+def test_channels_that_round_otherwise_need_not_show_beside_others_that_are_scaled() -> None:
+    """Two of sixteen, which are looked at together, keep their size, and their weights move in the last place."""
+    held = weights()
+    scales = np.where(np.arange(HIDDEN) % 8 == 2, 1.0, SCALES)
+    candidate = rearranged(held, SAME, scales)
+    candidate["w1"][2::8] = np.nextafter(candidate["w1"][2::8], np.inf)
+    verdict = bnfold.verify(convolutional(held), convolutional(candidate))
+    assert verdict.is_equivalent
+    assert any("something else in the candidate" in finding for finding in verdict.findings)
+
+
+def test_a_faint_channel_that_is_hidden_beside_others_that_are_scaled_decides() -> None:
+    """It differs by less than the whole value may, and by all of its own size."""
+    held = weights()
+    held["w1"][2::8] *= FLOAT(1e-9)
+    held["b1"][2::8] = FLOAT(-1e-6)  # so that the Relu hides it
+    candidate = rearranged(held, SAME, np.where(np.arange(HIDDEN) % 8 == 2, 1.0, SCALES))
+    candidate["b1"][2::8] *= 2
+    assert not bnfold.verify(convolutional(held), convolutional(candidate)).is_equivalent
