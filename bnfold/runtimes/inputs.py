@@ -186,15 +186,17 @@ def find_samples(
     ]
     if options.effort is Effort.FAST or not any(entry.dtype.kind == "f" for entry in declared):
         return samples, notes
-    shapes = [base, other] if options.effort is Effort.THOROUGH and other != base else [base]
+    is_thorough = options.effort is Effort.THOROUGH
+    smaller = _smaller(declared, other, base)
     samples += [
         Sample(
             label,
             draw(declared, sizes, pattern, generator),
             is_probe=True,
-            is_inside=label in INSIDE or options.effort is Effort.THOROUGH,
+            is_inside=label in INSIDE or is_thorough,
         )
-        for (label, pattern), sizes in product(PATTERNS.items(), shapes)
+        for label, pattern in PATTERNS.items()
+        for sizes in ([base, other] if is_thorough and other != base else [base if label in BATCHED else smaller])
     ]
     return samples, notes
 
@@ -280,6 +282,11 @@ def name_of_axis(declared: Declared, axis: int) -> str | None:
     return dim if isinstance(dim, str) and dim else f"{declared.name}:{axis}"
 
 
+def _smaller(declared: Sequence[Declared], *choices: Sizes) -> Sizes:
+    """The sizes of which the inputs have the fewest elements: the first of equal ones."""
+    return min(choices, key=lambda sizes: sum(prod(shape_of(entry, sizes)) for entry in declared))
+
+
 def _batches(declared: Sequence[Declared]) -> list[str]:
     return [entry.shape[0] for entry in declared if entry.shape and isinstance(entry.shape[0], str) and entry.shape[0]]
 
@@ -357,6 +364,9 @@ PATTERNS: dict[str, Pattern] = {
     "large": _large,
 }
 
+
+BATCHED = ("channels",)
+"""The patterns that are another one in each sample of the batch. The others are drawn at the smaller size."""
 
 INSIDE = ("ones", "impulses", "large")
 """The patterns on which inner values are compared, too. They show faults of sums, borders and saturation."""

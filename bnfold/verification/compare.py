@@ -110,7 +110,7 @@ def compare(
         outputs = trial(sample.feeds)
         insist_on_evidence(sample.label, sample.feeds, outputs)
         findings += compare_stored(reference, sample, outputs)
-    _insist_on_repeatable(reference, trial, samples[0].feeds)
+    _insist_on_repeatable(reference, trial, min(samples, key=_elements).feeds)
     findings += pair.pairing.notes
     verdicts, values = (_judge_by_gate if options.gate else _judge_by_budget)(pair, samples, findings, progress)
     findings += [*reference.notes, *candidate.notes]
@@ -283,6 +283,11 @@ def _note_runtime(candidate: Subject, verdict: ValueVerdict) -> str:
 def _note_default(what: str, candidate: Subject, verdict: ValueVerdict) -> str:
     change = verdict.reason or f"no more than rounding (error {verdict.error:.1e}, budget {verdict.budget:.1e})"
     return f"with {what}, the default of {verdict.provider}, {verdict.name!r} of {candidate.label} changes by {change}"
+
+
+def _elements(sample: Sample) -> int:
+    """How many numbers a set of inputs has."""
+    return sum(array.size for array in sample.feeds.values())
 
 
 def _failure(trial: Run, feeds: Feeds) -> IncomparableError | None:
@@ -466,7 +471,11 @@ class _Pair:
         kept.update((name, weighed[name].moves) for name in self.reference.outputs if name in weighed)
         for draw in range(limit):
             unclear = [
-                name for name, weighing in weighed.items() if len(weighing.moves) == draw and not weighing.is_clear
+                name
+                for name, weighing in weighed.items()
+                if len(weighing.moves) == draw
+                and not weighing.is_clear
+                and (name in self._jumps or not weighing.is_hopeless)
             ]
             for name, array in disturbed.run(draw, sample.feeds, unclear):
                 weighed[name].moves.append(observe_move(weighed[name].expected, array))

@@ -33,6 +33,12 @@ from bnfold.verification.noise import (
 
 AnyArray = npt.NDArray[Any]
 
+HOPELESS = 1000.0
+"""How many times its budget a value must differ by so that no further draws of smooth noise make it pass."""
+
+SMOOTH = 2
+"""After how many draws that is said: one alone may cancel."""
+
 CHAOS = 0.5
 """How far noise may move a value, as a share of its size. Beyond that a comparison says nothing."""
 
@@ -156,6 +162,14 @@ class Weighing:
         if is_void or _reason(judgement, self._counts, self.moves):
             return False
         return judgement.excess <= (sqrt(draws / self._limit) if draws else 1.0)
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether the value fails by far, so that more draws will not let it pass. Jumps may do so after many draws."""
+        if not is_float(self.expected) or len(self.moves) < SMOOTH:
+            return False
+        judgement, is_void = self._judge(is_known=False)
+        return not is_void and judgement.excess > HOPELESS
 
     def observe(self, *, is_output: bool) -> Observation:
         """The outcome; with the figures for outputs, if it is one."""

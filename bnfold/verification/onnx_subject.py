@@ -61,6 +61,9 @@ LARGE = 4096
 SESSIONS = 4
 """How many sessions are kept for later calls that fetch the same values."""
 
+ANCESTORS = 32
+"""Of how many values it is kept what descends from them."""
+
 FETCHED = FLOATS - {onnx.TensorProto.BFLOAT16}  # which ONNX Runtime cannot hand to numpy
 
 
@@ -151,6 +154,7 @@ class OnnxSubject:
         self._sessions: dict[tuple[str, ...], OnnxSession | ReferenceSession] = {}
         self._disturbed: dict[Disturbance, dict[str, npt.NDArray[Any]]] = {}
         self._declared_outputs = [info.name for info in proto.graph.output]
+        self._descendants: dict[str, frozenset[str]] = {}
 
     @cached_property
     def inputs(self) -> list[Declared]:
@@ -335,16 +339,29 @@ class OnnxSubject:
 
     def descends(self, value: str, ancestor: str) -> bool:
         """Whether a path of nodes leads from `ancestor` to `value`."""
-        queue, seen = [value], {value}
+        if ancestor not in self._descendants:
+            if len(self._descendants) >= ANCESTORS:
+                del self._descendants[next(iter(self._descendants))]
+            self._descendants[ancestor] = self._find_descendants(ancestor)
+        return value in self._descendants[ancestor]
+
+    def _find_descendants(self, ancestor: str) -> frozenset[str]:
+        queue, seen = [ancestor], set[str]()
         while queue:
-            maker = self._makers.get(queue.pop())
-            for name in reads(maker) if maker is not None else ():
-                if name == ancestor:
-                    return True
+            for name in self._made_of.get(queue.pop(), ()):
                 if name not in seen:
                     seen.add(name)
                     queue.append(name)
-        return False
+        return frozenset(seen)
+
+    @cached_property
+    def _made_of(self) -> dict[str, list[str]]:
+        """The values that the readers of each value make."""
+        made: dict[str, list[str]] = {}
+        for node in self._proto.graph.node:
+            for name in set(reads(node)):
+                made.setdefault(name, []).extend(filter(None, node.output))
+        return made
 
     def start(self, fetch: Sequence[str], disturbance: Disturbance | None = None) -> Run:
         """Start with optimisation off, so that the runtime adds nothing of its own."""

@@ -68,7 +68,7 @@ def test_a_size_that_the_candidate_does_not_take_is_a_difference() -> None:
     )
     verdict = bnfold.verify(right, made, samples=1)
     assert not verdict.is_equivalent
-    assert verdict.interface[0].startswith("not on the input 'normal, N=3' (x [3, 3]): ")
+    assert verdict.interface[0].startswith("not on the input 'ones' (x [1, 3]): ")
     assert bnfold.verify(right, made, samples=1, allow_interface=True).is_equivalent
 
 
