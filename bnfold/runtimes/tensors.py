@@ -16,6 +16,8 @@ FLOATS = frozenset(
     {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16}
 )
 
+NARROW = {"float16": onnx.TensorProto.FLOAT16, "bfloat16": onnx.TensorProto.BFLOAT16}
+
 
 def read(tensor: onnx.TensorProto, folder: Path) -> npt.NDArray[Any]:
     """The values of an initializer, read from its file where they are external.

@@ -103,6 +103,8 @@ def compare(
         IncomparableError: the models have other inputs or outputs, or one cannot be run.
     """
     pair = _Pair(reference, candidate, options)
+    if candidate.narrow_weights <= reference.narrow_weights:  # it rounded none of them again
+        reference.unpack_weights()
     trial = reference.start(reference.outputs)
     samples, findings = find_samples(pair.inputs, pair.wanted, lambda feeds: _failure(trial, feeds))
     samples += _find_further(pair, trial, samples)

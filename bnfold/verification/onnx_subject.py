@@ -23,7 +23,7 @@ from bnfold.runtimes import reference
 from bnfold.runtimes.inputs import Declared, Feeds, whole_range
 from bnfold.runtimes.onnx_runtime import REFERENCE, STRICT, OnnxSession
 from bnfold.runtimes.reference import ReferenceSession
-from bnfold.runtimes.tensors import FLOATS, read
+from bnfold.runtimes.tensors import FLOATS, NARROW, read
 from bnfold.verification.draws import fix_draws
 from bnfold.verification.normalisation import Normalisation
 from bnfold.verification.observe import is_float
@@ -33,6 +33,7 @@ from bnfold.verification.onnx_weights import WIDE_STEPS, Disturbance, weights, w
 from bnfold.verification.sizes import SizeHints
 from bnfold.verification.storage import BITS, Storage, find_rounded
 from bnfold.verification.subject import Inside, Run, Subject
+from bnfold.verification.unpacking import digest_narrow, unpack
 from bnfold.verification.widening import widen
 
 JUMPS = frozenset(
@@ -52,8 +53,6 @@ NUMERIC = frozenset(
 """Operators that compute with integers as numbers, and do not look them up."""
 
 INTEGERS = frozenset({onnx.TensorProto.INT8, onnx.TensorProto.INT16, onnx.TensorProto.INT32, onnx.TensorProto.INT64})
-
-NARROW = {"float16": onnx.TensorProto.FLOAT16, "bfloat16": onnx.TensorProto.BFLOAT16}
 
 LARGE = 4096
 """The most elements of an initializer that may be a shape. Larger ones are not given to shape inference."""
@@ -151,6 +150,7 @@ class OnnxSubject:
             [f"{label} draws random numbers ({plural(count, 'operator')}): both are given the same"] if count else []
         )
         self._has_no_kernel = ""
+        self._is_unpacked = False
         self._sessions: dict[tuple[str, ...], OnnxSession | ReferenceSession] = {}
         self._disturbed: dict[Disturbance, dict[str, npt.NDArray[Any]]] = {}
         self._declared_outputs = [info.name for info in proto.graph.output]
@@ -268,7 +268,13 @@ class OnnxSubject:
         }
         bits = [BITS[kind] for name, kind in stored.items() if name in readers and kind in BITS]
         bits += [attribute.i for node in nodes for attribute in node.attribute if attribute.name == "bits"]
-        types = {weight.dtype.name for weight in self._weights.values()}
+        model = with_initializers(self._proto)
+        used = set(weights(model.graph))
+        types = {
+            helper.tensor_dtype_to_np_dtype(tensor.data_type).name
+            for tensor in model.graph.initializer
+            if tensor.name in used
+        }
         has_activations = any("Quantize" in node.op_type and node.op_type != "DequantizeLinear" for node in nodes)
         has_activations |= any(node.op_type.startswith("QLinear") for node in nodes)
         return Storage(frozenset(types), find_rounded(self._weights.values()), min(bits, default=0), has_activations)
@@ -449,7 +455,22 @@ class OnnxSubject:
 
     @cached_property
     def _disturbable(self) -> onnx.ModelProto:
-        return with_initializers(self._proto)
+        """The model with its constants as initializers: in the type of the computation, where that is asked for."""
+        model = with_initializers(self._proto)
+        if not self._is_unpacked:
+            return model
+        return unpack(model, self._folder, {name: kind for name, (kind, _) in self._infer({}).items()})
+
+    @cached_property
+    def narrow_weights(self) -> frozenset[bytes]:
+        """A digest of each weight that is stored in float16 or bfloat16."""
+        return digest_narrow(with_initializers(self._proto), self._folder)
+
+    def unpack_weights(self) -> None:
+        """From now on, take narrow weights in the type that operators compute with."""
+        self._is_unpacked = True
+        for name in ("_disturbable", "_weights"):
+            self.__dict__.pop(name, None)
 
     @cached_property
     def _weights(self) -> dict[str, npt.NDArray[Any]]:

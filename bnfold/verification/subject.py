@@ -75,6 +75,15 @@ class Subject(Protocol):
         """How it stores its weights."""
         ...
 
+    @property
+    def narrow_weights(self) -> frozenset[bytes]:
+        """A digest of each weight that is stored in float16 or bfloat16."""
+        ...
+
+    def unpack_weights(self) -> None:
+        """From now on, take narrow weights in the type that operators compute with, where that is another one."""
+        ...
+
     def jumps(self) -> frozenset[str]:
         """Values behind an operator that jumps: rounding, comparing, choosing the largest."""
         ...

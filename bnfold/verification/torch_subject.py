@@ -256,6 +256,14 @@ class TorchSubject:
         types = frozenset(str(weight.dtype).removeprefix("torch.") for weight in self._weights.values())
         return Storage(types, find_rounded(map(_to_numpy, self._weights.values())))
 
+    @property
+    def narrow_weights(self) -> frozenset[bytes]:
+        """None: in which type a module's code computes with a parameter is not read."""
+        return frozenset()
+
+    def unpack_weights(self) -> None:
+        """Leave all as it is."""
+
     def jumps(self) -> frozenset[str]:
         """The outputs of a program behind an operator of `JUMPS`. A module's code is not read."""
         return self._jumps
