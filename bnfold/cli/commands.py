@@ -18,18 +18,20 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from bnfold.cli import recording
 from bnfold.cli.lazily import lazily
 from bnfold.cli.parsing import Command, FiniteRange
-from bnfold.errors import BnfoldError, NotEquivalentError, one_line
+from bnfold.errors import BnfoldError, IncomparableError, NotEquivalentError, one_line
 from bnfold.frontends.limits import LIMITS, Limits
 
 if TYPE_CHECKING:
     from bnfold.frontends.protocol import Written
-    from bnfold.report.documents import BenchDocument
+    from bnfold.report.documents import BenchDocument, FileDocument
     from bnfold.runtimes.apart import Apart
     from bnfold.runtimes.inputs import InputOptions
+    from bnfold.verification.drift import DriftReport
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -211,7 +213,7 @@ def fuse(
     from bnfold import api
     from bnfold.cli.allocation import keep_freed_memory
     from bnfold.report import files
-    from bnfold.report.record import record_file
+    from bnfold.report.record import record_drift, record_file
     from bnfold.verification.compare import CompareOptions
     from bnfold.verification.equivalence import verify_files
 
@@ -221,16 +223,27 @@ def fuse(
     inputs, rendering = _inputs(others)
     report: Path | None = rendering["report"]
 
+    drift: list[DriftReport] = []
+
+    def recorded(result: api.FileResult) -> FileDocument:
+        record = record_file("fuse", result)
+        if drift:
+            record["drift"] = record_drift(drift[0], None)
+        return record
+
     def render(result: api.FileResult, written: Written) -> dict[Path, str]:
         """Render the report, which appears together with the output."""
         if report is None:
             return {}
-        record = record_file("fuse", result)
+        record = recorded(result)
         recording.trace(record, {output: written.model})
         return {report: files.render(record, report)}
 
-    checks = "none" if no_verify else verify
-    with _apart((model,), timeout) if checks == "full" else nullcontext() as other, _progress(rendering) as progress:
+    checks, limits = "none" if no_verify else verify, Limits(max_nodes, max_depth, max_bytes)
+    is_run = checks == "full" or inputs.is_given
+    with _apart((model,), timeout) if is_run else nullcontext() as other, _progress(rendering) as progress:
+        if other is not None and inputs.is_given:
+            drift += _measure_drift(other, model, inputs, limits, custom_ops)
         try:
             result = api.fuse_file(
                 model,
@@ -240,7 +253,7 @@ def fuse(
                 checks=checks,
                 comparison=CompareOptions(inputs, custom_ops=custom_ops),
                 overwrite=overwrite,
-                limits=Limits(max_nodes, max_depth, max_bytes),
+                limits=limits,
                 progress=progress,
                 proof=proof,
                 attestation=attest,
@@ -249,15 +262,27 @@ def fuse(
                 verify=verify_files if other is None else partial(other.call, verify_files),
             )
         except NotEquivalentError as error:
-            record = record_file("fuse", error.result)
+            record = recorded(error.result)
             recording.trace(record)
             recording.show(record, **{**rendering, "quiet": True})
             raise
-        record = record_file("fuse", result)
+        record = recorded(result)
         recording.trace(record, {output: output})
         if is_timed:
             record["bench"] = _time(model, output, progress, inputs=inputs, custom_ops=custom_ops, timeout=timeout)
     recording.show(record, **(rendering if is_timed else {**rendering, "report": None}))
+
+
+def _measure_drift(
+    other: Apart, model: Path, inputs: InputOptions, limits: Limits, custom_ops: Sequence[Path]
+) -> Iterator[DriftReport]:
+    """How far the data are from the running statistics; nothing, with a line, where the model does not run on them."""
+    from bnfold.verification.drift import measure_drift
+
+    try:
+        yield other.call(measure_drift, model, inputs, limits, custom_ops)
+    except IncomparableError as error:
+        click.echo(f"bnfold: running statistics not compared with the inputs: {one_line(str(error))}", err=True)
 
 
 def _apart(models: Sequence[Path], seconds: float) -> Apart:
@@ -367,6 +392,7 @@ def verify(
 
     inputs, rendering = _inputs(others)
     if proof is not None:
+        _refuse_beside_proof(click.get_current_context())
         from bnfold import api
         from bnfold.report.record import record_proof
 
@@ -389,6 +415,25 @@ def verify(
         sys.exit(1)
 
 
+RUNNING = (
+    *("providers", "min_snr", "min_argmax", "atol", "rtol", "renamed", "outputs_only", "strict_inside"),
+    *("allow_interface", "custom_ops", "timeout", "inputs", "dims", "samples", "seed", "effort"),
+)
+"""The parameters of `verify` that say how models are run and compared."""
+
+
+def _refuse_beside_proof(context: click.Context) -> None:
+    """Check that no option is given which a check of a certificate, that runs nothing, would leave without effect.
+
+    Raises:
+        click.UsageError: one is.
+    """
+    for option in context.command.params:
+        is_given = context.get_parameter_source(option.name or "") is ParameterSource.COMMANDLINE
+        if option.name in RUNNING and is_given:
+            raise click.UsageError(f"--proof runs nothing: {option.opts[-1]} has no effect beside it", context)
+
+
 @cli.command(cls=Command, short_help="Say where each BatchNorm would go, or why it stays.")
 @click.argument("model", type=PATH)
 @click.option("--fail-on-foldable", is_flag=True, help="Exit 1 if a BatchNorm that could fold is still there.")
@@ -404,6 +449,7 @@ def verify(
     metavar="X",
     help="Exit 1 if the data's mean is farther off than X running deviations.",
 )
+@CUSTOM_OPS_OPTION
 @TIMEOUT_OPTION
 @MERGE_OPTION
 @LIMIT_OPTIONS
@@ -413,6 +459,7 @@ def inspect(
     fail_on_foldable: bool,
     inputs: tuple[Path, ...],
     fail_on_drift: float | None,
+    custom_ops: tuple[Path, ...],
     timeout: float,
     merge: bool,
     max_nodes: int,
@@ -437,9 +484,8 @@ def inspect(
             from bnfold.runtimes.inputs import InputOptions
             from bnfold.verification.drift import measure_drift
 
-            record["drift"] = record_drift(
-                other.call(measure_drift, model, InputOptions(inputs), limits), fail_on_drift
-            )
+            drift = other.call(measure_drift, model, InputOptions(inputs), limits, custom_ops)
+            record["drift"] = record_drift(drift, fail_on_drift)
     if fail_on_foldable:
         record["fail_on_foldable"] = True
     recording.trace(record)

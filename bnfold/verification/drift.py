@@ -127,13 +127,16 @@ class _Sums:
             )
 
 
-def measure_drift(model: Path, inputs: InputOptions, limits: Limits = LIMITS) -> DriftReport:
+def measure_drift(
+    model: Path, inputs: InputOptions, limits: Limits = LIMITS, custom_ops: Sequence[Path] = ()
+) -> DriftReport:
     """Run a model on the caller's data, and compare what its BatchNorms read with their running statistics.
 
     Args:
         model: an `.onnx` or `.pt2` file.
         inputs: the data.
         limits: how much the model may ask for.
+        custom_ops: libraries of custom operators for ONNX Runtime.
 
     Raises:
         NoEvidenceError: no data is given, or a BatchNorm reads what is no number.
@@ -156,7 +159,7 @@ def measure_drift(model: Path, inputs: InputOptions, limits: Limits = LIMITS) ->
         found[node] = statistics, value.name, _Sums(op.affine.axis, origin=statistics.mean)
     names = list(dict.fromkeys(name for _, name, _ in found.values()))
     start = find_entry(model).part(find_entry(model).subject).start_inside
-    declared, run = start(model, limits, names)
+    declared, run = start(model, limits, names, custom_ops)
     samples = 0
     for sample in find_given(declared, inputs):
         samples += max((len(array) for array in sample.feeds.values() if array.ndim), default=1)

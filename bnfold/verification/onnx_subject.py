@@ -105,13 +105,15 @@ def open_subject(
     return subject
 
 
-def start_inside(path: Path, limits: Limits, names: Sequence[str]) -> tuple[Sequence[Declared], Inside]:
+def start_inside(
+    path: Path, limits: Limits, names: Sequence[str], custom_ops: Sequence[Path] = ()
+) -> tuple[Sequence[Declared], Inside]:
     """What a file takes, and a run that gives some of its values.
 
     Raises:
         BnfoldError: it cannot be read or run.
     """
-    subject = OnnxSubject(read_proto(path, limits), str(path), path)
+    subject = OnnxSubject(read_proto(path, limits), str(path), path, custom_ops=custom_ops)
     given = {each.name for each in subject.inputs}
     fetch = [name for name in names if name not in given]
     if not fetch:  # a session that is asked for nothing gives everything

@@ -94,8 +94,10 @@ def open_subject(
     return TorchSubject.of_module(model, label, other.inputs, len(other.outputs))
 
 
-def start_inside(path: Path, limits: Limits, names: Sequence[str]) -> tuple[Sequence[Declared], Inside]:
-    """What a saved program takes, and a run that gives some of its values.
+def start_inside(
+    path: Path, limits: Limits, names: Sequence[str], custom_ops: Sequence[Path] = ()
+) -> tuple[Sequence[Declared], Inside]:
+    """What a saved program takes, and a run that gives some of its values; custom operators are ONNX Runtime's.
 
     Raises:
         BnfoldError: it cannot be read or run.

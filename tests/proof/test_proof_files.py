@@ -215,3 +215,10 @@ def test_what_no_runtime_can_judge_is_proved(case: str, tmp_path: Path) -> None:
     assert "verified: 1 fold proved (111 weights to " in done.stdout
     assert HOPELESS[case][1] in done.stdout
     assert api.prove_files(tmp_path / "a.onnx", tmp_path / "b.onnx", tmp_path / "p.json").proof.is_proved
+
+
+@pytest.mark.parametrize("option", [["--min-snr", "30"], ["--provider", "cpu"], ["--inputs", "x.npz"], ["--seed", "0"]])
+def test_what_says_how_to_run_has_no_place_beside_a_check(option: list[str], folder: Path) -> None:
+    done = run(folder, "verify", "a.onnx", "b.onnx", "--proof", "p.json", *option)
+    assert done.returncode == 2
+    assert f"--proof runs nothing: {option[0]} has no effect beside it" in done.stderr

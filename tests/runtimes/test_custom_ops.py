@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import bnfold
@@ -18,6 +19,7 @@ COMMANDS = {
     "verify": ["verify", DIGITS, MLP],
     "bench": ["bench", DIGITS, "--level", "all"],
     "fuse": ["fuse", DIGITS, "-o", "out.onnx"],
+    "inspect": ["inspect", DIGITS, "--inputs", "x.npz"],
     "fuse in full": ["fuse", DIGITS, "-o", "out.onnx", "--verify", "full"],
 }
 
@@ -25,11 +27,12 @@ COMMANDS = {
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_library_that_cannot_be_loaded_is_one_line(command: str, tmp_path: Path) -> None:
     (tmp_path / "ops.so").write_text("no library")
+    np.savez(tmp_path / "x.npz", image=np.zeros((1, 1, 8, 8), np.float32))
     arguments = [sys.executable, "-m", "bnfold", *COMMANDS[command], "--custom-ops", "ops.so"]
     done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (3, "", 1)
     assert done.stderr.startswith("bnfold: ops.so: onnxruntime cannot load it as custom operators (")
-    assert [path.name for path in tmp_path.iterdir()] == ["ops.so"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ops.so", "x.npz"]
 
 
 def test_every_session_has_the_libraries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -163,3 +163,27 @@ def test_data_that_are_no_numbers_tell_nothing(tmp_path: Path) -> None:
     x[0, 1] = np.nan
     with pytest.raises(NoEvidenceError, match="reads NaN"):
         measure_drift(network(tmp_path / "m.onnx"), InputOptions(given=({"x": x},)))
+
+
+def test_a_fold_tells_of_its_inputs_too(tmp_path: Path) -> None:
+    source, inputs, report = network(tmp_path / "m.onnx"), data(tmp_path / "x.npz", shift=0.5), tmp_path / "r.html"
+    command = ["fuse", str(source), "-o", str(tmp_path / "f.onnx"), "--inputs", str(inputs), "--json"]
+    done = CliRunner().invoke(cli, [*command, "--report", str(report)])
+    record = json.loads(done.stdout)
+    insist_on_schema(record)
+    assert done.exit_code == 0
+    assert record["drift"]["largest"] > 0.3
+    assert 'id="data"' in report.read_text(encoding="utf-8")
+
+
+def test_a_fold_of_what_cannot_run_says_so_in_a_line(tmp_path: Path) -> None:
+    made = onnx.load(network(tmp_path / "m.onnx"))
+    made.opset_import.append(onnx.helper.make_opsetid("nobody.knows", 1))
+    made.graph.node[0].input[0] = "z"
+    made.graph.node.insert(0, onnx.helper.make_node("Mystery", ["x"], ["z"], domain="nobody.knows"))
+    onnx.save(made, tmp_path / "m.onnx")
+    data(tmp_path / "x.npz")
+    command = ["fuse", str(tmp_path / "m.onnx"), "-o", str(tmp_path / "f.onnx"), "--inputs", str(tmp_path / "x.npz")]
+    done = CliRunner().invoke(cli, command)
+    assert done.exit_code == 0
+    assert done.stderr.startswith("bnfold: running statistics not compared with the inputs: ")
