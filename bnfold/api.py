@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from fnmatch import fnmatchcase
 from functools import partial
@@ -29,6 +29,7 @@ from bnfold.frontends.door import find_entry, open_model
 from bnfold.frontends.limits import LIMITS, UNLIMITED, Limits
 from bnfold.frontends.onnx.files.publishing import beside, publish, staging
 from bnfold.frontends.protocol import Cautions, OpenModel, OpenOptions, Size, Written
+from bnfold.graph.cost import Cost, measure_costs
 from bnfold.graph.ops import Form, Lowered
 from bnfold.graph.outcome import Fold, Merge, Outcome, Refusal
 from bnfold.graph.protocol import Graph
@@ -114,6 +115,7 @@ class FileResult:
         seconds: the time that all of it took.
         proof: the proof; None where there was none.
         smoke: the smoke run; None where there was none.
+        costs: what each BatchNorm costs in the original, by scope and name.
     """
 
     model: Path
@@ -126,6 +128,7 @@ class FileResult:
     seconds: float
     proof: Proof | None = None
     smoke: SmokeRun | None = None
+    costs: Mapping[tuple[str, str], Cost] = field(default_factory=dict)
 
 
 def plan(
@@ -373,7 +376,9 @@ def inspect_file(
         opened = open_model(model, _options(limits))
         decided, has_learnt = _decide(opened, progress=progress, merge=merge)
         outcomes, warnings = _explain(opened, decided, merge=merge), opened.warn(has_learnt=has_learnt)
-    return FileResult(model, None, outcomes, warnings, opened.measure(), None, None, time.perf_counter() - start)
+        costs = measure_costs(opened.graph)
+    seconds = time.perf_counter() - start
+    return FileResult(model, None, outcomes, warnings, opened.measure(), None, None, seconds, costs=costs)
 
 
 def fuse_file(
@@ -435,7 +440,7 @@ def fuse_file(
         decided, has_learnt = _decide(opened, selection, progress, merge=merge, lower=lower)
         lowered = _lowered(opened, decided, lower)
         outcomes = describe_lowered(opened.graph, lowered, _explain(opened, decided, merge=merge))
-        warnings = opened.warn(has_learnt=has_learnt)
+        warnings, costs = opened.warn(has_learnt=has_learnt), measure_costs(opened.graph)
         prover = None
         if checks is not Checks.NONE or proof is not None or attestation is not None:
             prover = begin(entry, opened, lambda: trace_changes(opened.graph, decided))
@@ -449,7 +454,7 @@ def fuse_file(
     def result(written: Written | None = None) -> FileResult:
         after = None if written is None else Size(opened.measure().nodes, written.bytes)
         place, seconds = None if written is None else output, time.perf_counter() - start
-        return FileResult(model, place, outcomes, warnings, before, after, verdict, seconds, proved, smoke)
+        return FileResult(model, place, outcomes, warnings, before, after, verdict, seconds, proved, smoke, costs)
 
     with staging(output) as folder:
         with _naming(model):

@@ -62,8 +62,8 @@ def _renamed(context: click.Context, parameter: click.Parameter, entries: tuple[
 
 def _report(context: click.Context, parameter: click.Parameter, path: Path | None) -> Path | None:
     if path is not None:
-        if path.suffix not in (".html", ".json", ".xml"):
-            raise click.BadParameter(f"{path}: a report ends in .html, .json or .xml (JUnit)")
+        if path.suffix not in (".html", ".json", ".xml", ".md"):
+            raise click.BadParameter(f"{path}: a report ends in .html, .json, .xml (JUnit) or .md")
         from bnfold.report import files
 
         files.require(path)
@@ -74,7 +74,7 @@ PATH = click.Path(path_type=Path)
 
 OUTPUT_OPTIONS = _options(
     click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output, nothing else there."),
-    click.option("--report", type=PATH, callback=_report, help="Also write a report: .html, .json, or .xml (JUnit)."),
+    click.option("--report", type=PATH, callback=_report, help="Also write a report: .html, .json, .md, .xml (JUnit)."),
     click.option("-q", "--quiet", is_flag=True, help="The summary only."),
     click.option("-v", "--verbose", is_flag=True, help="More: other affines that fold, inner values, how it ran."),
 )
@@ -95,6 +95,10 @@ MERGE_OPTION = click.option(
     "--merge/--no-merge",
     default=True,
     help="Let parallel linear branches, and linear operators in a row, become one.  [default: merge]",
+)
+
+REMARKS_OPTION = click.option(
+    "--remarks", type=PATH, help="Also write what became of each BatchNorm and merge, a line of JSON each."
 )
 
 INPUT_OPTIONS = _options(
@@ -181,6 +185,7 @@ def cli() -> None:
 @click.option("--only", multiple=True, metavar="GLOB", help="Fold only BatchNorms with such names; repeatable.")
 @click.option("--skip", multiple=True, metavar="GLOB", help="Keep BatchNorms with such names; repeatable.")
 @MERGE_OPTION
+@REMARKS_OPTION
 @click.option("--bench", "is_timed", is_flag=True, help="Time the result beside MODEL, at the runtime's default level.")
 @click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
 @CUSTOM_OPS_OPTION
@@ -200,6 +205,7 @@ def fuse(
     only: tuple[str, ...],
     skip: tuple[str, ...],
     merge: bool,
+    remarks: Path | None,
     is_timed: bool,
     overwrite: bool,
     custom_ops: tuple[Path, ...],
@@ -214,6 +220,7 @@ def fuse(
     from bnfold.cli.allocation import keep_freed_memory
     from bnfold.report import files
     from bnfold.report.record import record_drift, record_file
+    from bnfold.report.remarks import render as render_remarks
     from bnfold.verification.compare import CompareOptions
     from bnfold.verification.equivalence import verify_files
 
@@ -232,12 +239,13 @@ def fuse(
         return record
 
     def render(result: api.FileResult, written: Written) -> dict[Path, str]:
-        """Render the report, which appears together with the output."""
-        if report is None:
+        """Render report and remarks, which appear together with the output."""
+        if report is None and remarks is None:
             return {}
         record = recorded(result)
         recording.trace(record, {output: written.model})
-        return {report: files.render(record, report)}
+        texts = {} if report is None else {report: files.render(record, report)}
+        return texts if remarks is None else {**texts, remarks: render_remarks(record)}
 
     checks, limits = "none" if no_verify else verify, Limits(max_nodes, max_depth, max_bytes)
     is_run = checks == "full" or inputs.is_given
@@ -454,6 +462,7 @@ def _refuse_beside_proof(context: click.Context) -> None:
 @CUSTOM_OPS_OPTION
 @TIMEOUT_OPTION
 @MERGE_OPTION
+@REMARKS_OPTION
 @LIMIT_OPTIONS
 @OUTPUT_OPTIONS
 def inspect(
@@ -464,6 +473,7 @@ def inspect(
     custom_ops: tuple[Path, ...],
     timeout: float,
     merge: bool,
+    remarks: Path | None,
     max_nodes: int,
     max_depth: int,
     max_bytes: int,
@@ -474,7 +484,9 @@ def inspect(
     With --inputs, also how far that data are from its running statistics.
     """
     from bnfold import api
+    from bnfold.report import files
     from bnfold.report.record import record_drift, record_file
+    from bnfold.report.remarks import render as render_remarks
 
     if fail_on_drift is not None and not inputs:
         raise click.UsageError("--fail-on-drift needs --inputs")
@@ -491,6 +503,8 @@ def inspect(
     if fail_on_foldable:
         record["fail_on_foldable"] = True
     recording.trace(record)
+    if remarks is not None:
+        files.write_text(render_remarks(record), remarks)
     recording.show(record, **rendering)
     has_drifted = fail_on_drift is not None and record["drift"]["largest"] > fail_on_drift
     if has_drifted or (fail_on_foldable and record["batchnorms"]["folded"]):

@@ -79,6 +79,13 @@ class Graph(Protocol[N, V]):
         """Whether something reads only the shape or type of a value. That is no use, but both have to stay."""
         ...
 
+    def elements(self, value: V) -> int | None:
+        """How many elements one sample of a value has, by its declared sizes; None where they do not tell.
+
+        It is for people: no decision depends on it.
+        """
+        ...
+
     def constants(self, node: N) -> tuple[Sequence[Constant], Sequence[Constant]]:
         """The constants that a node reads: those that `write` replaces (kernel, bias; gamma, beta), and the others."""
         ...

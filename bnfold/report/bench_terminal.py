@@ -32,7 +32,7 @@ def show(record: BenchDocument, console: Console, *, verbose: bool = False, quie
         for (provider, level), entries in groupby(record["entries"], lambda entry: (entry["provider"], entry["level"])):
             print_line(console, " ".join(filter(None, [provider, level and f"at level {level}", "(milliseconds)"])))
             rows = [Timed(names[entry["index"]], entry) for entry in entries]
-            table = tabulate(_COLUMNS, rows, lambda row: STYLES.get(row.entry["verdict"] or "", ""))
+            table = tabulate(COLUMNS, rows, lambda row: STYLES.get(row.entry["verdict"] or "", ""))
             console.print(table, soft_wrap=not console.is_terminal)
         print_line(console, _machine(record))
     if verbose:
@@ -48,7 +48,7 @@ def short_names(names: list[str]) -> list[str]:
     return [name if stems.count(name) == 1 else f"{name} #{index}" for index, name in enumerate(stems, 1)]
 
 
-_COLUMNS: tuple[Column[Timed, str | Text], ...] = (
+COLUMNS: tuple[Column[Timed, str | Text], ...] = (
     Column("model", lambda row: row.name),
     Column("median", lambda row: _number(row.entry["median_ms"]), is_number=True),
     Column("p90", lambda row: _number(row.entry["p90_ms"]), is_number=True),

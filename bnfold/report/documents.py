@@ -14,6 +14,17 @@ Record = Mapping[str, Any]
 """A document of any command as a renderer meets it that takes old ones from files: keys may be missing."""
 
 
+class Cost(TypedDict):
+    """What a BatchNorm costs where it stays; null where that is not known.
+
+    `elements` are those of its output for one sample, by declared sizes: each has one multiplication and one
+    addition, in a pass over memory of their own unless the runtime fuses it.
+    """
+
+    parameters: int | None
+    elements: int | None
+
+
 class Folded(TypedDict):
     """A BatchNorm, or another per-channel affine, that folds."""
 
@@ -24,6 +35,7 @@ class Folded(TypedDict):
     into: list[str]
     through: list[str]
     rounding: float | None
+    cost: NotRequired[Cost]
 
 
 class Kept(TypedDict):
@@ -36,6 +48,7 @@ class Kept(TypedDict):
     detail: str
     at: str
     advice: str | None
+    cost: NotRequired[Cost]
 
 
 class Merged(TypedDict):
@@ -299,6 +312,31 @@ class VerifyDocument(Verification):
     provenance: NotRequired[Provenance]
 
 
+@final
+class Remark(TypedDict):
+    """One line of ``--remarks``: what became of a BatchNorm, another affine or a merge, or what is worth a look.
+
+    As in LLVM's optimisation remarks, `passed` is what was done (or would be, by `inspect`), `missed` what was not, and
+    `analysis` neither. `into` and `through` are names of nodes; `reason`, `at` and `advice` are those of a refusal.
+    """
+
+    schema: Literal["bnfold/1"]
+    kind: Literal["passed", "missed", "analysis"]
+    name: Literal["fold", "merge", "statistics", "declaration"]
+    model: str
+    node: str
+    scope: str
+    is_batchnorm: bool
+    direction: str | None
+    into: list[str]
+    through: list[str]
+    reason: str | None
+    at: str | None
+    message: str
+    advice: str | None
+    cost: Cost | None
+
+
 class BenchModel(TypedDict):
     """A model that was timed; null where a module in memory does not say."""
 
@@ -431,5 +469,5 @@ COMMANDS: dict[str, Any] = {
 }
 """The type of each command's document."""
 
-SCHEMAS: dict[str, Any] = {**COMMANDS, "error": ErrorDocument}
-"""All of them, and what takes their place where a command ends with an error."""
+SCHEMAS: dict[str, Any] = {**COMMANDS, "error": ErrorDocument, "remark": Remark}
+"""All of them, what takes their place where a command ends with an error, and a line of ``--remarks``."""

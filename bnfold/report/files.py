@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bnfold.errors import OutputError
-from bnfold.report import html, junit
+from bnfold.report import html, junit, markdown
 from bnfold.report.documents import AnyDocument
 
 
@@ -20,7 +20,12 @@ def _json(record: AnyDocument) -> str:
     return to_json(record) + "\n"
 
 
-RENDERERS: dict[str, Callable[[AnyDocument], str]] = {".html": html.render, ".json": _json, ".xml": junit.render}
+RENDERERS: dict[str, Callable[[AnyDocument], str]] = {
+    ".html": html.render,
+    ".json": _json,
+    ".xml": junit.render,
+    ".md": markdown.render,
+}
 """The renderer of a report, by the ending of its file name."""
 
 
@@ -50,7 +55,15 @@ def write(record: AnyDocument, path: Path) -> None:
         MissingExtraError: an `.html` report without the `report` extra.
         OutputError: the file cannot be written.
     """
-    text = render(record, path)
+    write_text(render(record, path), path)
+
+
+def write_text(text: str, path: Path) -> None:
+    """Write a text.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:

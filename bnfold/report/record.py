@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import isfinite
 from typing import Any, Literal
 
 from bnfold.api import FileResult, ProofResult
 from bnfold.graph.cautions import Caution, DeclarationCaution
+from bnfold.graph.cost import Cost
 from bnfold.graph.outcome import Fold, Merge, Refusal
 from bnfold.proof.checker import Proof
 from bnfold.report import documents
@@ -31,7 +33,7 @@ def record_file(command: Literal["fuse", "inspect"], result: FileResult) -> docu
         "output": None if result.output is None else str(result.output),
         "batchnorms": {"found": len(batchnorms), "folded": folded, "kept": len(batchnorms) - folded},
         "affines": {"folded": len(affines)},
-        "outcomes": [_fold(outcome) if isinstance(outcome, Fold) else _refusal(outcome) for outcome in batchnorms],
+        "outcomes": [_batchnorm(outcome, result.costs) for outcome in batchnorms],
         "affine_outcomes": [_fold(outcome) for outcome in affines],
         "merges": [_merge(merge) for merge in merges],
         "warnings": [_warning(warning) for warning in result.warnings],
@@ -43,6 +45,14 @@ def record_file(command: Literal["fuse", "inspect"], result: FileResult) -> docu
     if result.proof is not None:
         record["proof"] = _proof(result.proof)
     return record
+
+
+def _batchnorm(outcome: Fold | Refusal, costs: Mapping[tuple[str, str], Cost]) -> documents.Folded | documents.Kept:
+    """The outcome of a BatchNorm, with what it costs where it stays."""
+    row = _fold(outcome) if isinstance(outcome, Fold) else _refusal(outcome)
+    if (cost := costs.get((outcome.scope, outcome.batchnorm))) is not None:
+        row["cost"] = {"parameters": cost.parameters, "elements": cost.elements}
+    return row
 
 
 def record_drift(report: DriftReport, limit: float | None) -> documents.DriftDocument:

@@ -26,6 +26,7 @@ from bnfold.frontends.quantized import kernel_axis
 from bnfold.frontends.reading import AnyArray, Normalization, Unreadable, foreign, leads_nowhere, opaque, unit
 from bnfold.frontends.traversal import in_order, reach
 from bnfold.graph.cautions import Caution, DeclarationCaution
+from bnfold.graph.cost import count_elements
 from bnfold.graph.ops import ChannelAffine, Form, Lowered, Op, Opaque, Operands, Select, Sum
 from bnfold.graph.outcome import Outcome, Reason, Refusal, Stop
 from bnfold.graph.protocol import Constant
@@ -237,6 +238,9 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
 
     def is_measured(self, value: ir.Value) -> bool:
         return any(_reads_no_content(reader, index) or self._is_end(reader, value) for reader, index in value.uses())
+
+    def elements(self, value: ir.Value) -> int | None:
+        return count_elements(self._hints.shapes.get(value, value.shape))
 
     def constants(self, node: ir.Node) -> tuple[Sequence[Constant], Sequence[Constant]]:
         indices = self._replaced_indices(node)

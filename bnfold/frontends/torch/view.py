@@ -31,6 +31,7 @@ from bnfold.frontends.torch.operators.reader import Facts, Part, Reader, Value, 
 from bnfold.frontends.torch.operators.spelling import is_parametrized, spell
 from bnfold.frontends.torch.tensors import AnyArray
 from bnfold.graph.cautions import Caution
+from bnfold.graph.cost import count_elements
 from bnfold.graph.ops import Op, Sum
 from bnfold.graph.outcome import Reason
 from bnfold.graph.protocol import Constant
@@ -346,6 +347,9 @@ class TorchGraph(View[fx.Node, Value, Weights]):
             for user in carrier.users
             if user in self._calls
         )
+
+    def elements(self, value: Value) -> int | None:
+        return count_elements(self._facts.shapes.get(value) if isinstance(value, fx.Node) else None)
 
     def warnings(self) -> list[Caution]:
         """Statistics of BatchNorms that look wrong. Not part of `Graph`."""
