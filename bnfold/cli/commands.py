@@ -60,21 +60,28 @@ def _renamed(context: click.Context, parameter: click.Parameter, entries: tuple[
     return names
 
 
-def _report(context: click.Context, parameter: click.Parameter, path: Path | None) -> Path | None:
-    if path is not None:
+def _reports(context: click.Context, parameter: click.Parameter, paths: tuple[Path, ...]) -> tuple[Path, ...]:
+    for path in paths:
         if path.suffix not in (".html", ".json", ".xml", ".md"):
             raise click.BadParameter(f"{path}: a report ends in .html, .json, .xml (JUnit) or .md")
         from bnfold.report import files
 
         files.require(path)
-    return path
+    return paths
 
 
 PATH = click.Path(path_type=Path)
 
 OUTPUT_OPTIONS = _options(
     click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output, nothing else there."),
-    click.option("--report", type=PATH, callback=_report, help="Also write a report: .html, .json, .md, .xml (JUnit)."),
+    click.option(
+        "--report",
+        "reports",
+        type=PATH,
+        multiple=True,
+        callback=_reports,
+        help="Also write a report: .html, .json, .md or .xml (JUnit); repeatable.",
+    ),
     click.option("-q", "--quiet", is_flag=True, help="The summary only."),
     click.option("-v", "--verbose", is_flag=True, help="More: other affines that fold, inner values, how it ran."),
 )
@@ -228,7 +235,6 @@ def fuse(
     if is_timed and model.absolute() == output.absolute():
         raise click.UsageError("--bench needs MODEL beside the output, which replaces it")
     inputs, rendering = _inputs(others)
-    report: Path | None = rendering["report"]
 
     drift: list[DriftReport] = []
 
@@ -240,11 +246,11 @@ def fuse(
 
     def render(result: api.FileResult, written: Written) -> dict[Path, str]:
         """Render report and remarks, which appear together with the output."""
-        if report is None and remarks is None:
+        if not rendering["reports"] and remarks is None:
             return {}
         record = recorded(result)
         recording.trace(record, {output: written.model})
-        texts = {} if report is None else {report: files.render(record, report)}
+        texts = {report: files.render(record, report) for report in rendering["reports"]}
         return texts if remarks is None else {**texts, remarks: render_remarks(record)}
 
     checks, limits = "none" if no_verify else verify, Limits(max_nodes, max_depth, max_bytes)
@@ -278,7 +284,7 @@ def fuse(
         recording.trace(record, {output: output})
         if is_timed:
             record["bench"] = _time(model, output, progress, inputs=inputs, custom_ops=custom_ops, timeout=timeout)
-    recording.show(record, **(rendering if is_timed else {**rendering, "report": None}))
+    recording.show(record, **(rendering if is_timed else {**rendering, "reports": ()}))
 
 
 def _measure_drift(
@@ -563,7 +569,7 @@ def bench(
     from bnfold.report.bench_record import record_bench
     from bnfold.runtimes.inputs import InputOptions
 
-    rendering = {name: arguments.pop(name) for name in ("as_json", "report", "quiet", "verbose")}
+    rendering = {name: arguments.pop(name) for name in ("as_json", "reports", "quiet", "verbose")}
     arguments["levels"] = arguments["levels"] or ("disabled", "basic", "extended", "all")
     if len(models) < 2 and (arguments["require"] is not None or arguments["no_slower"]):
         raise click.UsageError("--require and --no-slower need a second MODEL")

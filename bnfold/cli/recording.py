@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -20,7 +20,7 @@ MODELS = ("model", "reference", "candidate", "models")
 """The parameters that name model files to read."""
 
 
-def show(record: Document, as_json: bool, report: Path | None, quiet: bool, verbose: bool) -> None:
+def show(record: Document, as_json: bool, reports: Sequence[Path], quiet: bool, verbose: bool) -> None:
     """Write the record of a command to the places that the user asked for.
 
     Raises:
@@ -28,7 +28,7 @@ def show(record: Document, as_json: bool, report: Path | None, quiet: bool, verb
     """
     from bnfold.report import files
 
-    if report is not None:
+    for report in reports:
         files.write(record, report)
     with _standard_output():
         if as_json:
@@ -86,7 +86,7 @@ def trace(record: AnyDocument, places: Mapping[Path, Path] | None = None) -> Non
 
     context = click.get_current_context()
     parameters = context.params
-    if not parameters["as_json"] and parameters["report"] is None:
+    if not parameters["as_json"] and not parameters["reports"]:
         return
     models: dict[str, Path] = {}
     for name in MODELS:
@@ -102,7 +102,7 @@ def show_error(error: BnfoldError) -> None:
 
     context = click.get_current_context()
     parameters: dict[str, Any] = context.params
-    report: Path | None = parameters["report"]
+    reports: tuple[Path, ...] = parameters["reports"]
     record: ErrorDocument = {
         "schema": "bnfold/1",
         "command": cast(Any, context.info_name),
@@ -113,8 +113,6 @@ def show_error(error: BnfoldError) -> None:
     with _standard_output():
         if parameters["as_json"]:
             click.echo(files.to_json(record))
-    if report is not None:
-        try:
+    for report in reports:
+        with suppress(BnfoldError):  # the error that is reported may be this one
             files.write(record, report)
-        except BnfoldError:
-            return  # the error that is reported may be this one
