@@ -228,7 +228,8 @@ def fuse(
 
     Args:
         model: a `torch.nn.Module`, a `torch.fx.GraphModule`, a `torch.export.ExportedProgram`, an `onnx.ModelProto`, an
-            `onnx_ir.Model`, or the path of an `.onnx` or `.pt2` file.
+            `onnx_ir.Model`, the `ONNXProgram` that `torch.onnx.export` gives back, or the path of an `.onnx` or `.pt2`
+            file.
         inplace: change the argument instead of a copy.
         return_outcomes: return the outcomes as well, one for each BatchNorm and one for each merge.
         only: glob patterns; only nodes with such a name fold, where any is given.

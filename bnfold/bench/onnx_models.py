@@ -10,13 +10,13 @@ import onnx_ir as ir
 
 from bnfold.bench.models import Subject, digest
 from bnfold.errors import IncomparableError
-from bnfold.frontends.onnx import external_files, file_bytes, load, parse, save
+from bnfold.frontends.onnx import external_files, file_bytes, load, parse, save, unwrap
 from bnfold.runtimes.inputs import Declared
 from bnfold.runtimes.setting import Engine
 
 
 def describe_model(model: Any, stem: Path, name: str) -> Subject:
-    """Describe a ModelProto or an `onnx_ir.Model`, which is written to a file, or the model in a file.
+    """Describe a model in memory, which is written to a file, or the model in a file.
 
     Args:
         model: the model, or a path.
@@ -29,7 +29,7 @@ def describe_model(model: Any, stem: Path, name: str) -> Subject:
     """
     if not isinstance(model, Path):
         path = stem.with_suffix(".onnx")
-        save(parse(model, name) if isinstance(model, onnx.ModelProto) else model, path)
+        save(parse(model, name) if isinstance(model, onnx.ModelProto) else unwrap(model), path)
         return describe_model(path, stem, name)
     read = load(model)
     nodes = [*read.graph.all_nodes(), *(node for function in read.functions.values() for node in function.all_nodes())]

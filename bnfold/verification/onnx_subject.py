@@ -16,7 +16,7 @@ from onnx import helper
 
 from bnfold.errors import IncomparableError, NoKernelError, plural
 from bnfold.frontends.limits import Limits
-from bnfold.frontends.onnx import is_sorted, read_proto, serialize, sort_nodes
+from bnfold.frontends.onnx import is_sorted, read_proto, serialize, sort_nodes, unwrap
 from bnfold.frontends.onnx.nesting import bodies, nested_nodes
 from bnfold.frontends.onnx.shape_inference import infer_shapes
 from bnfold.runtimes import reference
@@ -79,7 +79,7 @@ def open_subject(
     other: Subject | None,
     custom_ops: Sequence[Path] = (),
 ) -> OnnxSubject:
-    """Open a ModelProto, an `onnx_ir.Model`, or the model in a file, ready to run.
+    """Open a ModelProto, an `onnx_ir.Model`, an `ONNXProgram` of torch, or the model in a file, ready to run.
 
     Raises:
         BnfoldError: the model cannot be read.
@@ -94,7 +94,7 @@ def open_subject(
     if isinstance(model, str | Path):
         subject = OnnxSubject(read_proto(Path(model), limits, sort), str(model), Path(model), custom_ops=custom_ops)
     else:
-        proto = model if isinstance(model, onnx.ModelProto) else serialize(model)
+        proto = model if isinstance(model, onnx.ModelProto) else serialize(unwrap(model))
         if not is_sorted(proto):
             copy = onnx.ModelProto()
             copy.CopyFrom(proto)

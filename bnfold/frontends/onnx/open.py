@@ -169,20 +169,6 @@ def key_of(function: onnx.FunctionProto) -> Key:
     return function.domain, function.name, function.overload
 
 
-def is_model(model: object) -> bool:
-    """Whether it is an ONNX model in memory."""
-    return isinstance(model, onnx.ModelProto | ir.Model)
-
-
-def open_model(model: Any, options: OpenOptions) -> OpenOnnxModel:
-    """A view of a ModelProto, of an `onnx_ir.Model`, or of the model in a file.
-
-    Raises:
-        InvalidModelError: it cannot be read, or asks for more than the limits.
-    """
-    return OpenOnnxModel(model, options)
-
-
 def _read(model: Any, options: OpenOptions) -> ir.Model:
     if isinstance(model, ir.Model):
         return model if options.inplace else model.clone()

@@ -15,7 +15,7 @@ from bnfold.algebra.linear import Border, Layout, Linear, Window
 from bnfold.frontends import reading
 from bnfold.frontends.onnx.operators import quantized
 from bnfold.frontends.onnx.operators.modern import align
-from bnfold.frontends.onnx.operators.reader import FLOATS, Reader
+from bnfold.frontends.onnx.operators.reader import FLOATS, Reader, as_stored
 from bnfold.frontends.parameters import Stored, array_rows
 from bnfold.frontends.quantized import Quantized
 from bnfold.frontends.reading import AnyArray, Unreadable
@@ -216,7 +216,7 @@ def _fused_matmul(reader: Reader) -> tuple[Linear, Weights]:
     assert linear.axis_out is not None
     axis_in = 2 * rank - 3 - linear.axis_out if turned[1 - kernel] else linear.axis_out
     linear = replace(linear, axis_in=axis_in, window=None, has_bias_slot=False, has_bias=False)
-    factor = options.get_float("alpha", 1.0)
+    factor = as_stored(options["alpha"]) if "alpha" in options else 1.0
     return linear, Weights(kernel, None, None, layout, kernel_factor=factor, behind=0 if on_right else 1)
 
 

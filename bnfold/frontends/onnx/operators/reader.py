@@ -22,6 +22,15 @@ SAME = frozenset({"Cast", "CastLike", "Identity", "Reshape", "Squeeze", "Unsquee
 """Operators that make the same numbers as they read."""
 
 
+def as_stored(attribute: ir.Attr) -> Any:
+    """The value of an attribute as a file stores it. A model in memory may have a double, and a float is what runs."""
+    if attribute.type is ir.AttributeType.FLOAT:
+        return float(np.float32(attribute.value))
+    if attribute.type is ir.AttributeType.FLOATS:
+        return tuple(float(np.float32(number)) for number in attribute.value)
+    return attribute.value
+
+
 @dataclass(frozen=True)
 class Facts:
     """Constants, shapes and types of a model's values."""
@@ -45,7 +54,7 @@ class Reader:
         return self.facts.scopes.version(self.node)
 
     def attribute(self, name: str, default: Any) -> Any:
-        """An attribute's value; strings are decoded."""
+        """An attribute's value, as a file would store it; strings are decoded."""
         attribute = self.node.attributes.get(name)
         if attribute is None:
             return default
@@ -54,7 +63,7 @@ class Reader:
             raise Unreadable(Reason.INVALID_PARAMETERS, f"opset {self.version} gives it no attribute {name}")
         if attribute.is_ref():
             raise Unreadable(Reason.FUNCTION_INPUT, f"its attribute {name} is set by the function's caller")
-        return attribute.value
+        return as_stored(attribute)
 
     def value(self, index: int) -> ir.Value | None:
         """An input; None where it is left out."""
