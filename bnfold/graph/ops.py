@@ -50,6 +50,17 @@ class Opaque:
 
 
 @dataclass(frozen=True)
+class Computed:
+    """A BatchNorm that reads constants alone. What it makes is one as well, and takes its place: a weight, for example.
+
+    Attributes:
+        into: names of the operators that read it, or what is computed from it.
+    """
+
+    into: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Identity:
     """Hands its input on unchanged: Identity, inference Dropout, a Cast that only widens.
 
@@ -271,6 +282,7 @@ Op = (
     Linear
     | ChannelAffine
     | Opaque
+    | Computed
     | Identity
     | Concat
     | Split

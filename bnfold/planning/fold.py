@@ -35,6 +35,8 @@ def fold(graph: Graph[N, V], plan: Plan[N, V], lowered: Mapping[N, Lowered] = Ma
             graph.write_operands(node, absorbed)
         else:
             graph.write(node, absorbed)
+    for node in plan.computed:
+        graph.settle(node)
     for node, other in lowered.items():
         graph.lower(node, other)
     for step in plan.steps:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from bnfold.graph.ops import ChannelAffine, Opaque
+from bnfold.graph.ops import ChannelAffine, Computed, Opaque
 from bnfold.graph.outcome import Fold, Merge, Outcome, Reason, Refusal
 from bnfold.graph.protocol import N, V
 from bnfold.planning.draft import Draft
@@ -30,6 +30,8 @@ def outcomes(draft: Draft[N, V], rounding: Mapping[N, float]) -> Iterable[Outcom
         if node in moves:
             is_batchnorm = isinstance(op, ChannelAffine) and op.is_batchnorm
             yield _fold(draft, moves[node], set(map(final, moves[node].sinks)), rounding, is_batchnorm=is_batchnorm)
+        elif isinstance(op, Computed):
+            yield _settled(draft, node, op)
         elif isinstance(op, ChannelAffine | Opaque) and op.is_batchnorm:
             yield _refusal(draft, node, op)
     name = draft.graph.name
@@ -51,6 +53,14 @@ def _fold(
         max((rounding[sink] for sink in sinks if sink in rounding), default=None),
         is_batchnorm,
     )
+
+
+def _settled(draft: Draft[N, V], node: N, op: Computed) -> Fold | Refusal:
+    """The outcome of a BatchNorm that reads constants alone."""
+    name, scope = draft.graph.name(node), draft.graph.scope(node)
+    if not draft.is_selected(node):
+        return Refusal(name, scope, Reason.SKIPPED, "it was not selected", name)
+    return Fold(name, scope, "computed", op.into, ())
 
 
 def _refusal(draft: Draft[N, V], node: N, op: ChannelAffine | Opaque) -> Refusal:

@@ -113,8 +113,10 @@ class Plan(Generic[N, V]):
             go into constants which are read as data.
         steps: what moves and what merges, in order.
         outcomes: one for each BatchNorm, one for each other per-channel affine that folds, and one for each merge.
+        computed: BatchNorms whose results are constants, which take their place.
     """
 
     absorbed: Mapping[N, Absorbed]
     steps: tuple[Step[N, V], ...]
     outcomes: tuple[Outcome, ...]
+    computed: tuple[N, ...] = ()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from bnfold.graph.ops import Computed
 from bnfold.graph.protocol import Graph, N, V
 from bnfold.planning.biases import find_replaced
 from bnfold.planning.draft import Draft
@@ -45,7 +46,9 @@ def make_plan(
         failed = failed or find_witnesses(draft)
         if not failed:
             absorbed = {node: draft.absorbed[node] for node in rounding}
-            return Plan(absorbed, tuple(draft.steps), tuple(outcomes(draft, rounding)))
+            computed = (node for node in draft.position if isinstance(draft.op(node), Computed))
+            settled = tuple(filter(draft.is_selected, computed))
+            return Plan(absorbed, tuple(draft.steps), tuple(outcomes(draft, rounding)), settled)
         barred |= failed
 
 

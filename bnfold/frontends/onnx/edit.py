@@ -141,6 +141,14 @@ class Editor:
         gone.replace_all_uses_with(kept, replace_graph_outputs=True)
         self.remove(node, parameters)
 
+    def settle(self, node: ir.Node, tensor: ir.TensorProtocol) -> None:
+        """Put a constant in the place of a node, of which only the first output is read."""
+        value = node.outputs[0]
+        constant = self._initializer(node, tensor, f"{value.name}_computed")
+        self.replace(value, constant)
+        constant.type, constant.shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape.numpy())
+        self.remove(node, range(len(node.inputs)))
+
     def read(self, node: ir.Node, index: int, value: ir.Value) -> None:
         """Let input `index` of a node be another value."""
         if node.inputs[index] is not value:

@@ -26,7 +26,7 @@ from bnfold.frontends.quantized import kernel_axis
 from bnfold.frontends.reading import AnyArray, Normalization, Unreadable, foreign, leads_nowhere, opaque, unit
 from bnfold.frontends.traversal import in_order, reach
 from bnfold.graph.cautions import Caution, DeclarationCaution
-from bnfold.graph.ops import ChannelAffine, Form, Lowered, Op, Opaque, Operands, Select, Sum
+from bnfold.graph.ops import ChannelAffine, Computed, Form, Lowered, Op, Opaque, Operands, Select, Sum
 from bnfold.graph.outcome import Outcome, Reason, Refusal, Stop
 from bnfold.graph.protocol import Constant
 
@@ -87,6 +87,7 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         for node in self._facts.scopes.nodes:
             self._pair(node)
         self._data: dict[ir.Node, Sequence[int]] = {}
+        self._computed: dict[ir.Node, Computed] = {}
         self._constants: dict[ir.Node | ir.Value, Constant] = {}  # by what makes it, if anything does
 
     def try_out_hints(self) -> bool:
@@ -154,6 +155,8 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
             return linear[0]
         if any(value is not None and self._is_end(node, value) for value in node.inputs):
             raise leads_nowhere()
+        if node.op_type == "BatchNormalization" and self._facts.constants.holds(node.outputs[0]):
+            return self._compute(node)
         if node.op_type == "BatchNormalization":
             return read_affine.read_batchnorm(reader)
         if node.op_type in ARITHMETIC and (affine := read_affine.read_arithmetic(reader)):
@@ -162,6 +165,19 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
             self._insist_on_fixed_parameters(node)
             return read(reader)
         return foreign(node.op_type)
+
+    def _compute(self, node: ir.Node) -> Computed:
+        """A BatchNorm that reads constants alone, once it is known that it can be computed."""
+        output = node.outputs[0]
+        if output.is_graph_output():
+            raise Unreadable(Reason.GRAPH_OUTPUT, "its result, which is constant, leaves the graph")
+        if node not in self._computed:
+            self._facts.constants.get(output)
+            holds = self._facts.constants.holds
+            nodes = reach([node], lambda each: each.successors() if holds(each.outputs[0]) else ())
+            readers = [each for each in self._facts.scopes.nodes if each in nodes and not holds(each.outputs[0])]
+            self._computed[node] = Computed(tuple(map(label, readers)))
+        return self._computed[node]
 
     def _is_end(self, reader: ir.Node, value: ir.Value) -> bool:
         """Whether outputs depend on a value, but not on what a reader makes of it: it counts for nothing.
@@ -335,6 +351,10 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
     def _rank(self, node: ir.Node) -> int | None:
         shape = self._reader(node).shape()
         return None if shape is None else len(shape)
+
+    def settle(self, node: ir.Node) -> None:
+        if node.graph is not None:  # else what read it has got weights of its own
+            self._editor.settle(node, ir.tensor(self._facts.constants.get(node.outputs[0])))
 
     def write_operands(self, node: ir.Node, absorbed: Operands) -> None:
         for index, (_, rounded) in self._operands(node, absorbed).items():
