@@ -17,6 +17,7 @@ from bnfold.planning.outcomes import outcomes
 from bnfold.planning.passes import FOLDS, FOLDS_AND_MERGES, Pass
 from bnfold.planning.plan import Blocked, Plan
 from bnfold.planning.survey import survey
+from bnfold.planning.walks import FLATTENED
 from bnfold.planning.witnesses import find_witnesses
 
 
@@ -58,14 +59,25 @@ def _draft(
     barred: Mapping[N, Blocked[N]],
     passes: Sequence[Pass],
 ) -> Draft[N, V]:
-    """Draft all folds and merges, without additions that would only be replaced by others."""
+    """Draft all folds and merges.
+
+    Additions that would only be replaced by others stay. A scale of zero goes nowhere from where no map undoes it.
+    """
     biases: set[N] = set()
+    grounded: dict[N, Blocked[N]] = {}
     while True:
-        draft = _settle(Draft(graph, selected, barred, biases), passes)
-        replaced = set(find_replaced(draft))
-        if not replaced:
+        draft = _settle(Draft(graph, selected, barred, biases, grounded), passes)
+        replaced, flattening = set(find_replaced(draft)), _find_flattening(draft)
+        if not replaced and not flattening:
             return draft
         biases |= replaced
+        grounded |= flattening
+
+
+def _find_flattening(draft: Draft[N, V]) -> dict[N, Blocked[N]]:
+    """Candidates whose scale of zero went downstream through a value through which another one could go upstream now."""
+    stopped = ((node, blocked) for (node, _), blocked in draft.blocked.items() if blocked.stop is FLATTENED)
+    return {blocked.at: Blocked(FLATTENED, node) for node, blocked in stopped if node not in draft.gone}
 
 
 def _settle(draft: Draft[N, V], passes: Sequence[Pass]) -> Draft[N, V]:

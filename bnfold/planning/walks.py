@@ -29,6 +29,9 @@ STEP_LIMIT = 256
 TRY_LIMIT = 32
 """The most ways to share shifts among the operands of sums that one walk may try."""
 
+FLATTENED = Stop(Reason.CONFLICT, "its scale of zero and a scale behind it would go through one value, both ways")
+"""A map without an inverse: no relation could say what such a channel was, and what it becomes."""
+
 
 def pull_walk(draft: Draft[N, V], candidate: N) -> Move[N, V] | Blocked[N]:
     """Walk upstream. The variants of the operators on the way are tried one after the other."""
@@ -119,6 +122,9 @@ def _pull_once(
         changed.extend(value for value in outputs if value in demands)
     changed.remove(draft.inputs(candidate)[0])
     pulled_through = {value: demanded[0] for value, demanded in demands.items()}
+    for value, affine in pulled_through.items():
+        if (node := draft.flattened_by(value)) is not None and not np.all(affine.scale == 1):
+            return Blocked(FLATTENED, node)
     return Move(candidate, "upstream", sinks, tuple(through), tuple(changed), gain, pulled_through, twins=twins)
 
 
@@ -173,6 +179,8 @@ def _stop_demand(draft: Draft[N, V], value: V, demands: list[Affine]) -> Stop | 
 
 def push_walk(draft: Draft[N, V], candidate: N, affine: Affine | None = None) -> Move[N, V] | Blocked[N]:
     """Walk downstream, along every reader of a changed value, with the candidate's affine or a part of it."""
+    if candidate in draft.grounded:
+        return draft.grounded[candidate]
     sinks: dict[N, Absorbed] = {}
     through: list[N] = []
     changed: list[V] = []
