@@ -75,7 +75,7 @@ def _draft(
 
 
 def _find_flattening(draft: Draft[N, V]) -> dict[N, Blocked[N]]:
-    """Candidates whose scale of zero went downstream through a value through which another one could go upstream now."""
+    """Candidates whose scale of zero went downstream through a value through which another could now go upstream."""
     stopped = ((node, blocked) for (node, _), blocked in draft.blocked.items() if blocked.stop is FLATTENED)
     return {blocked.at: Blocked(FLATTENED, node) for node, blocked in stopped if node not in draft.gone}
 

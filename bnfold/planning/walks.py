@@ -123,8 +123,9 @@ def _pull_once(
     changed.remove(draft.inputs(candidate)[0])
     pulled_through = {value: demanded[0] for value, demanded in demands.items()}
     for value, affine in pulled_through.items():
-        if (node := draft.flattened_by(value)) is not None and not np.all(affine.scale == 1):
-            return Blocked(FLATTENED, node)
+        flattener = draft.flattened_by(value)
+        if flattener is not None and not np.all(affine.scale == 1):
+            return Blocked(FLATTENED, flattener)
     return Move(candidate, "upstream", sinks, tuple(through), tuple(changed), gain, pulled_through, twins=twins)
 
 
