@@ -160,6 +160,17 @@ class Average:
 
 
 @dataclass(frozen=True)
+class Product:
+    """The product of two computed matrices, for all leading axes: rows of the first with columns of the second.
+
+    Attributes:
+        ranks: the numbers of axes of both.
+    """
+
+    ranks: tuple[int, int]
+
+
+@dataclass(frozen=True)
 class Maximum:
     """The largest value over `axes` (max pooling, ReduceMax), each channel for itself."""
 
@@ -247,6 +258,7 @@ class Form(StrEnum):
 
     DEPTHWISE = "depthwise"
     MUL_ADD = "mul-add"
+    ADD = "add"  # whose scale is one
 
 
 @dataclass(frozen=True, eq=False)
@@ -292,6 +304,7 @@ Op = (
     | PixelShuffle
     | PixelUnshuffle
     | Average
+    | Product
     | Maximum
     | Pad
     | Broadcast

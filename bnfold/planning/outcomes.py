@@ -11,6 +11,7 @@ from bnfold.graph.protocol import N, V
 from bnfold.planning.draft import Draft
 from bnfold.planning.plan import Join, Move
 from bnfold.planning.shifts import why_no_shift
+from bnfold.planning.split import find_additions
 
 
 def outcomes(draft: Draft[N, V], rounding: Mapping[N, float]) -> Iterable[Outcome]:
@@ -24,10 +25,11 @@ def outcomes(draft: Draft[N, V], rounding: Mapping[N, float]) -> Iterable[Outcom
         return node
 
     steps = [move for step in draft.steps for move in (step.moves if isinstance(step, Join) else (step,))]
-    moves = {node: replace(move, node=node) for move in steps for node in move.vanishing}
+    moves = {node: replace(move, node=node) for move in steps for node in move.vanishing or (move.node,)}
+    additions = find_additions(draft)
     for node in draft.position:
         op = draft.op(node)
-        if node in moves:
+        if node in moves and (node in additions or not moves[node].leaves_shift):
             is_batchnorm = isinstance(op, ChannelAffine) and op.is_batchnorm
             yield _fold(draft, moves[node], set(map(final, moves[node].sinks)), rounding, is_batchnorm=is_batchnorm)
         elif isinstance(op, Computed):
@@ -47,7 +49,7 @@ def _fold(
     return Fold(
         name(move.node),
         draft.graph.scope(move.node),
-        move.direction,
+        f"scale {move.direction}" if move.leaves_shift else move.direction,
         tuple(map(name, draft.in_order(sinks))),
         tuple(map(name, draft.in_order(move.through))),
         max((rounding[sink] for sink in sinks if sink in rounding), default=None),

@@ -16,6 +16,7 @@ from bnfold.planning.draft import Draft
 from bnfold.planning.outcomes import outcomes
 from bnfold.planning.passes import FOLDS, FOLDS_AND_MERGES, Pass
 from bnfold.planning.plan import Blocked, Plan
+from bnfold.planning.split import find_additions
 from bnfold.planning.survey import survey
 from bnfold.planning.walks import FLATTENED
 from bnfold.planning.witnesses import find_witnesses
@@ -49,7 +50,8 @@ def make_plan(
             absorbed = {node: draft.absorbed[node] for node in rounding}
             computed = (node for node in draft.position if isinstance(draft.op(node), Computed))
             settled = tuple(filter(draft.is_selected, computed))
-            return Plan(absorbed, tuple(draft.steps), tuple(outcomes(draft, rounding)), settled)
+            steps, additions = tuple(draft.steps), find_additions(draft)
+            return Plan(absorbed, steps, tuple(outcomes(draft, rounding)), settled, additions)
         barred |= failed
 
 

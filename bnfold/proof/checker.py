@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 import onnx
 
 from bnfold.errors import InvalidModelError
-from bnfold.proof import batchnorm, carriers, lowered, merges, operands
+from bnfold.proof import batchnorm, carriers, lowered, merges, operands, weighted
 from bnfold.proof.certificate import Certificate, Name
 from bnfold.proof.failure import ProofError
 from bnfold.proof.linear import is_linear
@@ -198,6 +198,10 @@ def _check_node(pair: Pair, scope: Scope, other: Scope, node: onnx.NodeProto, ta
     elif (operand := operands.find_operand(pair, scope, other, node)) is not None:
         tally.worst = tally.worst.joined(operands.check_operand(pair, scope, other, node, operand))
         tally.met["weights"] += 1
+    elif is_default and node.op_type in weighted.WEIGHTED:
+        check_node(pair, scope, other, node)
+        weighted.check_weighted(pair, scope, node)
+        tally.met["carriers"] += 1
     else:
         check_node(pair, scope, other, node)
         carriers.check_carrier(pair, scope, node)

@@ -24,6 +24,7 @@ from bnfold.graph.ops import (
     Pad,
     PixelShuffle,
     PixelUnshuffle,
+    Product,
     Rectifier,
     Reshape,
     Select,
@@ -58,6 +59,7 @@ EXAMPLES: list[tuple[str, Op]] = [
     ("over positions", Average(SPACE)),
     ("over positions, counting padding zeros or adding up", Average(SPACE, sums_to_one=False)),
     ("over channels", Average(frozenset({1}))),
+    ("of two computed matrices, along rows of the first or columns of the second", Product((3, 3))),
     ("over positions", Maximum(SPACE)),
     ("with copies of the data (reflect, edge, wrap)", Pad(SPACE, None)),
     ("with zeros", Pad(SPACE, 0.0)),
@@ -183,7 +185,7 @@ def inputs(op: Op) -> Callable[[Affine], list[Affine | None]]:
             return [affine] * len(op.sizes)
         if isinstance(op, Select) and not op.constants:
             return [affine] * len(op.shapes)
-        return [affine, None] if isinstance(op, Sum | Select) else [affine]
+        return [affine, None] if isinstance(op, Product | Select | Sum) else [affine]
 
     return arguments
 
@@ -222,6 +224,10 @@ def document() -> str:
             "BatchNorm that stays, an addition into its other operand or on to its own output. So pre-activation",
             "networks (`x + conv(relu(bn(x)))`) fold where the scales are positive, and the shift is not so large",
             "beside the deviation of the data that digits would be lost.",
+            "",
+            "A shift does not go through a sum whose weights need not be one in all (a graph convolution",
+            "`A @ (x @ W)`, an addition by index). In ONNX the scale goes alone, and the BatchNorm becomes an",
+            "addition.",
             "",
             "In ONNX, a BatchNorm that reads constants alone, in training mode too, makes a constant: the weight of a",
             "convolution that is standardised, for example. That constant takes its place, rounded once.",

@@ -206,12 +206,16 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         is_product = node.op_type in PRODUCTS if node.domain == "" else self._is_fused_matmul(node)
         if (node.domain != "" and not is_product) or not node.inputs:
             return range(len(node.inputs))
+        if node.op_type == "MatMul" and read_linear.reads_two_values(self._reader(node)):
+            return range(len(node.inputs))
         if is_product and len(node.inputs) == 2:
             return (1 - self._matmul_kernel(node),)
         if node.op_type in ARITHMETIC and isinstance(self.op(node), ChannelAffine):
             return [index for index in range(len(node.inputs)) if not self._facts.constants.holds(node.inputs[index])]
         if node.op_type == "Where":
             return (1, 2)
+        if node.op_type in ("ScatterElements", "ScatterND"):
+            return range(2, len(node.inputs))
         if node.op_type in read_carry.ALL_INPUTS_ARE_DATA:
             return range(len(node.inputs))
         return (0,)
@@ -336,6 +340,8 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         if lowered.form is Form.DEPTHWISE and rank in CONVOLVED:
             kernel = scale.reshape(-1, 1, *(1,) * (rank - 2))
             stages.append(Stage("Conv", (kernel, shift), (ir.AttrInt64("group", len(scale)),)))
+        elif lowered.form is Form.ADD:
+            stages.append(Stage("Add", (shift.reshape(shape),), tuple(attributes)))
         else:
             stages.append(Stage("Mul", (scale.reshape(shape),), tuple(attributes)))
             stages.append(Stage("Add", (shift.reshape(shape),), tuple(attributes)))

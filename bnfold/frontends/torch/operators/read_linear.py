@@ -53,7 +53,7 @@ def read_linear(reader: Reader) -> tuple[Linear, Weights] | None:
         Unreadable: it is a linear operator, but not one whose weights can change.
     """
     read: Callable[[Reader], tuple[Linear, Weights]] | None = reader.call.operator.linear
-    if read is None:
+    if read is None or (reader.call.operator.carry is not None and reads_two_values(reader)):
         return None
     linear, weights = read(reader)
     source = quantized.find(reader, operand(reader, weights.kernel))
@@ -216,8 +216,23 @@ def _bias_shapes(out: int, rank: int, *, on_right: bool) -> list[tuple[int, ...]
     return shapes + [(1,) * count + core for count in range(rank - len(core) + 1)]
 
 
+def second_operand(reader: Reader) -> str:
+    """The name of a product's second operand."""
+    return "other" if reader.call.op == "matmul" else "mat2"
+
+
+def reads_two_values(reader: Reader) -> bool:
+    """Whether both operands of a matrix product are computed, and no quantised weights."""
+    names = ("input", second_operand(reader))
+    if any(reader.holds(name) or quantized.find(reader, reader.call.get(name)) is not None for name in names):
+        return False
+    for name in names:
+        _insist_on_floats(reader, reader.call.get(name))
+    return all(isinstance(reader.call.get(name), fx.Node) for name in names)
+
+
 def matmul(reader: Reader) -> tuple[Linear, Weights]:
-    return _product(reader, "input", "other" if reader.call.op == "matmul" else "mat2", None)
+    return _product(reader, "input", second_operand(reader), None)
 
 
 def addmm(reader: Reader) -> tuple[Linear, Weights]:
