@@ -25,6 +25,7 @@ class Draft(Generic[N, V]):
         barred: nodes that a step must not begin with, since a weight would not survive it.
         biases: additions that stay, each as the bias of the operator in front of it, which takes none.
         grounded: candidates that must not go downstream.
+        whole: BatchNorms whose scale must not go without their shift.
         candidates: per-channel affines that may fold.
         steps: what moves and what merges, in order.
         blocked: why a candidate stayed, the last time that it tried a direction.
@@ -39,6 +40,7 @@ class Draft(Generic[N, V]):
         barred: Mapping[N, Blocked[N]] | None = None,
         biases: Container[N] = (),
         grounded: Mapping[N, Blocked[N]] | None = None,
+        whole: Container[N] = (),
     ) -> None:
         self.graph = graph
         self.position: dict[N, int] = {node: index for index, node in enumerate(graph.nodes())}
@@ -46,6 +48,7 @@ class Draft(Generic[N, V]):
         self.barred = barred or {}
         self.biases = biases
         self.grounded = grounded or {}
+        self.whole = whole
         self.steps: list[Step[N, V]] = []
         self.blocked: dict[tuple[N, Direction], Blocked[N]] = {}
         self.absorbed: dict[N, Absorbed] = {}

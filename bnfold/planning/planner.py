@@ -16,7 +16,7 @@ from bnfold.planning.draft import Draft
 from bnfold.planning.outcomes import outcomes
 from bnfold.planning.passes import FOLDS, FOLDS_AND_MERGES, Pass
 from bnfold.planning.plan import Blocked, Plan
-from bnfold.planning.split import find_additions
+from bnfold.planning.split import find_additions, find_mixed
 from bnfold.planning.survey import survey
 from bnfold.planning.walks import FLATTENED
 from bnfold.planning.witnesses import find_witnesses
@@ -67,13 +67,15 @@ def _draft(
     """
     biases: set[N] = set()
     grounded: dict[N, Blocked[N]] = {}
+    whole: set[N] = set()
     while True:
-        draft = _settle(Draft(graph, selected, barred, biases, grounded), passes)
-        replaced, flattening = set(find_replaced(draft)), _find_flattening(draft)
-        if not replaced and not flattening:
+        draft = _settle(Draft(graph, selected, barred, biases, grounded, whole), passes)
+        replaced, flattening, mixed = set(find_replaced(draft)), _find_flattening(draft), find_mixed(draft)
+        if not replaced and not flattening and not mixed:
             return draft
         biases |= replaced
         grounded |= flattening
+        whole |= mixed
 
 
 def _find_flattening(draft: Draft[N, V]) -> dict[N, Blocked[N]]:

@@ -22,7 +22,7 @@ from bnfold.planning.walks import pull_walk
 def split_walk(draft: Draft[N, V], candidate: N) -> Move[N, V] | None:
     """The move of a BatchNorm's scale upstream, if its shift alone keeps it from going there as a whole."""
     op, blocked = draft.op(candidate), draft.blocked.get((candidate, "upstream"))
-    if not isinstance(op, ChannelAffine) or not op.is_batchnorm or blocked is None:
+    if not isinstance(op, ChannelAffine) or not op.is_batchnorm or blocked is None or candidate in draft.whole:
         return None
     if blocked.stop.reason is not Reason.SHIFT or np.all(op.affine.scale == 1):
         return None
@@ -51,6 +51,16 @@ def _addition(rest: Affine) -> Lowered:
 
 def find_additions(draft: Draft[N, V]) -> dict[N, Lowered]:
     """The BatchNorms of which nothing but a shift is left, as additions."""
+    maps = _split(draft)
+    return {node: _addition(affine) for node, affine in maps.items() if np.all(affine.scale == 1)}
+
+
+def find_mixed(draft: Draft[N, V]) -> set[N]:
+    """The BatchNorms whose scale went upstream, and which then absorbed another one. They would be no additions."""
+    return _split(draft).keys() - find_additions(draft).keys()
+
+
+def _split(draft: Draft[N, V]) -> dict[N, Affine]:
+    """The BatchNorms that stay without their scale, with what they are now."""
     split = {step.node for step in draft.steps if isinstance(step, Move) and step.leaves_shift}
-    maps = ((node, draft.affine(node)) for node in split - draft.gone)
-    return {node: _addition(affine) for node, affine in maps if np.all(affine.scale == 1)}
+    return {node: draft.affine(node) for node in split - draft.gone}

@@ -204,3 +204,12 @@ def test_a_scale_that_comes_from_nowhere_is_not_proved() -> None:
     for name in [key for key in certificate.relations if key[1] == "m"]:
         del certificate.relations[name]
     assert not check_pair(Files(scales), Files(fused), certificate).is_proved
+
+
+def test_a_scale_that_comes_back_leaves_the_batchnorm_whole() -> None:
+    """It goes into the first BatchNorm, which then goes into the second, where it would be no addition any more."""
+    nodes = [norm("x", "a", "p"), node("ReduceSum", "a axis", "s"), norm("s", "b", "qq"), node("Sigmoid", "b", "y")]
+    constants = {"axis": np.array([2]), **statistics(4, "p"), **statistics(4, "qq")}
+    fused, outcomes = fuse(model(nodes, {**constants, "qqgamma": np.zeros(4)}, (2, 4, 3)))
+    assert told(outcomes) == ["graph-input", "shift"]
+    assert operators(fused) == [each.op_type for each in nodes]
