@@ -412,16 +412,24 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         assert old is not None
         assert linear.after is not None
         axis = kernel_axis(old, stored.weights.layout)
-        maker = _producer(node.inputs[stored.weights.kernel])
+        turn = _producer(node.inputs[stored.weights.kernel]) if old.is_turned else None
+        maker = _producer(node.inputs[stored.weights.kernel] if turn is None else turn.inputs[0])
         scales = round_once(old.rescaled(linear.after.scale), old.scales.dtype)
         zero_points = np.broadcast_to(old.zero_points, scales.shape).copy()
         integers = old.resigned(linear.after.scale, axis)
         weights = old.reweighted(linear.after.scale, axis)
         changed = None if integers is old.integers or weights is not None else integers
-        self._editor.requantize(node, stored.weights.kernel, maker, changed, scales, zero_points, axis, weights)
+        if turn is not None:
+            changed, weights = (None if array is None else array.T.copy() for array in (changed, weights))
+            axis = 1 - axis
+        self._editor.requantize(node, stored.weights.kernel, maker, changed, scales, zero_points, axis, weights, turn)
         fresh = node.inputs[stored.weights.kernel]
         assert fresh is not None
-        self._declare_known(fresh, maker.outputs[0])
+        self._declare_known(fresh, maker.outputs[0] if turn is None else turn.outputs[0])
+        if turn is not None:
+            matrix = _producer(fresh).inputs[0]
+            assert matrix is not None
+            self._declare_known(matrix, maker.outputs[0])
 
     def _write_bias(self, node: ir.Node, linear: Linear, stored: Stored[Weights], bias: AnyArray) -> None:
         version = self._reader(node).version
