@@ -171,6 +171,8 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         output = node.outputs[0]
         if output.is_graph_output():
             raise Unreadable(Reason.GRAPH_OUTPUT, "its result, which is constant, leaves the graph")
+        if not output.uses():
+            raise leads_nowhere()
         if node not in self._computed:
             self._facts.constants.get(output)
             holds = self._facts.constants.holds

@@ -184,3 +184,21 @@ def test_another_constant_in_the_place_of_a_node_is_not_proved() -> None:
     del fused.graph.node[0]
     fused.graph.initializer.append(numpy_helper.from_array(np.maximum(FLAT["raw"], 0), "flat"))
     assert not check_pair(Files(proto), Files(fused), certificate).is_proved
+
+
+def test_one_behind_another_is_computed_from_it() -> None:
+    nodes = [norm("raw", "first m v", training_mode=1), norm("first", "flat"), *CONV[1:]]
+    fused, outcomes = fuse(model(nodes, FLAT, SHAPE))
+    assert operators(fused) == ["Reshape", "Conv"]
+    assert len(outcomes) == 2
+    assert {each.name for each in fused.graph.initializer} == {"flat", "shape"}
+
+
+def test_one_that_nothing_reads_stays() -> None:
+    nodes = [norm("raw", "dead m v", training_mode=1), node("Conv", "x w", "y")]
+    constants = {**FLAT, "w": random(3, 4, 1, 1)}
+    del constants["shape"]
+    proto = model(nodes, constants, SHAPE)
+    refused = outcome(proto)
+    assert isinstance(refused, Refusal)
+    assert bnfold.fuse(proto).SerializeToString() == proto.SerializeToString()
