@@ -31,7 +31,8 @@ def outcomes(draft: Draft[N, V], rounding: Mapping[N, float]) -> Iterable[Outcom
         op = draft.op(node)
         if node in moves and (node in additions or not moves[node].leaves_shift):
             is_batchnorm = isinstance(op, ChannelAffine) and op.is_batchnorm
-            yield _fold(draft, moves[node], set(map(final, moves[node].sinks)), rounding, is_batchnorm=is_batchnorm)
+            sinks = {final(sink) for sink in moves[node].sinks if sink != node}
+            yield _fold(draft, moves[node], sinks, rounding, is_batchnorm=is_batchnorm)
         elif isinstance(op, Computed):
             yield _settled(draft, node, op)
         elif isinstance(op, ChannelAffine | Opaque) and op.is_batchnorm:

@@ -42,6 +42,7 @@ def test_a_shift_stays_behind_it_as_an_addition() -> None:
     assert told(outcomes) == ["scale upstream"]
     assert operators(fused) == [*(each.op_type for each in CONVOLUTION), "Add"]
     assert outcomes[0].through == ("MatMul_m",)  # type: ignore[union-attr]
+    assert outcomes[0].into == ("MatMul_l",)  # type: ignore[union-attr]
 
 
 def test_a_bias_behind_it_takes_the_shift() -> None:
