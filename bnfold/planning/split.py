@@ -63,4 +63,4 @@ def find_mixed(draft: Draft[N, V]) -> set[N]:
 def _split(draft: Draft[N, V]) -> dict[N, Affine]:
     """The BatchNorms that stay without their scale, with what they are now."""
     split = {step.node for step in draft.steps if isinstance(step, Move) and step.leaves_shift}
-    return {node: draft.affine(node) for node in split - draft.gone}
+    return {node: draft.affine(node) for node in draft.in_order(split - draft.gone)}
