@@ -155,6 +155,10 @@ class View(Graph[N, V], Generic[N, V, W]):
         """See `Graph`."""
         raise NotImplementedError  # asked only where `can_lower` says so
 
+    def settle(self, node: N) -> None:
+        """See `Graph`. A front end that reads no node as `Computed` needs none of this."""
+        raise NotImplementedError
+
     def _operands(self, node: N, absorbed: Operands) -> dict[int, tuple[Array, AnyArray]]:
         """Constants with all that they have taken in, in float64 and rounded once."""
         operands: dict[int, tuple[Array, AnyArray]] = {}

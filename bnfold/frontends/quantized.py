@@ -14,7 +14,7 @@ scale``, the number that q stands for.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ml_dtypes
@@ -73,7 +73,7 @@ class Quantizer:
 
 @dataclass(frozen=True, eq=False)
 class Quantized:
-    """A weight of integers, with their scales.
+    """A weight of integers, with their scales, as the operator reads it.
 
     Attributes:
         integers: the integers.
@@ -81,6 +81,7 @@ class Quantized:
         axis: along which scales differ, for more than one.
         weights: the float32 numbers of which a quantiser makes the integers; None where these are stored.
         limits: the least and the most integer; None for those of the type.
+        is_turned: whether a matrix is stored transposed.
     """
 
     integers: AnyArray
@@ -89,6 +90,12 @@ class Quantized:
     axis: int
     weights: AnyArray | None = None
     limits: tuple[int, int] | None = None
+    is_turned: bool = False
+
+    def turned(self) -> Quantized:
+        """The transposed matrix."""
+        weights = None if self.weights is None else self.weights.T
+        return replace(self, integers=self.integers.T, axis=1 - self.axis, weights=weights, is_turned=True)
 
     def dequantize(self) -> AnyArray:
         """The values, in the type of the scales."""

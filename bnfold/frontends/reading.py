@@ -433,6 +433,13 @@ def no_constant_operand() -> Unreadable:
     return Unreadable(Reason.NOT_LINEAR, "both of its operands are computed")
 
 
+def product_of_values(first: int, second: int) -> ops.Product:
+    """A matrix product both of whose operands are computed, given their numbers of axes."""
+    if min(first, second) < 2:
+        raise Unreadable(Reason.NOT_LINEAR, "an operand of it is a vector")
+    return ops.Product((first, second))
+
+
 def convolution(
     shape: tuple[int, ...], groups: int, axis: int, *, is_transposed: bool, is_dense: bool = False
 ) -> tuple[Linear, Layout]:

@@ -50,6 +50,17 @@ class Opaque:
 
 
 @dataclass(frozen=True)
+class Computed:
+    """A BatchNorm that reads constants alone. What it makes is one as well, and takes its place: a weight, for example.
+
+    Attributes:
+        into: names of the operators that read it, or what is computed from it.
+    """
+
+    into: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Identity:
     """Hands its input on unchanged: Identity, inference Dropout, a Cast that only widens.
 
@@ -149,6 +160,17 @@ class Average:
 
 
 @dataclass(frozen=True)
+class Product:
+    """The product of two computed matrices, for all leading axes: rows of the first with columns of the second.
+
+    Attributes:
+        ranks: the numbers of axes of both.
+    """
+
+    ranks: tuple[int, int]
+
+
+@dataclass(frozen=True)
 class Maximum:
     """The largest value over `axes` (max pooling, ReduceMax), each channel for itself."""
 
@@ -236,6 +258,7 @@ class Form(StrEnum):
 
     DEPTHWISE = "depthwise"
     MUL_ADD = "mul-add"
+    ADD = "add"  # whose scale is one
 
 
 @dataclass(frozen=True, eq=False)
@@ -271,6 +294,7 @@ Op = (
     Linear
     | ChannelAffine
     | Opaque
+    | Computed
     | Identity
     | Concat
     | Split
@@ -280,6 +304,7 @@ Op = (
     | PixelShuffle
     | PixelUnshuffle
     | Average
+    | Product
     | Maximum
     | Pad
     | Broadcast

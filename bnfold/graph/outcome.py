@@ -74,7 +74,9 @@ class Fold:
     Attributes:
         batchnorm: the node's name.
         scope: the graph that holds it: "main", or a path of nodes and bodies.
-        direction: "upstream", "downstream", or "both": the shift upstream and the scale downstream.
+        direction: "upstream", "downstream", or "both": the shift upstream and the scale downstream; "scale
+            upstream" for a BatchNorm that stays as an addition; "computed" for one that reads constants alone, whose
+            result takes its place.
         into: names of the operators that absorbed it.
         through: names of the operators that carried it.
         rounding: the largest relative rounding error of the written weights; None until they are computed.

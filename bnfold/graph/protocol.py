@@ -117,6 +117,10 @@ class Graph(Protocol[N, V]):
         """Write a BatchNorm as other operators. Their result has its name."""
         ...
 
+    def settle(self, node: N) -> None:
+        """Put the constant that a BatchNorm makes in its place, under the same name, unless nothing reads it now."""
+        ...
+
     def bypass(self, node: N, *, keep_output_name: bool, index: int = 0) -> None:
         """Remove a node: its readers read its input `index`, which takes over its output's name or keeps its own.
 

@@ -24,6 +24,8 @@ class Draft(Generic[N, V]):
         selected: whether the candidate of that name may fold.
         barred: nodes that a step must not begin with, since a weight would not survive it.
         biases: additions that stay, each as the bias of the operator in front of it, which takes none.
+        grounded: candidates that must not go downstream.
+        whole: BatchNorms whose scale must not go without their shift.
         candidates: per-channel affines that may fold.
         steps: what moves and what merges, in order.
         blocked: why a candidate stayed, the last time that it tried a direction.
@@ -37,12 +39,16 @@ class Draft(Generic[N, V]):
         selected: Callable[[str], bool] = lambda name: True,
         barred: Mapping[N, Blocked[N]] | None = None,
         biases: Container[N] = (),
+        grounded: Mapping[N, Blocked[N]] | None = None,
+        whole: Container[N] = (),
     ) -> None:
         self.graph = graph
         self.position: dict[N, int] = {node: index for index, node in enumerate(graph.nodes())}
         self.selected = selected
         self.barred = barred or {}
         self.biases = biases
+        self.grounded = grounded or {}
+        self.whole = whole
         self.steps: list[Step[N, V]] = []
         self.blocked: dict[tuple[N, Direction], Blocked[N]] = {}
         self.absorbed: dict[N, Absorbed] = {}
@@ -52,6 +58,7 @@ class Draft(Generic[N, V]):
         self._root: dict[V, V] = {}
         self._uses: dict[V, list[tuple[N | None, int]]] = {}
         self._measured: set[V] = set()
+        self._flattened: dict[V, N] = {}
         self._readings: dict[Constant, int] = {}
         self._unbiased: dict[Linear, bool] = {}
         self.candidates = frozenset(
@@ -81,6 +88,9 @@ class Draft(Generic[N, V]):
             self._absorb(step.sinks)
             for node in step.vanishing:
                 self._bypass(node, 0)
+            if step.direction != "upstream":
+                flattened = (value for value, affine in step.affines.items() if not affine.scale.all())
+                self._flattened.update(dict.fromkeys(flattened, step.node))
         self.steps.append(step)
 
     def op(self, node: N) -> Op:
@@ -207,6 +217,10 @@ class Draft(Generic[N, V]):
         if value not in self._uses:
             self._uses[value] = list(self.graph.uses(value))
         return self._uses[value]
+
+    def flattened_by(self, value: V) -> N | None:
+        """What took a map with a scale of zero downstream through a value, which had a constant channel before."""
+        return next((node for before, node in self._flattened.items() if self.root(before) == value), None)
 
     def is_measured(self, value: V) -> bool:
         """Whether something will read the value's shape alone."""

@@ -16,12 +16,13 @@ def fold(graph: Graph[N, V], plan: Plan[N, V], lowered: Mapping[N, Lowered] = Ma
     Names are settled first (a value whose content changes must not keep its name), then the parameters are written.
     What merged into another operator goes last, since its parameters are read until then.
     """
+    lowered = {**plan.lowered, **lowered}
     for step in plan.steps:
-        if isinstance(step, Move):
+        if isinstance(step, Move) and not step.leaves_shift:
             graph.bypass(step.node, keep_output_name=step.direction == "upstream")
             for twin in step.twins:
                 graph.bypass(twin, keep_output_name=False)
-        else:
+        elif isinstance(step, Join):
             graph.join(step.host, step.source, step.root)
         for value in step.changed:
             graph.renew(value)
@@ -35,6 +36,8 @@ def fold(graph: Graph[N, V], plan: Plan[N, V], lowered: Mapping[N, Lowered] = Ma
             graph.write_operands(node, absorbed)
         else:
             graph.write(node, absorbed)
+    for node in plan.computed:
+        graph.settle(node)
     for node, other in lowered.items():
         graph.lower(node, other)
     for step in plan.steps:

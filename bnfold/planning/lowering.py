@@ -39,7 +39,7 @@ def _staying(graph: Graph[N, V], plan: Plan[N, V]) -> Iterable[N]:
         gone.update(step.gone if isinstance(step, Join) else step.vanishing)
     for node in graph.nodes():
         op = graph.op(node)
-        if isinstance(op, ChannelAffine) and op.is_batchnorm and node not in gone:
+        if isinstance(op, ChannelAffine) and op.is_batchnorm and node not in gone and node not in plan.lowered:
             yield node
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from bnfold.graph.ops import ChannelAffine, Opaque
+from bnfold.graph.ops import ChannelAffine, Computed, Opaque
 from bnfold.graph.outcome import Fold, Merge, Outcome, Reason, Refusal
 from bnfold.graph.protocol import N, V
 from bnfold.planning.draft import Draft
 from bnfold.planning.plan import Join, Move
 from bnfold.planning.shifts import why_no_shift
+from bnfold.planning.split import find_additions
 
 
 def outcomes(draft: Draft[N, V], rounding: Mapping[N, float]) -> Iterable[Outcome]:
@@ -24,12 +25,16 @@ def outcomes(draft: Draft[N, V], rounding: Mapping[N, float]) -> Iterable[Outcom
         return node
 
     steps = [move for step in draft.steps for move in (step.moves if isinstance(step, Join) else (step,))]
-    moves = {node: replace(move, node=node) for move in steps for node in move.vanishing}
+    moves = {node: replace(move, node=node) for move in steps for node in move.vanishing or (move.node,)}
+    additions = find_additions(draft)
     for node in draft.position:
         op = draft.op(node)
-        if node in moves:
+        if node in moves and (node in additions or not moves[node].leaves_shift):
             is_batchnorm = isinstance(op, ChannelAffine) and op.is_batchnorm
-            yield _fold(draft, moves[node], set(map(final, moves[node].sinks)), rounding, is_batchnorm=is_batchnorm)
+            sinks = {final(sink) for sink in moves[node].sinks if sink != node}
+            yield _fold(draft, moves[node], sinks, rounding, is_batchnorm=is_batchnorm)
+        elif isinstance(op, Computed):
+            yield _settled(draft, node, op)
         elif isinstance(op, ChannelAffine | Opaque) and op.is_batchnorm:
             yield _refusal(draft, node, op)
     name = draft.graph.name
@@ -45,12 +50,20 @@ def _fold(
     return Fold(
         name(move.node),
         draft.graph.scope(move.node),
-        move.direction,
+        f"scale {move.direction}" if move.leaves_shift else move.direction,
         tuple(map(name, draft.in_order(sinks))),
         tuple(map(name, draft.in_order(move.through))),
         max((rounding[sink] for sink in sinks if sink in rounding), default=None),
         is_batchnorm,
     )
+
+
+def _settled(draft: Draft[N, V], node: N, op: Computed) -> Fold | Refusal:
+    """The outcome of a BatchNorm that reads constants alone."""
+    name, scope = draft.graph.name(node), draft.graph.scope(node)
+    if not draft.is_selected(node):
+        return Refusal(name, scope, Reason.SKIPPED, "it was not selected", name)
+    return Fold(name, scope, "computed", op.into, ())
 
 
 def _refusal(draft: Draft[N, V], node: N, op: ChannelAffine | Opaque) -> Refusal:

@@ -14,6 +14,7 @@ from bnfold.planning.draft import Draft
 from bnfold.planning.merging.search import find_chain, find_part, find_stack, find_sum
 from bnfold.planning.plan import Direction, Join, Move
 from bnfold.planning.shifts import shift_walk
+from bnfold.planning.split import split_walk
 from bnfold.planning.walks import pull_walk, push_walk
 
 
@@ -54,6 +55,20 @@ class Shifting:
 
 
 @dataclass(frozen=True)
+class Splitting:
+    """Moves the scale of each BatchNorm upstream whose shift cannot go there; it stays as an addition."""
+
+    def run(self, draft: Draft[N, V]) -> bool:
+        """Add the moves; whether there are any."""
+        before = len(draft.steps)
+        for node in draft.in_order(draft.candidates - draft.gone):
+            move = split_walk(draft, node) if draft.graph.can_lower else None
+            if move:
+                draft.add(move)
+        return len(draft.steps) > before
+
+
+@dataclass(frozen=True)
 class Merging:
     """Merges operators wherever `find` finds a merge, the first in the data first, or the last."""
 
@@ -70,9 +85,9 @@ class Merging:
         return len(draft.steps) > before
 
 
-Pass = Folding | Shifting | Merging
+Pass = Folding | Shifting | Splitting | Merging
 
-FOLDS: tuple[Pass, ...] = (Folding("upstream"), Folding("downstream"), Shifting())
+FOLDS: tuple[Pass, ...] = (Folding("upstream"), Folding("downstream"), Shifting(), Splitting())
 
 FOLDS_AND_MERGES: tuple[Pass, ...] = (
     Merging(find_sum, is_last_first=True),  # first, since an affine in a sum may have nowhere else to go

@@ -8,7 +8,7 @@ from typing import Generic, Literal
 
 from bnfold.algebra.affine import Affine
 from bnfold.algebra.linear import Linear
-from bnfold.graph.ops import Absorbed
+from bnfold.graph.ops import Absorbed, Lowered
 from bnfold.graph.outcome import Outcome, Stop
 from bnfold.graph.protocol import N, V
 
@@ -27,6 +27,7 @@ class Move(Generic[N, V]):
         changed: values that hold something else afterwards.
         gain: the largest scale that goes in front of a sum or a mean, whose operands may be larger than its result.
         twins: operators like `node` that read the same value, and leave the graph with it.
+        leaves_shift: whether `node` stays as an addition, since its scale alone goes into the others.
         affines: for each value that changes from `v` to `w`: upstream ``w = affine(v)``, else ``v = affine(w)``.
         shifts: for each value that shifts from `v` to ``w = v + shift``, where the candidate goes both ways.
     """
@@ -40,11 +41,12 @@ class Move(Generic[N, V]):
     affines: Mapping[V, Affine] = field(default_factory=dict)
     shifts: Mapping[V, Affine] = field(default_factory=dict)
     twins: tuple[N, ...] = ()
+    leaves_shift: bool = False
 
     @property
     def vanishing(self) -> tuple[N, ...]:
         """The operators that leave the graph."""
-        return (self.node, *self.twins)
+        return () if self.leaves_shift else (self.node, *self.twins)
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,8 +115,12 @@ class Plan(Generic[N, V]):
             go into constants which are read as data.
         steps: what moves and what merges, in order.
         outcomes: one for each BatchNorm, one for each other per-channel affine that folds, and one for each merge.
+        computed: BatchNorms whose results are constants, which take their place.
+        lowered: BatchNorms of which a shift is left, as the additions that take their place.
     """
 
     absorbed: Mapping[N, Absorbed]
     steps: tuple[Step[N, V], ...]
     outcomes: tuple[Outcome, ...]
+    computed: tuple[N, ...] = ()
+    lowered: Mapping[N, Lowered] = field(default_factory=dict)

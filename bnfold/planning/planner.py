@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from bnfold.graph.ops import Computed
 from bnfold.graph.protocol import Graph, N, V
 from bnfold.planning.biases import find_replaced
 from bnfold.planning.draft import Draft
 from bnfold.planning.outcomes import outcomes
 from bnfold.planning.passes import FOLDS, FOLDS_AND_MERGES, Pass
 from bnfold.planning.plan import Blocked, Plan
+from bnfold.planning.split import find_additions, find_mixed
 from bnfold.planning.survey import survey
+from bnfold.planning.walks import FLATTENED
 from bnfold.planning.witnesses import find_witnesses
 
 
@@ -45,7 +48,10 @@ def make_plan(
         failed = failed or find_witnesses(draft)
         if not failed:
             absorbed = {node: draft.absorbed[node] for node in rounding}
-            return Plan(absorbed, tuple(draft.steps), tuple(outcomes(draft, rounding)))
+            computed = (node for node in draft.position if isinstance(draft.op(node), Computed))
+            settled = tuple(filter(draft.is_selected, computed))
+            steps, additions = tuple(draft.steps), find_additions(draft)
+            return Plan(absorbed, steps, tuple(outcomes(draft, rounding)), settled, additions)
         barred |= failed
 
 
@@ -55,14 +61,27 @@ def _draft(
     barred: Mapping[N, Blocked[N]],
     passes: Sequence[Pass],
 ) -> Draft[N, V]:
-    """Draft all folds and merges, without additions that would only be replaced by others."""
+    """Draft all folds and merges.
+
+    Additions that would only be replaced by others stay. A scale of zero goes nowhere from where no map undoes it.
+    """
     biases: set[N] = set()
+    grounded: dict[N, Blocked[N]] = {}
+    whole: set[N] = set()
     while True:
-        draft = _settle(Draft(graph, selected, barred, biases), passes)
-        replaced = set(find_replaced(draft))
-        if not replaced:
+        draft = _settle(Draft(graph, selected, barred, biases, grounded, whole), passes)
+        replaced, flattening, mixed = set(find_replaced(draft)), _find_flattening(draft), find_mixed(draft)
+        if not replaced and not flattening and not mixed:
             return draft
         biases |= replaced
+        grounded |= flattening
+        whole |= mixed
+
+
+def _find_flattening(draft: Draft[N, V]) -> dict[N, Blocked[N]]:
+    """Candidates whose scale of zero went downstream through a value through which another could now go upstream."""
+    stopped = ((node, blocked) for (node, _), blocked in draft.blocked.items() if blocked.stop is FLATTENED)
+    return {blocked.at: Blocked(FLATTENED, node) for node, blocked in stopped if node not in draft.gone}
 
 
 def _settle(draft: Draft[N, V], passes: Sequence[Pass]) -> Draft[N, V]:

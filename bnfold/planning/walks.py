@@ -12,7 +12,7 @@ import numpy as np
 
 from bnfold.algebra.affine import Affine
 from bnfold.algebra.linear import Linear
-from bnfold.graph.ops import Absorbed, Average, ChannelAffine, Lookup, Op, Operands, Select, Sum
+from bnfold.graph.ops import Absorbed, Average, ChannelAffine, Lookup, Op, Operands, Product, Select, Sum
 from bnfold.graph.outcome import Reason, Stop
 from bnfold.graph.protocol import N, V
 from bnfold.planning.absorb import NOT_FINITE, absorb_input, absorb_output
@@ -29,14 +29,20 @@ STEP_LIMIT = 256
 TRY_LIMIT = 32
 """The most ways to share shifts among the operands of sums that one walk may try."""
 
+FLATTENED = Stop(Reason.CONFLICT, "its scale of zero and a scale behind it would go through one value, both ways")
+"""A map without an inverse: no relation could say what such a channel was, and what it becomes."""
 
-def pull_walk(draft: Draft[N, V], candidate: N) -> Move[N, V] | Blocked[N]:
-    """Walk upstream. The variants of the operators on the way are tried one after the other."""
+
+def pull_walk(draft: Draft[N, V], candidate: N, affine: Affine | None = None) -> Move[N, V] | Blocked[N]:
+    """Walk upstream, with the candidate's affine or a part of it.
+
+    The variants of the operators on the way are tried one after the other.
+    """
     choices: dict[N, int] = {}
     first: Blocked[N] | None = None
     for _ in range(TRY_LIMIT):
         counts: dict[N, int] = {}
-        result = _pull_once(draft, candidate, choices, counts)
+        result = _pull_once(draft, candidate, affine, choices, counts)
         if isinstance(result, Move):
             return result
         first = first or result
@@ -52,7 +58,7 @@ def pull_walk(draft: Draft[N, V], candidate: N) -> Move[N, V] | Blocked[N]:
 
 
 def _pull_once(
-    draft: Draft[N, V], candidate: N, choices: dict[N, int], counts: dict[N, int]
+    draft: Draft[N, V], candidate: N, part: Affine | None, choices: dict[N, int], counts: dict[N, int]
 ) -> Move[N, V] | Blocked[N]:
     sinks: dict[N, Absorbed] = {}
     through: list[N] = []
@@ -76,9 +82,9 @@ def _pull_once(
 
     start = draft.op(candidate)
     assert isinstance(start, ChannelAffine)
-    twins = _twins(draft, candidate, start)
+    twins = () if part else _twins(draft, candidate, start)
     for node in (candidate, *twins):
-        if failure := demand(node, draft.inputs(candidate)[0], start.affine):
+        if failure := demand(node, draft.inputs(candidate)[0], part or start.affine):
             return failure
     while queue:
         node = heappop(queue)[1]
@@ -105,7 +111,7 @@ def _pull_once(
                 return Blocked(pulled, node)
             if not isinstance(op, Lookup):  # which has nothing in front of it
                 through.append(node)
-            if isinstance(op, Average | Sum) and affines[0] is not None:
+            if isinstance(op, Average | Product | Sum) and affines[0] is not None:
                 gain = max(gain, float(np.abs(affines[0].scale).max(initial=0.0)))
             taken = _take_in(op, pulled)
             if isinstance(taken, Stop):
@@ -119,6 +125,10 @@ def _pull_once(
         changed.extend(value for value in outputs if value in demands)
     changed.remove(draft.inputs(candidate)[0])
     pulled_through = {value: demanded[0] for value, demanded in demands.items()}
+    for value, affine in pulled_through.items():
+        flattener = draft.flattened_by(value)
+        if flattener is not None and not np.all(affine.scale == 1):
+            return Blocked(FLATTENED, flattener)
     return Move(candidate, "upstream", sinks, tuple(through), tuple(changed), gain, pulled_through, twins=twins)
 
 
@@ -173,6 +183,8 @@ def _stop_demand(draft: Draft[N, V], value: V, demands: list[Affine]) -> Stop | 
 
 def push_walk(draft: Draft[N, V], candidate: N, affine: Affine | None = None) -> Move[N, V] | Blocked[N]:
     """Walk downstream, along every reader of a changed value, with the candidate's affine or a part of it."""
+    if candidate in draft.grounded:
+        return draft.grounded[candidate]
     sinks: dict[N, Absorbed] = {}
     through: list[N] = []
     changed: list[V] = []
@@ -213,7 +225,7 @@ def push_walk(draft: Draft[N, V], candidate: N, affine: Affine | None = None) ->
             sinks[node] = absorbed
             continue
         inputs = draft.inputs(node)
-        if isinstance(op, Average | Sum) and (stop := stop_growth(growth_of(arrivals[node].values()))):
+        if isinstance(op, Average | Product | Sum) and (stop := stop_growth(growth_of(arrivals[node].values()))):
             return Blocked(stop, node)
         arrived = [arrivals[node].get(index) for index in range(len(inputs))]
         pushed = stop_several(op, arrived) or push(op, *arrived)

@@ -11,6 +11,7 @@ import onnx
 
 from bnfold.algebra.affine import Affine
 from bnfold.proof.certificate import Relation
+from bnfold.proof.computed import compute
 from bnfold.proof.failure import ProofError
 from bnfold.proof.linear import attribute
 from bnfold.proof.models import Scope, first_output
@@ -66,6 +67,25 @@ def check_batchnorm(pair: Pair, scope: Scope, other: Scope, node: onnx.NodeProto
     relations = pair.relation(scope, node.input[0]), pair.relation(scope, node.output[0])
     stored, epsilon = parameters(other, twin)
     return check_parameters(name, *as_affine(scope, node), relations, stored, epsilon)
+
+
+def check_computed(pair: Pair, scope: Scope, other: Scope, node: onnx.NodeProto) -> Worst:
+    """Check that a constant stands for what a BatchNormalization makes of constants alone, rounded once."""
+    name = first_output(node)
+    if any(scope.readers.get(value, 0) for value in node.output[1:] if value) or pair.relation(scope, name):
+        raise ProofError("weights", name, "something else than its result is read, or its result changed")
+    computed = compute(node, scope.version, scope.constant)
+    stored = other.constant(pair.name(scope, name))
+    if computed is None or stored is None:
+        raise ProofError("weights", name, "it is gone, and what it reads or what stands for it is not constant")
+    exact, size, kind = computed
+    if stored.shape != exact.shape or stored.dtype != kind:
+        raise ProofError("weights", name, f"what stands for it has shape {stored.shape} and type {stored.dtype}")
+    outcome = check_rounded(stored, exact, 16 * UNIT * size)
+    if isinstance(outcome, Wrong):
+        detail = f"number {outcome.index} of its result is {outcome.stored!r} and should be {outcome.exact!r}"
+        raise ProofError("weights", name, detail)
+    return outcome
 
 
 def check_parameters(

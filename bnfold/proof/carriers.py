@@ -15,6 +15,7 @@ from bnfold.proof.batchnorm import as_affine
 from bnfold.proof.certificate import Relation, Shape
 from bnfold.proof.evaluate import UnevaluatedError, evaluate
 from bnfold.proof.failure import ProofError
+from bnfold.proof.instances import Instance
 from bnfold.proof.linear import attribute
 from bnfold.proof.models import Scope, first_output
 from bnfold.proof.pair import Pair
@@ -268,20 +269,18 @@ def _with_channels(relation: Relation | None, known: Shape) -> list[int | None]:
 
 
 def _try_instances(pair: Pair, scope: Scope, node: onnx.NodeProto, generator: np.random.Generator) -> bool:
-    """Try a Reshape at the sizes of two instances of the model; whether there are such instances.
+    """Try a node at the sizes of two instances of the model; whether there are such instances.
 
     Raises:
         UnevaluatedError: its input did not change along an axis of the size that it has there.
     """
-    if node.op_type != "Reshape" or scope is not pair.original.main or len(node.input) != 2:
+    if scope is not pair.original.main:
         return False
-    data, target = node.input
     tried = 0
     for instance in pair.instances():
-        shape, numbers = instance.shapes.get(data), instance.numbers.get(target)
-        if shape is None or numbers is None or not 0 < np.prod(shape, dtype=object) <= ELEMENTS:
+        feeds = _instantiate(pair, scope, node, instance, generator)
+        if feeds is None:
             continue
-        feeds = {data: draw(pair.relation(scope, data), shape, generator), target: (numbers, numbers)}
         try:
             outcomes = _make(scope, node, feeds)
         except UnevaluatedError:
@@ -291,6 +290,23 @@ def _try_instances(pair: Pair, scope: Scope, node: onnx.NodeProto, generator: np
         if tried == 2:
             return True
     return False
+
+
+def _instantiate(
+    pair: Pair, scope: Scope, node: onnx.NodeProto, instance: Instance, generator: np.random.Generator
+) -> Feeds | None:
+    """The inputs of a node in an instance; None where that does not tell their sizes."""
+    feeds: Feeds = {}
+    for value in filter(None, node.input):
+        relation, shape, numbers = pair.relation(scope, value), instance.shapes.get(value), scope.constant(value)
+        numbers = instance.numbers.get(value) if numbers is None else numbers
+        if numbers is not None and relation is None:
+            feeds[value] = numbers, numbers
+        elif shape is not None and 0 < np.prod(shape, dtype=object) <= ELEMENTS:
+            feeds[value] = draw(relation, shape, generator)
+        else:
+            return None
+    return feeds
 
 
 def evaluate_one(scope: Scope, node: onnx.NodeProto, feeds: dict[str, AnyArray], fetch: list[str]) -> list[AnyArray]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 import onnx
 
 from bnfold.errors import InvalidModelError
-from bnfold.proof import batchnorm, carriers, lowered, merges, operands
+from bnfold.proof import batchnorm, carriers, lowered, merges, operands, weighted
 from bnfold.proof.certificate import Certificate, Name
 from bnfold.proof.failure import ProofError
 from bnfold.proof.linear import is_linear
@@ -143,14 +143,33 @@ def _check_scope(pair: Pair, path: str, tally: _Tally) -> None:
                 carriers.check_vanished(pair, scope, node)
                 tally.met["carriers" if node.op_type != "BatchNormalization" else "weights"] += 1
             continue
+        if node.op_type == "BatchNormalization" and _is_computed(pair, scope, other, node):
+            tally.worst = tally.worst.joined(batchnorm.check_computed(pair, scope, other, node))
+            tally.met["weights"] += 1
+            tally.folds += 1
+            continue
         if not any(pair.name(scope, value) in other.makers for value in node.output if value):
             if not scope.is_constant_node(node):
                 raise ProofError("wiring", name, "the result has no such node, and nothing says that it vanished")
             if any(pair.name(scope, value) != value or pair.relation(scope, value) for value in node.output if value):
                 raise ProofError("wiring", name, "a constant is gone, and something else stands for it")
+            tally.folds += node.op_type == "BatchNormalization"
             continue
         _check_node(beside if name in unread else pair, scope, other, node, tally)
     check_rest(pair, scope, other)
+
+
+def _is_computed(pair: Pair, scope: Scope, other: Scope, node: onnx.NodeProto) -> bool:
+    """Whether a BatchNormalization of constants is gone, and a constant, or nothing that is read, stands for it."""
+    if node.domain not in ("", "ai.onnx") or not scope.is_constant(node.output[0]):
+        return False
+    name = pair.name(scope, node.output[0])
+    maker = other.makers.get(name)
+    is_stored = name in other.initializers if maker is None else maker.op_type == "Constant"
+    if maker is not None and is_stored:
+        pair.accounted.add(id(maker))
+    pair.computed.update([(other.path, name)] if is_stored else [])
+    return is_stored
 
 
 def _check_node(pair: Pair, scope: Scope, other: Scope, node: onnx.NodeProto, tally: _Tally) -> None:
@@ -179,6 +198,10 @@ def _check_node(pair: Pair, scope: Scope, other: Scope, node: onnx.NodeProto, ta
     elif (operand := operands.find_operand(pair, scope, other, node)) is not None:
         tally.worst = tally.worst.joined(operands.check_operand(pair, scope, other, node, operand))
         tally.met["weights"] += 1
+    elif is_default and node.op_type in weighted.WEIGHTED:
+        check_node(pair, scope, other, node)
+        weighted.check_weighted(pair, scope, node)
+        tally.met["carriers"] += 1
     else:
         check_node(pair, scope, other, node)
         carriers.check_carrier(pair, scope, node)

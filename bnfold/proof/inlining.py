@@ -114,8 +114,8 @@ def _complete(holder: onnx.ModelProto | onnx.FunctionProto, functions: Iterable[
 def can_inline(proto: onnx.ModelProto, function: onnx.FunctionProto) -> bool:
     """Whether the calls of a function can be written out.
 
-    Each of its outputs has to be made by a node of its own, its operators need one version everywhere in the model, and
-    no graph may be given by the call.
+    Each of its outputs has to be made by a node of its own, its operators need one meaning in all opsets of the model,
+    and no graph may be given by the call.
     """
     made = {value for node in function.node for value in node.output}
     nodes = list(_nested(function.node))
@@ -124,8 +124,20 @@ def can_inline(proto: onnx.ModelProto, function: onnx.FunctionProto) -> bool:
     versions: dict[str, set[int]] = {}
     for opset in (*proto.opset_import, *(each for other in proto.functions for each in other.opset_import)):
         versions.setdefault(_domain(opset.domain), set()).add(opset.version)
-    is_versioned = all(len(versions.get(_domain(node.domain), ())) == 1 for node in nodes)
+    is_versioned = all(_means_one(node, versions.get(_domain(node.domain), set())) for node in nodes)
     return is_plain and is_versioned and not takes_graph and not proto.training_info
+
+
+def _means_one(node: onnx.NodeProto, versions: set[int]) -> bool:
+    """Whether a node is the same operator in all these versions of its domain: none of them has changed it."""
+    if len(versions) == 1:
+        return True
+    if not versions or _domain(node.domain) or max(versions) > onnx.defs.onnx_opset_version():
+        return False
+    try:
+        return len({onnx.defs.get_schema(node.op_type, version, "").since_version for version in versions}) == 1
+    except onnx.defs.SchemaError:
+        return False
 
 
 def key_of(function: onnx.FunctionProto) -> Key:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from bnfold.algebra.affine import Affine
 from bnfold.proof.batchnorm import as_affine, changed_map
 from bnfold.proof.failure import ProofError
 from bnfold.proof.linear import attribute
@@ -33,9 +34,12 @@ def check_lowered(pair: Pair, scope: Scope, other: Scope, node: onnx.NodeProto) 
     """Check that operators in a row are the map of a BatchNormalization."""
     name = first_output(node)
     relations = pair.relation(scope, node.input[0]), pair.relation(scope, node.output[0])
-    affine, size = changed_map(name, *as_affine(scope, node), relations)
-    channels = affine.size
     stages = _row(pair, scope, other, node)
+    is_addition = [stage.op_type for stage in stages] == ["Add"]
+    affine, size = (
+        _map_of_addition(pair, scope, node) if is_addition else changed_map(name, *as_affine(scope, node), relations)
+    )
+    channels = affine.size
     rank = pair.rank(scope, node.input[0])
     constants: dict[str, AnyArray] = {}
     for stage in stages:
@@ -43,6 +47,8 @@ def check_lowered(pair: Pair, scope: Scope, other: Scope, node: onnx.NodeProto) 
             constants["Mul"], constants["Add"] = _depthwise(name, other, stage, channels)
         else:
             constants[stage.op_type] = _along_channels(name, other, stage, rank, channels)
+    if is_addition:
+        constants["Mul"] = np.ones(channels, constants["Add"].dtype)
     kinds = {constant.dtype for constant in constants.values()}
     old = scope.constant(node.input[1])
     known = pair.original.known.get((scope.path, node.input[0]), (None, 0))[1]
@@ -64,6 +70,24 @@ def check_lowered(pair: Pair, scope: Scope, other: Scope, node: onnx.NodeProto) 
     return worst
 
 
+def _map_of_addition(pair: Pair, scope: Scope, node: onnx.NodeProto) -> tuple[Affine, Array]:
+    """The map from the new input to the new output, where the old input was scaled as this node did, and its size.
+
+    If the new input is ``f(x)``, with the scale of the whole map, it is an addition of the difference of both shifts.
+    """
+    name, (affine, size) = first_output(node), as_affine(scope, node)
+    inner, outer = pair.relation(scope, node.input[0]), pair.relation(scope, node.output[0])
+    forth = inner.forth if inner else Affine.identity(affine.size, affine.axis)
+    behind = outer.forth if outer else Affine.identity(affine.size, affine.axis)
+    place = affine.axis, affine.size
+    if forth is None or behind is None or not place == (forth.axis, forth.size) == (behind.axis, behind.size):
+        raise ProofError("weights", name, "its input or output changed in a way that is not covered")
+    affine, size = behind.after(affine), np.abs(behind.scale) * size + np.abs(behind.shift)
+    if not (np.abs(forth.scale - affine.scale) <= 16 * UNIT * np.abs(affine.scale)).all():
+        raise ProofError("weights", name, "an addition stands for it, and its input is not scaled as it did")
+    return Affine(np.ones(affine.size), affine.shift - forth.shift, affine.axis), size + np.abs(forth.shift)
+
+
 def _row(pair: Pair, scope: Scope, other: Scope, node: onnx.NodeProto) -> list[onnx.NodeProto]:
     """The operators in the place of a BatchNormalization, last one first. Each is the only reader of the one before."""
     name, start = first_output(node), pair.name(scope, node.input[0])
@@ -83,7 +107,7 @@ def _row(pair: Pair, scope: Scope, other: Scope, node: onnx.NodeProto) -> list[o
                 raise ProofError("wiring", name, f"{value!r} is read elsewhere, or was something else")
             pair.helpers.add((other.path, value))
     kinds = [stage.op_type for stage in reversed(row)]
-    if kinds not in (["Conv"], ["Sub", "Conv"], ["Mul", "Add"], ["Sub", "Mul", "Add"]):
+    if kinds not in (["Add"], ["Conv"], ["Sub", "Conv"], ["Mul", "Add"], ["Sub", "Mul", "Add"]):
         raise ProofError("wiring", name, f"{kinds} stand for it")
     return row
 

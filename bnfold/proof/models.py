@@ -18,6 +18,7 @@ from onnx import numpy_helper
 
 from bnfold.errors import InvalidModelError
 from bnfold.proof.certificate import Key, Name, Shape
+from bnfold.proof.computed import compute
 from bnfold.proof.evaluate import UnevaluatedError, evaluate
 from bnfold.proof.failure import ProofError
 from bnfold.proof.inlining import inline, key_of
@@ -280,6 +281,9 @@ class Scope:
                     return _dense(attribute.sparse_tensor, self.side.files)
         if node.op_type in ("Shape", "Size"):
             return self._measure(node)
+        if node.op_type == "BatchNormalization":
+            computed = compute(node, self.version, self.constant) if name == node.output[0] else None
+            return None if computed is None else computed[0].astype(computed[2])
         feeds = {value: self.constant(value) for value in node.input if value}
         if node.op_type == "CastLike":
             return self._cast_like(node, feeds[node.input[0]])
@@ -318,8 +322,10 @@ class Scope:
         return constant.astype(onnx.helper.tensor_dtype_to_np_dtype(kind))
 
     def is_constant_node(self, node: onnx.NodeProto) -> bool:
-        """Whether all outputs of a node are constant."""
-        return all(self.is_constant(value) for value in node.output if value)
+        """Whether all outputs of a node are constant, but for those behind the first that nothing reads."""
+        outputs = [value for value in node.output if value]
+        read = [value for place, value in enumerate(outputs) if not place or self.readers.get(value)]
+        return all(map(self.is_constant, read))
 
 
 def _dequantize(node: onnx.NodeProto, operands: list[AnyArray]) -> AnyArray | None:

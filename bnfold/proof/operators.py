@@ -64,8 +64,13 @@ def check_linear(pair: Pair, scope: Scope, other: Scope, node: onnx.NodeProto) -
         raise ProofError("wiring", name, "its weight is on another side")
     _fits(name, inner, old.sizes[1])
     _fits(name, outer, old.sizes[0])
-    if _is_made_by(scope, node.input[kernel_index], "DequantizeLinear"):
-        worst = _check_scales(scope, other, node, node.input[kernel_index], core.input[kernel_index], inner, outer)
+    (matrix, was_turned), (matrix_now, is_turned) = (
+        _matrix(side, part.input[kernel_index]) for side, part in ((scope, node), (other, core))
+    )
+    if _is_made_by(scope, matrix, "DequantizeLinear"):
+        if was_turned != is_turned:
+            raise ProofError("weights", name, "its weight is transposed in one of both models alone")
+        worst = _check_scales(scope, other, node, matrix, matrix_now, inner, outer, is_turned=is_turned)
     else:
         worst = check_kernel(name, old, new, inner, outer)
     exact = solve_bias(old, _bias(scope, node, add, old), inner, outer)
@@ -357,6 +362,22 @@ def _is_made_by(scope: Scope, value: str, operator: str) -> bool:
     return maker is not None and maker.op_type == operator and maker.domain == ""
 
 
+def _matrix(scope: Scope, value: str) -> tuple[str, bool]:
+    """The dequantised matrix that a value is, and whether it is transposed; the value itself, if it is none."""
+    if not _is_made_by(scope, value, "Transpose"):
+        return value, False
+    owner = scope.owner(value)
+    assert owner is not None
+    maker = owner.makers[value]
+    matrix = scope.constant(maker.input[0])
+    is_turned = matrix is not None and matrix.ndim == 2 and list(attribute(maker, "perm", [1, 0])) == [1, 0]
+    return (
+        (maker.input[0], True)
+        if is_turned and _is_made_by(scope, maker.input[0], "DequantizeLinear")
+        else (value, False)
+    )
+
+
 def _check_scales(
     scope: Scope,
     other: Scope,
@@ -365,6 +386,8 @@ def _check_scales(
     after: str,
     inner: Affine | None,
     outer: Affine | None,
+    *,
+    is_turned: bool,
 ) -> Worst:
     """Check that a weight is dequantised from the same integers, with new scales that are rounded once."""
     name = first_output(node)
@@ -398,6 +421,7 @@ def _check_scales(
         axis = 1 if node.op_type == "ConvTranspose" else 0
     if node.op_type == "ConvTranspose" and attribute(node, "group", 1) != 1:
         raise ProofError("weights", name, "its groups share scales")
+    axis = 1 - axis if is_turned else axis
     channels = integers.shape[axis]
     for part, vector in ((old, scales), (new, stored)):
         if vector.size not in (1, channels) or (vector.size > 1 and attribute(part, "axis", 1) % integers.ndim != axis):

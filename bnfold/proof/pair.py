@@ -23,12 +23,14 @@ class Pair:
 
     Attributes:
         accounted: nodes of the result that an obligation was about.
+        computed: constants of the result that stand for what a node made, which an obligation was about.
         parameters: names of the result's constants that an obligation was about.
     """
 
     def __init__(self, original: Side, result: Side, certificate: Certificate) -> None:
         self.original, self.result, self.certificate = original, result, certificate
         self.accounted: set[int] = set()
+        self.computed: set[tuple[str, str]] = set()
         self.parameters: set[tuple[str, str]] = set()
         self.helpers: set[tuple[str, str]] = set()
         self._counterparts: dict[str, Scope] = {}

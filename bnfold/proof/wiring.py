@@ -151,7 +151,7 @@ def check_rest(pair: Pair, scope: Scope, other: Scope) -> None:
         before = scope.initializers.get(name)
         if before is not None:
             _same_tensor(pair, before, tensor)
-        elif name in scope.makers or name in scope.inputs:
+        elif (name in scope.makers and (other.path, name) not in pair.computed) or name in scope.inputs:
             raise ProofError("wiring", name, "it is constant, and was not")
         is_new = before is None or scope.readers.get(name, 0) > 0
         if before is not None and name in pair.read_elsewhere:

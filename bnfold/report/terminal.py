@@ -233,6 +233,8 @@ def _name(row: Folded | Kept | Warned) -> str:
 def _where(row: Folded | Kept) -> str:
     if row["status"] == "kept":
         return f"{row['reason']} at {row['at']}: {row['detail']}"
+    if row["direction"] == "computed":
+        return f"computed once, for {', '.join(row['into'])}"
     through = f" through {', '.join(row['through'])}" if row["through"] else ""
     return f"{row['direction']} into {', '.join(row['into'])}{through}"
 

@@ -24,6 +24,7 @@ from bnfold.graph.ops import (
     Pad,
     PixelShuffle,
     PixelUnshuffle,
+    Product,
     Rectifier,
     Reshape,
     Select,
@@ -58,6 +59,7 @@ EXAMPLES: list[tuple[str, Op]] = [
     ("over positions", Average(SPACE)),
     ("over positions, counting padding zeros or adding up", Average(SPACE, sums_to_one=False)),
     ("over channels", Average(frozenset({1}))),
+    ("of two computed matrices, along rows of the first or columns of the second", Product((3, 3))),
     ("over positions", Maximum(SPACE)),
     ("with copies of the data (reflect, edge, wrap)", Pad(SPACE, None)),
     ("with zeros", Pad(SPACE, 0.0)),
@@ -183,7 +185,7 @@ def inputs(op: Op) -> Callable[[Affine], list[Affine | None]]:
             return [affine] * len(op.sizes)
         if isinstance(op, Select) and not op.constants:
             return [affine] * len(op.shapes)
-        return [affine, None] if isinstance(op, Sum | Select) else [affine]
+        return [affine, None] if isinstance(op, Product | Select | Sum) else [affine]
 
     return arguments
 
@@ -223,13 +225,20 @@ def document() -> str:
             "networks (`x + conv(relu(bn(x)))`) fold where the scales are positive, and the shift is not so large",
             "beside the deviation of the data that digits would be lost.",
             "",
+            "A shift does not go through a sum whose weights need not be one in all (a graph convolution",
+            "`A @ (x @ W)`, an addition by index). In ONNX the scale goes alone, and the BatchNorm becomes an",
+            "addition.",
+            "",
+            "In ONNX, a BatchNorm that reads constants alone, in training mode too, makes a constant: the weight of a",
+            "convolution that is standardised, for example. That constant takes its place, rounded once.",
+            "",
             "A weight may be quantised: integers that DequantizeLinear, `dequantize_per_channel` or",
             "`dequantize_per_tensor` reads, or in ONNX a float32 weight that QuantizeLinear makes integers of. It",
             "absorbs what is behind it, in its scales, which become one for each output channel (in ONNX from opset",
             "13 on). The integers stay, or are mirrored for a negative scale where their range allows; a float32",
             "weight absorbs it as well, in such a way that its integers are these. Blocks, other types, fake",
-            "quantisation in PyTorch, and integers or weights that are changed on the way are refused as",
-            "`quantized`.",
+            "quantisation in PyTorch, and integers or weights that are changed on the way, but by the Transpose of a",
+            "matrix in ONNX, are refused as `quantized`.",
             "",
             "| operator | in ONNX | in PyTorch | upstream | downstream |",
             "|---|---|---|---|---|",

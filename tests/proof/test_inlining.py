@@ -176,10 +176,22 @@ def test_bodies_that_calls_would_nest_too_deep_are_not_written_out() -> None:
         inline(proto, [key_of(function) for function in proto.functions])
 
 
-def test_functions_of_another_opset_cannot_be_written_out() -> None:
+def test_functions_whose_operators_mean_something_else_in_another_opset_cannot_be_written_out() -> None:
     proto = parse("y = L.f(x)", "f (x) => (y) { y = Relu(x) }")
     assert can_inline(proto, proto.functions[0])
-    proto.functions[0].opset_import[0].version = 17
+    proto.functions[0].opset_import[0].version = 14  # in which Relu became what it is
+    assert can_inline(proto, proto.functions[0])
+    proto.functions[0].opset_import[0].version = 13
+    assert not can_inline(proto, proto.functions[0])
+    proto.functions[0].opset_import[0].version = 10_000  # of which nobody knows anything
+    assert not can_inline(proto, proto.functions[0])
+
+
+def test_operators_of_another_domain_need_one_version() -> None:
+    proto = parse("y = L.f(x)", "f (x) => (y) { y = Z.Op(x) }")
+    proto.functions[0].opset_import.append(helper.make_opsetid("Z", 3))
+    assert can_inline(proto, proto.functions[0])
+    proto.opset_import.append(helper.make_opsetid("Z", 2))
     assert not can_inline(proto, proto.functions[0])
 
 

@@ -21,14 +21,20 @@ Array = np.ndarray
 
 
 class BatchNormalization(OpRun):
-    """Inference form in every opset; onnx.reference trains in opsets 9 to 13."""
+    """Inference form where no attribute says otherwise; onnx.reference trains in opsets 9 to 13."""
 
-    def _run(self, x: Array, gamma: Array, beta: Array, mean: Array, var: Array, **attributes: Any) -> tuple[Array]:
+    def _run(
+        self, x: Array, gamma: Array, beta: Array, mean: Array, var: Array, **attributes: Any
+    ) -> tuple[Array, ...]:
         shape = [1, -1] + [1] * (x.ndim - 2)
+        if attributes.get("training_mode"):
+            axes = (0, *range(2, x.ndim))
+            mean, var = x.mean(axis=axes), x.var(axis=axes)
         gamma, beta, mean, var = (each.reshape(shape) for each in (gamma, beta, mean, var))
         epsilon = attributes.get("epsilon")
         epsilon = np.float32(1e-5) if epsilon is None else epsilon
-        return ((gamma * (x - mean) / np.sqrt(var + float(epsilon)) + beta).astype(x.dtype),)
+        y = (gamma * (x - mean) / np.sqrt(var + float(epsilon)) + beta).astype(x.dtype)
+        return (y, mean.reshape(-1), var.reshape(-1)) if attributes.get("training_mode") else (y,)
 
 
 def node(op: str, inputs: str, outputs: str, **attributes: Any) -> onnx.NodeProto:

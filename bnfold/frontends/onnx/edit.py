@@ -141,6 +141,14 @@ class Editor:
         gone.replace_all_uses_with(kept, replace_graph_outputs=True)
         self.remove(node, parameters)
 
+    def settle(self, node: ir.Node, tensor: ir.TensorProtocol) -> None:
+        """Put a constant in the place of a node, of which only the first output is read."""
+        value = node.outputs[0]
+        constant = self._initializer(node, tensor, f"{value.name}_computed")
+        self.replace(value, constant)
+        constant.type, constant.shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape.numpy())
+        self.remove(node, range(len(node.inputs)))
+
     def read(self, node: ir.Node, index: int, value: ir.Value) -> None:
         """Let input `index` of a node be another value."""
         if node.inputs[index] is not value:
@@ -198,10 +206,12 @@ class Editor:
         zero_points: npt.NDArray[Any],
         axis: int,
         weights: npt.NDArray[Any] | None = None,
+        turn: ir.Node | None = None,
     ) -> None:
         """Give input `index` of a node a DequantizeLinear of its own, like `old` with other scales, maybe integers.
 
-        If given, `weights` are what a QuantizeLinear of its own, like that before `old`, makes the integers of.
+        If given, `weights` are what a QuantizeLinear of its own, like that before `old`, makes the integers of, and the
+        node reads what a node like `turn` makes of all this.
         """
         name = self.fresh(f"{old.name or old.outputs[0].name}_folded")
         made = old.inputs[0] if integers is None else self._initializer(node, ir.tensor(integers), f"{name}_integers")
@@ -219,8 +229,17 @@ class Editor:
             made = self._insert_like(quantize, node, [fresh_weights, *parameters], axis)
         value, fresh = old.outputs[0], self._insert_like(old, node, [made, *parameters], axis, name)
         fresh.type, fresh.shape = value.type, value.shape
+        if turn is not None:
+            copy = ir.Node("", turn.op_type, [fresh], [*turn.attributes.values()])
+            copy.name = self.fresh(f"{turn.name or turn.outputs[0].name}_folded")
+            self._insert(node, copy, after=False)
+            value, fresh = turn.outputs[0], copy.outputs[0]
+            fresh.name = self.fresh(f"{value.name}_folded")
+            fresh.type, fresh.shape = value.type, value.shape
         node.replace_input_with(index, fresh)
         self.release(value)
+        if turn is not None and turn.graph is None:  # what is dequantised is no constant that goes by itself
+            self.release(old.outputs[0])
 
     def _insert_like(
         self, old: ir.Node, reader: ir.Node, inputs: Sequence[ir.Value | None], axis: int, name: str | None = None

@@ -27,7 +27,7 @@ from bnfold.frontends.reading import AnyArray, Normalization, Unreadable, foreig
 from bnfold.frontends.traversal import in_order, reach
 from bnfold.graph.cautions import Caution, DeclarationCaution
 from bnfold.graph.cost import count_elements
-from bnfold.graph.ops import ChannelAffine, Form, Lowered, Op, Opaque, Operands, Select, Sum
+from bnfold.graph.ops import ChannelAffine, Computed, Form, Lowered, Op, Opaque, Operands, Select, Sum
 from bnfold.graph.outcome import Outcome, Reason, Refusal, Stop
 from bnfold.graph.protocol import Constant
 
@@ -88,6 +88,7 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         for node in self._facts.scopes.nodes:
             self._pair(node)
         self._data: dict[ir.Node, Sequence[int]] = {}
+        self._computed: dict[ir.Node, Computed] = {}
         self._constants: dict[ir.Node | ir.Value, Constant] = {}  # by what makes it, if anything does
 
     def try_out_hints(self) -> bool:
@@ -155,6 +156,8 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
             return linear[0]
         if any(value is not None and self._is_end(node, value) for value in node.inputs):
             raise leads_nowhere()
+        if node.op_type == "BatchNormalization" and self._facts.constants.holds(node.outputs[0]):
+            return self._compute(node)
         if node.op_type == "BatchNormalization":
             return read_affine.read_batchnorm(reader)
         if node.op_type in ARITHMETIC and (affine := read_affine.read_arithmetic(reader)):
@@ -163,6 +166,21 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
             self._insist_on_fixed_parameters(node)
             return read(reader)
         return foreign(node.op_type)
+
+    def _compute(self, node: ir.Node) -> Computed:
+        """A BatchNorm that reads constants alone, once it is known that it can be computed."""
+        output = node.outputs[0]
+        if output.is_graph_output():
+            raise Unreadable(Reason.GRAPH_OUTPUT, "its result, which is constant, leaves the graph")
+        if not output.uses():
+            raise leads_nowhere()
+        if node not in self._computed:
+            self._facts.constants.get(output)
+            holds = self._facts.constants.holds
+            nodes = reach([node], lambda each: each.successors() if holds(each.outputs[0]) else ())
+            readers = [each for each in self._facts.scopes.nodes if each in nodes and not holds(each.outputs[0])]
+            self._computed[node] = Computed(tuple(map(label, readers)))
+        return self._computed[node]
 
     def _is_end(self, reader: ir.Node, value: ir.Value) -> bool:
         """Whether outputs depend on a value, but not on what a reader makes of it: it counts for nothing.
@@ -191,12 +209,16 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         is_product = node.op_type in PRODUCTS if node.domain == "" else self._is_fused_matmul(node)
         if (node.domain != "" and not is_product) or not node.inputs:
             return range(len(node.inputs))
+        if node.op_type == "MatMul" and read_linear.reads_two_values(self._reader(node)):
+            return range(len(node.inputs))
         if is_product and len(node.inputs) == 2:
             return (1 - self._matmul_kernel(node),)
         if node.op_type in ARITHMETIC and isinstance(self.op(node), ChannelAffine):
             return [index for index in range(len(node.inputs)) if not self._facts.constants.holds(node.inputs[index])]
         if node.op_type == "Where":
             return (1, 2)
+        if node.op_type in ("ScatterElements", "ScatterND"):
+            return range(2, len(node.inputs))
         if node.op_type in read_carry.ALL_INPUTS_ARE_DATA:
             return range(len(node.inputs))
         return (0,)
@@ -324,6 +346,8 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         if lowered.form is Form.DEPTHWISE and rank in CONVOLVED:
             kernel = scale.reshape(-1, 1, *(1,) * (rank - 2))
             stages.append(Stage("Conv", (kernel, shift), (ir.AttrInt64("group", len(scale)),)))
+        elif lowered.form is Form.ADD:
+            stages.append(Stage("Add", (shift.reshape(shape),), tuple(attributes)))
         else:
             stages.append(Stage("Mul", (scale.reshape(shape),), tuple(attributes)))
             stages.append(Stage("Add", (shift.reshape(shape),), tuple(attributes)))
@@ -339,6 +363,10 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
     def _rank(self, node: ir.Node) -> int | None:
         shape = self._reader(node).shape()
         return None if shape is None else len(shape)
+
+    def settle(self, node: ir.Node) -> None:
+        if node.graph is not None:  # else what read it has got weights of its own
+            self._editor.settle(node, ir.tensor(self._facts.constants.get(node.outputs[0])))
 
     def write_operands(self, node: ir.Node, absorbed: Operands) -> None:
         for index, (_, rounded) in self._operands(node, absorbed).items():
@@ -390,16 +418,24 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         assert old is not None
         assert linear.after is not None
         axis = kernel_axis(old, stored.weights.layout)
-        maker = _producer(node.inputs[stored.weights.kernel])
+        turn = _producer(node.inputs[stored.weights.kernel]) if old.is_turned else None
+        maker = _producer(node.inputs[stored.weights.kernel] if turn is None else turn.inputs[0])
         scales = round_once(old.rescaled(linear.after.scale), old.scales.dtype)
         zero_points = np.broadcast_to(old.zero_points, scales.shape).copy()
         integers = old.resigned(linear.after.scale, axis)
         weights = old.reweighted(linear.after.scale, axis)
         changed = None if integers is old.integers or weights is not None else integers
-        self._editor.requantize(node, stored.weights.kernel, maker, changed, scales, zero_points, axis, weights)
+        if turn is not None:
+            changed, weights = (None if array is None else array.T.copy() for array in (changed, weights))
+            axis = 1 - axis
+        self._editor.requantize(node, stored.weights.kernel, maker, changed, scales, zero_points, axis, weights, turn)
         fresh = node.inputs[stored.weights.kernel]
         assert fresh is not None
-        self._declare_known(fresh, maker.outputs[0])
+        self._declare_known(fresh, maker.outputs[0] if turn is None else turn.outputs[0])
+        if turn is not None:
+            matrix = _producer(fresh).inputs[0]
+            assert matrix is not None
+            self._declare_known(matrix, maker.outputs[0])
 
     def _write_bias(self, node: ir.Node, linear: Linear, stored: Stored[Weights], bias: AnyArray) -> None:
         version = self._reader(node).version

@@ -275,13 +275,13 @@ class TorchGraph(View[fx.Node, Value, Weights]):
         reader, call = self._reader(node), self._calls[node]
         if call.op == "cat" and isinstance(call.get("tensors"), list | tuple):
             return [read_node for read_node in call.get("tensors") if isinstance(read_node, fx.Node)]
-        if call.operator.is_batchnorm or (call.operator.carry and not call.operator.is_arithmetic):
+        row = call.operator
+        if row.is_batchnorm or (row.carry and not row.is_arithmetic and not row.linear):
             return [call.arguments["input"]] if isinstance(call.arguments.get("input"), fx.Node) else []
-        if call.operator.linear:
+        if row.linear:
             try:
-                read = read_linear.read_linear(reader)
-                assert read is not None
-                return [read_linear.data_node(reader, read[1])]
+                if (read := read_linear.read_linear(reader)) is not None:
+                    return [read_linear.data_node(reader, read[1])]
             except Unreadable:
                 pass
         if call.operator.is_arithmetic and read_affine.read_arithmetic(reader) is not None:

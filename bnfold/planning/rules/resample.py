@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from bnfold.algebra.affine import Affine
-from bnfold.graph.ops import Average, Broadcast, Maximum, Pad
+from bnfold.graph.ops import Average, Broadcast, Maximum, Pad, Product
 from bnfold.graph.outcome import Reason, Stop
-from bnfold.planning.rules.registry import AXIS, Carried, pull, push, reversed_scale
+from bnfold.planning.rules.registry import AXIS, CONFLICT, Carried, pull, push, reversed_scale
 
 COUNTS_ZEROS = Stop(Reason.SHIFT, "its weights do not sum to one everywhere, so a shift does not commute with it")
+WEIGHTED = Stop(Reason.SHIFT, "its weights are data and need not sum to one, so a shift does not commute with it")
 PADDING = Stop(Reason.BORDER, "its padding constant is not one that the affine leaves alone")
 
 
@@ -28,6 +29,30 @@ def _stop_average(op: Average, affine: Affine, axis: int) -> Stop | None:
     if axis in op.axes:
         return AXIS
     return None if op.sums_to_one or not affine.has_shift else COUNTS_ZEROS
+
+
+@pull.register
+def _(op: Product, affine: Affine) -> Carried:
+    place = affine.axis - max(op.ranks) + 2
+    if place not in (0, 1):
+        return AXIS
+    if affine.has_shift:
+        return WEIGHTED
+    pulled = affine.along(op.ranks[place] - 2 + place)
+    return (None, pulled) if place else (pulled, None)
+
+
+@push.register
+def _(op: Product, *affines: Affine | None) -> Carried:
+    known = [(place, affine) for place, affine in enumerate(affines) if affine]
+    if any(affine.axis != op.ranks[place] - 2 + place for place, affine in known):
+        return AXIS
+    if any(affine.has_shift for _, affine in known):
+        return WEIGHTED
+    if len(known) > 1:
+        return CONFLICT
+    ((place, affine),) = known
+    return (affine.along(max(op.ranks) - 2 + place),)
 
 
 @pull.register

@@ -40,7 +40,7 @@ _CARRIERS = (
     " upsample_nearest2d upsample_nearest3d _upsample_nearest_exact1d _upsample_nearest_exact2d"
     " _upsample_nearest_exact3d upsample_linear1d upsample_bilinear2d upsample_trilinear3d upsample_bicubic2d"
     " _upsample_bilinear2d_aa _upsample_bicubic2d_aa pad constant_pad_nd reflection_pad1d reflection_pad2d"
-    " reflection_pad3d replication_pad1d replication_pad2d replication_pad3d"
+    " reflection_pad3d matmul mm bmm replication_pad1d replication_pad2d replication_pad3d"
 )
 
 CARRIERS = POINTWISE | frozenset(_CARRIERS.split())

@@ -190,8 +190,11 @@ def _check_product(pair: Pair, node: fx.Node, product: Product) -> Worst:
             raise ProofError("weights", name, f"its bias is of type {bias.dtype}")
         if bias.size == 1:
             bias = np_broadcast(bias, product.kernel.sizes[0])
+    exact, error = solve_bias(product.kernel, product.wide_bias, pushed, pulled)
+    if exact.ndim > 1 and bias is not None and bias.shape != exact.shape:
+        raise ProofError("weights", name, f"its bias has shape {bias.shape}")
     pair.account_weights(*now.weights)
-    return worst.joined(check_bias(name, *solve_bias(product.kernel, product.wide_bias, pushed, pulled), bias))
+    return worst.joined(check_bias(name, exact, error, bias))
 
 
 def np_broadcast(array: AnyArray, size: int) -> AnyArray:

@@ -49,9 +49,12 @@ class Product:
 
     @property
     def wide_bias(self) -> Array | None:
-        """The bias in float64, one number for each channel."""
+        """The bias in float64, one number for each channel; or one for each row and channel, where the rows differ."""
         if self.bias is None:
             return None
+        if self.bias.ndim == 2 and len(self.bias) > 1 and self.axes[1] == -1:
+            rows = len(self.bias), self.kernel.sizes[0]
+            return np.broadcast_to(self.bias.astype(np.float64) * self.bias_factor, rows)
         wide: Array = self.bias.astype(np.float64).reshape(-1) * self.bias_factor
         return np.broadcast_to(wide, (self.kernel.sizes[0],))
 
@@ -166,7 +169,8 @@ def _matrix(side: Side, node: fx.Node) -> Product | None:
         core = tuple(bias.shape)
         while len(core) > len(wanted) and core[0] == 1:
             core = core[1:]
-        if core != wanted and bias.size != 1:
+        has_rows = call.name == "addmm" and axis == -1 and len(core) == 2 and core[1] in (1, layout.sizes[0])
+        if core != wanted and bias.size != 1 and not has_rows:
             raise ProofError("weights", node.name, f"its bias has shape {bias.shape}")
     kernel_name = second if on_right else first
     names = [name for name in (kernel_name, bias_name, "alpha", "beta") if name is not None]

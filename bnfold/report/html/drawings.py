@@ -73,6 +73,8 @@ def sentence(outcome: Mapping[str, Any]) -> str:
     if outcome.get("status") == "kept":
         return f"{batchnorm} stays: {shown(outcome.get('reason', ''))} at {shown(outcome.get('at', ''), 200)}"
     into = ", ".join(name for _, name in Lane("", "", outcome.get("into") or []).boxes)
+    if outcome.get("direction") == "computed":
+        return f"{batchnorm} is computed once, for {into}"
     through = ", ".join(name for _, name in Lane("", "", outcome.get("through") or []).boxes)
     carried = f", carried through {through}" if through else ""
     return f"{batchnorm} is absorbed {outcome.get('direction', '')} by {into}{carried}".replace("  ", " ")

@@ -70,6 +70,8 @@ _OUTCOME: tuple[Column[Numbered], ...] = (
 
 def _where(outcome: Record) -> str:
     if outcome.get("status") == "folded":
+        if outcome.get("direction") == "computed":
+            return f"computed once, for {_listed(outcome.get('into') or [])}"
         through = outcome.get("through") or []
         carried = f" through {_listed(through)}" if through else ""
         return f"{shown(outcome.get('direction', ''))} into {_listed(outcome.get('into') or [])}{carried}"

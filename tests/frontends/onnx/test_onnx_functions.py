@@ -273,7 +273,7 @@ def test_what_folds_through_carriers_in_a_function_is_proved(between: str) -> No
 def test_what_cannot_be_written_out_stays_with_its_reason(change: str) -> None:
     proto = made("y = L.block(x, w, s, b, m, v)", BLOCK)
     if change == "opset":
-        proto.functions[0].opset_import[0].version = 17
+        proto.functions[0].opset_import[0].version = 13
     elif change == "output":
         proto.functions[0].output.append("x")
         proto.graph.node[0].output.append("z")
@@ -283,6 +283,14 @@ def test_what_cannot_be_written_out_stays_with_its_reason(change: str) -> None:
     assert isinstance(outcome, Refusal)
     assert outcome.reason is (Reason.OVERRIDABLE if change == "overridable" else Reason.FUNCTION_INPUT)
     assert fused == proto
+
+
+def test_a_function_of_another_opset_that_means_the_same_is_written_out() -> None:
+    proto = made("y = L.block(x, w, s, b, m, v)", BLOCK)
+    proto.functions[0].opset_import[0].version = 17
+    fused, (outcome,) = fuse(proto)
+    assert isinstance(outcome, Fold)
+    assert left(fused) == 0
 
 
 def test_one_call_that_folds_is_enough() -> None:

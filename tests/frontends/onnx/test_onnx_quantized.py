@@ -152,7 +152,7 @@ def trained(
     """QuantizeLinear and DequantizeLinear of a float weight, an operator, BatchNormalization.
 
     Args:
-        operator: the operator; "Gemm" reads a transposed weight.
+        operator: the operator; "Gemm" reads a transposed weight, and "Transpose" is a MatMul behind one.
         scales: of the quantiser; many lie along the output channels.
         sign: of gamma.
         opset: the opset.
@@ -167,6 +167,7 @@ def trained(
         "ConvTranspose": ((3, 4, 3, 3), 1),
         "Gemm": ((4, 3), 0),
         "MatMul": ((3, 4), 1),
+        "Transpose": ((4, 3), 0),
     }[operator]
     middle = np.zeros(np.shape(scales)) + (
         2 ** (np.dtype(dtype).itemsize * 8 - 1) if np.dtype(dtype).kind == "u" else 0
@@ -182,10 +183,12 @@ def trained(
     ]
     attributes = ({"axis": axis} if opset >= 13 else {}) | (like or {})
     own = {"transB": 1} if operator == "Gemm" else {}
+    kernel_reader = "MatMul" if operator == "Transpose" else operator
     nodes = [
         helper.make_node("QuantizeLinear", ["w", "scale", "zero_point"], ["q"], name="quantise", **attributes),
         helper.make_node("DequantizeLinear", ["q", "scale", "zero_point"], ["d"], name="weight", **attributes),
-        helper.make_node(operator, ["x", "d"], ["c"], name="operator", **own),
+        *([helper.make_node("Transpose", ["d"], ["t"], perm=[1, 0])] if operator == "Transpose" else []),
+        helper.make_node(kernel_reader, ["x", "t" if operator == "Transpose" else "d"], ["c"], name="operator", **own),
         helper.make_node("BatchNormalization", ["c", "gamma", "beta", "mean", "var"], ["y"], name="norm"),
     ]
     data = ["N", 3, 8, 8] if "Conv" in operator else ["N", 3]
@@ -227,21 +230,24 @@ def stays(model: onnx.ModelProto) -> Refusal:
 @pytest.mark.parametrize("sign", [1.0, [1.0, -1.0, 0.0, -1.0]], ids=["positive", "signs"])
 @pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.uint16], ids=lambda dtype: dtype.__name__)
 @pytest.mark.parametrize("scales", [0.05, np.linspace(0.03, 0.2, 4)], ids=["per tensor", "per channel"])
-@pytest.mark.parametrize("operator", ["Conv", "ConvTranspose", "Gemm", "MatMul"])
+@pytest.mark.parametrize("operator", ["Conv", "ConvTranspose", "Gemm", "MatMul", "Transpose"])
 def test_a_quantiser_of_float_weights_keeps_its_integers(
     operator: str, scales: npt.ArrayLike, dtype: type, sign: npt.ArrayLike
 ) -> None:
     opset = 21 if np.dtype(dtype).itemsize == 2 else 17
     model = trained(operator, scales=scales, sign=sign, opset=opset, dtype=dtype)
     fused, certificate = certify(model)
-    expected_nodes = ["QuantizeLinear", "DequantizeLinear", operator, *["Add"] * (operator == "MatMul")]
+    behind = {"MatMul": ["MatMul", "Add"], "Transpose": ["Transpose", "MatMul", "Add"]}
+    expected_nodes = ["QuantizeLinear", "DequantizeLinear", *behind.get(operator, [operator])]
     assert [node.op_type for node in fused.graph.node] == expected_nodes
     assert_settled(fused)
     onnx.checker.check_model(fused, full_check=True)
     assert check_proof(Files(model), Files(fused), certificate).failures == ()
     assert fused.graph.node[0].input[1:] == fused.graph.node[1].input[1:]
     middle = 0 if np.dtype(dtype).kind == "i" else 2 ** (np.dtype(dtype).itemsize * 8 - 1)
-    shape = {"Conv": (4, 1, 1, 1), "ConvTranspose": (4, 1, 1), "Gemm": (4, 1), "MatMul": (4,)}[operator]
+    shape = {"Conv": (4, 1, 1, 1), "ConvTranspose": (4, 1, 1), "Gemm": (4, 1), "MatMul": (4,), "Transpose": (4, 1)}[
+        operator
+    ]
     signs = np.broadcast_to(np.sign(sign), (4,)).reshape(shape)
     before, after = (integers_of(each).astype(np.int64) - middle for each in (model, fused))
     assert np.array_equal(after, signs * before)
@@ -316,17 +322,17 @@ def test_a_mirrored_integer_without_a_negative_is_named() -> None:
 
 
 def test_integers_that_are_changed_stay_as_they_are() -> None:
-    """Narrow integers are spelled as a Clip; a weight may be transposed before it is read."""
+    """Narrow integers are spelled as a Clip; a weight may be reshaped before it is read."""
     clipped = trained()
     clipped.graph.initializer.extend([initializer("low", -7, np.int8), initializer("high", 7, np.int8)])
     clipped.graph.node.insert(1, helper.make_node("Clip", ["q", "low", "high"], ["narrow"]))
     clipped.graph.node[2].input[0] = "narrow"
     assert stays(clipped).reason is Reason.QUANTIZED
-    transposed = trained("MatMul")
-    transposed.graph.initializer[0].CopyFrom(initializer("w", np.ones((4, 3))))
-    transposed.graph.node.insert(2, helper.make_node("Transpose", ["d"], ["t"]))
-    transposed.graph.node[3].input[1] = "t"
-    outcome = stays(transposed)
+    changed = trained("MatMul")
+    changed.graph.initializer.append(initializer("shape", [3, 4], np.int64))
+    changed.graph.node.insert(2, helper.make_node("Reshape", ["d", "shape"], ["t"]))
+    changed.graph.node[3].input[1] = "t"
+    outcome = stays(changed)
     assert outcome.reason is Reason.QUANTIZED
     assert "changed before it is read" in outcome.detail
 
@@ -360,3 +366,44 @@ def test_a_quantised_product_that_changes_gets_another_name() -> None:
     assert [type(outcome) for outcome in outcomes] == [Fold]
     assert [node.op_type for node in fused.graph.node] == ["QuantizeLinear", "DequantizeLinear", "MatMul", "Add"]
     assert fused.graph.node[2].output[0] != "c"
+
+
+@pytest.mark.parametrize("sign", [1.0, [1.0, -1.0, 0.0, -1.0]], ids=["positive", "signs"])
+@pytest.mark.parametrize("scales", [0.05, np.linspace(0.03, 0.2, 4)], ids=["per tensor", "per channel"])
+def test_integers_that_are_transposed_stay_where_they_are(scales: npt.ArrayLike, sign: npt.ArrayLike) -> None:
+    """A linear layer of PyTorch: its weight is dequantised, transposed, and multiplied with."""
+    model = trained("Transpose", scales=scales, sign=sign)
+    integers = initializer("q", np.random.default_rng(2).integers(-127, 127, (4, 3)), np.int8)
+    model.graph.initializer[0].CopyFrom(integers)
+    del model.graph.node[0]
+    fused, certificate = certify(model)
+    assert [node.op_type for node in fused.graph.node] == ["DequantizeLinear", "Transpose", "MatMul", "Add"]
+    assert_settled(fused)
+    onnx.checker.check_model(fused, full_check=True)
+    assert check_proof(Files(model), Files(fused), certificate).failures == ()
+    stored = {each.name: numpy_helper.to_array(each) for each in fused.graph.initializer}
+    signs = np.broadcast_to(np.sign(sign), (4,))[:, None]
+    assert np.array_equal(stored[fused.graph.node[0].input[0]], signs * numpy_helper.to_array(integers))
+    x = np.random.default_rng(1).standard_normal((2, 3)).astype(np.float32)
+    expected, actual = run_on(model, x), run_on(fused, x)
+    assert np.abs(expected - actual).max() <= 16 * np.finfo(np.float32).eps * np.abs(expected).max()
+    name = fused.graph.node[0].input[1]
+    (scale,) = (each for each in fused.graph.initializer if each.name == name)
+    scale.CopyFrom(numpy_helper.from_array(stored[name][[1, 0, 2, 3]], name))
+    certificate = replace(certificate, result=digest(Files(fused)))
+    assert not check_proof(Files(model), Files(fused), certificate).is_proved
+
+
+def test_scales_along_the_inputs_of_a_transposed_weight_stay() -> None:
+    outcome = stays(trained("Transpose", scales=[0.1, 0.2, 0.3], like={"axis": 1}))
+    assert outcome.reason is Reason.QUANTIZED
+
+
+def test_a_transposed_weight_that_something_else_reads_is_copied() -> None:
+    model = trained("Transpose")
+    model.graph.node.append(helper.make_node("MatMul", ["x", "t"], ["z"], name="other"))
+    model.graph.output.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, ["N", 4]))
+    fused, certificate = certify(model)
+    assert check_proof(Files(model), Files(fused), certificate).failures == ()
+    assert [node.op_type for node in fused.graph.node].count("Transpose") == 2
+    onnx.checker.check_model(fused, full_check=True)

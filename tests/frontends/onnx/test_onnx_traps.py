@@ -875,3 +875,19 @@ def test_float64_overflow_refuses_without_a_warning() -> None:
     (found,) = bnfold.plan(model(nodes, {"w": np.full((4, 3, 1, 1), 1e305), **stats}, (1, 3, 2, 2)))
     assert isinstance(found, Refusal)
     assert found.reason is Reason.OVERFLOW
+
+
+@pytest.mark.parametrize("carrier", [[], [node("MaxPool", "a", "b", kernel_shape=[1, 1])]], ids=["none", "a carrier"])
+def test_a_scale_of_zero_does_not_go_where_two_batchnorms_would_be_equal(carrier: list[onnx.NodeProto]) -> None:
+    """Pushed into both, it would let them go upstream together, which is right and was not proved."""
+    last = carrier[0].output[0] if carrier else "a"
+    first, second, third = norm("r", "a", "p"), norm(last, "c", "q"), norm(last, "d", "s")
+    nodes = [node("Conv", "x w", "v"), node("Relu", "v", "r"), first, *carrier, second, third]
+    nodes += [node("Relu", "c", "y"), node("Sigmoid", "d", "z")]
+    unit = {"mean": np.zeros(2), "var": np.full(2, 1 - float(np.float32(1e-5)))}
+    maps = {"p": ([0.0, 2.0], [1.0, 1.0]), "q": ([1.0, 1.0], [-1.0, -1.0]), "s": ([3.0, 1.0], [-3.0, -1.0])}
+    constants = {"w": random(2, 4, 1, 1)}
+    for prefix, (gamma, beta) in maps.items():
+        constants |= {prefix + name: array for name, array in unit.items()}
+        constants |= {f"{prefix}gamma": np.array(gamma), f"{prefix}beta": np.array(beta)}
+    assert outcomes(model(nodes, constants, (2, 4, 3, 3), outputs="y z")) == ["folded", "folded", "second-use"]

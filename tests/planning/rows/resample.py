@@ -8,8 +8,9 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from bnfold.algebra.affine import Array
-from bnfold.graph.ops import Average, Broadcast, Maximum, Pad
+from bnfold.graph.ops import Average, Broadcast, Maximum, Pad, Product
 from bnfold.graph.outcome import Reason
+from bnfold.planning.rules import push
 from tests.planning.rows.law import (
     ALL,
     MIXES,
@@ -17,8 +18,10 @@ from tests.planning.rows.law import (
     NO_NEGATIVE,
     NO_SHIFT,
     Evaluate,
+    Kind,
     Row,
     Sizes,
+    Trial,
     Verdict,
     pulls,
     pushes,
@@ -206,3 +209,39 @@ def broadcast_tiles(s: Sizes) -> Row:
     times = (1, 1, s.f, *[1] * (s.rank - 3))
     op = Broadcast(frozenset({2}))
     return Row(op, lambda x: np.tile(x, times), (s.image,), (*pulls(*verdicts), *pushes(*verdicts)))
+
+
+def product_of(first: tuple[int, ...], second: tuple[int, ...], axes: int) -> Row:
+    """A product with `axes` leading axes in front of the two of matrices."""
+    row, column = len(first) - 2, len(second) - 1
+    conflicts = dict.fromkeys(NO_SHIFT, Reason.SHIFT) | {
+        kind: Reason.CONFLICT for kind in (*Kind,) if kind not in NO_SHIFT
+    }
+    return Row(
+        Product((len(first), len(second))),
+        np.matmul,
+        (first, second),
+        (
+            *pulls(*[MIXES] * axes, NO_SHIFT, NO_SHIFT),
+            Trial(push, (row, None), NO_SHIFT),
+            Trial(push, (None, column), NO_SHIFT),
+            Trial(push, (row + 1, None), MIXES),
+            Trial(push, (None, column - 1), MIXES),
+            Trial(push, (row, column), conflicts),
+        ),
+    )
+
+
+@row
+def product_of_matrices(s: Sizes) -> Row:
+    return product_of((s.n, s.c, s.k), (s.n, s.k, s.f), 1)
+
+
+@row
+def product_with_a_matrix_for_all(s: Sizes) -> Row:
+    return product_of((s.c, s.k), (s.n, s.f, s.k, s.n), 2)
+
+
+@row
+def product_for_each_of_several(s: Sizes) -> Row:
+    return product_of((s.n, s.f, s.c, s.k), (s.k, s.c), 2)

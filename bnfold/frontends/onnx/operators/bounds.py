@@ -20,7 +20,8 @@ WORK = 1 << 30
 
 REARRANGING = frozenset(
     {"Abs", "Cast", "CastLike", "Ceil", "Clip", "Concat", "Exp", "Flatten", "Floor", "Identity", "Neg", "Reciprocal"}
-    | {"ReduceProd", "ReduceSum", "Reshape", "Shape", "Slice", "Split", "Sqrt", "Squeeze", "Transpose", "Unsqueeze"}
+    | {"ReduceMean", "ReduceProd", "ReduceSum", "Reshape", "Shape", "Slice", "Split", "Sqrt", "Squeeze"}
+    | {"Transpose", "Unsqueeze"}
 )
 """Operators that make no more elements than they read."""
 

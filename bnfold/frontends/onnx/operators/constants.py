@@ -13,7 +13,7 @@ import onnx_ir as ir
 from bnfold.algebra.kernels import Rows
 from bnfold.frontends.onnx.files.pieces import read, tensor_rows
 from bnfold.frontends.onnx.files.slots import slots
-from bnfold.frontends.onnx.operators import quantizers
+from bnfold.frontends.onnx.operators import batchnorms, quantizers
 from bnfold.frontends.onnx.operators.bounds import Budget
 from bnfold.frontends.onnx.operators.modern import MODERN, Attributes, modern
 from bnfold.frontends.onnx.scopes import Scopes
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from onnx.reference import ReferenceEvaluator
 
 FOLDABLE = frozenset((
-    "Abs", "Add", "Cast", "CastLike", "Ceil", "Clip", "Concat", "ConstantOfShape", "Div", "Equal", "Exp", "Expand",
-    "Flatten", "Floor", "Gather", "Identity", "Max", "Min", "Mul", "Neg", "Pad", "Pow", "QuantizeLinear", "Range",
-    "Reciprocal", "ReduceProd", "ReduceSum", "Reshape", "Shape", "Slice", "Split", "Sqrt", "Squeeze", "Sub", "Tile",
-    "Transpose", "Unsqueeze", "Where",
+    "Abs", "Add", "BatchNormalization", "Cast", "CastLike", "Ceil", "Clip", "Concat", "ConstantOfShape", "Div",
+    "Equal", "Exp", "Expand", "Flatten", "Floor", "Gather", "Identity", "Max", "Min", "Mul", "Neg", "Pad", "Pow",
+    "QuantizeLinear", "Range", "Reciprocal", "ReduceMean", "ReduceProd", "ReduceSum", "Reshape", "Shape", "Slice",
+    "Split", "Sqrt", "Squeeze", "Sub", "Tile", "Transpose", "Unsqueeze", "Where",
 ))  # fmt: skip
 """Deterministic operators worth evaluating. DequantizeLinear is not among them: a folded weight stays quantised."""
 
@@ -99,7 +99,7 @@ class Constants:
                 self._known[top] = False
             elif node.op_type == "Constant":
                 self._known[top] = _stored(top) is not None
-            elif node.op_type not in FOLDABLE:
+            elif node.op_type not in FOLDABLE or (node.op_type == "BatchNormalization" and not self._is_settled(top)):
                 self._known[top] = False
             elif node.op_type == "Shape" and self._static_shape(node.inputs[0]) is not None:
                 self._known[top] = True
@@ -193,8 +193,15 @@ class Constants:
 
     def _operands(self, node: ir.Node) -> list[ir.Value]:
         """The inputs that decide the result; CastLike reads only the type of its second."""
+        if node.op_type == "BatchNormalization":
+            return batchnorms.operands(node, self._scopes.version(node)) or []
         inputs = [value for value in node.inputs if value is not None]
         return inputs[:1] if self._is_cast_like(node) else inputs
+
+    def _is_settled(self, value: ir.Value) -> bool:
+        """Whether an output of a BatchNormalization is one that may be constant."""
+        node = value.producer()
+        return node is not None and not value.index() and bool(batchnorms.operands(node, self._scopes.version(node)))
 
     def _is_cast_like(self, node: ir.Node) -> bool:
         return node.op_type == "CastLike" and node.inputs[1] in self._types
@@ -231,6 +238,10 @@ class Constants:
             assert like is not None
             return [values[source].astype(self._types[like].numpy())]
         version = self._scopes.version(node)
+        if node.op_type == "BatchNormalization":
+            numbers = [values[value] for value in self._operands(node)]
+            self._budget.spend("Identity", {}, numbers[:1])
+            return [batchnorms.evaluate(node, version, numbers)]
         operands = [None if value is None else values[value] for value in node.inputs]
         if node.op_type == "QuantizeLinear":  # of which the evaluator wraps large numbers around
             quantize = quantizers.read(node, operands)

@@ -139,6 +139,7 @@ UPGRADES: dict[str, tuple[int, Callable[[int, Attributes, Inputs], Inputs]]] = {
     "Clip": (11, _clip),
     "Concat": (4, _concat),
     "Pad": (11, _pad),
+    "ReduceMean": (18, _take_in("axes")),
     "ReduceProd": (18, _take_in("axes")),
     "ReduceSum": (13, _take_in("axes")),
     "Reshape": (5, _take_in("shape")),

@@ -18,12 +18,15 @@ QUANTISERS = ("DequantizeLinear", "QuantizeLinear")
 
 
 def find(value: ir.Value | None, facts: Facts) -> Quantized | None:
-    """The constant DequantizeLinear that makes a value; None for any other value.
+    """The constant DequantizeLinear that makes a value, maybe of a transposed matrix; None for any other value.
 
     Raises:
         Unreadable: it is quantised in blocks.
     """
     node = None if value is None else value.producer()
+    if node is not None and is_turning(node):
+        source = find(node.inputs[0], facts)
+        return source.turned() if source is not None and source.integers.ndim == 2 and not source.is_turned else None
     if node is None or node.op_type != "DequantizeLinear" or node.domain != "":
         return None
     if not all(operand is None or facts.constants.holds(operand) for operand in node.inputs):
@@ -48,6 +51,14 @@ def find(value: ir.Value | None, facts: Facts) -> Quantized | None:
     if quantizer is not None and not _is_inverse(source, quantizer):
         raise Unreadable(Reason.QUANTIZED, "its weight is quantised and dequantised by different scales")
     return source
+
+
+def is_turning(node: ir.Node) -> bool:
+    """Whether a node transposes a matrix."""
+    if (node.domain, node.op_type) != ("", "Transpose"):
+        return False
+    order = node.attributes.get("perm")
+    return order is None or (not order.is_ref() and list(order.value) == [1, 0])
 
 
 def _find_weights(value: ir.Value | None, facts: Facts) -> tuple[AnyArray, Quantizer] | tuple[None, None]:

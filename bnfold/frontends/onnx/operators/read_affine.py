@@ -5,14 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from bnfold.frontends import reading
+from bnfold.frontends.onnx.operators.batchnorms import EPSILON
 from bnfold.frontends.onnx.operators.read_linear import operand_shape
 from bnfold.frontends.onnx.operators.reader import FLOATS, Reader
 from bnfold.frontends.reading import Normalization, Unreadable
 from bnfold.graph.ops import ChannelAffine
 from bnfold.graph.outcome import Reason
-
-EPSILON = float(np.float32(1e-5))
-"""The default; attributes are float32."""
 
 
 def read_batchnorm(reader: Reader) -> ChannelAffine:

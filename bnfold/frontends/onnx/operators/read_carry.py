@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+import numpy as np
 import onnx_ir as ir
 
 from bnfold.algebra.linear import Window
@@ -264,6 +265,44 @@ def _prelu(reader: Reader) -> ops.Rectifier:
     return ops.Rectifier()
 
 
+def _product(reader: Reader) -> ops.Product:
+    return reading.product_of_values(reader.rank(0), reader.rank(1))
+
+
+EXPANDING = frozenset({"Expand", "Identity", "Reshape", "Unsqueeze"})
+"""Operators that make nothing but what they read."""
+
+
+def _is_zero(reader: Reader, value: ir.Value | None) -> bool:
+    """Whether a value is zero everywhere, whatever its shape."""
+    while value is not None:
+        if reader.facts.constants.holds(value):
+            return not np.any(reader.facts.constants.get(value))
+        maker = value.producer()
+        if maker is None or maker.domain != "" or any(each.is_ref() for each in maker.attributes.values()):
+            return False
+        if maker.op_type == "ConstantOfShape":
+            content = maker.attributes.get_tensor("value", None)
+            return content is None or not np.any(content.numpy())
+        if maker.op_type not in EXPANDING:
+            return False
+        value = maker.inputs[0]
+    return False
+
+
+def _scatter(reader: Reader) -> ops.Average:
+    """ScatterElements and ScatterND that add to zeros: sums of what has the same index."""
+    if reader.attribute("reduction", "none") != "add" or not _is_zero(reader, reader.value(0)):
+        raise Unreadable(Reason.NOT_LINEAR, "it does not add to zeros")
+    if reader.node.op_type == "ScatterElements":
+        return ops.Average(frozenset({reader.axis(int(reader.attribute("axis", 0)), 1)}), sums_to_one=False)
+    indices = reading.known(reader.shape(1))
+    count = reading.size(indices[-1]) if indices else None
+    if count is None or len(indices) != count + 1:
+        raise Unreadable(Reason.UNKNOWN_SHAPE, "its updates have other axes than its output")
+    return ops.Average(frozenset(range(count)), sums_to_one=False)
+
+
 READERS: dict[str, Callable[[Reader], Op]] = {
     "Add": _sum,
     "AveragePool": _average_pool,
@@ -278,6 +317,7 @@ READERS: dict[str, Callable[[Reader], Op]] = {
     "GlobalMaxPool": _global_max_pool,
     "Identity": reading.identity,
     "LeakyRelu": reading.rectifier,
+    "MatMul": _product,
     "MaxPool": _max_pool,
     "PRelu": _prelu,
     "Pad": _pad,
@@ -287,6 +327,8 @@ READERS: dict[str, Callable[[Reader], Op]] = {
     "Relu": reading.rectifier,
     "Reshape": _reshape,
     "Resize": _resize,
+    "ScatterElements": _scatter,
+    "ScatterND": _scatter,
     "Slice": _slice,
     "SpaceToDepth": _space_to_depth,
     "Split": _split,

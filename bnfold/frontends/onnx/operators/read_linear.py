@@ -60,6 +60,8 @@ def read_linear(reader: Reader, add: ir.Node | None) -> tuple[Linear, Weights] |
         Unreadable: it is a linear operator, but not one whose weights can change.
     """
     if reader.node.op_type == "MatMul":
+        if reads_two_values(reader):
+            return None
         linear, weights = _matmul(reader, add)
     elif is_fused_matmul(reader.node):
         linear, weights = _fused_matmul(reader)
@@ -231,6 +233,15 @@ def matmul_kernel(reader: Reader) -> int:
             reader.insist_on_constant(value, "weight")
         quantized.insist_on_direct(value, reader.facts)
     raise reading.no_constant_operand()
+
+
+def reads_two_values(reader: Reader) -> bool:
+    """Whether both operands of a matrix product are computed."""
+    try:
+        matmul_kernel(reader)
+    except Unreadable as error:
+        return error.stop.reason is Reason.NOT_LINEAR
+    return False
 
 
 def is_bias(reader: Reader, add: ir.Node) -> bool:

@@ -18,6 +18,7 @@ from bnfold.errors import UnreadableTensorError
 from bnfold.frontends.onnx.files.slots import lending, placeholder, slots
 from bnfold.frontends.onnx.nesting import nested, pairs
 from bnfold.frontends.onnx.operators.constants import OVERRIDABLE, Constants
+from bnfold.frontends.onnx.operators.targets import Targets
 from bnfold.frontends.onnx.shape_inference import infer_shapes
 from bnfold.graph.ops import Dim, Shape
 
@@ -40,6 +41,9 @@ SHAPE_OPERANDS: dict[str, tuple[int, ...]] = {
     "Upsample": (1,),
 }
 """Inputs whose values decide the shape of the output. onnx reads stored ones, but not all computed ones."""
+
+FOLLOWED = 8
+"""How often shapes are inferred again after some were computed here."""
 
 OPAQUE = "bnfold.opaque"
 """A domain that has no operators."""
@@ -74,6 +78,32 @@ class Inference:
         self._functions = _functions(model, self._proto, constants)
         self.symbols = {dim.dim_param for each in self._proto.graph.input for dim in each.type.tensor_type.shape.dim}
         self._infer()
+        self._follow(model.graph, Targets(constants, self.shapes))
+
+    def _follow(self, graph: ir.Graph, targets: Targets) -> None:
+        """Infer again what follows from Reshapes whose targets are computed from open sizes."""
+        reshapes = [node for node in graph if node.op_type == "Reshape" and node.domain == "" and node.outputs[0].name]
+        for _ in range(FOLLOWED):
+            facts: dict[str, Kind] = {}
+            for node in reshapes:
+                output, read = node.outputs[0], node.inputs[0]
+                known, made = self.shapes.get(output), targets.result(node)
+                refined = made if known is None or made is None else self._refine(known, made)
+                if refined is not None and refined != known and read is not None:
+                    facts[str(output.name)] = Kind(refined, self.types.get(read))
+            if not facts:
+                return
+            self.add(facts)
+
+    def _refine(self, known: Shape, made: Shape) -> Shape:
+        """A shape with sizes of another in place of those that nothing tells."""
+        if len(known) != len(made):
+            return known
+        pairs = zip(known, made, strict=True)
+        return tuple(new if self._tells(new) and not self._tells(old) else old for old, new in pairs)
+
+    def _tells(self, dim: Dim) -> bool:
+        return isinstance(dim, int) or dim in self.symbols
 
     def _note_stored(self, model: ir.Model) -> None:
         """Note the shapes and types of graph inputs and tensors, which are facts."""

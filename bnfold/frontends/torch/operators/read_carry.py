@@ -264,6 +264,12 @@ def add(reader: Reader) -> ops.Sum:
     return reading.total(signs, [reader.shape(node) for node in nodes], [reader.dtype(node) for node in nodes], DTYPES)
 
 
+def product(reader: Reader) -> ops.Product:
+    """A matrix product of two computed values."""
+    names = "input", read_linear.second_operand(reader)
+    return reading.product_of_values(*(reader.rank(reader.data(name)) for name in names))
+
+
 def dropout(reader: Reader) -> ops.Identity:
     return reading.dropout(is_training=bool(reader.call.get("training", reader.call.get("train", True))))
 

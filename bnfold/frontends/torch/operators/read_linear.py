@@ -33,6 +33,7 @@ class Weights:
         kernel_factor, bias_factor: alpha and beta, which go into the new parameters.
         behind: how many axes of the output lie behind that of its channels, where it is known to take no bias.
         quantized: the integers that the kernel is made of, if it is.
+        has_rows: whether the bias differs from row to row of the output.
     """
 
     data: str
@@ -44,6 +45,7 @@ class Weights:
     bias_factor: float = 1.0
     behind: int = 0
     quantized: Quantized | None = None
+    has_rows: bool = False
 
 
 def read_linear(reader: Reader) -> tuple[Linear, Weights] | None:
@@ -53,7 +55,7 @@ def read_linear(reader: Reader) -> tuple[Linear, Weights] | None:
         Unreadable: it is a linear operator, but not one whose weights can change.
     """
     read: Callable[[Reader], tuple[Linear, Weights]] | None = reader.call.operator.linear
-    if read is None:
+    if read is None or (reader.call.operator.carry is not None and reads_two_values(reader)):
         return None
     linear, weights = read(reader)
     source = quantized.find(reader, operand(reader, weights.kernel))
@@ -200,13 +202,25 @@ def _product(reader: Reader, first: str, second: str, bias: str | None) -> tuple
     shape, rank = _kernel_shape(reader, kernel), reader.rank(reader.data(data))
     on_right = kernel == second
     linear, layout = reading.product(shape, rank, on_right=on_right)
-    factors = 1.0, 1.0
+    factors, has_rows = (1.0, 1.0), False
     if bias is not None:
-        _check_bias(reader, bias, *_bias_shapes(linear.out_channels, rank, on_right=on_right))
+        has_rows = reader.call.op == "addmm" and on_right and _has_rows(reader, bias, linear.out_channels)
+        if has_rows:
+            linear = replace(linear, window=None)  # a merged operator has one bias for all rows
+        else:
+            _check_bias(reader, bias, *_bias_shapes(linear.out_channels, rank, on_right=on_right))
         factors = float(reader.get("alpha", 1)), float(reader.get("beta", 1))
     has_bias = bias is not None and _has_bias(reader, bias)
     linear = replace(linear, has_bias_slot=bias is not None, has_bias=has_bias)
-    return linear, Weights(data, kernel, bias, layout, 1, *factors, behind=0 if on_right else 1)
+    return linear, Weights(data, kernel, bias, layout, 1, *factors, behind=0 if on_right else 1, has_rows=has_rows)
+
+
+def _has_rows(reader: Reader, bias: str, out: int) -> bool:
+    """Whether a bias has a row of its own, or a number, for each row of the output."""
+    if reader.call.get(bias) is None:
+        return False
+    shape = tuple(reader.tensor(bias, "bias").shape)
+    return len(shape) == 2 and shape[0] > 1 and shape[1] in (1, out)
 
 
 def _bias_shapes(out: int, rank: int, *, on_right: bool) -> list[tuple[int, ...]]:
@@ -216,8 +230,23 @@ def _bias_shapes(out: int, rank: int, *, on_right: bool) -> list[tuple[int, ...]
     return shapes + [(1,) * count + core for count in range(rank - len(core) + 1)]
 
 
+def second_operand(reader: Reader) -> str:
+    """The name of a product's second operand."""
+    return "other" if reader.call.op == "matmul" else "mat2"
+
+
+def reads_two_values(reader: Reader) -> bool:
+    """Whether both operands of a matrix product are computed, and no quantised weights."""
+    names = ("input", second_operand(reader))
+    if any(reader.holds(name) or quantized.find(reader, reader.call.get(name)) is not None for name in names):
+        return False
+    for name in names:
+        _insist_on_floats(reader, reader.call.get(name))
+    return all(isinstance(reader.call.get(name), fx.Node) for name in names)
+
+
 def matmul(reader: Reader) -> tuple[Linear, Weights]:
-    return _product(reader, "input", "other" if reader.call.op == "matmul" else "mat2", None)
+    return _product(reader, "input", second_operand(reader), None)
 
 
 def addmm(reader: Reader) -> tuple[Linear, Weights]:
@@ -259,7 +288,8 @@ def stored(reader: Reader) -> Stored[Weights]:
     bias: Array | None = None
     if weights.bias is not None and reader.call.get(weights.bias) is not None:
         constant = reader.constant(weights.bias, "bias").astype(np.float64) * weights.bias_factor
-        bias = np.broadcast_to(constant.reshape(-1), (linear.out_channels,))
+        rows_of_bias = constant.shape[:1] if weights.has_rows else ()
+        bias = np.broadcast_to(constant.reshape(*rows_of_bias, -1), (*rows_of_bias, linear.out_channels))
     return Stored(linear, weights, kernel, bias, array.dtype, quantized=source)
 
 
