@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import wraps
+from typing import Concatenate, ParamSpec
 
 import numpy as np
 import onnx_ir as ir
@@ -30,6 +32,11 @@ from bnfold.graph.ops import ChannelAffine, Form, Lowered, Op, Opaque, Operands,
 from bnfold.graph.outcome import Outcome, Reason, Refusal, Stop
 from bnfold.graph.protocol import Constant
 
+P = ParamSpec("P")
+
+Description = tuple[Op, Weights | Normalization | None]
+"""What a node is, and the place or the content of its parameters where it is linear or a BatchNorm."""
+
 Key = tuple[str, str, str]
 """A function: domain, name and overload."""
 
@@ -49,6 +56,17 @@ ARITHMETIC = frozenset({"Add", "Div", "Mul", "Neg", "Sub"})
 
 JUDGED_BY_TYPE = frozenset({"Add", "Cast", "Neg", "Sub", "Sum"})
 """Operators that are rarely opaque for any other reason than an unknown type or shape."""
+
+
+def _edit(method: Callable[Concatenate[OnnxGraph, P], None]) -> Callable[Concatenate[OnnxGraph, P], None]:
+    """An edit of the graph, after which every description is made anew."""
+
+    @wraps(method)
+    def edit(graph: OnnxGraph, /, *args: P.args, **options: P.kwargs) -> None:
+        method(graph, *args, **options)
+        graph.forget()
+
+    return edit
 
 
 class OnnxGraph(View[ir.Node, ir.Value, Weights]):
@@ -88,6 +106,7 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
             self._pair(node)
         self._data: dict[ir.Node, Sequence[int]] = {}
         self._constants: dict[ir.Node | ir.Value, Constant] = {}  # by what makes it, if anything does
+        self._descriptions: dict[ir.Node, Description] = {}  # until the next edit
 
     def try_out_hints(self) -> bool:
         """Run the model to confirm declared shapes that a plan missed; whether more is known now.
@@ -106,6 +125,10 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         if outcome.at not in self._missing or UNCONFIRMED in outcome.detail:
             return outcome
         return replace(outcome, detail=f"{outcome.detail}; {UNCONFIRMED}")
+
+    def forget(self) -> None:
+        """Forget the descriptions of nodes. Not part of `Graph`."""
+        self._descriptions.clear()
 
     def _pair(self, node: ir.Node) -> None:
         """Note the Add that is the bias of a matrix product."""
@@ -133,35 +156,49 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         return self._facts.scopes.name(node)
 
     def op(self, node: ir.Node) -> Op:
-        misses = self._hints.misses
-        try:
-            op = self._read(node)
-        except Unreadable as error:
-            op = Opaque(error.stop, self._is_batchnorm(node))
-        if self._hints.misses == misses:
-            return op
+        return self._describe(node)[0]
+
+    def _describe(self, node: ir.Node) -> Description:
+        """The description of a node, made once and kept until an edit."""
+        if node not in self._descriptions:
+            misses = self._hints.misses
+            try:
+                description = self._read(node)
+            except Unreadable as error:
+                description = Opaque(error.stop, self._is_batchnorm(node)), None
+            if self._hints.misses != misses:
+                description = self._note_miss(node, description)
+            if isinstance(description[0], Linear) and description[0].is_quantized:  # which would keep its integers
+                return description
+            self._descriptions[node] = description
+        return self._descriptions[node]
+
+    def _note_miss(self, node: ir.Node, description: Description) -> Description:
+        """The description of a node of which a shape or type was missed that a hint declares."""
         self._missing.add(label(node))
         is_scaling = node.op_type in ("Mul", "Div") and any(map(self._facts.constants.holds, node.inputs))
-        if isinstance(op, Opaque) and node.domain == "" and (node.op_type in JUDGED_BY_TYPE or is_scaling):
-            return Opaque(Stop(Reason.UNKNOWN_SHAPE, UNCONFIRMED))
-        return op
+        is_judged = node.domain == "" and (node.op_type in JUDGED_BY_TYPE or is_scaling)
+        if isinstance(description[0], Opaque) and is_judged:
+            return Opaque(Stop(Reason.UNKNOWN_SHAPE, UNCONFIRMED)), None
+        return description
 
-    def _read(self, node: ir.Node) -> Op:
+    def _read(self, node: ir.Node) -> Description:
         if node.domain != "" and not self._is_fused_matmul(node):
-            return opaque(Reason.NOT_LINEAR, f"{node.domain}.{node.op_type} is not an operator that bnfold knows")
+            unknown = f"{node.domain}.{node.op_type} is not an operator that bnfold knows"
+            return opaque(Reason.NOT_LINEAR, unknown), None
         reader = self._reader(node)
         if (linear := read_linear.read_linear(reader, self._bias_add.get(node))) is not None:
-            return linear[0]
+            return linear
         if any(value is not None and self._is_end(node, value) for value in node.inputs):
             raise leads_nowhere()
         if node.op_type == "BatchNormalization":
             return read_affine.read_batchnorm(reader)
         if node.op_type in ARITHMETIC and (affine := read_affine.read_arithmetic(reader)):
-            return affine
+            return affine, None
         if (read := read_carry.READERS.get(node.op_type)) is not None:
             self._insist_on_fixed_parameters(node)
-            return read(reader)
-        return foreign(node.op_type)
+            return read(reader), None
+        return foreign(node.op_type), None
 
     def _is_end(self, reader: ir.Node, value: ir.Value) -> bool:
         """Whether outputs depend on a value, but not on what a reader makes of it: it counts for nothing.
@@ -250,13 +287,9 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         """Which of a node's inputs `write` replaces."""
         if self._is_batchnorm(node):
             return (1, 2)
-        try:
-            linear = read_linear.read_linear(self._reader(node), self._bias_add.get(node))
-        except Unreadable:
+        op, weights = self._describe(node)
+        if not isinstance(weights, Weights) or (isinstance(op, Linear) and op.is_quantized):  # whose integers stay
             return ()
-        if linear is None or linear[0].is_quantized:  # whose integers stay
-            return ()
-        weights = linear[1]
         if weights.bias is None or weights.bias_index is None:
             return (weights.kernel,)
         return weights.kernel, weights.bias_index
@@ -305,6 +338,7 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         is_mean_lost = not np.isfinite(round_once(lowered.mean, dtype).astype(np.float64)).all()
         return None if is_mean_lost else rounding
 
+    @_edit
     def lower(self, node: ir.Node, lowered: Lowered) -> None:
         dtype, rank = self._lowered_type(node), self._rank(node)
         assert dtype is not None
@@ -336,10 +370,12 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         shape = self._reader(node).shape()
         return None if shape is None else len(shape)
 
+    @_edit
     def write_operands(self, node: ir.Node, absorbed: Operands) -> None:
         for index, (_, rounded) in self._operands(node, absorbed).items():
             self._editor.set_parameter(node, self._data_indices(node)[index], ir.tensor(rounded))
 
+    @_edit
     def write(self, node: ir.Node, absorbed: Linear | Affine) -> None:
         if isinstance(absorbed, Linear):
             self._write_linear(node, absorbed)
@@ -357,10 +393,14 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         return node.op_type == "BatchNormalization" and node.domain == ""
 
     def _normalization(self, node: ir.Node) -> Normalization:
-        return read_affine.normalization(self._reader(node))
+        parameters = self._describe(node)[1]
+        return parameters if isinstance(parameters, Normalization) else read_affine.normalization(self._reader(node))
 
     def _stored(self, node: ir.Node) -> Stored[Weights]:
-        return read_linear.stored(self._reader(node), self._bias_add.get(node))
+        linear, weights = self._describe(node)
+        assert isinstance(linear, Linear)
+        assert isinstance(weights, Weights)
+        return read_linear.stored(self._reader(node), linear, weights)
 
     def _write_linear(self, node: ir.Node, linear: Linear) -> None:
         stored, load = self._stored(node), self._loader(linear)
@@ -419,6 +459,7 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         if product in self._facts.types:
             self._facts.types[total] = self._facts.types[product]
 
+    @_edit
     def bypass(self, node: ir.Node, *, keep_output_name: bool, index: int = 0) -> None:
         kept = self._data_indices(node)[index]
         value = node.inputs[kept]
@@ -429,6 +470,7 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         self._renew_ends(self.outputs(node)[0])
         self._editor.bypass(node, kept, self._parameter_indices(node), keep_output_name=keep_output_name)
 
+    @_edit
     def join(self, host: ir.Node, source: ir.Node, root: ir.Node) -> None:
         data = source.inputs[self._data_indices(source)[0]]
         assert data is not None
@@ -442,6 +484,7 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         if value not in self._facts.shapes and like in self._facts.shapes:
             self._facts.shapes[value] = (None,) * len(self._facts.shapes[like])
 
+    @_edit
     def remove(self, node: ir.Node) -> None:
         add = self._bias_add.get(node)
         if add is not None:

@@ -307,11 +307,8 @@ class RecurrentStored(Stored[Weights]):
         return np.concatenate([bias.reshape(self.kernel.shape[0], -1), self.recurrent_bias], axis=1)
 
 
-def stored(reader: Reader, add: ir.Node | None) -> Stored[Weights]:
+def stored(reader: Reader, linear: Linear, weights: Weights) -> Stored[Weights]:
     """The parameters of a node that `read_linear` reads as a linear operator."""
-    read = read_linear(reader, add)
-    assert read is not None
-    linear, weights = read
     value = reader.value(weights.kernel)
     assert value is not None
     constants, source = reader.facts.constants, weights.quantized
