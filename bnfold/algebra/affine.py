@@ -93,8 +93,8 @@ class Affine:
         Source: Ioffe and Szegedy, "Batch Normalization", 2015, algorithm 2.
         """
         scale = _vector(gamma) / np.sqrt(_vector(var) + eps)
-        affine = cls.of(scale, _vector(beta) - _vector(mean) * scale, axis)
-        return affine.with_statistics(Statistics(_vector(mean), _vector(var), np.ones(affine.size)))
+        statistics = Statistics(_vector(mean), _vector(var), np.ones(scale.size))
+        return cls(scale, _vector(beta) - statistics.mean * scale, axis, statistics)
 
     def batchnorm_parameters(self, mean: npt.ArrayLike, var: npt.ArrayLike, eps: float) -> tuple[Array, Array]:
         """The gamma and beta that make a BatchNorm with these statistics equal to self."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -223,6 +224,7 @@ def _read_by(outputs: Mask, groups: int, inputs: int) -> Mask:
     return np.repeat(outputs.reshape(groups, -1).all(axis=1), inputs // groups)
 
 
+@cache
 def _smallest(dtype: np.dtype[np.generic]) -> float:
     """The smallest number of a type that is more than zero."""
     powers = np.ldexp(1.0, -np.arange(1075))
@@ -236,6 +238,7 @@ def measure_parameters(
     return KernelPeaks.of(kernel, dtype, sizes).judge(bias, dtype, unit)
 
 
+@cache
 def is_narrow(dtype: np.dtype[np.generic]) -> bool:
     """Whether a type ends below 1e5."""
     return not np.isfinite(float(round_once(np.asarray(1e5), dtype)))

@@ -25,6 +25,7 @@ class Draft(Generic[N, V]):
         barred: nodes that a step must not begin with, since a weight would not survive it.
         biases: additions that stay, each as the bias of the operator in front of it, which takes none.
         candidates: per-channel affines that may fold.
+        kinds: all nodes by the class of their description, which absorbing does not change.
         steps: what moves and what merges, in order.
         blocked: why a candidate stayed, the last time that it tried a direction.
         absorbed: operators with their pending affines.
@@ -54,11 +55,11 @@ class Draft(Generic[N, V]):
         self._measured: set[V] = set()
         self._readings: dict[Constant, int] = {}
         self._unbiased: dict[Linear, bool] = {}
-        self.candidates = frozenset(
-            node
-            for node in self.position
-            if isinstance(self.op(node), ChannelAffine) and self._is_free(node) and self.is_selected(node)
-        )
+        self.kinds: dict[type[Op], list[N]] = {}
+        for node in self.position:
+            self.kinds.setdefault(type(self.op(node)), []).append(node)
+        affines = self.kinds.get(ChannelAffine, ())
+        self.candidates = frozenset(node for node in affines if self._is_free(node) and self.is_selected(node))
 
     def _is_free(self, node: N) -> bool:
         return node not in self.barred and node not in self.biases

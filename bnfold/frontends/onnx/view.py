@@ -8,6 +8,7 @@ from functools import wraps
 from typing import Concatenate, ParamSpec
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 from bnfold.algebra.affine import Affine
@@ -79,16 +80,23 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         model: changed by the edits.
         confirm: runs the model as it was for shapes that are only declared; they are not believed without.
         inlined: functions of the original whose calls are written out in the model.
+        original: the protobuf that the model is as it was read from, where it is known.
     """
 
     can_lower = True
 
-    def __init__(self, model: ir.Model, confirm: Confirm | None = None, inlined: tuple[Key, ...] = ()) -> None:
+    def __init__(
+        self,
+        model: ir.Model,
+        confirm: Confirm | None = None,
+        inlined: tuple[Key, ...] = (),
+        original: onnx.ModelProto | None = None,
+    ) -> None:
         self.model, self.inlined = model, inlined
         scopes = Scopes(model)
         constants = Constants(model, scopes, {}, {})
         self._confirm = confirm
-        self._hints = Hints(model, Inference(model, constants), scopes)
+        self._hints = Hints(model, Inference(model, constants, original), scopes)
         self._facts = Facts(constants, scopes, self._hints.shapes, self._hints.types)
         self._missing: set[str] = set()
         self._unread = find_unread(scopes.nodes)

@@ -127,6 +127,12 @@ def original_of(model: ir.Model) -> Original | None:
     return original
 
 
+def as_read(model: ir.Model) -> onnx.ModelProto | None:
+    """The protobuf of a model that was just read; None where that is not all of it, or bnfold did not read it."""
+    original = original_of(model)
+    return None if original is None or original.left_out else original.proto
+
+
 def attach(model: ir.Model, original: Original, *, restore: bool) -> None:
     """Attach the original to its model, with the message of each node and constant.
 

@@ -8,6 +8,8 @@ from functools import partial
 
 import onnx_ir as ir
 
+from bnfold.frontends.onnx.nesting import graphs
+
 
 class Slot:
     """One initializer, or one tensor of an attribute."""
@@ -48,20 +50,18 @@ class Slot:
 
 def slots(model: ir.Model) -> Iterator[Slot]:
     """Every place of a tensor, in all graphs and functions."""
-    roots: list[ir.Graph] = [model.graph, *(function.graph for function in model.functions.values())]
-    for root in roots:
-        for graph in [root, *root.subgraphs()]:
-            for value in graph.initializers.values():
-                if value.const_value is not None:
-                    yield Slot(value)
-            for node in graph:
-                for name, attribute in node.attributes.items():
-                    if attribute.is_ref():
-                        continue
-                    if attribute.type == ir.AttributeType.TENSOR:
-                        yield Slot(node, name)
-                    elif attribute.type == ir.AttributeType.TENSORS:
-                        yield from (Slot(node, name, index) for index in range(len(attribute.as_tensors())))
+    for graph in graphs(model):
+        for value in graph.initializers.data.values():
+            if value.const_value is not None:
+                yield Slot(value)
+        for node in graph:
+            for name, attribute in node.attributes.data.items():
+                if attribute.is_ref():
+                    continue
+                if attribute.type == ir.AttributeType.TENSOR:
+                    yield Slot(node, name)
+                elif attribute.type == ir.AttributeType.TENSORS:
+                    yield from (Slot(node, name, index) for index in range(len(attribute.as_tensors())))
 
 
 class Placeholder(ir.ExternalTensor):

@@ -67,7 +67,7 @@ class Constants:
         self._forms: dict[ir.Value, tuple[ir.DataType, tuple[int, ...]]] = {}
         self._failures: dict[ir.Node, str] = {}
         self._evaluators: dict[tuple[int, bytes], ReferenceEvaluator] = {}
-        self._budget = Budget(sum(slot.tensor.size for slot in slots(model)))
+        self._budget = Budget(lambda: sum(slot.tensor.size for slot in slots(model)))
 
     def renew(
         self,

@@ -12,8 +12,9 @@ from typing import TypeVar
 
 import onnx_ir as ir
 
-from bnfold.frontends.onnx.operators.shapes import KINDS, Inference, Kind, graph_values, graphs, read_shape
-from bnfold.frontends.onnx.scopes import Scopes, bodies
+from bnfold.frontends.onnx.nesting import bodies_of, graphs
+from bnfold.frontends.onnx.operators.shapes import KINDS, Inference, Kind, graph_values, read_shape
+from bnfold.frontends.onnx.scopes import Scopes
 from bnfold.frontends.onnx.shape_inference import Confirm
 from bnfold.frontends.traversal import reach
 from bnfold.graph.cautions import DeclarationCaution
@@ -235,7 +236,7 @@ def _downstream(starts: Sequence[ir.Value], model: ir.Model) -> frozenset[ir.Val
     functions = {key: function.graph for key, function in model.functions.items()}
     for graph in graphs(model):
         for node in graph:
-            inner = [body for _, body in bodies(node)]
+            inner = [body for _, body in bodies_of(node)]
             inner += [functions[node.op_identifier()]] if node.op_identifier() in functions else []
             for body in inner:
                 entries.setdefault(node, []).extend(body.inputs)

@@ -15,14 +15,11 @@ import onnx
 import onnx_ir as ir
 
 from bnfold.errors import UnreadableTensorError
-from bnfold.frontends.onnx.files.slots import lending, placeholder, slots
-from bnfold.frontends.onnx.nesting import nested, pairs
+from bnfold.frontends.onnx.nesting import graphs, nested, pairs
 from bnfold.frontends.onnx.operators.constants import OVERRIDABLE, Constants
+from bnfold.frontends.onnx.operators.skeleton import DATA_LIMIT, skeleton
 from bnfold.frontends.onnx.shape_inference import infer_shapes
 from bnfold.graph.ops import Dim, Shape
-
-DATA_LIMIT = 1000
-"""Bytes of a tensor whose values may decide a shape; larger ones are left out."""
 
 KINDS = frozenset(ir.DataType) - {ir.DataType.UNDEFINED}
 
@@ -59,17 +56,18 @@ class Inference:
     Args:
         model: not changed.
         constants: its constants, as far as no shape is needed for them.
+        original: the protobuf that the model is as it was read from; None where it is not known.
 
     Attributes:
         shapes, types: of values of all graphs and functions; what is not known is left out.
         symbols: the dynamic sizes that graph inputs declare; any other symbol is a size that nothing tells.
     """
 
-    def __init__(self, model: ir.Model, constants: Constants) -> None:
+    def __init__(self, model: ir.Model, constants: Constants, original: onnx.ModelProto | None = None) -> None:
         self.shapes: dict[ir.Value, Shape] = {}
         self.types: dict[ir.Value, ir.DataType] = {}
         self._note_stored(model)
-        self._proto = _serialize(model)
+        self._proto = skeleton(model, original)
         self._values = _prepare(model.graph, self._proto.graph, constants)
         self._functions = _functions(model, self._proto, constants)
         self.symbols = {dim.dim_param for each in self._proto.graph.input for dim in each.type.tensor_type.shape.dim}
@@ -111,14 +109,16 @@ class Inference:
         self._infer_functions()
 
     def _match(self, values: Sequence[Mapping[str, ir.Value]], proto: onnx.GraphProto) -> None:
+        kinds: dict[bytes, Kind] = {}
         for named, graph in zip(values, nested(proto), strict=True):
             for info in (*graph.input, *graph.value_info, *graph.output):
                 value = named.get(info.name)
-                if value is None or value.const_value is not None or not info.type.HasField("tensor_type"):
+                if value is None or value.const_value is not None:
                     continue
-                kind = info.type.tensor_type
-                shape = tuple(_proto_dim(dim) for dim in kind.shape.dim) if kind.HasField("shape") else None
-                self._note(value, Kind(shape, ir.DataType(kind.elem_type) if kind.elem_type in KINDS else None))
+                described = info.type.SerializeToString()  # mostly one of a few
+                if described not in kinds:
+                    kinds[described] = _read_kind(info.type)
+                self._note(value, kinds[described])
 
     def _infer_functions(self) -> None:
         """Infer each function once, from the properties that all its callers share."""
@@ -203,35 +203,6 @@ def _key(function: onnx.FunctionProto) -> Key:
     return function.domain, function.name, function.overload
 
 
-def _serialize(model: ir.Model) -> onnx.ModelProto:
-    """The protobuf without large tensors and declarations. Those of graph inputs stay."""
-    large = [slot for slot in slots(model) if _is_large(slot.tensor)]
-    with lending(large, [placeholder(slot.tensor) for slot in large]):  # so that nobody copies them
-        proto = ir.serde.serialize_model(model)
-    if model.ir_version >= OVERRIDABLE:
-        inputs = {info.name for info in proto.graph.input}
-        kept = [tensor for tensor in proto.graph.initializer if tensor.name not in inputs]
-        del proto.graph.initializer[:]
-        proto.graph.initializer.extend(kept)
-    for graph in nested(proto.graph):
-        _forget(graph, keeps_inputs=graph is proto.graph)
-    for function in proto.functions:
-        del function.value_info[:]
-    return proto
-
-
-def _forget(graph: onnx.GraphProto, *, keeps_inputs: bool) -> None:
-    """Drop the declarations of a graph."""
-    del graph.value_info[:]
-    for info in (*graph.output, *(() if keeps_inputs else graph.input)):
-        info.ClearField("type")
-
-
-def _is_large(tensor: ir.TensorProtocol) -> bool:
-    is_elsewhere = isinstance(tensor, ir.ExternalTensor)
-    return is_elsewhere or (tensor.dtype != ir.DataType.STRING and tensor.nbytes > DATA_LIMIT)
-
-
 def _prepare(graph: ir.Graph, proto: onnx.GraphProto, constants: Constants) -> list[dict[str, ir.Value]]:
     """Store constants where onnx reads them; gives the values of a graph and its bodies by name."""
     values: list[dict[str, ir.Value]] = []
@@ -293,6 +264,15 @@ def _describe(info: onnx.ValueInfoProto, kind: Kind) -> None:
             described.dim_param = dim
 
 
+def _read_kind(described: onnx.TypeProto) -> Kind:
+    """The shape and type of a tensor; nothing of any other value."""
+    if not described.HasField("tensor_type"):
+        return Kind()
+    kind = described.tensor_type
+    shape = tuple(_proto_dim(dim) for dim in kind.shape.dim) if kind.HasField("shape") else None
+    return Kind(shape, ir.DataType(kind.elem_type) if kind.elem_type in KINDS else None)
+
+
 def _proto_dim(dim: onnx.TensorShapeProto.Dimension) -> Dim:
     if dim.HasField("dim_value"):
         return dim.dim_value if 0 <= dim.dim_value < DIM_LIMIT else None
@@ -308,13 +288,6 @@ def _dim(dim: int | ir.SymbolicDimProtocol) -> Dim:
     if isinstance(dim, int):
         return dim if 0 <= dim < DIM_LIMIT else None
     return dim.value
-
-
-def graphs(model: ir.Model) -> Iterator[ir.Graph]:
-    """Every graph of a model, those of functions last."""
-    for root in (model.graph, *(function.graph for function in model.functions.values())):
-        yield root
-        yield from root.subgraphs()
 
 
 def graph_values(graph: ir.Graph) -> Iterator[ir.Value]:
