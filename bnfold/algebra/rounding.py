@@ -77,6 +77,8 @@ class Rounding:
 
     def with_fill(self, fill: float, dtype: np.dtype[np.generic], unit: float) -> Rounding:
         """The same, with the rounding of a padding value."""
+        if not fill:
+            return self
         stored = float(round_once(np.asarray(fill), dtype))
         return replace(self, is_fill_lost=not abs(stored - fill) <= unit * abs(fill))
 
@@ -178,10 +180,12 @@ class KernelPeaks:
             dtype: the type of weights and output.
             unit: its spacing at 1.
         """
-        products, results = (np.sqrt(part) for part in sums)
         peaks = self.output_peaks
         share = np.divide(self.output_errors, peaks, out=np.zeros_like(peaks), where=peaks > 0)
-        is_lost = share > unit
+        is_lost = np.asarray(share > unit)
+        if not is_lost.any():
+            return is_lost
+        products, results = (np.sqrt(part) for part in sums)
         lost, roundings = np.where(is_lost, share, 1.0) * products, 2 * _smallest(dtype)  # of half the spacing each
         return np.asarray(is_lost & ((DEVIATIONS * lost <= unit * results) | (lost <= roundings)))
 

@@ -41,9 +41,13 @@ def graphs(model: ir.Model) -> Iterator[ir.Graph]:
 def bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
     """The graphs that a node holds."""
     for attribute in node.attribute:
-        if attribute.HasField("g"):
-            yield attribute.g
-        yield from attribute.graphs
+        yield from _held(attribute)
+
+
+def _held(attribute: onnx.AttributeProto) -> Iterator[onnx.GraphProto]:
+    if attribute.HasField("g"):
+        yield attribute.g
+    yield from attribute.graphs
 
 
 def nested(*roots: Root) -> Iterator[Root | onnx.GraphProto]:
@@ -52,7 +56,8 @@ def nested(*roots: Root) -> Iterator[Root | onnx.GraphProto]:
     while stack:
         graph = stack.pop()
         yield graph
-        stack.extend(body for node in graph.node for body in bodies(node))
+        holders = [each for node in graph.node for each in node.attribute if each.HasField("g") or each.graphs]
+        stack.extend(body for each in holders for body in _held(each))
 
 
 Pair = tuple[ir.Graph, onnx.GraphProto | onnx.FunctionProto]

@@ -70,7 +70,7 @@ def find_unread(nodes: Sequence[ir.Node]) -> frozenset[ir.Node]:
     """Nodes of the standard domain that no output depends on, of `nodes` in the order of the data."""
     unread: set[ir.Node] = set()
     for node in reversed(nodes):
-        has_effects = node.domain != "" or next(bodies_of(node), None) is not None
+        has_effects = node.domain != "" or (node.attributes.data and next(bodies_of(node), None) is not None)
         leads = any(
             out.is_graph_output() or any(reader not in unread for reader, _ in out.uses()) for out in node.outputs
         )

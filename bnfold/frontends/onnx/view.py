@@ -306,6 +306,10 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         return [self._constant(value) for value in values if value is not None and self._facts.constants.holds(value)]
 
     def _constant(self, value: ir.Value) -> Constant:
+        if value.producer() is None:
+            if value not in self._constants:
+                self._constants[value] = Constant(len(value.uses()) + value.is_graph_output())
+            return self._constants[value]
         for read in in_order(value, self._unknown_sources):
             if (origin := _origin(read)) not in self._constants:
                 outputs = origin.outputs if isinstance(origin, ir.Node) else [read]

@@ -120,8 +120,14 @@ class Constants:
             Unreadable: it cannot be evaluated, or would take unreasonable memory.
             UnreadableTensorError: a stored tensor cannot be read, or the constants of the model take too much work.
         """
+        if value in self._memo:
+            return self._memo[value]
         if self._latest is not None and self._latest[0] is value:
             return self._latest[1]
+        if value.producer() is None and value.const_value is not None:
+            array = read(value.const_value, value.name)
+            self._remember(value, array)
+            return array
         order = in_order(value, self._needed)
         waiting = Counter(source for top in order for source in self._needed(top))
         results: dict[ir.Value, AnyArray] = {}

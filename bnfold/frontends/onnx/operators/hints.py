@@ -98,8 +98,18 @@ class Hints:
     def _declared_in(self, graph: ir.Graph) -> Iterator[tuple[ir.Value, Kind]]:
         for value in graph_values(graph):
             is_contract = graph is self._model.graph and value.is_graph_input()
-            if not is_contract and (kind := _declared(value)) is not None:
+            if not is_contract and not self._is_of_tensor(value) and (kind := _declared(value)) is not None:
                 yield value, kind
+
+    def _is_of_tensor(self, value: ir.Value) -> bool:
+        """Whether a shape is that of a stored tensor, which onnx-ir gives each that the file declares nothing of."""
+        shape = value.shape
+        return (
+            value.const_value is not None
+            and shape is not None
+            and shape.frozen
+            and shape.dims == self._inferred.shapes.get(value)
+        )
 
     def _sort(self, hints: list[_Hint]) -> None:
         """Reject hints that contradict a fact, and keep open those that add to one."""

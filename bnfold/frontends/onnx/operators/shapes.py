@@ -80,7 +80,7 @@ class Inference:
             tensor = value.const_value
             is_default = value in inputs and model.ir_version >= OVERRIDABLE
             if tensor is not None and not is_default:
-                self._note(value, Kind(read_shape(tensor.shape), tensor.dtype))
+                self._note(value, Kind(stored_shape(tensor), tensor.dtype))
             elif value in inputs:
                 self._note(value, Kind(None if value.shape is None else read_shape(value.shape), value.dtype))
 
@@ -282,6 +282,14 @@ def _proto_dim(dim: onnx.TensorShapeProto.Dimension) -> Dim:
 def read_shape(shape: ir.ShapeProtocol) -> Shape:
     """A shape that is declared or stored."""
     return tuple(_dim(dim) for dim in shape)
+
+
+def stored_shape(tensor: ir.TensorProtocol) -> Shape:
+    """The shape of a stored tensor. Asking one in a protobuf for it makes many objects."""
+    if isinstance(tensor, ir.serde.TensorProtoTensor):
+        dims = tuple(tensor.raw.dims)
+        return dims if not dims or (min(dims) >= 0 and max(dims) < DIM_LIMIT) else tuple(map(_dim, dims))
+    return read_shape(tensor.shape)
 
 
 def _dim(dim: int | ir.SymbolicDimProtocol) -> Dim:
