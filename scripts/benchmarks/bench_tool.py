@@ -266,14 +266,156 @@ def chain(folder: Path, count: int) -> Path:
     return path
 
 
-def compare_nodes(folder: Path) -> None:
-    print("\n### Growth with the number of nodes: `bnfold inspect`, a chain of Conv, BatchNormalization, Relu\n")
-    print("| nodes | seconds | microseconds per node, without start-up | peak MB |\n|---:|---:|---:|---:|")
-    idle = measure(*BNFOLD, "inspect", made(chain, folder, 3), "-q")
-    for count in (1_000, 10_000, 100_000):
-        cost = measure(*BNFOLD, "inspect", made(chain, folder, count), "-q")
-        each = (cost.seconds - idle.seconds) / count * 1e6
-        print(f"| {count:,} | {cost.seconds:.2f} | {each:.0f} | {cost.peak / MIB:.0f} |")
+def plain(folder: Path, count: int) -> Path:
+    """A chain of `count` operators without parameters."""
+    names = ["x", *(f"v{index}" for index in range(count))]
+    operators = ("Relu", "Sigmoid", "Tanh", "Neg")
+    nodes = [helper.make_node(operators[k % 4], [names[k]], [names[k + 1]], name=f"n{k}") for k in range(count)]
+    path = folder / f"plain{count}.onnx"
+    path.write_bytes(model(nodes, [], 4, names[-1]).SerializeToString())
+    return path
+
+
+def convolution(data: str, out: str, channels: tuple[int, int], taps: int = 1) -> tuple[onnx.NodeProto, TensorProto]:
+    """A Conv from one number of channels to another, with its weight."""
+    weight = np.full((channels[1], channels[0], taps, taps), 0.25, np.float32)
+    pads = [taps // 2] * 4
+    made = helper.make_node("Conv", [data, f"{out}_w"], [out], name=f"conv_{out}", pads=pads)
+    return made, numpy_helper.from_array(weight, f"{out}_w")
+
+
+def concats(folder: Path, count: int) -> Path:
+    """About `count` BatchNorms: one behind each of 64 branches of a Concat and one behind it, again and again."""
+    nodes, tensors, before = [], [], "x"
+    for block in range(count // 65):
+        parts = [f"b{block}_{branch}" for branch in range(64)]
+        for part in parts:
+            conv, weight = convolution(before, f"{part}_c", (64, 1))
+            norm, parameters = batchnorm(f"{part}_c", part, 1)
+            nodes += [conv, norm]
+            tensors += [weight, *parameters]
+        norm, parameters = batchnorm(f"c{block}", f"n{block}", 64)
+        nodes += [
+            helper.make_node("Concat", parts, [f"c{block}"], name=f"concat{block}", axis=1),
+            norm,
+            helper.make_node("Relu", [f"n{block}"], [f"v{block}"], name=f"relu{block}"),
+        ]
+        tensors += parameters
+        before = f"v{block}"
+    path = folder / f"concats{count}.onnx"
+    path.write_bytes(model(nodes, tensors, 64, before).SerializeToString())
+    return path
+
+
+def merges(folder: Path, count: int) -> Path:
+    """`count` sums of two convolutions of one value, each of which becomes one convolution."""
+    nodes, tensors, before = [], [], "x"
+    for block in range(count):
+        for out, taps in ((f"l{block}", 3), (f"s{block}", 1)):
+            conv, weight = convolution(before, out, (4, 4), taps)
+            nodes.append(conv)
+            tensors.append(weight)
+        nodes += [
+            helper.make_node("Add", [f"l{block}", f"s{block}"], [f"a{block}"], name=f"add{block}"),
+            helper.make_node("Relu", [f"a{block}"], [f"v{block}"], name=f"relu{block}"),
+        ]
+        before = f"v{block}"
+    path = folder / f"merges{count}.onnx"
+    path.write_bytes(model(nodes, tensors, 4, before).SerializeToString())
+    return path
+
+
+DEPTH = 10
+"""How deep the bodies are nested. A protobuf cannot nest them much deeper."""
+
+
+def subgraphs(folder: Path, count: int) -> Path:
+    """`count` bodies of If, nested `DEPTH` deep, with a Conv and a BatchNorm in each."""
+    nodes, tensors, before = [], [numpy_helper.from_array(np.asarray(True), "yes")], "x"
+
+    def body(data: str, name: str, depth: int) -> onnx.GraphProto:
+        conv, weight = convolution(data, f"{name}_c", (4, 4))
+        norm, parameters = batchnorm(f"{name}_c", f"{name}_n", 4)
+        inner, out = [conv, norm], f"{name}_n"
+        if depth > 1:
+            out = f"{name}_o"
+            inside = [body(f"{name}_n", f"{name}_i", depth - 1), constant(f"{name}_n", f"{name}_e")]
+            inner.append(
+                helper.make_node("If", ["yes"], [out], f"if_{name}", then_branch=inside[0], else_branch=inside[1])
+            )
+        return helper.make_graph(inner, name, [], [onnx.ValueInfoProto(name=out)], [weight, *parameters])
+
+    def constant(data: str, name: str) -> onnx.GraphProto:
+        return helper.make_graph(
+            [helper.make_node("Identity", [data], [name])], name, [], [onnx.ValueInfoProto(name=name)]
+        )
+
+    for block in range(count // DEPTH):
+        branches = body(before, f"t{block}", DEPTH), constant(before, f"e{block}")
+        made = helper.make_node(
+            "If", ["yes"], [f"v{block}"], f"if{block}", then_branch=branches[0], else_branch=branches[1]
+        )
+        nodes.append(made)
+        before = f"v{block}"
+    path = folder / f"subgraphs{count}.onnx"
+    path.write_bytes(model(nodes, tensors, 4, before).SerializeToString())
+    return path
+
+
+def functions(folder: Path, count: int) -> Path:
+    """`count` functions, each a Conv and a BatchNorm, and each called once."""
+    nodes, bodies, before = [], [], "x"
+    opsets = [helper.make_opsetid("", 17)]
+    for index in range(count):
+        conv, weight = convolution("a", "c", (4, 4))
+        norm, parameters = batchnorm("c", "y", 4)
+        constants = [helper.make_node("Constant", [], [each.name], value=each) for each in (weight, *parameters)]
+        bodies.append(helper.make_function("local", f"f{index}", ["a"], ["y"], [*constants, conv, norm], opsets))
+        nodes.append(helper.make_node(f"f{index}", [before], [f"v{index}"], f"call{index}", domain="local"))
+        before = f"v{index}"
+    proto = model(nodes, [], 4, before)
+    proto.functions.extend(bodies)
+    proto.opset_import.append(helper.make_opsetid("local", 1))
+    path = folder / f"functions{count}.onnx"
+    path.write_bytes(proto.SerializeToString())
+    return path
+
+
+LOAD = "import sys, onnx_ir; model = onnx_ir.load(sys.argv[1]); print(sum(1 for node in model.graph))"
+
+GROWTH: tuple[tuple[str, Callable[[Path, int], Path], tuple[int, ...]], ...] = (
+    ("nodes in a chain of Conv, BatchNormalization, Relu", chain, (1_000, 10_000, 100_000, 300_000)),
+    ("nodes in a chain of operators without parameters", plain, (10_000, 100_000)),
+    ("BatchNorms on Concats of 64 branches, and on the branches", concats, (2_000, 20_000)),
+    ("merges of two convolutions", merges, (500, 5_000)),
+    (f"bodies of If, {DEPTH} deep", subgraphs, (20, 200)),
+    ("functions", functions, (500, 5_000)),
+)
+
+
+def compare_nodes(folder: Path, rounds: int) -> None:
+    """Print what `inspect` takes beside reading the same file, without what both take for a model of three nodes."""
+    print("\n### Growth: `bnfold inspect` beside `onnx_ir.load` and one walk over the nodes\n")
+    print("The last column is the time for each, without start-up, over that of the line before.\n")
+    print("| | seconds | over `onnx_ir` | peak MB | over `onnx_ir` | each over the line before |")
+    print("|---|---:|---:|---:|---:|---:|")
+    idle = measure(*BNFOLD, "inspect", made(chain, folder, 3), "-q").seconds
+    for what, make, counts in GROWTH:
+        before: float | None = None
+        for count in counts:
+            path = made(make, folder, count)
+            found = alternate(
+                rounds if count <= 10_000 else 1,
+                ours=lambda path=path: measure(*BNFOLD, "inspect", path, "-q"),
+                load=lambda path=path: measure(PYTHON, "-c", LOAD, path),
+            )
+            path.unlink()
+            ours, load = found["ours"], found["load"]
+            each = (ours.seconds - idle) / count
+            growth = "" if before is None else f"{each / before:.2f}"
+            before = each
+            times = f"{ours.seconds:.2f} | {ours.seconds / load.seconds:.2f}"
+            print(f"| {count:,} {what} | {times} | {ours.peak / MIB:.0f} | {ours.peak / load.peak:.2f} | {growth} |")
 
 
 def describe() -> None:
@@ -326,7 +468,7 @@ def run(options: argparse.Namespace) -> None:
         if options.only in (None, "peers"):
             compare_peers(folder, options.rounds)
         if options.only in (None, "nodes"):
-            compare_nodes(folder)
+            compare_nodes(folder, options.rounds)
         if options.only in (None, "large"):
             compare_large(folder, options.rounds)
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from typing import cast
 
 import onnx_ir as ir
 
@@ -29,7 +30,8 @@ class Slot:
             assert self._owner.const_value is not None
             return self._owner.const_value
         attribute = self._owner.attributes[self._attribute]
-        return attribute.as_tensor() if self._index is None else attribute.as_tensors()[self._index]
+        held = attribute.value if self._index is None else attribute.value[self._index]
+        return cast("ir.TensorProtocol", held)  # `as_tensor` checks a protocol, which takes long
 
     def lend(self, tensor: ir.TensorProtocol) -> Callable[[], None]:
         """Put another tensor into the slot; gives a function that puts the first one back."""

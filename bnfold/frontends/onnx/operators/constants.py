@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import onnx
@@ -287,7 +287,7 @@ def _stored(value: ir.Value) -> ir.TensorProtocol | None:
     for name, attribute in node.attributes.items():
         match name, attribute.type:
             case "value", ir.AttributeType.TENSOR:
-                return attribute.as_tensor()
+                return cast("ir.TensorProtocol", attribute.value)  # `as_tensor` checks a protocol, which takes long
             case "value_float" | "value_floats", ir.AttributeType.FLOAT | ir.AttributeType.FLOATS:
                 return ir.tensor(np.asarray(attribute.value, np.float32))
             case "value_int" | "value_ints", ir.AttributeType.INT | ir.AttributeType.INTS:

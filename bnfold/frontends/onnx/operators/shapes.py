@@ -7,7 +7,8 @@ a runtime enforces.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -122,16 +123,15 @@ class Inference:
 
     def _infer_functions(self) -> None:
         """Infer each function once, from the properties that all its callers share."""
-        left = dict(self._functions)
-        while left:
-            called = {callee for function in left.values() for callee in function.callees}
-            ready = [key for key in left if key not in called]
-            if not ready:
-                return  # functions that call each other are no valid model
-            for function in [left.pop(key) for key in ready]:
-                inferred = infer_shapes(function.model([self._common(operands) for operands in function.operands]))
-                if inferred is not None:
-                    self._match(function.values, inferred.graph)
+        callers = Counter(callee for function in self._functions.values() for callee in function.callees)
+        ready = [key for key in self._functions if not callers[key]]
+        while ready:  # functions that call each other are no valid model
+            function = self._functions[ready.pop()]
+            inferred = infer_shapes(function.model([self._common(operands) for operands in function.operands]))
+            if inferred is not None:
+                self._match(function.values, inferred.graph)
+            callers.subtract(function.callees)
+            ready += [callee for callee in function.callees if callee in self._functions and not callers[callee]]
 
     def _common(self, operands: Sequence[ir.Value | None]) -> Kind:
         """The shape and type that all callers' values for one input have in common."""
@@ -169,9 +169,9 @@ class _Function:
         self.callees = {node.op_identifier() for node in function.all_nodes()}
         self.operands: list[list[ir.Value | None]] = [[] for _ in function.inputs]
 
-    def lend(self, functions: Iterable[onnx.FunctionProto]) -> None:
+    def lend(self, functions: Mapping[Key, onnx.FunctionProto]) -> None:
         """Add the functions that this one calls."""
-        self._proto.functions.extend(function for function in functions if _key(function) in self.callees)
+        self._proto.functions.extend(functions[key] for key in sorted(self.callees & functions.keys()))
 
     def note_call(self, node: ir.Node) -> None:
         """Add the operands of another node that calls the function."""
@@ -192,7 +192,7 @@ def _functions(model: ir.Model, proto: onnx.ModelProto, constants: Constants) ->
     if not functions:
         return {}
     for function in functions.values():
-        function.lend(proto.functions)
+        function.lend(protos)
     for node in chain.from_iterable(graphs(model)):
         if (key := node.op_identifier()) in functions:
             functions[key].note_call(node)
