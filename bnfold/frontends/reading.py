@@ -309,7 +309,7 @@ def unit(dtype: np.dtype[Any]) -> float:
 VECTORS = ("scale", "bias", "mean", "variance")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Normalization:
     """The constants of a BatchNorm: vectors with one entry for each channel, and epsilon.
 

@@ -1,6 +1,6 @@
 """Measures the tool itself and prints Markdown tables: size, start-up, peers, and growth with the number of nodes.
 
-    python scripts/benchmarks/bench_tool.py [--folder FOLDER] [--only large|start|peers|nodes] [--rounds N]
+    python scripts/benchmarks/bench_tool.py [--folder FOLDER] [--only large|start|peers|resnet|nodes] [--rounds N]
         [--docs PAGE]
 
 Every row is a ratio of two things that were measured alternately in one run, whole processes each; times are the
@@ -199,6 +199,96 @@ def compare_start(rounds: int) -> None:
     print("| | seconds | over `import click, rich` |\n|---|---:|---:|")
     for name, what in (("base", "import click, rich"), ("help", "bnfold --help"), ("package", "import bnfold")):
         print(f"| `{what}` | {found[name].seconds:.3f} | {found[name].seconds / found['base'].seconds:.2f} |")
+
+
+DIGITS = Path(__file__).resolve().parents[2] / "models" / "digits_cnn.onnx"
+
+
+def compare_tiny(folder: Path, rounds: int) -> None:
+    """Print what `fuse` takes for a tiny model, proof and run included, beside importing what it stands on."""
+    print("\n### A tiny model: `bnfold fuse models/digits_cnn.onnx`, which proves the result and runs it once\n")
+    output = folder / "digits.onnx"
+    fused = [*BNFOLD, "fuse", DIGITS, "-o", output, "--overwrite", "-q"]
+    found = alternate(
+        max(rounds, 9),
+        base=lambda: measure(PYTHON, "-c", "import numpy, onnx_ir, onnxruntime"),
+        fuse=lambda: measure(*fused),
+        quick=lambda: measure(*fused, "--no-verify"),
+    )
+    names = {"base": "import numpy, onnx_ir, onnxruntime", "fuse": "bnfold fuse", "quick": "bnfold fuse --no-verify"}
+    print("| | seconds | over the imports |\n|---|---:|---:|")
+    for name, what in names.items():
+        print(f"| `{what}` | {found[name].seconds:.3f} | {found[name].seconds / found['base'].seconds:.2f} |")
+
+
+STAGES = ((64, 256, 3), (128, 512, 4), (256, 1024, 6), (512, 2048, 3))
+"""Of ResNet-50: the inner and the outer channels, and how many blocks."""
+
+
+def resnet(folder: Path) -> Path:
+    """ResNet-50 with random weights, its BatchNorms where they are: He and others, 2015, table 1."""
+    nodes: list[onnx.NodeProto] = []
+    tensors: list[TensorProto] = []
+    generator = np.random.default_rng(0)
+
+    def conv(data: str, out: str, channels: tuple[int, int], taps: int, stride: int = 1) -> str:
+        weight = generator.standard_normal((channels[1], channels[0], taps, taps), dtype=np.float32) / 16
+        window = {"pads": [taps // 2] * 4, "strides": [stride] * 2}
+        norm, parameters = batchnorm(f"{out}_c", out, channels[1])
+        nodes.extend([helper.make_node("Conv", [data, f"{out}_w"], [f"{out}_c"], f"conv_{out}", **window), norm])
+        tensors.extend([numpy_helper.from_array(weight, f"{out}_w"), *parameters])
+        return out
+
+    def relu(data: str) -> str:
+        nodes.append(helper.make_node("Relu", [data], [f"{data}_r"], f"relu_{data}"))
+        return f"{data}_r"
+
+    value = relu(conv("x", "stem", (3, 64), 7, 2))
+    nodes.append(
+        helper.make_node("MaxPool", [value], ["pool"], "pool", kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4)
+    )
+    value, width = "pool", 64
+    for stage, (inner, outer, blocks) in enumerate(STAGES):
+        for block in range(blocks):
+            name, stride = f"s{stage}b{block}", 2 if stage and not block else 1
+            first = relu(conv(value, f"{name}_1", (width, inner), 1))
+            second = relu(conv(first, f"{name}_2", (inner, inner), 3, stride))
+            third = conv(second, f"{name}_3", (inner, outer), 1)
+            skip = value if block else conv(value, f"{name}_d", (width, outer), 1, stride)
+            nodes.append(helper.make_node("Add", [third, skip], [name], f"add_{name}"))
+            value, width = relu(name), outer
+    nodes.append(helper.make_node("GlobalAveragePool", [value], ["mean"], "mean"))
+    nodes.append(helper.make_node("Flatten", ["mean"], ["flat"], "flat"))
+    nodes.append(helper.make_node("Gemm", ["flat", "fc_w"], ["y"], "fc"))
+    tensors.append(numpy_helper.from_array(generator.standard_normal((2048, 1000), dtype=np.float32), "fc_w"))
+    ends = [
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, 224, 224]),
+        helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 1000]),
+    ]
+    graph = helper.make_graph(nodes, "resnet50", ends[:1], ends[1:], tensors)
+    path = folder / "resnet50.onnx"
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    path.write_bytes(proto.SerializeToString())
+    return path
+
+
+COPY = "import sys, onnx_ir; onnx_ir.save(onnx_ir.load(sys.argv[1]), sys.argv[2])"
+
+
+def compare_resnet(folder: Path, rounds: int) -> None:
+    """Print what `fuse` takes for ResNet-50 beside reading it and writing it by onnx-ir."""
+    source = made(resnet, folder)
+    print(f"\n### ResNet-50, {source.stat().st_size / 1e6:.0f} MB in one file: `bnfold fuse --no-verify`\n")
+    runs = {"copy": lambda: measure(PYTHON, "-c", COPY, source, folder / "copy.onnx"), "fuse": fuse(source)}
+    found = alternate(max(rounds, 5), **runs)
+    names = {"copy": "`onnx_ir.load` and `onnx_ir.save`", "fuse": "`bnfold fuse --no-verify`"}
+    print("| | seconds | over onnx-ir | peak MB |\n|---|---:|---:|---:|")
+    for name, what in names.items():
+        cost = found[name]
+        ratio = cost.seconds / found["copy"].seconds
+        print(f"| {what} | {cost.seconds:.2f} | {ratio:.2f} | {cost.peak / MIB:.0f} |")
+    for each in (source, folder / "copy.onnx"):
+        each.unlink()
 
 
 def convolutional(folder: Path) -> Path:
@@ -441,7 +531,7 @@ def write(page: Path, tables: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, help="where the models are made; a temporary folder by default")
-    parser.add_argument("--only", choices=["large", "start", "peers", "nodes"])
+    parser.add_argument("--only", choices=["large", "start", "peers", "resnet", "nodes"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--docs", type=Path, metavar="PAGE", help="a Markdown page for the tables")
     options = parser.parse_args()
@@ -465,8 +555,11 @@ def run(options: argparse.Namespace) -> None:
     try:
         if options.only in (None, "start"):
             compare_start(options.rounds)
+            compare_tiny(folder, options.rounds)
         if options.only in (None, "peers"):
             compare_peers(folder, options.rounds)
+        if options.only in (None, "resnet"):
+            compare_resnet(folder, options.rounds)
         if options.only in (None, "nodes"):
             compare_nodes(folder, options.rounds)
         if options.only in (None, "large"):

@@ -61,7 +61,7 @@ class Densified(ir.LazyTensor):
         return ir.tensor(dense.reshape(shape))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class NodeRecord:
     """A node as it was read."""
 
@@ -69,7 +69,7 @@ class NodeRecord:
     attributes: dict[str, ir.Attr]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class ConstantRecord:
     """An initializer as it was read."""
 

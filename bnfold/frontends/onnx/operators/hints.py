@@ -91,6 +91,8 @@ class Hints:
         self.shapes: Lookup[Shape] = Lookup(inferred.shapes, self._is_whole, self._miss)
         self.types: Lookup[ir.DataType] = Lookup(inferred.types, lambda dtype: True, self._miss)
         self._sort([_Hint(value, graph, kind) for graph in graphs(model) for value, kind in self._declared_in(graph)])
+        if not self._open:
+            inferred.release()
 
     def _is_whole(self, shape: Shape) -> bool:
         return all(isinstance(dim, int) or dim in self._inferred.symbols for dim in shape)

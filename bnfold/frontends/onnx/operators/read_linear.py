@@ -22,7 +22,7 @@ from bnfold.frontends.reading import AnyArray, Unreadable
 from bnfold.graph.outcome import Reason
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Weights:
     """Where the parameters of a linear operator are, and how they are laid out.
 

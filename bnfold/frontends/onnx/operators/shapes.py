@@ -43,7 +43,7 @@ OPAQUE = "bnfold.opaque"
 """A domain that has no operators."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Kind:
     """Shape and type of one value; None stands for an unknown one."""
 
@@ -90,6 +90,10 @@ class Inference:
             self.shapes[value] = kind.shape
         if kind.dtype is not None:
             self.types[value] = kind.dtype
+
+    def release(self) -> None:
+        """Give back what inferring again would take."""
+        self._proto, self._values, self._functions = onnx.ModelProto(), [], {}
 
     def add(self, facts: Mapping[str, Kind]) -> None:
         """Infer again, with new facts about values of the main graph."""
