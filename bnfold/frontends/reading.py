@@ -360,21 +360,27 @@ def normalization(
     channels = mean.size
     gamma = np.ones(channels, mean.dtype) if gamma is None else gamma
     beta = np.zeros(channels, mean.dtype) if beta is None else beta
-    wide = np.empty((4, channels))
-    for row, what, array in zip(wide, VECTORS, (gamma, beta, mean, var), strict=True):
+    wide, arrays = np.empty((4, channels)), (gamma, beta, mean, var)
+    for row, what, array in zip(wide, VECTORS, arrays, strict=True):
         if array.dtype not in FLOATS:
             raise Unreadable(Reason.INVALID_PARAMETERS, f"its {what} is of type {array.dtype}")
         if array.ndim != 1 or array.size != channels:
             raise Unreadable(Reason.INVALID_PARAMETERS, f"its {what} has shape {array.shape} for {channels} channels")
         row[:] = array
+    variance = wide[3]
+    is_positive = (variance >= 0) & (variance + epsilon > 0)
+    if not (np.isfinite(wide[:3]).all() and is_positive.all()):
+        raise Unreadable(Reason.INVALID_PARAMETERS, _fault(wide, is_positive))
+    return Normalization(gamma, beta, mean, var, epsilon, wide)
+
+
+def _fault(wide: Array, is_positive: npt.NDArray[np.bool_]) -> str:
+    """The first fault in the vectors of a BatchNorm."""
+    for row, what in zip(wide, VECTORS, strict=True):
         channel = _first(np.isnan(row) if what == "variance" else ~np.isfinite(row))
         if channel is not None:
-            raise Unreadable(Reason.INVALID_PARAMETERS, f"its {what} is not finite in channel {channel}")
-    variance = wide[3]
-    if (channel := _first((variance < 0) | ~(variance + epsilon > 0))) is not None:
-        detail = f"its variance is negative, or zero with epsilon zero, in channel {channel}"
-        raise Unreadable(Reason.INVALID_PARAMETERS, detail)
-    return Normalization(gamma, beta, mean, var, epsilon, wide)
+            return f"its {what} is not finite in channel {channel}"
+    return f"its variance is negative, or zero with epsilon zero, in channel {_first(~is_positive)}"
 
 
 def _first(channels: npt.NDArray[np.bool_]) -> int | None:

@@ -197,7 +197,7 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         reader = self._reader(node)
         if (linear := read_linear.read_linear(reader, self._bias_add.get(node))) is not None:
             return linear
-        if any(value is not None and self._is_end(node, value) for value in node.inputs):
+        if node in self._unread and any(value is not None and self._is_end(node, value) for value in node.inputs):
             raise leads_nowhere()
         if node.op_type == "BatchNormalization":
             return read_affine.read_batchnorm(reader)
