@@ -49,10 +49,11 @@ BNFOLD = [PYTHON, "-m", "bnfold"]
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one process."""
+    """Of one process: its time, its largest resident set, and the time of processors, which load changes less."""
 
     seconds: float
     peak: int
+    work: float
 
 
 def measure(*command: str | Path) -> Cost:
@@ -70,7 +71,7 @@ def measure(*command: str | Path) -> Cost:
         if process.returncode:
             output.seek(0)
             raise RuntimeError(f"{command}: {output.read().decode(errors='replace')[-2000:]}")
-    return Cost(seconds, usage.ru_maxrss * 1024)
+    return Cost(seconds, usage.ru_maxrss * 1024, usage.ru_utime + usage.ru_stime)
 
 
 def alternate(rounds: int, *, pause: float = 0.0, **runs: Callable[[], Cost]) -> dict[str, Cost]:
@@ -88,7 +89,11 @@ def alternate(rounds: int, *, pause: float = 0.0, **runs: Callable[[], Cost]) ->
                 time.sleep(pause)
             found[name].append(run())
     return {
-        name: Cost(median(each.seconds for each in costs), max(each.peak for each in costs))
+        name: Cost(
+            median(each.seconds for each in costs),
+            max(each.peak for each in costs),
+            median(each.work for each in costs),
+        )
         for name, costs in found.items()
     }
 
@@ -486,10 +491,11 @@ GROWTH: tuple[tuple[str, Callable[[Path, int], Path], tuple[int, ...]], ...] = (
 def compare_nodes(folder: Path, rounds: int) -> None:
     """Print what `inspect` takes beside reading the same file, without what both take for a model of three nodes."""
     print("\n### Growth: `bnfold inspect` beside `onnx_ir.load` and one walk over the nodes\n")
-    print("The last column is the time for each, without start-up, over that of the line before.\n")
+    print("The times are those of processors. The last column is the time for each, without start-up, over that of the")
+    print("line before.\n")
     print("| | seconds | over `onnx_ir` | peak MB | over `onnx_ir` | each over the line before |")
     print("|---|---:|---:|---:|---:|---:|")
-    idle = measure(*BNFOLD, "inspect", made(chain, folder, 3), "-q").seconds
+    idle = measure(*BNFOLD, "inspect", made(chain, folder, 3), "-q").work
     for what, make, counts in GROWTH:
         before: float | None = None
         for count in counts:
@@ -501,10 +507,10 @@ def compare_nodes(folder: Path, rounds: int) -> None:
             )
             path.unlink()
             ours, load = found["ours"], found["load"]
-            each = (ours.seconds - idle) / count
+            each = (ours.work - idle) / count
             growth = "" if before is None else f"{each / before:.2f}"
             before = each
-            times = f"{ours.seconds:.2f} | {ours.seconds / load.seconds:.2f}"
+            times = f"{ours.work:.2f} | {ours.work / load.work:.2f}"
             print(f"| {count:,} {what} | {times} | {ours.peak / MIB:.0f} | {ours.peak / load.peak:.2f} | {growth} |")
 
 
