@@ -17,7 +17,7 @@ def _vector(values: npt.ArrayLike) -> Array:
     return np.asarray(values, dtype=np.float64).reshape(-1)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Statistics:
     """The size of the data that an affine reads, channel by channel.
 
@@ -47,7 +47,7 @@ class Statistics:
             return replace(self, mean=(self.mean - affine.shift) / scale, variance=self.variance / scale / scale)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Affine:
     """The map ``y[..., c, ...] = scale[c] * x[..., c, ...] + shift[c]`` along one axis.
 
@@ -93,8 +93,8 @@ class Affine:
         Source: Ioffe and Szegedy, "Batch Normalization", 2015, algorithm 2.
         """
         scale = _vector(gamma) / np.sqrt(_vector(var) + eps)
-        affine = cls.of(scale, _vector(beta) - _vector(mean) * scale, axis)
-        return affine.with_statistics(Statistics(_vector(mean), _vector(var), np.ones(affine.size)))
+        statistics = Statistics(_vector(mean), _vector(var), np.ones(scale.size))
+        return cls(scale, _vector(beta) - statistics.mean * scale, axis, statistics)
 
     def batchnorm_parameters(self, mean: npt.ArrayLike, var: npt.ArrayLike, eps: float) -> tuple[Array, Array]:
         """The gamma and beta that make a BatchNorm with these statistics equal to self."""
@@ -297,7 +297,7 @@ SEVERAL = 1 << 20
 """The axis of a map along several axes. No value has it, so nothing takes the map for one along a single axis."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Grid(Affine):
     """A map along several axes. Its vectors have an entry for each place on all of them, in row-major order.
 

@@ -117,7 +117,6 @@ class Kernel:
 
     def measure(self, linear: Linear, bias: Array | None, dtype: np.dtype[np.generic], unit: float) -> Rounding:
         """The rounding of the solved kernel and `bias` to `dtype`; see `KernelPeaks.judge`."""
-        peaks = KernelPeaks.zeros(linear.out_channels, linear.in_channels)
         blocks = list(self.blocks())
         sizes = linear.input_sizes
 
@@ -126,6 +125,7 @@ class Kernel:
             return KernelPeaks.of(block.solve_canonical(linear), dtype, own)
 
         measured = _in_parallel(measure_block, blocks)
+        peaks = KernelPeaks.zeros(linear.out_channels, linear.in_channels)
         for block, part in zip(blocks, measured, strict=True):
             peaks.add(part, block.outputs, block.inputs(linear))
         sums = linear.output_sums
@@ -179,6 +179,8 @@ class Block:
 
     def part(self, linear: Linear) -> Linear:
         """The operator whose kernel is this block alone."""
+        if self.stop - self.start == self.kernel.rows:
+            return linear
         inputs, outputs = self.inputs(linear), self.outputs
         return replace(
             linear,

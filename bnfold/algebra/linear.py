@@ -64,7 +64,7 @@ class Border(Enum):
     PARTIAL = "partial"  # no, and no padding value can mend it (transposed convolution, SAME padding)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Window:
     """Which inputs an output sees: along each axis, output `p` and tap `t` read ``stride p + dilation t - begin``.
 
@@ -105,7 +105,7 @@ class Window:
         return tuple(begin + end - dilation * (taps - 1) for taps, dilation, begin, end in axes)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Linear:
     """A linear operator ``x -> K * x + b`` with the affines it has absorbed so far.
 
@@ -293,7 +293,7 @@ class Linear:
         return constant if self.after is None else self.after.scale * constant + self.after.shift
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Factor:
     """A linear operator that became a part of another.
 
@@ -330,7 +330,7 @@ class Factor:
         return self.linear.makes_bias or (self.node is not None and not self.linear.terms and self.linear.has_bias)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Term:
     """One addend of a merged operator: ``last(... first(x))``, with its taps among those of the operator's window.
 

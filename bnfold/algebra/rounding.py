@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -76,6 +77,8 @@ class Rounding:
 
     def with_fill(self, fill: float, dtype: np.dtype[np.generic], unit: float) -> Rounding:
         """The same, with the rounding of a padding value."""
+        if not fill:
+            return self
         stored = float(round_once(np.asarray(fill), dtype))
         return replace(self, is_fill_lost=not abs(stored - fill) <= unit * abs(fill))
 
@@ -177,10 +180,12 @@ class KernelPeaks:
             dtype: the type of weights and output.
             unit: its spacing at 1.
         """
-        products, results = (np.sqrt(part) for part in sums)
         peaks = self.output_peaks
         share = np.divide(self.output_errors, peaks, out=np.zeros_like(peaks), where=peaks > 0)
-        is_lost = share > unit
+        is_lost = np.asarray(share > unit)
+        if not is_lost.any():
+            return is_lost
+        products, results = (np.sqrt(part) for part in sums)
         lost, roundings = np.where(is_lost, share, 1.0) * products, 2 * _smallest(dtype)  # of half the spacing each
         return np.asarray(is_lost & ((DEVIATIONS * lost <= unit * results) | (lost <= roundings)))
 
@@ -223,6 +228,7 @@ def _read_by(outputs: Mask, groups: int, inputs: int) -> Mask:
     return np.repeat(outputs.reshape(groups, -1).all(axis=1), inputs // groups)
 
 
+@cache
 def _smallest(dtype: np.dtype[np.generic]) -> float:
     """The smallest number of a type that is more than zero."""
     powers = np.ldexp(1.0, -np.arange(1075))
@@ -236,6 +242,7 @@ def measure_parameters(
     return KernelPeaks.of(kernel, dtype, sizes).judge(bias, dtype, unit)
 
 
+@cache
 def is_narrow(dtype: np.dtype[np.generic]) -> bool:
     """Whether a type ends below 1e5."""
     return not np.isfinite(float(round_once(np.asarray(1e5), dtype)))

@@ -32,6 +32,7 @@ def describe_model(model: Any, stem: Path, name: str) -> Subject:
         save(parse(model, name) if isinstance(model, onnx.ModelProto) else unwrap(model), path)
         return describe_model(path, stem, name)
     read = load(model)
+    files = [model, *external_files(read)]
     nodes = [*read.graph.all_nodes(), *(node for function in read.functions.values() for node in function.all_nodes())]
     return Subject(
         name,
@@ -40,8 +41,8 @@ def describe_model(model: Any, stem: Path, name: str) -> Subject:
         model,
         tuple(_declared(value, name) for value in read.graph.inputs if not value.is_initializer()),
         tuple(str(value.name) for value in read.graph.outputs),
-        digest([model, *external_files(read)]),
-        file_bytes(read, model),
+        digest(files),
+        file_bytes(files),
         len(nodes),
         sum(node.op_type == "BatchNormalization" for node in nodes),
     )

@@ -1,8 +1,8 @@
-"""Sets how the C library hands out memory, in a process of the command line's own."""
+"""Sets how memory is handed out and collected, in a process of the command line's own."""
 
 from __future__ import annotations
 
-import ctypes
+import gc
 import sys
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
@@ -11,6 +11,18 @@ TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 KEPT, MAPPED = 1 << 29, 1 << 25
 """How many free bytes are kept before they go back to the system, and from which size a request is mapped alone."""
 
+COLLECTIONS = 50_000, 20, 50
+"""How many new objects start a search for garbage among them, and how many such searches one among older ones."""
+
+
+def collect_seldom() -> None:
+    """Look for garbage in cycles less often than Python does by default.
+
+    A model is hundreds of thousands of small objects, which live as long as the process. Looking through them again and
+    again takes as long as reading them.
+    """
+    gc.set_threshold(*COLLECTIONS)
+
 
 def keep_freed_memory() -> None:
     """Let blocks of megabytes be reused, if the C library is glibc.
@@ -18,6 +30,8 @@ def keep_freed_memory() -> None:
     By default, glibc gives each freed block back to the system, and the system hands out zeroed pages for the next one.
     That takes several times as long as computing on the block.
     """
+    import ctypes  # which no other command needs
+
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
         mallopt(TRIM_THRESHOLD, KEPT)

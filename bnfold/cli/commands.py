@@ -21,6 +21,7 @@ import click
 from click.core import ParameterSource
 
 from bnfold.cli import recording
+from bnfold.cli.allocation import collect_seldom
 from bnfold.cli.lazily import lazily
 from bnfold.cli.parsing import Command, FiniteRange
 from bnfold.errors import BnfoldError, IncomparableError, NotEquivalentError, one_line
@@ -612,6 +613,7 @@ def _terminate(number: int, frame: FrameType | None) -> NoReturn:
 def main() -> None:
     """Run the command line. An error that a user can act on becomes one line and its exit code."""
     signal.signal(signal.SIGTERM, _terminate)
+    collect_seldom()
     logging.getLogger("onnx_ir").addHandler(logging.NullHandler())  # its important messages are errors of bnfold
     try:
         with lazily("sympy", "onnx_ir._symbolic_shapes"):  # slow to import, and only needed for unknown sizes

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from math import prod
 from typing import Any, Protocol, TypeVar
 
@@ -15,7 +16,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from bnfold.algebra.affine import Affine, per_channel_axis
+from bnfold.algebra.affine import Affine, Array, per_channel_axis
 from bnfold.algebra.linear import Border, Layout, Linear, Window
 from bnfold.algebra.pooling import WHOLLY_PADDING, PoolAxis
 from bnfold.algebra.rounding import BatchNorm, solve_batchnorm
@@ -299,31 +300,43 @@ def select(
 # ------------------------------------------------------------------------------------------------------------- affines
 
 
+@cache
 def unit(dtype: np.dtype[Any]) -> float:
     """The spacing of a floating-point type at 1."""
     return float(ml_dtypes.finfo(dtype).eps)  # type: ignore[no-untyped-call]
 
 
-@dataclass(frozen=True, eq=False)
+VECTORS = ("scale", "bias", "mean", "variance")
+
+
+@dataclass(frozen=True, eq=False, slots=True)
 class Normalization:
-    """The constants of a BatchNorm: vectors with one entry for each channel, and epsilon."""
+    """The constants of a BatchNorm: vectors with one entry for each channel, and epsilon.
+
+    Attributes:
+        gamma, beta, mean, var: as they are stored.
+        epsilon: added to the variance.
+        wide: the four vectors in float64, the rows of one block.
+    """
 
     gamma: AnyArray
     beta: AnyArray
     mean: AnyArray
     var: AnyArray
     epsilon: float
+    wide: Array
 
     def op(self, axis: int = 1, stored: tuple[int, ...] | None = None) -> ops.ChannelAffine:
         """The per-channel affine along `axis`; see `ChannelAffine` for `stored`."""
         with np.errstate(all="ignore"):
-            affine = Affine.from_batchnorm(self.gamma, self.beta, self.mean, self.var, self.epsilon, axis)
-        channel = _first(~(np.isfinite(affine.scale) & np.isfinite(affine.shift)))
-        if channel is not None:
+            gamma, beta, mean, var = self.wide
+            affine = Affine.from_batchnorm(gamma, beta, mean, var, self.epsilon, axis)
+        if not affine.is_finite:
+            channel = _first(~(np.isfinite(affine.scale) & np.isfinite(affine.shift)))
             detail = f"the scale or shift of channel {channel} is not finite in any precision"
             raise Unreadable(Reason.INVALID_PARAMETERS, detail)
-        if affine.statistics is not None:  # of an infinite variance, whose channel is a constant, nothing is known
-            known = affine.statistics
+        known = affine.statistics
+        if known is not None and np.isinf(known.variance).any():  # its channel is a constant: nothing is known
             variance = np.where(np.isinf(known.variance), 1.0, known.variance)
             affine = affine.with_statistics(replace(known, variance=variance))
         return ops.ChannelAffine(affine, is_batchnorm=True, stored=stored)
@@ -347,20 +360,27 @@ def normalization(
     channels = mean.size
     gamma = np.ones(channels, mean.dtype) if gamma is None else gamma
     beta = np.zeros(channels, mean.dtype) if beta is None else beta
-    for what, array in (("scale", gamma), ("bias", beta), ("mean", mean), ("variance", var)):
+    wide, arrays = np.empty((4, channels)), (gamma, beta, mean, var)
+    for row, what, array in zip(wide, VECTORS, arrays, strict=True):
         if array.dtype not in FLOATS:
             raise Unreadable(Reason.INVALID_PARAMETERS, f"its {what} is of type {array.dtype}")
         if array.ndim != 1 or array.size != channels:
             raise Unreadable(Reason.INVALID_PARAMETERS, f"its {what} has shape {array.shape} for {channels} channels")
-        wide = array.astype(np.float64)
-        channel = _first(np.isnan(wide) if what == "variance" else ~np.isfinite(wide))
+        row[:] = array
+    variance = wide[3]
+    is_positive = (variance >= 0) & (variance + epsilon > 0)
+    if not (np.isfinite(wide[:3]).all() and is_positive.all()):
+        raise Unreadable(Reason.INVALID_PARAMETERS, _fault(wide, is_positive))
+    return Normalization(gamma, beta, mean, var, epsilon, wide)
+
+
+def _fault(wide: Array, is_positive: npt.NDArray[np.bool_]) -> str:
+    """The first fault in the vectors of a BatchNorm."""
+    for row, what in zip(wide, VECTORS, strict=True):
+        channel = _first(np.isnan(row) if what == "variance" else ~np.isfinite(row))
         if channel is not None:
-            raise Unreadable(Reason.INVALID_PARAMETERS, f"its {what} is not finite in channel {channel}")
-    variance = var.astype(np.float64)
-    if (channel := _first((variance < 0) | ~(variance + epsilon > 0))) is not None:
-        detail = f"its variance is negative, or zero with epsilon zero, in channel {channel}"
-        raise Unreadable(Reason.INVALID_PARAMETERS, detail)
-    return Normalization(gamma, beta, mean, var, epsilon)
+            return f"its {what} is not finite in channel {channel}"
+    return f"its variance is negative, or zero with epsilon zero, in channel {_first(~is_positive)}"
 
 
 def _first(channels: npt.NDArray[np.bool_]) -> int | None:

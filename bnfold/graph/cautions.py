@@ -7,8 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from bnfold.algebra.affine import Affine
-
 LARGE_SCALE = 1e3
 SMALL_GAMMA = 1e-6
 
@@ -68,14 +66,13 @@ def examine(
     eps: float,
 ) -> list[Caution]:
     """The warnings about the parameters of one BatchNorm (vectors, one entry per channel)."""
-    scale, _, wide = (np.asarray(vector, np.float64) for vector in (gamma, mean, var))
-    affine = Affine.from_batchnorm(gamma, np.zeros(len(scale)), mean, var, eps)
+    scale, wide = (np.asarray(vector, np.float64) for vector in (gamma, var))
     if wide.size and not np.any(mean) and np.all(wide == 1):
         return [Caution(batchnorm, scope, "untrained", tuple(range(len(scale))))]
     channels_by_kind = {
         "small-variance": wide < eps,
         "small-gamma": np.abs(scale) < SMALL_GAMMA,
-        "large-scale": np.abs(affine.scale) > LARGE_SCALE,
+        "large-scale": np.abs(scale / np.sqrt(wide + eps)) > LARGE_SCALE,
     }
     return [
         Caution(batchnorm, scope, kind, tuple(int(channel) for channel in np.flatnonzero(channels)))

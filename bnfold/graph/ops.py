@@ -26,7 +26,7 @@ CHANNEL_LIMIT = 1 << 22
 """The most channels of an affine that only declared sizes call for. No model has more, and more would use up memory."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class ChannelAffine:
     """A per-channel affine with constant parameters: BatchNorm in eval mode, or Mul, Add, Sub, Div by a constant.
 
@@ -41,7 +41,7 @@ class ChannelAffine:
     stored: tuple[int, ...] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Opaque:
     """Any other operator. With `is_batchnorm`, it is a BatchNorm that must stay whatever surrounds it."""
 

@@ -146,7 +146,7 @@ class Merge:
 Outcome = Fold | Refusal | Merge
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Stop:
     """A stop of an affine: the reason, and a sentence for people."""
 

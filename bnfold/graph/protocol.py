@@ -15,7 +15,7 @@ N = TypeVar("N", bound=Hashable)
 V = TypeVar("V", bound=Hashable)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Constant:
     """A constant of a graph, stored or computed from others; one object for all its readers.
 

@@ -27,6 +27,7 @@ class Draft(Generic[N, V]):
         grounded: candidates that must not go downstream.
         whole: BatchNorms whose scale must not go without their shift.
         candidates: per-channel affines that may fold.
+        kinds: all nodes by the class of their description, which absorbing does not change.
         steps: what moves and what merges, in order.
         blocked: why a candidate stayed, the last time that it tried a direction.
         absorbed: operators with their pending affines.
@@ -61,11 +62,11 @@ class Draft(Generic[N, V]):
         self._flattened: dict[V, N] = {}
         self._readings: dict[Constant, int] = {}
         self._unbiased: dict[Linear, bool] = {}
-        self.candidates = frozenset(
-            node
-            for node in self.position
-            if isinstance(self.op(node), ChannelAffine) and self._is_free(node) and self.is_selected(node)
-        )
+        self.kinds: dict[type[Op], list[N]] = {}
+        for node in self.position:
+            self.kinds.setdefault(type(self.op(node)), []).append(node)
+        affines = self.kinds.get(ChannelAffine, ())
+        self.candidates = frozenset(node for node in affines if self._is_free(node) and self.is_selected(node))
 
     def _is_free(self, node: N) -> bool:
         return node not in self.barred and node not in self.biases

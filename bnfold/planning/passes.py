@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bnfold.algebra.linear import Linear
-from bnfold.graph.ops import ChannelAffine
+from bnfold.graph.ops import ChannelAffine, Concat, Sum
 from bnfold.graph.protocol import N, V
 from bnfold.planning.cost import pays_for_bias
 from bnfold.planning.draft import Draft
@@ -70,15 +70,17 @@ class Splitting:
 
 @dataclass(frozen=True)
 class Merging:
-    """Merges operators wherever `find` finds a merge, the first in the data first, or the last."""
+    """Merges operators wherever `find` finds a merge at a node of `kind`, the first in the data first, or the last."""
 
     find: Callable[[Draft[Any, Any], Any], Join[Any, Any] | None]
+    kind: type[Linear | Sum | Concat]
     is_last_first: bool = False
 
     def run(self, draft: Draft[N, V]) -> bool:
         """Add the merges that pay and that have a selected part; whether there are any."""
         before = len(draft.steps)
-        for node in reversed(draft.position) if self.is_last_first else draft.position:
+        nodes = draft.kinds.get(self.kind, ())
+        for node in reversed(nodes) if self.is_last_first else nodes:
             join = None if node in draft.gone else self.find(draft, node)
             if join is not None and _is_selected(draft, join) and _pays(draft, join):
                 draft.add(join)
@@ -90,11 +92,11 @@ Pass = Folding | Shifting | Splitting | Merging
 FOLDS: tuple[Pass, ...] = (Folding("upstream"), Folding("downstream"), Shifting(), Splitting())
 
 FOLDS_AND_MERGES: tuple[Pass, ...] = (
-    Merging(find_sum, is_last_first=True),  # first, since an affine in a sum may have nowhere else to go
-    Merging(find_part, is_last_first=True),
+    Merging(find_sum, Sum, is_last_first=True),  # first, since an affine in a sum may have nowhere else to go
+    Merging(find_part, Sum, is_last_first=True),
     *FOLDS,
-    Merging(find_chain),  # once no affine is in between
-    Merging(find_stack),
+    Merging(find_chain, Linear),  # once no affine is in between
+    Merging(find_stack, Concat),
 )
 
 

@@ -15,7 +15,7 @@ from bnfold.graph.protocol import N, V
 Direction = Literal["upstream", "downstream", "both"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Move(Generic[N, V]):
     """A per-channel affine that goes into other operators, and leaves the graph.
 
@@ -98,7 +98,7 @@ class Join(Generic[N, V]):
 Step = Move[N, V] | Join[N, V]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Blocked(Generic[N]):
     """The reason that stops an affine, and the node at which it stops."""
 

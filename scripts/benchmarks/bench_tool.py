@@ -1,6 +1,6 @@
 """Measures the tool itself and prints Markdown tables: size, start-up, peers, and growth with the number of nodes.
 
-    python scripts/benchmarks/bench_tool.py [--folder FOLDER] [--only large|start|peers|nodes] [--rounds N]
+    python scripts/benchmarks/bench_tool.py [--folder FOLDER] [--only large|start|peers|resnet|nodes] [--rounds N]
         [--docs PAGE]
 
 Every row is a ratio of two things that were measured alternately in one run, whole processes each; times are the
@@ -49,10 +49,11 @@ BNFOLD = [PYTHON, "-m", "bnfold"]
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one process."""
+    """Of one process: its time, its largest resident set, and the time of processors, which load changes less."""
 
     seconds: float
     peak: int
+    work: float
 
 
 def measure(*command: str | Path) -> Cost:
@@ -70,7 +71,7 @@ def measure(*command: str | Path) -> Cost:
         if process.returncode:
             output.seek(0)
             raise RuntimeError(f"{command}: {output.read().decode(errors='replace')[-2000:]}")
-    return Cost(seconds, usage.ru_maxrss * 1024)
+    return Cost(seconds, usage.ru_maxrss * 1024, usage.ru_utime + usage.ru_stime)
 
 
 def alternate(rounds: int, *, pause: float = 0.0, **runs: Callable[[], Cost]) -> dict[str, Cost]:
@@ -88,7 +89,11 @@ def alternate(rounds: int, *, pause: float = 0.0, **runs: Callable[[], Cost]) ->
                 time.sleep(pause)
             found[name].append(run())
     return {
-        name: Cost(median(each.seconds for each in costs), max(each.peak for each in costs))
+        name: Cost(
+            median(each.seconds for each in costs),
+            max(each.peak for each in costs),
+            median(each.work for each in costs),
+        )
         for name, costs in found.items()
     }
 
@@ -201,6 +206,96 @@ def compare_start(rounds: int) -> None:
         print(f"| `{what}` | {found[name].seconds:.3f} | {found[name].seconds / found['base'].seconds:.2f} |")
 
 
+DIGITS = Path(__file__).resolve().parents[2] / "models" / "digits_cnn.onnx"
+
+
+def compare_tiny(folder: Path, rounds: int) -> None:
+    """Print what `fuse` takes for a tiny model, proof and run included, beside importing what it stands on."""
+    print("\n### A tiny model: `bnfold fuse models/digits_cnn.onnx`, which proves the result and runs it once\n")
+    output = folder / "digits.onnx"
+    fused = [*BNFOLD, "fuse", DIGITS, "-o", output, "--overwrite", "-q"]
+    found = alternate(
+        max(rounds, 9),
+        base=lambda: measure(PYTHON, "-c", "import numpy, onnx_ir, onnxruntime"),
+        fuse=lambda: measure(*fused),
+        quick=lambda: measure(*fused, "--no-verify"),
+    )
+    names = {"base": "import numpy, onnx_ir, onnxruntime", "fuse": "bnfold fuse", "quick": "bnfold fuse --no-verify"}
+    print("| | seconds | over the imports |\n|---|---:|---:|")
+    for name, what in names.items():
+        print(f"| `{what}` | {found[name].seconds:.3f} | {found[name].seconds / found['base'].seconds:.2f} |")
+
+
+STAGES = ((64, 256, 3), (128, 512, 4), (256, 1024, 6), (512, 2048, 3))
+"""Of ResNet-50: the inner and the outer channels, and how many blocks."""
+
+
+def resnet(folder: Path) -> Path:
+    """ResNet-50 with random weights, its BatchNorms where they are: He and others, 2015, table 1."""
+    nodes: list[onnx.NodeProto] = []
+    tensors: list[TensorProto] = []
+    generator = np.random.default_rng(0)
+
+    def conv(data: str, out: str, channels: tuple[int, int], taps: int, stride: int = 1) -> str:
+        weight = generator.standard_normal((channels[1], channels[0], taps, taps), dtype=np.float32) / 16
+        window = {"pads": [taps // 2] * 4, "strides": [stride] * 2}
+        norm, parameters = batchnorm(f"{out}_c", out, channels[1])
+        nodes.extend([helper.make_node("Conv", [data, f"{out}_w"], [f"{out}_c"], f"conv_{out}", **window), norm])
+        tensors.extend([numpy_helper.from_array(weight, f"{out}_w"), *parameters])
+        return out
+
+    def relu(data: str) -> str:
+        nodes.append(helper.make_node("Relu", [data], [f"{data}_r"], f"relu_{data}"))
+        return f"{data}_r"
+
+    value = relu(conv("x", "stem", (3, 64), 7, 2))
+    nodes.append(
+        helper.make_node("MaxPool", [value], ["pool"], "pool", kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4)
+    )
+    value, width = "pool", 64
+    for stage, (inner, outer, blocks) in enumerate(STAGES):
+        for block in range(blocks):
+            name, stride = f"s{stage}b{block}", 2 if stage and not block else 1
+            first = relu(conv(value, f"{name}_1", (width, inner), 1))
+            second = relu(conv(first, f"{name}_2", (inner, inner), 3, stride))
+            third = conv(second, f"{name}_3", (inner, outer), 1)
+            skip = value if block else conv(value, f"{name}_d", (width, outer), 1, stride)
+            nodes.append(helper.make_node("Add", [third, skip], [name], f"add_{name}"))
+            value, width = relu(name), outer
+    nodes.append(helper.make_node("GlobalAveragePool", [value], ["mean"], "mean"))
+    nodes.append(helper.make_node("Flatten", ["mean"], ["flat"], "flat"))
+    nodes.append(helper.make_node("Gemm", ["flat", "fc_w"], ["y"], "fc"))
+    tensors.append(numpy_helper.from_array(generator.standard_normal((2048, 1000), dtype=np.float32), "fc_w"))
+    ends = [
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, 224, 224]),
+        helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 1000]),
+    ]
+    graph = helper.make_graph(nodes, "resnet50", ends[:1], ends[1:], tensors)
+    path = folder / "resnet50.onnx"
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    path.write_bytes(proto.SerializeToString())
+    return path
+
+
+COPY = "import sys, onnx_ir; onnx_ir.save(onnx_ir.load(sys.argv[1]), sys.argv[2])"
+
+
+def compare_resnet(folder: Path, rounds: int) -> None:
+    """Print what `fuse` takes for ResNet-50 beside reading it and writing it by onnx-ir."""
+    source = made(resnet, folder)
+    print(f"\n### ResNet-50, {source.stat().st_size / 1e6:.0f} MB in one file: `bnfold fuse --no-verify`\n")
+    runs = {"copy": lambda: measure(PYTHON, "-c", COPY, source, folder / "copy.onnx"), "fuse": fuse(source)}
+    found = alternate(max(rounds, 5), **runs)
+    names = {"copy": "`onnx_ir.load` and `onnx_ir.save`", "fuse": "`bnfold fuse --no-verify`"}
+    print("| | seconds | over onnx-ir | peak MB |\n|---|---:|---:|---:|")
+    for name, what in names.items():
+        cost = found[name]
+        ratio = cost.seconds / found["copy"].seconds
+        print(f"| {what} | {cost.seconds:.2f} | {ratio:.2f} | {cost.peak / MIB:.0f} |")
+    for each in (source, folder / "copy.onnx"):
+        each.unlink()
+
+
 def convolutional(folder: Path) -> Path:
     """A residual-like network of about 100 MB in one file."""
     nodes, tensors = [], []
@@ -266,14 +361,157 @@ def chain(folder: Path, count: int) -> Path:
     return path
 
 
-def compare_nodes(folder: Path) -> None:
-    print("\n### Growth with the number of nodes: `bnfold inspect`, a chain of Conv, BatchNormalization, Relu\n")
-    print("| nodes | seconds | microseconds per node, without start-up | peak MB |\n|---:|---:|---:|---:|")
-    idle = measure(*BNFOLD, "inspect", made(chain, folder, 3), "-q")
-    for count in (1_000, 10_000, 100_000):
-        cost = measure(*BNFOLD, "inspect", made(chain, folder, count), "-q")
-        each = (cost.seconds - idle.seconds) / count * 1e6
-        print(f"| {count:,} | {cost.seconds:.2f} | {each:.0f} | {cost.peak / MIB:.0f} |")
+def plain(folder: Path, count: int) -> Path:
+    """A chain of `count` operators without parameters."""
+    names = ["x", *(f"v{index}" for index in range(count))]
+    operators = ("Relu", "Sigmoid", "Tanh", "Neg")
+    nodes = [helper.make_node(operators[k % 4], [names[k]], [names[k + 1]], name=f"n{k}") for k in range(count)]
+    path = folder / f"plain{count}.onnx"
+    path.write_bytes(model(nodes, [], 4, names[-1]).SerializeToString())
+    return path
+
+
+def convolution(data: str, out: str, channels: tuple[int, int], taps: int = 1) -> tuple[onnx.NodeProto, TensorProto]:
+    """A Conv from one number of channels to another, with its weight."""
+    weight = np.full((channels[1], channels[0], taps, taps), 0.25, np.float32)
+    pads = [taps // 2] * 4
+    made = helper.make_node("Conv", [data, f"{out}_w"], [out], name=f"conv_{out}", pads=pads)
+    return made, numpy_helper.from_array(weight, f"{out}_w")
+
+
+def concats(folder: Path, count: int) -> Path:
+    """About `count` BatchNorms: one behind each of 64 branches of a Concat and one behind it, again and again."""
+    nodes, tensors, before = [], [], "x"
+    for block in range(count // 65):
+        parts = [f"b{block}_{branch}" for branch in range(64)]
+        for part in parts:
+            conv, weight = convolution(before, f"{part}_c", (64, 1))
+            norm, parameters = batchnorm(f"{part}_c", part, 1)
+            nodes += [conv, norm]
+            tensors += [weight, *parameters]
+        norm, parameters = batchnorm(f"c{block}", f"n{block}", 64)
+        nodes += [
+            helper.make_node("Concat", parts, [f"c{block}"], name=f"concat{block}", axis=1),
+            norm,
+            helper.make_node("Relu", [f"n{block}"], [f"v{block}"], name=f"relu{block}"),
+        ]
+        tensors += parameters
+        before = f"v{block}"
+    path = folder / f"concats{count}.onnx"
+    path.write_bytes(model(nodes, tensors, 64, before).SerializeToString())
+    return path
+
+
+def merges(folder: Path, count: int) -> Path:
+    """`count` sums of two convolutions of one value, each of which becomes one convolution."""
+    nodes, tensors, before = [], [], "x"
+    for block in range(count):
+        for out, taps in ((f"l{block}", 3), (f"s{block}", 1)):
+            conv, weight = convolution(before, out, (4, 4), taps)
+            nodes.append(conv)
+            tensors.append(weight)
+        nodes += [
+            helper.make_node("Add", [f"l{block}", f"s{block}"], [f"a{block}"], name=f"add{block}"),
+            helper.make_node("Relu", [f"a{block}"], [f"v{block}"], name=f"relu{block}"),
+        ]
+        before = f"v{block}"
+    path = folder / f"merges{count}.onnx"
+    path.write_bytes(model(nodes, tensors, 4, before).SerializeToString())
+    return path
+
+
+DEPTH = 10
+"""How deep the bodies are nested. A protobuf cannot nest them much deeper."""
+
+
+def subgraphs(folder: Path, count: int) -> Path:
+    """`count` bodies of If, nested `DEPTH` deep, with a Conv and a BatchNorm in each."""
+    nodes, tensors, before = [], [numpy_helper.from_array(np.asarray(True), "yes")], "x"
+
+    def body(data: str, name: str, depth: int) -> onnx.GraphProto:
+        conv, weight = convolution(data, f"{name}_c", (4, 4))
+        norm, parameters = batchnorm(f"{name}_c", f"{name}_n", 4)
+        inner, out = [conv, norm], f"{name}_n"
+        if depth > 1:
+            out = f"{name}_o"
+            inside = [body(f"{name}_n", f"{name}_i", depth - 1), constant(f"{name}_n", f"{name}_e")]
+            inner.append(
+                helper.make_node("If", ["yes"], [out], f"if_{name}", then_branch=inside[0], else_branch=inside[1])
+            )
+        return helper.make_graph(inner, name, [], [onnx.ValueInfoProto(name=out)], [weight, *parameters])
+
+    def constant(data: str, name: str) -> onnx.GraphProto:
+        return helper.make_graph(
+            [helper.make_node("Identity", [data], [name])], name, [], [onnx.ValueInfoProto(name=name)]
+        )
+
+    for block in range(count // DEPTH):
+        branches = body(before, f"t{block}", DEPTH), constant(before, f"e{block}")
+        made = helper.make_node(
+            "If", ["yes"], [f"v{block}"], f"if{block}", then_branch=branches[0], else_branch=branches[1]
+        )
+        nodes.append(made)
+        before = f"v{block}"
+    path = folder / f"subgraphs{count}.onnx"
+    path.write_bytes(model(nodes, tensors, 4, before).SerializeToString())
+    return path
+
+
+def functions(folder: Path, count: int) -> Path:
+    """`count` functions, each a Conv and a BatchNorm, and each called once."""
+    nodes, bodies, before = [], [], "x"
+    opsets = [helper.make_opsetid("", 17)]
+    for index in range(count):
+        conv, weight = convolution("a", "c", (4, 4))
+        norm, parameters = batchnorm("c", "y", 4)
+        constants = [helper.make_node("Constant", [], [each.name], value=each) for each in (weight, *parameters)]
+        bodies.append(helper.make_function("local", f"f{index}", ["a"], ["y"], [*constants, conv, norm], opsets))
+        nodes.append(helper.make_node(f"f{index}", [before], [f"v{index}"], f"call{index}", domain="local"))
+        before = f"v{index}"
+    proto = model(nodes, [], 4, before)
+    proto.functions.extend(bodies)
+    proto.opset_import.append(helper.make_opsetid("local", 1))
+    path = folder / f"functions{count}.onnx"
+    path.write_bytes(proto.SerializeToString())
+    return path
+
+
+LOAD = "import sys, onnx_ir; model = onnx_ir.load(sys.argv[1]); print(sum(1 for node in model.graph))"
+
+GROWTH: tuple[tuple[str, Callable[[Path, int], Path], tuple[int, ...]], ...] = (
+    ("nodes in a chain of Conv, BatchNormalization, Relu", chain, (1_000, 10_000, 100_000, 300_000)),
+    ("nodes in a chain of operators without parameters", plain, (10_000, 100_000)),
+    ("BatchNorms on Concats of 64 branches, and on the branches", concats, (2_000, 20_000)),
+    ("merges of two convolutions", merges, (500, 5_000)),
+    (f"bodies of If, {DEPTH} deep", subgraphs, (20, 200)),
+    ("functions", functions, (500, 5_000)),
+)
+
+
+def compare_nodes(folder: Path, rounds: int) -> None:
+    """Print what `inspect` takes beside reading the same file, without what both take for a model of three nodes."""
+    print("\n### Growth: `bnfold inspect` beside `onnx_ir.load` and one walk over the nodes\n")
+    print("The times are those of processors. The last column is the time for each, without start-up, over that of the")
+    print("line before.\n")
+    print("| | seconds | over `onnx_ir` | peak MB | over `onnx_ir` | each over the line before |")
+    print("|---|---:|---:|---:|---:|---:|")
+    idle = measure(*BNFOLD, "inspect", made(chain, folder, 3), "-q").work
+    for what, make, counts in GROWTH:
+        before: float | None = None
+        for count in counts:
+            path = made(make, folder, count)
+            found = alternate(
+                rounds if count <= 10_000 else 1,
+                ours=lambda path=path: measure(*BNFOLD, "inspect", path, "-q"),
+                load=lambda path=path: measure(PYTHON, "-c", LOAD, path),
+            )
+            path.unlink()
+            ours, load = found["ours"], found["load"]
+            each = (ours.work - idle) / count
+            growth = "" if before is None else f"{each / before:.2f}"
+            before = each
+            times = f"{ours.work:.2f} | {ours.work / load.work:.2f}"
+            print(f"| {count:,} {what} | {times} | {ours.peak / MIB:.0f} | {ours.peak / load.peak:.2f} | {growth} |")
 
 
 def describe() -> None:
@@ -299,7 +537,7 @@ def write(page: Path, tables: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, help="where the models are made; a temporary folder by default")
-    parser.add_argument("--only", choices=["large", "start", "peers", "nodes"])
+    parser.add_argument("--only", choices=["large", "start", "peers", "resnet", "nodes"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--docs", type=Path, metavar="PAGE", help="a Markdown page for the tables")
     options = parser.parse_args()
@@ -323,10 +561,13 @@ def run(options: argparse.Namespace) -> None:
     try:
         if options.only in (None, "start"):
             compare_start(options.rounds)
+            compare_tiny(folder, options.rounds)
         if options.only in (None, "peers"):
             compare_peers(folder, options.rounds)
+        if options.only in (None, "resnet"):
+            compare_resnet(folder, options.rounds)
         if options.only in (None, "nodes"):
-            compare_nodes(folder)
+            compare_nodes(folder, options.rounds)
         if options.only in (None, "large"):
             compare_large(folder, options.rounds)
     finally:

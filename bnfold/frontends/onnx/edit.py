@@ -12,6 +12,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from bnfold.frontends.onnx.files.original import original_of
+from bnfold.frontends.onnx.nesting import graphs
 from bnfold.frontends.onnx.scopes import Scopes
 
 
@@ -315,8 +316,7 @@ def _halves(values: Sequence[int]) -> tuple[Sequence[int], Sequence[int]]:
 def _names(model: ir.Model) -> list[str]:
     """Every name of a value or a node anywhere in the model."""
     names: list[str] = []
-    roots = [model.graph, *(function.graph for function in model.functions.values())]
-    for graph in [each for root in roots for each in (root, *root.subgraphs())]:
+    for graph in graphs(model):
         names.extend(value.name or "" for value in graph.inputs)
         names.extend(graph.initializers)
         for node in graph:

@@ -1,4 +1,4 @@
-"""Graphs of a protobuf and the graphs inside them: the bodies of If, Loop and Scan."""
+"""The graphs of a model, as onnx-ir or a protobuf has it, and the graphs inside them: bodies of If, Loop and Scan."""
 
 from __future__ import annotations
 
@@ -11,12 +11,43 @@ import onnx_ir as ir
 Root = TypeVar("Root", bound=onnx.GraphProto | onnx.FunctionProto)
 
 
+def bodies_of(node: ir.Node) -> Iterator[tuple[str, ir.Graph]]:
+    """The graphs that a node holds, each with its name there."""
+    for name, attribute in node.attributes.data.items():  # a plain dict, which most nodes are asked for
+        if attribute.is_ref():
+            continue
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield name, attribute.as_graph()
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            yield from ((f"{name}[{index}]", body) for index, body in enumerate(attribute.as_graphs()))
+
+
+def nested_graphs(root: ir.Graph) -> Iterator[ir.Graph]:
+    """A graph and all bodies inside it, each before its own bodies."""
+    stack = [root]
+    while stack:
+        graph = stack.pop()
+        inside = [body for node in graph if node.attributes.data for _, body in bodies_of(node)]
+        stack.extend(reversed(inside))
+        yield graph
+
+
+def graphs(model: ir.Model) -> Iterator[ir.Graph]:
+    """Every graph of a model, each before its own bodies, those of functions last."""
+    for root in (model.graph, *(function.graph for function in model.functions.values())):
+        yield from nested_graphs(root)
+
+
 def bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
     """The graphs that a node holds."""
     for attribute in node.attribute:
-        if attribute.HasField("g"):
-            yield attribute.g
-        yield from attribute.graphs
+        yield from _held(attribute)
+
+
+def _held(attribute: onnx.AttributeProto) -> Iterator[onnx.GraphProto]:
+    if attribute.HasField("g"):
+        yield attribute.g
+    yield from attribute.graphs
 
 
 def nested(*roots: Root) -> Iterator[Root | onnx.GraphProto]:
@@ -25,7 +56,8 @@ def nested(*roots: Root) -> Iterator[Root | onnx.GraphProto]:
     while stack:
         graph = stack.pop()
         yield graph
-        stack.extend(body for node in graph.node for body in bodies(node))
+        holders = [each for node in graph.node for each in node.attribute if each.HasField("g") or each.graphs]
+        stack.extend(body for each in holders for body in _held(each))
 
 
 Pair = tuple[ir.Graph, onnx.GraphProto | onnx.FunctionProto]

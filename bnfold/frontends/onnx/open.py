@@ -13,9 +13,10 @@ from bnfold.errors import InvalidModelError
 from bnfold.frontends.limits import Limits
 from bnfold.frontends.onnx.calls import Inliner, Place, Trial, explain_call, find_calls
 from bnfold.frontends.onnx.files.loading import external_files, file_bytes, load, parse, read_proto
-from bnfold.frontends.onnx.files.original import detach, original_of
+from bnfold.frontends.onnx.files.original import as_read, detach, original_of
 from bnfold.frontends.onnx.files.saving import Lent, lend, save, serialize
 from bnfold.frontends.onnx.files.slots import slots
+from bnfold.frontends.onnx.nesting import nested_graphs
 from bnfold.frontends.onnx.view import Key, OnnxGraph
 from bnfold.frontends.protocol import Cautions, OpenOptions, Replan, Size, Written
 from bnfold.graph.outcome import Outcome, Refusal
@@ -33,24 +34,26 @@ class OpenOnnxModel:
         self._given, self._options = given, options
         self._model = _read(given, options)
         is_file = isinstance(given, str | Path)
-        self._bytes = file_bytes(self._model, Path(given)) if is_file else 0
         self.files: tuple[Path, ...] = (Path(given), *external_files(self._model)) if is_file else ()
+        self._bytes = file_bytes(self.files) if is_file else 0
         self._before: Lent | None = None
         self._origins: Mapping[Place, Place] = {}
         self._stays: Mapping[Place, Refusal] = {}
-        self.graph = self._view(self._model, lambda: _original(given, options.limits))
+        original = None if isinstance(given, ir.Model) else as_read(self._model)
+        self.graph = self._view(self._model, lambda: _original(given, options.limits), original=original)
 
     def _view(
         self,
         model: ir.Model,
         read: Callable[[], tuple[onnx.ModelProto, Path | None]],
         inlined: tuple[Key, ...] = (),
+        original: onnx.ModelProto | None = None,
     ) -> OnnxGraph:
         observe = self._options.observe
-        return OnnxGraph(model, observe and observe(read), inlined)
+        return OnnxGraph(model, observe and observe(read), inlined, original)
 
     def measure(self) -> Size:
-        return Size(sum(1 for _ in self._model.graph.all_nodes()), self._bytes)
+        return Size(sum(len(graph) for graph in nested_graphs(self._model.graph)), self._bytes)
 
     def learn(self, outcomes: Sequence[Outcome], replan: Replan) -> bool:
         """Write out calls of functions, where that lets more fold, and try out declared shapes."""
@@ -103,7 +106,7 @@ class OpenOnnxModel:
         except InvalidModelError:
             return False
         self._before, self._model = before, model
-        self.graph = self._view(model, lambda: (proto, before.folder), keys)
+        self.graph = self._view(model, lambda: (proto, before.folder), keys, as_read(model))
         _plan_twice(self.graph, replan)
         return True
 

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import onnx_ir as ir
 
+from bnfold.frontends.onnx.nesting import bodies_of
+
 
 class Scopes:
     """Every node of a model with the graph that holds it.
@@ -36,7 +38,7 @@ class Scopes:
             self.nodes.append(node)
             assert isinstance(node.graph, ir.Graph)
             inside = f"{self._names[node.graph]}/{label(node)}"
-            entered = [self._enter(body, f"{inside}/{name}", version, graph) for name, body in bodies(node)]
+            entered = [self._enter(body, f"{inside}/{name}", version, graph) for name, body in bodies_of(node)]
             stack.extend(reversed(entered))
 
     def _enter(self, graph: ir.Graph, scope: str, version: int, root: ir.Graph) -> Iterator[ir.Node]:
@@ -68,7 +70,7 @@ def find_unread(nodes: Sequence[ir.Node]) -> frozenset[ir.Node]:
     """Nodes of the standard domain that no output depends on, of `nodes` in the order of the data."""
     unread: set[ir.Node] = set()
     for node in reversed(nodes):
-        has_effects = node.domain != "" or next(bodies(node), None) is not None
+        has_effects = node.domain != "" or (node.attributes.data and next(bodies_of(node), None) is not None)
         leads = any(
             out.is_graph_output() or any(reader not in unread for reader, _ in out.uses()) for out in node.outputs
         )
@@ -85,14 +87,3 @@ def _opset(imports: Mapping[str, int]) -> int:
 def label(node: ir.Node) -> str:
     """A node's name, or its operator and output where it has none."""
     return node.name or f"{node.op_type}:{node.outputs[0].name if node.outputs else ''}"
-
-
-def bodies(node: ir.Node) -> Iterator[tuple[str, ir.Graph]]:
-    """The graphs that a node holds, each with its name there."""
-    for name, attribute in node.attributes.items():
-        if attribute.is_ref():
-            continue
-        if attribute.type == ir.AttributeType.GRAPH:
-            yield name, attribute.as_graph()
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            yield from ((f"{name}[{index}]", body) for index, body in enumerate(attribute.as_graphs()))

@@ -13,6 +13,11 @@ from bnfold.frontends.onnx.nesting import nested
 VECTOR_LIMIT = 1 << 20
 """Largest vector whose content onnx may infer, in elements. It takes a hundred bytes for each, known or not."""
 
+INTEGERS = frozenset({onnx.TensorProto.INT32, onnx.TensorProto.INT64})
+"""The types of numbers that onnx follows."""
+
+CASTS = frozenset({"Cast", "CastLike"})
+
 UNSQUEEZE_TAKES_AXES = 13
 """The opset from which on Unsqueeze has its axes as an input."""
 
@@ -37,11 +42,12 @@ Confirm = Callable[[Sequence[str]], Mapping[str, Seen] | None]
 def infer_shapes(proto: onnx.ModelProto) -> onnx.ModelProto | None:
     """A copy of a model with inferred shapes and types; None where onnx fails.
 
-    What shape arithmetic says is used unless a vector in the model is too long for it. For that, a Reshape of a number
-    to a vector becomes the Unsqueeze that it is, in `proto` too: onnx follows the values of a shape through one only.
+    What shape arithmetic says is used, if there is any, unless a vector in the model is too long for it. For that, a
+    Reshape of a number to a vector becomes the Unsqueeze that it is, in `proto` too: onnx follows the values of a shape
+    through one only.
     """
     bare = _run(proto, data_prop=False)
-    if bare is None or _has_long_vector(bare.graph):
+    if bare is None or not _computes_numbers(proto, bare) or _has_long_vector(bare.graph):
         return bare
     _unsqueeze_numbers(proto, bare.graph)
     return _run(proto, data_prop=True) or bare
@@ -52,6 +58,17 @@ def _run(proto: onnx.ModelProto, *, data_prop: bool) -> onnx.ModelProto | None:
         return onnx.shape_inference.infer_shapes(proto, check_type=False, strict_mode=False, data_prop=data_prop)
     except (onnx.shape_inference.InferenceError, RuntimeError, ValueError, TypeError, EncodeError, MemoryError):
         return None
+
+
+def _computes_numbers(proto: onnx.ModelProto, inferred: onnx.ModelProto) -> bool:
+    """Whether there may be shape arithmetic: a node that makes integers, or hands them on as something else."""
+    if proto.functions:
+        return True
+    for graph in nested(inferred.graph):
+        made = (info.type.tensor_type.elem_type for info in (*graph.value_info, *graph.output))
+        if any(kind in INTEGERS for kind in made) or any(node.op_type in CASTS for node in graph.node):
+            return True
+    return False
 
 
 def _has_long_vector(graph: onnx.GraphProto) -> bool:

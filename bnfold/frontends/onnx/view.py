@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import wraps
+from typing import Concatenate, ParamSpec
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 from bnfold.algebra.affine import Affine
@@ -31,6 +34,11 @@ from bnfold.graph.ops import ChannelAffine, Computed, Form, Lowered, Op, Opaque,
 from bnfold.graph.outcome import Outcome, Reason, Refusal, Stop
 from bnfold.graph.protocol import Constant
 
+P = ParamSpec("P")
+
+Description = tuple[Op, Weights | Normalization | None]
+"""What a node is, and the place or the content of its parameters where it is linear or a BatchNorm."""
+
 Key = tuple[str, str, str]
 """A function: domain, name and overload."""
 
@@ -52,6 +60,17 @@ JUDGED_BY_TYPE = frozenset({"Add", "Cast", "Neg", "Sub", "Sum"})
 """Operators that are rarely opaque for any other reason than an unknown type or shape."""
 
 
+def _edit(method: Callable[Concatenate[OnnxGraph, P], None]) -> Callable[Concatenate[OnnxGraph, P], None]:
+    """An edit of the graph, after which every description is made anew."""
+
+    @wraps(method)
+    def edit(graph: OnnxGraph, /, *args: P.args, **options: P.kwargs) -> None:
+        method(graph, *args, **options)
+        graph.forget()
+
+    return edit
+
+
 class OnnxGraph(View[ir.Node, ir.Value, Weights]):
     """All graphs of an ONNX model as one `bnfold.graph.protocol.Graph`: nodes are `ir.Node`, values are `ir.Value`.
 
@@ -62,16 +81,23 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         model: changed by the edits.
         confirm: runs the model as it was for shapes that are only declared; they are not believed without.
         inlined: functions of the original whose calls are written out in the model.
+        original: the protobuf that the model is as it was read from, where it is known.
     """
 
     can_lower = True
 
-    def __init__(self, model: ir.Model, confirm: Confirm | None = None, inlined: tuple[Key, ...] = ()) -> None:
+    def __init__(
+        self,
+        model: ir.Model,
+        confirm: Confirm | None = None,
+        inlined: tuple[Key, ...] = (),
+        original: onnx.ModelProto | None = None,
+    ) -> None:
         self.model, self.inlined = model, inlined
         scopes = Scopes(model)
         constants = Constants(model, scopes, {}, {})
         self._confirm = confirm
-        self._hints = Hints(model, Inference(model, constants), scopes)
+        self._hints = Hints(model, Inference(model, constants, original), scopes)
         self._facts = Facts(constants, scopes, self._hints.shapes, self._hints.types)
         self._missing: set[str] = set()
         self._unread = find_unread(scopes.nodes)
@@ -90,6 +116,7 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         self._data: dict[ir.Node, Sequence[int]] = {}
         self._computed: dict[ir.Node, Computed] = {}
         self._constants: dict[ir.Node | ir.Value, Constant] = {}  # by what makes it, if anything does
+        self._descriptions: dict[ir.Node, Description] = {}  # until the next edit
 
     def try_out_hints(self) -> bool:
         """Run the model to confirm declared shapes that a plan missed; whether more is known now.
@@ -108,6 +135,10 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         if outcome.at not in self._missing or UNCONFIRMED in outcome.detail:
             return outcome
         return replace(outcome, detail=f"{outcome.detail}; {UNCONFIRMED}")
+
+    def forget(self) -> None:
+        """Forget the descriptions of nodes. Not part of `Graph`."""
+        self._descriptions.clear()
 
     def _pair(self, node: ir.Node) -> None:
         """Note the Add that is the bias of a matrix product."""
@@ -135,37 +166,51 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         return self._facts.scopes.name(node)
 
     def op(self, node: ir.Node) -> Op:
-        misses = self._hints.misses
-        try:
-            op = self._read(node)
-        except Unreadable as error:
-            op = Opaque(error.stop, self._is_batchnorm(node))
-        if self._hints.misses == misses:
-            return op
+        return self._describe(node)[0]
+
+    def _describe(self, node: ir.Node) -> Description:
+        """The description of a node, made once and kept until an edit."""
+        if node not in self._descriptions:
+            misses = self._hints.misses
+            try:
+                description = self._read(node)
+            except Unreadable as error:
+                description = Opaque(error.stop, self._is_batchnorm(node)), None
+            if self._hints.misses != misses:
+                description = self._note_miss(node, description)
+            if isinstance(description[0], Linear) and description[0].is_quantized:  # which would keep its integers
+                return description
+            self._descriptions[node] = description
+        return self._descriptions[node]
+
+    def _note_miss(self, node: ir.Node, description: Description) -> Description:
+        """The description of a node of which a shape or type was missed that a hint declares."""
         self._missing.add(label(node))
         is_scaling = node.op_type in ("Mul", "Div") and any(map(self._facts.constants.holds, node.inputs))
-        if isinstance(op, Opaque) and node.domain == "" and (node.op_type in JUDGED_BY_TYPE or is_scaling):
-            return Opaque(Stop(Reason.UNKNOWN_SHAPE, UNCONFIRMED))
-        return op
+        is_judged = node.domain == "" and (node.op_type in JUDGED_BY_TYPE or is_scaling)
+        if isinstance(description[0], Opaque) and is_judged:
+            return Opaque(Stop(Reason.UNKNOWN_SHAPE, UNCONFIRMED)), None
+        return description
 
-    def _read(self, node: ir.Node) -> Op:
+    def _read(self, node: ir.Node) -> Description:
         if node.domain != "" and not self._is_fused_matmul(node):
-            return opaque(Reason.NOT_LINEAR, f"{node.domain}.{node.op_type} is not an operator that bnfold knows")
+            unknown = f"{node.domain}.{node.op_type} is not an operator that bnfold knows"
+            return opaque(Reason.NOT_LINEAR, unknown), None
         reader = self._reader(node)
         if (linear := read_linear.read_linear(reader, self._bias_add.get(node))) is not None:
-            return linear[0]
-        if any(value is not None and self._is_end(node, value) for value in node.inputs):
+            return linear
+        if node in self._unread and any(value is not None and self._is_end(node, value) for value in node.inputs):
             raise leads_nowhere()
         if node.op_type == "BatchNormalization" and self._facts.constants.holds(node.outputs[0]):
-            return self._compute(node)
+            return self._compute(node), None
         if node.op_type == "BatchNormalization":
             return read_affine.read_batchnorm(reader)
         if node.op_type in ARITHMETIC and (affine := read_affine.read_arithmetic(reader)):
-            return affine
+            return affine, None
         if (read := read_carry.READERS.get(node.op_type)) is not None:
             self._insist_on_fixed_parameters(node)
-            return read(reader)
-        return foreign(node.op_type)
+            return read(reader), None
+        return foreign(node.op_type), None
 
     def _compute(self, node: ir.Node) -> Computed:
         """A BatchNorm that reads constants alone, once it is known that it can be computed."""
@@ -276,13 +321,9 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         """Which of a node's inputs `write` replaces."""
         if self._is_batchnorm(node):
             return (1, 2)
-        try:
-            linear = read_linear.read_linear(self._reader(node), self._bias_add.get(node))
-        except Unreadable:
+        op, weights = self._describe(node)
+        if not isinstance(weights, Weights) or (isinstance(op, Linear) and op.is_quantized):  # whose integers stay
             return ()
-        if linear is None or linear[0].is_quantized:  # whose integers stay
-            return ()
-        weights = linear[1]
         if weights.bias is None or weights.bias_index is None:
             return (weights.kernel,)
         return weights.kernel, weights.bias_index
@@ -291,6 +332,10 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         return [self._constant(value) for value in values if value is not None and self._facts.constants.holds(value)]
 
     def _constant(self, value: ir.Value) -> Constant:
+        if value.producer() is None:
+            if value not in self._constants:
+                self._constants[value] = Constant(len(value.uses()) + value.is_graph_output())
+            return self._constants[value]
         for read in in_order(value, self._unknown_sources):
             if (origin := _origin(read)) not in self._constants:
                 outputs = origin.outputs if isinstance(origin, ir.Node) else [read]
@@ -331,6 +376,7 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         is_mean_lost = not np.isfinite(round_once(lowered.mean, dtype).astype(np.float64)).all()
         return None if is_mean_lost else rounding
 
+    @_edit
     def lower(self, node: ir.Node, lowered: Lowered) -> None:
         dtype, rank = self._lowered_type(node), self._rank(node)
         assert dtype is not None
@@ -364,14 +410,17 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         shape = self._reader(node).shape()
         return None if shape is None else len(shape)
 
+    @_edit
     def settle(self, node: ir.Node) -> None:
         if node.graph is not None:  # else what read it has got weights of its own
             self._editor.settle(node, ir.tensor(self._facts.constants.get(node.outputs[0])))
 
+    @_edit
     def write_operands(self, node: ir.Node, absorbed: Operands) -> None:
         for index, (_, rounded) in self._operands(node, absorbed).items():
             self._editor.set_parameter(node, self._data_indices(node)[index], ir.tensor(rounded))
 
+    @_edit
     def write(self, node: ir.Node, absorbed: Linear | Affine) -> None:
         if isinstance(absorbed, Linear):
             self._write_linear(node, absorbed)
@@ -389,10 +438,14 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         return node.op_type == "BatchNormalization" and node.domain == ""
 
     def _normalization(self, node: ir.Node) -> Normalization:
-        return read_affine.normalization(self._reader(node))
+        parameters = self._describe(node)[1]
+        return parameters if isinstance(parameters, Normalization) else read_affine.normalization(self._reader(node))
 
     def _stored(self, node: ir.Node) -> Stored[Weights]:
-        return read_linear.stored(self._reader(node), self._bias_add.get(node))
+        linear, weights = self._describe(node)
+        assert isinstance(linear, Linear)
+        assert isinstance(weights, Weights)
+        return read_linear.stored(self._reader(node), linear, weights)
 
     def _write_linear(self, node: ir.Node, linear: Linear) -> None:
         stored, load = self._stored(node), self._loader(linear)
@@ -459,6 +512,7 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         if product in self._facts.types:
             self._facts.types[total] = self._facts.types[product]
 
+    @_edit
     def bypass(self, node: ir.Node, *, keep_output_name: bool, index: int = 0) -> None:
         kept = self._data_indices(node)[index]
         value = node.inputs[kept]
@@ -469,6 +523,7 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         self._renew_ends(self.outputs(node)[0])
         self._editor.bypass(node, kept, self._parameter_indices(node), keep_output_name=keep_output_name)
 
+    @_edit
     def join(self, host: ir.Node, source: ir.Node, root: ir.Node) -> None:
         data = source.inputs[self._data_indices(source)[0]]
         assert data is not None
@@ -482,6 +537,7 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         if value not in self._facts.shapes and like in self._facts.shapes:
             self._facts.shapes[value] = (None,) * len(self._facts.shapes[like])
 
+    @_edit
     def remove(self, node: ir.Node) -> None:
         add = self._bias_add.get(node)
         if add is not None:

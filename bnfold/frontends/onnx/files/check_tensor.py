@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterable
 from math import prod
 from pathlib import Path, PurePosixPath
 
@@ -94,11 +95,11 @@ class TensorCheck:
         if indices.size and ((indices < 0).any() or (indices.reshape(count, -1).max(axis=0) >= bounds).any()):
             raise ValueError(f"{where} has an index outside its shape {list(tensor.dims)}")
 
-    def _elements(self, dims: object, where: str) -> int:
-        shape = [int(dim) for dim in dims]  # type: ignore[attr-defined]
+    def _elements(self, dims: Iterable[int], where: str) -> int:
+        shape = list(dims)
         if len(shape) > 64:
             raise ValueError(f"{where} has {len(shape)} axes")
-        if any(dim < 0 for dim in shape):
+        if min(shape, default=0) < 0:
             raise ValueError(f"{where} has the negative dimension {min(shape)}")
         if 0 in shape and prod(max(1, dim) for dim in shape) > SHAPE_LIMIT:
             raise ValueError(f"{where} has dimensions {shape}, whose product overflows")

@@ -21,11 +21,14 @@ def insist_on_text(message: Message) -> None:
 
 def _first_bytes(message: Message) -> tuple[str, bytes] | None:
     """The first text that is not UTF-8, behind the path to its field."""
-    texts, messages = _fields(message.DESCRIPTOR)
+    texts, lists, messages = _fields(message.DESCRIPTOR)
     for name in texts:
-        held = getattr(message, name)
-        for text in (held,) if isinstance(held, str | bytes) else held:
-            if isinstance(text, bytes):
+        text = getattr(message, name)
+        if type(text) is not str:
+            return name, text
+    for name in lists:
+        for text in getattr(message, name):
+            if type(text) is not str:
                 return name, text
     for name, is_single in messages:
         if not is_single:
@@ -38,10 +41,12 @@ def _first_bytes(message: Message) -> tuple[str, bytes] | None:
 
 
 @cache
-def _fields(descriptor: Descriptor) -> tuple[tuple[str, ...], tuple[tuple[str, bool], ...]]:
-    """The fields of a message that hold text, and those that hold messages with whether that is one only."""
+def _fields(descriptor: Descriptor) -> tuple[tuple[str, ...], tuple[str, ...], tuple[tuple[str, bool], ...]]:
+    """The fields of a message that hold one text, or many, or messages; these with whether that is one only."""
     fields = descriptor.fields
+    texts = [each for each in fields if each.type == FieldDescriptor.TYPE_STRING]
     return (
-        tuple(each.name for each in fields if each.type == FieldDescriptor.TYPE_STRING),
+        tuple(each.name for each in texts if each.has_presence),
+        tuple(each.name for each in texts if not each.has_presence),
         tuple((each.name, each.has_presence) for each in fields if each.type == FieldDescriptor.TYPE_MESSAGE),
     )

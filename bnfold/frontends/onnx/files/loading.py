@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import onnx
@@ -137,16 +137,16 @@ def external_files(model: ir.Model) -> list[Path]:
     return sorted({Path(slot.tensor.path) for slot in slots(model) if isinstance(slot.tensor, ir.ExternalTensor)})
 
 
-def file_bytes(model: ir.Model, path: Path) -> int:
-    """The bytes of a model that was read from `path`, with its external data.
+def file_bytes(files: Sequence[Path]) -> int:
+    """The bytes of a model's file, the first, and of those of its external data.
 
     Raises:
         InvalidModelError: one of the files is missing.
     """
     try:
-        return sum(each.stat().st_size for each in (path, *external_files(model)))
+        return sum(each.stat().st_size for each in files)
     except OSError as error:
-        raise InvalidModelError(f"{path}: its external data {error.filename} cannot be read") from error
+        raise InvalidModelError(f"{files[0]}: its external data {error.filename} cannot be read") from error
 
 
 EXTERNAL = "bnfold.external"

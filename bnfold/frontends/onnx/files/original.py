@@ -61,7 +61,7 @@ class Densified(ir.LazyTensor):
         return ir.tensor(dense.reshape(shape))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class NodeRecord:
     """A node as it was read."""
 
@@ -69,7 +69,7 @@ class NodeRecord:
     attributes: dict[str, ir.Attr]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class ConstantRecord:
     """An initializer as it was read."""
 
@@ -125,6 +125,12 @@ def original_of(model: ir.Model) -> Original | None:
     original = model.meta.get(META)
     assert original is None or isinstance(original, Original)
     return original
+
+
+def as_read(model: ir.Model) -> onnx.ModelProto | None:
+    """The protobuf of a model that was just read; None where that is not all of it, or bnfold did not read it."""
+    original = original_of(model)
+    return None if original is None or original.left_out else original.proto
 
 
 def attach(model: ir.Model, original: Original, *, restore: bool) -> None:

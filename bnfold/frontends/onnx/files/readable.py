@@ -13,6 +13,7 @@ from typing import Any
 import onnx
 
 from bnfold.frontends.onnx.files.messages import Edited, Part, edited, write
+from bnfold.frontends.onnx.nesting import nested
 
 SPARSE = frozenset({onnx.AttributeProto.SPARSE_TENSOR, onnx.AttributeProto.SPARSE_TENSORS})
 
@@ -27,12 +28,29 @@ EMPTY: dict[str, None] = dict.fromkeys(DATA)
 
 def readable(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[str, ...]]:
     """The part of a model that `onnx_ir` can read, and the names of what is left out. Often that is all of it."""
+    if all(map(_is_whole, nested(proto.graph, *proto.functions))):
+        return proto, ()
     found = _Reading(without_data=False)
     if found.model(proto) is proto:
         return proto, ()
     copy = onnx.ModelProto()
     write(_Reading(without_data=True).model(proto), copy)
     return copy, tuple(found.left_out)
+
+
+def _is_whole(graph: onnx.GraphProto | onnx.FunctionProto) -> bool:
+    """Whether nothing of a graph has to be left out, apart from its bodies."""
+    attributes = [each for node in graph.node for each in node.attribute]
+    infos = list(graph.value_info)
+    if isinstance(graph, onnx.GraphProto):
+        if graph.sparse_initializer:
+            return False
+        infos += [*graph.input, *graph.output]
+    else:
+        attributes += graph.attribute_proto
+    return all(_is_readable(info.type) for info in infos) and not any(
+        each.type in SPARSE or each.HasField("tp") or each.type_protos for each in attributes
+    )
 
 
 class _Reading:

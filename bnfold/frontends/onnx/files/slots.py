@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from typing import cast
 
 import onnx_ir as ir
+
+from bnfold.frontends.onnx.nesting import graphs
 
 
 class Slot:
@@ -27,7 +30,8 @@ class Slot:
             assert self._owner.const_value is not None
             return self._owner.const_value
         attribute = self._owner.attributes[self._attribute]
-        return attribute.as_tensor() if self._index is None else attribute.as_tensors()[self._index]
+        held = attribute.value if self._index is None else attribute.value[self._index]
+        return cast("ir.TensorProtocol", held)  # `as_tensor` checks a protocol, which takes long
 
     def lend(self, tensor: ir.TensorProtocol) -> Callable[[], None]:
         """Put another tensor into the slot; gives a function that puts the first one back."""
@@ -48,20 +52,18 @@ class Slot:
 
 def slots(model: ir.Model) -> Iterator[Slot]:
     """Every place of a tensor, in all graphs and functions."""
-    roots: list[ir.Graph] = [model.graph, *(function.graph for function in model.functions.values())]
-    for root in roots:
-        for graph in [root, *root.subgraphs()]:
-            for value in graph.initializers.values():
-                if value.const_value is not None:
-                    yield Slot(value)
-            for node in graph:
-                for name, attribute in node.attributes.items():
-                    if attribute.is_ref():
-                        continue
-                    if attribute.type == ir.AttributeType.TENSOR:
-                        yield Slot(node, name)
-                    elif attribute.type == ir.AttributeType.TENSORS:
-                        yield from (Slot(node, name, index) for index in range(len(attribute.as_tensors())))
+    for graph in graphs(model):
+        for value in graph.initializers.data.values():
+            if value.const_value is not None:
+                yield Slot(value)
+        for node in graph:
+            for name, attribute in node.attributes.data.items():
+                if attribute.is_ref():
+                    continue
+                if attribute.type == ir.AttributeType.TENSOR:
+                    yield Slot(node, name)
+                elif attribute.type == ir.AttributeType.TENSORS:
+                    yield from (Slot(node, name, index) for index in range(len(attribute.as_tensors())))
 
 
 class Placeholder(ir.ExternalTensor):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from itertools import zip_longest
 from math import prod
 from typing import Any
@@ -30,11 +31,16 @@ class Budget:
     """The work that evaluating the constants of one model may still take.
 
     Args:
-        stored: the elements of all tensors in the model.
+        stored: counts the elements of all tensors in the model; called when the first constant is evaluated.
     """
 
-    def __init__(self, stored: int) -> None:
-        self._left = WORK + 32 * stored
+    def __init__(self, stored: Callable[[], int]) -> None:
+        self._stored = stored
+        self._spent = 0
+
+    @cached_property
+    def _whole(self) -> int:
+        return WORK + 32 * self._stored()
 
     def spend(self, operator: str, attributes: Mapping[str, Any], inputs: Sequence[npt.NDArray[Any]]) -> None:
         """Count the cost of evaluating an operator.
@@ -46,8 +52,8 @@ class Budget:
         size = result_size(operator, attributes, inputs)
         if not 0 <= size <= max(FREE, 2 * sum(operand.size for operand in inputs)):
             raise ValueError(f"it asks for {size} elements")
-        self._left -= size
-        if self._left < 0:
+        self._spent += size
+        if self._spent > self._whole:
             raise UnreadableTensorError("its constants take too much work")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import onnx
@@ -67,7 +67,7 @@ class Constants:
         self._forms: dict[ir.Value, tuple[ir.DataType, tuple[int, ...]]] = {}
         self._failures: dict[ir.Node, str] = {}
         self._evaluators: dict[tuple[int, bytes], ReferenceEvaluator] = {}
-        self._budget = Budget(sum(slot.tensor.size for slot in slots(model)))
+        self._budget = Budget(lambda: sum(slot.tensor.size for slot in slots(model)))
 
     def renew(
         self,
@@ -120,8 +120,14 @@ class Constants:
             Unreadable: it cannot be evaluated, or would take unreasonable memory.
             UnreadableTensorError: a stored tensor cannot be read, or the constants of the model take too much work.
         """
+        if value in self._memo:
+            return self._memo[value]
         if self._latest is not None and self._latest[0] is value:
             return self._latest[1]
+        if value.producer() is None and value.const_value is not None:
+            array = read(value.const_value, value.name)
+            self._remember(value, array)
+            return array
         order = in_order(value, self._needed)
         waiting = Counter(source for top in order for source in self._needed(top))
         results: dict[ir.Value, AnyArray] = {}
@@ -292,7 +298,7 @@ def _stored(value: ir.Value) -> ir.TensorProtocol | None:
     for name, attribute in node.attributes.items():
         match name, attribute.type:
             case "value", ir.AttributeType.TENSOR:
-                return attribute.as_tensor()
+                return cast("ir.TensorProtocol", attribute.value)  # `as_tensor` checks a protocol, which takes long
             case "value_float" | "value_floats", ir.AttributeType.FLOAT | ir.AttributeType.FLOATS:
                 return ir.tensor(np.asarray(attribute.value, np.float32))
             case "value_int" | "value_ints", ir.AttributeType.INT | ir.AttributeType.INTS:

@@ -12,8 +12,9 @@ from typing import TypeVar
 
 import onnx_ir as ir
 
-from bnfold.frontends.onnx.operators.shapes import KINDS, Inference, Kind, graph_values, graphs, read_shape
-from bnfold.frontends.onnx.scopes import Scopes, bodies
+from bnfold.frontends.onnx.nesting import bodies_of, graphs
+from bnfold.frontends.onnx.operators.shapes import KINDS, Inference, Kind, graph_values, read_shape
+from bnfold.frontends.onnx.scopes import Scopes
 from bnfold.frontends.onnx.shape_inference import Confirm
 from bnfold.frontends.traversal import reach
 from bnfold.graph.cautions import DeclarationCaution
@@ -90,6 +91,8 @@ class Hints:
         self.shapes: Lookup[Shape] = Lookup(inferred.shapes, self._is_whole, self._miss)
         self.types: Lookup[ir.DataType] = Lookup(inferred.types, lambda dtype: True, self._miss)
         self._sort([_Hint(value, graph, kind) for graph in graphs(model) for value, kind in self._declared_in(graph)])
+        if not self._open:
+            inferred.release()
 
     def _is_whole(self, shape: Shape) -> bool:
         return all(isinstance(dim, int) or dim in self._inferred.symbols for dim in shape)
@@ -97,8 +100,18 @@ class Hints:
     def _declared_in(self, graph: ir.Graph) -> Iterator[tuple[ir.Value, Kind]]:
         for value in graph_values(graph):
             is_contract = graph is self._model.graph and value.is_graph_input()
-            if not is_contract and (kind := _declared(value)) is not None:
+            if not is_contract and not self._is_of_tensor(value) and (kind := _declared(value)) is not None:
                 yield value, kind
+
+    def _is_of_tensor(self, value: ir.Value) -> bool:
+        """Whether a shape is that of a stored tensor, which onnx-ir gives each that the file declares nothing of."""
+        shape = value.shape
+        return (
+            value.const_value is not None
+            and shape is not None
+            and shape.frozen
+            and shape.dims == self._inferred.shapes.get(value)
+        )
 
     def _sort(self, hints: list[_Hint]) -> None:
         """Reject hints that contradict a fact, and keep open those that add to one."""
@@ -235,7 +248,7 @@ def _downstream(starts: Sequence[ir.Value], model: ir.Model) -> frozenset[ir.Val
     functions = {key: function.graph for key, function in model.functions.items()}
     for graph in graphs(model):
         for node in graph:
-            inner = [body for _, body in bodies(node)]
+            inner = [body for _, body in bodies_of(node)]
             inner += [functions[node.op_identifier()]] if node.op_identifier() in functions else []
             for body in inner:
                 entries.setdefault(node, []).extend(body.inputs)

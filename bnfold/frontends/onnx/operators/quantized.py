@@ -100,7 +100,10 @@ def insist_on_direct(value: ir.Value | None, facts: Facts) -> None:
 
 def _is_made_by(operator: str, value: ir.Value | None, facts: Facts) -> bool:
     """Whether a value is computed by an operator of this kind, at some distance, and from constants alone."""
-    stack, seen, is_made = [value], set[ir.Value](), False
+    if value is None or value.producer() is None:
+        return False
+    stack: list[ir.Value | None] = [value]
+    seen, is_made = set[ir.Value](), False
     while stack:
         top = stack.pop()
         if top is None or top in seen:

@@ -22,7 +22,7 @@ from bnfold.frontends.reading import AnyArray, Unreadable
 from bnfold.graph.outcome import Reason
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Weights:
     """Where the parameters of a linear operator are, and how they are laid out.
 
@@ -318,11 +318,8 @@ class RecurrentStored(Stored[Weights]):
         return np.concatenate([bias.reshape(self.kernel.shape[0], -1), self.recurrent_bias], axis=1)
 
 
-def stored(reader: Reader, add: ir.Node | None) -> Stored[Weights]:
+def stored(reader: Reader, linear: Linear, weights: Weights) -> Stored[Weights]:
     """The parameters of a node that `read_linear` reads as a linear operator."""
-    read = read_linear(reader, add)
-    assert read is not None
-    linear, weights = read
     value = reader.value(weights.kernel)
     assert value is not None
     constants, source = reader.facts.constants, weights.quantized

@@ -7,7 +7,8 @@ a runtime enforces.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -15,15 +16,12 @@ import onnx
 import onnx_ir as ir
 
 from bnfold.errors import UnreadableTensorError
-from bnfold.frontends.onnx.files.slots import lending, placeholder, slots
-from bnfold.frontends.onnx.nesting import nested, pairs
+from bnfold.frontends.onnx.nesting import graphs, nested, pairs
 from bnfold.frontends.onnx.operators.constants import OVERRIDABLE, Constants
+from bnfold.frontends.onnx.operators.skeleton import DATA_LIMIT, skeleton
 from bnfold.frontends.onnx.operators.targets import Targets
 from bnfold.frontends.onnx.shape_inference import infer_shapes
 from bnfold.graph.ops import Dim, Shape
-
-DATA_LIMIT = 1000
-"""Bytes of a tensor whose values may decide a shape; larger ones are left out."""
 
 KINDS = frozenset(ir.DataType) - {ir.DataType.UNDEFINED}
 
@@ -49,7 +47,7 @@ OPAQUE = "bnfold.opaque"
 """A domain that has no operators."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Kind:
     """Shape and type of one value; None stands for an unknown one."""
 
@@ -63,17 +61,18 @@ class Inference:
     Args:
         model: not changed.
         constants: its constants, as far as no shape is needed for them.
+        original: the protobuf that the model is as it was read from; None where it is not known.
 
     Attributes:
         shapes, types: of values of all graphs and functions; what is not known is left out.
         symbols: the dynamic sizes that graph inputs declare; any other symbol is a size that nothing tells.
     """
 
-    def __init__(self, model: ir.Model, constants: Constants) -> None:
+    def __init__(self, model: ir.Model, constants: Constants, original: onnx.ModelProto | None = None) -> None:
         self.shapes: dict[ir.Value, Shape] = {}
         self.types: dict[ir.Value, ir.DataType] = {}
         self._note_stored(model)
-        self._proto = _serialize(model)
+        self._proto = skeleton(model, original)
         self._values = _prepare(model.graph, self._proto.graph, constants)
         self._functions = _functions(model, self._proto, constants)
         self.symbols = {dim.dim_param for each in self._proto.graph.input for dim in each.type.tensor_type.shape.dim}
@@ -112,7 +111,7 @@ class Inference:
             tensor = value.const_value
             is_default = value in inputs and model.ir_version >= OVERRIDABLE
             if tensor is not None and not is_default:
-                self._note(value, Kind(read_shape(tensor.shape), tensor.dtype))
+                self._note(value, Kind(stored_shape(tensor), tensor.dtype))
             elif value in inputs:
                 self._note(value, Kind(None if value.shape is None else read_shape(value.shape), value.dtype))
 
@@ -121,6 +120,10 @@ class Inference:
             self.shapes[value] = kind.shape
         if kind.dtype is not None:
             self.types[value] = kind.dtype
+
+    def release(self) -> None:
+        """Give back what inferring again would take."""
+        self._proto, self._values, self._functions = onnx.ModelProto(), [], {}
 
     def add(self, facts: Mapping[str, Kind]) -> None:
         """Infer again, with new facts about values of the main graph."""
@@ -141,27 +144,28 @@ class Inference:
         self._infer_functions()
 
     def _match(self, values: Sequence[Mapping[str, ir.Value]], proto: onnx.GraphProto) -> None:
+        kinds: dict[bytes, Kind] = {}
         for named, graph in zip(values, nested(proto), strict=True):
             for info in (*graph.input, *graph.value_info, *graph.output):
                 value = named.get(info.name)
-                if value is None or value.const_value is not None or not info.type.HasField("tensor_type"):
+                if value is None or value.const_value is not None:
                     continue
-                kind = info.type.tensor_type
-                shape = tuple(_proto_dim(dim) for dim in kind.shape.dim) if kind.HasField("shape") else None
-                self._note(value, Kind(shape, ir.DataType(kind.elem_type) if kind.elem_type in KINDS else None))
+                described = info.type.SerializeToString()  # mostly one of a few
+                if described not in kinds:
+                    kinds[described] = _read_kind(info.type)
+                self._note(value, kinds[described])
 
     def _infer_functions(self) -> None:
         """Infer each function once, from the properties that all its callers share."""
-        left = dict(self._functions)
-        while left:
-            called = {callee for function in left.values() for callee in function.callees}
-            ready = [key for key in left if key not in called]
-            if not ready:
-                return  # functions that call each other are no valid model
-            for function in [left.pop(key) for key in ready]:
-                inferred = infer_shapes(function.model([self._common(operands) for operands in function.operands]))
-                if inferred is not None:
-                    self._match(function.values, inferred.graph)
+        callers = Counter(callee for function in self._functions.values() for callee in function.callees)
+        ready = [key for key in self._functions if not callers[key]]
+        while ready:  # functions that call each other are no valid model
+            function = self._functions[ready.pop()]
+            inferred = infer_shapes(function.model([self._common(operands) for operands in function.operands]))
+            if inferred is not None:
+                self._match(function.values, inferred.graph)
+            callers.subtract(function.callees)
+            ready += [callee for callee in function.callees if callee in self._functions and not callers[callee]]
 
     def _common(self, operands: Sequence[ir.Value | None]) -> Kind:
         """The shape and type that all callers' values for one input have in common."""
@@ -199,9 +203,9 @@ class _Function:
         self.callees = {node.op_identifier() for node in function.all_nodes()}
         self.operands: list[list[ir.Value | None]] = [[] for _ in function.inputs]
 
-    def lend(self, functions: Iterable[onnx.FunctionProto]) -> None:
+    def lend(self, functions: Mapping[Key, onnx.FunctionProto]) -> None:
         """Add the functions that this one calls."""
-        self._proto.functions.extend(function for function in functions if _key(function) in self.callees)
+        self._proto.functions.extend(functions[key] for key in sorted(self.callees & functions.keys()))
 
     def note_call(self, node: ir.Node) -> None:
         """Add the operands of another node that calls the function."""
@@ -222,7 +226,7 @@ def _functions(model: ir.Model, proto: onnx.ModelProto, constants: Constants) ->
     if not functions:
         return {}
     for function in functions.values():
-        function.lend(proto.functions)
+        function.lend(protos)
     for node in chain.from_iterable(graphs(model)):
         if (key := node.op_identifier()) in functions:
             functions[key].note_call(node)
@@ -231,35 +235,6 @@ def _functions(model: ir.Model, proto: onnx.ModelProto, constants: Constants) ->
 
 def _key(function: onnx.FunctionProto) -> Key:
     return function.domain, function.name, function.overload
-
-
-def _serialize(model: ir.Model) -> onnx.ModelProto:
-    """The protobuf without large tensors and declarations. Those of graph inputs stay."""
-    large = [slot for slot in slots(model) if _is_large(slot.tensor)]
-    with lending(large, [placeholder(slot.tensor) for slot in large]):  # so that nobody copies them
-        proto = ir.serde.serialize_model(model)
-    if model.ir_version >= OVERRIDABLE:
-        inputs = {info.name for info in proto.graph.input}
-        kept = [tensor for tensor in proto.graph.initializer if tensor.name not in inputs]
-        del proto.graph.initializer[:]
-        proto.graph.initializer.extend(kept)
-    for graph in nested(proto.graph):
-        _forget(graph, keeps_inputs=graph is proto.graph)
-    for function in proto.functions:
-        del function.value_info[:]
-    return proto
-
-
-def _forget(graph: onnx.GraphProto, *, keeps_inputs: bool) -> None:
-    """Drop the declarations of a graph."""
-    del graph.value_info[:]
-    for info in (*graph.output, *(() if keeps_inputs else graph.input)):
-        info.ClearField("type")
-
-
-def _is_large(tensor: ir.TensorProtocol) -> bool:
-    is_elsewhere = isinstance(tensor, ir.ExternalTensor)
-    return is_elsewhere or (tensor.dtype != ir.DataType.STRING and tensor.nbytes > DATA_LIMIT)
 
 
 def _prepare(graph: ir.Graph, proto: onnx.GraphProto, constants: Constants) -> list[dict[str, ir.Value]]:
@@ -323,6 +298,15 @@ def _describe(info: onnx.ValueInfoProto, kind: Kind) -> None:
             described.dim_param = dim
 
 
+def _read_kind(described: onnx.TypeProto) -> Kind:
+    """The shape and type of a tensor; nothing of any other value."""
+    if not described.HasField("tensor_type"):
+        return Kind()
+    kind = described.tensor_type
+    shape = tuple(_proto_dim(dim) for dim in kind.shape.dim) if kind.HasField("shape") else None
+    return Kind(shape, ir.DataType(kind.elem_type) if kind.elem_type in KINDS else None)
+
+
 def _proto_dim(dim: onnx.TensorShapeProto.Dimension) -> Dim:
     if dim.HasField("dim_value"):
         return dim.dim_value if 0 <= dim.dim_value < DIM_LIMIT else None
@@ -334,17 +318,18 @@ def read_shape(shape: ir.ShapeProtocol) -> Shape:
     return tuple(_dim(dim) for dim in shape)
 
 
+def stored_shape(tensor: ir.TensorProtocol) -> Shape:
+    """The shape of a stored tensor. Asking one in a protobuf for it makes many objects."""
+    if isinstance(tensor, ir.serde.TensorProtoTensor):
+        dims = tuple(tensor.raw.dims)
+        return dims if not dims or (min(dims) >= 0 and max(dims) < DIM_LIMIT) else tuple(map(_dim, dims))
+    return read_shape(tensor.shape)
+
+
 def _dim(dim: int | ir.SymbolicDimProtocol) -> Dim:
     if isinstance(dim, int):
         return dim if 0 <= dim < DIM_LIMIT else None
     return dim.value
-
-
-def graphs(model: ir.Model) -> Iterator[ir.Graph]:
-    """Every graph of a model, those of functions last."""
-    for root in (model.graph, *(function.graph for function in model.functions.values())):
-        yield root
-        yield from root.subgraphs()
 
 
 def graph_values(graph: ir.Graph) -> Iterator[ir.Value]:

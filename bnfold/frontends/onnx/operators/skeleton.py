@@ -1,0 +1,122 @@
+"""The protobuf that shapes are inferred from: a model without large tensors, and without declarations.
+
+What was just read is copied from its protobuf, in bulk. Any other model is serialised, which takes ten times as long.
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+import onnx
+import onnx_ir as ir
+from onnx import AttributeProto, TensorProto
+
+from bnfold.frontends.onnx.files.slots import lending, placeholder, slots
+from bnfold.frontends.onnx.nesting import nested
+from bnfold.frontends.onnx.operators.constants import OVERRIDABLE
+
+DATA_LIMIT = 1000
+"""Bytes of a tensor whose values may decide a shape; larger ones are left out."""
+
+TENSORS = frozenset({AttributeProto.TENSOR, AttributeProto.TENSORS})
+
+SPARSE = frozenset({AttributeProto.SPARSE_TENSOR, AttributeProto.SPARSE_TENSORS})
+
+BITS = {kind.value: kind.bitwidth for kind in ir.DataType if kind not in (ir.DataType.UNDEFINED, ir.DataType.STRING)}
+"""The size of an element, by its type; strings have none."""
+
+
+def skeleton(model: ir.Model, original: onnx.ModelProto | None) -> onnx.ModelProto:
+    """The protobuf without large tensors and declarations. The declarations of graph inputs stay.
+
+    Args:
+        model: only read.
+        original: the protobuf that the model is as it was read from; None where it is not known.
+    """
+    proto = _serialize(model) if original is None or not _is_plain(original) else _copy(original)
+    if model.ir_version >= OVERRIDABLE:
+        inputs = {info.name for info in proto.graph.input}
+        if any(tensor.name in inputs for tensor in proto.graph.initializer):
+            kept = [tensor for tensor in proto.graph.initializer if tensor.name not in inputs]
+            del proto.graph.initializer[:]
+            proto.graph.initializer.extend(kept)
+    for graph in nested(proto.graph):
+        _forget(graph, keeps_inputs=graph is proto.graph)
+    for function in proto.functions:
+        del function.value_info[:]
+    return proto
+
+
+def _serialize(model: ir.Model) -> onnx.ModelProto:
+    large = [slot for slot in slots(model) if _is_large(slot.tensor)]
+    with lending(large, [placeholder(slot.tensor) for slot in large]):  # so that nobody copies them
+        return ir.serde.serialize_model(model)
+
+
+def _is_large(tensor: ir.TensorProtocol) -> bool:
+    is_elsewhere = isinstance(tensor, ir.ExternalTensor)
+    return is_elsewhere or (tensor.dtype != ir.DataType.STRING and tensor.nbytes > DATA_LIMIT)
+
+
+def _is_plain(proto: onnx.ModelProto) -> bool:
+    """Whether a model can be copied in bulk: onnx-ir changes nothing of it, and large tensors are initializers only."""
+    if any(each.domain == "ai.onnx" for each in (*proto.opset_import, *proto.functions)):
+        return False
+    for graph in nested(proto.graph, *proto.functions):
+        if isinstance(graph, onnx.GraphProto):
+            if graph.sparse_initializer:
+                return False
+            if graph is not proto.graph and not all(map(_is_small, graph.initializer)):
+                return False
+        if not all(map(_is_plain_node, graph.node)):
+            return False
+    return True
+
+
+def _is_plain_node(node: onnx.NodeProto) -> bool:
+    if node.domain == "ai.onnx":
+        return False
+    for attribute in node.attribute:
+        kind = attribute.type
+        if kind in SPARSE or (kind in TENSORS and not all(map(_is_small, (attribute.t, *attribute.tensors)))):
+            return False
+    return True
+
+
+def _is_small(tensor: TensorProto) -> bool:
+    """The opposite of `_is_large`, for a tensor as it is stored."""
+    if tensor.data_location == TensorProto.EXTERNAL:
+        return False
+    return bool(prod(tensor.dims) * BITS.get(tensor.data_type, 0) <= 8 * DATA_LIMIT)
+
+
+def _copy(original: onnx.ModelProto) -> onnx.ModelProto:
+    """The model without large initializers, of which type and shape stay."""
+    proto = onnx.ModelProto(ir_version=original.ir_version, opset_import=original.opset_import)
+    old, new = original.graph, proto.graph
+    new.name = old.name
+    new.node.extend(old.node)
+    new.input.extend(old.input)
+    new.output.extend(old.output)
+    proto.functions.extend(original.functions)
+    new.initializer.extend([tensor if _is_small(tensor) else _described(tensor) for tensor in old.initializer])
+    return proto
+
+
+def _described(tensor: TensorProto) -> TensorProto:
+    """A tensor without its data."""
+    place = onnx.StringStringEntryProto(key="location", value="-")
+    return TensorProto(
+        name=tensor.name,
+        data_type=tensor.data_type,
+        dims=tensor.dims,
+        data_location=TensorProto.EXTERNAL,
+        external_data=[place],
+    )
+
+
+def _forget(graph: onnx.GraphProto, *, keeps_inputs: bool) -> None:
+    """Drop the declarations of a graph."""
+    del graph.value_info[:]
+    for info in (*graph.output, *(() if keeps_inputs else graph.input)):
+        info.ClearField("type")
