@@ -75,6 +75,11 @@ def test_the_action_asks_for_extras_that_exist() -> None:
 @pytest.mark.parametrize(("shell", "word"), [("bash", "1"), ("zsh", "1"), ("fish", "ins")])
 def test_shells_complete_commands(shell: str, word: str) -> None:
     code = "from bnfold.cli import main; import sys; sys.argv = ['bnfold']; main()"
-    environment = {**os.environ, "_BNFOLD_COMPLETE": f"{shell}_complete", "COMP_WORDS": "bnfold ins", "COMP_CWORD": word}
+    environment = {
+        **os.environ,
+        "_BNFOLD_COMPLETE": f"{shell}_complete",
+        "COMP_WORDS": "bnfold ins",
+        "COMP_CWORD": word,
+    }
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
     assert "inspect" in done.stdout
