@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bnfold.errors import plural
+from bnfold.errors import plural, shorten
 from bnfold.report.columns import Column, Row
 from bnfold.report.documents import (
     Change,
@@ -35,23 +35,59 @@ def show(record: FileDocument, console: Console, *, verbose: bool = False, quiet
     if not quiet:
         rows = [*record["outcomes"], *(record["affine_outcomes"] if verbose else [])]
         is_done = record["output"] is not None
-        if console.is_terminal and rows:
+        if len(rows) > LISTED and not verbose:
+            for line in _groups(rows, is_done=is_done):
+                print_line(console, line)
+        elif console.is_terminal and rows:
             console.print(tabulate(_columns(is_done=is_done), rows))
         else:
             width = len("folded" if is_done else "would fold")
             for row in rows:
                 print_line(console, "  ".join([_status(row, is_done=is_done).ljust(width), _name(row), _where(row)]))
-        for merge in record["merges"]:
+        hidden = [] if verbose or len(record["merges"]) <= LISTED else record["merges"][LINES:]
+        for merge in record["merges"][: len(record["merges"]) - len(hidden)]:
             print_line(console, _merge(merge))
+        if hidden:
+            print_line(console, f"merged  and {len(hidden)} more (--verbose lists them)")
         for line in _advice(rows):
             print_line(console, line)
         for line in _warnings(record["warnings"], verbose=verbose):
             print_line(console, line)
-    for line in summary(record):
+    first, *rest = summary(record)
+    for line in [f"{record['model']}: {first}" if quiet else first, *rest]:
         print_line(console, line)
     if "drift" in record:
         for line in _drift(record["drift"], quiet=quiet, verbose=verbose):
             print_line(console, line)
+
+
+LISTED = 100
+"""The most BatchNorms that are listed one by one, unless all are asked for."""
+
+GROUPS = 12
+"""How many groups of more BatchNorms are told."""
+
+NAME = 40
+"""Characters of a name among others."""
+
+
+def _groups(rows: Sequence[Folded | Kept], *, is_done: bool) -> Iterator[str]:
+    """Many BatchNorms in few lines: those that went one way, and those that stay for one reason, the largest first."""
+    groups: dict[tuple[str, str], list[Folded | Kept]] = {}
+    for row in rows:
+        if row["status"] == "kept":
+            key = f"{row['reason']}: {row['detail']}"
+        else:
+            key = f"{row['direction']} into {plural(len(row['into']), 'operator')}"
+        groups.setdefault((_status(row, is_done=is_done), key), []).append(row)
+    ordered = sorted(groups.items(), key=lambda group: -len(group[1]))
+    for (status, what), members in ordered[:GROUPS]:
+        names = ", ".join(shorten(_name(row), NAME) for row in members[:2]) + (", ..." if len(members) > 2 else "")
+        yield f"{status}  {len(members):,}  {what} ({names})"
+    if len(ordered) > GROUPS:
+        rest = sum(len(members) for _, members in ordered[GROUPS:])
+        yield f"and {rest:,} more in {len(ordered) - GROUPS:,} groups"
+    yield "--verbose lists each of them"
 
 
 def _drift(drift: DriftDocument, *, quiet: bool, verbose: bool) -> Iterator[str]:
