@@ -10,7 +10,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import sympy
@@ -32,11 +32,12 @@ class Decision:
 
     Attributes:
         stack: the paths of the modules whose forward ran, the model's first; the last one asked.
-        condition: in the symbols of the sizes of the inputs.
+        condition: in the symbols of the sizes of the inputs, and of terms.
         simplified: the same by what the export found out of these symbols.
         is_number: whether the code asked for a number, of which it may do anything, not whether the condition holds.
         is_inside: whether an operator asked that torch then spelt by others; it does the same whatever the answer.
         is_known: whether code read sizes of a tensor which might be that number by a decision of other code.
+        terms: what other symbols stand for, in those of the sizes of the inputs and in earlier ones.
     """
 
     stack: tuple[str, ...]
@@ -45,10 +46,21 @@ class Decision:
     is_number: bool
     is_inside: bool = False
     is_known: bool = False
+    terms: Mapping[Any, Any] = field(default_factory=dict, compare=False)
 
     def is_taken(self, sizes: Mapping[Any, int]) -> bool:
         """Whether the condition holds for some sizes."""
-        return bool(self.condition.xreplace(dict(sizes)) != sympy.false)
+        values: dict[Any, Any] = dict(sizes)
+        for symbol, term in self.terms.items():
+            values[symbol] = term.xreplace(values)
+        return bool(self.condition.xreplace(values) != sympy.false)
+
+    def symbols(self) -> set[Any]:
+        """The symbols of the sizes of the inputs in the condition."""
+        found: set[Any] = set(self.condition.free_symbols)
+        while terms := found & self.terms.keys():
+            found = (found - terms).union(*(self.terms[each].free_symbols for each in terms))
+        return found
 
 
 class Watch:
@@ -63,13 +75,15 @@ class Watch:
         self._noted: dict[tuple[tuple[str, ...], Any, bool, bool], Any] = {}
         self._reading: dict[tuple[str, ...], None] = {}
 
-    def decisions(self) -> tuple[Decision, ...]:
+    def decisions(self, terms: Mapping[Any, Any]) -> tuple[Decision, ...]:
         """Each once; a size that one made a number is a number for all code that reads sizes."""
         noted = [(*key, environment.replace(key[1])) for key, environment in self._noted.items()]
-        found = [Decision(stack, condition, simplified, *kind) for stack, condition, *kind, simplified in noted]
+        found = [
+            Decision(stack, condition, simplified, *kind, terms=terms) for stack, condition, *kind, simplified in noted
+        ]
         numbers = dict.fromkeys(each.condition for each in found if each.simplified == sympy.true)
         found += [
-            Decision(stack, each, sympy.true, is_number=True, is_known=True)
+            Decision(stack, each, sympy.true, is_number=True, is_known=True, terms=terms)
             for stack in self._reading
             for each in numbers
         ]
@@ -180,9 +194,12 @@ def stated(decision: Decision, sizes: Mapping[Any, str]) -> tuple[str, list[str]
     for size, symbol in symbols.items():
         offset, base = size.as_coeff_Add()  # so that ``n + 1`` is found in ``n + 3``
         known.setdefault(base, symbol - offset)
+    names = set(symbols.values())
     for form in (decision.condition, decision.simplified):
         at_hand = form.xreplace(known)
-        if at_hand.free_symbols and at_hand.free_symbols <= set(symbols.values()):
+        while (missing := at_hand.free_symbols - names) and missing <= decision.terms.keys():
+            at_hand = at_hand.xreplace({each: decision.terms[each].xreplace(known) for each in missing})
+        if at_hand.free_symbols and at_hand.free_symbols <= names:
             return PythonPrinter().doprint(at_hand), sorted(map(str, at_hand.free_symbols))
     return None
 
@@ -203,7 +220,7 @@ def elsewhere(decision: Decision, symbols: Sequence[Any], example: Mapping[Any, 
 
 def symbols_of(decisions: Iterable[Decision]) -> list[Any]:
     """The symbols of the sizes by which code decides."""
-    return sorted({symbol for each in decisions for symbol in each.condition.free_symbols}, key=str)
+    return sorted({symbol for each in decisions for symbol in each.symbols()}, key=str)
 
 
 CHANGES = (

@@ -11,12 +11,14 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch._dynamo import config as dynamo_config
 from torch.export import ExportedProgram
 from torch.fx.experimental import _config as symbolic_config
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils import _pytree
 
 from bnfold.errors import UnsupportedModelError, one_line
+from bnfold.frontends.torch.capture.abbreviations import Abbreviations
 from bnfold.frontends.torch.capture.borders import Border, Recorder
 from bnfold.frontends.torch.capture.decisions import Decision, Watch
 from bnfold.frontends.torch.capture.inputs import Inputs, bind
@@ -108,13 +110,18 @@ def _export_all(
 def _export(module: nn.Module, inputs: Inputs, sizes: Mapping[str, Any] | None, *, oblivious: bool) -> Export:
     recorder = Recorder(module)
     watch = Watch(recorder.running)
+    abbreviations = Abbreviations()
     oblivion = symbolic_config.patch(backed_size_oblivious=oblivious)  # type: ignore[attr-defined]
+    # what is remembered of calls on symbols takes longer to check than the call
+    cache = dynamo_config.patch(fake_tensor_cache_enabled=sizes is None)  # type: ignore[attr-defined]
     shapes = dict(sizes) if sizes is not None else None
     try:
         with (
             quiet(),
             torch.no_grad(),
             oblivion,
+            cache,
+            abbreviations.in_use(),
             watch.watching(),
             redirect_stderr(StringIO()),
         ):  # which gets the graph of a failure
@@ -122,7 +129,7 @@ def _export(module: nn.Module, inputs: Inputs, sizes: Mapping[str, Any] | None, 
             program = torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
     finally:
         recorder.remove()
-    return Export(program, tuple(recorder.borders), recorder.methods, sizes is None, watch.decisions())
+    return Export(program, tuple(recorder.borders), recorder.methods, sizes is None, watch.decisions(abbreviations.terms))
 
 
 def _squeezes_one(program: ExportedProgram) -> bool:
