@@ -6,9 +6,10 @@ follows: that takes most of the time of an export whose sizes are dynamic. So a 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import sympy
 from torch._dynamo.source import ConstantSource
@@ -57,19 +58,12 @@ class Abbreviations:
             ]  # which would be written as code on the inputs
             return guard(environment, *args, **kwargs)
 
-        patched: Mapping[tuple[Any, str], Any] = {
-            (SymNode, "__init__"): made,
-            (ShapeEnv, "_set_replacement"): substituted,
-            (ShapeEnv, "produce_guards"): guarded,
-        }
-        for (owner, name), function in patched.items():
-            setattr(owner, name, function)
-        try:
+        with (
+            patch.object(SymNode, "__init__", made),
+            patch.object(ShapeEnv, "_set_replacement", substituted),
+            patch.object(ShapeEnv, "produce_guards", guarded),
+        ):
             yield
-        finally:
-            SymNode.__init__ = make  # type: ignore[method-assign]
-            ShapeEnv._set_replacement = substitute  # type: ignore[method-assign]
-            ShapeEnv.produce_guards = guard  # type: ignore[method-assign]
 
     def _is_plain(self, expression: Any) -> bool:
         """Whether it is made of sums and products alone."""

@@ -36,6 +36,7 @@ class Decision:
         simplified: the same by what the export found out of these symbols.
         is_number: whether the code asked for a number, of which it may do anything, not whether the condition holds.
         is_inside: whether an operator asked that torch then spelt by others; it does the same whatever the answer.
+        is_asserted: whether code raises an error where the condition does not hold.
         is_known: whether code read sizes of a tensor which might be that number by a decision of other code.
         terms: what other symbols stand for, in those of the sizes of the inputs and in earlier ones.
     """
@@ -45,21 +46,31 @@ class Decision:
     simplified: Any
     is_number: bool
     is_inside: bool = False
+    is_asserted: bool = False
     is_known: bool = False
-    terms: Mapping[Any, Any] = field(default_factory=dict, compare=False)
+    terms: dict[Any, Any] = field(default_factory=dict, compare=False)
 
     def is_taken(self, sizes: Mapping[Any, int]) -> bool:
-        """Whether the condition holds for some sizes."""
+        """Whether the condition holds for some sizes, or has no meaning there: code on its way decided otherwise."""
         values: dict[Any, Any] = dict(sizes)
-        for symbol, term in self.terms.items():
-            values[symbol] = term.xreplace(values)
-        return bool(self.condition.xreplace(values) != sympy.false)
+        needed = self._needed()
+        try:
+            for symbol, term in self.terms.items():
+                if symbol in needed:
+                    values[symbol] = term.xreplace(values)
+            return bool(self.condition.xreplace(values) != sympy.false)
+        except ZeroDivisionError:
+            return True
 
     def symbols(self) -> set[Any]:
         """The symbols of the sizes of the inputs in the condition."""
+        return self._needed() - self.terms.keys()
+
+    def _needed(self) -> set[Any]:
         found: set[Any] = set(self.condition.free_symbols)
-        while terms := found & self.terms.keys():
-            found = (found - terms).union(*(self.terms[each].free_symbols for each in terms))
+        for symbol in reversed(self.terms):
+            if symbol in found:
+                found |= self.terms[symbol].free_symbols
         return found
 
 
@@ -72,14 +83,14 @@ class Watch:
 
     def __init__(self, running: Callable[[], tuple[str, ...]]) -> None:
         self._running = running
-        self._noted: dict[tuple[tuple[str, ...], Any, bool, bool], Any] = {}
+        self._noted: dict[tuple[tuple[str, ...], Any, bool, bool, bool], Any] = {}
         self._reading: dict[tuple[str, ...], None] = {}
 
-    def decisions(self, terms: Mapping[Any, Any]) -> tuple[Decision, ...]:
+    def decisions(self, terms: dict[Any, Any]) -> tuple[Decision, ...]:
         """Each once; a size that one made a number is a number for all code that reads sizes."""
-        noted = [(*key, environment.replace(key[1])) for key, environment in self._noted.items()]
         found = [
-            Decision(stack, condition, simplified, *kind, terms=terms) for stack, condition, *kind, simplified in noted
+            Decision(stack, condition, environment.replace(condition), number, inside, asserted, terms=terms)
+            for (stack, condition, number, inside, asserted), environment in self._noted.items()
         ]
         numbers = dict.fromkeys(each.condition for each in found if each.simplified == sympy.true)
         found += [
@@ -114,9 +125,12 @@ class Watch:
         if not stack or not symbols or any(symbol_is_type(each, UNBACKED) for each in symbols):
             return
         if not node.is_bool():
-            self._noted[stack, sympy.Eq(asked, value), True, False] = node.shape_env
+            self._noted[stack, sympy.Eq(asked, value), True, False, False] = node.shape_env
         elif not _is_asked_by_an_operator():
-            self._noted[stack, asked if value else sympy.Not(asked), False, not _is_asked_in_python()] = node.shape_env
+            condition = asked if value else sympy.Not(asked)
+            asking = _asking()
+            is_inside = asking not in (None, "bool_", "expect_true")
+            self._noted[stack, condition, False, is_inside, bool(value) and _is_asserted()] = node.shape_env
 
     def _note_reading(self) -> None:
         stack = self._running()
@@ -159,13 +173,23 @@ def _is_asked_by_an_operator() -> bool:
     return False
 
 
-def _is_asked_in_python() -> bool:
-    """Whether Python asks for an answer, by `bool` or a check, not an operator's own code in C++."""
+def _asking() -> str | None:
+    """The function that wants an answer: one for `bool` or a check of Python, or for an operator's own code in C++."""
     frame = sys._getframe(1)
     while frame is not None and frame.f_code.co_name != "guard_bool":
         frame = frame.f_back  # type: ignore[assignment]
     asking = None if frame is None else frame.f_back
-    return asking is None or asking.f_code.co_name in ("bool_", "expect_true")
+    return None if asking is None else asking.f_code.co_name
+
+
+def _is_asserted() -> bool:
+    """Whether `torch._assert` asks, which raises an error if the answer is no, and does nothing else."""
+    frame = sys._getframe(1)
+    while frame is not None and frame.f_code.co_name != "_call_impl":
+        if frame.f_code is torch._assert.__code__:
+            return True
+        frame = frame.f_back  # type: ignore[assignment]
+    return False
 
 
 def expressions(size: Any) -> tuple[Any, ...]:

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch._dynamo import config as dynamo_config
 from torch.export import ExportedProgram
 from torch.fx.experimental import _config as symbolic_config
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
@@ -22,6 +21,7 @@ from bnfold.frontends.torch.capture.abbreviations import Abbreviations
 from bnfold.frontends.torch.capture.borders import Border, Recorder
 from bnfold.frontends.torch.capture.decisions import Decision, Watch
 from bnfold.frontends.torch.capture.inputs import Inputs, bind
+from bnfold.frontends.torch.capture.leaner import leaner
 from bnfold.frontends.torch.capture.methods import Joint
 from bnfold.frontends.torch.capture.silence import quiet
 from bnfold.frontends.torch.view import VALUE_HOOKS, hook_of
@@ -112,15 +112,13 @@ def _export(module: nn.Module, inputs: Inputs, sizes: Mapping[str, Any] | None, 
     watch = Watch(recorder.running)
     abbreviations = Abbreviations()
     oblivion = symbolic_config.patch(backed_size_oblivious=oblivious)  # type: ignore[attr-defined]
-    # what is remembered of calls on symbols takes longer to check than the call
-    cache = dynamo_config.patch(fake_tensor_cache_enabled=sizes is None)  # type: ignore[attr-defined]
     shapes = dict(sizes) if sizes is not None else None
     try:
         with (
             quiet(),
             torch.no_grad(),
             oblivion,
-            cache,
+            leaner(is_static=sizes is None),
             abbreviations.in_use(),
             watch.watching(),
             redirect_stderr(StringIO()),
@@ -129,7 +127,9 @@ def _export(module: nn.Module, inputs: Inputs, sizes: Mapping[str, Any] | None, 
             program = torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
     finally:
         recorder.remove()
-    return Export(program, tuple(recorder.borders), recorder.methods, sizes is None, watch.decisions(abbreviations.terms))
+    return Export(
+        program, tuple(recorder.borders), recorder.methods, sizes is None, watch.decisions(abbreviations.terms)
+    )
 
 
 def _squeezes_one(program: ExportedProgram) -> bool:
