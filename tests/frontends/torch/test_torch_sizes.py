@@ -131,6 +131,13 @@ def twice(m: Any, x: Tensor) -> Tensor:
     return m.last(m.next(y)) if x.shape[3] > 15 else m.last(y)
 
 
+def high(m: Any, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    if x.shape[2] > 7:
+        y = m.next(y)
+    return m.last(y)
+
+
 class Reaching(nn.Module):
     """A module that calls a part of another one past it."""
 
@@ -160,6 +167,7 @@ DECIDING = {
     "a part that is called by itself": Reaching(),
     "an inner module": Around(Two(odd), nn.MaxPool2d(2)),
     "an inner module behind strides": Around(Two(odd), nn.Conv2d(4, 4, 3, 2, 1), nn.Conv2d(4, 4, 1)),
+    "an inner module that is kept behind strides": Around(Two(high), nn.Conv2d(4, 4, 3, 2, 1)),
     "an inner module with a fold around it": Around(Two(branch), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)),
 }
 
