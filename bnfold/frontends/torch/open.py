@@ -199,7 +199,8 @@ NUMBERS = 2
 """At how many other sizes a fold is tried where code asks for a size as a number."""
 
 FAILURES = 2
-"""At how many the original may not run, before it is taken for one that does not run at others."""
+"""At how many the original may not run, before it is taken for one that does not run at others; one that asserts a
+condition is asked once, since only code that catches the error goes on."""
 
 ADVISED = frozenset({Reason.FORWARD_CODE, Reason.HOOK, Reason.PARAMETRIZED, Reason.SKIPPED})
 """Reasons that say what to do, or that no other code would remove."""
@@ -424,7 +425,8 @@ def _open_captured(
             own = symbols_of([decision])
             one_by_one = [[symbol] for symbol in own if len(own) > 1]
             wanted = NUMBERS if decision.is_number else 1
-            for symbols in (everything, own, *one_by_one):
+            enough = 1 if decision.is_asserted else FAILURES
+            for symbols in (everything,) if decision.is_asserted else (everything, own, *one_by_one):
                 right = failed = 0
                 for sizes in elsewhere(decision, symbols, example):
                     key = frozenset(sizes.items())
@@ -433,7 +435,7 @@ def _open_captured(
                     if found[key] is False:
                         return False
                     right, failed = right + bool(found[key]), failed + (not found[key])
-                    if right == wanted or failed == FAILURES:
+                    if right == wanted or failed == enough:
                         break
                 if right == wanted:
                     break

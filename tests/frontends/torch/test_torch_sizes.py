@@ -105,9 +105,37 @@ def square(m: Any, x: Tensor) -> Tensor:
     return m.last(m.next(y.relu() if x.shape[2] == x.shape[3] else y))
 
 
+def quotient(m: Any, x: Tensor) -> Tensor:
+    y = m.functional(x)
+    half = (x.shape[2] - 1) // 2 + 1
+    quarter = (half - 1) // 2 + 1
+    return m.last(m.next(y.relu() if quarter % 2 else y))
+
+
+def none_of_it(m: Any, x: Tensor) -> Tensor:
+    y = m.functional(x)
+    return m.last(m.next(y.relu() if x.shape[3] // 7 // 2 == 0 else y))
+
+
+def caught(m: Any, x: Tensor) -> Tensor:
+    try:
+        torch._assert(x.shape[2] % 2 == 0, "an even size")
+        y = m.norm(m.conv(x))
+    except AssertionError:
+        y = m.conv(x)
+    return m.last(m.next(y))
+
+
 def twice(m: Any, x: Tensor) -> Tensor:
     y = m.next(m.conv(x))
     return m.last(m.next(y)) if x.shape[3] > 15 else m.last(y)
+
+
+def high(m: Any, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    if x.shape[2] > 7:
+        y = m.next(y)
+    return m.last(y)
 
 
 class Reaching(nn.Module):
@@ -132,9 +160,14 @@ DECIDING = {
     "a number of entries": Two(number),
     "an odd size": Two(odd),
     "two sizes alike": Two(square),
+    "a quotient of a quotient": Two(quotient),
+    "a quotient that may be 0": Two(none_of_it),
+    "a failed assertion that is caught": Two(caught),
     "a call that is made again": Two(twice),
     "a part that is called by itself": Reaching(),
     "an inner module": Around(Two(odd), nn.MaxPool2d(2)),
+    "an inner module behind strides": Around(Two(odd), nn.Conv2d(4, 4, 3, 2, 1), nn.Conv2d(4, 4, 1)),
+    "an inner module that is kept behind strides": Around(Two(high), nn.Conv2d(4, 4, 3, 2, 1)),
     "an inner module with a fold around it": Around(Two(branch), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)),
 }
 

@@ -10,7 +10,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import sympy
@@ -32,11 +32,13 @@ class Decision:
 
     Attributes:
         stack: the paths of the modules whose forward ran, the model's first; the last one asked.
-        condition: in the symbols of the sizes of the inputs.
+        condition: in the symbols of the sizes of the inputs, and of terms.
         simplified: the same by what the export found out of these symbols.
         is_number: whether the code asked for a number, of which it may do anything, not whether the condition holds.
         is_inside: whether an operator asked that torch then spelt by others; it does the same whatever the answer.
+        is_asserted: whether code raises an error where the condition does not hold.
         is_known: whether code read sizes of a tensor which might be that number by a decision of other code.
+        terms: what other symbols stand for, in those of the sizes of the inputs and in earlier ones.
     """
 
     stack: tuple[str, ...]
@@ -44,11 +46,32 @@ class Decision:
     simplified: Any
     is_number: bool
     is_inside: bool = False
+    is_asserted: bool = False
     is_known: bool = False
+    terms: dict[Any, Any] = field(default_factory=dict, compare=False)
 
     def is_taken(self, sizes: Mapping[Any, int]) -> bool:
-        """Whether the condition holds for some sizes."""
-        return bool(self.condition.xreplace(dict(sizes)) != sympy.false)
+        """Whether the condition holds for some sizes, or has no meaning there: code on its way decided otherwise."""
+        values: dict[Any, Any] = dict(sizes)
+        needed = self._needed()
+        try:
+            for symbol, term in self.terms.items():
+                if symbol in needed:
+                    values[symbol] = term.xreplace(values)
+            return bool(self.condition.xreplace(values) != sympy.false)
+        except ZeroDivisionError:
+            return True
+
+    def symbols(self) -> set[Any]:
+        """The symbols of the sizes of the inputs in the condition."""
+        return self._needed() - self.terms.keys()
+
+    def _needed(self) -> set[Any]:
+        found: set[Any] = set(self.condition.free_symbols)
+        for symbol in reversed(self.terms):
+            if symbol in found:
+                found |= self.terms[symbol].free_symbols
+        return found
 
 
 class Watch:
@@ -60,16 +83,18 @@ class Watch:
 
     def __init__(self, running: Callable[[], tuple[str, ...]]) -> None:
         self._running = running
-        self._noted: dict[tuple[tuple[str, ...], Any, bool, bool], Any] = {}
+        self._noted: dict[tuple[tuple[str, ...], Any, bool, bool, bool], Any] = {}
         self._reading: dict[tuple[str, ...], None] = {}
 
-    def decisions(self) -> tuple[Decision, ...]:
+    def decisions(self, terms: dict[Any, Any]) -> tuple[Decision, ...]:
         """Each once; a size that one made a number is a number for all code that reads sizes."""
-        noted = [(*key, environment.replace(key[1])) for key, environment in self._noted.items()]
-        found = [Decision(stack, condition, simplified, *kind) for stack, condition, *kind, simplified in noted]
+        found = [
+            Decision(stack, condition, environment.replace(condition), number, inside, asserted, terms=terms)
+            for (stack, condition, number, inside, asserted), environment in self._noted.items()
+        ]
         numbers = dict.fromkeys(each.condition for each in found if each.simplified == sympy.true)
         found += [
-            Decision(stack, each, sympy.true, is_number=True, is_known=True)
+            Decision(stack, each, sympy.true, is_number=True, is_known=True, terms=terms)
             for stack in self._reading
             for each in numbers
         ]
@@ -100,9 +125,12 @@ class Watch:
         if not stack or not symbols or any(symbol_is_type(each, UNBACKED) for each in symbols):
             return
         if not node.is_bool():
-            self._noted[stack, sympy.Eq(asked, value), True, False] = node.shape_env
+            self._noted[stack, sympy.Eq(asked, value), True, False, False] = node.shape_env
         elif not _is_asked_by_an_operator():
-            self._noted[stack, asked if value else sympy.Not(asked), False, not _is_asked_in_python()] = node.shape_env
+            condition = asked if value else sympy.Not(asked)
+            asking = _asking()
+            is_inside = asking not in (None, "bool_", "expect_true")
+            self._noted[stack, condition, False, is_inside, bool(value) and _is_asserted()] = node.shape_env
 
     def _note_reading(self) -> None:
         stack = self._running()
@@ -145,13 +173,23 @@ def _is_asked_by_an_operator() -> bool:
     return False
 
 
-def _is_asked_in_python() -> bool:
-    """Whether Python asks for an answer, by `bool` or a check, not an operator's own code in C++."""
+def _asking() -> str | None:
+    """The function that wants an answer: one for `bool` or a check of Python, or for an operator's own code in C++."""
     frame = sys._getframe(1)
     while frame is not None and frame.f_code.co_name != "guard_bool":
         frame = frame.f_back  # type: ignore[assignment]
     asking = None if frame is None else frame.f_back
-    return asking is None or asking.f_code.co_name in ("bool_", "expect_true")
+    return None if asking is None else asking.f_code.co_name
+
+
+def _is_asserted() -> bool:
+    """Whether `torch._assert` asks, which raises an error if the answer is no, and does nothing else."""
+    frame = sys._getframe(1)
+    while frame is not None and frame.f_code.co_name != "_call_impl":
+        if frame.f_code is torch._assert.__code__:
+            return True
+        frame = frame.f_back  # type: ignore[assignment]
+    return False
 
 
 def expressions(size: Any) -> tuple[Any, ...]:
@@ -180,9 +218,12 @@ def stated(decision: Decision, sizes: Mapping[Any, str]) -> tuple[str, list[str]
     for size, symbol in symbols.items():
         offset, base = size.as_coeff_Add()  # so that ``n + 1`` is found in ``n + 3``
         known.setdefault(base, symbol - offset)
+    names = set(symbols.values())
     for form in (decision.condition, decision.simplified):
         at_hand = form.xreplace(known)
-        if at_hand.free_symbols and at_hand.free_symbols <= set(symbols.values()):
+        while (missing := at_hand.free_symbols - names) and missing <= decision.terms.keys():
+            at_hand = at_hand.xreplace({each: decision.terms[each].xreplace(known) for each in missing})
+        if at_hand.free_symbols and at_hand.free_symbols <= names:
             return PythonPrinter().doprint(at_hand), sorted(map(str, at_hand.free_symbols))
     return None
 
@@ -203,7 +244,7 @@ def elsewhere(decision: Decision, symbols: Sequence[Any], example: Mapping[Any, 
 
 def symbols_of(decisions: Iterable[Decision]) -> list[Any]:
     """The symbols of the sizes by which code decides."""
-    return sorted({symbol for each in decisions for symbol in each.condition.free_symbols}, key=str)
+    return sorted({symbol for each in decisions for symbol in each.symbols()}, key=str)
 
 
 CHANGES = (

@@ -17,9 +17,11 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils import _pytree
 
 from bnfold.errors import UnsupportedModelError, one_line
+from bnfold.frontends.torch.capture.abbreviations import Abbreviations
 from bnfold.frontends.torch.capture.borders import Border, Recorder
 from bnfold.frontends.torch.capture.decisions import Decision, Watch
 from bnfold.frontends.torch.capture.inputs import Inputs, bind
+from bnfold.frontends.torch.capture.leaner import leaner
 from bnfold.frontends.torch.capture.methods import Joint
 from bnfold.frontends.torch.capture.silence import quiet
 from bnfold.frontends.torch.view import VALUE_HOOKS, hook_of
@@ -108,6 +110,7 @@ def _export_all(
 def _export(module: nn.Module, inputs: Inputs, sizes: Mapping[str, Any] | None, *, oblivious: bool) -> Export:
     recorder = Recorder(module)
     watch = Watch(recorder.running)
+    abbreviations = Abbreviations()
     oblivion = symbolic_config.patch(backed_size_oblivious=oblivious)  # type: ignore[attr-defined]
     shapes = dict(sizes) if sizes is not None else None
     try:
@@ -115,6 +118,8 @@ def _export(module: nn.Module, inputs: Inputs, sizes: Mapping[str, Any] | None, 
             quiet(),
             torch.no_grad(),
             oblivion,
+            leaner(is_static=sizes is None),
+            abbreviations.in_use(),
             watch.watching(),
             redirect_stderr(StringIO()),
         ):  # which gets the graph of a failure
@@ -122,7 +127,9 @@ def _export(module: nn.Module, inputs: Inputs, sizes: Mapping[str, Any] | None, 
             program = torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
     finally:
         recorder.remove()
-    return Export(program, tuple(recorder.borders), recorder.methods, sizes is None, watch.decisions())
+    return Export(
+        program, tuple(recorder.borders), recorder.methods, sizes is None, watch.decisions(abbreviations.terms)
+    )
 
 
 def _squeezes_one(program: ExportedProgram) -> bool:
