@@ -56,8 +56,9 @@ def show(record: FileDocument, console: Console, *, verbose: bool = False, quiet
     first, *rest = summary(record)
     for line in [f"{record['model']}: {first}" if quiet else first, *rest]:
         print_line(console, line)
+    is_fold = record["command"] == "fuse"
     if "drift" in record:
-        for line in _drift(record["drift"], quiet=quiet, verbose=verbose):
+        for line in _drift(record["drift"], quiet=quiet or (is_fold and not verbose), verbose=verbose):
             print_line(console, line)
 
 
