@@ -655,7 +655,10 @@ def test_what_the_call_of_a_function_gives_folds_in_its_opset(given: str) -> Non
     fused, (found,) = bnfold.fuse(proto, return_outcomes=True)
     assert isinstance(found, Fold)
     assert "BatchNormalization" not in operators(fused)
-    proto.functions[0].opset_import[0].version = 16  # whose nodes cannot stand among those of the graph
+    proto.functions[0].opset_import[0].version = 16  # whose operators are those of 17
+    (found,) = bnfold.plan(proto)
+    assert isinstance(found, Fold)
+    proto.functions[0].opset_import[0].version = 14  # whose nodes cannot stand among those of the graph
     (found,) = bnfold.plan(proto)
     assert isinstance(found, Refusal)
     assert found.reason is Reason.FUNCTION_INPUT
