@@ -17,6 +17,7 @@ from typing import Any, Literal, Protocol, TypedDict, TypeVar, Unpack, overload
 import onnx
 import onnx_ir as ir
 
+from bnfold.difference.compare import Difference, compare
 from bnfold.errors import (
     InvalidModelError,
     NotEquivalentError,
@@ -374,6 +375,33 @@ def inspect_file(
         decided, has_learnt = _decide(opened, progress=progress, merge=merge)
         outcomes, warnings = _explain(opened, decided, merge=merge), opened.warn(has_learnt=has_learnt)
     return FileResult(model, None, outcomes, warnings, opened.measure(), None, None, time.perf_counter() - start)
+
+
+def diff(one: Any, other: Any, *, example_inputs: Any = None, limits: Limits = LIMITS) -> Difference:
+    """What changed from one model to another, and where each BatchNorm of the first went, whatever tool did it.
+
+    Args:
+        one: a model as for `fuse`, which is only read, like the other.
+        other: another one, of the same kind or not.
+        example_inputs: as for `fuse`, for both.
+        limits: how much a model may ask for.
+
+    Raises:
+        BnfoldError: a model cannot be read.
+    """
+    opened = [
+        open_model(model, replace(_options(limits, example_inputs=example_inputs), spell_out=True))
+        for model in (one, other)
+    ]
+
+    def decide(model: OpenModel) -> Plan[Any, Any]:
+        return _decide(model, merge=True)[0]
+
+    def explain(model: OpenModel) -> tuple[Outcome, ...]:
+        return _explain(model, decide(model), merge=True)
+
+    is_one_kind = find_entry(one) is find_entry(other)
+    return compare(opened[0], opened[1], decide, explain, is_one_kind=is_one_kind)
 
 
 def fuse_file(
