@@ -18,10 +18,20 @@ from bnfold.algebra.affine import Affine, Array
 from bnfold.algebra.linear import Linear
 from bnfold.frontends.parameters import View
 from bnfold.frontends.reading import Unreadable, unit
-from bnfold.graph.ops import ChannelAffine, Identity, Op, Opaque, Reshape, Transpose
+from bnfold.graph.ops import ChannelAffine, Op, Opaque
 
 CHAIN_LIMIT = 64
 """The most steps of a chain. A longer one is cut."""
+
+
+MOVED = frozenset({"Identity", "Reshape", "Transpose"})
+"""What steps do that are no map."""
+
+MOVES = {
+    **dict.fromkeys(("flatten", "reshape", "squeeze", "unsqueeze", "view"), "Reshape"),
+    **dict.fromkeys(("permute", "transpose"), "Transpose"),
+}
+"""The same where nothing is known of the shapes, so that the vocabulary has no word for it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,9 +83,7 @@ class Item:
     @property
     def is_step(self) -> bool:
         """Whether it makes of one value the same in other terms."""
-        return self.affine is not None or (
-            isinstance(self.op, Identity | Reshape | Transpose) and len(self.inputs) == 1
-        )
+        return self.affine is not None or (self.key in MOVED and len(self.inputs) == len(self.outputs) == 1)
 
     @property
     def is_depthwise(self) -> bool:
@@ -252,7 +260,8 @@ def _key(op: Op, operator: str) -> str:
     if isinstance(op, ChannelAffine):
         return "BatchNorm" if op.is_batchnorm else "Affine"
     if isinstance(op, Opaque):
-        return "BatchNorm" if op.is_batchnorm else plain(operator)
+        name = plain(operator)
+        return "BatchNorm" if op.is_batchnorm else MOVES.get(name, name)
     return type(op).__name__
 
 

@@ -181,12 +181,24 @@ class Trace:
         known = self.same.get(self.one.base(value))
         if known is None or known.value != self.other.base(same):
             return None
-        before = along(known.before, self.one.steps(value))
-        after = along(known.after, self.other.steps(same))
+        steps = self.one.steps(value), self.other.steps(same)
+        before, after = along(known.before, steps[0]), along(known.after, steps[1])
         if before is None or after is None:
-            return None
+            return None if known.before or known.after else self._meet_alike(*steps)
         cuts = cut(before, after, self.unit)
         return Met(before, after, None if cuts is None else tuple(cuts))
+
+    def _meet_alike(self, mine: Sequence[Item], theirs: Sequence[Item]) -> Met | None:
+        """Chains of the same steps, whose maps nothing carries to their ends; None where a step differs."""
+        if [step.key for step in mine] != [step.key for step in theirs]:
+            return None
+        links = [
+            ((Link.of(step),), (Link.of(other),))
+            for step, other in zip(mine, theirs, strict=True)
+            if step.affine is not None and other.affine is not None
+        ]
+        are_same = all(agree(before[0], after[0], self.unit) for before, after in links)
+        return Met((), (), tuple(Cut(*pair) for pair in links) if are_same else None)
 
     def _linear(self, item: Item, twin: Item, met: Met | None) -> None:
         mine, theirs = self.one.kernel(item), self.other.kernel(twin)
