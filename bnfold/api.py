@@ -18,6 +18,7 @@ import onnx
 import onnx_ir as ir
 
 from bnfold.difference.compare import Difference, compare
+from bnfold.difference.interface import find_interface_changes
 from bnfold.errors import (
     InvalidModelError,
     NotEquivalentError,
@@ -402,6 +403,45 @@ def diff(one: Any, other: Any, *, example_inputs: Any = None, limits: Limits = L
 
     is_one_kind = find_entry(one) is find_entry(other)
     return compare(opened[0], opened[1], decide, explain, is_one_kind=is_one_kind)
+
+
+@dataclass(frozen=True)
+class DiffResult:
+    """The result of comparing two files.
+
+    Attributes:
+        one: A.
+        other: B.
+        difference: what changed.
+        interface: a sentence for each thing that a caller meets and that is not the same.
+        seconds: the time that it took.
+    """
+
+    one: Path
+    other: Path
+    difference: Difference
+    interface: tuple[str, ...]
+    seconds: float
+
+    @property
+    def is_identical(self) -> bool:
+        """Whether nothing differs."""
+        return self.difference.is_empty and not self.interface
+
+
+def diff_files(one: Path, other: Path, *, limits: Limits = LIMITS) -> DiffResult:
+    """What changed from one file to another; see `diff`.
+
+    Raises:
+        BnfoldError: a file cannot be read.
+    """
+    start = time.perf_counter()
+    try:
+        found = diff(one, other, limits=limits)
+    except UnreadableTensorError as error:
+        raise InvalidModelError(f"{one} or {other}: {error}") from error
+    interface = find_interface_changes(one, other, limits)
+    return DiffResult(one, other, found, interface, time.perf_counter() - start)
 
 
 def fuse_file(

@@ -31,8 +31,10 @@ def record_file(command: Literal["fuse", "inspect"], result: FileResult) -> docu
         "output": None if result.output is None else str(result.output),
         "batchnorms": {"found": len(batchnorms), "folded": folded, "kept": len(batchnorms) - folded},
         "affines": {"folded": len(affines)},
-        "outcomes": [_fold(outcome) if isinstance(outcome, Fold) else _refusal(outcome) for outcome in batchnorms],
-        "affine_outcomes": [_fold(outcome) for outcome in affines],
+        "outcomes": [
+            record_fold(outcome) if isinstance(outcome, Fold) else record_refusal(outcome) for outcome in batchnorms
+        ],
+        "affine_outcomes": [record_fold(outcome) for outcome in affines],
         "merges": [_merge(merge) for merge in merges],
         "warnings": [_warning(warning) for warning in result.warnings],
         "nodes": {"before": result.before.nodes, "after": result.after.nodes if result.after else None},
@@ -152,7 +154,8 @@ def _merge(merge: Merge) -> documents.Merged:
     }
 
 
-def _fold(fold: Fold) -> documents.Folded:
+def record_fold(fold: Fold) -> documents.Folded:
+    """A BatchNorm that folds, or another per-channel affine."""
     return {
         "batchnorm": fold.batchnorm,
         "scope": fold.scope,
@@ -164,7 +167,8 @@ def _fold(fold: Fold) -> documents.Folded:
     }
 
 
-def _refusal(refusal: Refusal) -> documents.Kept:
+def record_refusal(refusal: Refusal) -> documents.Kept:
+    """A BatchNorm that stays."""
     return {
         "batchnorm": refusal.batchnorm,
         "scope": refusal.scope,
