@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bnfold.difference.outline import Item
-from bnfold.difference.trace import Trace, Way
+from bnfold.algebra.linear import Linear
+from bnfold.difference.outline import Item, Outline
+from bnfold.difference.trace import Trace, Way, is_commutative
 from bnfold.frontends.parameters import Tensor
+from bnfold.frontends.reading import AnyArray
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,21 +84,64 @@ def _changes(trace: Trace, item: Item, twin: Item, *, is_one_kind: bool) -> Iter
 
 
 def _sources(trace: Trace, item: Item, twin: Item) -> Iterator[str]:
-    """What it reads from another node than before, where both nodes are in both models."""
+    """What it reads from another value than before, where that value is in both models."""
+    one, other = trace.one, trace.other
     if len(item.inputs) != len(twin.inputs):
         return
-    makers = []
-    for value, same in zip(item.inputs, twin.inputs, strict=True):
-        mine = trace.one.makers.get(trace.one.base(value))
-        theirs = trace.other.makers.get(trace.other.base(same))
-        makers.append((mine, theirs))
-    reads = {maker for _, maker in makers}
-    for mine, theirs in makers:
-        if mine is None or theirs is None:
+    read = [other.base(value) for value in twin.inputs]
+    for slot, value in enumerate(item.inputs):
+        known = trace.same.get(one.base(value))
+        if known is None or known.value == read[slot] or (is_commutative(item) and known.value in read):
             continue
-        expected = trace.pairs.of(mine)
-        if expected is not None and expected not in reads and trace.pairs.back(theirs) is not None:
-            yield f"reads {theirs.name} instead of {expected.name}"
+        yield f"reads {_maker(other, read[slot])} instead of {_maker(other, known.value)}"
+
+
+def _maker(outline: Outline, value: int) -> str:
+    maker = outline.makers.get(value)
+    return outline.title(value) if maker is None else maker.name
+
+
+def find_constant_changes(trace: Trace, *, is_strict: bool) -> Iterator[NodeChange]:
+    """The nodes of both models that read other constants.
+
+    Args:
+        trace: the models.
+        is_strict: compare every bit, of linear operators and per-channel affines as well; else the weights of those
+            count as changed only where neither factors nor a BatchNorm explain them.
+    """
+    for item in trace.one.items:
+        twin = trace.pairs.of(item)
+        if twin is None:
+            continue
+        has_weights = item.affine is not None or isinstance(item.op, Linear)
+        if not is_strict and has_weights:
+            if item.index in trace.unlike:
+                yield NodeChange(item, twin, ("its weights are not the old ones, nor these with factors",))
+            continue
+        mine, theirs = trace.one.graph.held(item.native), trace.other.graph.held(twin.native)
+        if len(mine) != len(theirs) or not all(map(_is_same, mine, theirs)):
+            yield NodeChange(item, twin, ("it reads other constants",))
+
+
+def _is_same(one: AnyArray, other: AnyArray) -> bool:
+    return one.dtype == other.dtype and one.shape == other.shape and bool(one.tobytes() == other.tobytes())
+
+
+def find_output_changes(trace: Trace) -> Iterator[str]:
+    """A sentence for each output of the model that another node makes than before."""
+    one, other = trace.one, trace.other
+    for value, same in trace.interface(one.results, other.results):
+        mine, theirs = one.makers.get(one.base(value)), other.makers.get(other.base(same))
+        expected = None if mine is None else trace.pairs.of(mine)
+        known = None if theirs is None else trace.pairs.back(theirs)
+        is_other = mine is not None and theirs is not None and expected is not theirs
+        if is_other and (expected is not None or known is not None):
+            assert theirs is not None
+            assert mine is not None
+            was = mine.name if expected is None or expected.name == mine.name else f"{mine.name} ({expected.name} now)"
+            yield f"output {one.title(value)!r} was made of what {was} makes, and is made of what {theirs.name} makes"
+        elif (mine is None) != (theirs is None):
+            yield f"output {one.title(value)!r} {'was' if mine is None else 'is'} an input of the model, or a constant"
 
 
 def find_weight_changes(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> Iterator[WeightChange]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ml_dtypes
@@ -14,7 +14,9 @@ from bnfold.algebra.linear import Linear
 from bnfold.difference.changes import (
     NodeChange,
     WeightChange,
+    find_constant_changes,
     find_node_changes,
+    find_output_changes,
     find_weight_changes,
     pair_steps,
 )
@@ -46,6 +48,7 @@ class Difference:
         gone, new: nodes of A alone and of B alone.
         changed: nodes of both that differ.
         weights: tensors of one name that differ.
+        outputs: a sentence for each output that another node makes than before.
         lost, gained: names of tensors of A alone and of B alone.
         found: how many nodes of A are in B.
         is_related: whether the models have anything in common that tells one from the other.
@@ -58,6 +61,7 @@ class Difference:
     new: tuple[Item, ...]
     changed: tuple[NodeChange, ...]
     weights: tuple[WeightChange, ...]
+    outputs: tuple[str, ...]
     lost: tuple[str, ...]
     gained: tuple[str, ...]
     found: int
@@ -67,7 +71,8 @@ class Difference:
     @property
     def is_empty(self) -> bool:
         """Whether nothing differs."""
-        return not (self.gone or self.new or self.changed or self.weights or self.lost or self.gained)
+        is_same = not (self.changed or self.weights or self.outputs)
+        return is_same and not (self.gone or self.new or self.lost or self.gained)
 
 
 def compare(
@@ -100,19 +105,27 @@ def compare(
     gone = tuple(item for item in mine.items if pairs.of(item) is None)
     new = tuple(item for item in theirs.items if pairs.back(item) is None)
     found = len(mine.items) - len(gone)
-    return Difference(
+    changed = (
+        *find_node_changes(trace, is_one_kind=is_one_kind),
+        *(find_constant_changes(trace, is_strict=False) if is_one_kind else ()),
+    )
+    difference = Difference(
         tuple(fates),
         said,
         gone,
         new,
-        tuple(find_node_changes(trace, is_one_kind=is_one_kind)),
+        changed,
         tuple(find_weight_changes(*weights)),
+        tuple(find_output_changes(trace)),
         tuple(name for name in weights[0] if name not in weights[1]),
         tuple(name for name in weights[1] if name not in weights[0]),
         found,
         _is_related(trace),
         trace,
     )
+    if not difference.is_empty:
+        return difference
+    return replace(difference, changed=tuple(find_constant_changes(trace, is_strict=True)))
 
 
 def _unit(weights: Mapping[str, Tensor]) -> float:

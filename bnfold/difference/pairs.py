@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from functools import cached_property, partial
 
 from bnfold.algebra.linear import Linear
@@ -23,7 +23,7 @@ class Pairs:
         self._forward: dict[int, Item] = {}
         self._backward: dict[int, Item] = {}
         self.rivals: dict[int, tuple[Item, ...]] = {}
-        """Nodes of B that would do as well, by the place of the node of A."""
+        """Nodes of B that nothing tells from each other, by the place of each of them."""
 
     def of(self, item: Item) -> Item | None:
         """The node of B that a node of A is."""
@@ -36,6 +36,11 @@ class Pairs:
     def add(self, item: Item, twin: Item) -> None:
         """Note that two nodes are one."""
         self._forward[item.index], self._backward[twin.index] = twin, item
+
+    def note_rivals(self, twins: Sequence[Item]) -> None:
+        """Note that nothing tells these nodes of B from each other."""
+        for twin in twins if len(twins) > 1 else ():
+            self.rivals[twin.index] = tuple(other for other in twins if other is not twin)
 
     def drop(self, item: Item) -> None:
         """Forget what a node of A was."""

@@ -17,7 +17,7 @@ from bnfold.difference import kernels
 from bnfold.difference.chains import Chain, Cut, Link, agree, along, compose, cut
 from bnfold.difference.outline import Item, Kernel, Outline
 from bnfold.difference.pairs import Pairs
-from bnfold.graph.ops import Opaque, Split
+from bnfold.graph.ops import Opaque, Split, Sum
 from bnfold.graph.outcome import Stop
 from bnfold.planning.rules import push
 from bnfold.planning.rules.registry import stop_several
@@ -122,7 +122,7 @@ class Trace:
         self._run()
 
     def _run(self) -> None:
-        for value, same in self._interface(self.one.sources, self.other.sources):
+        for value, same in self.interface(self.one.sources, self.other.sources):
             self.same[value] = Same(same)
         for merger in self._mergers.values():
             changes = not kernels.is_identity(merger.link, self.unit)
@@ -134,13 +134,13 @@ class Trace:
         for item in self.one.items:
             if not item.is_step and item.index not in self._merged:
                 self._visit(item)
-        for value, same in self._interface(self.one.results, self.other.results):
+        for value, same in self.interface(self.one.results, self.other.results):
             met = self._meet(value, same)
             if met is not None:
                 self._settle(met)
         self._explain_rest()
 
-    def _interface(self, mine: Sequence[int], theirs: Sequence[int]) -> Iterator[tuple[int, int]]:
+    def interface(self, mine: Sequence[int], theirs: Sequence[int]) -> Iterator[tuple[int, int]]:
         """Inputs or outputs that are one: by name, or else by position."""
         named = {self.other.title(value): value for value in theirs}
         if {self.one.title(value) for value in mine} <= named.keys():
@@ -170,7 +170,7 @@ class Trace:
         if len(item.inputs) != len(twin.inputs):
             return [None] * len(item.inputs)
         met = [self._meet(value, same) for value, same in zip(item.inputs, twin.inputs, strict=True)]
-        if None in met and len(met) == 2 and item.key in COMMUTATIVE:
+        if None in met and len(met) == 2 and is_commutative(item):
             turned = [self._meet(value, same) for value, same in zip(item.inputs, reversed(twin.inputs), strict=True)]
             if turned.count(None) < met.count(None):
                 return turned
@@ -305,8 +305,7 @@ class Trace:
             agrees = all(each is not None and each.agrees for each in met)
             ranked[0 if is_alike and agrees else 1 if agrees else 2].append(twin)
         best = next((group for group in ranked if group), [])
-        if len(best) > 1:
-            self.pairs.rivals[item.index] = tuple(best[1:])
+        self.pairs.note_rivals(best)
         return best[0] if best and (ranked[2] is not best or len(best) == 1) else None
 
     def _candidates(self, item: Item) -> Iterator[Item]:
@@ -351,8 +350,7 @@ class Trace:
             if link is not None:
                 fitting.append((twin, self._is_explained(item, link)))
         best = [twin for twin, is_explained in fitting if is_explained] or [twin for twin, _ in fitting]
-        if len(best) > 1:
-            self.pairs.rivals[item.index] = tuple(best[1:])
+        self.pairs.note_rivals(best)
         return best[0] if best else None
 
     def _is_explained(self, item: Item, link: Link) -> bool:
@@ -442,11 +440,7 @@ class Trace:
 
     def _others(self, theirs: Sequence[Item]) -> tuple[Item, ...]:
         """Nodes of B that could stand as well where these do."""
-        others: list[Item] = []
-        for each in theirs:
-            known = self.pairs.back(each)
-            others += self.pairs.rivals.get(known.index, ()) if known is not None else ()
-        return tuple(others)
+        return tuple(other for each in theirs for other in self.pairs.rivals.get(each.index, ()))
 
     def _claim(self, item: Item, claim: Claim) -> None:
         known = self.claims.setdefault(item.index, [])
@@ -457,8 +451,13 @@ class Trace:
 CANDIDATES = 64
 """The most nodes of B that are looked at for one of A."""
 
-COMMUTATIVE = frozenset({"Sum", "mul", "max", "min"})
-"""Operators whose inputs may change places."""
+COMMUTATIVE = frozenset({"mul", "max", "min"})
+"""Operators whose inputs may change places, besides sums."""
+
+
+def is_commutative(item: Item) -> bool:
+    """Whether the inputs of a node may change places."""
+    return len({*item.op.signs}) == 1 if isinstance(item.op, Sum) else item.key in COMMUTATIVE
 
 
 def _texts(outline: Outline, item: Item) -> tuple[object, ...]:

@@ -52,7 +52,7 @@ def record_diff(result: DiffResult) -> documents.DiffDocument:
             "gone": list(difference.lost),
             "new": list(difference.gained),
         },
-        "interface": list(result.interface),
+        "interface": [*result.interface, *difference.outputs],
         "seconds": round(result.seconds, 3),
     }
 
