@@ -461,7 +461,7 @@ def is_commutative(item: Item) -> bool:
 
 
 def _texts(outline: Outline, item: Item) -> tuple[object, ...]:
-    return item.operator, *outline.graph.attributes(item.native).items()
+    return item.operator, *sorted(outline.graph.attributes(item.native).items())
 
 
 def _downstream(met: Met, twin: Item) -> Iterator[tuple[Item, tuple[Item, ...]]]:

@@ -153,6 +153,16 @@ def test_attributes_and_weights_that_changed_are_told() -> None:
     assert (weight.name, weight.largest) == ("b", 1.0)
 
 
+def test_a_default_that_is_written_down_is_no_change() -> None:
+    one = PAIRS["upstream"]().one
+    other = onnx.ModelProto()
+    other.CopyFrom(one)
+    other.graph.node[0].attribute.append(onnx.helper.make_attribute("auto_pad", "NOTSET"))
+    other.graph.node[0].attribute.append(onnx.helper.make_attribute("group", 1))
+    other.graph.node[1].attribute.append(onnx.helper.make_attribute("epsilon", 1e-5))
+    assert difference(one, other).is_empty
+
+
 def test_what_bnfold_says_of_a_batchnorm_that_stays() -> None:
     pair = PAIRS["three_layers"]()
     found = difference(pair.one, pair.other)

@@ -19,6 +19,7 @@ from bnfold.frontends.onnx.operators.hints import UNCONFIRMED, Hints
 from bnfold.frontends.onnx.operators.read_linear import Weights
 from bnfold.frontends.onnx.operators.reader import Facts, Reader
 from bnfold.frontends.onnx.operators.shapes import Inference
+from bnfold.frontends.onnx.schema import find_defaults
 from bnfold.frontends.onnx.scopes import Scopes, find_unread, label
 from bnfold.frontends.onnx.shape_inference import Confirm
 from bnfold.frontends.onnx.spelling import SPELLED
@@ -138,11 +139,13 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         return spelled if node.domain == "" else f"{node.domain}.{spelled}"
 
     def attributes(self, node: ir.Node) -> Mapping[str, str]:
-        return {
+        defaults = find_defaults(node.op_type, self._reader(node).version) if node.domain == "" else {}
+        given = {
             name: f"@{attribute.value}" if attribute.is_ref() else str(attribute.value)
-            for name, attribute in sorted(node.attributes.items())
+            for name, attribute in node.attributes.items()
             if attribute.is_ref() or attribute.type not in HELD
         }
+        return {**defaults, **given}
 
     def reads(self, node: ir.Node) -> Sequence[ir.Value]:
         return [value for value in node.inputs if value is not None and not self._facts.constants.holds(value)]
