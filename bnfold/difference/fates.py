@@ -62,7 +62,7 @@ def _fate(trace: Trace, item: Item) -> Fate:
         return replace(fate, detail=_describe(fate, trace))
     into = tuple(dict.fromkeys(each for claim in claims for each in claim.into))
     detail = f"its readers tell different things: {', '.join(ways)}"
-    return Fate(item, Way.UNKNOWN if Way.IDENTITY in ways else ways[-1], into, None, (), detail)
+    return Fate(item, Way.UNKNOWN if Way.IDENTITY in ways else ways[0], into, None, (), detail)
 
 
 def _joined(item: Item, claims: Sequence[Claim]) -> Fate:

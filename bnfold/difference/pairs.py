@@ -111,12 +111,15 @@ class Pairs:
 
     def _drop_misled(self) -> None:
         """Drop pairs of one name that read other values: names that were given anew may mislead."""
+        misled: list[Item] = []
         for item in self.one.items:
             twin = self.of(item)
             if twin is None or isinstance(item.op, Linear) or not item.inputs or len(item.inputs) != len(twin.inputs):
                 continue
             if all(self._contradict(*values) for values in zip(item.inputs, twin.inputs, strict=True)):
-                self.drop(item)
+                misled.append(item)
+        for item in misled:
+            self.drop(item)
 
     def _contradict(self, value: int, same: int) -> bool:
         """Whether two values are known to be different: one is made by a node whose pair makes something else."""

@@ -405,6 +405,8 @@ class Trace:
         if met.cuts is None:
             self._settle_weakly(met)
         for part in met.cuts or ():
+            if not part.after and not agree(compose(part.before), None, self.unit / STRICTER):
+                continue  # nothing took its place, and more than the last digit would show that
             mine = [item for link in part.before for item in link.items]
             theirs = tuple(item for link in part.after for item in link.items)
             self._explained.update(item.index for item in theirs if item.index in self._links)
@@ -447,6 +449,9 @@ class Trace:
         if not any(other.way is claim.way and set(other.into) == set(claim.into) for other in known):
             known.append(claim)
 
+
+STRICTER = 8
+"""How much nearer to the identity than to another map a step has to be, for its absence to be no change."""
 
 CANDIDATES = 64
 """The most nodes of B that are looked at for one of A."""

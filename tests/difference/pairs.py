@@ -378,6 +378,39 @@ def identity() -> Pair:
     return Pair(made(nodes, constants), made(after, constants), truth(n="identity"))
 
 
+def nearly_identity() -> Pair:
+    """A BatchNorm that is gone, and made a difference of some last digits of float16: too much to be none."""
+    constants = {"w": K} | statistics(4)
+    constants |= {"gamma": np.sqrt(constants["var"] + EPSILON) * 1.008, "beta": constants["mean"] * 1.008}
+    nodes = [conv("x", "w", "c"), norm("c", "n"), node("Relu", "n", "y")]
+    after = [conv("x", "w", "c"), node("Relu", "c", "y")]
+    models = made(nodes, constants, dtype=np.float16), made(after, constants, dtype=np.float16)
+    return Pair(*models, truth(n="unknown"))
+
+
+def still_read_elsewhere() -> Pair:
+    """A BatchNorm in the weights of one of its readers, and still there for the other."""
+    constants = {"w": K} | statistics(4)
+    scale, shift = affine(constants)
+    folded = constants | {"w": K * rows(scale, K, 1), "b": (K.sum(axis=(2, 3)) * shift).sum(axis=1)}
+    nodes = [
+        node("Relu", "x", "r"),
+        norm("r", "n"),
+        conv("n", "w", "c"),
+        node("Sigmoid", "c", "y"),
+        node("Relu", "n", "z"),
+    ]
+    after = [
+        node("Relu", "x", "r"),
+        norm("r", "n"),
+        conv("r", "w", "c", "b"),
+        node("Sigmoid", "c", "y"),
+        node("Relu", "n", "z"),
+    ]
+    models = made(nodes, constants, outputs="y z"), made(after, folded, outputs="y z")
+    return Pair(*models, truth(n="kept n c"))
+
+
 def product() -> Pair:
     """A product and its BatchNorm, as a product and an addition."""
     constants = {"w": random(4, 4, seed=4)} | statistics(4)
@@ -503,6 +536,8 @@ PAIRS: dict[str, Callable[[], Pair]] = {
         unread,
         of_a_shared_kernel,
         identity,
+        nearly_identity,
+        still_read_elsewhere,
         product,
         product_as_gemm,
         transposed,
