@@ -18,7 +18,7 @@ from bnfold.algebra.affine import Affine, Array
 from bnfold.algebra.linear import Linear
 from bnfold.frontends.parameters import View
 from bnfold.frontends.reading import Unreadable, unit
-from bnfold.graph.ops import ChannelAffine, Op, Opaque
+from bnfold.graph.ops import ChannelAffine, Concat, Op, Opaque
 
 CHAIN_LIMIT = 64
 """The most steps of a chain. A longer one is cut."""
@@ -262,7 +262,7 @@ def _key(op: Op, operator: str) -> str:
     if isinstance(op, Opaque):
         name = plain(operator)
         return "BatchNorm" if op.is_batchnorm else MOVES.get(name, name)
-    return type(op).__name__
+    return "Identity" if isinstance(op, Concat) and len(op.sizes) == 1 else type(op).__name__
 
 
 def plain(operator: str) -> str:

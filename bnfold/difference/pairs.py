@@ -116,6 +116,8 @@ class Pairs:
             twin = self.of(item)
             if twin is None or isinstance(item.op, Linear) or not item.inputs or len(item.inputs) != len(twin.inputs):
                 continue
+            if item.affine is not None and twin.affine is not None and item.affine.equals(twin.affine):
+                continue
             if all(self._contradict(*values) for values in zip(item.inputs, twin.inputs, strict=True)):
                 misled.append(item)
         for item in misled:

@@ -411,6 +411,20 @@ def still_read_elsewhere() -> Pair:
     return Pair(*models, truth(n="kept n c"))
 
 
+def behind_a_join_of_one() -> Pair:
+    """A Concat of one value, as DenseNet begins its blocks, which tools take out."""
+    constants = {"w": K} | statistics(4)
+    nodes = [
+        conv("x", "w", "c"),
+        node("Relu", "c", "r"),
+        node("Concat", "r", "j", axis=1),
+        norm("j", "n"),
+        node("Sigmoid", "n", "y"),
+    ]
+    after = [conv("x", "w", "c"), node("Relu", "c", "r"), norm("r", "n"), node("Sigmoid", "n", "y")]
+    return Pair(made(nodes, constants), made(after, constants), truth(n="kept n"))
+
+
 def product() -> Pair:
     """A product and its BatchNorm, as a product and an addition."""
     constants = {"w": random(4, 4, seed=4)} | statistics(4)
@@ -538,6 +552,7 @@ PAIRS: dict[str, Callable[[], Pair]] = {
         identity,
         nearly_identity,
         still_read_elsewhere,
+        behind_a_join_of_one,
         product,
         product_as_gemm,
         transposed,
