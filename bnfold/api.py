@@ -17,6 +17,8 @@ from typing import Any, Literal, Protocol, TypedDict, TypeVar, Unpack, overload
 import onnx
 import onnx_ir as ir
 
+from bnfold.difference.compare import Difference, compare
+from bnfold.difference.interface import find_interface_changes
 from bnfold.errors import (
     InvalidModelError,
     NotEquivalentError,
@@ -380,6 +382,72 @@ def inspect_file(
         costs = measure_costs(opened.graph)
     seconds = time.perf_counter() - start
     return FileResult(model, None, outcomes, warnings, opened.measure(), None, None, seconds, costs=costs)
+
+
+def diff(one: Any, other: Any, *, example_inputs: Any = None, limits: Limits = LIMITS) -> Difference:
+    """What changed from one model to another, and where each BatchNorm of the first went, whatever tool did it.
+
+    Args:
+        one: a model as for `fuse`, which is only read, like the other.
+        other: another one, of the same kind or not.
+        example_inputs: as for `fuse`, for both.
+        limits: how much a model may ask for.
+
+    Raises:
+        BnfoldError: a model cannot be read.
+    """
+    opened = [
+        open_model(model, replace(_options(limits, example_inputs=example_inputs), spell_out=True))
+        for model in (one, other)
+    ]
+
+    def decide(model: OpenModel) -> Plan[Any, Any]:
+        return _decide(model, merge=True)[0]
+
+    def explain(model: OpenModel) -> tuple[Outcome, ...]:
+        return _explain(model, decide(model), merge=True)
+
+    is_one_kind = find_entry(one) is find_entry(other)
+    return compare(opened[0], opened[1], decide, explain, is_one_kind=is_one_kind)
+
+
+@dataclass(frozen=True)
+class DiffResult:
+    """The result of comparing two files.
+
+    Attributes:
+        one: A.
+        other: B.
+        difference: what changed.
+        interface: a sentence for each thing that a caller meets and that is not the same.
+        seconds: the time that it took.
+    """
+
+    one: Path
+    other: Path
+    difference: Difference
+    interface: tuple[str, ...]
+    seconds: float
+
+    @property
+    def is_identical(self) -> bool:
+        """Whether nothing differs."""
+        return self.difference.is_empty and not self.interface
+
+
+def diff_files(one: Path, other: Path, *, limits: Limits = LIMITS) -> DiffResult:
+    """What changed from one file to another; see `diff`.
+
+    Raises:
+        BnfoldError: a file cannot be read.
+    """
+    start = time.perf_counter()
+    try:
+        found = diff(one, other, limits=limits)
+    except UnreadableTensorError as error:
+        raise InvalidModelError(f"{one} or {other}: {error}") from error
+    interface = find_interface_changes(one, other, limits)
+    return DiffResult(one, other, found, interface, time.perf_counter() - start)
 
 
 def fuse_file(

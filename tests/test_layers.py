@@ -25,14 +25,15 @@ LEVELS = {
     "runtimes": 4,
     "verification": 5,
     "bench": 5,
-    "testing": 6,
-    "api": 6,
-    "report": 7,
-    "passes": 7,
-    "pytest_plugin": 8,
-    "cli": 8,
-    "__main__": 9,
-    "__init__": 9,
+    "difference": 6,
+    "testing": 7,
+    "api": 7,
+    "report": 8,
+    "passes": 8,
+    "pytest_plugin": 9,
+    "cli": 9,
+    "__main__": 10,
+    "__init__": 10,
 }
 
 

@@ -154,7 +154,8 @@ CUSTOM_OPS_OPTION = click.option(
 EXIT_CODES = """\b
 Exit codes:
   0  done, or equivalent
-  1  not proved, not equivalent (nothing is written), a gate is not met (--fail-on-..., --require, --no-slower)
+  1  not proved, not equivalent (nothing is written), a gate is not met (--fail-on-..., --require, --no-slower,
+     diff --exit-code)
   2  wrong use of the command line, or an output that exists and is not to be replaced
   3  a file is missing, unreadable, invalid or unsafe, or two models cannot be compared
   130  interrupted; nothing is written
@@ -515,6 +516,38 @@ def inspect(
     recording.show(record, **rendering)
     has_drifted = fail_on_drift is not None and record["drift"]["largest"] > fail_on_drift
     if has_drifted or (fail_on_foldable and record["batchnorms"]["folded"]):
+        sys.exit(1)
+
+
+@cli.command(cls=Command, short_help="Say what changed between two models.")
+@click.argument("reference", type=PATH, metavar="A")
+@click.argument("candidate", type=PATH, metavar="B")
+@click.option("--exit-code", "has_exit_code", is_flag=True, help="Exit 1 if they differ.")
+@LIMIT_OPTIONS
+@OUTPUT_OPTIONS
+def diff(
+    reference: Path,
+    candidate: Path,
+    has_exit_code: bool,
+    max_nodes: int,
+    max_depth: int,
+    max_bytes: int,
+    **rendering: Any,
+) -> None:
+    """Say what changed from A to B, and where each BatchNorm of A went, whatever tool made B.
+
+    Nodes are matched by names, weights and places in the graph. Neither model is run.
+    """
+    from bnfold import api
+    from bnfold.report.diff_record import record_diff
+
+    limits = Limits(max_nodes, max_depth, max_bytes)
+    record = record_diff(api.diff_files(reference, candidate, limits=limits))
+    if has_exit_code:
+        record["fail_on_difference"] = True
+    recording.trace(record)
+    recording.show(record, **rendering)
+    if has_exit_code and not record["identical"]:
         sys.exit(1)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar, cast
 
@@ -24,6 +24,15 @@ from bnfold.graph.protocol import Graph
 N = TypeVar("N", bound=Hashable)
 V = TypeVar("V", bound=Hashable)
 W = TypeVar("W")
+
+
+@dataclass(frozen=True, eq=False)
+class Tensor:
+    """A tensor that a model stores, and a way to read it."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    read: Callable[[], AnyArray]
 
 
 def array_rows(array: AnyArray, rows: int) -> Rows:
@@ -118,9 +127,55 @@ class Stored(Generic[W]):
 
 
 class View(Graph[N, V], Generic[N, V, W]):
-    """The part of a graph that is about stored parameters."""
+    """The part of a graph that is about stored parameters, and what it says of itself to readers."""
 
     can_lower = False
+
+    @abstractmethod
+    def operator(self, node: N) -> str:
+        """The name of a node's operator."""
+
+    @abstractmethod
+    def attributes(self, node: N) -> Mapping[str, str]:
+        """The attributes of a node, as text."""
+
+    @abstractmethod
+    def reads(self, node: N) -> Sequence[V]:
+        """Everything that a node reads, constants left out; what is no data as well."""
+
+    @abstractmethod
+    def constant(self, value: V) -> AnyArray | None:
+        """The content of a value that depends on no input; None for any other, and where it cannot be evaluated."""
+
+    @abstractmethod
+    def held(self, node: N) -> Sequence[AnyArray]:
+        """The constants that a node reads, as far as they can be evaluated."""
+
+    @abstractmethod
+    def is_fixed(self, value: V) -> bool:
+        """Whether a value depends on constants alone; evaluates nothing."""
+
+    @abstractmethod
+    def title(self, value: V) -> str:
+        """The name of a value, for people."""
+
+    @abstractmethod
+    def sources(self) -> Sequence[V]:
+        """The inputs of the model, in order."""
+
+    @abstractmethod
+    def results(self) -> Sequence[V]:
+        """The outputs of the model, in order."""
+
+    def parameters(self, node: N) -> Stored[W]:
+        """The stored parameters of a node that `op` describes as linear."""
+        return self._stored(node)
+
+    def solved(self, node: N, linear: Linear) -> tuple[AnyArray, Array | None]:
+        """The kernel, in canonical layout, and the bias that a node gets with all that `linear` absorbed."""
+        stored, load = self._stored(node), self._loader(linear)
+        source = stored.source(linear, load)
+        return source.layout.canonical(source.solve(linear), linear.groups), stored.solve_bias(linear, load)
 
     @abstractmethod
     def _is_batchnorm(self, node: N) -> bool:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from bnfold.frontends.limits import LIMITS, Limits
+from bnfold.frontends.parameters import Tensor, View
 from bnfold.graph.cautions import Caution, DeclarationCaution
 from bnfold.graph.outcome import Outcome
 from bnfold.graph.protocol import Graph
@@ -64,6 +65,8 @@ class OpenOptions:
         rehearse: plans and folds a view, of a trial that is thrown away.
         observe: given a way to read an ONNX model, makes a way to run it for shapes that are only declared.
         inliner: writes out the calls of functions in an ONNX model, which `bnfold.proof.inlining` does.
+        spell_out: write out operators of a runtime that stand for several others, such as a convolution with its
+            activation. The result is for reading alone.
     """
 
     inplace: bool = False
@@ -75,14 +78,19 @@ class OpenOptions:
     rehearse: Callable[[Graph[Any, Any]], None] | None = None
     observe: Callable[[Any], Any] | None = None
     inliner: Any = None
+    spell_out: bool = False
 
 
 class OpenModel(Protocol):
     """A model that can be planned on and changed."""
 
     @property
-    def graph(self) -> Graph[Any, Any]:
+    def graph(self) -> View[Any, Any, Any]:
         """Its view; edits change the model."""
+        ...
+
+    def weights(self) -> Mapping[str, Tensor]:
+        """The tensors that it stores, by name."""
         ...
 
     def measure(self) -> Size:

@@ -236,7 +236,7 @@ class ErrorDocument(TypedDict):
     """What a command says that could not be done; `exit_code` is 2 or 3."""
 
     schema: Literal["bnfold/1"]
-    command: Literal["fuse", "inspect", "verify", "bench"]
+    command: Literal["fuse", "inspect", "verify", "bench", "diff"]
     error: Failure
     exit_code: int
     provenance: NotRequired[Provenance]
@@ -456,7 +456,98 @@ class BenchDocument(TypedDict):
     provenance: NotRequired[Provenance]
 
 
-Document = FileDocument | VerifyDocument | BenchDocument
+class NodeOf(TypedDict):
+    """A node of one of two models."""
+
+    name: str
+    scope: str
+    operator: str
+
+
+class Around(TypedDict):
+    """Nodes in the order of the data; `role` says what one is: "batchnorm", "into", "beside"."""
+
+    name: str
+    operator: str
+    role: Literal["batchnorm", "into", "beside"]
+
+
+class FateOf(TypedDict):
+    """Where a BatchNorm of A is in B.
+
+    The nodes of B in `into` do it now; those in `others` are the same, so that nothing tells them apart. `bnfold` says
+    what bnfold would do with one that is still there. `before` and `after` are the nodes around it in A and in B.
+    """
+
+    batchnorm: str
+    scope: str
+    status: Literal["kept", "folded", "merged", "decomposed", "depthwise", "constant", "identity", "unread", "unknown"]
+    into: list[str]
+    operators: list[str]
+    direction: str | None
+    others: list[str]
+    detail: str
+    bnfold: Folded | Kept | None
+    before: list[Around]
+    after: list[Around]
+
+
+class ChangedNode(TypedDict):
+    """A node of both models; `other` is its name in B."""
+
+    name: str
+    scope: str
+    other: str
+    changes: list[str]
+
+
+class NodesOf(TypedDict):
+    """The nodes of A and B: how many there are, and those that are not the same in both."""
+
+    before: int
+    after: int
+    gone: list[NodeOf]
+    new: list[NodeOf]
+    changed: list[ChangedNode]
+
+
+class ChangedWeight(TypedDict):
+    """A tensor that both store; `largest` is the largest difference over the largest value, null for other shapes."""
+
+    name: str
+    largest: float | None
+    detail: str
+
+
+class WeightsOf(TypedDict):
+    """The tensors of A and B that are not the same in both, by name."""
+
+    changed: list[ChangedWeight]
+    gone: list[str]
+    new: list[str]
+
+
+@final
+class DiffDocument(TypedDict):
+    """What `diff` found. Models that are not `related` have no weights, and few names, in common."""
+
+    schema: Literal["bnfold/1"]
+    command: Literal["diff"]
+    reference: str
+    candidate: str
+    identical: bool
+    related: bool
+    statuses: dict[str, int]
+    fates: list[FateOf]
+    nodes: NodesOf
+    weights: WeightsOf
+    interface: list[str]
+    seconds: float
+    fail_on_difference: NotRequired[bool]
+    provenance: NotRequired[Provenance]
+
+
+Document = FileDocument | VerifyDocument | BenchDocument | DiffDocument
 
 AnyDocument = Document | ErrorDocument
 
@@ -466,6 +557,7 @@ COMMANDS: dict[str, Any] = {
     "inspect": FileDocument,
     "verify": VerifyDocument,
     "bench": BenchDocument,
+    "diff": DiffDocument,
 }
 """The type of each command's document."""
 

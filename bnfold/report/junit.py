@@ -12,9 +12,11 @@ from xml.etree import ElementTree
 
 from bnfold.errors import escape
 from bnfold.report.bench_terminal import gate_line
+from bnfold.report.diff_terminal import summary
 from bnfold.report.documents import (
     AnyDocument,
     BenchEntry,
+    DiffDocument,
     Document,
     DriftOf,
     ErrorDocument,
@@ -54,6 +56,8 @@ def render(record: AnyDocument) -> str:
 
 
 def _cases(record: Document) -> list[ElementTree.Element]:
+    if record["command"] == "diff":
+        return _difference(record)
     if record["command"] == "bench":
         cases = [_timing(entry, record["method"]) for entry in record["entries"]]
     elif record["command"] == "verify":
@@ -177,6 +181,24 @@ def _drift(model: str, row: DriftOf, limit: float | None) -> ElementTree.Element
         ElementTree.SubElement(case, "failure", message=message)
     _show(case, {name: row[name] for name in ("channel", "shift", "chance", "ratio_channel", "ratio")})
     return case
+
+
+def _difference(record: DiffDocument) -> list[ElementTree.Element]:
+    """A case for each BatchNorm, and one for the answer, which is a failure where a gate asked."""
+    cases: list[ElementTree.Element] = []
+    for fate in record["fates"]:
+        case = ElementTree.Element(
+            "testcase", classname=f"{record['reference']}/{fate['scope']}", name=fate["batchnorm"]
+        )
+        if fate["status"] == "unknown":
+            ElementTree.SubElement(case, "skipped", message=fate["detail"])
+        _show(case, {"status": fate["status"], "into": ", ".join(fate["into"])})
+        cases.append(case)
+    answer = ElementTree.Element("testcase", classname=record["candidate"], name="identical")
+    if not record["identical"]:
+        kind = "failure" if record.get("fail_on_difference") else "skipped"
+        ElementTree.SubElement(answer, kind, message=summary(record))
+    return [*cases, answer]
 
 
 def _case(record: FileDocument, outcome: Folded | Kept) -> ElementTree.Element:

@@ -9,10 +9,11 @@ from math import inf
 from typing import Any, cast
 
 from bnfold.errors import one_line
-from bnfold.report import bench_terminal, terminal
+from bnfold.report import bench_terminal, diff_terminal, terminal
 from bnfold.report.documents import (
     AnyDocument,
     BenchDocument,
+    DiffDocument,
     DriftDocument,
     ErrorDocument,
     FileDocument,
@@ -39,6 +40,8 @@ def render(record: AnyDocument) -> str:
         lines = _bench(record)
     elif record["command"] == "verify":
         lines = _verify(record)
+    elif record["command"] == "diff":
+        lines = _diff(record)
     else:
         lines = _file(record)
     return "\n".join([*lines, *_origin(record.get("provenance"))]) + "\n"
@@ -157,6 +160,14 @@ def _place(output: Output) -> str:
 
 def _e(value: float | None) -> str:
     return "" if value is None else f"{value:.1e}"
+
+
+def _diff(record: DiffDocument) -> list[str]:
+    mark = _mark(not (record.get("fail_on_difference") and not record["identical"]))
+    lines = _title("diff", f"{record['reference']} and {record['candidate']}", mark)
+    found = list(diff_terminal.lines(record, verbose=False))
+    listed = [f"{'  ' if line.startswith(' ') else ''}- {text(line.strip())}" for line in found]
+    return [*lines, f"**{text(diff_terminal.summary(record))}**", "", *listed, ""]
 
 
 def _bench(record: BenchDocument) -> list[str]:

@@ -34,7 +34,7 @@ def record_file(command: Literal["fuse", "inspect"], result: FileResult) -> docu
         "batchnorms": {"found": len(batchnorms), "folded": folded, "kept": len(batchnorms) - folded},
         "affines": {"folded": len(affines)},
         "outcomes": [_batchnorm(outcome, result.costs) for outcome in batchnorms],
-        "affine_outcomes": [_fold(outcome) for outcome in affines],
+        "affine_outcomes": [record_fold(outcome) for outcome in affines],
         "merges": [_merge(merge) for merge in merges],
         "warnings": [_warning(warning) for warning in result.warnings],
         "nodes": {"before": result.before.nodes, "after": result.after.nodes if result.after else None},
@@ -49,7 +49,7 @@ def record_file(command: Literal["fuse", "inspect"], result: FileResult) -> docu
 
 def _batchnorm(outcome: Fold | Refusal, costs: Mapping[tuple[str, str], Cost]) -> documents.Folded | documents.Kept:
     """The outcome of a BatchNorm, with what it costs where it stays."""
-    row = _fold(outcome) if isinstance(outcome, Fold) else _refusal(outcome)
+    row = record_fold(outcome) if isinstance(outcome, Fold) else record_refusal(outcome)
     if (cost := costs.get((outcome.scope, outcome.batchnorm))) is not None:
         row["cost"] = {"parameters": cost.parameters, "elements": cost.elements}
     return row
@@ -162,7 +162,8 @@ def _merge(merge: Merge) -> documents.Merged:
     }
 
 
-def _fold(fold: Fold) -> documents.Folded:
+def record_fold(fold: Fold) -> documents.Folded:
+    """A BatchNorm that folds, or another per-channel affine."""
     return {
         "batchnorm": fold.batchnorm,
         "scope": fold.scope,
@@ -174,7 +175,8 @@ def _fold(fold: Fold) -> documents.Folded:
     }
 
 
-def _refusal(refusal: Refusal) -> documents.Kept:
+def record_refusal(refusal: Refusal) -> documents.Kept:
+    """A BatchNorm that stays."""
     return {
         "batchnorm": refusal.batchnorm,
         "scope": refusal.scope,

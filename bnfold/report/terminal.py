@@ -43,7 +43,7 @@ def show(record: FileDocument, console: Console, *, verbose: bool = False, quiet
         else:
             width = len("folded" if is_done else "would fold")
             for row in rows:
-                print_line(console, "  ".join([_status(row, is_done=is_done).ljust(width), _name(row), _where(row)]))
+                print_line(console, "  ".join([_status(row, is_done=is_done).ljust(width), _name(row), where(row)]))
         hidden = [] if verbose or len(record["merges"]) <= LISTED else record["merges"][LINES:]
         for merge in record["merges"][: len(record["merges"]) - len(hidden)]:
             print_line(console, _merge(merge))
@@ -267,7 +267,8 @@ def _name(row: Folded | Kept | Warned) -> str:
     return name if row["scope"] == "main" else f"{row['scope']}/{name}"
 
 
-def _where(row: Folded | Kept) -> str:
+def where(row: Folded | Kept) -> str:
+    """Where a BatchNorm goes, or why it stays."""
     if row["status"] == "kept":
         return f"{row['reason']} at {row['at']}: {row['detail']}"
     if row["direction"] == "computed":
@@ -296,7 +297,7 @@ def _columns(*, is_done: bool) -> tuple[Column[Folded | Kept, str | Text], ...]:
     def status(row: Folded | Kept) -> Text:
         return Text(_status(row, is_done=is_done), style="green" if row["status"] == "folded" else "yellow")
 
-    return (Column("BatchNorm", _name), Column("", status), Column("where it goes, or why it stays", _where))
+    return (Column("BatchNorm", _name), Column("", status), Column("where it goes, or why it stays", where))
 
 
 def tabulate(

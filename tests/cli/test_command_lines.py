@@ -21,6 +21,7 @@ import onnx
 import pytest
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
+import bnfold
 from tests.toys.onnx_graphs import model, node, norm, random, statistics
 
 HERE = Path(__file__).parent
@@ -73,6 +74,8 @@ def folder(tmp_path: Path) -> Path:
     onnx.save(twin, tmp_path / "twin.onnx")
     onnx.save(convert_float_to_float16(onnx.load(MODELS / "digits_cnn.onnx")), tmp_path / "half.onnx")
     onnx.save(branches(), tmp_path / "branches.onnx")
+    onnx.save(bnfold.fuse(branches()), tmp_path / "branches.fused.onnx")
+    onnx.save(bnfold.fuse(onnx.load(MODELS / "digits_cnn.onnx")), tmp_path / "fused.onnx")
     np.savez(tmp_path / "nothing.npz", image=np.zeros((0, 1, 8, 8), np.float32))
     (tmp_path / "empty.onnx").touch()
     (tmp_path / "text.onnx").write_text("This is not a model.\n")

@@ -9,7 +9,7 @@ from typing import Any
 
 import jsonschema
 
-COMMANDS = ("fuse", "inspect", "verify", "bench")
+COMMANDS = ("fuse", "inspect", "verify", "bench", "diff")
 
 
 def schema(command: str) -> dict[str, Any]:

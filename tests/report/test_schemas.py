@@ -41,7 +41,7 @@ def test_there_are_golden_documents() -> None:
     assert len(GOLDEN) >= 4
 
 
-@pytest.mark.parametrize("command", ["fuse", "inspect", "verify"])
+@pytest.mark.parametrize("command", ["fuse", "inspect", "verify", "diff"])
 def test_a_document_with_everything_in_it_is_valid(command: str) -> None:
     insist_on_schema(html_records.RECORDS[command]())
 

@@ -227,6 +227,54 @@ def bench() -> Record:
     }
 
 
+def diff() -> Record:
+    """Every way in which a BatchNorm may be done without."""
+    statuses = ("kept", "folded", "merged", "decomposed", "depthwise", "constant", "identity", "unread", "unknown")
+    fates = [
+        {
+            "batchnorm": f"bn{index}",
+            "scope": "main",
+            "status": status,
+            "into": [] if status in ("identity", "unread", "unknown") else [f"conv{index}"],
+            "operators": [] if status in ("identity", "unread", "unknown") else ["Conv"],
+            "direction": "upstream" if status == "folded" else None,
+            "others": [],
+            "detail": "nothing has its numbers" if status == "unknown" else "",
+            "bnfold": fold(f"bn{index}") if status == "kept" else None,
+            "before": [
+                {"name": f"conv{index}", "operator": "Conv", "role": "beside"},
+                {"name": f"bn{index}", "operator": "BatchNormalization", "role": "batchnorm"},
+            ],
+            "after": [{"name": f"conv{index}", "operator": "Conv", "role": "into"}],
+        }
+        for index, status in enumerate(statuses)
+    ]
+    return {
+        "schema": "bnfold/1",
+        "command": "diff",
+        "reference": "models/a.onnx",
+        "candidate": "b.onnx",
+        "identical": False,
+        "related": True,
+        "statuses": dict.fromkeys(statuses, 1),
+        "fates": fates,
+        "nodes": {
+            "before": 120,
+            "after": 112,
+            "gone": [{"name": "bn1", "scope": "main", "operator": "BatchNormalization"}],
+            "new": [{"name": "mul", "scope": "main", "operator": "Mul"}],
+            "changed": [{"name": "conv1", "scope": "main", "other": "conv1", "changes": ["pads: (0,) became (1,)"]}],
+        },
+        "weights": {
+            "changed": [{"name": "w", "largest": 0.02, "detail": "FLOAT became FLOAT16"}],
+            "gone": ["old"],
+            "new": ["fresh"],
+        },
+        "interface": ["input 'x' was float32 and is float16"],
+        "seconds": 1.5,
+    }
+
+
 def rename(value: Any) -> Any:
     """Every string of a record replaced by a hostile one, apart from those that choose what is shown."""
     if isinstance(value, dict):
@@ -237,4 +285,4 @@ def rename(value: Any) -> Any:
     return HOSTILE if isinstance(value, str) else value
 
 
-RECORDS = {"fuse": fuse, "inspect": inspect, "verify": verify, "bench": bench}
+RECORDS = {"fuse": fuse, "inspect": inspect, "verify": verify, "bench": bench, "diff": diff}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,13 @@ from bnfold.frontends.limits import Limits
 from bnfold.frontends.onnx.calls import Inliner, Place, Trial, explain_call, find_calls
 from bnfold.frontends.onnx.files.loading import external_files, file_bytes, load, parse, read_proto
 from bnfold.frontends.onnx.files.original import as_read, detach, original_of
+from bnfold.frontends.onnx.files.pieces import read
 from bnfold.frontends.onnx.files.saving import Lent, lend, save, serialize
 from bnfold.frontends.onnx.files.slots import slots
 from bnfold.frontends.onnx.nesting import nested_graphs
+from bnfold.frontends.onnx.spelling import spell_out
 from bnfold.frontends.onnx.view import Key, OnnxGraph
+from bnfold.frontends.parameters import Tensor
 from bnfold.frontends.protocol import Cautions, OpenOptions, Replan, Size, Written
 from bnfold.graph.outcome import Outcome, Refusal
 
@@ -33,6 +37,8 @@ class OpenOnnxModel:
     def __init__(self, given: Any, options: OpenOptions) -> None:
         self._given, self._options = given, options
         self._model = _read(given, options)
+        if options.spell_out:
+            spell_out(self._model)
         is_file = isinstance(given, str | Path)
         self.files: tuple[Path, ...] = (Path(given), *external_files(self._model)) if is_file else ()
         self._bytes = file_bytes(self.files) if is_file else 0
@@ -51,6 +57,15 @@ class OpenOnnxModel:
     ) -> OnnxGraph:
         observe = self._options.observe
         return OnnxGraph(model, observe and observe(read), inlined, original)
+
+    def weights(self) -> Mapping[str, Tensor]:
+        graph = self._model.graph
+        held = [value for each in (graph, *graph.subgraphs()) for value in each.initializers.values()]
+        return {
+            value.name: Tensor(str(tensor.dtype), tuple(tensor.shape.numpy()), partial(read, tensor, value.name))
+            for value in held
+            if value.name and (tensor := value.const_value) is not None
+        }
 
     def measure(self) -> Size:
         return Size(sum(len(graph) for graph in nested_graphs(self._model.graph)), self._bytes)

@@ -40,3 +40,19 @@ def find_schema(operator: str, opset: int) -> Schema | None:
     formal = enumerate(schema.inputs[: schema.min_input])
     required = frozenset(index for index, parameter in formal if parameter.option != optional)
     return Schema(schema.min_input, schema.min_output, required, schema.max_input, schema.max_output, kinds)
+
+
+@lru_cache(maxsize=4096)
+def find_defaults(operator: str, opset: int) -> Mapping[str, str]:
+    """The attributes of a standard operator that have a default, each with that as text."""
+    try:
+        schema = onnx.defs.get_schema(operator, min(opset, onnx.defs.onnx_opset_version()), "")
+    except onnx.defs.SchemaError:
+        return {}
+    given = {name: attribute.default_value for name, attribute in schema.attributes.items()}
+    return {name: _text(onnx.helper.get_attribute_value(each)) for name, each in given.items() if each.type}
+
+
+def _text(value: object) -> str:
+    """An attribute's value as onnx_ir would print it."""
+    return value.decode() if isinstance(value, bytes) else str(tuple(value) if isinstance(value, list) else value)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import wraps
 from typing import Concatenate, ParamSpec
@@ -22,8 +22,10 @@ from bnfold.frontends.onnx.operators.hints import UNCONFIRMED, Hints
 from bnfold.frontends.onnx.operators.read_linear import Weights
 from bnfold.frontends.onnx.operators.reader import Facts, Reader
 from bnfold.frontends.onnx.operators.shapes import Inference
+from bnfold.frontends.onnx.schema import find_defaults
 from bnfold.frontends.onnx.scopes import Scopes, find_unread, label
 from bnfold.frontends.onnx.shape_inference import Confirm
+from bnfold.frontends.onnx.spelling import SPELLED
 from bnfold.frontends.parameters import Stored, View
 from bnfold.frontends.quantized import kernel_axis
 from bnfold.frontends.reading import AnyArray, Normalization, Unreadable, foreign, leads_nowhere, opaque, unit
@@ -55,6 +57,9 @@ PRODUCTS = frozenset({"Einsum", "MatMul"})
 """Operators that have a constant on either side, and take no bias."""
 
 ARITHMETIC = frozenset({"Add", "Div", "Mul", "Neg", "Sub"})
+
+HELD = frozenset({ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS, ir.AttributeType.TENSOR, ir.AttributeType.TENSORS})
+"""Types of attributes that are graphs and tensors, which are compared as such."""
 
 JUDGED_BY_TYPE = frozenset({"Add", "Cast", "Neg", "Sub", "Sum"})
 """Operators that are rarely opaque for any other reason than an unknown type or shape."""
@@ -161,6 +166,46 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
 
     def name(self, node: ir.Node) -> str:
         return label(node)
+
+    def operator(self, node: ir.Node) -> str:
+        spelled: str = node.meta.get(SPELLED, node.op_type)
+        return spelled if node.domain == "" else f"{node.domain}.{spelled}"
+
+    def attributes(self, node: ir.Node) -> Mapping[str, str]:
+        defaults = find_defaults(node.op_type, self._reader(node).version) if node.domain == "" else {}
+        given = {
+            name: f"@{attribute.value}" if attribute.is_ref() else str(attribute.value)
+            for name, attribute in node.attributes.items()
+            if attribute.is_ref() or attribute.type not in HELD
+        }
+        return {**defaults, **given}
+
+    def reads(self, node: ir.Node) -> Sequence[ir.Value]:
+        return [value for value in node.inputs if value is not None and not self._facts.constants.holds(value)]
+
+    def constant(self, value: ir.Value) -> AnyArray | None:
+        if not self._facts.constants.holds(value):
+            return None
+        try:
+            return self._facts.constants.get(value)
+        except Unreadable:
+            return None
+
+    def held(self, node: ir.Node) -> Sequence[AnyArray]:
+        read = [self.constant(value) for value in node.inputs if value is not None]
+        return [array for array in read if array is not None]
+
+    def is_fixed(self, value: ir.Value) -> bool:
+        return self._facts.constants.holds(value)
+
+    def title(self, value: ir.Value) -> str:
+        return value.name or ""
+
+    def sources(self) -> Sequence[ir.Value]:
+        return [value for value in self.model.graph.inputs if not self._facts.constants.holds(value)]
+
+    def results(self) -> Sequence[ir.Value]:
+        return list(self.model.graph.outputs)
 
     def scope(self, node: ir.Node) -> str:
         return self._facts.scopes.name(node)

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import fx, nn
 from torch.export import ExportedProgram
 
 from bnfold.errors import UnsupportedModelError
+from bnfold.frontends.parameters import Tensor
 from bnfold.frontends.protocol import Cautions, OpenOptions, Replan, Size, Written
 from bnfold.frontends.torch.capture import values
 from bnfold.frontends.torch.capture.copies import (
@@ -42,6 +44,7 @@ from bnfold.frontends.torch.change.project import Attempt, Projection
 from bnfold.frontends.torch.change.store import ModuleStore, Store
 from bnfold.frontends.torch.files.programs import count_nodes, load, save
 from bnfold.frontends.torch.operators import shapes
+from bnfold.frontends.torch.tensors import to_numpy
 from bnfold.frontends.torch.view import TorchGraph
 from bnfold.graph.outcome import Fold, Outcome, Reason, Refusal
 
@@ -130,6 +133,17 @@ class OpenTorchModel:
 
     def measure(self) -> Size:
         return Size(count_nodes(self.model), self.bytes)
+
+    def weights(self) -> Mapping[str, Tensor]:
+        held = dict(self.model.state_dict if isinstance(self.model, ExportedProgram) else self.model.state_dict())
+        if isinstance(self.model, ExportedProgram):
+            held.update(
+                (name, value) for name, value in self.model.constants.items() if isinstance(value, torch.Tensor)
+            )
+        return {
+            name: Tensor(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), partial(to_numpy, tensor))
+            for name, tensor in held.items()
+        }
 
     def learn(self, outcomes: Sequence[Outcome], replan: Replan) -> bool:
         return False

@@ -29,7 +29,7 @@ from bnfold.frontends.torch.operators.constants import Constants
 from bnfold.frontends.torch.operators.read_linear import Weights
 from bnfold.frontends.torch.operators.reader import Facts, Part, Reader, Value, part_of
 from bnfold.frontends.torch.operators.spelling import is_parametrized, spell
-from bnfold.frontends.torch.tensors import AnyArray
+from bnfold.frontends.torch.tensors import AnyArray, to_numpy
 from bnfold.graph.cautions import Caution
 from bnfold.graph.cost import count_elements
 from bnfold.graph.ops import Op, Sum
@@ -135,6 +135,45 @@ class TorchGraph(View[fx.Node, Value, Weights]):
 
     def scope(self, node: fx.Node) -> str:
         return self._inside.get(node, "main")
+
+    def operator(self, node: fx.Node) -> str:
+        return node.op if node in self._inside else _title(node, self._calls[node])
+
+    def attributes(self, node: fx.Node) -> Mapping[str, str]:
+        if node in self._inside:
+            return {}
+        return {
+            name: str(value)
+            for name, value in sorted(self._calls[node].arguments.items())
+            if isinstance(value, int | float | str) or (isinstance(value, list | tuple) and _are_numbers(value))
+        }
+
+    def reads(self, node: fx.Node) -> Sequence[Value]:
+        return [self._value(read) for read in occurrences(node) if not self._facts.constants.holds(read)]
+
+    def constant(self, value: Value) -> AnyArray | None:
+        if isinstance(value, Part) or not self._facts.constants.holds(value):
+            return None
+        try:
+            return to_numpy(self._facts.constants.get(value))
+        except InvalidModelError:
+            return None
+
+    def held(self, node: fx.Node) -> Sequence[AnyArray]:
+        read = [self.constant(value) for value in occurrences(node)]
+        return [array for array in read if array is not None]
+
+    def is_fixed(self, value: Value) -> bool:
+        return not isinstance(value, Part) and self._facts.constants.holds(value)
+
+    def title(self, value: Value) -> str:
+        return f"{value.node.name}:{value.index}" if isinstance(value, Part) else value.name
+
+    def sources(self) -> Sequence[Value]:
+        return [node for node in self.graph.nodes if node.op == "placeholder" and not self._facts.constants.holds(node)]
+
+    def results(self) -> Sequence[Value]:
+        return [self._value(node) for node in occurrences(self.graph.output_node())]
 
     def _label(self, node: fx.Node) -> str:
         """The module that the node stands for, where there is one."""
@@ -516,6 +555,10 @@ def occurrences(node: fx.Node) -> list[fx.Node]:
     nodes: list[fx.Node] = []
     map_arg((node.args, node.kwargs), nodes.append)
     return nodes
+
+
+def _are_numbers(values: Sequence[object]) -> bool:
+    return all(isinstance(value, int | float) for value in values)
 
 
 def _scalars(graph: fx.Graph, calls: Mapping[fx.Node, Call]) -> set[fx.Node]:

@@ -67,6 +67,30 @@ def picture(outcome: Mapping[str, Any], key: str) -> Markup:
     return Markup("").join([*parts, Markup("</svg>")])
 
 
+STYLES = {"batchnorm": "gone", "into": "into", "beside": "through"}
+"""How the nodes around a BatchNorm are drawn, by their role."""
+
+
+def beside(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]], words: str, key: str) -> Markup:
+    """An inline SVG of the nodes around a BatchNorm in two models, each in the order of the data; `words` says it."""
+    columns = [list(nodes)[: 2 * MOST] for nodes in (before, after)]
+    tall = max(1, *map(len, columns)) * (HEIGHT + GAP) - GAP
+    width, height = 2 * WIDTH + AISLE + 2, TOP + tall + 2
+    parts = [
+        Markup(
+            '<svg class="graph" role="img" aria-labelledby="{0}" width="{1}" height="{2}" viewBox="0 0 {1} {2}">'
+        ).format(key, width, height),
+        Markup('<title id="{}">{}</title>').format(key, words),
+    ]
+    for index, (title, nodes) in enumerate(zip(("before", "after"), columns, strict=True)):
+        x = 1 + index * (WIDTH + AISLE)
+        parts.append(Markup('<text class="lane" x="{}" y="{}">{}</text>').format(x + WIDTH // 2, TOP - 5, title))
+        for place, node in enumerate(nodes):
+            lane = Lane("", STYLES.get(str(node.get("role")), "through"), [str(node.get("name", ""))])
+            parts.append(_boxes(lane, x, TOP + place * (HEIGHT + GAP)))
+    return Markup("").join([*parts, Markup("</svg>")])
+
+
 def sentence(outcome: Mapping[str, Any]) -> str:
     """The outcome in words, as the picture shows it."""
     batchnorm = shown(outcome.get("batchnorm", ""), 200)
@@ -98,7 +122,8 @@ def _lanes(outcome: Mapping[str, Any]) -> list[Lane]:
 
 def _boxes(lane: Lane, x: int, y: int) -> Markup:
     middle = x + WIDTH // 2
-    parts = [Markup('<text class="lane" x="{}" y="{}">{}</text>').format(middle, y - 5, lane.title)]
+    title = Markup('<text class="lane" x="{}" y="{}">{}</text>').format(middle, y - 5, lane.title)
+    parts = [title if lane.title else Markup("")]
     for index, (label, whole) in enumerate(lane.boxes):
         top = y + index * (HEIGHT + GAP)
         hint = Markup("<title>{}</title>").format(whole) if whole != label else ""

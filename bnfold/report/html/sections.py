@@ -7,6 +7,7 @@ from typing import Any
 
 from bnfold.report.documents import Record
 from bnfold.report.html import checking, data, folding, proving, timing
+from bnfold.report.html.differing import difference_sections
 from bnfold.report.html.parts import Section, Terms, terms
 
 
@@ -14,6 +15,8 @@ def sections(record: Record) -> Iterator[Section]:
     """The sections in the order in which a reader wants them."""
     verification = checking.verification_of(record)
     timed = record.get("bench") or record
+    if record.get("command") == "diff":
+        yield from difference_sections(record)
     for section in (
         folding.batchnorms(record.get("outcomes"), is_done=record.get("output") is not None),
         folding.stayed(record.get("outcomes")),
