@@ -34,8 +34,9 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def _options(*options: Callable[[F], F]) -> Callable[[F], F]:
-    return lambda function: functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), function)
+def options(*several: Callable[[F], F]) -> Callable[[F], F]:
+    """Several options as one decorator."""
+    return lambda function: functools.reduce(lambda wrapped, option: option(wrapped), reversed(several), function)
 
 
 def _dims(context: click.Context, parameter: click.Parameter, entries: tuple[str, ...]) -> dict[str, int]:
@@ -70,14 +71,14 @@ def _report(context: click.Context, parameter: click.Parameter, path: Path | Non
 
 PATH = click.Path(path_type=Path)
 
-OUTPUT_OPTIONS = _options(
+OUTPUT_OPTIONS = options(
     click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output, nothing else there."),
     click.option("--report", type=PATH, callback=_report, help="Also write a report: .html, .json, or .xml (JUnit)."),
     click.option("-q", "--quiet", is_flag=True, help="The summary only."),
     click.option("-v", "--verbose", is_flag=True, help="More: other affines that fold, inner values, how it ran."),
 )
 
-LIMIT_OPTIONS = _options(
+LIMIT_OPTIONS = options(
     click.option(
         "--max-nodes", type=click.IntRange(1), default=LIMITS.nodes, show_default=True, help="Most nodes of a model."
     ),
@@ -95,7 +96,7 @@ MERGE_OPTION = click.option(
     help="Let parallel linear branches, and linear operators in a row, become one.  [default: merge]",
 )
 
-INPUT_OPTIONS = _options(
+INPUT_OPTIONS = options(
     click.option(
         "--inputs",
         multiple=True,
@@ -114,7 +115,7 @@ INPUT_OPTIONS = _options(
     click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the drawn inputs."),
 )
 
-EFFORT_OPTIONS = _options(
+EFFORT_OPTIONS = options(
     click.option("--fast", "effort", flag_value="fast", help="Fewer drawn inputs, fewer measurements of noise."),
     click.option("--thorough", "effort", flag_value="thorough", help="More of both, and every inner value."),
 )

@@ -7,7 +7,7 @@ from typing import Any
 
 from bnfold.errors import plural
 from bnfold.report.documents import Record
-from bnfold.report.html import figures
+from bnfold.report.html import figures, fleet
 from bnfold.report.html.checking import is_overruled, verification_of
 from bnfold.report.html.parts import Mood, Summary, Tile
 from bnfold.report.html.text import change, count, scientific, seconds, shown, size
@@ -19,6 +19,8 @@ def summarize(record: Record) -> Summary:
     if record.get("error"):
         message = shown(record["error"].get("message", ""), 400)
         return Summary("bad", "There is no answer", [message], [])
+    if record.get("command") == "fleet":
+        return fleet.summarize(record)
     if "batchnorms" in record:
         return _of_fold(record)
     if record.get("entries"):
