@@ -22,6 +22,14 @@ MAGIC = re.compile(r"[*?[]")
 KEYS = {"source": str, "reference": str, "output": str, "inputs": list, "dims": dict, "only": list, "skip": list}
 """What a line of a list may say, and its type."""
 
+TAKEN: dict[Command, tuple[str, ...]] = {
+    "fuse": ("source", "output", "inputs", "dims", "only", "skip"),
+    "inspect": ("source", "inputs"),
+    "verify": ("source", "reference", "inputs", "dims"),
+    "bench": ("source", "reference", "inputs", "dims"),
+}
+"""What it may say for each command."""
+
 
 class UsageError(BnfoldError):
     """Sources and destinations that contradict each other: wrong use of the command line."""
@@ -89,7 +97,7 @@ def _items(wanted: Wanted, catalogue: Catalogue) -> Iterator[Item]:
         if not count:
             raise InvalidModelError(f"{source}: no {' or '.join(SUFFIXES)} file there")
     if wanted.listed is not None:
-        for item in read_list(wanted.listed, has_pairs=wanted.command == "verify"):
+        for item in read_list(wanted.listed, wanted.command):
             yield item if item.reference else _paired(item, wanted, catalogue, is_single=False)
 
 
@@ -158,7 +166,7 @@ def _translate(glob: str) -> str:
 # --------------------------------------------------------------------------------------------------------------- lists
 
 
-def read_list(path: Path, *, has_pairs: bool = False) -> Iterator[Item]:
+def read_list(path: Path, command: Command) -> Iterator[Item]:
     """The models that a file lists, one a line: a path, a URL, or a JSON object with options of its own.
 
     Raises:
@@ -170,14 +178,14 @@ def read_list(path: Path, *, has_pairs: bool = False) -> Iterator[Item]:
                 if not text.strip() or text.startswith("#"):
                     continue
                 try:
-                    yield _listed(text.strip(), has_pairs=has_pairs)
+                    yield _listed(text.strip(), command)
                 except ValueError as error:
                     raise InvalidModelError(f"{path}:{number}: {error}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidModelError(f"{path}: {getattr(error, 'strerror', None) or 'not a text file'}") from error
 
 
-def _listed(text: str, *, has_pairs: bool) -> Item:
+def _listed(text: str, command: Command) -> Item:
     """The model of a line.
 
     Raises:
@@ -190,13 +198,13 @@ def _listed(text: str, *, has_pairs: bool) -> Item:
         except ValueError as error:
             raise ValueError(f"not a JSON object ({error})") from error
     for key, value in line.items():
-        if key not in KEYS:
-            raise ValueError(f"unknown key {key!r} (there are {', '.join(KEYS)})")
+        if key not in TAKEN[command]:
+            raise ValueError(f"{command} takes no {key!r} (but {', '.join(TAKEN[command])})")
         if not isinstance(value, KEYS[key]):
             raise ValueError(f"{key!r} has to be {'text' if KEYS[key] is str else f'a {KEYS[key].__name__}'}")
     if not line.get("source"):
         raise ValueError("there is no 'source'")
-    if has_pairs and "reference" not in line:
+    if command == "verify" and "reference" not in line:
         raise ValueError("there is no 'reference' to verify it against")
     relative = str(line.get("output") or _below(line["source"]))
     if PurePath(relative).is_absolute() or ".." in PurePath(relative).parts:

@@ -117,7 +117,7 @@ def test_a_list_has_options_for_each_model(folder: Path) -> None:
         "../up.onnx",
     ]
     (folder / "list").write_text("\n".join(lines))
-    items = list(read_list(folder / "list"))
+    items = list(read_list(folder / "list", "fuse"))
     assert [item.relative for item in items] == ["m/a.onnx", "new/c.onnx", "far/away.onnx", "up.onnx"]
     assert items[1].options == ("--inputs=x.npz", "--dim=N=2", "--only=bn*")
 
@@ -127,7 +127,7 @@ def test_a_list_has_options_for_each_model(folder: Path) -> None:
     [
         ("{", "not a JSON object"),
         ('{"output": "x.onnx"}', "no 'source'"),
-        ('{"source": "a.onnx", "colour": 1}', "unknown key 'colour'"),
+        ('{"source": "a.onnx", "colour": 1}', "fuse takes no 'colour'"),
         ('{"source": "a.onnx", "dims": ["N"]}', "'dims' has to be a dict"),
         ('{"source": "a.onnx", "dims": {"N": 0}}', "'N' has to be a number of at least 1"),
         ('{"source": "a.onnx", "output": "../a.onnx"}', "below the destination"),
@@ -138,7 +138,7 @@ def test_a_list_has_options_for_each_model(folder: Path) -> None:
 def test_a_bad_line_is_named(folder: Path, line: str, message: str) -> None:
     (folder / "list").write_text(f"m/a.onnx\n{line}\n")
     with pytest.raises(InvalidModelError, match=r"list:2: ") as caught:
-        run("inspect", listed=folder / "list")
+        run("fuse", listed=folder / "list", out="o")
     assert message in str(caught.value)
 
 
@@ -156,6 +156,15 @@ def test_a_name_that_is_no_text_is_one_line(folder: Path) -> None:
     Path(os.fsdecode(os.fsencode(folder / "m") + b"/\xff.onnx")).touch()
     with pytest.raises(InvalidModelError, match=r"udcff.onnx: its name is no text"):
         found(Wanted("inspect", ["m"]))
+
+
+def test_a_line_may_only_say_what_its_command_takes(folder: Path) -> None:
+    (folder / "list").write_text('{"source": "m/a.onnx", "only": ["*"]}')
+    with pytest.raises(InvalidModelError, match=r"list:1: inspect takes no 'only' \(but source, inputs\)"):
+        run("inspect", listed=folder / "list")
+    (folder / "list").write_text("m/a.onnx")
+    with pytest.raises(InvalidModelError, match=r"list:1: there is no 'reference' to verify it against"):
+        run("verify", listed=folder / "list")
 
 
 def error_of(**options: object) -> BnfoldError:
