@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bnfold import fleet as fleet
     from bnfold import testing as testing
     from bnfold.api import fuse as fuse
     from bnfold.api import plan as plan
@@ -57,12 +58,15 @@ _MODULES = {
 }
 """The module of each public name."""
 
+ROOMS = ("fleet", "testing")
+"""The packages and modules that are public as such."""
+
 __all__ = list(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
-    if name == "testing":
-        return import_module("bnfold.testing")
+    if name in ROOMS:
+        return import_module(f"bnfold.{name}")
     if name not in _MODULES:
         raise AttributeError(f"module 'bnfold' has no attribute {name!r}")
     return getattr(import_module(f"bnfold.{_MODULES[name]}"), name)

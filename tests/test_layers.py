@@ -28,6 +28,7 @@ LEVELS = {
     "difference": 6,
     "testing": 7,
     "api": 7,
+    "fleet": 7,
     "report": 8,
     "passes": 8,
     "pytest_plugin": 9,
@@ -37,7 +38,7 @@ LEVELS = {
 }
 
 
-FORBIDDEN = {room: {"planning"} for room in ("frontends", "runtimes", "verification", "bench")}
+FORBIDDEN = {room: {"planning"} for room in ("frontends", "runtimes", "verification", "bench", "fleet")}
 FORBIDDEN["proof"] = {"planning", "graph", "frontends", "runtimes"}
 
 BELIEVED = {"bnfold.algebra.affine", "bnfold.errors"}
@@ -64,6 +65,9 @@ LIBRARIES = {
     "jinja2": ("report/html/",),
     "markupsafe": ("report/html/",),
     "matplotlib": ("report/html/",),
+    "dask": ("fleet/cluster.py",),
+    "distributed": ("fleet/cluster.py", "fleet/engine.py"),
+    "fsspec": ("fleet/places.py",),
 }
 
 
@@ -162,9 +166,9 @@ def test_no_cycles() -> None:
             visit(module)
 
 
-@pytest.mark.parametrize("module", ["bnfold", "bnfold.cli"])
+@pytest.mark.parametrize("module", ["bnfold", "bnfold.cli", "bnfold.fleet"])
 def test_importing_is_light(module: str) -> None:
-    heavy = {"torch", "onnx", "onnx_ir", "onnxruntime", "jinja2", "matplotlib"}
+    heavy = {"torch", "onnx", "onnx_ir", "onnxruntime", "jinja2", "matplotlib", "dask", "distributed", "fsspec"}
     code = f"import sys, {module}; print({heavy} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
 

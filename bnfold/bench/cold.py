@@ -69,7 +69,11 @@ def start_cold(
     lists = lists and (subject.file_bytes or 0) <= LARGEST_LISTED
     results = [
         run_module(
-            WORKER, job | {"places": may_hand_back and not number, "lists": lists and not number}, subject.name, seconds
+            WORKER,
+            job | {"places": may_hand_back and not number, "lists": lists and not number},
+            subject.name,
+            seconds,
+            is_cold=True,
         )
         for number in range(times)
     ]

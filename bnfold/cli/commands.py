@@ -37,8 +37,9 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def _options(*options: Callable[[F], F]) -> Callable[[F], F]:
-    return lambda function: functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), function)
+def options(*several: Callable[[F], F]) -> Callable[[F], F]:
+    """Several options as one decorator."""
+    return lambda function: functools.reduce(lambda wrapped, option: option(wrapped), reversed(several), function)
 
 
 def _dims(context: click.Context, parameter: click.Parameter, entries: tuple[str, ...]) -> dict[str, int]:
@@ -73,7 +74,7 @@ def _reports(context: click.Context, parameter: click.Parameter, paths: tuple[Pa
 
 PATH = click.Path(path_type=Path)
 
-OUTPUT_OPTIONS = _options(
+OUTPUT_OPTIONS = options(
     click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output, nothing else there."),
     click.option(
         "--report",
@@ -87,7 +88,7 @@ OUTPUT_OPTIONS = _options(
     click.option("-v", "--verbose", is_flag=True, help="More: other affines that fold, inner values, how it ran."),
 )
 
-LIMIT_OPTIONS = _options(
+LIMIT_OPTIONS = options(
     click.option(
         "--max-nodes", type=click.IntRange(1), default=LIMITS.nodes, show_default=True, help="Most nodes of a model."
     ),
@@ -109,7 +110,7 @@ REMARKS_OPTION = click.option(
     "--remarks", type=PATH, help="Also write what became of each BatchNorm and merge, a line of JSON each."
 )
 
-INPUT_OPTIONS = _options(
+INPUT_OPTIONS = options(
     click.option(
         "--inputs",
         multiple=True,
@@ -128,7 +129,7 @@ INPUT_OPTIONS = _options(
     click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the drawn inputs."),
 )
 
-EFFORT_OPTIONS = _options(
+EFFORT_OPTIONS = options(
     click.option("--fast", "effort", flag_value="fast", help="Fewer drawn inputs, fewer measurements of noise."),
     click.option("--thorough", "effort", flag_value="thorough", help="More of both, and every inner value."),
 )

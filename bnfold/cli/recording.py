@@ -40,7 +40,7 @@ def show(record: Document, as_json: bool, reports: Sequence[Path], quiet: bool, 
 def _print(record: Document, *, quiet: bool, verbose: bool) -> None:
     from rich.console import Console
 
-    from bnfold.report import bench_terminal, diff_terminal, terminal
+    from bnfold.report import bench_terminal, diff_terminal, fleet_terminal, terminal
 
     class Terminal(Console):
         """A console that leaves the handling of a reader who has gone to the caller."""
@@ -54,6 +54,8 @@ def _print(record: Document, *, quiet: bool, verbose: bool) -> None:
         bench_terminal.show(record, Terminal(), verbose=verbose, quiet=quiet)
     elif record["command"] == "diff":
         diff_terminal.show(record, Terminal(), verbose=verbose, quiet=quiet)
+    elif record["command"] == "fleet":
+        fleet_terminal.show(record, Terminal(), verbose=verbose, quiet=quiet)
     else:
         terminal.show(record, Terminal(), verbose=verbose, quiet=quiet)
         if timed := record.get("bench"):

@@ -547,7 +547,108 @@ class DiffDocument(TypedDict):
     provenance: NotRequired[Provenance]
 
 
-Document = FileDocument | VerifyDocument | BenchDocument | DiffDocument
+class FleetCounts(TypedDict):
+    """How many models there were, and how they ended; `unchanged` ones were done by an earlier run.
+
+    `no` counts clear answers (exit code 1), `refused` outputs that exist (2), `failed` models without an answer (3).
+    `left_out` were not begun, since the run was to stop at the first model that did not end well.
+    """
+
+    found: int
+    well: int
+    no: int
+    refused: int
+    failed: int
+    unchanged: int
+    left_out: int
+
+
+class FleetModel(TypedDict):
+    """A model of a fleet that is named: by its time, or by its size."""
+
+    source: str
+    seconds: NotRequired[float]
+    bytes: NotRequired[int]
+
+
+class FleetFailure(TypedDict):
+    """A model that did not end well, and why."""
+
+    source: str
+    message: str
+
+
+class FleetRow(TypedDict):
+    """A model of a fleet in a report; `report` is the page of its own, relative to the report."""
+
+    source: str
+    output: str | None
+    exit_code: int
+    message: str | None
+    found: int | None
+    folded: int | None
+    kept: int | None
+    bytes: int
+    seconds: float
+    peak_bytes: int | None
+    worker: str | None
+    report: str | None
+
+
+@final
+class FleetDocument(TypedDict):
+    """What became of the models of a fleet. `rows` are in reports alone, and `omitted` says how many are not."""
+
+    schema: Literal["bnfold/1"]
+    command: Literal["fleet"]
+    task: Literal["fuse", "inspect", "verify", "bench"]
+    out: str | None
+    ledger: str | None
+    exit_code: int
+    counts: FleetCounts
+    batchnorms: BatchNorms
+    reasons: dict[str, int]
+    bytes: Change
+    seconds: float
+    model_seconds: float
+    peak_bytes: int
+    workers: int
+    slowest: list[FleetModel]
+    largest: list[FleetModel]
+    failures: list[FleetFailure]
+    rows: NotRequired[list[FleetRow]]
+    omitted: NotRequired[int]
+    provenance: NotRequired[Provenance]
+
+
+@final
+class LedgerLine(TypedDict):
+    """A line of the ledger of a fleet: a model, what was done with it, and the record of the single command.
+
+    `files` has SHA-256 of all files of the model and of its output; `stamps` tell whether they were touched since.
+    """
+
+    schema: Literal["bnfold/1"]
+    command: Literal["fuse", "inspect", "verify", "bench"]
+    source: str
+    reference: str | None
+    output: str | None
+    relative: str
+    options: list[str]
+    version: str
+    exit_code: int
+    files: dict[str, str | None]
+    stamps: dict[str, str]
+    bytes: int
+    seconds: float
+    peak_bytes: int | None
+    worker: str | None
+    attempts: int
+    finished: str
+    record: FileDocument | VerifyDocument | BenchDocument | ErrorDocument
+
+
+Document = FileDocument | VerifyDocument | BenchDocument | DiffDocument | FleetDocument
 
 AnyDocument = Document | ErrorDocument
 
@@ -558,8 +659,9 @@ COMMANDS: dict[str, Any] = {
     "verify": VerifyDocument,
     "bench": BenchDocument,
     "diff": DiffDocument,
+    "fleet": FleetDocument,
 }
 """The type of each command's document."""
 
-SCHEMAS: dict[str, Any] = {**COMMANDS, "error": ErrorDocument, "remark": Remark}
-"""All of them, what takes their place where a command ends with an error, and a line of ``--remarks``."""
+SCHEMAS: dict[str, Any] = {**COMMANDS, "error": ErrorDocument, "remark": Remark, "ledger": LedgerLine}
+"""All of them, what takes their place where a command ends with an error, and lines of ``--remarks`` and a ledger."""

@@ -21,6 +21,7 @@ from bnfold.report.documents import (
     DriftOf,
     ErrorDocument,
     FileDocument,
+    FleetRow,
     Folded,
     Kept,
     Method,
@@ -58,6 +59,8 @@ def render(record: AnyDocument) -> str:
 def _cases(record: Document) -> list[ElementTree.Element]:
     if record["command"] == "diff":
         return _difference(record)
+    if record["command"] == "fleet":
+        return [_fleet_model(record["task"], row) for row in record.get("rows", ())]
     if record["command"] == "bench":
         cases = [_timing(entry, record["method"]) for entry in record["entries"]]
     elif record["command"] == "verify":
@@ -75,6 +78,16 @@ def _cases(record: Document) -> list[ElementTree.Element]:
     if record["command"] != "bench" and "proof" in record:
         cases.append(_proof(record["candidate"] if record["command"] == "verify" else record["model"], record["proof"]))
     return cases
+
+
+def _fleet_model(task: str, row: FleetRow) -> ElementTree.Element:
+    """A model of a fleet: a failure where the answer is no, an error where there is none."""
+    case = ElementTree.Element("testcase", classname=f"fleet/{task}", name=row["source"], time=str(row["seconds"]))
+    if row["exit_code"]:
+        kind = "failure" if row["exit_code"] == 1 else "error"
+        ElementTree.SubElement(case, kind, message=row["message"] or "")
+    _show(case, {name: row[name] for name in ("found", "folded", "kept", "bytes", "peak_bytes", "worker")})
+    return case
 
 
 def _error(record: ErrorDocument) -> ElementTree.Element:

@@ -9,7 +9,7 @@ from math import inf
 from typing import Any, cast
 
 from bnfold.errors import one_line
-from bnfold.report import bench_terminal, diff_terminal, terminal
+from bnfold.report import bench_terminal, diff_terminal, fleet_terminal, terminal
 from bnfold.report.documents import (
     AnyDocument,
     BenchDocument,
@@ -17,6 +17,7 @@ from bnfold.report.documents import (
     DriftDocument,
     ErrorDocument,
     FileDocument,
+    FleetDocument,
     Kept,
     Output,
     Provenance,
@@ -42,6 +43,8 @@ def render(record: AnyDocument) -> str:
         lines = _verify(record)
     elif record["command"] == "diff":
         lines = _diff(record)
+    elif record["command"] == "fleet":
+        lines = _fleet(record)
     else:
         lines = _file(record)
     return "\n".join([*lines, *_origin(record.get("provenance"))]) + "\n"
@@ -168,6 +171,16 @@ def _diff(record: DiffDocument) -> list[str]:
     found = list(diff_terminal.lines(record, verbose=False))
     listed = [f"{'  ' if line.startswith(' ') else ''}- {text(line.strip())}" for line in found]
     return [*lines, f"**{text(diff_terminal.summary(record))}**", "", *listed, ""]
+
+
+def _fleet(record: FleetDocument) -> list[str]:
+    lines = _title(f"fleet {record['task']}", str(record["out"] or ""), _mark(not record["exit_code"]))
+    lines += [f"- {text(line)}" for line in fleet_terminal.summary(record)] + [""]
+    lines += _table(
+        ("stays because", "BatchNorms"), [(reason, f"{count:,}") for reason, count in record["reasons"].items()]
+    )
+    failures = [(failure["source"], failure["message"]) for failure in record["failures"]]
+    return [*lines, *_table(("model", "why it did not end well"), failures)]
 
 
 def _bench(record: BenchDocument) -> list[str]:

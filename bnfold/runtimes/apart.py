@@ -6,7 +6,6 @@ system has that, which costs milliseconds, and what passes between the two is pi
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import sys
@@ -22,6 +21,7 @@ from typing import Any, BinaryIO, NoReturn, TypeVar
 
 from bnfold.errors import BnfoldError, IncomparableError
 from bnfold.runtimes.child import CrashError
+from bnfold.runtimes.forked import die_with_parent
 from bnfold.runtimes.stages import WATCHER, Search, Stage
 
 T = TypeVar("T")
@@ -224,7 +224,7 @@ def _serve(connection: Connection, theirs: Connection, sought: int, seconds: flo
     theirs.close()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the other side ends this process
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    _die_with_parent()
+    die_with_parent()
     WATCHER.set(_Teller(connection, sought, seconds))
     with tempfile.TemporaryFile() as said:
         for stream in (1, 2):  # a runtime that dies says so in several lines
@@ -256,9 +256,3 @@ def _do(job: _Job, connection: Connection, said: BinaryIO) -> tuple[str, Any]:
     said.seek(0)
     said.truncate()
     return "done", (result, text)
-
-
-def _die_with_parent() -> None:
-    """Let the system end this process if the other one is killed, where it can."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, int(signal.SIGKILL))  # PR_SET_PDEATHSIG

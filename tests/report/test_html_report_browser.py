@@ -14,7 +14,7 @@ from bnfold.cli import cli
 from bnfold.report import html
 from bnfold.report.documents import Record
 from tests.report import browser as chromium
-from tests.toys.html_records import RECORDS, bench, fold, fuse, rename, verify
+from tests.toys.html_records import RECORDS, bench, fleet, fold, fuse, inspect, rename, verify
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -106,6 +106,39 @@ def test_a_real_report_is_quiet_fits_and_can_be_used(browser: Browser, reports: 
             assert image.locator("title").first.text_content()
         assert watched.is_quiet()
         page.close()
+
+
+@pytest.mark.parametrize("width", [375, 1400])
+def test_the_page_of_a_fleet_sorts_filters_and_opens_models(browser: Browser, tmp_path: Path, width: int) -> None:
+    page = browser.new_page(viewport={"width": width, "height": 800})
+    shown = fleet(300)
+    pages = tmp_path / "fleet.models"
+    pages.mkdir()
+    own = html.render(inspect())
+    for row in shown["rows"]:
+        (tmp_path / row["report"]).write_text(own)
+    watched = Watched(page, tmp_path / "page.html", shown)
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    assert page.evaluate(CONTRAST) == []
+    table = "#models table"
+    assert len(column(page, table, 0)) == 300
+    page.locator(table).get_by_role("button", name="size").click()
+    sizes = sorted(row["bytes"] for row in shown["rows"])
+    cells = page.locator(f"{table} tbody tr > :nth-child(6)")
+    assert [int(cell.get_attribute("data-value").partition(".")[0]) for cell in cells.all()[:5]] == sizes[:5]  # type: ignore[union-attr]
+    field = page.locator("#models").get_by_role("searchbox", name="Filter")
+    field.fill("zoo/b failed")
+    expected = {row["source"] for row in shown["rows"] if row["source"].startswith("zoo/b") and row["exit_code"] == 3}
+    assert set(column(page, table, 0)) == expected
+    assert page.locator("#models output").inner_text() == f"{len(expected)} of 300"
+    assert watched.is_quiet()
+    first = page.locator(f"{table} tbody tr:visible a").first
+    place = first.get_attribute("href")
+    first.click()
+    page.wait_for_url(f"**/{place}")
+    assert page.locator("#batchnorms table").count() == 1
+    assert all(url.startswith("file://") for url in watched.asked)
+    page.close()
 
 
 def test_outputs_sort_by_the_share_of_their_budget(browser: Browser, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from markdown_it.token import Token
 
 from bnfold.cli import cli
 from bnfold.report import markdown
-from tests.toys.html_records import RECORDS, rename
+from tests.toys.html_records import RECORDS, fleet, rename
 
 MODELS = Path(__file__).parents[2] / "models"
 
@@ -46,7 +46,7 @@ def rows(text: str) -> Iterator[int]:
             yield count
 
 
-@pytest.mark.parametrize("command", ["fuse", "inspect", "verify"])
+@pytest.mark.parametrize("command", ["fuse", "inspect", "verify", "diff"])
 def test_it_names_the_models_and_the_answer(command: str) -> None:
     record = record_of(command)
     title = markdown.render(record).splitlines()[0]
@@ -54,7 +54,7 @@ def test_it_names_the_models_and_the_answer(command: str) -> None:
     assert f"bnfold {record['command']}" in title
 
 
-@pytest.mark.parametrize("command", ["fuse", "inspect", "verify"])
+@pytest.mark.parametrize("command", ["fuse", "inspect", "verify", "diff"])
 def test_hostile_names_stay_text(command: str) -> None:
     """No name becomes markup, and none breaks a table: it would, with a bar or a line break in it."""
     plain, hostile = (markdown.render(record_of(command, is_hostile=hostile)) for hostile in (False, True))
@@ -100,3 +100,12 @@ def test_timings_are_tables_with_their_conclusions(tmp_path: Path) -> None:
     assert set(rows(text)) == {7}
     conclusion = done.stdout.splitlines()[-1]
     assert conclusion.split(";")[0] in words(text)
+
+
+def test_a_fleet_is_its_sums_and_what_did_not_end_well() -> None:
+    record: Any = fleet(40)
+    text = markdown.render(record)
+    assert text.startswith("### ❌ bnfold fleet fuse: out")
+    seen = words(text)
+    assert "40 models" in seen
+    assert all(failure["source"] in seen for failure in record["failures"])

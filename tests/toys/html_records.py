@@ -275,6 +275,68 @@ def diff() -> Record:
     }
 
 
+def fleet(models: int = 300) -> Record:
+    """Models in three folders that end in every way."""
+    rows: list[Record] = []
+    for index in range(models):
+        code = {7: 3, 11: 1, 13: 2}.get(index % 20, 0)
+        source = f"zoo/{'abc'[index % 3]}/model_{index:05}.onnx"
+        message = {0: None, 1: "not equivalent: y differs", 2: f"{source}: exists already", 3: f"{source}: no model"}[
+            code
+        ]
+        rows.append(
+            {
+                "source": source,
+                "output": None if code else f"out/{'abc'[index % 3]}/model_{index:05}.onnx",
+                "exit_code": code,
+                "message": message,
+                "found": None if code == 3 else index % 60,
+                "folded": None if code == 3 else index % 60 - index % 3 % (index % 60 + 1),
+                "kept": None if code == 3 else index % 3 % (index % 60 + 1),
+                "bytes": 1_000 * (index * 7919 % 10_007),
+                "seconds": 0.1 + index * 31 % 97 / 50,
+                "peak_bytes": 120_000_000 + index,
+                "worker": "tcp://10.0.0.1:40001",
+                "report": f"fleet.models/model_{index:05}.html",
+            }
+        )
+    codes = [row["exit_code"] for row in rows]
+    kept = sum(row["kept"] or 0 for row in rows)
+    return {
+        "schema": "bnfold/1",
+        "command": "fleet",
+        "task": "fuse",
+        "out": "out",
+        "ledger": "out/bnfold-fleet.jsonl",
+        "exit_code": 1,
+        "counts": {
+            "found": models,
+            "well": codes.count(0),
+            "no": codes.count(1),
+            "refused": codes.count(2),
+            "failed": codes.count(3),
+            "unchanged": 0,
+            "left_out": 0,
+        },
+        "batchnorms": {
+            "found": sum(row["found"] or 0 for row in rows),
+            "folded": sum(row["folded"] or 0 for row in rows),
+            "kept": kept,
+        },
+        "reasons": {"nonlinear": kept - kept // 3, "graph-output": kept // 3},
+        "bytes": {"before": 900_000_000, "after": 880_000_000},
+        "seconds": 61.0,
+        "model_seconds": 118.0,
+        "peak_bytes": 240_000_000,
+        "workers": 2,
+        "slowest": [{"source": row["source"], "seconds": row["seconds"]} for row in rows[:10]],
+        "largest": [{"source": row["source"], "bytes": row["bytes"]} for row in rows[:10]],
+        "failures": [{"source": row["source"], "message": row["message"]} for row in rows if row["exit_code"]][:20],
+        "rows": sorted(rows, key=lambda row: not row["exit_code"]),
+        "omitted": 0,
+    }
+
+
 def rename(value: Any) -> Any:
     """Every string of a record replaced by a hostile one, apart from those that choose what is shown."""
     if isinstance(value, dict):

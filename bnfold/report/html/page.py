@@ -5,9 +5,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from functools import cache
 from importlib.resources import files
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from bnfold.report.documents import Record
@@ -20,16 +21,8 @@ TEMPLATES = "templates"
 
 def render(record: Record) -> str:
     """The whole page."""
-    environment = Environment(
-        loader=PackageLoader("bnfold.report.html", TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["breakable"] = breakable
     script = _asset("page.js")
-    return environment.get_template("page.html").render(
+    return _template().render(
         command=shown(record.get("command", "report"), 40),
         names=[shown(name, 100) for name in file_names(_subject(record)).values()],
         paths=[shown(path, 300) for path in _subject(record)],
@@ -43,6 +36,21 @@ def render(record: Record) -> str:
     )
 
 
+@cache
+def _template() -> Template:
+    """The template, which takes longer to read than to fill."""
+    environment = Environment(
+        loader=PackageLoader("bnfold.report.html", TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["breakable"] = breakable
+    return environment.get_template("page.html")
+
+
+@cache
 def _asset(name: str) -> Markup:
     """A file of this package, which is trusted and so not escaped."""
     return Markup(files("bnfold.report.html").joinpath(TEMPLATES, name).read_text(encoding="utf-8"))
@@ -67,7 +75,7 @@ def _embedded(record: Record) -> Markup:
 
 def _subject(record: Record) -> list[str]:
     """The files that the record is about."""
-    named = [record.get(key) for key in ("model", "output", "reference", "candidate")]
+    named = [record.get(key) for key in ("model", "output", "reference", "candidate", "out")]
     entries = record.get("entries") or []
     return list(
         dict.fromkeys(str(path) for path in [*named, *(entry.get("model") for entry in entries)] if path is not None)

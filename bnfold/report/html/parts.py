@@ -35,6 +35,7 @@ class Cell:
         mood: its colour.
         figure: a drawing in place of the text.
         full: the whole text, where `text` is shortened.
+        link: the page that it opens.
     """
 
     text: str
@@ -42,6 +43,7 @@ class Cell:
     mood: Mood | None = None
     figure: Markup | None = None
     full: str | None = None
+    link: str | None = None
 
 
 @dataclass(frozen=True)

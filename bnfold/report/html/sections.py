@@ -6,13 +6,17 @@ from collections.abc import Iterator
 from typing import Any
 
 from bnfold.report.documents import Record
-from bnfold.report.html import checking, data, folding, proving, timing
+from bnfold.report.html import checking, data, fleet, folding, proving, timing
 from bnfold.report.html.differing import difference_sections
 from bnfold.report.html.parts import Section, Terms, terms
 
 
 def sections(record: Record) -> Iterator[Section]:
     """The sections in the order in which a reader wants them."""
+    if record.get("command") == "fleet":
+        yield from fleet.sections(record)
+        yield from filter(None, [_properties("provenance", "Provenance", record.get("provenance"), None)])
+        return
     verification = checking.verification_of(record)
     timed = record.get("bench") or record
     if record.get("command") == "diff":

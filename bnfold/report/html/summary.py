@@ -7,7 +7,7 @@ from typing import Any
 
 from bnfold.errors import plural
 from bnfold.report.documents import Record
-from bnfold.report.html import figures
+from bnfold.report.html import figures, fleet
 from bnfold.report.html.checking import is_overruled, verification_of
 from bnfold.report.html.differing import summarize_difference
 from bnfold.report.html.parts import Mood, Summary, Tile
@@ -22,6 +22,8 @@ def summarize(record: Record) -> Summary:
         return Summary("bad", "There is no answer", [message], [])
     if record.get("command") == "diff":
         return summarize_difference(record)
+    if record.get("command") == "fleet":
+        return fleet.summarize(record)
     if "batchnorms" in record:
         return _of_fold(record)
     if record.get("entries"):
