@@ -390,7 +390,7 @@ def diff(one: Any, other: Any, *, example_inputs: Any = None, limits: Limits = L
     Args:
         one: a model as for `fuse`, which is only read, like the other.
         other: another one, of the same kind or not.
-        example_inputs: as for `fuse`, for both.
+        example_inputs: as for `fuse`, for both. Without them, little is known of the weights of a graph module.
         limits: how much a model may ask for.
 
     Raises:

@@ -76,6 +76,10 @@ def run(folder: Path, *arguments: str | Path) -> tuple[Result, ElementTree.Eleme
         ("verify one.onnx one.onnx", 0),
         ("verify one.onnx other.onnx", 1),
         ("verify one.onnx nowhere.onnx", 3),
+        ("diff one.onnx one.onnx --exit-code", 0),
+        ("diff one.onnx other.onnx", 0),
+        ("diff one.onnx other.onnx --exit-code", 1),
+        ("diff one.onnx nowhere.onnx", 3),
     ],
 )
 def test_a_report_is_red_where_the_exit_code_is(
