@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bnfold import fleet as fleet
     from bnfold import testing as testing
+    from bnfold.api import diff as diff
     from bnfold.api import fuse as fuse
     from bnfold.api import plan as plan
     from bnfold.bench.comparison import benchmark as benchmark
@@ -52,6 +53,7 @@ _MODULES = {
     "Refusal": "graph.outcome",
     "UnsupportedModelError": "errors",
     "benchmark": "bench.comparison",
+    "diff": "api",
     "fuse": "api",
     "plan": "api",
     "verify": "verification.equivalence",
