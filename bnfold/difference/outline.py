@@ -18,7 +18,7 @@ from bnfold.algebra.affine import Affine, Array
 from bnfold.algebra.linear import Linear
 from bnfold.frontends.parameters import View
 from bnfold.frontends.reading import Unreadable, unit
-from bnfold.graph.ops import ChannelAffine, Concat, Op, Opaque
+from bnfold.graph.ops import ChannelAffine, Computed, Concat, Op, Opaque
 
 CHAIN_LIMIT = 64
 """The most steps of a chain. A longer one is cut."""
@@ -125,6 +125,8 @@ class Outline:
 
     def _item(self, node: Any, outputs: tuple[int, ...]) -> Item:
         graph, op = self.graph, self.graph.op(node)
+        if isinstance(op, Computed):
+            op = op.alone
         operator = graph.operator(node)
         inputs = tuple(map(self.number, graph.inputs(node)))
         reads = tuple(map(self.number, graph.reads(node)))

@@ -55,9 +55,11 @@ class Computed:
 
     Attributes:
         into: names of the operators that read it, or what is computed from it.
+        alone: its description without regard to what it reads.
     """
 
     into: tuple[str, ...]
+    alone: ChannelAffine | Opaque
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,9 @@ class Row:
     def is_measured(self, value: int) -> bool:
         return False
 
+    def elements(self, value: int) -> int | None:
+        return None
+
     def constants(self, node: int) -> tuple[Sequence[Constant], Sequence[Constant]]:
         return (), ()
 

@@ -89,7 +89,6 @@ REFUSED: dict[str, tuple[list[onnx.NodeProto], dict[str, np.ndarray], nn.Module,
         Pick(),
         SHAPE,
     ),
-    "a product of computed values": ([node("MatMul", "x x", "y")], {}, Function(lambda x: x @ x), SHAPE),
     "a sum of values that are no floats": (
         [node("Cast", "x", "a", to=onnx.TensorProto.INT64), node("Add", "a a", "y")],
         {},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import wraps
+from functools import cached_property, wraps
 from typing import Concatenate, ParamSpec
 
 import numpy as np
@@ -181,10 +181,10 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         return {**defaults, **given}
 
     def reads(self, node: ir.Node) -> Sequence[ir.Value]:
-        return [value for value in node.inputs if value is not None and not self._facts.constants.holds(value)]
+        return [value for value in node.inputs if value is not None and not self._is_stored(value)]
 
     def constant(self, value: ir.Value) -> AnyArray | None:
-        if not self._facts.constants.holds(value):
+        if not self._is_stored(value):
             return None
         try:
             return self._facts.constants.get(value)
@@ -196,13 +196,26 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         return [array for array in read if array is not None]
 
     def is_fixed(self, value: ir.Value) -> bool:
-        return self._facts.constants.holds(value)
+        return self._is_stored(value)
 
     def title(self, value: ir.Value) -> str:
         return value.name or ""
 
     def sources(self) -> Sequence[ir.Value]:
-        return [value for value in self.model.graph.inputs if not self._facts.constants.holds(value)]
+        return [value for value in self.model.graph.inputs if not self._is_stored(value)]
+
+    def _is_stored(self, value: ir.Value) -> bool:
+        """Whether a value is a constant that no BatchNorm makes, for a reader who asks where each BatchNorm went."""
+        return self._facts.constants.holds(value) and value not in self._made_of_batchnorms
+
+    @cached_property
+    def _made_of_batchnorms(self) -> frozenset[ir.Value]:
+        """The outputs of BatchNorms, and all that is computed from them, in a model that is only read."""
+        made: set[ir.Value] = set()
+        for node in self._facts.scopes.nodes:
+            if node.op_type == "BatchNormalization" or not made.isdisjoint(node.inputs):
+                made.update(node.outputs)
+        return frozenset(made)
 
     def results(self) -> Sequence[ir.Value]:
         return list(self.model.graph.outputs)
@@ -269,8 +282,15 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
             holds = self._facts.constants.holds
             nodes = reach([node], lambda each: each.successors() if holds(each.outputs[0]) else ())
             readers = [each for each in self._facts.scopes.nodes if each in nodes and not holds(each.outputs[0])]
-            self._computed[node] = Computed(tuple(map(label, readers)))
+            self._computed[node] = Computed(tuple(map(label, readers)), self._describe_alone(node))
         return self._computed[node]
+
+    def _describe_alone(self, node: ir.Node) -> ChannelAffine | Opaque:
+        """The description of a BatchNorm without regard to what it reads."""
+        try:
+            return read_affine.read_batchnorm(self._reader(node))[0]
+        except Unreadable as error:
+            return Opaque(error.stop, is_batchnorm=True)
 
     def _is_end(self, reader: ir.Node, value: ir.Value) -> bool:
         """Whether outputs depend on a value, but not on what a reader makes of it: it counts for nothing.
