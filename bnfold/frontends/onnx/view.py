@@ -210,11 +210,11 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
 
     @cached_property
     def _made_of_batchnorms(self) -> frozenset[ir.Value]:
-        """The outputs of BatchNorms, and all that is computed from them, in a model that is only read."""
+        """The constants that BatchNorms make, and all that is computed from them, in a model that is only read."""
         made: set[ir.Value] = set()
         for node in self._facts.scopes.nodes:
             if node.op_type == "BatchNormalization" or not made.isdisjoint(node.inputs):
-                made.update(node.outputs)
+                made.update(filter(self._facts.constants.holds, node.outputs))
         return frozenset(made)
 
     def results(self) -> Sequence[ir.Value]:
