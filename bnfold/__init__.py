@@ -6,6 +6,7 @@ Names are imported on first use: importing bnfold imports neither onnx nor onnxr
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -65,8 +66,13 @@ ROOMS = ("fleet", "testing")
 
 __all__ = list(_MODULES)
 
+__version__: str
+"""That of the installed package, as `bnfold --version` says it."""
+
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return version("bnfold")
     if name in ROOMS:
         return import_module(f"bnfold.{name}")
     if name not in _MODULES:

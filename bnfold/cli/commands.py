@@ -163,7 +163,11 @@ Exit codes:
 """
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]}, epilog=EXIT_CODES)
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=EXIT_CODES,
+    short_help="Fold BatchNorm into weights, exactly.",
+)
 @click.version_option(version("bnfold"), prog_name="bnfold")
 def cli() -> None:
     """Fold BatchNorm into weights, exactly, with a reason for every one that stays.
