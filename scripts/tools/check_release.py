@@ -210,6 +210,9 @@ def installed(folder: Path) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="build and look inside; install nothing")
+    parser.add_argument(
+        "--pythons", nargs="+", default=PYTHONS, help="versions or paths; those that uv does not find are left out"
+    )
     parser.add_argument("--extras", nargs="*", default=list(USES), choices=list(USES), help="those that are tried")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -223,7 +226,7 @@ def main() -> None:
         )
         if options.quick:
             return
-        pythons = [python for python in PYTHONS if has_python(python)]
+        pythons = [python for python in options.pythons if has_python(python)]
         print("\n| Python | extra | dependencies | seconds | versions |\n|---|---|---|---:|---|")
         for number, trial in enumerate(trials(pythons, options.extras)):
             started = time.perf_counter()
@@ -231,7 +234,7 @@ def main() -> None:
             try_install(wheel, trial, environment)
             seconds = time.perf_counter() - started
             row = (
-                trial.python,
+                run(environment / "bin" / "python", "-c", "import platform; print(platform.python_version())").strip(),
                 trial.extra or "none",
                 trial.resolution.removesuffix("-direct"),
                 f"{seconds:.0f}",

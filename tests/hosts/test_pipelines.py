@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
+import shutil
+import socket
 import subprocess
 import sys
 import tomllib
@@ -70,6 +73,58 @@ def test_the_action_asks_for_extras_that_exist() -> None:
     assert set(ACTION["inputs"]["extras"]["default"].split(",")) <= set(extras)
     (dependency,) = HOOK["additional_dependencies"]
     assert set(re.findall(r"\w+", dependency)) <= set(extras)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("check_jsonschema") is None, reason="needs check-jsonschema")
+def test_the_action_is_one_by_the_schema() -> None:
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.github-actions"]
+    done = subprocess.run([*command, ROOT / "action.yml"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def has_index() -> bool:
+    """Whether the index of Python packages can be reached."""
+    try:
+        socket.create_connection(("pypi.org", 443), timeout=3).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("pre_commit") is None, reason="needs pre-commit")
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="needs a checkout")
+@pytest.mark.skipif(not has_index(), reason="needs an index to install the hook from")
+def test_pre_commit_installs_the_hook_and_stops_a_model_that_could_fold(tmp_path: Path) -> None:
+    def run(*command: str, cwd: Path = tmp_path) -> subprocess.CompletedProcess[str]:
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        environment["PRE_COMMIT_HOME"] = str(tmp_path / "home")
+        return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+
+    assert run("git", "clone", "--quiet", f"file://{ROOT}", "hooks").returncode == 0
+    assert run("git", "init", "--quiet", "mine").returncode == 0
+    mine = tmp_path / "mine"
+    shutil.copy(MODELS / "digits_cnn.onnx", mine / "model.onnx")
+    assert run("git", "add", "model.onnx", cwd=mine).returncode == 0
+    hook = [sys.executable, "-m", "pre_commit", "try-repo", f"file://{tmp_path / 'hooks'}", "bnfold-inspect"]
+    done = run(*hook, cwd=mine)
+    assert done.returncode == 1, done.stdout
+    assert "4 BatchNorms found: 4 would fold, 0 kept" in done.stdout
+
+
+def test_bash_completes_commands_and_options(tmp_path: Path) -> None:
+    command = tmp_path / "bnfold"
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m bnfold "$@"\n', encoding="utf-8")
+    command.chmod(0o755)
+    script = """
+        eval "$(_BNFOLD_COMPLETE=bash_source bnfold)"
+        complete -p bnfold
+        COMP_WORDS=(bnfold ins) COMP_CWORD=1; _bnfold_completion bnfold; echo "${COMPREPLY[@]}"
+        COMP_WORDS=(bnfold fuse --pro) COMP_CWORD=2 COMPREPLY=(); _bnfold_completion bnfold; echo "${COMPREPLY[@]}"
+    """
+    environment = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False, env=environment)
+    assert done.stdout.splitlines()[1:] == ["inspect", "--proof"], done.stderr
 
 
 @pytest.mark.parametrize(("shell", "word"), [("bash", "1"), ("zsh", "1"), ("fish", "ins")])
