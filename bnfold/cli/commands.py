@@ -262,7 +262,7 @@ def fuse(
 
     checks, limits = "none" if no_verify else verify, Limits(max_nodes, max_depth, max_bytes)
     is_run = checks == "full" or inputs.is_given
-    with _apart((model,), timeout) if is_run else nullcontext() as other, _progress(rendering) as progress:
+    with _apart((model,), timeout) if is_run else nullcontext() as other, _progress() as progress:
         if other is not None and inputs.is_given:
             drift += _measure_drift(other, model, inputs, limits, custom_ops)
         try:
@@ -429,7 +429,7 @@ def verify(
     gate = Gate.of(min_snr, min_argmax, atol, rtol)
     options = CompareOptions(inputs, providers, gate, outputs_only, strict_inside, allow_interface, renamed, custom_ops)
     limits = Limits(max_nodes, max_depth, max_bytes)
-    with _apart((reference, candidate), timeout) as other, _progress(rendering) as progress:
+    with _apart((reference, candidate), timeout) as other, _progress() as progress:
         result = other.call(verify_files, reference, candidate, options, limits=limits, progress=progress)
     record = record_comparison(result)
     recording.trace(record)
@@ -505,7 +505,7 @@ def inspect(
         raise click.UsageError("--fail-on-drift needs --inputs")
 
     limits = Limits(max_nodes, max_depth, max_bytes)
-    with _apart((model,), timeout) if inputs else nullcontext() as other, _progress(rendering) as progress:
+    with _apart((model,), timeout) if inputs else nullcontext() as other, _progress() as progress:
         record = record_file("inspect", api.inspect_file(model, merge=merge, limits=limits, progress=progress))
         if other is not None:
             from bnfold.runtimes.inputs import InputOptions
@@ -612,7 +612,7 @@ def bench(
     arguments["levels"] = arguments["levels"] or ("disabled", "basic", "extended", "all")
     if len(models) < 2 and (arguments["require"] is not None or arguments["no_slower"]):
         raise click.UsageError("--require and --no-slower need a second MODEL")
-    with _progress(rendering) as progress:
+    with _progress() as progress:
         result = benchmark(models, inputs=InputOptions(inputs, dims, samples, seed), progress=progress, **arguments)
     record = record_bench(result)
     recording.trace(record)
@@ -622,9 +622,9 @@ def bench(
 
 
 @contextmanager
-def _progress(rendering: dict[str, Any]) -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar on standard error, if that is a terminal."""
-    if rendering["quiet"] or not sys.stderr.isatty():
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar on standard error, if that is a terminal. It vanishes at the end, so that --quiet stays quiet."""
+    if not sys.stderr.isatty():
         yield lambda stage, done, total: None
         return
     from rich.console import Console

@@ -149,7 +149,7 @@ def _run(command: Any, sources: Sequence[str], options: dict[str, Any], **furthe
     page = next((report for report in reports if report.suffix == ".html"), None)
     pages = None if page is None else Pages(page)
     rows = Rows() if pages is None else Rows(pages.add)
-    with _progress(options) as progress:
+    with _progress() as progress:
         result = engine.run(
             command,
             sources,
@@ -175,9 +175,9 @@ def _run(command: Any, sources: Sequence[str], options: dict[str, Any], **furthe
 
 
 @contextmanager
-def _progress(options: dict[str, Any]) -> Iterator[Callable[[Any], None]]:
+def _progress() -> Iterator[Callable[[Any], None]]:
     """A progress bar on standard error, if that is a terminal: models done, their rate, and which run."""
-    if options["quiet"] or not sys.stderr.isatty():
+    if not sys.stderr.isatty():
         yield lambda progress: None
         return
     from rich.console import Console

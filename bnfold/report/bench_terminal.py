@@ -13,7 +13,7 @@ from rich.text import Text
 from bnfold.errors import plural
 from bnfold.report.columns import Column
 from bnfold.report.documents import BenchDocument, BenchEntry, Method
-from bnfold.report.terminal import print_line, tabulate
+from bnfold.report.terminal import fitting, print_line, tabulate
 
 STYLES = {"faster": "green", "slower": "red"}
 
@@ -32,8 +32,11 @@ def show(record: BenchDocument, console: Console, *, verbose: bool = False, quie
         for (provider, level), entries in groupby(record["entries"], lambda entry: (entry["provider"], entry["level"])):
             print_line(console, " ".join(filter(None, [provider, level and f"at level {level}", "(milliseconds)"])))
             rows = [Timed(names[entry["index"]], entry) for entry in entries]
-            table = tabulate(COLUMNS, rows, lambda row: STYLES.get(row.entry["verdict"] or "", ""))
+            columns = fitting(COLUMNS, rows, console.width) if console.is_terminal else COLUMNS
+            table = tabulate(columns, rows, lambda row: STYLES.get(row.entry["verdict"] or "", ""))
             console.print(table, soft_wrap=not console.is_terminal)
+            if left_out := [column.label for column in COLUMNS if column not in columns]:
+                print_line(console, f"too narrow for: {', '.join(left_out)}")
         print_line(console, _machine(record))
     if verbose:
         for line in _details(record, names):

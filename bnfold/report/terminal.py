@@ -300,6 +300,23 @@ def _columns(*, is_done: bool) -> tuple[Column[Folded | Kept, str | Text], ...]:
     return (Column("BatchNorm", _name), Column("", status), Column("where it goes, or why it stays", where))
 
 
+SHORTEST = 10
+"""The columns of a terminal that texts get at least, where the numbers beside them take the rest."""
+
+
+def fitting(
+    columns: Sequence[Column[Row, str | Text]], rows: Sequence[Row], width: int
+) -> Sequence[Column[Row, str | Text]]:
+    """The first columns, as many as a terminal has room for, so that no number loses a digit. Texts are folded."""
+    room = width
+    for count, column in enumerate(columns):
+        needed = max(len(text) for text in (column.label, *(str(column.cell(row)) for row in rows)))
+        room -= (needed if column.is_number else min(needed, SHORTEST)) + 2 * (count > 0)
+        if room < 0 and count > 1:
+            return columns[:count]
+    return columns
+
+
 def tabulate(
     columns: Sequence[Column[Row, str | Text]],
     rows: Iterable[Row],

@@ -486,6 +486,25 @@ def test_tables_fit_eighty_columns(record: dict[str, Any], terminal: bool) -> No
     assert any("12,346" in line for line in table)
 
 
+@pytest.mark.parametrize("width", [44, 60, 80, 120])
+def test_no_digit_is_cut_however_narrow_the_terminal(record: dict[str, Any], width: int) -> None:
+    console = Console(width=width, force_terminal=True, no_color=True, record=True, file=io.StringIO())
+    bench_terminal.show(record, console)
+    lines = console.export_text().splitlines()
+    heads = next(line for line in lines if "median" in line)
+    shown = [column for column in bench_terminal.COLUMNS if column.label in heads]
+    assert {"model", "median", "ratio"} <= {column.label for column in shown}
+    for entry in record["entries"]:
+        row = bench_terminal.Timed(Path(entry["model"]).name, entry)
+        assert any(
+            all(str(column.cell(row)) in line for column in shown if column.is_number) and len(line) <= width
+            for line in lines
+        )
+    left_out = [column.label for column in bench_terminal.COLUMNS if column not in shown]
+    assert not left_out or f"too narrow for: {', '.join(left_out)}" in lines
+    assert width < 80 or not left_out
+
+
 def test_words_say_what_the_record_says(record: dict[str, Any]) -> None:
     changed = json.loads(json.dumps(record))
     changed["entries"][1] |= {"verdict": "faster", "ratio": 0.5, "ratio_low": 0.4, "ratio_high": 0.6}
