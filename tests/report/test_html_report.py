@@ -290,6 +290,26 @@ def test_two_hundred_batchnorms_make_a_page_that_can_be_mailed() -> None:
     assert len(html.render(record).encode()) < 1_500_000
 
 
+def test_a_page_begins_with_what_stayed_and_the_largest_costs() -> None:
+    record = html_records.fuse()
+    for outcome, elements in zip(record["outcomes"], (9000, 300, 70000, 20, 5000, None), strict=True):
+        outcome["cost"] = {"parameters": 12, "elements": elements}
+    text = html.render(record)
+    assert text.index('id="stayed"') < text.index('id="batchnorms"')
+    reasons, outcomes = (text[text.index(f'<section id="{key}"') :] for key in ("stayed", "batchnorms"))
+    assert headers(reasons)[:3] == ["second-use", "training-mode", "nonlinear"]
+    assert headers(outcomes)[:6] == [
+        *("loop.body/bn10", "loop.body/bn9", "loop.body/bn11"),
+        *("head/norm", "bn1", "stage2/bn"),
+    ]
+    assert 'data-value="70000.0"' in outcomes
+
+
+def headers(text: str) -> list[str]:
+    """The headers of the rows of a table."""
+    return [re.sub("<.*?>", "", each) for each in re.findall(r'<th scope="row".*?>(.*?)</th>', text)]
+
+
 @pytest.mark.parametrize("command", RECORDS)
 def test_a_missing_key_leaves_out_only_what_it_would_show(command: str) -> None:
     record = RECORDS[command]()

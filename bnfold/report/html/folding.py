@@ -22,18 +22,23 @@ def outcome_name(outcome: Mapping[str, Any], key: str = "batchnorm") -> str:
 
 
 def batchnorms(outcomes: Sequence[Record] | None, *, is_done: bool) -> Section | None:
-    """The outcome of each BatchNorm, with a picture."""
+    """The outcome of each BatchNorm, with a picture: first those that stay, and of these the most costly."""
     if outcomes is None:
         return None
-    rows = [Numbered(number, outcome, is_done) for number, outcome in enumerate(outcomes)]
+    ordered = sorted(outcomes, key=lambda outcome: (outcome.get("status") != "kept", -_elements([outcome])))
+    rows = [Numbered(number, outcome, is_done) for number, outcome in enumerate(ordered)]
     sentences = [
         "A BatchNorm in evaluation mode is a scale and a shift for each channel. Operators absorb it into their "
         "weights; others on the way carry it. Rounding is the largest relative error of the weights written. A picture "
         "has the operators that carry it in one column, whether they follow each other or stand side by side."
     ]
+    has_costs = any(_elements([outcome]) for outcome in outcomes)
+    if has_costs:
+        sentences.append("Elements are those that one sample of its output has: what it costs where it stays.")
     if len(outcomes) > DRAWN:
         sentences.append(f"The first {DRAWN} are drawn.")
-    table = tabulate("What became of each BatchNorm", _OUTCOME, rows, hides_figures=len(rows) > DRAWN_OPEN)
+    columns = (*_OUTCOME, *_COST) if has_costs else _OUTCOME
+    table = tabulate("What became of each BatchNorm", columns, rows, hides_figures=len(rows) > DRAWN_OPEN)
     return Section(
         "batchnorms", "BatchNorms", sentences if rows else ["The model has none."], tables=[table] if rows else []
     )
@@ -68,6 +73,19 @@ _OUTCOME: tuple[Column[Numbered], ...] = (
 )
 
 
+def _elements(outcomes: Sequence[Record]) -> int:
+    """How many elements the outputs of some BatchNorms have, as far as that is known."""
+    return sum((outcome.get("cost") or {}).get("elements") or 0 for outcome in outcomes)
+
+
+def _cost(outcomes: Sequence[Record]) -> Cell:
+    elements = _elements(outcomes)
+    return number_cell(count(elements), elements) if elements else Cell(MISSING)
+
+
+_COST: tuple[Column[Numbered], ...] = (Column("elements", lambda row: _cost([row.outcome]), is_number=True),)
+
+
 def _where(outcome: Record) -> str:
     if outcome.get("status") == "folded":
         if outcome.get("direction") == "computed":
@@ -92,9 +110,11 @@ def stayed(outcomes: Sequence[Record] | None) -> Section | None:
     reasons: dict[str, list[Record]] = {}
     for outcome in kept:
         reasons.setdefault(str(outcome.get("reason", "")), []).append(outcome)
-    rows = [Stopped(reason, group) for reason, group in sorted(reasons.items(), key=lambda item: -len(item[1]))]
+    costly_first = sorted(reasons.items(), key=lambda item: (-_elements(item[1]), -len(item[1])))
+    rows = [Stopped(reason, group) for reason, group in costly_first]
     sentences = ["What stays is computed as before, so the results stay right."]
-    return Section("stayed", "What stayed, and why", sentences, tables=[tabulate("Reasons", _REASON, rows)])
+    columns = (*_REASON, *_REASON_COST) if _elements(kept) else _REASON
+    return Section("stayed", "What stayed, and why", sentences, tables=[tabulate("Reasons", columns, rows)])
 
 
 class Stopped(NamedTuple):
@@ -110,6 +130,9 @@ _REASON: tuple[Column[Stopped], ...] = (
     Column("what stops it", lambda row: Cell(_details(row.outcomes)), is_wide=True),
     Column("what would help", lambda row: Cell(_advice(row.outcomes)), is_wide=True),
 )
+
+
+_REASON_COST: tuple[Column[Stopped], ...] = (Column("elements", lambda row: _cost(row.outcomes), is_number=True),)
 
 
 def _count(things: Sequence[Any]) -> Cell:

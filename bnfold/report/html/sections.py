@@ -22,8 +22,8 @@ def sections(record: Record) -> Iterator[Section]:
     if record.get("command") == "diff":
         yield from difference_sections(record)
     for section in (
-        folding.batchnorms(record.get("outcomes"), is_done=record.get("output") is not None),
         folding.stayed(record.get("outcomes")),
+        folding.batchnorms(record.get("outcomes"), is_done=record.get("output") is not None),
         folding.merges(record.get("merges")),
         folding.cautions(record.get("warnings")),
         proving.proof_section(record.get("proof"), verification),
