@@ -68,3 +68,4 @@ def test_one_version_is_told_everywhere() -> None:
     assert bnfold.__version__ == version("bnfold")
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert citation["version"] == check_release.VERSION
+    assert f"## {check_release.VERSION}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
