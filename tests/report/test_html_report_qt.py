@@ -67,7 +67,7 @@ def test_thousands_of_batchnorms_fit_sort_and_filter(large: Path) -> None:
         const section = document.querySelector('#batchnorms'), table = section.querySelector('table');
         const column = (index) => [...table.tBodies[0].rows].filter((row) => !row.hidden)
             .map((row) => row.cells[index].textContent.trim());
-        const statuses = column(1), button = [...table.querySelectorAll('button')].at(-1);
+        const statuses = column(1), button = [...table.querySelectorAll('th button')].at(-1);
         const at_first = column(5);
         button.click();
         const ascending = column(5);
@@ -86,6 +86,25 @@ def test_thousands_of_batchnorms_fit_sort_and_filter(large: Path) -> None:
     kept = [number or 0 for number in numbers["at_first"][:1500]]
     assert kept == sorted(kept, reverse=True)
     assert said["left"] == "500 of 3000"
+
+
+def test_a_picture_of_a_graph_enlarges(tmp_path: Path) -> None:
+    path = tmp_path / "page.html"
+    path.write_text(html.render(fuse()), encoding="utf-8")
+    said = ask(
+        path,
+        """
+        const before = document.querySelector('svg.graph').getBoundingClientRect().width;
+        document.querySelector('.zoom').click();
+        const dialog = document.querySelector('dialog'), enlarged = dialog.querySelector('svg.graph');
+        const words = enlarged.querySelector('title').textContent, after = enlarged.getBoundingClientRect().width;
+        const opened = dialog.open, first = document.querySelector('svg.graph title').textContent;
+        dialog.querySelector('button').click();
+        return {ratio: after / before, is_same: words === first, opened, closed: !dialog.open};
+        """,
+    )
+    assert said["ratio"] > 1.5
+    assert (said["is_same"], said["opened"], said["closed"]) == (True, True, True)
 
 
 def _number(text: str) -> int | None:

@@ -1,4 +1,4 @@
-// Tables sort and filter; the record can be downloaded. Without this script, tables are plain tables.
+// Tables sort and filter, pictures of graphs enlarge; the record can be downloaded. Without this script, tables are plain tables.
 "use strict";
 
 function sortKey(row, column, isNumber) {
@@ -56,6 +56,21 @@ function makeFilterable(table) {
   table.parentElement.before(label);
 }
 
+function makeZoomable(picture, dialog) {
+  const button = document.createElement("button");
+  button.type = "button";
+  button.className = "zoom";
+  button.textContent = "enlarge";
+  button.addEventListener("click", () => {
+    const close = document.createElement("button");
+    close.textContent = "close";
+    close.addEventListener("click", () => dialog.close());
+    dialog.replaceChildren(picture.cloneNode(true), close);
+    dialog.showModal();
+  });
+  picture.after(button);
+}
+
 function makeDownload(button) {
   button.hidden = false;
   button.addEventListener("click", () => {
@@ -71,6 +86,12 @@ function makeDownload(button) {
 for (const table of document.querySelectorAll("table")) {
   makeSortable(table);
   makeFilterable(table);
+}
+const pictures = document.querySelectorAll("svg.graph");
+if (pictures.length) {
+  const dialog = document.createElement("dialog");
+  document.body.append(dialog);
+  for (const picture of pictures) makeZoomable(picture, dialog);
 }
 makeDownload(document.getElementById("download"));
 addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((each) => (each.open = true)));
