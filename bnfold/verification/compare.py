@@ -33,6 +33,7 @@ from bnfold.verification.storage import describe_conversion
 from bnfold.verification.stored import compare_stored
 from bnfold.verification.subject import Run, Subject
 from bnfold.verification.tally import SILENT, Tally, would_pass
+from bnfold.verification.truth import Start
 from bnfold.verification.verdict import Divergence, ValueVerdict, Verdict
 
 AnyArray = npt.NDArray[Any]
@@ -579,16 +580,33 @@ class _Pair:
                 findings.append(finding)
             is_exact = provider == REFERENCE  # and then for both, or the rounding of one alone would count
             beside = self.reference.start_as_deployed(provider)[0] if is_exact else None
-            yield from self._judge_run(reference, run, samples, provider, beside)
+            doubts = None if is_exact else findings
+            yield from self._judge_run(reference, run, samples, provider, beside=beside, doubts=doubts)
             if (default := self.candidate.start_with_defaults(provider)) is not None:
                 run, what = default
                 verdicts = self._judge_run(reference, run, samples, provider)
                 findings += [_note_default(what, self.candidate, verdict) for verdict in verdicts]
 
     def _judge_run(
-        self, reference: Run, run: Run, samples: Sequence[Sample], provider: str, beside: Run | None = None
+        self,
+        reference: Run,
+        run: Run,
+        samples: Sequence[Sample],
+        provider: str,
+        *,
+        beside: Run | None = None,
+        doubts: list[str] | None = None,
     ) -> Iterator[ValueVerdict]:
-        """The verdicts on the outputs of another run of the candidate, against the reference, or another run of it."""
+        """The verdicts on the outputs of another run of the candidate, against the reference, or another run of it.
+
+        Args:
+            reference: the run of the reference.
+            run: the run of the candidate.
+            samples: the inputs.
+            provider: the name of what runs it.
+            beside: the run of the reference that takes the place of the first, for values alone.
+            doubts: the findings; where they are given, a second opinion is asked on differences.
+        """
         names = list(self.reference.outputs)
         gate, tallies = self.options.gate, self._new_tallies()
         seen: Seen = {name: [] for name in names}
@@ -617,7 +635,22 @@ class _Pair:
                 seen[name].append((sample, observation))
         if gate is not None:
             return (tally.judge(gate, provider) for tally in tallies.values())
+        if doubts is not None:
+            seen = opinion.ask_truth(self.reference, self._starter(run), seen, self.shared, doubts)
         return (_close(name, seen[name], provider) for name in names)
+
+    def _starter(self, run: Run) -> Start:
+        """What gives some of the outputs of a run of the candidate, for feeds of the reference."""
+        places = {name: place for place, name in enumerate(self.reference.outputs)}
+
+        def start(names: Sequence[str]) -> Run:
+            def give(feeds: Feeds) -> list[AnyArray]:
+                outputs = run(self._renamed(feeds))
+                return [outputs[places[name]] for name in names]
+
+            return give
+
+        return start
 
     @cached_property
     def _disturbed_outputs(self) -> _Disturbed:

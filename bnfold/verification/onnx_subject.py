@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from math import inf
 from pathlib import Path
@@ -32,7 +32,7 @@ from bnfold.verification.onnx_sizes import find_hints
 from bnfold.verification.onnx_weights import WIDE_STEPS, Disturbance, weights, with_initializers, with_weights_as_inputs
 from bnfold.verification.sizes import SizeHints
 from bnfold.verification.storage import BITS, Storage, find_rounded
-from bnfold.verification.subject import Inside, Run, Subject
+from bnfold.verification.subject import Cut, Inside, Run, Subject
 from bnfold.verification.unpacking import digest_narrow, unpack
 from bnfold.verification.widening import widen
 
@@ -489,11 +489,44 @@ class OnnxSubject:
         proto = widen(self._proto, self._folder, tuple(NARROW.values()), onnx.TensorProto.FLOAT)
         return OnnxSubject(proto, self.label, folder=self._folder, custom_ops=self._custom_ops), max(steps)
 
-    def evaluate_exactly(self, feeds: Feeds, fetch: Sequence[str], seconds: float) -> list[npt.NDArray[Any]] | None:
+    def cut(self, fetch: Sequence[str], known: Collection[str]) -> Cut:
+        """The nodes between known values and those to fetch."""
+        given, made, queue = dict[str, None](), dict[str, None](), list(fetch)
+        while queue:
+            name = queue.pop()
+            node = self._makers.get(name)
+            if node is None or name in made or name in given:
+                continue
+            if name in known:
+                given[name] = None
+            else:
+                made.update((output, None) for output in node.output if output)
+                queue += reads(node)
+        return Cut(tuple(given), tuple(made))
+
+    def evaluate_exactly(
+        self, feeds: Feeds, fetch: Sequence[str], seconds: float, given: Feeds | None = None
+    ) -> list[npt.NDArray[Any]] | None:
         """Evaluate a copy of the model in float64, by the reference evaluator of ONNX."""
         deadline = time.monotonic() + seconds
-        wide = widen(self._proto, self._folder, FLOATS, onnx.TensorProto.DOUBLE)
-        return reference.evaluate(wide, feeds, fetch, deadline - time.monotonic())
+        part = self._proto if not given else self._part(self.cut(fetch, given))
+        wide = widen(part, self._folder, FLOATS, onnx.TensorProto.DOUBLE)
+        return reference.evaluate(wide, {**feeds, **(given or {})}, fetch, deadline - time.monotonic())
+
+    def _part(self, cut: Cut) -> onnx.ModelProto:
+        """The model without what a cut leaves out; its inputs are those of the model and the given values."""
+        graph, made = self._proto.graph, set(cut.made)
+        part = onnx.ModelProto(ir_version=self._proto.ir_version, opset_import=self._proto.opset_import)
+        part.functions.extend(self._proto.functions)
+        nodes = [node for node in graph.node if not made.isdisjoint(node.output)]
+        needed = {name for node in nodes for name in reads(node)}
+        part.graph.node.extend(nodes)
+        part.graph.name = graph.name
+        part.graph.input.extend(graph.input)
+        part.graph.input.extend(onnx.ValueInfoProto(name=name) for name in cut.given)
+        part.graph.initializer.extend(tensor for tensor in graph.initializer if tensor.name in needed)
+        part.graph.sparse_initializer.extend(graph.sparse_initializer)
+        return part
 
 
 def is_quantised(node: onnx.NodeProto) -> bool:
