@@ -149,6 +149,8 @@ class Weighing:
         if is_float(expected):
             self._difference, self._signal = measure(actual, expected), measure(expected)
             self._counts = _count(expected, actual, self._difference)
+        self._judged: tuple[tuple[int, bool], tuple[Judgement, bool]] | None = None
+        """The last judgement, with the number of moves that it is by."""
 
     @property
     def is_clear(self) -> bool:
@@ -200,6 +202,12 @@ class Weighing:
 
     def _judge(self, *, is_known: bool) -> tuple[Judgement, bool]:
         """The judgement, and whether it is void."""
+        key = len(self.moves), is_known
+        if self._judged is None or self._judged[0] != key:
+            self._judged = key, self._judge_anew(is_known=is_known)
+        return self._judged[1]
+
+    def _judge_anew(self, *, is_known: bool) -> tuple[Judgement, bool]:
         signal, difference = self._signal, self._difference
         noise = self._noise
         is_scattered = bool(not difference.is_zero and noise.rms[0] >= CHAOS * signal.rms[0] > 0)
