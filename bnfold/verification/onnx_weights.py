@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 from typing import Any
 
@@ -32,6 +33,12 @@ OPERANDS: dict[str, frozenset[int]] = {
 WIDE_STEPS = {"float16": 3 << 10, "bfloat16": 3 << 13}
 """Three eighths of a unit in the last place, in units of float32. With those of channels, rounding moves as much."""
 
+ALIGNED = 64
+"""Bytes that the places of arrays are a multiple of."""
+
+POOL = 1 << 20
+"""How many random moves there are in one draw. Weights get parts of them that begin anywhere."""
+
 BLOCK = 1 << 16
 """How many weights are moved at a time: as many as fit a cache."""
 
@@ -51,11 +58,17 @@ class Disturbance:
     seed: int
     steps: int = 2
 
-    def __call__(self, array: npt.NDArray[Any], index: int) -> npt.NDArray[Any]:
-        """A moved copy of the `index`-th weight; zeros, subnormal numbers and those near the type's limits stay."""
+    def __call__(self, array: npt.NDArray[Any], index: int, out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
+        """A moved copy of the `index`-th weight; zeros, subnormal numbers and those near the type's limits stay.
+
+        Args:
+            array: the weight.
+            index: its number, for the draw.
+            out: a contiguous array like it, for the copy.
+        """
         generator = np.random.default_rng([self.seed, index])
         array = np.asarray(array, order="C")
-        moved = np.empty_like(array)
+        moved = np.empty_like(array) if out is None else out
         kind = np.dtype(np.int8 if self.steps < 50 else np.int32)  # up to three halves of `steps` are added
         height, channels = (*array.shape, 1, 1)[:2]
         width = array.size // max(1, height)
@@ -67,8 +80,7 @@ class Disturbance:
             columns = np.repeat(self._together(generator, channels, kind), width // max(1, channels))
         bits, moved_bits = (each.view(ORDERED[array.dtype.itemsize]).reshape(height, width) for each in (array, moved))
         for part in _blocks(height, width):
-            moves = self._draw(generator, bits[part].shape, kind)
-            moves += rows[part]
+            moves = self._draw(generator, bits[part].shape, kind) + rows[part]
             moves += columns
             _move(bits[part], moves, array.dtype, moved_bits[part])
         return moved
@@ -80,16 +92,30 @@ class Disturbance:
         return signs
 
     def _draw(self, generator: np.random.Generator, shape: tuple[int, ...], kind: np.dtype[Any]) -> npt.NDArray[Any]:
-        """Moves of single weights, none of them zero."""
-        if 256 % (2 * self.steps) == 0 and kind == np.int8:  # bits of bytes, which takes a third of the time
-            moves: npt.NDArray[Any] = np.frombuffer(generator.bytes(prod(shape)), kind).reshape(shape) & kind.type(
-                2 * self.steps - 1
-            )
-        else:
-            moves = generator.integers(0, 2 * self.steps, shape, kind)
-        moves -= kind.type(self.steps)
-        moves += moves >= 0
-        return moves
+        """Moves of single weights, none of them zero: a part of the pool, since random numbers take the most time."""
+        pool, size = _pool(self.seed, self.steps, kind), prod(shape)
+        start = int(generator.integers(0, len(pool) - size)) if size < len(pool) else 0
+        return np.resize(pool[start:], shape) if size > len(pool) else pool[start : start + size].reshape(shape)
+
+
+@lru_cache(2)
+def _pool(seed: int, steps: int, kind: np.dtype[Any]) -> npt.NDArray[Any]:
+    """Random moves by up to so many steps, none of them zero."""
+    moves: npt.NDArray[Any] = np.random.default_rng(seed).integers(-steps, steps, POOL, kind)
+    moves += moves >= 0
+    return moves
+
+
+def room_for(arrays: Iterable[npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
+    """Arrays like these in one block of memory, which the system may give in large pages."""
+    arrays = list(arrays)
+    sizes = [-(-array.nbytes // ALIGNED) * ALIGNED for array in arrays]
+    block = np.empty(sum(sizes), np.uint8)
+    starts = np.cumsum([0, *sizes[:-1]])
+    return [
+        block[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+        for start, array in zip(starts, arrays, strict=False)
+    ]
 
 
 def _blocks(height: int, width: int) -> Iterator[slice]:

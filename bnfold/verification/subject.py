@@ -151,6 +151,13 @@ class Subject(Protocol):
         """
         ...
 
+    def resized(self) -> tuple[Subject, Sequence[str]] | None:
+        """The model with symbols in place of the fixed sizes of its images, and these; None where it has none.
+
+        It need not run at other sizes.
+        """
+        ...
+
     def cut(self, fetch: Sequence[str], known: Collection[str]) -> Cut:
         """The part of the model that computes some values from known ones, from the nearest on each way."""
         ...

@@ -341,6 +341,10 @@ class TorchSubject:
         wide = TorchSubject(module, self.kind, self.label, declared, self._count, self._arguments, self._jumps)
         return wide, steps
 
+    def resized(self) -> tuple[TorchSubject, Sequence[str]] | None:
+        """None: a program guards its sizes, and a module's are those of its example inputs."""
+        return None
+
     def cut(self, fetch: Sequence[str], known: Collection[str]) -> Cut:
         """The whole module, since it has no inner values."""
         return Cut((), ())
