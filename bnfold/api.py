@@ -661,5 +661,7 @@ def _insist_on_writable(output: Path, *, overwrite: bool) -> None:
             raise OutputExistsError(f"{output}: exists already; use --overwrite to replace it")
         if output.is_dir():
             raise OutputExistsError(f"{output}: is a folder")
+        if output.exists() and not output.is_file():
+            raise OutputExistsError(f"{output}: is a device or a pipe, which a file cannot replace")
     except OSError as error:
         raise OutputError(f"{output}: cannot be written ({error.strerror})") from error

@@ -72,6 +72,12 @@ def _reports(context: click.Context, parameter: click.Parameter, paths: tuple[Pa
     return paths
 
 
+SELDOM = (
+    "sympy", "onnx_ir._symbolic_shapes", "bnfold.runtimes.reference",
+    "bnfold.report.html", "bnfold.report.junit", "bnfold.report.markdown",
+)  # fmt: skip
+"""Modules that are slow to import, and that most runs of a command do without."""
+
 PATH = click.Path(path_type=Path)
 
 OUTPUT_OPTIONS = options(
@@ -654,7 +660,7 @@ def main() -> None:
     collect_seldom()
     logging.getLogger("onnx_ir").addHandler(logging.NullHandler())  # its important messages are errors of bnfold
     try:
-        with lazily("sympy", "onnx_ir._symbolic_shapes"):  # slow to import, and only needed for unknown sizes
+        with lazily(*SELDOM):
             code = cli(prog_name="bnfold", standalone_mode=False)
     except click.ClickException as error:
         error.show()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 from bnfold.errors import OutputError
 from bnfold.report import html, junit, markdown
@@ -20,13 +20,8 @@ def _json(record: AnyDocument) -> str:
     return to_json(record) + "\n"
 
 
-RENDERERS: dict[str, Callable[[AnyDocument], str]] = {
-    ".html": html.render,
-    ".json": _json,
-    ".xml": junit.render,
-    ".md": markdown.render,
-}
-"""The renderer of a report, by the ending of its file name."""
+RENDERERS: dict[str, ModuleType] = {".html": html, ".xml": junit, ".md": markdown}
+"""The module that renders a report, by the ending of its file name. Any other ending is JSON."""
 
 
 def require(path: Path) -> None:
@@ -45,7 +40,8 @@ def render(record: AnyDocument, path: Path) -> str:
     Raises:
         MissingExtraError: an `.html` report without the `report` extra.
     """
-    return RENDERERS.get(path.suffix, _json)(record)
+    renderer = RENDERERS.get(path.suffix)
+    return _json(record) if renderer is None else str(renderer.render(record))
 
 
 def write(record: AnyDocument, path: Path) -> None:

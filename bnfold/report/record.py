@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import isfinite
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from bnfold.api import FileResult, ProofResult
 from bnfold.graph.cautions import Caution, DeclarationCaution
 from bnfold.graph.cost import Cost
 from bnfold.graph.outcome import Fold, Merge, Refusal
-from bnfold.proof.checker import Proof
 from bnfold.report import documents
 from bnfold.report.documents import SCHEMA
-from bnfold.verification.drift import Drift, DriftReport
-from bnfold.verification.equivalence import Comparison
 from bnfold.verification.verdict import Divergence, ValueVerdict, Verdict
+
+if TYPE_CHECKING:
+    from bnfold.api import FileResult, ProofResult
+    from bnfold.proof.checker import Proof
+    from bnfold.verification.drift import Drift, DriftReport
+    from bnfold.verification.equivalence import Comparison
 
 
 def record_file(command: Literal["fuse", "inspect"], result: FileResult) -> documents.FileDocument:

@@ -172,7 +172,7 @@ def find_samples(
         return real, []
     _check_dims(declared, options.dims or {})
     generator = np.random.default_rng(options.seed)
-    base, _ = _first_sizes(declared, options.dims or {}, generator, runs)
+    base, tried = _first_sizes(declared, options.dims or {}, generator, runs)
     other = _sizes(declared, options.dims or {}, 1, _odd(declared, base))
     notes: list[str] = []
     if other != base and runs(draw(declared, other, normal, generator)) is not None:
@@ -181,7 +181,7 @@ def find_samples(
         if other != base and runs(draw(declared, other, normal, generator)) is not None:
             other = base
     samples = [
-        Sample("normal", draw(declared, base if index % 2 == 0 else other, normal, generator))
+        Sample("normal", draw(declared, base if index % 2 == 0 else other, normal, generator) if index else tried)
         for index in range(options.samples)
     ]
     if options.effort is Effort.FAST or not any(entry.dtype.kind == "f" for entry in declared):

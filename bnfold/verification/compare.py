@@ -33,6 +33,7 @@ from bnfold.verification.storage import describe_conversion
 from bnfold.verification.stored import compare_stored
 from bnfold.verification.subject import Run, Subject
 from bnfold.verification.tally import SILENT, Tally, would_pass
+from bnfold.verification.truth import Start
 from bnfold.verification.verdict import Divergence, ValueVerdict, Verdict
 
 AnyArray = npt.NDArray[Any]
@@ -45,6 +46,9 @@ STEPS = 2
 
 COARSE = 32
 """How many times farther weights move, to see which jumps are within reach."""
+
+SMALL = 64
+"""The side of images that are smaller than declared."""
 
 CHUNK = 256 << 20
 """How many bytes of inner values are held at a time."""
@@ -105,14 +109,16 @@ def compare(
     pair = _Pair(reference, candidate, options)
     if candidate.narrow_weights <= reference.narrow_weights:  # it rounded none of them again
         reference.unpack_weights()
-    trial = reference.start(reference.outputs)
+    run = reference.start(reference.outputs)
+    trial = pair.remembering(run)
     samples, findings = find_samples(pair.inputs, pair.wanted, lambda feeds: _failure(trial, feeds))
     samples += _find_further(pair, trial, samples)
     for sample in samples if options.inputs.is_given else ():
         outputs = trial(sample.feeds)
         insist_on_evidence(sample.label, sample.feeds, outputs)
         findings += compare_stored(reference, sample, outputs)
-    _insist_on_repeatable(reference, trial, min(samples, key=_elements).feeds)
+    smallest = min(samples, key=_elements).feeds
+    _insist_on_repeatable(reference, pair.recall(smallest) or run(smallest), run(smallest))
     findings += pair.pairing.notes
     verdicts, values = (_judge_by_gate if options.gate else _judge_by_budget)(pair, samples, findings, progress)
     findings += [*reference.notes, *candidate.notes]
@@ -152,8 +158,7 @@ def _find_further(pair: _Pair, trial: Run, samples: Sequence[Sample]) -> list[Sa
     if pair.wanted.is_given or pair.wanted.effort is Effort.FAST:
         return []
     hints = pair.reference.size_hints(), pair.candidate.size_hints()
-    tried = pair.remembering(trial)
-    further = find_further(pair.inputs, pair.wanted, samples, hints, lambda feeds: _failure(tried, feeds))
+    further = find_further(pair.inputs, pair.wanted, samples, hints, lambda feeds: _failure(trial, feeds))
     normalised = draw_as_normalised(pair.inputs, pair.reference.normalisations(), samples[0])
     return further if normalised is None else [*further, normalised]
 
@@ -179,15 +184,67 @@ def _judge_far(pair: _Pair, samples: Sequence[Sample], seen: Seen, findings: lis
     return [far]
 
 
+@dataclass(frozen=True, eq=False)
+class _Smaller:
+    """What drawn extremes of a smaller size showed: no difference."""
+
+    seen: Seen
+    samples: Sequence[Sample]
+    findings: Sequence[str]
+
+
+def _judge_smaller(pair: _Pair, samples: Sequence[Sample], progress: Progress) -> _Smaller | None:
+    """Judge drawn extremes, and normal numbers closely, at a size that is smaller than what the models declare.
+
+    None where that is not asked for, where one of the models does not run so, and where anything differs: a size that
+    nobody declared decides nothing.
+    """
+    inputs = pair.options.inputs
+    freed = [subject.resized() for subject in (pair.reference, pair.candidate)]
+    if not any(sample.is_probe for sample in samples) or inputs.effort is not Effort.STANDARD or None in freed:
+        return None
+    (reference, symbols), (candidate, _) = (each for each in freed if each is not None)
+    findings: list[str] = []
+    try:
+        small = _Pair(reference, candidate, pair.options, pair.steps)
+        wanted = replace(inputs, dims={**(inputs.dims or {}), **dict.fromkeys(symbols, SMALL)}, samples=1)
+        trial = reference.start(reference.outputs)
+        drawn, _ = find_samples(small.inputs, wanted, lambda feeds: _failure(trial, feeds))
+        drawn = [replace(each, label=f"{each.label}, {SMALL} pixels a side", is_further=True) for each in drawn]
+        seen = small.observe(drawn, findings, progress)
+        drawn += _judge_far(small, drawn, seen, findings)
+    except CrashError:
+        raise
+    except IncomparableError:
+        return None
+    observations = [observation for each in seen.values() for _, observation in each]
+    if small.refused or any(each.reason or each.is_void for each in observations):
+        return None
+    return _Smaller(seen, drawn, findings)
+
+
 def _judge_by_budget(pair: _Pair, samples: list[Sample], findings: list[str], progress: Progress) -> Verdicts:
-    """Judge outputs and inner values by what rounding does to the reference; adds a far input to the samples."""
+    """Judge outputs and inner values by what rounding does to the reference; changes the samples to those that did.
+
+    Drawn extremes are of a smaller size where both models run at one, though they declare another.
+    """
     widened = [_widen_sample(narrow) for narrow in samples]
     wide = _widen(pair, widened[0], findings)
-    seen = pair.observe(samples, findings, progress)
+    small = None if wide is not None else _judge_smaller(pair, samples, progress)
+    if small is not None:
+        plain = [sample for sample in samples if not sample.is_probe]
+        samples[:] = [plain[0], *(replace(sample, is_inside=False) for sample in plain[1:])]
+    seen = pair.observe(samples, findings, progress, is_close=small is None)
     if wide is not None:
         for name, observed in wide.observe(widened, findings, progress).items():
             seen.setdefault(name, []).extend(observed)
-    samples += _judge_far(wide or pair, widened if wide else samples, seen, findings)
+    if small is None:
+        samples += _judge_far(wide or pair, widened if wide else samples, seen, findings)
+    else:
+        samples += small.samples
+        findings += small.findings
+        for name, observed in small.seen.items():
+            seen.setdefault(name, []).extend(observed)
     verdicts = {name: _close(name, observations) for name, observations in seen.items()}
     outputs = [verdicts[name] for name in pair.reference.outputs]
     findings += _note_empty(outputs)
@@ -250,13 +307,12 @@ def _widen_sample(sample: Sample) -> Sample:
     return replace(sample, label=f"{sample.label}, in float32", feeds=feeds)
 
 
-def _insist_on_repeatable(reference: Subject, run: Run, feeds: Feeds) -> None:
-    """Check that a second run of the reference gives the same outputs. Models that draw lots cannot be compared.
+def _insist_on_repeatable(reference: Subject, first: Sequence[AnyArray], second: Sequence[AnyArray]) -> None:
+    """Check that two runs of the reference give the same outputs. Models that draw lots cannot be compared.
 
     Raises:
         IncomparableError: an output differs; the message names it.
     """
-    first, second = run(feeds), run(feeds)
     for name, one, other in zip(reference.outputs, first, second, strict=True):
         if measure(one, other).is_beyond(one.dtype):
             raise IncomparableError(
@@ -350,12 +406,13 @@ class _Pair:
         shared: inner values that carry one name in both, in graph order.
         tallies: the outputs over all inputs that are no drawn extremes.
         retyped: a sentence for each output that is of another type.
+        steps: by how many units in the last place weights move.
         refused: a sentence for each input, by its identity, on which the candidate does not run or has outputs of other
             shapes, though it ran on another.
     """
 
     def __init__(self, reference: Subject, candidate: Subject, options: CompareOptions, steps: int = STEPS) -> None:
-        self.reference, self.candidate, self.options, self._steps = reference, candidate, options, steps
+        self.reference, self.candidate, self.options, self.steps = reference, candidate, options, steps
         by_position = options.gate is not None or options.allow_interface
         self.pairing = pair_interfaces(reference, candidate, options.renamed, by_position=by_position)
         self.inputs = list(self.pairing.declared)
@@ -391,11 +448,19 @@ class _Pair:
         return {name: Tally(name, self.options.gate) for name in self.reference.outputs}
 
     def observe(
-        self, samples: Sequence[Sample], findings: list[str], progress: Progress = lambda done, total: None
+        self,
+        samples: Sequence[Sample],
+        findings: list[str],
+        progress: Progress = lambda done, total: None,
+        *,
+        is_close: bool = True,
     ) -> Seen:
-        """The observations of each value on each input, with second opinions on seeming differences."""
+        """The observations of each value on each input, with second opinions on seeming differences.
+
+        One normal input tells each channel by its own noise alone, unless it is not to be so close.
+        """
         inside = [drawn for drawn in samples if drawn.is_inside]
-        if self._closely is None and samples and self.options.inputs.effort is not Effort.FAST:
+        if is_close and self._closely is None and samples and self.options.inputs.effort is not Effort.FAST:
             self._closely = min((each for each in samples if not each.is_probe), key=_elements, default=None)
         groups = [(names, inside) for names in self.chunks(inside)] if inside else []
         groups.append((list(self.reference.outputs), [drawn for drawn in samples if not drawn.is_inside]))
@@ -436,10 +501,10 @@ class _Pair:
     ) -> Iterator[tuple[Sample, dict[str, Observation]]]:
         """Run the samples, and observe the named values on each."""
         first, second = self.start_both(names)
-        disturbed = _Disturbed(self.reference, names, self._jumps, self._steps, self.options)
+        disturbed = _Disturbed(self.reference, names, self._jumps, self.steps, self.options)
         is_outputs = list(names) == list(self.reference.outputs)
         for sample in samples:
-            expected = self._recall(sample.feeds) if is_outputs else None
+            expected = self.recall(sample.feeds) if is_outputs else None
             if expected is None:
                 expected = first(sample.feeds)
             self._keep(sample, dict(zip(names, expected, strict=True)))
@@ -502,7 +567,7 @@ class _Pair:
 
         return remembering
 
-    def _recall(self, feeds: Feeds) -> list[AnyArray] | None:
+    def recall(self, feeds: Feeds) -> list[AnyArray] | None:
         """The outputs on these inputs, where they were tried."""
         return self._tried[id(feeds)][1] if id(feeds) in self._tried else None
 
@@ -579,16 +644,33 @@ class _Pair:
                 findings.append(finding)
             is_exact = provider == REFERENCE  # and then for both, or the rounding of one alone would count
             beside = self.reference.start_as_deployed(provider)[0] if is_exact else None
-            yield from self._judge_run(reference, run, samples, provider, beside)
+            doubts = None if is_exact else findings
+            yield from self._judge_run(reference, run, samples, provider, beside=beside, doubts=doubts)
             if (default := self.candidate.start_with_defaults(provider)) is not None:
                 run, what = default
                 verdicts = self._judge_run(reference, run, samples, provider)
                 findings += [_note_default(what, self.candidate, verdict) for verdict in verdicts]
 
     def _judge_run(
-        self, reference: Run, run: Run, samples: Sequence[Sample], provider: str, beside: Run | None = None
+        self,
+        reference: Run,
+        run: Run,
+        samples: Sequence[Sample],
+        provider: str,
+        *,
+        beside: Run | None = None,
+        doubts: list[str] | None = None,
     ) -> Iterator[ValueVerdict]:
-        """The verdicts on the outputs of another run of the candidate, against the reference, or another run of it."""
+        """The verdicts on the outputs of another run of the candidate, against the reference, or another run of it.
+
+        Args:
+            reference: the run of the reference.
+            run: the run of the candidate.
+            samples: the inputs.
+            provider: the name of what runs it.
+            beside: the run of the reference that takes the place of the first, for values alone.
+            doubts: the findings; where they are given, a second opinion is asked on differences.
+        """
         names = list(self.reference.outputs)
         gate, tallies = self.options.gate, self._new_tallies()
         seen: Seen = {name: [] for name in names}
@@ -617,11 +699,26 @@ class _Pair:
                 seen[name].append((sample, observation))
         if gate is not None:
             return (tally.judge(gate, provider) for tally in tallies.values())
+        if doubts is not None:
+            seen = opinion.ask_truth(self.reference, self._starter(run), seen, self.shared, doubts)
         return (_close(name, seen[name], provider) for name in names)
+
+    def _starter(self, run: Run) -> Start:
+        """What gives some of the outputs of a run of the candidate, for feeds of the reference."""
+        places = {name: place for place, name in enumerate(self.reference.outputs)}
+
+        def start(names: Sequence[str]) -> Run:
+            def give(feeds: Feeds) -> list[AnyArray]:
+                outputs = run(self._renamed(feeds))
+                return [outputs[places[name]] for name in names]
+
+            return give
+
+        return start
 
     @cached_property
     def _disturbed_outputs(self) -> _Disturbed:
-        return _Disturbed(self.reference, self.reference.outputs, self._jumps, self._steps, self.options)
+        return _Disturbed(self.reference, self.reference.outputs, self._jumps, self.steps, self.options)
 
 
 class _Disturbed:

@@ -239,7 +239,7 @@ def judge(
         variance = moved**2 + shares * moved[0] ** 2 + (level * size) ** 2 + (unit * size + smallest) ** 2
         allowed = FACTOR * np.sqrt(variance)
         ratios = np.divide(actual, allowed, out=np.where(actual > 0, np.inf, 0.0), where=allowed > 0)
-        ratios = np.nan_to_num(ratios, nan=np.inf, posinf=np.inf)
+        ratios[np.isnan(ratios)] = np.inf
         index = int(np.argmax(ratios))
         if name == "peak":
             budget = relative(allowed[0], size[0])

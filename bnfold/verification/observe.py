@@ -65,6 +65,7 @@ class Observation:
             rounding alone.
         place: the worst element, where it fails.
         ulp, agreement: further figures, for outputs only.
+        noise: the noise of each channel, where it fails and enough draws tell it.
     """
 
     judgement: Judgement
@@ -75,6 +76,7 @@ class Observation:
     place: Place | None = None
     ulp: int | None = None
     agreement: Agreement | None = None
+    noise: Extent | None = None
 
     @property
     def is_scattered(self) -> bool:
@@ -147,6 +149,8 @@ class Weighing:
         if is_float(expected):
             self._difference, self._signal = measure(actual, expected), measure(expected)
             self._counts = _count(expected, actual, self._difference)
+        self._judged: tuple[tuple[int, bool], tuple[Judgement, bool]] | None = None
+        """The last judgement, with the number of moves that it is by."""
 
     @property
     def is_clear(self) -> bool:
@@ -186,14 +190,26 @@ class Weighing:
             place=worst_place(self.expected, self.actual) if reason else None,
             ulp=worst_ulp(self.expected, self.actual) if is_output else None,
             agreement=agree_on_argmax(self.expected, self.actual) if is_output else None,
+            noise=self._noise if reason and len(self.moves) >= KNOWN else None,
         )
+
+    @property
+    def _noise(self) -> Extent:
+        """The noise as far as it is known."""
+        extents = [move.extent for move in self.moves if move.extent is not None]
+        silence = replace(self._signal, rms=np.zeros_like(self._signal.rms), peak=np.zeros_like(self._signal.peak))
+        return combine(extents) if extents else silence
 
     def _judge(self, *, is_known: bool) -> tuple[Judgement, bool]:
         """The judgement, and whether it is void."""
+        key = len(self.moves), is_known
+        if self._judged is None or self._judged[0] != key:
+            self._judged = key, self._judge_anew(is_known=is_known)
+        return self._judged[1]
+
+    def _judge_anew(self, *, is_known: bool) -> tuple[Judgement, bool]:
         signal, difference = self._signal, self._difference
-        extents = [move.extent for move in self.moves if move.extent is not None]
-        silence = replace(signal, rms=np.zeros_like(signal.rms), peak=np.zeros_like(signal.peak))
-        noise = combine(extents) if extents else silence
+        noise = self._noise
         is_scattered = bool(not difference.is_zero and noise.rms[0] >= CHAOS * signal.rms[0] > 0)
         judgement = judge(difference, noise, signal, self.expected.dtype, no_shares if is_known else shares_of_draws)
         return judgement, self._counts.is_void or is_scattered

@@ -18,6 +18,10 @@ CUTS = frozenset({"Slice", "Div", "Sub", "Gather", "Split", "Range", "Expand", "
 """Operators that cut, divide or repeat by a number."""
 
 
+IMAGE = 128
+"""The least side of an image that is worth making smaller."""
+
+
 def find_hints(proto: onnx.ModelProto) -> SizeHints:
     """The strides of the main graph, and the numbers of all graphs."""
     return SizeHints(tuple(_strides(proto.graph)), tuple(_numbers(proto)))
@@ -73,3 +77,31 @@ def _whole(tensor: onnx.TensorProto) -> list[int]:
         return []
     wide = array.reshape(-1).astype(np.float64)
     return [int(size) for size in wide if 2 < size <= MOST and size == int(size)]
+
+
+def free_images(proto: onnx.ModelProto) -> list[str]:
+    """Put a symbol in the place of each fixed size of an image of at least `IMAGE` pixels a side, and give these.
+
+    What the model declares of other values goes, since it follows from these sizes. A model without such images stays.
+    """
+    symbols: list[str] = []
+    constants = {tensor.name for tensor in proto.graph.initializer}
+    for info in proto.graph.input:
+        if info.name not in constants and _is_image(info):
+            for axis, dim in enumerate(info.type.tensor_type.shape.dim):
+                if axis >= 2:
+                    symbols.append(f"{info.name}_{axis}")
+                    dim.dim_param = symbols[-1]
+    if symbols:
+        del proto.graph.value_info[:]
+        for info in proto.graph.output:
+            if info.type.HasField("tensor_type"):
+                info.type.tensor_type.ClearField("shape")
+    return symbols
+
+
+def _is_image(info: onnx.ValueInfoProto) -> bool:
+    """Whether an input has a batch, channels, and at least two fixed sizes of `IMAGE` or more."""
+    tensor = info.type.tensor_type
+    sides = [dim.dim_value for dim in tensor.shape.dim][2:]
+    return tensor.elem_type == onnx.TensorProto.FLOAT and len(sides) >= 2 and min(sides) >= IMAGE

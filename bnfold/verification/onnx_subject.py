@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from copy import copy
 from functools import cached_property, partial
 from math import inf
 from pathlib import Path
@@ -22,17 +23,23 @@ from bnfold.frontends.onnx.shape_inference import infer_shapes
 from bnfold.runtimes import reference
 from bnfold.runtimes.inputs import Declared, Feeds, whole_range
 from bnfold.runtimes.onnx_runtime import REFERENCE, STRICT, OnnxSession
-from bnfold.runtimes.reference import ReferenceSession
 from bnfold.runtimes.tensors import FLOATS, NARROW, read
 from bnfold.verification.draws import fix_draws
 from bnfold.verification.normalisation import Normalisation
 from bnfold.verification.observe import is_float
 from bnfold.verification.onnx_normalisation import find_normalisations
-from bnfold.verification.onnx_sizes import find_hints
-from bnfold.verification.onnx_weights import WIDE_STEPS, Disturbance, weights, with_initializers, with_weights_as_inputs
+from bnfold.verification.onnx_sizes import find_hints, free_images
+from bnfold.verification.onnx_weights import (
+    WIDE_STEPS,
+    Disturbance,
+    room_for,
+    weights,
+    with_initializers,
+    with_weights_as_inputs,
+)
 from bnfold.verification.sizes import SizeHints
 from bnfold.verification.storage import BITS, Storage, find_rounded
-from bnfold.verification.subject import Inside, Run, Subject
+from bnfold.verification.subject import Cut, Inside, Run, Subject
 from bnfold.verification.unpacking import digest_narrow, unpack
 from bnfold.verification.widening import widen
 
@@ -56,6 +63,9 @@ INTEGERS = frozenset({onnx.TensorProto.INT8, onnx.TensorProto.INT16, onnx.Tensor
 
 LARGE = 4096
 """The most elements of an initializer that may be a shape. Larger ones are not given to shape inference."""
+
+DISTURBED = 2
+"""How many draws of disturbed weights are kept for each size of the steps; later ones take the place of the last."""
 
 SESSIONS = 4
 """How many sessions are kept for later calls that fetch the same values."""
@@ -152,8 +162,8 @@ class OnnxSubject:
             [f"{label} draws random numbers ({plural(count, 'operator')}): both are given the same"] if count else []
         )
         self._has_no_kernel = ""
-        self._is_unpacked = False
-        self._sessions: dict[tuple[str, ...], OnnxSession | ReferenceSession] = {}
+        self._is_unpacked = self._has_free_images = False
+        self._sessions: dict[tuple[str, ...], OnnxSession | reference.ReferenceSession] = {}
         self._disturbed: dict[Disturbance, dict[str, npt.NDArray[Any]]] = {}
         self._declared_outputs = [info.name for info in proto.graph.output]
         self._descendants: dict[str, frozenset[str]] = {}
@@ -374,47 +384,61 @@ class OnnxSubject:
     def start(self, fetch: Sequence[str], disturbance: Disturbance | None = None) -> Run:
         """Start with optimisation off, so that the runtime adds nothing of its own."""
         session = self._session(tuple(name for name in fetch if name not in self._declared_outputs))
-        disturbed = self._weights if disturbance is None else self._disturb(disturbance)
-        return lambda feeds: session({**disturbed, **feeds}, fetch)
+        if disturbance is None:
+            return lambda feeds: session({**self._weights, **feeds}, fetch)
+        return lambda feeds: session({**self._disturb(disturbance), **feeds}, fetch)
 
     def start_replacing(self, value: str, fetch: Sequence[str]) -> Run:
         """Start with an input in the place of an inner value, which its node then makes under another name."""
         more = [name for name in fetch if name not in self._declared_outputs]
-        model = with_weights_as_inputs(self._disturbable, more)
+        model = self._bare(more)
         for node in model.graph.node:
             node.output[:] = [f"{name}/replaced" if name == value else name for name in node.output]
         kind = self._infer({})[value][0]
         model.graph.input.append(helper.make_tensor_value_info(value, kind, None))
-        session = self._open(model.SerializeToString())
+        session = self._open(model)
         return lambda feeds: session({**self._weights, **feeds}, fetch)
 
     def _disturb(self, disturbance: Disturbance) -> dict[str, npt.NDArray[Any]]:
-        """The disturbed weights. They are kept, since later runs of the same draw fetch other values."""
+        """The disturbed weights, which hold until the next ones are made. The first are kept: each input needs them."""
         if disturbance not in self._disturbed:
+            kinds = {disturbance.steps, *(kept.steps for kept in self._disturbed)}
+            if len(self._disturbed) >= DISTURBED * len(kinds):
+                room = list(self._disturbed.popitem()[1].values())
+            else:
+                room = room_for(self._weights.values())
             self._disturbed[disturbance] = {
-                name: disturbance(array, index) for index, (name, array) in enumerate(self._weights.items())
+                name: disturbance(array, index, room[index])
+                for index, (name, array) in enumerate(self._weights.items())
             }
         return self._disturbed[disturbance]
 
-    def _session(self, more_outputs: tuple[str, ...]) -> OnnxSession | ReferenceSession:
+    def _session(self, more_outputs: tuple[str, ...]) -> OnnxSession | reference.ReferenceSession:
         """A session for the outputs and some inner values. The last few sessions are kept."""
         session = self._sessions.pop(more_outputs, None)
         if session is None:
-            model = with_weights_as_inputs(self._disturbable, more_outputs).SerializeToString()
-            session = self._open(model)
+            session = self._open(self._bare(more_outputs))
         self._sessions[more_outputs] = session
         if len(self._sessions) > SESSIONS:
             del self._sessions[next(iter(self._sessions))]
         return session
 
-    def _open(self, model: bytes) -> OnnxSession | ReferenceSession:
+    def _bare(self, more_outputs: Sequence[str]) -> onnx.ModelProto:
+        """The model without its weights, which are inputs, and with further outputs."""
+        model = with_weights_as_inputs(self._disturbable, more_outputs)
+        if self._has_free_images:
+            free_images(model)
+        return model
+
+    def _open(self, bare: onnx.ModelProto) -> OnnxSession | reference.ReferenceSession:
         """A session of the runtime, or of the reference evaluator where that has no kernel for the model."""
+        model = bare.SerializeToString()
         if not self._has_no_kernel:
             try:
                 return OnnxSession(model, self.label, folder=self._folder, custom_ops=self._custom_ops)
             except NoKernelError as error:
                 self._has_no_kernel = str(error)
-        session = ReferenceSession(model, self.label, self._folder)
+        session = reference.ReferenceSession(model, self.label, self._folder)
         note = f"{self._has_no_kernel}: the reference evaluator of onnx runs it"
         if note not in self.notes:
             self.notes.append(note)
@@ -437,7 +461,7 @@ class OnnxSubject:
 
     def _start_in_float64(self) -> Run:
         wide = widen(self._proto, self._folder, FLOATS, onnx.TensorProto.DOUBLE)
-        session = ReferenceSession(wide.SerializeToString(), self.label, self._folder, seconds=inf)
+        session = reference.ReferenceSession(wide.SerializeToString(), self.label, self._folder, seconds=inf)
         return lambda feeds: session(
             {name: array.astype(np.float64) if is_float(array) else array for name, array in feeds.items()},
             self.outputs,
@@ -489,11 +513,61 @@ class OnnxSubject:
         proto = widen(self._proto, self._folder, tuple(NARROW.values()), onnx.TensorProto.FLOAT)
         return OnnxSubject(proto, self.label, folder=self._folder, custom_ops=self._custom_ops), max(steps)
 
-    def evaluate_exactly(self, feeds: Feeds, fetch: Sequence[str], seconds: float) -> list[npt.NDArray[Any]] | None:
+    def resized(self) -> tuple[OnnxSubject, Sequence[str]] | None:
+        """It shares the model, the weights and their disturbances."""
+        interface = onnx.ModelProto()
+        interface.graph.input.extend(self._proto.graph.input)
+        interface.graph.initializer.extend(
+            onnx.TensorProto(name=tensor.name) for tensor in self._proto.graph.initializer
+        )
+        symbols = free_images(interface)
+        if not symbols or not self._weights:
+            return None
+        subject = copy(self)
+        subject._sessions, subject._has_free_images = {}, True
+        initializers = {tensor.name for tensor in interface.graph.initializer}
+        infos = [info for info in interface.graph.input if info.name not in initializers]
+        subject.__dict__["inputs"] = [self._declare(info) for info in infos]
+        return subject, symbols
+
+    def cut(self, fetch: Sequence[str], known: Collection[str]) -> Cut:
+        """The nodes between known values and those to fetch."""
+        given, made, queue = dict[str, None](), dict[str, None](), list(fetch)
+        while queue:
+            name = queue.pop()
+            node = self._makers.get(name)
+            if node is None or name in made or name in given:
+                continue
+            if name in known:
+                given[name] = None
+            else:
+                made.update((output, None) for output in node.output if output)
+                queue += reads(node)
+        return Cut(tuple(given), tuple(made))
+
+    def evaluate_exactly(
+        self, feeds: Feeds, fetch: Sequence[str], seconds: float, given: Feeds | None = None
+    ) -> list[npt.NDArray[Any]] | None:
         """Evaluate a copy of the model in float64, by the reference evaluator of ONNX."""
         deadline = time.monotonic() + seconds
-        wide = widen(self._proto, self._folder, FLOATS, onnx.TensorProto.DOUBLE)
-        return reference.evaluate(wide, feeds, fetch, deadline - time.monotonic())
+        part = self._proto if not given else self._part(self.cut(fetch, given))
+        wide = widen(part, self._folder, FLOATS, onnx.TensorProto.DOUBLE)
+        return reference.evaluate(wide, {**feeds, **(given or {})}, fetch, deadline - time.monotonic())
+
+    def _part(self, cut: Cut) -> onnx.ModelProto:
+        """The model without what a cut leaves out; its inputs are those of the model and the given values."""
+        graph, made = self._proto.graph, set(cut.made)
+        part = onnx.ModelProto(ir_version=self._proto.ir_version, opset_import=self._proto.opset_import)
+        part.functions.extend(self._proto.functions)
+        nodes = [node for node in graph.node if not made.isdisjoint(node.output)]
+        needed = {name for node in nodes for name in reads(node)}
+        part.graph.node.extend(nodes)
+        part.graph.name = graph.name
+        part.graph.input.extend(graph.input)
+        part.graph.input.extend(onnx.ValueInfoProto(name=name) for name in cut.given)
+        part.graph.initializer.extend(tensor for tensor in graph.initializer if tensor.name in needed)
+        part.graph.sparse_initializer.extend(graph.sparse_initializer)
+        return part
 
 
 def is_quantised(node: onnx.NodeProto) -> bool:

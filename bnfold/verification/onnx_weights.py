@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -31,6 +33,12 @@ OPERANDS: dict[str, frozenset[int]] = {
 WIDE_STEPS = {"float16": 3 << 10, "bfloat16": 3 << 13}
 """Three eighths of a unit in the last place, in units of float32. With those of channels, rounding moves as much."""
 
+ALIGNED = 64
+"""Bytes that the places of arrays are a multiple of."""
+
+POOL = 1 << 20
+"""How many random moves there are in one draw. Weights get parts of them that begin anywhere."""
+
 BLOCK = 1 << 16
 """How many weights are moved at a time: as many as fit a cache."""
 
@@ -50,32 +58,81 @@ class Disturbance:
     seed: int
     steps: int = 2
 
-    def __call__(self, array: npt.NDArray[Any], index: int) -> npt.NDArray[Any]:
-        """A moved copy of the `index`-th weight; zeros, subnormal numbers and those near the type's limits stay."""
+    def __call__(self, array: npt.NDArray[Any], index: int, out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
+        """A moved copy of the `index`-th weight; zeros, subnormal numbers and those near the type's limits stay.
+
+        Args:
+            array: the weight.
+            index: its number, for the draw.
+            out: a contiguous array like it, for the copy.
+        """
         generator = np.random.default_rng([self.seed, index])
-        moved = np.array(array, order="C")
-        kind = np.int8 if self.steps < 50 else np.int32  # up to three halves of `steps` are added
-        moves: npt.NDArray[Any] = generator.integers(0, 2 * self.steps, moved.shape, kind) - kind(self.steps)
-        moves += (moves >= 0).astype(kind)  # never zero
-        together: npt.NDArray[Any] = np.zeros(1, kind)
-        for axis in range(-1, min(2, moved.ndim)):
-            shape = [size if index == axis else 1 for index, size in enumerate(moved.shape)]
-            together = together + self.steps // 2 * (2 * generator.integers(0, 2, shape, kind) - 1)
-        moves += together
-        _move(moved.reshape(-1), moves.reshape(-1))
+        array = np.asarray(array, order="C")
+        moved = np.empty_like(array) if out is None else out
+        kind = np.dtype(np.int8 if self.steps < 50 else np.int32)  # up to three halves of `steps` are added
+        height, channels = (*array.shape, 1, 1)[:2]
+        width = array.size // max(1, height)
+        rows = np.broadcast_to(self._together(generator, 1, kind)[:, None], (height, 1))
+        columns = np.zeros(width, kind)
+        if array.ndim > 0:
+            rows = rows + self._together(generator, height, kind)[:, None]
+        if array.ndim > 1:
+            columns = np.repeat(self._together(generator, channels, kind), width // max(1, channels))
+        bits, moved_bits = (each.view(ORDERED[array.dtype.itemsize]).reshape(height, width) for each in (array, moved))
+        for part in _blocks(height, width):
+            moves = self._draw(generator, bits[part].shape, kind) + rows[part]
+            moves += columns
+            _move(bits[part], moves, array.dtype, moved_bits[part])
         return moved
 
+    def _together(self, generator: np.random.Generator, size: int, kind: np.dtype[Any]) -> npt.NDArray[Any]:
+        """Moves of channels, up or down."""
+        signs: npt.NDArray[Any] = 2 * generator.integers(0, 2, size, kind) - kind.type(1)
+        signs *= kind.type(self.steps // 2)
+        return signs
 
-def _move(array: npt.NDArray[Any], moves: npt.NDArray[Any]) -> None:
+    def _draw(self, generator: np.random.Generator, shape: tuple[int, ...], kind: np.dtype[Any]) -> npt.NDArray[Any]:
+        """Moves of single weights, none of them zero: a part of the pool, since random numbers take the most time."""
+        pool, size = _pool(self.seed, self.steps, kind), prod(shape)
+        start = int(generator.integers(0, len(pool) - size)) if size < len(pool) else 0
+        return np.resize(pool[start:], shape) if size > len(pool) else pool[start : start + size].reshape(shape)
+
+
+@lru_cache(2)
+def _pool(seed: int, steps: int, kind: np.dtype[Any]) -> npt.NDArray[Any]:
+    """Random moves by up to so many steps, none of them zero."""
+    moves: npt.NDArray[Any] = np.random.default_rng(seed).integers(-steps, steps, POOL, kind)
+    moves += moves >= 0
+    return moves
+
+
+def room_for(arrays: Iterable[npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
+    """Arrays like these in one block of memory, which the system may give in large pages."""
+    arrays = list(arrays)
+    sizes = [-(-array.nbytes // ALIGNED) * ALIGNED for array in arrays]
+    block = np.empty(sum(sizes), np.uint8)
+    starts = np.cumsum([0, *sizes[:-1]])
+    return [
+        block[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+        for start, array in zip(starts, arrays, strict=False)
+    ]
+
+
+def _blocks(height: int, width: int) -> Iterator[slice]:
+    """Rows of an array, as many as fit a cache."""
+    step = max(1, BLOCK // max(1, width))
+    for start in range(0, height, step):
+        yield slice(start, start + step)
+
+
+def _move(bits: npt.NDArray[Any], moves: npt.NDArray[Any], dtype: np.dtype[Any], moved: npt.NDArray[Any]) -> None:
     """Move elements by units in the last place, if they are normal numbers away from the limits of their type."""
-    bits, mantissa = array.view(ORDERED[array.dtype.itemsize]), mantissa_bits(array.dtype)
-    exponent = ((1 << (array.dtype.itemsize * 8 - 1 - mantissa)) - 1) << mantissa
+    mantissa = mantissa_bits(dtype)
+    exponent = ((1 << (dtype.itemsize * 8 - 1 - mantissa)) - 1) << mantissa
     lowest, highest = (2 << mantissa), exponent - (2 << mantissa)
-    for start in range(0, array.size, BLOCK):
-        part, steps = bits[start : start + BLOCK], moves[start : start + BLOCK]
-        power = part & part.dtype.type(exponent)
-        steps *= (power >= lowest) & (power < highest)
-        part += steps.astype(part.dtype)
+    power = bits & bits.dtype.type(exponent)
+    moves *= (power >= lowest) & (power < highest)
+    np.add(bits, moves, out=moved, casting="unsafe")
 
 
 def with_initializers(proto: onnx.ModelProto) -> onnx.ModelProto:

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from bnfold.runtimes.inputs import Sample
 from bnfold.verification.insides import Pair, find_taken_back
-from bnfold.verification.metrics import spacing
-from bnfold.verification.noise import judge, measure, shares_of_elements
+from bnfold.verification.noise import measure
 from bnfold.verification.observe import Observation, is_float
+from bnfold.verification.subject import Subject
+from bnfold.verification.truth import Start, find_near_truth
 
 AnyArray = npt.NDArray[Any]
 
-SECONDS = 20.0
-"""How long an evaluation in float64 may take."""
-
 BYTES = 512 << 20
-"""The bytes of all inner values above which float64 is not tried, and of those that are compared at a time."""
-
-TRUST = 16.0
-"""How many budgets the reference may lie from the truth. If it is farther away, the evaluation is wrong."""
+"""The bytes of inner values that are compared at a time."""
 
 NEIGHBOURS = 8
 """How many later values are compared with one that may have their content under an earlier name."""
@@ -56,12 +50,29 @@ def settle(pair: Pair, seen: Seen, findings: list[str], *, strict_inside: bool =
     rest = {name: observations for name, observations in failing.items() if name not in renamed}
     taken = [] if strict_inside else find_taken_back(pair, rest, seen)
     findings += _note_meanings(taken)
-    rest = {name: observations for name, observations in rest.items() if name not in taken}
-    near = _find_near_truth(pair, rest, findings)
-    other = {*renamed, *taken}
+    cleared = {
+        name: [(sample, _cleared(observation)) for sample, observation in seen[name]] for name in (*renamed, *taken)
+    }
+    return ask_truth(pair.reference, lambda names: pair.start_both(names)[1], seen | cleared, pair.shared, findings)
+
+
+def ask_truth(reference: Subject, start: Start, seen: Seen, shared: Sequence[str], findings: list[str]) -> Seen:
+    """The observations, with those on which the candidate is as near to the float64 result marked as passing.
+
+    Args:
+        reference: the reference.
+        start: starts the candidate, for the names and feeds of the reference.
+        seen: the observations of each value on each input.
+        shared: inner values that both have, in order.
+        findings: gets a sentence about these values.
+    """
+    near = find_near_truth(reference, start, seen, shared)
+    if near:
+        names = ", ".join(sorted({name for name, _ in near}))
+        findings.append(f"as near to the float64 result as the reference, though not to the reference: {names}")
     return {
         name: [
-            (sample, _cleared(observation) if name in other or (name, id(sample)) in near else observation)
+            (sample, _cleared(observation) if (name, id(sample)) in near else observation)
             for sample, observation in observations
         ]
         for name, observations in seen.items()
@@ -79,55 +90,6 @@ def _note_meanings(names: list[str]) -> list[str]:
 
 def _cleared(observation: Observation) -> Observation:
     return replace(observation, reason="", place=None)
-
-
-def _find_near_truth(pair: Pair, failing: Seen, findings: list[str]) -> set[tuple[str, int]]:
-    """Failing values, each with an input (by identity) on which the candidate is as near to the truth."""
-    near: set[tuple[str, int]] = set()
-    samples = {
-        id(sample): sample
-        for observations in failing.values()
-        for sample, observation in observations
-        if observation.reason
-    }
-    for sample in samples.values():
-        if sum(pair.reference.measure(sample.feeds).values()) > BYTES:
-            continue
-        names = [
-            name
-            for name, observations in failing.items()
-            if any(at is sample and observation.reason for at, observation in observations)
-        ]
-        truth = pair.reference.evaluate_exactly(sample.feeds, names, SECONDS)
-        if truth is None:
-            break
-        first, second = pair.start_both(names)
-        arrays = zip(names, truth, first(sample.feeds), second(sample.feeds), strict=True)
-        for name, exact, expected, actual in arrays:
-            budget = next(observation.judgement.budget for at, observation in failing[name] if at is sample)
-            if _is_as_near(exact, expected, actual, budget):
-                near.add((name, id(sample)))
-    if near:
-        cleared = ", ".join(sorted({name for name, _ in near}))
-        findings.append(f"as near to the float64 result as the reference, though not to the reference: {cleared}")
-    return near
-
-
-def _is_as_near(exact: AnyArray, expected: AnyArray, actual: AnyArray, budget: float) -> bool:
-    if not is_float(expected) or exact.shape != expected.shape or not np.isfinite(exact).all():
-        return False
-    if not np.isfinite(expected).all() or not np.isfinite(actual).all():
-        return bool(np.isfinite(actual).all()) and _is_rounding_of(exact, actual)
-    signal, own = measure(exact), measure(expected, exact)
-    if own.peak[0] > TRUST * budget * signal.peak[0]:
-        return False
-    return judge(measure(actual, exact), own, signal, expected.dtype, shares_of_elements).excess <= 1
-
-
-def _is_rounding_of(exact: AnyArray, actual: AnyArray) -> bool:
-    """Whether the candidate is the truth where the reference overflows, to the square root of its type's spacing."""
-    signal, difference = measure(exact), measure(actual, exact)
-    return bool(difference.peak[0] <= np.sqrt(spacing(actual.dtype)[0]) * signal.peak[0])
 
 
 def _find_renamed(pair: Pair, failing: Seen, findings: list[str]) -> set[str]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy.typing as npt
@@ -19,6 +20,19 @@ Run = Callable[[Feeds], list[npt.NDArray[Any]]]
 
 Inside = Callable[[Feeds], Mapping[str, npt.NDArray[Any]]]
 """One inference: inner values by their names."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A part of a model.
+
+    Attributes:
+        given: the inner values that it starts from, beside inputs of the model.
+        made: the values that it computes.
+    """
+
+    given: tuple[str, ...]
+    made: tuple[str, ...]
 
 
 class Subject(Protocol):
@@ -137,6 +151,26 @@ class Subject(Protocol):
         """
         ...
 
-    def evaluate_exactly(self, feeds: Feeds, fetch: Sequence[str], seconds: float) -> list[npt.NDArray[Any]] | None:
-        """Evaluate the model in float64; None where that takes longer than `seconds` or cannot be done."""
+    def resized(self) -> tuple[Subject, Sequence[str]] | None:
+        """The model with symbols in place of the fixed sizes of its images, and these; None where it has none.
+
+        It need not run at other sizes.
+        """
+        ...
+
+    def cut(self, fetch: Sequence[str], known: Collection[str]) -> Cut:
+        """The part of the model that computes some values from known ones, from the nearest on each way."""
+        ...
+
+    def evaluate_exactly(
+        self, feeds: Feeds, fetch: Sequence[str], seconds: float, given: Feeds | None = None
+    ) -> list[npt.NDArray[Any]] | None:
+        """Evaluate the model in float64; None where that takes longer than `seconds` or cannot be done.
+
+        Args:
+            feeds: its inputs.
+            fetch: the values to return.
+            seconds: how long it may take.
+            given: inner values that are not computed: with those of a cut, only its part of the model is evaluated.
+        """
         ...

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import inspect
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -32,7 +32,7 @@ from bnfold.verification.observe import is_narrow
 from bnfold.verification.onnx_weights import WIDE_STEPS, Disturbance
 from bnfold.verification.sizes import MOST, SizeHints
 from bnfold.verification.storage import Storage, find_rounded
-from bnfold.verification.subject import Inside, Run, Subject
+from bnfold.verification.subject import Cut, Inside, Run, Subject
 
 AnyArray = npt.NDArray[Any]
 
@@ -341,7 +341,17 @@ class TorchSubject:
         wide = TorchSubject(module, self.kind, self.label, declared, self._count, self._arguments, self._jumps)
         return wide, steps
 
-    def evaluate_exactly(self, feeds: Feeds, fetch: Sequence[str], seconds: float) -> list[AnyArray] | None:
+    def resized(self) -> tuple[TorchSubject, Sequence[str]] | None:
+        """None: a program guards its sizes, and a module's are those of its example inputs."""
+        return None
+
+    def cut(self, fetch: Sequence[str], known: Collection[str]) -> Cut:
+        """The whole module, since it has no inner values."""
+        return Cut((), ())
+
+    def evaluate_exactly(
+        self, feeds: Feeds, fetch: Sequence[str], seconds: float, given: Feeds | None = None
+    ) -> list[AnyArray] | None:
         """Evaluate a copy of the module in float64; None where its code insists on another type."""
         wide = {name: array.astype(np.float64) if array.dtype.kind == "f" else array for name, array in feeds.items()}
         try:

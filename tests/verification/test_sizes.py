@@ -135,3 +135,57 @@ def test_a_program_has_further_sizes_too() -> None:
     assert verdict.is_equivalent
     assert [sample.shapes["x"] for sample in verdict.samples if sample.label.startswith("normal, ")] == [[3, 3, 34]]
     assert not bnfold.verify(first, second).is_equivalent
+
+
+def image(side: int, *nodes: onnx.NodeProto, **constants: np.ndarray) -> onnx.ModelProto:
+    """Nodes from an image of a fixed size to its channels' means."""
+    ends = [node("Relu", "c", "r"), node("GlobalAveragePool", "r", "y")]
+    return model([*nodes, *ends], {"w": KERNEL, **constants}, (1, 3, side, side), dtype=FLOAT)
+
+
+def padded(side: int, **padding: object) -> onnx.ModelProto:
+    return image(side, node("Conv", "x w", "c", strides=[3, 3], **padding))
+
+
+def sides(verdict: bnfold.Verdict) -> set[int]:
+    return {shape[-1] for sample in verdict.samples for shape in sample.shapes.values()}
+
+
+def test_extremes_of_fixed_images_are_smaller() -> None:
+    original = padded(128, pads=[1] * 4)
+    moved = image(128, node("Conv", "x v", "c", strides=[3, 3], pads=[1] * 4), v=KERNEL * FLOAT(1.001))
+    reordered = image(
+        128, node("Mul", "w one", "v"), node("Conv", "x v", "c", strides=[3, 3], pads=[1] * 4), one=FLOAT(1)
+    )
+    verdict = bnfold.verify(original, reordered)
+    assert verdict.is_equivalent
+    assert sides(verdict) == {64, 128}
+    assert sides(bnfold.verify(padded(96, pads=[1] * 4), padded(96, pads=[1] * 4, dilations=[1, 1]))) == {96}
+    assert not bnfold.verify(original, moved).is_equivalent
+
+
+def test_a_size_that_nobody_declared_decides_nothing() -> None:
+    """With 128 pixels, SAME_UPPER pads by nothing before and one behind; with 64 by one on each side."""
+    verdict = bnfold.verify(padded(128, auto_pad="SAME_UPPER"), padded(128, pads=[0, 0, 1, 1]))
+    assert verdict.is_equivalent
+    assert sides(verdict) == {128}
+
+
+def test_a_model_for_one_size_alone_is_compared_at_it() -> None:
+    flat = [
+        node("Conv", "x w", "c", strides=[3, 3]),
+        node("Relu", "c", "r"),
+        node("Flatten", "r", "f"),
+        node("MatMul", "f m", "y"),
+    ]
+    weights = {"w": KERNEL, "m": random(4 * 42 * 42, 5, dtype=FLOAT)}
+    original = model(flat, weights, (1, 3, 128, 128), dtype=FLOAT)
+    other = model(
+        [node("Identity", "x", "i"), node("Conv", "i w", "c", strides=[3, 3]), *flat[1:]],
+        weights,
+        (1, 3, 128, 128),
+        dtype=FLOAT,
+    )
+    verdict = bnfold.verify(original, other)
+    assert verdict.is_equivalent
+    assert sides(verdict) == {128}

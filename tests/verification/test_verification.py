@@ -15,7 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 import bnfold
 from bnfold import IncomparableError, InvalidModelError
 from bnfold.runtimes import onnx_runtime
-from bnfold.verification import noise, onnx_weights, opinion
+from bnfold.verification import metrics, noise, onnx_weights, truth
+from bnfold.verification.observe import Observation
 from tests.toys.onnx_graphs import model, node, norm, random, statistics
 
 Array = np.ndarray
@@ -190,7 +191,7 @@ def test_the_truth_settles_what_the_reference_gets_wrong(monkeypatch: pytest.Mon
     verdict = bnfold.verify(reference, candidate, feeds, outputs_only=True)
     assert verdict.is_equivalent
     assert any("as near to the float64 result" in finding for finding in verdict.findings)
-    monkeypatch.setattr(opinion, "SECONDS", -1.0)
+    monkeypatch.setattr(truth, "SECONDS", -1.0)
     assert not bnfold.verify(reference, candidate, feeds, outputs_only=True).is_equivalent
 
 
@@ -294,8 +295,9 @@ def test_a_bfloat16_result_is_judged_where_the_reference_overflows() -> None:
     """numpy's finfo raises on bfloat16, which ended the whole comparison."""
     exact = np.array([1.0, 2.0])
     expected, near, far = (np.array([one, 2.0], ml_dtypes.bfloat16) for one in (np.inf, 1.0, 1.5))
-    assert opinion._is_as_near(exact, expected, near, 0.0)
-    assert not opinion._is_as_near(exact, expected, far, 0.0)
+    failing = Observation(noise.Judgement(1.0, 0.0, 2.0, "peak"), metrics.Counts(0, 2), reason="it differs")
+    assert truth._is_as_near(exact, expected, near, failing)
+    assert not truth._is_as_near(exact, expected, far, failing)
 
 
 def test_weights_in_bfloat16_are_run_and_disturbed() -> None:

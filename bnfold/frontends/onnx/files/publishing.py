@@ -85,9 +85,14 @@ def publish(written: Written, path: Path) -> None:
 def beside(texts: Mapping[Path, str]) -> Iterator[None]:
     """Texts in files that appear complete, and stay only if what is done inside succeeds.
 
+    A device or a pipe is written to before that, and is not replaced.
+
     Raises:
         OutputError: they cannot be written; nothing has been done inside.
     """
+    for path in [path for path in texts if path.exists() and not (path.is_file() or path.is_dir())]:
+        _write_text(texts[path], path)
+        texts = {other: text for other, text in texts.items() if other != path}
     fresh = {path: path.with_name(f".{path.name}.{os.getpid()}") for path in texts}
     old = {path: path.with_name(f".{path.name}.{os.getpid()}.old") for path in texts}
     try:
@@ -114,7 +119,8 @@ def _write_text(text: str, path: Path) -> None:
         with path.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
-            os.fsync(file.fileno())
+            if path.is_file():
+                os.fsync(file.fileno())
     except OSError as error:
         raise OutputError(f"{path.parent}: cannot be written to ({error.strerror})") from error
 

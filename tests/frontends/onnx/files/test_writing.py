@@ -287,3 +287,18 @@ def test_a_killed_run_leaves_nothing_torn(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.endswith("4 kills, 0 of them wrong\n")
+
+
+def test_a_device_is_written_to_and_never_replaced(tmp_path: Path) -> None:
+    """A superuser may replace any file by another, the null device included."""
+    os.mkfifo(tmp_path / "pipe.onnx")
+    (tmp_path / "null.html").symlink_to(os.devnull)
+    source = write(tmp_path / "m.onnx")
+    command = [sys.executable, "-m", "bnfold", "fuse", str(source), "--overwrite", "--no-verify", "-o"]
+    refused = subprocess.run([*command, str(tmp_path / "pipe.onnx")], capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert "pipe.onnx: is a device or a pipe" in refused.stderr
+    assert (tmp_path / "pipe.onnx").is_fifo()
+    written = subprocess.run([*command, str(tmp_path / "f.onnx"), "--report", str(tmp_path / "null.html")], check=False)
+    assert written.returncode == 0
+    assert (tmp_path / "null.html").is_symlink()
