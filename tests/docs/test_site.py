@@ -21,21 +21,22 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("mkdocstrings")
     target = tmp_path_factory.mktemp("site")
     done = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", target],
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", target],
         cwd=ROOT, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
+    assert done.returncode == 0, done.stderr  # with --quiet, warnings would not count
     return target
 
 
 def test_pages_load_nothing_from_elsewhere(site: Path) -> None:
     pages = list(site.rglob("*.html"))
     assert len(pages) > 20
-    loads = re.compile(
-        r'<(?:script|img|iframe)[^>]*\ssrc="?(https?:|//)|<link[^>]*rel="?(?:stylesheet|preconnect)[^>]*href="?https?:'
-    )
-    assert [page.name for page in pages if loads.search(page.read_text(encoding="utf-8"))] == []
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        assert re.findall(r'<(?:script|img|iframe)[^>]*\ssrc="?(?:https?:)?//[^>]*', text) == [], page.name
+        assert re.findall(r'<link[^>]*rel="?(?:stylesheet|preconnect)[^>]*href="?(?:https?:)?//[^>]*', text) == [], (
+            page.name
+        )
 
 
 def test_the_reference_has_every_command_option_and_public_name(site: Path) -> None:
