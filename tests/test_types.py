@@ -1,13 +1,14 @@
-"""What a type checker says to users: the README's Python is clean, and `fuse` returns the type that it is given."""
+"""What a type checker says to users: the Python of the pages is clean, and `fuse` returns the type that it is given."""
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.docs import blocks
 
 ROOT = Path(__file__).parent.parent
 
@@ -41,8 +42,10 @@ def check(
 
 
 def snippets() -> list[str]:
-    """The Python of the README."""
-    return re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    """The Python of the README and of the pages for users."""
+    pages = [ROOT / "README.md", *(ROOT / "docs" / name for name in ("index.md", "howto", "concepts"))]
+    files = [file for page in pages for file in (page.glob("*.md") if page.is_dir() else [page])]
+    return [source for file in files for source in blocks.python(file.read_text(encoding="utf-8"))]
 
 
 def errors(sources: list[str], folder: Path) -> str:
@@ -54,8 +57,8 @@ def errors(sources: list[str], folder: Path) -> str:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout
 
 
-def test_the_readme_and_all_kinds_of_models_are_clean(tmp_path: Path) -> None:
+def test_the_pages_and_all_kinds_of_models_are_clean(tmp_path: Path) -> None:
     pytest.importorskip("mypy")
     pytest.importorskip("torch")
-    assert len(snippets()) >= 2
+    assert len(snippets()) >= 6
     assert errors([*snippets(), KINDS], tmp_path) == ""

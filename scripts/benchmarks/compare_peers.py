@@ -47,6 +47,9 @@ SECONDS = 300
 
 Feeds = dict[str, np.ndarray]
 
+Ratio = tuple[float, float, float]
+"""A median with both ends of its interval."""
+
 
 # --- the tools: each reads one file and writes another ---------------------------------------------------------------
 
@@ -105,7 +108,7 @@ TOOLS: dict[str, tuple[str, Callable[[Path, Path], None], str]] = {
     "onnxslim": ("onnxslim", _onnxslim, "`onnxslim.slim(source, target)`"),
     "onnxoptimizer": ("onnxoptimizer", _onnxoptimizer, "`onnxoptimizer.optimize(model)`"),
     "onnxscript": ("onnxscript", _onnxscript, "`rewriter.rewrite(optimizer.optimize(model))`"),
-    "bnfold": ("bnfold", _bnfold(True), "`bnfold fuse`, its verification included"),
+    "bnfold": ("bnfold", _bnfold(True), "`bnfold fuse`, its proof and one run included"),
     "bnfold --no-verify": ("bnfold", _bnfold(False), "`bnfold fuse --no-verify`"),
 }
 IMPORTS = {"onnxscript": ("onnxscript.optimizer", "onnxscript.rewriter"), "bnfold": ("bnfold.api",)}
@@ -318,8 +321,7 @@ class Result:
     peak: int = 0
     left: int = 0
     error: float = float("nan")
-    ratio: tuple[float, float, float] | None = None
-    session: float = float("nan")
+    ratio: Ratio | None = None
     path: Path = field(default_factory=Path)
 
     @property
@@ -403,20 +405,14 @@ def scaled_error(expected: np.ndarray, actual: np.ndarray) -> float:
 # --- time ------------------------------------------------------------------------------------------------------------
 
 
-def measure(baseline: Path, candidates: dict[str, Path], feed: Feeds, rounds: int) -> dict[str, Any]:
-    """Session creation and steady state at level `all` on one thread; the models take turns in a drawn order.
+def measure(baseline: Path, candidates: dict[str, Path], feed: Feeds, rounds: int) -> dict[str, Ratio]:
+    """Steady state at level `all` on one thread, as ratios; the models take turns in a drawn order.
 
     The baseline runs twice, under two names: the ratio of the two is the noise floor.
     """
     paths = {"": baseline, "original again": baseline, **candidates}
     generator = np.random.default_rng(0)
-    sessions: dict[str, onnxruntime.InferenceSession] = {}
-    creation: dict[str, list[float]] = {name: [] for name in paths}
-    for _ in range(3):
-        for name in generator.permutation(list(paths)):
-            start = time.perf_counter()
-            sessions[name] = session(paths[name], "ORT_ENABLE_ALL")
-            creation[name].append(time.perf_counter() - start)
+    sessions = {name: session(paths[name], "ORT_ENABLE_ALL") for name in generator.permutation(list(paths))}
     times: dict[str, list[float]] = {name: [] for name in paths}
     for turn in range(rounds + 5):
         for name in generator.permutation(list(paths)):
@@ -424,11 +420,7 @@ def measure(baseline: Path, candidates: dict[str, Path], feed: Feeds, rounds: in
             sessions[name].run(None, feed)
             if turn >= 5:
                 times[name].append(time.perf_counter() - start)
-    return {
-        name: {"session": float(np.median(creation[name])), "ratio": interval(times[name], times[""])}
-        for name in paths
-        if name
-    }
+    return {name: interval(times[name], times[""]) for name in paths if name}
 
 
 def session(path: Path, level: str) -> onnxruntime.InferenceSession:
@@ -439,7 +431,7 @@ def session(path: Path, level: str) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
-def interval(times: Sequence[float], baseline: Sequence[float]) -> tuple[float, float, float]:
+def interval(times: Sequence[float], baseline: Sequence[float]) -> Ratio:
     """The median of paired ratios with its bootstrap 95 % interval."""
     ratios = np.asarray(times) / np.asarray(baseline)
     drawn = np.random.default_rng(0).choice(ratios, (2000, len(ratios)))
@@ -451,7 +443,7 @@ def interval(times: Sequence[float], baseline: Sequence[float]) -> tuple[float, 
 
 
 def page(
-    results: dict[tuple[str, str], Result], subjects: list[Subject], noise: dict[str, Any], rounds: int, load: float
+    results: dict[tuple[str, str], Result], subjects: list[Subject], noise: dict[str, Ratio], rounds: int, load: float
 ) -> str:
     """The section of the page that this script owns."""
     real = [each for each in subjects if each.is_timed]
@@ -460,7 +452,7 @@ def page(
         [
             BEGIN,
             f"Made by `python scripts/benchmarks/compare_peers.py --rounds {rounds}` on {processor()}, "
-            f"load average {load:.1f} when it began, {platform.system()}, "
+            f"load average {load:.1f} when it began and {os.getloadavg()[0]:.1f} when it ended, {platform.system()}, "
             f"Python {platform.python_version()}; {', '.join(versions())}.",
             table(["tool", "call"], [[tool, call] for tool, (_, _, call) in TOOLS.items()]),
             HOW.format(wrong=f"{WRONG:g}", rounds=rounds),
@@ -478,19 +470,10 @@ def page(
             "### Latency of the result",
             "Relative to the original, both loaded at level `all`, which optimises both: below 1 is faster; in "
             "brackets the 95 % interval. *Original again* is the original against itself: less than that is noise.",
-            grid(results, real, ratio, {each.name: spread(noise[each.name]["ratio"]) for each in real}),
-            "### Session creation, ms",
-            grid(
-                results,
-                real,
-                lambda result: f"{result.session * 1e3:.0f}",
-                {each.name: f"{noise[each.name]['session'] * 1e3:.0f}" for each in real},
-            ),
-            "### Time of the tool, s",
-            "One run; imports not included. bnfold's last column is without the verification.",
-            grid(results, real, lambda result: f"{result.seconds:.2f}"),
+            grid(results, real, ratio, {each.name: spread(noise[each.name]) for each in real}),
             "### Peak memory of the tool, MB",
-            "Of the whole process: interpreter and imports included.",
+            "Of the whole process: interpreter and imports included. How long the tools take is measured in turns, and "
+            "stands in [performance](performance.md#the-tool-itself).",
             grid(results, real, lambda result: f"{result.peak / 1e6:.0f}"),
             failures(results),
             END,
@@ -502,8 +485,8 @@ HOW = """The models are those of `models/`, on held-out images, and four archite
 with weights drawn by the script (the shipped ones make every output constant, so that nothing could be wrong). A result
 is **wrong** where an output on any of the inputs differs from the original's by more than {wrong} of the output's
 largest value. Original and result run in onnxruntime with graph optimisation off, so that nothing but the tool's own
-work is judged. Latency and session creation: onnxruntime on one CPU thread, {rounds} rounds in which all models take
-turns in a drawn order."""
+work is judged. Latency: onnxruntime on one CPU thread, {rounds} rounds in which all models take turns in a drawn
+order."""
 
 
 def summary(results: dict[tuple[str, str], Result], real: list[Subject], tricky: list[Subject]) -> str:
@@ -589,7 +572,7 @@ def write(text: str) -> None:
 
 def compare(rounds: int, only: str) -> None:
     results: dict[tuple[str, str], Result] = {}
-    noise: dict[str, Any] = {}
+    noise: dict[str, Ratio] = {}
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -607,8 +590,8 @@ def compare(rounds: int, only: str) -> None:
                 paths = {tool: result.path for tool, result in runs.items() if not result.failure}
                 measured = measure(subject.path, paths, subject.feeds[0], rounds)
                 noise[subject.name] = measured.pop("original again")
-                for tool, values in measured.items():
-                    runs[tool].ratio, runs[tool].session = values["ratio"], values["session"]
+                for tool, found in measured.items():
+                    runs[tool].ratio = found
                 print(f"{subject.name}: {json.dumps(measured)}", flush=True)
         text = page(results, subjects, noise, rounds, load)
     if only:

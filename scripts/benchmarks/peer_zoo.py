@@ -62,8 +62,8 @@ def beside_the_best(made: Subject, results: dict[str, Result], rounds: int) -> s
     paths = {tool: result.path for tool, result in results.items() if not result.failure and not result.is_wrong}
     mine = paths.pop("bnfold")
     first = measure(made.path, paths, made.feeds[0], max(8, rounds // 4))
-    best = min(paths, key=lambda tool: first[tool]["ratio"][0])
-    ratio, low, high = measure(paths[best], {"bnfold": mine}, made.feeds[0], rounds)["bnfold"]["ratio"]
+    best = min(paths, key=lambda tool: first[tool][0])
+    ratio, low, high = measure(paths[best], {"bnfold": mine}, made.feeds[0], rounds)["bnfold"]
     return f"{ratio:.3f} ({low:.3f} to {high:.3f}), {best}"
 
 

@@ -1,4 +1,4 @@
-"""Writes docs/coverage.md: what folds through what, and what is refused and why, asked of the rules themselves."""
+"""Writes docs/coverage.md: what folds through what, and what becomes one operator, asked of the rules themselves."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from bnfold.graph.ops import (
     Take,
     Transpose,
 )
-from bnfold.graph.outcome import ADVICE, Reason, Stop
+from bnfold.graph.outcome import Stop
 from bnfold.planning.merging.rule import Branch, chain, merge, per_channel, stack
 from bnfold.planning.rules import pull, push
 
@@ -204,7 +204,6 @@ def rows() -> Iterator[str]:
 
 def document() -> str:
     absorbing = ", ".join([*read_linear.READERS, "MatMul", "com.microsoft.FusedMatMul"])
-    advice = [f"| `{reason}` | {ADVICE.get(reason, '')} |" for reason in Reason]
     return "\n".join(
         [
             "# What folds through what",
@@ -263,9 +262,7 @@ def document() -> str:
             "",
             "## Why a BatchNorm stays",
             "",
-            "| reason | what would let it fold |",
-            "|---|---|",
-            *advice,
+            "[Each reason](reasons.md), with a model that has it and what would let it fold.",
             "",
         ]
     )

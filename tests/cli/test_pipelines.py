@@ -14,12 +14,13 @@ from click.testing import CliRunner
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from bnfold.cli.commands import cli
+from tests.docs import blocks
 from tests.report.test_junit import insist_on_junit
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "pipelines.md").read_text(encoding="utf-8")
 
-COMMANDS = re.findall(r"^(?:```\n| +- run: )(bnfold .*)$", PAGE, re.MULTILINE)
+COMMANDS = [step.source for step in blocks.steps(PAGE)] + re.findall(r"^ +- run: (bnfold .*)$", PAGE, re.MULTILINE)
 
 FOLDABLE = "inspect model.onnx --fail-on-foldable"
 """The only one that is red: of a model that was not folded yet."""
