@@ -56,6 +56,7 @@ SDIST = {
     *(
         ".gitignore",
         "constraints.txt",
+        "mkdocs.yml",
         "pyproject.toml",
     ),  # hatchling adds .gitignore, which a build from the sdist reads
 }

@@ -5,9 +5,10 @@
 - ```python: a program of its own; a ```text block right behind it is what it prints.
 
 A command ends with exit code 0, or with N where it has the comment `# exit code N`. All blocks of a page run in its
-order in one folder, where `models` is that of the repository. Numbers with a point or an exponent may be others, `...`
-stands for anything, and of `bnfold bench`, whose answer is the machine's, only the exit code counts. `pip install` is
-not run: the extras that it names have to exist.
+order in one folder, where `models` is that of the repository. Numbers with a point or an exponent may be others, and so
+may sizes of files and the place of the largest difference, which depend on the machine. `...` stands for anything, and
+of `bnfold bench`, whose answer is the machine's, only the exit code counts. `pip install` is not run: the extras that
+it names have to exist.
 """
 
 from __future__ import annotations
@@ -28,7 +29,11 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 
 FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 EXIT_CODE = re.compile(r"# exit code (\d+)$")
-INEXACT = re.compile(r"\d[\d,]*\.\d+(e[-+]?\d+)?|\d+e[-+]?\d+|\d+(?= dB)")
+NUMBER = r"\d[\d,]*"
+INEXACT = re.compile(
+    rf"{NUMBER}\.\d+(e[-+]?\d+)?|\d+e[-+]?\d+|\d+(?= dB)|{NUMBER}(?= bytes| -> {NUMBER} bytes)"
+    r"|(rms|peak) of channel \d+|(?<=, at )\[[\d, ]+\]|(?<=on the input )'\w+'"
+)
 CHECKER = doctest.OutputChecker()
 LENIENT = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
