@@ -97,6 +97,8 @@ def _compose(steps: list[Step] | tuple[Step, ...], size: int, axis: int) -> Affi
     """The steps, the last one first, as one map; None where one does not fit."""
     total = Affine.identity(size, axis)
     for step in steps:
+        if isinstance(step, float) and step == 1.0:
+            continue
         fitted = _fit(step, size, axis)
         if fitted is None:
             return None
