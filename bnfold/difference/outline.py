@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -266,6 +266,7 @@ class Outline:
         return Kernel(weights, bias, unit(stored.dtype), smallest(stored.dtype))
 
 
+@cache
 def smallest(dtype: np.dtype[Any]) -> float:
     """The spacing of a floating-point type at 0."""
     import ml_dtypes
