@@ -396,19 +396,23 @@ def diff(one: Any, other: Any, *, example_inputs: Any = None, limits: Limits = L
     Raises:
         BnfoldError: a model cannot be read.
     """
-    opened = [
-        open_model(model, replace(_options(limits, example_inputs=example_inputs), spell_out=True))
-        for model in (one, other)
-    ]
+    opened = _open_for_reading(one, other, limits, example_inputs)
+    return _compare(*opened, is_one_kind=find_entry(one) is find_entry(other))
 
+
+def _open_for_reading(one: Any, other: Any, limits: Limits, example_inputs: Any = None) -> tuple[OpenModel, OpenModel]:
+    options = replace(_options(limits, example_inputs=example_inputs), spell_out=True)
+    return open_model(one, options), open_model(other, options)
+
+
+def _compare(one: OpenModel, other: OpenModel, *, is_one_kind: bool) -> Difference:
     def decide(model: OpenModel) -> Plan[Any, Any]:
         return _decide(model, merge=True)[0]
 
     def explain(model: OpenModel) -> tuple[Outcome, ...]:
         return _explain(model, decide(model), merge=True)
 
-    is_one_kind = find_entry(one) is find_entry(other)
-    return compare(opened[0], opened[1], decide, explain, is_one_kind=is_one_kind)
+    return compare(one, other, decide, explain, is_one_kind=is_one_kind)
 
 
 @dataclass(frozen=True)
@@ -443,10 +447,11 @@ def diff_files(one: Path, other: Path, *, limits: Limits = LIMITS) -> DiffResult
     """
     start = time.perf_counter()
     try:
-        found = diff(one, other, limits=limits)
+        opened = _open_for_reading(one, other, limits)
+        found = _compare(*opened, is_one_kind=find_entry(one) is find_entry(other))
     except UnreadableTensorError as error:
         raise InvalidModelError(f"{one} or {other}: {error}") from error
-    interface = find_interface_changes(one, other, limits)
+    interface = find_interface_changes(*opened, (str(one), str(other)), limits)
     return DiffResult(one, other, found, interface, time.perf_counter() - start)
 
 

@@ -171,9 +171,10 @@ def _cuts(
     unit: float,
 ) -> Iterator[Cut]:
     one = other = 0
-    while one < len(before) or other < len(after):
+    end = len(before), len(after)  # where they agree: `cut` asked
+    while (one, other) != end:
         stop_one, stop_other = next(
-            (i, j) for i, j in _ahead(one, other, len(before), len(after)) if agree(firsts[i], seconds[j], unit)
+            (i, j) for i, j in _ahead(one, other, *end) if (i, j) == end or agree(firsts[i], seconds[j], unit)
         )
         yield Cut(tuple(before[one:stop_one]), tuple(after[other:stop_other]))
         one, other = stop_one, stop_other

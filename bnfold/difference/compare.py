@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Any
 
 import ml_dtypes
@@ -134,7 +135,7 @@ def _unit(weights: Mapping[str, Tensor]) -> float:
     for tensor in weights.values():
         name = NAMES.get(tensor.dtype.lower(), tensor.dtype)
         if name in FLOATS and len(tensor.shape) > 0:
-            counts[name] += int(np.prod(tensor.shape, dtype=np.int64))
+            counts[name] += prod(tensor.shape)
     dtype = FLOATS[counts.most_common(1)[0][0]] if counts else np.float32
     return float(ml_dtypes.finfo(dtype).eps)  # type: ignore[no-untyped-call]
 

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
 from bnfold.errors import IncomparableError
 from bnfold.frontends.door import find_entry
 from bnfold.frontends.limits import Limits
+from bnfold.frontends.protocol import OpenModel
 from bnfold.verification.interface import find_changes, find_retyped, pair_interfaces
 from bnfold.verification.subject import Subject
 
 
-def find_interface_changes(one: Path, other: Path, limits: Limits) -> tuple[str, ...]:
+def find_interface_changes(
+    one: OpenModel, other: OpenModel, labels: tuple[str, str], limits: Limits
+) -> tuple[str, ...]:
     """A sentence for each input or output that came, went, or is declared in another way.
+
+    Args:
+        one: A, as it was read.
+        other: B.
+        labels: what to call them.
+        limits: how much a file may ask for.
 
     Raises:
         BnfoldError: a file cannot be read.
     """
-    first, second = (_subject(path, limits) for path in (one, other))
+    first, second = (
+        _subject(model.as_opened(), label, limits) for model, label in zip((one, other), labels, strict=True)
+    )
     try:
         pairing = pair_interfaces(first, second, {}, by_position=True)
     except IncomparableError as error:
@@ -26,7 +37,7 @@ def find_interface_changes(one: Path, other: Path, limits: Limits) -> tuple[str,
     return (*renamed, *find_retyped(first, pairing), *find_changes(first, second, pairing))
 
 
-def _subject(path: Path, limits: Limits) -> Subject:
-    entry = find_entry(path)
-    subject: Subject = entry.part(entry.subject).open_subject(path, str(path), limits, None, None)
+def _subject(model: Any, label: str, limits: Limits) -> Subject:
+    entry = find_entry(model)
+    subject: Subject = entry.part(entry.subject).open_subject(model, label, limits, None, None)
     return subject

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,11 @@ from bnfold.graph.ops import ChannelAffine, Computed, Concat, Op, Opaque
 CHAIN_LIMIT = 64
 """The most steps of a chain. A longer one is cut."""
 
+SMALL_KERNEL = 1 << 12
+"""The most weights of a kernel that is kept for the next question about it. Large ones are read again."""
+
+KERNELS = 1 << 22
+"""The most weights of all kernels of a model that are kept."""
 
 MOVED = frozenset({"Identity", "Reshape", "Transpose"})
 """What steps do that are no map."""
@@ -51,7 +56,7 @@ class Kernel:
     smallest: float
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Item:
     """A node.
 
@@ -65,6 +70,7 @@ class Item:
         native: the node itself.
         affine: its map, for a per-channel affine; a depthwise convolution of one tap is one as well.
         is_batchnorm: whether it is a BatchNorm.
+        is_step: whether it makes of one value the same in other terms.
     """
 
     index: int
@@ -79,11 +85,7 @@ class Item:
     native: Any
     affine: Affine | None
     is_batchnorm: bool
-
-    @property
-    def is_step(self) -> bool:
-        """Whether it makes of one value the same in other terms."""
-        return self.affine is not None or (self.key in MOVED and len(self.inputs) == len(self.outputs) == 1)
+    is_step: bool
 
     @property
     def is_depthwise(self) -> bool:
@@ -106,6 +108,8 @@ class Outline:
     def __init__(self, graph: View[Any, Any, Any]) -> None:
         self.graph = graph
         self._numbers: dict[Any, int] = {}
+        self._kernels: dict[int, Kernel | None] = {}
+        self._room = KERNELS
         self.values: list[Any] = []
         self.items: list[Item] = []
         for node in graph.nodes():
@@ -130,12 +134,12 @@ class Outline:
         operator = graph.operator(node)
         inputs = tuple(map(self.number, graph.inputs(node)))
         reads = tuple(map(self.number, graph.reads(node)))
-        affine = self._affine(node, op)
+        affine = self._affine(node, op) if len(inputs) == 1 else None
         is_batchnorm = isinstance(op, ChannelAffine | Opaque) and op.is_batchnorm
         key = _key(op, operator)
-        index = len(self.items)
+        is_step = affine is not None or (key in MOVED and len(inputs) == len(outputs) == 1)
         return Item(
-            index,
+            len(self.items),
             graph.name(node),
             graph.scope(node),
             operator,
@@ -145,8 +149,9 @@ class Outline:
             outputs,
             reads,
             node,
-            affine if len(inputs) == 1 else None,
+            affine,
             is_batchnorm,
+            is_step,
         )
 
     def _affine(self, node: Any, op: Op) -> Affine | None:
@@ -238,6 +243,16 @@ class Outline:
 
     def kernel(self, item: Item) -> Kernel | None:
         """The parameters of a linear operator; None where they cannot be read, or differ from row to row."""
+        if item.index in self._kernels:
+            return self._kernels[item.index]
+        kernel = self._read_kernel(item)
+        size = 0 if kernel is None else kernel.weights.size
+        if size <= SMALL_KERNEL and size <= self._room:
+            self._kernels[item.index] = kernel
+            self._room -= size
+        return kernel
+
+    def _read_kernel(self, item: Item) -> Kernel | None:
         try:
             stored = self.graph.parameters(item.native)
         except Unreadable:
@@ -251,6 +266,7 @@ class Outline:
         return Kernel(weights, bias, unit(stored.dtype), smallest(stored.dtype))
 
 
+@cache
 def smallest(dtype: np.dtype[Any]) -> float:
     """The spacing of a floating-point type at 0."""
     import ml_dtypes

@@ -172,6 +172,8 @@ class Pairs:
     def _only(self, mine: list[Item], theirs: list[Item]) -> Iterator[tuple[Item, Item]]:
         """The nodes that are the only ones of their kind on either side."""
         left = _by(_kind, (item for item in mine if self.of(item) is None))
+        if not left:
+            return
         right = _by(_kind, (item for item in theirs if self.back(item) is None))
         for key, items in left.items():
             twins = right.get(key, [])

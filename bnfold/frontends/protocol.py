@@ -102,6 +102,10 @@ class OpenModel(Protocol):
         """What it was read from; none where it was in memory."""
         ...
 
+    def as_opened(self) -> Any:
+        """The model before any edit, as verification takes it: in memory, or as the path of its file."""
+        ...
+
     def learn(self, outcomes: Sequence[Outcome], replan: Replan) -> bool:
         """Find out what a plan with these outcomes missed, before anything is changed; whether more is known now."""
         ...

@@ -1,6 +1,6 @@
 """Measures the tool itself and prints Markdown tables: size, start-up, peers, and growth with the number of nodes.
 
-    python scripts/benchmarks/bench_tool.py [--folder FOLDER] [--only large|start|peers|resnet|nodes] [--rounds N]
+    python scripts/benchmarks/bench_tool.py [--folder FOLDER] [--only large|start|peers|resnet|nodes|diff] [--rounds N]
         [--docs PAGE]
 
 Every row is a ratio of two things that were measured alternately in one run, whole processes each; times are the
@@ -514,6 +514,27 @@ def compare_nodes(folder: Path, rounds: int) -> None:
             print(f"| {count:,} {what} | {times} | {ours.peak / MIB:.0f} | {ours.peak / load.peak:.2f} | {growth} |")
 
 
+def compare_diff(folder: Path, rounds: int) -> None:
+    """Print what `diff` takes of a chain and what `fuse` makes of it, beside `inspect` of the chain."""
+    print("\n### `bnfold diff` beside `bnfold inspect`: a chain of Conv, BatchNormalization, Relu, and it fused\n")
+    print("The times are those of processors.\n")
+    print("| nodes | `inspect`, seconds | `diff`, seconds | over `inspect` | peak MB | over `inspect` |")
+    print("|---:|---:|---:|---:|---:|---:|")
+    for count in (10_000, 100_000):
+        path, output = made(chain, folder, count), folder / "fused.onnx"
+        measure(*BNFOLD, "fuse", path, "-o", output, "--no-verify", "--overwrite", "-q")
+        found = alternate(
+            rounds if count <= 10_000 else 1,
+            inspect=lambda path=path: measure(*BNFOLD, "inspect", path, "-q"),
+            diff=lambda path=path, output=output: measure(*BNFOLD, "diff", path, output, "-q"),
+        )
+        inspect, diff = found["inspect"], found["diff"]
+        times = f"{inspect.work:.2f} | {diff.work:.2f} | {diff.work / inspect.work:.2f}"
+        print(f"| {count:,} | {times} | {diff.peak / MIB:.0f} | {diff.peak / inspect.peak:.2f} |")
+        for each in (path, output):
+            each.unlink()
+
+
 def describe() -> None:
     """What the numbers were taken on."""
     names = ["bnfold", "onnx", "onnx-ir", "numpy", *PEERS]
@@ -537,7 +558,7 @@ def write(page: Path, tables: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, help="where the models are made; a temporary folder by default")
-    parser.add_argument("--only", choices=["large", "start", "peers", "resnet", "nodes"])
+    parser.add_argument("--only", choices=["large", "start", "peers", "resnet", "nodes", "diff"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--docs", type=Path, metavar="PAGE", help="a Markdown page for the tables")
     options = parser.parse_args()
@@ -568,6 +589,8 @@ def run(options: argparse.Namespace) -> None:
             compare_resnet(folder, options.rounds)
         if options.only in (None, "nodes"):
             compare_nodes(folder, options.rounds)
+        if options.only in (None, "diff"):
+            compare_diff(folder, options.rounds)
         if options.only in (None, "large"):
             compare_large(folder, options.rounds)
     finally:

@@ -15,7 +15,7 @@ from bnfold.frontends.limits import Limits
 from bnfold.frontends.onnx.calls import Inliner, Place, Trial, explain_call, find_calls
 from bnfold.frontends.onnx.files.loading import external_files, file_bytes, load, parse, read_proto
 from bnfold.frontends.onnx.files.original import as_read, detach, original_of
-from bnfold.frontends.onnx.files.pieces import read
+from bnfold.frontends.onnx.files.pieces import dims, read
 from bnfold.frontends.onnx.files.saving import Lent, lend, save, serialize
 from bnfold.frontends.onnx.files.slots import slots
 from bnfold.frontends.onnx.nesting import nested_graphs
@@ -24,6 +24,8 @@ from bnfold.frontends.onnx.view import Key, OnnxGraph
 from bnfold.frontends.parameters import Tensor
 from bnfold.frontends.protocol import Cautions, OpenOptions, Replan, Size, Written
 from bnfold.graph.outcome import Outcome, Refusal
+
+_NAMES = {dtype: str(dtype) for dtype in ir.DataType}
 
 
 class OpenOnnxModel:
@@ -62,13 +64,16 @@ class OpenOnnxModel:
         graph = self._model.graph
         held = [value for each in (graph, *graph.subgraphs()) for value in each.initializers.values()]
         return {
-            value.name: Tensor(str(tensor.dtype), tuple(tensor.shape.numpy()), partial(read, tensor, value.name))
+            value.name: Tensor(_NAMES[tensor.dtype], dims(tensor), partial(read, tensor, value.name))
             for value in held
             if value.name and (tensor := value.const_value) is not None
         }
 
     def measure(self) -> Size:
         return Size(sum(len(graph) for graph in nested_graphs(self._model.graph)), self._bytes)
+
+    def as_opened(self) -> onnx.ModelProto:
+        return self.original().proto
 
     def learn(self, outcomes: Sequence[Outcome], replan: Replan) -> bool:
         """Write out calls of functions, where that lets more fold, and try out declared shapes."""

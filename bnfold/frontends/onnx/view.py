@@ -213,7 +213,7 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         """The constants that BatchNorms make, and all that is computed from them, in a model that is only read."""
         made: set[ir.Value] = set()
         for node in self._facts.scopes.nodes:
-            if node.op_type == "BatchNormalization" or not made.isdisjoint(node.inputs):
+            if node.op_type == "BatchNormalization" or (made and not made.isdisjoint(node.inputs)):
                 made.update(filter(self._facts.constants.holds, node.outputs))
         return frozenset(made)
 

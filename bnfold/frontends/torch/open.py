@@ -145,6 +145,9 @@ class OpenTorchModel:
             for name, tensor in held.items()
         }
 
+    def as_opened(self) -> Any:
+        return self.files[0] if self.files else self.model
+
     def learn(self, outcomes: Sequence[Outcome], replan: Replan) -> bool:
         return False
 

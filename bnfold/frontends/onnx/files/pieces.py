@@ -40,6 +40,13 @@ def read(tensor: ir.TensorProtocol, name: str | None) -> AnyArray:
         raise UnreadableTensorError(f"tensor {name!r} cannot be read: {error}") from error
 
 
+def dims(tensor: ir.TensorProtocol) -> tuple[int, ...]:
+    """The shape of a stored tensor. Asking one in a protobuf for it makes many objects."""
+    if isinstance(tensor, ir.serde.TensorProtoTensor):
+        return tuple(tensor.raw.dims)
+    return tuple(tensor.shape.numpy())
+
+
 def read_bytes(tensor: ir.ExternalTensor, start: int, count: int) -> bytes:
     """Some bytes of a tensor in a file.
 

@@ -100,10 +100,16 @@ def _kernel_shape(reader: Reader, index: int) -> tuple[int, ...]:
 def _bias(reader: Reader, index: int, channels: int) -> ir.Value | None:
     value = reader.value(index)
     if value is not None:
-        bias = _bias_constant(reader, index)
-        if bias.shape != (channels,):
-            raise reading.other_bias(bias.shape)
+        _vector(reader, index, channels)
     return value
+
+
+def _vector(reader: Reader, index: int, channels: int) -> AnyArray:
+    """A bias with one entry for each channel."""
+    bias = _bias_constant(reader, index)
+    if bias.shape != (channels,):
+        raise reading.other_bias(bias.shape)
+    return bias
 
 
 def _bias_constant(reader: Reader, index: int) -> AnyArray:
@@ -120,8 +126,8 @@ def _conv(reader: Reader) -> tuple[Linear, Weights]:
         border = Border.PARTIAL if prod(shape[2:]) > 1 else Border.NONE
     elif auto_pad == "NOTSET" and any(reader.attribute("pads", ())):
         border = Border.PADDED
-    bias = _bias(reader, 2, shape[0])
-    has_bias = bias is not None and bool(np.any(_bias_constant(reader, 2)))
+    bias = reader.value(2)
+    has_bias = bias is not None and bool(np.any(_vector(reader, 2, shape[0])))
     linear = replace(linear, border=border, window=window(reader, shape[2:]), has_bias=has_bias)
     return linear, Weights(1, bias, 2, layout, groups)
 

@@ -16,6 +16,7 @@ import onnx
 import onnx_ir as ir
 
 from bnfold.errors import UnreadableTensorError
+from bnfold.frontends.onnx.files.pieces import dims
 from bnfold.frontends.onnx.nesting import graphs, nested, pairs
 from bnfold.frontends.onnx.operators.constants import OVERRIDABLE, Constants
 from bnfold.frontends.onnx.operators.skeleton import DATA_LIMIT, skeleton
@@ -319,10 +320,10 @@ def read_shape(shape: ir.ShapeProtocol) -> Shape:
 
 
 def stored_shape(tensor: ir.TensorProtocol) -> Shape:
-    """The shape of a stored tensor. Asking one in a protobuf for it makes many objects."""
+    """The shape of a stored tensor, with unknown sizes in place of those that no array has."""
     if isinstance(tensor, ir.serde.TensorProtoTensor):
-        dims = tuple(tensor.raw.dims)
-        return dims if not dims or (min(dims) >= 0 and max(dims) < DIM_LIMIT) else tuple(map(_dim, dims))
+        stored = dims(tensor)
+        return stored if not stored or (min(stored) >= 0 and max(stored) < DIM_LIMIT) else tuple(map(_dim, stored))
     return read_shape(tensor.shape)
 
 
