@@ -322,7 +322,8 @@ class TorchGraph(View[fx.Node, Value, Weights]):
             return [read_node for read_node in call.get("tensors") if isinstance(read_node, fx.Node)]
         row = call.operator
         if row.is_batchnorm or (row.carry and not row.is_arithmetic and not row.linear):
-            return [call.arguments["input"]] if isinstance(call.arguments.get("input"), fx.Node) else []
+            data = call.arguments.get(row.data)
+            return [data] if isinstance(data, fx.Node) else []
         if row.linear:
             try:
                 if (read := read_linear.read_linear(reader)) is not None:
