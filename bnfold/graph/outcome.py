@@ -45,7 +45,10 @@ ADVICE: dict[Reason, str] = {
     Reason.NOT_CONSTANT: "make the parameter an initializer or a constant",
     Reason.FUNCTION_INPUT: "export the model without functions, or with the same opsets for all of them",
     Reason.OVERRIDABLE: "remove the initializer from the graph inputs",
-    Reason.GRAPH_OUTPUT: "drop that graph output if nobody reads it",
+    Reason.GRAPH_OUTPUT: (
+        "drop that graph output if nobody reads it; where a torch module gives it back by another method than forward, "
+        'preserve=("forward",) lets that method go'
+    ),
     Reason.UNKNOWN_SHAPE: (
         "export with static shapes, at least along the channel axis; for a torch module, pass example_inputs"
     ),

@@ -21,9 +21,10 @@ from bnfold.errors import InvalidModelError
 from bnfold.frontends.parameters import Stored, View
 from bnfold.frontends.quantized import kernel_axis
 from bnfold.frontends.reading import Normalization, Unreadable, foreign, opaque
+from bnfold.frontends.torch.change.fresh import makes_fresh, release
 from bnfold.frontends.torch.change.store import Store, set_argument, take_name
 from bnfold.frontends.torch.operators import quantized, read_affine, read_carry, read_linear, shapes
-from bnfold.frontends.torch.operators.aliases import exposed, tangled
+from bnfold.frontends.torch.operators.aliases import exposed, releasable, tangled
 from bnfold.frontends.torch.operators.calls import UNKNOWN, Call, Handle, Outputs, Slot
 from bnfold.frontends.torch.operators.constants import Constants
 from bnfold.frontends.torch.operators.read_linear import Weights
@@ -69,8 +70,11 @@ class TorchGraph(View[fx.Node, Value, Weights]):
         self._recast = recast
         self._calls = {node: spell(node, root) for node in graph.nodes if node.op in CALLS}
         constants = Constants(graph, self._calls.__getitem__, store.tensor)
-        self._tangled = tangled(self._calls, constants.nodes)
-        self._exposed = exposed(self._calls, constants.nodes)
+        releasing = releasable(self._calls, constants.nodes, observed)
+        self.writers = {node: affines for node, affines in releasing.items() if self._is_releasable(node)}
+        """Nodes that write in place as long as some affines are there; part of no protocol."""
+        self._tangled = tangled(self._calls, constants.nodes, self.writers)
+        self._exposed = exposed(self._calls, constants.nodes, self.writers)
         store.exclude(self._tangled)
         constants = Constants(graph, self._calls.__getitem__, store.tensor, self._tangled)
         self._facts = self._know(constants, values or {})
@@ -87,6 +91,8 @@ class TorchGraph(View[fx.Node, Value, Weights]):
         """Nodes whose values became something else, wherever these are now; part of no protocol."""
         self.pulled: set[fx.Node] = set()
         """Nodes that are gone, since what they read is now what they made; part of no protocol."""
+        self.released: set[fx.Node] = set()
+        """Nodes that do not write in place any more; part of no protocol."""
 
     def _know(self, constants: Constants, values: Mapping[fx.Node, Any]) -> Facts:
         if any(isinstance(value, torch.Tensor) for value in values.values()):
@@ -316,7 +322,8 @@ class TorchGraph(View[fx.Node, Value, Weights]):
             return [read_node for read_node in call.get("tensors") if isinstance(read_node, fx.Node)]
         row = call.operator
         if row.is_batchnorm or (row.carry and not row.is_arithmetic and not row.linear):
-            return [call.arguments["input"]] if isinstance(call.arguments.get("input"), fx.Node) else []
+            data = call.arguments.get(row.data)
+            return [data] if isinstance(data, fx.Node) else []
         if row.linear:
             try:
                 if (read := read_linear.read_linear(reader)) is not None:
@@ -484,10 +491,25 @@ class TorchGraph(View[fx.Node, Value, Weights]):
         else:
             self.changed.update((node, *carriers))
         name = carriers[0].name
+        for writer in [each for each, affines in self.writers.items() if node in affines]:
+            self._release(writer)
         self._read_instead(carriers, kept)
         self._erase(node, data)
         if keep_output_name and kept.op in CALLS:
             take_name(kept, name)
+
+    def _is_releasable(self, writer: fx.Node) -> bool:
+        call = self._calls[writer]
+        if call.module is not None:
+            return call.op in ("relu", "leaky_relu") and hook_of(call.module) is None
+        return makes_fresh(writer)
+
+    def _release(self, writer: fx.Node) -> None:
+        """Let a node make a fresh result, which has written into its input."""
+        if writer not in self.released:
+            self.released.add(writer)
+            release(writer, self.root)
+            self._calls[writer] = spell(writer, self.root)
 
     def _own_carriers(self, node: fx.Node) -> list[fx.Node]:
         """The nodes that stand for a node's first output."""

@@ -33,10 +33,15 @@ PARAMETERS: dict[str, str] = {
     "baddbmm": "input batch1 batch2",
     "batch_norm": f"{_NORM} training momentum eps",
     "instance_norm": f"{_NORM} use_input_stats momentum eps",
+    "index_add": "input dim index source",
+    "scatter_add": "input dim index src",
+    "scatter_reduce": "input dim index src reduce",
 }
 """The positional parameters of functions and methods whose arguments matter, in the order of `torch.nn.functional`."""
 
-LINEAR = frozenset({*(name for name in PARAMETERS if not name.endswith("norm")), "convolution", "einsum"})
+_NOT_LINEAR = ("norm", "_add", "_reduce")
+
+LINEAR = frozenset({*(name for name in PARAMETERS if not name.endswith(_NOT_LINEAR)), "convolution", "einsum"})
 
 BATCHNORMS = frozenset(
     {
@@ -100,6 +105,7 @@ _FRESH = (
     " log_softmax exp log sqrt rsqrt pow abs sin cos erf clamp clamp_min layer_norm group_norm native_layer_norm"
     " native_group_norm scaled_dot_product_attention upsample_nearest2d upsample_bilinear2d interpolate"
     " pad reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d"
+    " index_add scatter_add scatter_reduce"
     " embedding where stack full zeros ones arange eq ne lt le gt ge argmax argmin topk var var_mean std cumsum copy"
 )
 

@@ -28,6 +28,7 @@ from bnfold.proof.torch.pair import Pair
 from bnfold.proof.torch.quantized import check_scales, is_dequantized
 from bnfold.proof.torch.shapes import Shapes
 from bnfold.proof.torch.sides import AnyArray, Model, Side, digest, to_numpy
+from bnfold.proof.torch.weighted import ADDED, check_added
 from bnfold.proof.torch.wiring import (
     SIZES,
     check_models,
@@ -140,6 +141,10 @@ def _check_node(pair: Pair, node: fx.Node, tally: _Tally) -> None:
     elif read_batchnorm(side, node, rank) is not None:
         tally.worst = tally.worst.joined(_check_batchnorm(pair, node, rank))
         tally.met["weights"] += 1
+    elif call.name in ADDED:
+        check_node(pair, node)
+        check_added(pair, node)
+        tally.met["carriers"] += 1
     else:
         check_node(pair, node)
         check_carrier(pair, node)

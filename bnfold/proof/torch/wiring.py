@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Collection
 from types import MethodType
@@ -13,9 +14,9 @@ from torch.export import ExportedProgram
 from torch.nn.modules.module import _WrappedHook
 
 from bnfold.proof.failure import ProofError
-from bnfold.proof.torch.calls import CALLS
+from bnfold.proof.torch.calls import CALLS, kind_of
 from bnfold.proof.torch.pair import Pair
-from bnfold.proof.torch.sides import HELD, is_same_tensor, storage
+from bnfold.proof.torch.sides import HELD, Side, is_same_tensor, storage
 
 FX_OWN = frozenset(
     {
@@ -112,6 +113,11 @@ def _check_modules(pair: Pair) -> None:
     """Check that the modules of both roots are the same, but for tensors, which have obligations of their own."""
     modules = [dict(side.root.named_modules(remove_duplicate=False)) for side in (pair.original, pair.result)]
     called = {str(node.target) for node in pair.result.graph.nodes if node.op == "call_module"}
+    callers = [node for node in pair.original.calls if node.op == "call_module"]
+    writing = {str(node.target) for node in callers if pair.original.calls[node].writes}
+    released = {
+        path for path in writing if modules[1].get(path) is not None and not modules[1][path].__dict__.get("inplace")
+    }
     for path, module in modules[1].items():
         before = modules[0].get(path)
         if before is None:
@@ -119,7 +125,8 @@ def _check_modules(pair: Pair) -> None:
                 raise ProofError("wiring", path, "the original has no such module")
             continue
         is_linear = any(path == str(node.target) and pair.is_linear(node) for node in pair.original.calls)
-        problem = differs(before, module, SIZES if is_linear else ())
+        is_released = path in released and kind_of(module) is not None
+        problem = differs(before, module, SIZES if is_linear else ("inplace",) if is_released else ())
         if problem is not None:
             raise ProofError("wiring", path, f"the module differs: {problem}")
     read = {str(node.target) for node in pair.original.graph.nodes if node.op in ("call_module", "get_attr")}
@@ -241,6 +248,9 @@ def check_node(pair: Pair, node: fx.Node) -> fx.Node:
     """Check that a node and its inputs are the same."""
     twin = pair.twin(node)
     pair.account(node, twin)
+    if pair.original.calls[node].writes and not pair.result.calls[twin].writes:
+        _check_released(pair, node, twin)
+        return twin
     check_target(pair, node, twin)
     if node.op == "call_module":
         modules = [side.root.get_submodule(str(node.target)) for side in (pair.original, pair.result)]
@@ -249,6 +259,48 @@ def check_node(pair: Pair, node: fx.Node) -> fx.Node:
     if not pair.same(node.args, twin.args) or not pair.same(node.kwargs, twin.kwargs):
         raise ProofError("wiring", node.name, f"it reads {twin.args} {twin.kwargs}, not {node.args} {node.kwargs}")
     return twin
+
+
+ACTIVATIONS = frozenset(
+    {"relu", "leaky_relu", "relu6", "hardtanh", "hardswish", "hardsigmoid", "silu", "mish", "elu", "selu", "celu"}
+)
+"""Operators that write the same numbers into their input, if they are told to, as they make afresh."""
+
+
+def _check_released(pair: Pair, node: fx.Node, twin: fx.Node) -> None:
+    """Check that a node makes afresh what it has written into its input, where nobody saw that."""
+    name, calls = node.name, (pair.original.calls[node], pair.result.calls[twin])
+    if calls[0].name not in ACTIVATIONS or calls[0].name != calls[1].name or node.op != twin.op:
+        raise ProofError("wiring", name, f"it calls {twin.target}, not {node.target}")
+    if node in pair.original.tangled or any(source in pair.original.tangled for source in node.all_input_nodes):
+        raise ProofError("wiring", name, "it writes no more into what something else reads")
+    targets = node.target, twin.target
+    schemas = [target._schema for target in targets if isinstance(target, torch._ops.OpOverload)]
+    spelled = [(schema.name.removesuffix("_"), schema.overload_name) for schema in schemas]
+    if len(schemas) == 1 or (schemas and spelled[0] != spelled[1]):
+        raise ProofError("wiring", name, f"it calls {twin.target}, not {node.target}")
+    if node.op == "call_module":
+        modules = [side.root.get_submodule(str(target)) for side, target in zip(_sides(pair), targets, strict=True)]
+        if not is_same_module(modules[0], modules[1], ("inplace",)):
+            raise ProofError("wiring", name, "the module that it calls differs")
+    if not pair.same(_without_flag(node), _without_flag(twin)):
+        raise ProofError("wiring", name, f"it reads {twin.args} {twin.kwargs}, not {node.args} {node.kwargs}")
+
+
+def _sides(pair: Pair) -> tuple[Side, Side]:
+    return pair.original, pair.result
+
+
+def _without_flag(node: fx.Node) -> tuple[list[Any], dict[str, Any]]:
+    """The arguments of a call, without what tells it to write into its input."""
+    args, kwargs = list(node.args), {key: value for key, value in node.kwargs.items() if key != "inplace"}
+    try:
+        names = list(inspect.signature(node.target).parameters) if callable(node.target) else []
+    except (TypeError, ValueError):  # one of torch's in C, which has no such flag
+        names = []
+    if "inplace" in names[: len(args)]:
+        del args[names.index("inplace")]
+    return args, kwargs
 
 
 def check_target(pair: Pair, node: fx.Node, twin: fx.Node) -> None:

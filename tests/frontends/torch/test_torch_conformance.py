@@ -139,6 +139,17 @@ TOYS: dict[str, Toy] = {
         ("shift",),
         of_onnx=(PART,),
     ),
+    "addition by index": Toy(
+        lambda: Row(
+            nn.Linear(4, 6),
+            lambda x: torch.zeros(2, 6, dtype=x.dtype).scatter_add(0, torch.arange(3)[:, None].expand(3, 6) // 2, x),
+            nn.BatchNorm1d(6),
+        ),
+        (3, 4),
+        ("shift",),
+        of_any_size=("not-linear",),
+        of_onnx=(PART,),
+    ),
     "global average pool": Toy(lambda: Row(conv(), nn.AdaptiveAvgPool2d(1), norm()), IMAGE, (UP,)),
     "mean": Toy(lambda: Row(conv(), lambda x: x.mean((2, 3)), nn.BatchNorm1d(6)), IMAGE, (UP,)),
     "flatten one pixel": Toy(

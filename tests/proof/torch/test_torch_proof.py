@@ -509,6 +509,49 @@ def test_what_was_a_copy_that_something_writes_into_is_not_taken_for_what_it_was
     assert not claim(original, without(original, "norm"), **gone)
 
 
+RELEASED: dict[str, tuple[Callable[[Any, Tensor], Any], Callable[[Any, Tensor], Any], bool]] = {
+    "by a flag": (lambda m, x: F.relu(m.norm(x), inplace=True), lambda m, x: F.relu(m.norm(x)), True),
+    "by a name": (lambda m, x: torch.relu_(m.norm(x)), lambda m, x: torch.relu(m.norm(x)), True),
+    "by a method": (lambda m, x: m.norm(x).relu_(), lambda m, x: m.norm(x).relu(), True),
+    "with a slope": (
+        lambda m, x: F.leaky_relu(m.norm(x), 0.25, True),
+        lambda m, x: F.leaky_relu(m.norm(x), 0.25, False),
+        True,
+    ),
+    "with another slope": (
+        lambda m, x: F.leaky_relu(m.norm(x), 0.25, True),
+        lambda m, x: F.leaky_relu(m.norm(x), 0.5, False),
+        False,
+    ),
+    "another activation": (lambda m, x: m.norm(x).relu_(), lambda m, x: m.norm(x).silu(), False),
+    "no activation": (lambda m, x: m.norm(x).mul_(2), lambda m, x: m.norm(x).mul(2), False),
+    "what is read again": (
+        lambda m, x: (y := m.norm(x)).relu_() + y,
+        lambda m, x: (y := m.norm(x)).relu() + y,
+        False,
+    ),
+    "what is read again by a view": (
+        lambda m, x: (v := (y := m.norm(x)).view(-1), y.relu_().view(-1) + v)[1],
+        lambda m, x: (v := (y := m.norm(x)).view(-1), y.relu().view(-1) + v)[1],
+        False,
+    ),
+    "the input": (lambda m, x: x.relu_(), lambda m, x: x.relu(), False),
+}
+"""What writes, what makes it afresh, and whether these are the same."""
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_what_writes_no_more_is_the_same_where_nothing_else_sees_it(name: str) -> None:
+    call, other, is_same = RELEASED[name]
+    original, result = graph_of_code(call), graph_of_code(other)
+    result.load_state_dict(original.state_dict())
+    names = {
+        ("main", one.name): two.name for one, two in zip(original.graph.nodes, result.graph.nodes, strict=True)
+        if one.name != two.name
+    }  # fmt: skip
+    assert bool(claim(original, result, names=names)) == is_same
+
+
 def test_what_is_copied_into_other_memory_shares_none_with_it() -> None:
     original = graph_of_code(lambda m, x: torch.zeros_like(x).copy_(m.norm(y := m.conv(x))).relu_() + y)
     gone = {"names": renames("norm", "conv"), "vanished": frozenset({("main", "norm")})}

@@ -127,6 +127,16 @@ class KeptGraph(TorchGraph):
             return Stop(Reason.SECOND_USE, f"its {name} is tied: {', '.join(self._homes[id(tensor)])}")
         return TWICE if self._reads(path, name) > 1 else None
 
+    def _is_silenced(self, writer: fx.Node) -> bool:
+        """Whether an activation that writes in place is a module of torch.nn that is called once: its flag says so."""
+        path = str(writer.target) if writer.op == "call_module" else stack(writer)[-1]
+        owner = self._module.get_submodule(path)
+        paths = {name for name, each in self._module.named_modules(remove_duplicate=False) if each is owner}
+        calls = [
+            node for node in self._calls if (str(node.target) if node.op == "call_module" else stack(node)[-1]) in paths
+        ]
+        return is_plain_module(owner) and calls == [writer]
+
     def _reads(self, path: str, name: str) -> int:
         """How often a tensor of the module is read."""
         held = self._held.get(f"{path}.{name}".removeprefix("."))
@@ -155,6 +165,8 @@ class KeptGraph(TorchGraph):
             return stop
         if not place[0]:
             return _forward_code("it is the model itself")
+        if any(node in affines and not self._is_silenced(writer) for writer, affines in self.writers.items()):
+            return _forward_code("an activation behind it would write in place into what else is read")
         return None if self._is_called_plainly(node, place[0]) else _forward_code("it has a forward of its own")
 
 

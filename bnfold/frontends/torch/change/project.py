@@ -170,7 +170,7 @@ class Projection:
         """Paths of the modules that changed, and of those around them, whose code may call them."""
         tensors = self._source.tensors().items()
         owners = {self._place(name).rpartition(".")[0] for name, held in tensors if held is not self._tensors.get(name)}
-        changed = [_submodule(self._module, path) for path in owners | self._gone]
+        changed = [_submodule(self._module, path) for path in owners | self._gone | self._silenced]
         found: set[str] = set()
         for path, each in self._module.named_modules(remove_duplicate=False):
             if path and any(each is one for one in changed):
@@ -213,6 +213,8 @@ class Projection:
                 is_changed = not (node._erased or node in self._materialised)
             elif node._erased:
                 is_changed = before.stack[-1] not in gone
+            elif node in self._view.released:
+                is_changed = before.stack[-1] not in self._silenced or not self._reads_the_same(node, before)
             else:
                 is_changed = node.target != before.target or not self._reads_the_same(node, before)
             if is_changed and not is_check(node):
@@ -224,6 +226,19 @@ class Projection:
             if name is not None and is_new and not self._has(self._place(name)):
                 nodes.update((user, stack(user)) for user in node.users if user.op in CALLS)
         return _components(nodes, self._before)
+
+    @cached_property
+    def _silenced(self) -> set[str]:
+        """Paths of activation modules of torch.nn of which no call writes in place any more."""
+        found: set[str] = set()
+        for path in {self._before[node].stack[-1] for node in self._view.released & self._before.keys()}:
+            owner = _submodule(self._module, path)
+            calls = [
+                node for node, before in self._before.items() if _submodule(self._module, before.stack[-1]) is owner
+            ]
+            if owner is not None and is_plain_module(owner) and self._view.released.issuperset(calls):
+                found.add(path)
+        return found
 
     @cached_property
     def _gone(self) -> set[str]:
@@ -353,6 +368,8 @@ class Projection:
                 _attach(owner, name, held)
             code = code_of(region)
             install(owner, code if path else replace(code, lost=lost))
+        for path in self._silenced:
+            vars(module.get_submodule(path))["inplace"] = False
         for path in gone:
             owner = module.get_submodule(path)
             replace_module(module, owner, nn.Identity().train(owner.training))

@@ -67,6 +67,7 @@ class Operator:
         modules: classes whose forward does this, and the arguments that they bring.
         memory: with which inputs the result may share memory.
         keeps: what it has in common with its input.
+        data: the name of the argument that `carry` is about.
         measures: names of arguments of which it reads shape and type alone.
         outputs: how many values it makes.
         is_batchnorm: whether it normalises with statistics.
@@ -86,6 +87,7 @@ class Operator:
     modules: Mapping[type[nn.Module], Describe] = field(default_factory=dict)
     memory: Memory = Memory.ANY
     keeps: Keeps = Keeps.NOTHING
+    data: str = "input"
     measures: str = ""
     outputs: Outputs = Outputs.ONE
     is_batchnorm: bool = False

@@ -223,6 +223,34 @@ def sum_over(reader: Reader) -> ops.Average:
     return ops.Average(axes, sums_to_one=not axes, dropped=dropped)
 
 
+ZEROS = frozenset({"new_zeros", "zeros", "zeros_like"})
+
+
+def add_by_index(reader: Reader) -> ops.Average:
+    """An addition by index to zeros: sums of what has the same index."""
+    start, source = reader.call.get("input"), reader.data(reader.call.operator.data)
+    if reader.call.op == "scatter_reduce" and reader.get("reduce") != "sum":
+        raise Unreadable(Reason.NOT_LINEAR, "it adds nothing up")
+    if not _is_zero(reader, start):
+        raise Unreadable(Reason.NOT_LINEAR, "it does not add to zeros")
+    if reader.dtype(source) not in DTYPES:
+        raise reading.no_floats()
+    axis = reader.axis(reader.get("dim"), source)
+    shapes = [shape and (*shape[:axis], *shape[axis + 1 :]) for shape in (reader.shape(start), reader.shape(source))]
+    if None in shapes or shapes[0] != shapes[1]:
+        raise Unreadable(Reason.UNKNOWN_SHAPE, "what it adds has other sizes than its output")
+    return ops.Average(frozenset({axis}), sums_to_one=False)
+
+
+def _is_zero(reader: Reader, start: object) -> bool:
+    if not isinstance(start, fx.Node):
+        return False
+    if reader.facts.constants.holds(start):
+        return not bool(reader.facts.constants.get(start).any())
+    call = reader.facts.calls.get(start)
+    return call is not None and call.op in ZEROS
+
+
 def amax(reader: Reader) -> ops.Maximum:
     return ops.Maximum(*_reduced(reader))
 

@@ -70,11 +70,11 @@ _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropo
 _OF_ONE_NAME = (
     "acos acosh addcdiv addcmul all amin any argmax argmin asin asinh atan atan2 atanh bitwise_and bitwise_not"
     " bitwise_or ceil cos cosh cumprod cumsum eq erf erfc exp2 expm1 floor floor_divide fmod"
-    " gather ge gt hypot index_add index_copy index_fill index_put isfinite isinf isnan kthvalue le lerp log log10"
+    " gather ge gt hypot index_copy index_fill index_put isfinite isinf isnan kthvalue le lerp log log10"
     " log1p log2 logaddexp logical_and logical_not logical_or logit logsumexp lt masked_fill masked_scatter"
     " masked_select max maximum median min minimum nan_to_num native_group_norm native_layer_norm ne nonzero"
     " outer prod remainder repeat_interleave roll round"
-    " scatter scatter_add scatter_reduce sgn sign sin sinh sort square take_along_dim tan topk tril triu trunc"
+    " scatter sgn sign sin sinh sort square take_along_dim tan topk tril triu trunc"
     " where"
 )
 """Operators of which all spellings have one name, and that are only known to make fresh tensors."""
@@ -223,6 +223,12 @@ OPERATORS: tuple[Operator, ...] = (
              memory=FRESH, keeps=TYPE, is_evaluated=True, carry=read_carry.mean),
     Operator("sum", "input dim keepdim", (torch.sum,), "sum",
              memory=FRESH, is_evaluated=True, carry=read_carry.sum_over),
+    Operator("index_add", "input dim index source", (torch.index_add,), "index_add index_add_",
+             memory=FRESH, data="source", carry=read_carry.add_by_index),
+    Operator("scatter_add", "input dim index src", (torch.scatter_add,), "scatter_add scatter_add_",
+             memory=FRESH, data="src", carry=read_carry.add_by_index),
+    Operator("scatter_reduce", "input dim index src reduce", (torch.scatter_reduce,), "scatter_reduce scatter_reduce_",
+             memory=FRESH, data="src", carry=read_carry.add_by_index),
     Operator("amax", "input dim keepdim", (torch.amax,), "amax", memory=FRESH, carry=read_carry.amax),
     Operator("interpolate", "input size scale_factor mode align_corners recompute_scale_factor antialias",
              (F.interpolate,),
