@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -66,7 +66,7 @@ def check_carrier(pair: Pair, node: fx.Node) -> None:
             problem = problem or str(error)
             continue
         tries += 1
-        data = [value for value in values.values() if isinstance(value, tuple)]
+        data = [value for value in values.values() if isinstance(value, Drawn)]
         floors = tuple(largest([array(value[side]) for value in data]) for side in (0, 1))
         for index, (before, after) in enumerate(zip(*outputs, strict=True)):
             key = f"{node.name}[{index}]" if pair.original.is_spread(node) else node.name
@@ -78,7 +78,7 @@ def check_carrier(pair: Pair, node: fx.Node) -> None:
 
 
 def _run(pair: Pair, node: fx.Node, values: Mapping[fx.Node, Any], side: int) -> list[torch.Tensor]:
-    mine = {key: value[side] if isinstance(value, tuple) else value for key, value in values.items()}
+    mine = {key: value[side] if isinstance(value, Drawn) else value for key, value in values.items()}
     return tensors(evaluate(node, pair.original.calls[node].module, mine))
 
 
@@ -122,13 +122,18 @@ def concrete_size(value: Any, step: int) -> Any:
     return number
 
 
-def drawn(
-    pair: Pair, node: fx.Node, source: fx.Node, generator: np.random.Generator, step: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+class Drawn(NamedTuple):
+    """An input in the original, and the value of the result that stands for it."""
+
+    before: torch.Tensor
+    after: torch.Tensor
+
+
+def drawn(pair: Pair, node: fx.Node, source: fx.Node, generator: np.random.Generator, step: int) -> Drawn:
     """Draw an input of a node in the original, and the value of the result that stands for it."""
     relation = pair.relation(source)
     old, new = draw(relation, _shape(pair, node, source, relation, step), generator)
-    return torch.from_numpy(np.ascontiguousarray(old)), torch.from_numpy(np.ascontiguousarray(new))
+    return Drawn(torch.from_numpy(np.ascontiguousarray(old)), torch.from_numpy(np.ascontiguousarray(new)))
 
 
 def _shape(pair: Pair, node: fx.Node, source: fx.Node, relation: Relation | None, step: int) -> tuple[int, ...]:

@@ -790,3 +790,22 @@ def test_a_chain_of_batchnorms_is_no_false_alarm(count: int, dtype: torch.dtype)
         result, certificate = certify(original)
         assert sum("batch_norm" in str(node.target) for node in result.graph.nodes) == 1
         assert check_program(original, result, certificate).failures == (), attempt
+
+
+class Shaped(nn.Module):
+    """A BatchNorm that folds through a reshape to the shape of a value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.matrix = nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return self.matrix(torch.sigmoid(self.norm(y.reshape(y.shape))))
+
+
+def test_a_shape_that_code_reads_is_one_argument_and_no_pair_of_values() -> None:
+    original, inputs = traced(trained(Shaped())), torch.randn(2, 4, 6, 6, dtype=torch.float64)
+    result, certificate = certify(original, example_inputs=inputs)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in result.modules())
+    assert check_program(original, result, certificate, (inputs,)).failures == ()
