@@ -13,8 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+import numpy as np
 import onnx
 import torch
+from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
 torch.set_num_threads(1)
@@ -90,6 +92,13 @@ class ArgMax(nn.Module):
         return x.argmax(1)
 
 
+class Noise(nn.Module):
+    """Adds random numbers that are others in each run."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 0.1 * torch.randn_like(x)
+
+
 class Gain(nn.Module):
     """Multiplies by a number, which saturates what comes next."""
 
@@ -163,6 +172,10 @@ def classes() -> nn.Module:
     return nn.Sequential(*block(3, 16), *block(16, 16), *head(16), ArgMax())
 
 
+def random() -> nn.Module:
+    return nn.Sequential(*block(3, 16), Noise(), *block(16, 16), *head(16))
+
+
 def fully_convolutional() -> nn.Module:
     return nn.Sequential(*block(3, 16), *block(16, 16), nn.Conv2d(16, 4, 1))
 
@@ -174,12 +187,14 @@ class Kind:
     Attributes:
         make: builds it.
         dynamic: dynamic axes of the input and of the first output.
-        half: whether it is stored in float16.
+        half: whether it is of float16.
+        stored_half: whether convolutions and products read weights of float16 through a Cast.
     """
 
     make: Callable[[], nn.Module]
     dynamic: dict[int, str] = field(default_factory=lambda: {0: "batch"})
     half: bool = False
+    stored_half: bool = False
 
 
 KINDS = {
@@ -198,6 +213,8 @@ KINDS = {
     "outputs of 1e6": Kind(lambda: Scaled(1e6)),
     "outputs of 1e-6": Kind(lambda: Scaled(1e-6)),
     "float16": Kind(cnn, half=True),
+    "stored in float16": Kind(cnn, stored_half=True),
+    "random numbers": Kind(random),
 }
 
 
@@ -231,4 +248,22 @@ def make(kind: Kind, seed: int = 0) -> onnx.ModelProto:
             dynamic_axes={"x": kind.dynamic},
             opset_version=17,
         )
-    return onnx.load_model_from_string(buffer.getvalue())
+    model = onnx.load_model_from_string(buffer.getvalue())
+    if kind.stored_half:
+        store_half(model)
+    return model
+
+
+def store_half(model: onnx.ModelProto) -> None:
+    """Round the weights of convolutions and products to float16, and read them through a Cast."""
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    casts = []
+    for node in model.graph.node:
+        if node.op_type in ("Conv", "Gemm"):
+            tensor = tensors[node.input[1]]
+            node.input[1] = f"{tensor.name}_wide"
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), tensor.name))
+            casts.append(helper.make_node("Cast", [tensor.name], [node.input[1]], to=onnx.TensorProto.FLOAT))
+    nodes = [*casts, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
