@@ -112,6 +112,7 @@ def transcript(command: str, folder: Path) -> str:
     text = re.sub(r"channel \d+, at \[.*\]: [\d.-]+ instead of [\d.-]+", "channel N, at [...]: N instead of N", text)
     text = re.sub(r"--min-snr [\d.]+, or --atol [\d.]+ would", "--min-snr N, or --atol N would", text)
     text = re.sub(r"\b\d+(\.\d)? dB(?!\n?,? on)", "N dB", text)
+    text = re.sub(r"[\d.e+]+ times the tolerance", "N times the tolerance", text)
     text = re.sub(r"[\d.e+]+ times what rounding explains \([^)]*\)", "N times what rounding explains (T)", text)
     return re.sub(r"\d\.\d+e-\d\d\b|(?<=: )\d\.\d+e-\d\d\b", "N", text)
 
