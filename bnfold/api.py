@@ -47,10 +47,10 @@ from bnfold.proof.ledger import Ledger
 from bnfold.proof.models import Files, digest
 from bnfold.runtimes.inputs import DRAWN, InputOptions
 from bnfold.verification.attestation import Seal, attest, describe
-from bnfold.verification.compare import CompareOptions
 from bnfold.verification.confirm import confirmer
 from bnfold.verification.equivalence import Comparison, verify_files
 from bnfold.verification.onnx_proof import deeds_of
+from bnfold.verification.options import CompareOptions
 from bnfold.verification.proving import begin, check_files
 from bnfold.verification.smoke import SmokeRun
 from bnfold.verification.verdict import Verdict

@@ -12,7 +12,7 @@ import pytest
 from bnfold.api import fuse_file
 from bnfold.graph.outcome import Fold, Reason, Refusal
 from bnfold.runtimes.inputs import InputOptions
-from bnfold.verification.compare import CompareOptions
+from bnfold.verification.options import CompareOptions
 
 MODELS = Path(__file__).parent.parent / "models"
 LIGHT = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"

@@ -241,8 +241,8 @@ def fuse(
     from bnfold.report import files
     from bnfold.report.record import record_drift, record_file
     from bnfold.report.remarks import render as render_remarks
-    from bnfold.verification.compare import CompareOptions
     from bnfold.verification.equivalence import verify_files
+    from bnfold.verification.options import CompareOptions
 
     keep_freed_memory()
     if is_timed and model.absolute() == output.absolute():
@@ -414,9 +414,9 @@ def verify(
     """
     from bnfold.cli.allocation import keep_freed_memory
     from bnfold.report.record import record_comparison
-    from bnfold.verification.compare import CompareOptions
     from bnfold.verification.equivalence import verify_files
     from bnfold.verification.gate import Gate
+    from bnfold.verification.options import CompareOptions
 
     keep_freed_memory()
     inputs, rendering = _inputs(others)

@@ -212,7 +212,7 @@ class View(Graph[N, V], Generic[N, V, W]):
 
     def settle(self, node: N) -> None:
         """See `Graph`. A front end that reads no node as `Computed` needs none of this."""
-        raise NotImplementedError
+        raise NotImplementedError  # asked only of nodes that are read so
 
     def _operands(self, node: N, absorbed: Operands) -> dict[int, tuple[Array, AnyArray]]:
         """Constants with all that they have taken in, in float64 and rounded once."""

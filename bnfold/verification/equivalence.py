@@ -17,11 +17,12 @@ from bnfold.frontends.door import find_entry, open_model
 from bnfold.frontends.limits import LIMITS, UNLIMITED, Limits
 from bnfold.frontends.protocol import OpenOptions
 from bnfold.runtimes.inputs import Effort, InputOptions, insist_on_fitting
-from bnfold.verification.compare import CompareOptions, compare
+from bnfold.verification.compare import compare
 from bnfold.verification.gate import Gate
 from bnfold.verification.metrics import Counts
 from bnfold.verification.noise import Judgement
 from bnfold.verification.observe import Observation
+from bnfold.verification.options import CompareOptions
 from bnfold.verification.subject import Subject
 from bnfold.verification.verdict import ValueVerdict, Verdict
 

@@ -24,8 +24,8 @@ import onnxruntime
 
 import bnfold
 from bnfold.cli.allocation import keep_freed_memory
-from bnfold.verification.compare import CompareOptions
 from bnfold.verification.equivalence import verify_files
+from bnfold.verification.options import CompareOptions
 from scripts.benchmarks.compare_peers import ARCHITECTURES, LIGHT, filled
 from scripts.benchmarks.page import write_section
 

@@ -16,7 +16,7 @@ import onnxruntime
 from bnfold.api import FileResult, fuse_file
 from bnfold.graph.outcome import Refusal
 from bnfold.runtimes.inputs import InputOptions
-from bnfold.verification.compare import CompareOptions
+from bnfold.verification.options import CompareOptions
 
 MODELS = Path(__file__).parents[2] / "models"
 LIGHT = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"

@@ -25,7 +25,7 @@ from bnfold.report import html
 from bnfold.report.html.text import shown
 from bnfold.report.record import record_file
 from bnfold.runtimes.inputs import InputOptions
-from bnfold.verification.compare import CompareOptions
+from bnfold.verification.options import CompareOptions
 from tests.report.schemas import insist_on_schema
 from tests.toys import html_records
 from tests.toys.html_records import RECORDS, rename

@@ -15,8 +15,8 @@ import bnfold
 from bnfold.api import fuse_file
 from bnfold.errors import IncomparableError, NoEvidenceError
 from bnfold.runtimes.inputs import InputOptions
-from bnfold.verification.compare import CompareOptions
 from bnfold.verification.equivalence import verify, verify_files
+from bnfold.verification.options import CompareOptions
 from tests.toys.onnx_graphs import model, node, norm, random, statistics
 
 FLOAT = np.float32

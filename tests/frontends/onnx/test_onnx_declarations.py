@@ -18,7 +18,7 @@ import bnfold
 from bnfold import Fold, Reason, Refusal, api, cli
 from bnfold.runtimes.inputs import InputOptions
 from bnfold.verification import confirm
-from bnfold.verification.compare import CompareOptions
+from bnfold.verification.options import CompareOptions
 from tests.toys.onnx_graphs import model, node, norm, random, statistics
 
 FLOAT = np.float32
