@@ -18,6 +18,7 @@ from torch.export import ExportedProgram
 
 from bnfold.algebra.affine import Affine
 from bnfold.errors import InvalidModelError
+from bnfold.frontends.torch import view
 from bnfold.frontends.torch.capture.copies import copy_module, copy_program
 from bnfold.frontends.torch.operators import table
 from bnfold.frontends.torch.operators.calls import Memory
@@ -809,3 +810,34 @@ def test_a_shape_that_code_reads_is_one_argument_and_no_pair_of_values() -> None
     result, certificate = certify(original, example_inputs=inputs)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in result.modules())
     assert check_program(original, result, certificate, (inputs,)).failures == ()
+
+
+class Added(nn.Module):
+    """A scale in front of an addition by index to what was zeros."""
+
+    def __init__(self, *, is_written: bool) -> None:
+        super().__init__()
+        self.norm, self.matrix, self.is_written = nn.BatchNorm1d(4), nn.Linear(4, 3), is_written
+
+    def forward(self, x: Tensor) -> Tensor:
+        total = torch.zeros(3, 4, dtype=x.dtype)
+        if self.is_written:
+            total.add_(1.0)
+        total = total.index_add(0, torch.arange(4) % 3, self.norm(x))
+        return self.matrix(torch.relu(total))
+
+
+@pytest.mark.parametrize("is_written", [False, True])
+def test_zeros_that_something_writes_into_are_none(is_written: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A front end that took no notice of the writing would fold it, and must not be believed."""
+    monkeypatch.setattr(view, "tangled", lambda *arguments: set())
+    module = trained(Added(is_written=is_written))
+    with torch.no_grad():
+        module.norm.weight.abs_()
+        module.norm.bias.zero_()
+        module.norm.running_mean.zero_()
+    inputs = torch.randn(4, 4, dtype=torch.float64)
+    original = traced(module)
+    result, certificate = certify(original, example_inputs=inputs)
+    assert not any(isinstance(each, nn.BatchNorm1d) for each in result.modules())
+    assert bool(check_program(original, result, certificate, (inputs,)).failures) == is_written

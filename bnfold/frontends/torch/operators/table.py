@@ -288,7 +288,10 @@ OPERATORS: tuple[Operator, ...] = (
     Operator("dot", "input other", (torch.dot, torch.vdot), "dot", aten="vdot", memory=FRESH, is_evaluated=True),
     Operator("_weight_norm", "input g dim", (torch._weight_norm,), memory=FRESH, is_evaluated=True),
     Operator("_weight_norm_interface", memory=FRESH, outputs=Outputs.FIRST, is_evaluated=True),
-    *[Operator(name, memory=FRESH, is_evaluated=True) for name in ("arange", "full", "ones", "scalar_tensor", "zeros")],
+    *[
+        Operator(name, functions=(getattr(torch, name),), memory=FRESH, is_evaluated=True)
+        for name in ("arange", "full", "ones", "scalar_tensor", "zeros")
+    ],
     # only fresh
     Operator("shape", "input *rest", methods="size dim ndimension numel nelement is_floating_point stride get_device"
              " is_contiguous element_size",
