@@ -147,7 +147,6 @@ TOYS: dict[str, Toy] = {
         ),
         (3, 4),
         ("shift",),
-        of_any_size=("not-linear",),
         of_onnx=(PART,),
     ),
     "global average pool": Toy(lambda: Row(conv(), nn.AdaptiveAvgPool2d(1), norm()), IMAGE, (UP,)),
