@@ -44,7 +44,7 @@ def read(tensor: ir.TensorProtocol, name: str | None) -> AnyArray:
         UnreadableTensorError: it cannot be read.
     """
     try:
-        if isinstance(tensor, ir.serde.TensorProtoTensor):
+        if type(tensor) is ir.serde.TensorProtoTensor:
             raw = tensor.raw
             if raw.data_type in PLAIN and raw.HasField("raw_data"):  # as onnx-ir does, which asks more about it
                 return np.frombuffer(raw.raw_data, PLAIN[raw.data_type]).reshape(raw.dims)
@@ -54,8 +54,11 @@ def read(tensor: ir.TensorProtocol, name: str | None) -> AnyArray:
 
 
 def form(tensor: ir.TensorProtocol) -> tuple[ir.DataType, tuple[int, ...]]:
-    """The type and shape of a stored tensor. Asking one in a protobuf for them makes many objects."""
-    if isinstance(tensor, ir.serde.TensorProtoTensor):
+    """The type and shape of a stored tensor.
+
+    Asking one in a protobuf for them makes many objects, and asking whether it is one by its class takes as long.
+    """
+    if type(tensor) is ir.serde.TensorProtoTensor:
         raw = tensor.raw
         return TYPES[raw.data_type], tuple(raw.dims)
     return tensor.dtype, tuple(tensor.shape.numpy())

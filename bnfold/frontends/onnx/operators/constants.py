@@ -88,6 +88,9 @@ class Constants:
             return False
         if (known := self._known.get(value)) is not None:
             return known
+        if value.producer() is None:
+            known = self._known[value] = value.const_value is not None and not self.is_overridable(value)
+            return known
         stack = [value]
         while stack:
             top = stack[-1]

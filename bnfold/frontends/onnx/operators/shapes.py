@@ -321,7 +321,7 @@ def read_shape(shape: ir.ShapeProtocol) -> Shape:
 
 def stored_form(tensor: ir.TensorProtocol) -> tuple[ir.DataType, Shape]:
     """The type and shape of a stored tensor, with unknown sizes in place of those that no array has."""
-    if isinstance(tensor, ir.serde.TensorProtoTensor):
+    if type(tensor) is ir.serde.TensorProtoTensor:
         dtype, stored = form(tensor)
         is_usual = not stored or (min(stored) >= 0 and max(stored) < DIM_LIMIT)
         return dtype, stored if is_usual else tuple(map(_dim, stored))
