@@ -130,12 +130,12 @@ class Affine:
     @property
     def has_shift(self) -> bool:
         """Whether any channel is shifted."""
-        return bool(np.any(self.shift))
+        return bool(self.shift.any())
 
     @property
     def is_increasing(self) -> bool:
         """Whether no channel changes the order of values (``scale >= 0``)."""
-        return bool(np.all(self.scale >= 0))
+        return bool((self.scale >= 0).all())
 
     @property
     def is_finite(self) -> bool:

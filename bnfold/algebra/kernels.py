@@ -61,16 +61,16 @@ class Kernel:
 
     def blocks(self) -> Iterator[Block]:
         """The kernel in order, each block within one group or of whole groups."""
-        size = prod(self.shape)
+        size, rows = prod(self.shape), self.rows
         if not size:
             return
         read = self.open()
-        per_group = self.rows // self.groups
-        step = max(1, ELEMENTS * self.rows // size)
+        per_group = rows // self.groups
+        step = max(1, ELEMENTS * rows // size)
         if step >= per_group:
             step -= step % per_group
-            for start in range(0, self.rows, step):
-                yield Block(self, read, start, min(start + step, self.rows))
+            for start in range(0, rows, step):
+                yield Block(self, read, start, min(start + step, rows))
             return
         for group in range(self.groups):
             end = (group + 1) * per_group
@@ -124,11 +124,13 @@ class Kernel:
             own = None if sizes is None else sizes[block.inputs(linear)]
             return KernelPeaks.of(block.solve_canonical(linear), dtype, own)
 
-        measured = _in_parallel(measure_block, blocks)
-        peaks = KernelPeaks.zeros(linear.out_channels, linear.in_channels)
-        for block, part in zip(blocks, measured, strict=True):
-            peaks.add(part, block.outputs, block.inputs(linear))
-        sums = linear.output_sums
+        if len(blocks) == 1:
+            peaks = measure_block(blocks[0])
+        else:
+            peaks = KernelPeaks.zeros(linear.out_channels, linear.in_channels)
+            for block, part in zip(blocks, _in_parallel(measure_block, blocks), strict=True):
+                peaks.add(part, block.outputs, block.inputs(linear))
+        sums = linear.output_sums if peaks.loses(unit) else None
         harmless = None if sums is None else peaks.hidden(sums, dtype, unit)
         return peaks.judge(bias, dtype, unit, harmless, linear.groups)
 

@@ -29,7 +29,7 @@ def round_once(exact: Array, dtype: np.dtype[np.generic]) -> npt.NDArray[np.gene
     (Boldo and Melquiond, "Emulation of FMA and correctly rounded sums", 2008).
     """
     with np.errstate(over="ignore", under="ignore"):
-        if dtype.name != "bfloat16":
+        if dtype.kind == "f" or dtype.name != "bfloat16":  # of which the name is made anew each time
             return exact.astype(dtype)
         near = np.array(exact, dtype=np.float32, order="C")
         bits = near.view(np.int32)
@@ -108,14 +108,19 @@ def measure_rounding(exact: Array, rounded: npt.NDArray[np.generic], unit: float
 
 def _judge(errors: Array, peaks: Array, sizes: Array, unit: float, harmless: Mask | None = None) -> Rounding:
     """The rounding of output channels with these largest errors and values, judged against `sizes`."""
-    infinite = ~(np.isfinite(errors) & np.isfinite(peaks))
-    if infinite.any():
-        return Rounding(float("inf"), overflow=int(np.argmax(infinite)))
+    is_finite = np.isfinite(errors + peaks)
+    if not is_finite.all():
+        return Rounding(float("inf"), overflow=int(np.argmin(is_finite)))
     lost, is_judged = errors > unit * sizes, sizes > 0
     if harmless is not None:
         lost, is_judged = lost & ~harmless, is_judged & ~harmless
-    relative = np.divide(errors, sizes, out=np.zeros_like(errors), where=is_judged)
-    return Rounding(float(relative.max(initial=0.0)), loss=int(np.argmax(lost)) if lost.any() else None)
+    relative = np.divide(errors, sizes, out=np.zeros(errors.shape), where=is_judged)
+    return Rounding(float(relative.max(initial=0.0)), loss=_first(lost))
+
+
+def _first(channels: Mask) -> int | None:
+    """The first of the channels that are marked."""
+    return int(np.argmax(channels)) if channels.any() else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,6 +174,10 @@ class KernelPeaks:
         for mine, other in ((self.input_errors, block.input_errors), (self.input_peaks, block.input_peaks)):
             np.maximum(mine[inputs], other, out=mine[inputs])
 
+    def loses(self, unit: float) -> bool:
+        """Whether an output channel loses more than rounding explains."""
+        return bool((self.output_errors > unit * self.output_peaks).any())
+
     def hidden(self, sums: tuple[Array, Array], dtype: np.dtype[np.generic], unit: float) -> Mask:
         """Output channels whose loss does not show in their sums.
 
@@ -183,8 +192,6 @@ class KernelPeaks:
         peaks = self.output_peaks
         share = np.divide(self.output_errors, peaks, out=np.zeros_like(peaks), where=peaks > 0)
         is_lost = np.asarray(share > unit)
-        if not is_lost.any():
-            return is_lost
         products, results = (np.sqrt(part) for part in sums)
         lost, roundings = np.where(is_lost, share, 1.0) * products, 2 * _smallest(dtype)  # of half the spacing each
         return np.asarray(is_lost & ((DEVIATIONS * lost <= unit * results) | (lost <= roundings)))
@@ -205,22 +212,30 @@ class KernelPeaks:
         to is as large.
         """
         kernel = _judge(self.output_errors, self.output_peaks, self.output_peaks, unit, harmless)
-        kernel = replace(kernel, is_narrow=is_narrow(dtype))
         if kernel.overflow is not None:
-            return kernel
+            return replace(kernel, is_narrow=is_narrow(dtype))
         peak = float(self.output_peaks.max(initial=0.0))
         lost = (self.input_errors > unit * self.input_peaks) & (self.input_errors * DATA_RANGE > unit * peak)
         if harmless is not None:
             lost &= ~_read_by(harmless, groups, len(lost))
-        kernel = replace(kernel, input_loss=int(np.argmax(lost)) if lost.any() else None)
+        input_loss = _first(lost)
         if bias is None:
-            return kernel
-        floor = max(peak, float(np.abs(bias).max(initial=0.0)))
-        beside = measure_rounding(bias.T, round_once(bias.T, dtype), unit, floor)  # one of a Gemm may have rows, too
-        loss = kernel.loss if kernel.loss is not None else beside.loss
-        crowded = ~np.isfinite(round_once(2 * bias.T, dtype).astype(np.float64)).reshape(bias.shape[-1], -1).any(axis=1)
-        overflow = int(np.argmax(crowded)) if crowded.any() else None
-        return replace(kernel, error=max(kernel.error, beside.error), overflow=overflow, loss=loss)
+            return replace(kernel, input_loss=input_loss, is_narrow=is_narrow(dtype))
+        largest = float(np.abs(bias).max(initial=0.0))
+        beside = measure_rounding(bias.T, round_once(bias.T, dtype), unit, max(peak, largest))  # a Gemm's may have rows
+        return Rounding(
+            max(kernel.error, beside.error),
+            overflow=None if 2 * largest <= _largest(dtype) else _find_crowded(bias, dtype),
+            loss=beside.loss if kernel.loss is None else kernel.loss,
+            input_loss=input_loss,
+            is_narrow=is_narrow(dtype),
+        )
+
+
+def _find_crowded(bias: Array, dtype: np.dtype[np.generic]) -> int | None:
+    """The first output channel whose bias is more than half of what its type holds."""
+    is_held = np.isfinite(round_once(2 * bias.T, dtype).astype(np.float64))
+    return _first(np.asarray(~is_held.reshape(bias.shape[-1], -1).all(axis=1)))
 
 
 def _read_by(outputs: Mask, groups: int, inputs: int) -> Mask:
@@ -233,6 +248,13 @@ def _smallest(dtype: np.dtype[np.generic]) -> float:
     """The smallest number of a type that is more than zero."""
     powers = np.ldexp(1.0, -np.arange(1075))
     return float(powers[round_once(powers, dtype).astype(np.float64) > 0].min())
+
+
+@cache
+def _largest(dtype: np.dtype[np.generic]) -> float:
+    """The largest power of two that a type holds."""
+    powers = np.ldexp(1.0, np.arange(1024))
+    return float(powers[np.isfinite(round_once(powers, dtype).astype(np.float64))].max())
 
 
 def measure_parameters(

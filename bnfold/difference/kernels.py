@@ -75,14 +75,15 @@ def reading(kernel: Kernel, chain: tuple[Link, ...]) -> Kernel | None:
     return Kernel(kernel.weights * scale, kernel.bias + passed, kernel.unit, kernel.smallest)
 
 
-def signatures(kernel: Kernel) -> tuple[bytes, bytes]:
-    """What stays of a kernel whatever factors its output channels get, and whatever its input channels get."""
+def signature(kernel: Kernel, side: int) -> bytes:
+    """What stays of a kernel whatever factors its output channels get (side 0), or its input channels (side 1)."""
     groups, out, fan_in, taps = kernel.weights.shape
     sizes = np.abs(kernel.weights)
-    by_output = sizes.reshape(groups * out, fan_in * taps)
-    by_input = sizes.transpose(0, 2, 1, 3).reshape(groups * fan_in, out * taps)
-    shape = np.asarray(kernel.weights.shape)
-    return _digest(shape, by_output.argmax(axis=1)), _digest(shape, by_input.argmax(axis=1))
+    if side:
+        rows = sizes.transpose(0, 2, 1, 3).reshape(groups * fan_in, out * taps)
+    else:
+        rows = sizes.reshape(groups * out, fan_in * taps)
+    return _digest(np.asarray(kernel.weights.shape), rows.argmax(axis=1))
 
 
 def _digest(*arrays: npt.NDArray[np.integer[Any]]) -> bytes:

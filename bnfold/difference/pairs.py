@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from functools import cached_property, partial
+from functools import partial
 
 from bnfold.algebra.linear import Linear
 from bnfold.difference import kernels
-from bnfold.difference.outline import Item, Kernel, Outline
+from bnfold.difference.outline import Item, Outline
 
 
 class Pairs:
@@ -22,6 +22,7 @@ class Pairs:
         self.one, self.other = one, other
         self._forward: dict[int, Item] = {}
         self._backward: dict[int, Item] = {}
+        self._signatures: dict[tuple[bool, int, int], bytes | None] = {}
         self.rivals: dict[int, tuple[Item, ...]] = {}
         """Nodes of B that nothing tells from each other, by the place of each of them."""
 
@@ -74,11 +75,10 @@ class Pairs:
                 yield item, twin
 
     def _is_like(self, item: Item, twin: Item) -> bool:
-        mine, theirs = self._signatures[0].get(item.index), self._signatures[1].get(twin.index)
-        if mine is None or theirs is None:
-            return mine is theirs
-        if mine[0] == theirs[0] or mine[1] == theirs[1]:
-            return True
+        for side in (0, 1):
+            mine, theirs = self._signature(self.one, item, side), self._signature(self.other, twin, side)
+            if mine is None or theirs is None or mine == theirs:
+                return mine == theirs
         one, other = self.one.kernel(item), self.other.kernel(twin)
         return one is not None and other is not None and kernels.behind(one, other, twin, 0) is not None
 
@@ -86,12 +86,13 @@ class Pairs:
         op = item.op
         return (op.groups, op.out_channels, op.in_channels) if isinstance(op, Linear) else None
 
-    @cached_property
-    def _signatures(self) -> tuple[dict[int, tuple[bytes, bytes]], ...]:
-        return tuple(
-            {item.index: kernels.signatures(kernel) for item, kernel in _linear(outline)}
-            for outline in (self.one, self.other)
-        )
+    def _signature(self, outline: Outline, item: Item, side: int) -> bytes | None:
+        """What stays of a kernel whatever factors one side of it gets; None where it cannot be read."""
+        key = outline is self.one, item.index, side
+        if key not in self._signatures:
+            kernel = outline.kernel(item)
+            self._signatures[key] = None if kernel is None else kernels.signature(kernel, side)
+        return self._signatures[key]
 
     def _by_weights(self) -> None:
         """Pair operators whose kernels are alike but for factors of their outputs, or of their inputs."""
@@ -106,8 +107,10 @@ class Pairs:
     def _unpaired(self, model: int, side: int) -> dict[Hashable, list[Item]]:
         """The operators of A or B without a pair, by what stays of their kernels on one side."""
         outline, paired = ((self.one, self._forward), (self.other, self._backward))[model]
-        table = self._signatures[model]
-        return _by(lambda item: table[item.index][side], (outline.items[at] for at in table if at not in paired))
+        left = [item for item in outline.items if isinstance(item.op, Linear) and item.index not in paired]
+        table = _by(lambda item: self._signature(outline, item, side), left)
+        table.pop(None, None)
+        return table
 
     def _drop_misled(self) -> None:
         """Drop pairs of one name that read other values: names that were given anew may mislead."""
@@ -195,9 +198,3 @@ def _by(name: Callable[[Item], Hashable], items: Iterable[Item]) -> dict[Hashabl
     for item in items:
         table[name(item)].append(item)
     return table
-
-
-def _linear(outline: Outline) -> Iterator[tuple[Item, Kernel]]:
-    for item in outline.items:
-        if isinstance(item.op, Linear) and (kernel := outline.kernel(item)) is not None:
-            yield item, kernel

@@ -460,20 +460,33 @@ def product_of_values(first: int, second: int) -> ops.Product:
     return ops.Product((first, second))
 
 
-def convolution(
-    shape: tuple[int, ...], groups: int, axis: int, *, is_transposed: bool, is_dense: bool = False
-) -> tuple[Linear, Layout]:
-    """Conv or ConvTranspose with a kernel of this shape. The channels lie along `axis`.
+def convolution(shape: tuple[int, ...], groups: int, axis: int, **described: Any) -> tuple[Linear, Layout]:
+    """Conv with a kernel of this shape. The channels lie along `axis`; without a word about it, nothing is padded.
 
-    A Conv is taken to have no padding. At the border of a ConvTranspose, outputs do not see every tap, unless there is
-    one, and it `is_dense`: with strides of one, and no padding on either side.
+    Args:
+        shape: of the kernel.
+        groups: how many there are.
+        axis: of input and output.
+        described: other attributes of `Linear`.
     """
+    _insist_on_groups(shape, groups)
+    return Linear(groups, shape[0], shape[1] * groups, axis, axis, **described), Layout.CONV
+
+
+def transposed_convolution(shape: tuple[int, ...], groups: int, axis: int, *, is_dense: bool) -> tuple[Linear, Layout]:
+    """ConvTranspose with a kernel of this shape. The channels lie along `axis`.
+
+    At its border, outputs do not see every tap, unless there is one, and it `is_dense`: with strides of one, and no
+    padding on either side.
+    """
+    _insist_on_groups(shape, groups)
+    border = Border.NONE if is_dense and prod(shape[2:]) == 1 else Border.PARTIAL
+    return Linear(groups, shape[1] * groups, shape[0], axis, axis, border), Layout.CONV_TRANSPOSE
+
+
+def _insist_on_groups(shape: tuple[int, ...], groups: int) -> None:
     if len(shape) < 3 or groups < 1 or shape[0] % groups:
         raise Unreadable(Reason.INVALID_PARAMETERS, f"its weight of shape {shape} does not fit {groups} groups")
-    if is_transposed:
-        border = Border.NONE if is_dense and prod(shape[2:]) == 1 else Border.PARTIAL
-        return Linear(groups, shape[1] * groups, shape[0], axis, axis, border), Layout.CONV_TRANSPOSE
-    return Linear(groups, shape[0], shape[1] * groups, axis, axis), Layout.CONV
 
 
 def dense(shape: tuple[int, ...], layout: Layout, axis_in: int, axis_out: int) -> Linear:

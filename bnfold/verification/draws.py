@@ -29,6 +29,8 @@ NORMAL = frozenset({"RandomNormal", "RandomNormalLike"})
 
 UNIFORM = frozenset({"RandomUniform", "RandomUniformLike"})
 
+DRAWING = NORMAL | UNIFORM | {"Bernoulli", "Dropout"}
+
 
 def fix_draws(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
     """The model with fixed numbers in place of random ones, and how many operators were replaced.
@@ -36,6 +38,8 @@ def fix_draws(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
     Some are left: operators that draw by weights of their own (Multinomial), those in bodies and functions, and those
     of models below opset 15.
     """
+    if not any(map(_draws, proto.graph.node)):
+        return proto, 0
     version = max((opset.version for opset in proto.opset_import if opset.domain in ("", "ai.onnx")), default=0)
     needed = _needed(proto.graph)
     constants = _constants(proto.graph)
@@ -60,10 +64,9 @@ def fix_draws(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
 
 
 def _draws(node: onnx.NodeProto) -> bool:
-    is_dropout = node.op_type == "Dropout" and len(node.input) > 2 and bool(node.input[2])
-    return node.domain in ("", "ai.onnx") and (
-        node.op_type in NORMAL | UNIFORM or node.op_type == "Bernoulli" or is_dropout
-    )
+    if node.op_type not in DRAWING or node.domain not in ("", "ai.onnx"):
+        return False
+    return node.op_type != "Dropout" or (len(node.input) > 2 and bool(node.input[2]))
 
 
 def _needed(graph: onnx.GraphProto) -> set[str]:

@@ -15,7 +15,7 @@ from bnfold.frontends.limits import Limits
 from bnfold.frontends.onnx.calls import Inliner, Place, Trial, explain_call, find_calls
 from bnfold.frontends.onnx.files.loading import external_files, file_bytes, load, parse, read_proto
 from bnfold.frontends.onnx.files.original import as_read, detach, original_of
-from bnfold.frontends.onnx.files.pieces import dims, read
+from bnfold.frontends.onnx.files.pieces import form, read
 from bnfold.frontends.onnx.files.saving import Lent, lend, save, serialize
 from bnfold.frontends.onnx.files.slots import slots
 from bnfold.frontends.onnx.nesting import nested_graphs
@@ -64,9 +64,10 @@ class OpenOnnxModel:
         graph = self._model.graph
         held = [value for each in (graph, *graph.subgraphs()) for value in each.initializers.values()]
         return {
-            value.name: Tensor(_NAMES[tensor.dtype], dims(tensor), partial(read, tensor, value.name))
+            value.name: Tensor(_NAMES[dtype], shape, partial(read, tensor, value.name))
             for value in held
             if value.name and (tensor := value.const_value) is not None
+            for dtype, shape in [form(tensor)]
         }
 
     def measure(self) -> Size:

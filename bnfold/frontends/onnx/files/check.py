@@ -5,8 +5,9 @@ Everything here is iterative and reads no tensor's values, so that a hostile fil
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import onnx
@@ -45,7 +46,11 @@ class _Frame:
     made: Sequence[str] = field(default=())
 
     def knows(self, name: str) -> bool:
-        return any(name in scope for scope in self.scopes)
+        return name in self.scopes[-1] or any(name in scope for scope in self.scopes)
+
+    def title(self, node: onnx.NodeProto) -> str:
+        """What to call one of its nodes in an error."""
+        return f"node {node.name!r} ({node.op_type})" if node.name else f"a {node.op_type} of {self.where}"
 
 
 def check(proto: onnx.ModelProto, name: str, folder: Path | None, limits: Limits) -> None:
@@ -106,16 +111,16 @@ class _Check:
 
     def _function(self, function: onnx.FunctionProto) -> _Frame:
         where = f"function {function.name!r}"
-        _unique(function.input, f"input of {where}")
+        _unique(function.input, lambda: f"input of {where}")
         opset = _opset(function.opset_import, where)
         return _Frame(where, iter(function.node), function.output, (set(function.input),), opset)
 
     def _graph(self, graph: onnx.GraphProto, where: str, outer: tuple[set[str], ...], opset: int) -> _Frame:
         inputs = [each.name for each in graph.input]
-        _unique(inputs, f"input of {where}")
+        _unique(inputs, lambda: f"input of {where}")
         sparse = [each.values for each in graph.sparse_initializer]
         constants = [each.name for each in [*graph.initializer, *sparse]]
-        _unique(constants, f"initializer of {where}")
+        _unique(constants, lambda: f"initializer of {where}")
         for tensor in graph.initializer:
             self._tensors.dense(tensor, f"initializer {tensor.name!r}")
         for each in graph.sparse_initializer:
@@ -139,11 +144,11 @@ class _Check:
             count += 1
             if count > self._limits.nodes:
                 raise ValueError(f"it has more than {self._limits.nodes} nodes; --max-nodes allows more")
-            where = self._node(node, frame)
-            key = _key(node.domain, node.op_type, node.overload)
-            if key in functions:
+            self._node(node, frame)
+            if functions and (key := _key(node.domain, node.op_type, node.overload)) in functions:
                 called.append(key)
-            for body in self._attributes(node, where):
+            for body in self._attributes(node, frame):
+                where = frame.title(node)
                 if len(stack) > self._limits.depth:
                     raise ValueError(f"graphs are nested more than {self._limits.depth} deep, at {where}")
                 stack.append(self._graph(body, f"a body of {where}", frame.scopes, frame.opset))
@@ -154,36 +159,39 @@ class _Check:
             if name not in frame.scopes[-1]:  # an outer value has to pass through an Identity
                 raise ValueError(f"output {name!r} of {frame.where} is made by nothing in it")
 
-    def _node(self, node: onnx.NodeProto, frame: _Frame) -> str:
-        name, kind = node.name, node.op_type
-        where = f"node {name!r} ({kind})" if name else f"a {kind} of {frame.where}"
+    def _node(self, node: onnx.NodeProto, frame: _Frame) -> None:
         for value in node.input:
             if value and not frame.knows(value):
-                raise UnsortedError(f"{where} reads {value!r}, which nothing before it makes")
-        frame.made = [value for value in node.output if value]
-        if len(set(frame.made)) < len(frame.made) or not frame.scopes[-1].isdisjoint(frame.made):
-            twice = next(each for each in frame.made if each in frame.scopes[-1] or frame.made.count(each) > 1)
-            raise ValueError(f"{where} makes {twice!r}, which there is already")
+                raise UnsortedError(f"{frame.title(node)} reads {value!r}, which nothing before it makes")
+        made = frame.made = [value for value in node.output if value]
+        if not frame.scopes[-1].isdisjoint(made) or (len(made) > 1 and len(set(made)) < len(made)):
+            twice = next(each for each in made if each in frame.scopes[-1] or made.count(each) > 1)
+            raise ValueError(f"{frame.title(node)} makes {twice!r}, which there is already")
         if node.domain in ("", "ai.onnx"):
-            _operator(node, frame.opset, where)
-            if kind == "BatchNormalization":
-                self._batchnorm(node, where)
-        return where
+            _operator(node, frame)
+            if node.op_type == "BatchNormalization":
+                self._batchnorm(node, frame)
 
-    def _batchnorm(self, node: onnx.NodeProto, where: str) -> None:
+    def _batchnorm(self, node: onnx.NodeProto, frame: _Frame) -> None:
         for value, what in zip(node.input[1:], PARAMETERS, strict=False):
             kind = self._types.get(value)
             if kind is not None and kind not in _FLOATS:
-                raise ValueError(f"the {what} of {where} has the type {onnx.TensorProto.DataType.Name(kind)}")
+                named = onnx.TensorProto.DataType.Name(kind)
+                raise ValueError(f"the {what} of {frame.title(node)} has the type {named}")
 
-    def _attributes(self, node: onnx.NodeProto, where: str) -> Iterable[onnx.GraphProto]:
+    def _attributes(self, node: onnx.NodeProto, frame: _Frame) -> Sequence[onnx.GraphProto]:
         """Check the tensors that a node carries, and give the graphs."""
-        _unique([each.name for each in node.attribute], f"attribute of {where}")
+        attributes = list(node.attribute)
+        if len(attributes) > 1:
+            _unique([each.name for each in attributes], lambda: f"attribute of {frame.title(node)}")
         bodies: list[onnx.GraphProto] = []
-        for attribute in node.attribute:
-            kind, what = attribute.type, f"attribute {attribute.name!r} of {where}"
+        for attribute in attributes:
+            kind = attribute.type
+            if kind in _PLAIN:
+                continue
+            what = partial(_attribute_title, attribute, node, frame)
             if kind == onnx.AttributeProto.UNDEFINED:
-                raise ValueError(f"{what} has no type")
+                raise ValueError(f"{what()} has no type")
             if attribute.ref_attr_name:
                 continue
             if kind == onnx.AttributeProto.GRAPH:
@@ -191,15 +199,15 @@ class _Check:
             elif kind == onnx.AttributeProto.GRAPHS:
                 bodies.extend(attribute.graphs)
             elif kind == onnx.AttributeProto.TENSOR:
-                self._tensors.dense(attribute.t, what)
+                self._tensors.dense(attribute.t, what())
             elif kind == onnx.AttributeProto.TENSORS:
                 for tensor in attribute.tensors:
-                    self._tensors.dense(tensor, what)
+                    self._tensors.dense(tensor, what())
             elif kind == onnx.AttributeProto.SPARSE_TENSOR:
-                self._tensors.sparse(attribute.sparse_tensor, what)
+                self._tensors.sparse(attribute.sparse_tensor, what())
             elif kind == onnx.AttributeProto.SPARSE_TENSORS:
                 for sparse in attribute.sparse_tensors:
-                    self._tensors.sparse(sparse, what)
+                    self._tensors.sparse(sparse, what())
         return bodies
 
     def _training(self, training: onnx.TrainingInfoProto) -> None:
@@ -243,24 +251,38 @@ def _opset(imports: Sequence[onnx.OperatorSetIdProto], where: str) -> int:
     return versions.get("", 1)
 
 
-def _operator(node: onnx.NodeProto, opset: int, where: str) -> None:
+_PLAIN = frozenset(
+    {
+        *(onnx.AttributeProto.FLOAT, onnx.AttributeProto.INT, onnx.AttributeProto.STRING),
+        *(onnx.AttributeProto.FLOATS, onnx.AttributeProto.INTS, onnx.AttributeProto.STRINGS),
+    }
+)
+"""Types of attributes that hold neither tensors nor graphs."""
+
+
+def _attribute_title(attribute: onnx.AttributeProto, node: onnx.NodeProto, frame: _Frame) -> str:
+    return f"attribute {attribute.name!r} of {frame.title(node)}"
+
+
+def _operator(node: onnx.NodeProto, frame: _Frame) -> None:
     """Insist that a node of the standard domain has what its operator requires."""
-    schema = find_schema(node.op_type, opset)
+    schema = find_schema(node.op_type, frame.opset)
     if schema is None:
         if find_schema(node.op_type, onnx.defs.onnx_opset_version()) is not None:
-            raise ValueError(f"{where}: opset {opset} has no {node.op_type}")
+            raise ValueError(f"{frame.title(node)}: opset {frame.opset} has no {node.op_type}")
         return
-    if len(node.input) < schema.inputs or not all(node.input[index] for index in schema.required):
-        raise ValueError(f"{where} lacks an input")
-    if len(node.output) < schema.outputs or not all(node.output[: schema.outputs]):
-        raise ValueError(f"{where} lacks an output")
-    if len(node.input) > schema.most_inputs or len(node.output) > schema.most_outputs:
-        raise ValueError(f"{where} has more inputs or outputs than its operator")
+    inputs, outputs = list(node.input), list(node.output)
+    if len(inputs) < schema.inputs or not all(inputs[index] for index in schema.required):
+        raise ValueError(f"{frame.title(node)} lacks an input")
+    if len(outputs) < schema.outputs or not all(outputs[: schema.outputs]):
+        raise ValueError(f"{frame.title(node)} lacks an output")
+    if len(inputs) > schema.most_inputs or len(outputs) > schema.most_outputs:
+        raise ValueError(f"{frame.title(node)} has more inputs or outputs than its operator")
     for attribute in node.attribute:
         wanted = schema.attributes.get(attribute.name)
         if wanted is not None and attribute.type != wanted:
             kind, due = (onnx.AttributeProto.AttributeType.Name(each) for each in (attribute.type, wanted))
-            raise ValueError(f"attribute {attribute.name!r} of {where} has the type {kind} instead of {due}")
+            raise ValueError(f"{_attribute_title(attribute, node, frame)} has the type {kind} instead of {due}")
 
 
 def _callees_first(calls: dict[Key, list[Key]]) -> list[Key]:
@@ -290,11 +312,11 @@ def _key(domain: str, name: str, overload: str) -> Key:
     return ("" if domain == "ai.onnx" else domain, name, overload)
 
 
-def _unique(names: Sequence[str], what: str) -> None:
+def _unique(names: Sequence[str], what: Callable[[], str]) -> None:
     if len(set(names)) == len(names):
         return
     seen: set[str] = set()
     for name in names:
         if name in seen:
-            raise ValueError(f"there is more than one {what} called {name!r}")
+            raise ValueError(f"there is more than one {what()} called {name!r}")
         seen.add(name)

@@ -26,6 +26,13 @@ _TYPED: dict[int, str] = {
 }
 """The field of values that are not raw bytes; `int32_data` for every other type."""
 
+BITS: dict[int, tuple[ir.DataType, int]] = {
+    int(kind): (kind, 0 if kind is ir.DataType.STRING else kind.bitwidth)
+    for kind in ir.DataType
+    if kind is not ir.DataType.UNDEFINED
+}
+"""The types of tensors, by their numbers, each with the bits of an element; 0 where these are not alike."""
+
 SHAPE_LIMIT = 1 << 56
 """Product of the dimensions beside a zero, above which no library has an array, though there is nothing in it."""
 
@@ -47,13 +54,10 @@ class TensorCheck:
     def dense(self, tensor: TensorProto, where: str) -> None:
         """Check the type, the shape and the data of a tensor."""
         elements = self._elements(tensor.dims, where)
-        try:
-            kind = ir.DataType(tensor.data_type)
-            bits = 0 if kind in (ir.DataType.STRING, ir.DataType.UNDEFINED) else kind.bitwidth
-        except (ValueError, TypeError):
-            raise ValueError(f"{where} has the unknown type {tensor.data_type}") from None
-        if kind == ir.DataType.UNDEFINED:
-            raise ValueError(f"{where} has no type")
+        if tensor.data_type not in BITS:
+            unknown = "no type" if tensor.data_type == TensorProto.UNDEFINED else f"the unknown type {tensor.data_type}"
+            raise ValueError(f"{where} has {unknown}")
+        kind, bits = BITS[tensor.data_type]
         if tensor.HasField("segment"):
             raise ValueError(f"{where} is a segment of a larger tensor, which nobody puts together")
         size = -(-elements * bits // 8)
@@ -99,7 +103,7 @@ class TensorCheck:
         shape = list(dims)
         if len(shape) > 64:
             raise ValueError(f"{where} has {len(shape)} axes")
-        if min(shape, default=0) < 0:
+        if shape and min(shape) < 0:
             raise ValueError(f"{where} has the negative dimension {min(shape)}")
         if 0 in shape and prod(max(1, dim) for dim in shape) > SHAPE_LIMIT:
             raise ValueError(f"{where} has dimensions {shape}, whose product overflows")

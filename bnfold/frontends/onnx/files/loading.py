@@ -17,7 +17,7 @@ from bnfold.frontends.limits import LIMITS, Limits
 from bnfold.frontends.onnx.files.check import UnsortedError, check
 from bnfold.frontends.onnx.files.original import Original, Source, attach
 from bnfold.frontends.onnx.files.readable import readable
-from bnfold.frontends.onnx.files.slots import slots
+from bnfold.frontends.onnx.files.slots import external_tensors
 
 PROTOBUF_LIMIT = (1 << 31) - 1
 """Bytes that a protobuf may have."""
@@ -122,11 +122,9 @@ def _build(proto: onnx.ModelProto, name: str, folder: Path | None, source: Sourc
             attach(model, Original(proto, source, left_out), restore=found is not proto)
         if folder is not None:
             real = os.path.realpath(folder)
-            for slot in slots(model):
-                if isinstance(slot.tensor, ir.ExternalTensor):
-                    slot.tensor.base_dir = real
-                    smallest = min(slot.tensor.nbytes, model.meta.get(EXTERNAL, slot.tensor.nbytes))
-                    model.meta[EXTERNAL] = smallest
+            for tensor in external_tensors(model):
+                tensor.base_dir = real
+                model.meta[EXTERNAL] = min(tensor.nbytes, model.meta.get(EXTERNAL, tensor.nbytes))
     except (ValueError, TypeError, KeyError, RuntimeError, AttributeError, OSError) as error:
         raise InvalidModelError(f"{name}: not a valid ONNX model ({error})") from error
     return model
@@ -134,7 +132,7 @@ def _build(proto: onnx.ModelProto, name: str, folder: Path | None, source: Sourc
 
 def external_files(model: ir.Model) -> list[Path]:
     """The files of a model's external data."""
-    return sorted({Path(slot.tensor.path) for slot in slots(model) if isinstance(slot.tensor, ir.ExternalTensor)})
+    return sorted({Path(tensor.path) for tensor in external_tensors(model)})
 
 
 def file_bytes(files: Sequence[Path]) -> int:

@@ -66,6 +66,14 @@ def slots(model: ir.Model) -> Iterator[Slot]:
                     yield from (Slot(node, name, index) for index in range(len(attribute.as_tensors())))
 
 
+def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
+    """Every tensor of a model that is in a file."""
+    for slot in slots(model):
+        tensor = slot.tensor
+        if type(tensor) is not ir.serde.TensorProtoTensor and isinstance(tensor, ir.ExternalTensor):  # a slow question
+            yield tensor
+
+
 class Placeholder(ir.ExternalTensor):
     """A tensor with the name, type and shape of another, but without its data, which seems to be in a file."""
 

@@ -11,7 +11,7 @@ import onnx
 import onnx_ir as ir
 
 from bnfold.algebra.kernels import Rows
-from bnfold.frontends.onnx.files.pieces import dims, read, tensor_rows
+from bnfold.frontends.onnx.files.pieces import form, read, tensor_rows
 from bnfold.frontends.onnx.files.slots import slots
 from bnfold.frontends.onnx.operators import batchnorms, quantizers
 from bnfold.frontends.onnx.operators.bounds import Budget
@@ -87,6 +87,9 @@ class Constants:
         if value is None:
             return False
         if (known := self._known.get(value)) is not None:
+            return known
+        if value.producer() is None:
+            known = self._known[value] = value.const_value is not None and not self.is_overridable(value)
             return known
         stack = [value]
         while stack:
@@ -166,7 +169,7 @@ class Constants:
                 array = self.get(value)
                 self._forms[value] = ir.DataType.from_numpy(array.dtype), array.shape
             else:
-                self._forms[value] = tensor.dtype, dims(tensor)
+                self._forms[value] = form(tensor)
         return self._forms[value]
 
     def _remember(self, value: ir.Value, array: AnyArray) -> None:

@@ -119,7 +119,6 @@ def _bias_constant(reader: Reader, index: int) -> AnyArray:
 
 def _conv(reader: Reader) -> tuple[Linear, Weights]:
     shape, groups = _kernel_shape(reader, 1), int(reader.attribute("group", 1))
-    linear, layout = reading.convolution(shape, groups, 1, is_transposed=False)
     auto_pad = reader.attribute("auto_pad", "NOTSET")
     border = Border.NONE
     if auto_pad in ("SAME_UPPER", "SAME_LOWER"):
@@ -128,7 +127,8 @@ def _conv(reader: Reader) -> tuple[Linear, Weights]:
         border = Border.PADDED
     bias = reader.value(2)
     has_bias = bias is not None and bool(np.any(_vector(reader, 2, shape[0])))
-    linear = replace(linear, border=border, window=window(reader, shape[2:]), has_bias=has_bias)
+    taps = window(reader, shape[2:])
+    linear, layout = reading.convolution(shape, groups, 1, border=border, window=taps, has_bias=has_bias)
     return linear, Weights(1, bias, 2, layout, groups)
 
 
@@ -156,15 +156,15 @@ def _conv_transpose(reader: Reader) -> tuple[Linear, Weights]:
     pads = *reader.attribute("pads", ()), *reader.attribute("output_padding", ())
     is_sized = "output_shape" in reader.node.attributes or reader.attribute("auto_pad", "NOTSET").startswith("SAME")
     is_dense = set(reader.attribute("strides", ())) <= {1} and not any(pads) and not is_sized
-    linear, layout = reading.convolution(_kernel_shape(reader, 1), groups, 1, is_transposed=True, is_dense=is_dense)
+    linear, layout = reading.transposed_convolution(_kernel_shape(reader, 1), groups, 1, is_dense=is_dense)
     return linear, Weights(1, _bias(reader, 2, linear.out_channels), 2, layout, groups)
 
 
 def _deform_conv(reader: Reader) -> tuple[Linear, Weights]:
     """DeformConv: linear in its data, whose taps may lie outside of it, where they read zeros."""
     shape, groups = _kernel_shape(reader, 1), int(reader.attribute("group", 1))
-    linear, layout = reading.convolution(shape, groups, 1, is_transposed=False)
-    return replace(linear, border=Border.PARTIAL), Weights(1, _bias(reader, 3, shape[0]), 3, layout, groups)
+    linear, layout = reading.convolution(shape, groups, 1, border=Border.PARTIAL)
+    return linear, Weights(1, _bias(reader, 3, shape[0]), 3, layout, groups)
 
 
 def _gemm(reader: Reader) -> tuple[Linear, Weights]:

@@ -55,7 +55,7 @@ class Reader:
 
     def attribute(self, name: str, default: Any) -> Any:
         """An attribute's value, as a file would store it; strings are decoded."""
-        attribute = self.node.attributes.get(name)
+        attribute = self.node.attributes.data.get(name)  # a plain dict, which is asked more often than any other
         if attribute is None:
             return default
         schema = find_schema(self.node.op_type, self.version)

@@ -16,7 +16,7 @@ import onnx
 import onnx_ir as ir
 
 from bnfold.errors import UnreadableTensorError
-from bnfold.frontends.onnx.files.pieces import dims
+from bnfold.frontends.onnx.files.pieces import form
 from bnfold.frontends.onnx.nesting import graphs, nested, pairs
 from bnfold.frontends.onnx.operators.constants import OVERRIDABLE, Constants
 from bnfold.frontends.onnx.operators.skeleton import DATA_LIMIT, skeleton
@@ -112,7 +112,7 @@ class Inference:
             tensor = value.const_value
             is_default = value in inputs and model.ir_version >= OVERRIDABLE
             if tensor is not None and not is_default:
-                self._note(value, Kind(stored_shape(tensor), tensor.dtype))
+                self.types[value], self.shapes[value] = stored_form(tensor)
             elif value in inputs:
                 self._note(value, Kind(None if value.shape is None else read_shape(value.shape), value.dtype))
 
@@ -242,7 +242,7 @@ def _prepare(graph: ir.Graph, proto: onnx.GraphProto, constants: Constants) -> l
     """Store constants where onnx reads them; gives the values of a graph and its bodies by name."""
     values: list[dict[str, ir.Value]] = []
     for inner, described in pairs((graph, proto)):
-        values.append({value.name: value for value in graph_values(inner) if value.name})
+        values.append({value.name: value for value in _open_values(inner) if value.name})
         _store_operands(inner, described, constants)
     return values
 
@@ -319,18 +319,26 @@ def read_shape(shape: ir.ShapeProtocol) -> Shape:
     return tuple(_dim(dim) for dim in shape)
 
 
-def stored_shape(tensor: ir.TensorProtocol) -> Shape:
-    """The shape of a stored tensor, with unknown sizes in place of those that no array has."""
-    if isinstance(tensor, ir.serde.TensorProtoTensor):
-        stored = dims(tensor)
-        return stored if not stored or (min(stored) >= 0 and max(stored) < DIM_LIMIT) else tuple(map(_dim, stored))
-    return read_shape(tensor.shape)
+def stored_form(tensor: ir.TensorProtocol) -> tuple[ir.DataType, Shape]:
+    """The type and shape of a stored tensor, with unknown sizes in place of those that no array has."""
+    if type(tensor) is ir.serde.TensorProtoTensor:
+        dtype, stored = form(tensor)
+        is_usual = not stored or (min(stored) >= 0 and max(stored) < DIM_LIMIT)
+        return dtype, stored if is_usual else tuple(map(_dim, stored))
+    return tensor.dtype, read_shape(tensor.shape)
 
 
 def _dim(dim: int | ir.SymbolicDimProtocol) -> Dim:
     if isinstance(dim, int):
         return dim if 0 <= dim < DIM_LIMIT else None
     return dim.value
+
+
+def _open_values(graph: ir.Graph) -> Iterator[ir.Value]:
+    """Every value of a graph itself of which a shape may be inferred."""
+    yield from graph.inputs
+    for node in graph:
+        yield from node.outputs
 
 
 def graph_values(graph: ir.Graph) -> Iterator[ir.Value]:

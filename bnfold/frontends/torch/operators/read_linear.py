@@ -76,9 +76,10 @@ def conv(reader: Reader) -> tuple[Linear, Weights]:
     transposed = bool(reader.get("transposed", False)) if op == "convolution" else "transpose" in op
     shape, groups = _kernel_shape(reader, "weight"), int(reader.get("groups", 1))
     axis = reader.rank() - (len(shape) - 2) - 1
-    linear, layout = reading.convolution(
-        shape, groups, axis, is_transposed=transposed, is_dense=transposed and _is_dense(reader)
-    )
+    if transposed:
+        linear, layout = reading.transposed_convolution(shape, groups, axis, is_dense=_is_dense(reader))
+    else:
+        linear, layout = reading.convolution(shape, groups, axis)
     if axis not in (0, 1):
         raise Unreadable(Reason.INVALID_PARAMETERS, f"its weight of shape {shape} does not fit its input")
     _check_bias(reader, "bias", (linear.out_channels,))
