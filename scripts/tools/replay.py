@@ -202,7 +202,8 @@ def collect(options: argparse.Namespace) -> None:
     bnfold.fuse = recorder.fuse
     files = [str(ROOT / "tests" / "frontends" / "onnx" / f"test_onnx_{name}.py") for name in TESTS]
     with redirect_stdout(io.StringIO()) as printed:
-        pytest.main(["-q", "-p", "no:cacheprovider", *files], plugins=[recorder])
+        quiet = ("-W", "ignore::pytest.PytestAssertRewriteWarning")  # bnfold has a plugin, and is imported
+        pytest.main(["-q", "-p", "no:cacheprovider", *quiet, *files], plugins=[recorder])
     if not corpus.entries:
         sys.exit(f"the tests cannot be run:\n{printed.getvalue()}")
 

@@ -15,8 +15,6 @@ ELSEWHERE = {
     "pipelines.md": "tests/cli/test_pipelines.py runs it, with candidates of other tools",
     "reasons.md": "scripts/tools/make_reasons.py runs it",
     "hosts.md": "tests/hosts",
-    "fleet.md": "tests/fleet; it has buckets and clusters",
-    "diff.md": "its model comes from timm",
     "benchmarks.md": "it takes hours",
 }
 """Pages whose blocks are run by something else, or are not."""
@@ -32,6 +30,8 @@ WITH_BLOCKS = [page for page in PAGES if any(blocks.steps(page.read_text(encodin
 def test_the_blocks_of_a_page_one_after_the_other(page: Path, tmp_path: Path) -> None:
     text = page.read_text(encoding="utf-8")
     sources = "\n".join(step.source for step in blocks.steps(text))
+    if "fleet" in sources:
+        pytest.importorskip("distributed")
     if "torch" in sources or ".pt2" in sources:
         pytest.importorskip("torch")
     if "torch.onnx" in sources:
@@ -56,6 +56,6 @@ def test_a_page_that_promises_something_else_is_seen(tmp_path: Path) -> None:
 
 
 def test_files_that_pages_name_are_in_the_repository() -> None:
-    for page in PAGES + [DOCS / name for name in ELSEWHERE if name != "fleet.md"]:  # whose lists are of others' files
+    for page in PAGES + [DOCS / name for name in ELSEWHERE]:
         for name in re.findall(r"\b(?:models|scripts|tests|bnfold)/[\w/.-]+\w", page.read_text(encoding="utf-8")):
             assert (blocks.ROOT / name).exists(), f"{page.name} names {name}"

@@ -108,7 +108,11 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         self._unread = find_unread(scopes.nodes)
         self._renewed: set[ir.Node] = set()
         self._learn()
-        self._editor = Editor(model, scopes, constants.holds)
+
+    @cached_property
+    def _editor(self) -> Editor:
+        """What changes the model, which is only read until a fold is written."""
+        return Editor(self.model, self._facts.scopes, self._facts.constants.holds)
 
     def _learn(self) -> None:
         """Compute again everything that depends on the known shapes and types."""
