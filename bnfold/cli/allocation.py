@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 
-TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
+TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4
 """The parameters of glibc's `mallopt`."""
 
 KEPT, MAPPED = 1 << 29, 1 << 25
@@ -24,11 +24,15 @@ def collect_seldom() -> None:
     gc.set_threshold(*COLLECTIONS)
 
 
-def keep_freed_memory() -> None:
+def keep_freed_memory(*, of_any_size: bool = False) -> None:
     """Let blocks of megabytes be reused, if the C library is glibc.
 
     By default, glibc gives each freed block back to the system, and the system hands out zeroed pages for the next one.
     That takes several times as long as computing on the block.
+
+    Args:
+        of_any_size: whether larger blocks are reused as well: of a comparison, which holds several copies of all
+            weights at a time, and frees what it read them from.
     """
     import ctypes  # which no other command needs
 
@@ -36,3 +40,5 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(TRIM_THRESHOLD, KEPT)
         mallopt(MMAP_THRESHOLD, MAPPED)
+        if of_any_size:
+            mallopt(MMAP_MAX, 0)

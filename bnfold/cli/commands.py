@@ -418,7 +418,7 @@ def verify(
     from bnfold.verification.gate import Gate
     from bnfold.verification.options import CompareOptions
 
-    keep_freed_memory()
+    keep_freed_memory(of_any_size=True)
     inputs, rendering = _inputs(others)
     if proof is not None:
         _refuse_beside_proof(click.get_current_context())

@@ -29,6 +29,9 @@ NORMAL = frozenset({"RandomNormal", "RandomNormalLike"})
 
 UNIFORM = frozenset({"RandomUniform", "RandomUniformLike"})
 
+DRAWS = NORMAL | UNIFORM | {"Bernoulli", "Dropout", "Multinomial"}
+"""All operators of ONNX that may draw random numbers."""
+
 
 def fix_draws(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
     """The model with fixed numbers in place of random ones, and how many operators were replaced.
