@@ -17,7 +17,8 @@ from onnx import helper
 
 from bnfold.errors import IncomparableError, NoKernelError, plural
 from bnfold.frontends.limits import Limits
-from bnfold.frontends.onnx import is_sorted, read_proto, serialize, sort_nodes, unwrap
+from bnfold.frontends.onnx.files.loading import read_proto
+from bnfold.frontends.onnx.files.sorting import is_sorted, sort_nodes
 from bnfold.frontends.onnx.nesting import bodies, nested, nested_nodes
 from bnfold.frontends.onnx.shape_inference import infer_shapes
 from bnfold.runtimes import reference
@@ -105,7 +106,7 @@ def open_subject(
     if isinstance(model, str | Path):
         subject = OnnxSubject(read_proto(Path(model), limits, sort), str(model), Path(model), custom_ops=custom_ops)
     else:
-        proto = model if isinstance(model, onnx.ModelProto) else serialize(unwrap(model))
+        proto = model if isinstance(model, onnx.ModelProto) else _serialized(model)
         if not is_sorted(proto):
             copy = onnx.ModelProto()
             copy.CopyFrom(proto)
@@ -114,6 +115,14 @@ def open_subject(
     if moved:
         subject.notes.append(f"the nodes of {subject.label} are not in order: they were sorted")
     return subject
+
+
+def _serialized(model: Any) -> onnx.ModelProto:
+    """The protobuf of an `onnx_ir.Model`, or of an `ONNXProgram`."""
+    from bnfold.frontends.onnx.files.saving import serialize
+    from bnfold.frontends.onnx.program import unwrap
+
+    return serialize(unwrap(model))
 
 
 def start_inside(
