@@ -10,7 +10,9 @@ import onnx_ir as ir
 
 from bnfold.bench.models import Subject, digest
 from bnfold.errors import IncomparableError
-from bnfold.frontends.onnx import external_files, file_bytes, load, parse, save, unwrap
+from bnfold.frontends.onnx.files.loading import external_files, file_bytes, load, parse
+from bnfold.frontends.onnx.files.saving import save
+from bnfold.frontends.onnx.program import unwrap
 from bnfold.runtimes.inputs import Declared
 from bnfold.runtimes.setting import Engine
 

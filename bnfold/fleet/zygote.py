@@ -35,7 +35,7 @@ ALWAYS = (
     "bnfold.report.bench_record",
     "bnfold.report.provenance",
     "bnfold.report.files",
-    "bnfold.frontends.onnx",
+    "bnfold.frontends.onnx.program",
     "bnfold.verification.smoke",
     "bnfold.verification.confirm",
     "bnfold.verification.onnx_subject",

@@ -29,7 +29,11 @@ NORMAL = frozenset({"RandomNormal", "RandomNormalLike"})
 
 UNIFORM = frozenset({"RandomUniform", "RandomUniformLike"})
 
-DRAWING = NORMAL | UNIFORM | {"Bernoulli", "Dropout"}
+DRAWS = NORMAL | UNIFORM | {"Bernoulli", "Dropout", "Multinomial"}
+"""All operators of ONNX that may draw random numbers."""
+
+FIXABLE = DRAWS - {"Multinomial"}
+"""Those that do not draw by weights of their own."""
 
 
 def fix_draws(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
@@ -64,7 +68,7 @@ def fix_draws(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
 
 
 def _draws(node: onnx.NodeProto) -> bool:
-    if node.op_type not in DRAWING or node.domain not in ("", "ai.onnx"):
+    if node.op_type not in FIXABLE or node.domain not in ("", "ai.onnx"):
         return False
     return node.op_type != "Dropout" or (len(node.input) > 2 and bool(node.input[2]))
 

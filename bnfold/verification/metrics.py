@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import ml_dtypes
@@ -138,11 +139,13 @@ def agree_on_argmax(reference: npt.NDArray[Any], candidate: npt.NDArray[Any]) ->
     return Agreement(float(same.mean()), lead / peak if peak else 0.0)
 
 
+@cache
 def mantissa_bits(dtype: np.dtype[Any]) -> int:
     """The number of stored mantissa bits of a float type."""
     return int(ml_dtypes.finfo(dtype).nmant)  # type: ignore[no-untyped-call]
 
 
+@cache
 def spacing(dtype: np.dtype[Any]) -> tuple[float, float]:
     """The spacing of a float type at 1, and its smallest positive number."""
     info = ml_dtypes.finfo(dtype)  # type: ignore[no-untyped-call]

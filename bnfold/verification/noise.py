@@ -38,6 +38,9 @@ BLOCK = 1 << 18
 SCALES = 120
 """The largest power of two that differences are scaled by: within the range of float32."""
 
+MODERATE = 30
+"""Up to which power of two they need not be: squares, and sums of as many as a block has, stay normal numbers."""
+
 
 @dataclass(frozen=True, eq=False)
 class Extent:
@@ -49,7 +52,7 @@ class Extent:
     Attributes:
         rms: root mean squares.
         peak: largest absolute values.
-        mean: means.
+        mean: means; zeros where they were not asked for.
         elements: the number of elements behind each of them.
         is_finite: whether all elements were finite.
     """
@@ -76,15 +79,15 @@ class _Sums:
 
 
 @np.errstate(over="ignore", invalid="ignore")  # squares of float64 may overflow
-def measure(array: npt.NDArray[Any], subtract: npt.NDArray[Any] | None = None) -> Extent:
+def measure(array: npt.NDArray[Any], subtract: npt.NDArray[Any] | None = None, *, with_means: bool = True) -> Extent:
     """The extent of ``array - subtract``; positions where either is not finite count as zero."""
     if array.ndim < 2 or array.size == 0:
-        whole = _along(array.reshape(1, 1, -1), None if subtract is None else subtract.reshape(1, 1, -1))
-        return replace(whole, elements=np.array([np.inf]))
-    extents = [_along(array, subtract)]
+        flat = None if subtract is None else subtract.reshape(1, 1, -1)
+        return replace(_along(array.reshape(1, 1, -1), flat, with_means), elements=np.array([np.inf]))
+    extents = [_along(array, subtract, with_means)]
     if _may_be_last(array.shape):
         last = None if subtract is None else np.moveaxis(subtract, -1, 1)
-        extents.append(_along(np.moveaxis(array, -1, 1), last))
+        extents.append(_along(np.moveaxis(array, -1, 1), last, with_means))
     whole_rms = np.sqrt(np.mean(extents[0].rms ** 2))
     whole_peak = extents[0].peak.max(initial=0.0)
     return Extent(
@@ -101,7 +104,7 @@ def _may_be_last(shape: tuple[int, ...]) -> bool:
     return len(shape) == 3 or (len(shape) == 4 and (shape[2] != shape[3] or shape[1] == shape[2]))
 
 
-def _along(array: npt.NDArray[Any], subtract: npt.NDArray[Any] | None) -> Extent:
+def _along(array: npt.NDArray[Any], subtract: npt.NDArray[Any] | None, with_means: bool) -> Extent:
     """The extent of each channel."""
     batch, channels, size = *array.shape[:2], prod(array.shape[2:])
     array = array.reshape(batch, channels, size)
@@ -109,7 +112,7 @@ def _along(array: npt.NDArray[Any], subtract: npt.NDArray[Any] | None) -> Extent
     squares, sums, peak = np.zeros(channels), np.zeros(channels), np.zeros(channels)
     is_finite = True
     for part in _parts(batch, channels, size):
-        block, is_block_finite = _block(array[part], None if subtract is None else subtract[part])
+        block, is_block_finite = _block(array[part], None if subtract is None else subtract[part], with_means)
         own = part[1]
         squares[own] += block.squares
         sums[own] += block.sums
@@ -130,23 +133,23 @@ def _parts(*shape: int) -> Iterator[tuple[slice, ...]]:
         yield tuple(slice(start, start + block.step) for start, block in zip(starts, ranges, strict=True))
 
 
-def _block(array: npt.NDArray[Any], subtract: npt.NDArray[Any] | None) -> tuple[_Sums, bool]:
+def _block(array: npt.NDArray[Any], subtract: npt.NDArray[Any] | None, with_means: bool) -> tuple[_Sums, bool]:
     """The sums of one block, and whether every element is finite; computed in float32 where its range is enough."""
     kind = np.result_type(array, np.float32, *([] if subtract is None else [subtract]))
-    sums = _sums(_difference(array, subtract, kind))
+    sums = _sums(_difference(array, subtract, kind), with_means)
     if sums is not None:
         return sums, True
     wide = _difference(array, subtract, np.dtype(np.float64))
     is_finite = bool(np.isfinite(wide).all())
-    sums = _sums(np.nan_to_num(wide, copy=False, nan=0.0, posinf=0.0, neginf=0.0))
+    sums = _sums(np.nan_to_num(wide, copy=False, nan=0.0, posinf=0.0, neginf=0.0), with_means)
     assert sums is not None
     return sums, is_finite
 
 
-def _sums(wide: npt.NDArray[Any]) -> _Sums | None:
+def _sums(wide: npt.NDArray[Any], with_means: bool) -> _Sums | None:
     """The sums of an array, which is overwritten; None where one of its elements is not finite.
 
-    It is scaled by a power of two first, so that neither the squares nor their sums leave its type's range.
+    It is scaled by a power of two first, where the squares or their sums might leave its type's range.
     """
     starts = np.arange(0, wide.size, wide.shape[2])
     peaks = np.maximum.reduceat(np.abs(wide).reshape(-1), starts)  # for short rows twice as fast as a plain maximum
@@ -154,10 +157,13 @@ def _sums(wide: npt.NDArray[Any]) -> _Sums | None:
     largest = float(peak.max())
     if not isfinite(largest):
         return None
-    scale = 2.0 ** -max(-SCALES, min(frexp(largest)[1], SCALES))
-    wide *= wide.dtype.type(scale)
+    power = max(-SCALES, min(frexp(largest)[1], SCALES))
+    scale = 1.0 if abs(power) <= MODERATE else 2.0**-power
+    if scale != 1:
+        wide *= wide.dtype.type(scale)
     squares = np.einsum("bcx,bcx->c", wide, wide).astype(np.float64) / scale / scale
-    return _Sums(squares, np.einsum("bcx->c", wide).astype(np.float64) / scale, peak)
+    sums = np.einsum("bcx->c", wide).astype(np.float64) / scale if with_means else np.zeros_like(squares)
+    return _Sums(squares, sums, peak)
 
 
 def _difference(array: npt.NDArray[Any], subtract: npt.NDArray[Any] | None, kind: np.dtype[Any]) -> npt.NDArray[Any]:

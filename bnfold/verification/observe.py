@@ -147,7 +147,8 @@ class Weighing:
     def __init__(self, expected: AnyArray, actual: AnyArray, moves: list[Move], limit: int) -> None:
         self.expected, self.actual, self.moves, self._limit = expected, actual, moves, limit
         if is_float(expected):
-            self._difference, self._signal = measure(actual, expected), measure(expected)
+            self._difference = measure(actual, expected, with_means=False)
+            self._signal = measure(expected, with_means=False)
             self._counts = _count(expected, actual, self._difference)
         self._judged: tuple[tuple[int, bool], tuple[Judgement, bool]] | None = None
         """The last judgement, with the number of moves that it is by."""

@@ -17,14 +17,15 @@ from onnx import helper
 
 from bnfold.errors import IncomparableError, NoKernelError, plural
 from bnfold.frontends.limits import Limits
-from bnfold.frontends.onnx import is_sorted, read_proto, serialize, sort_nodes, unwrap
-from bnfold.frontends.onnx.nesting import bodies, nested_nodes
+from bnfold.frontends.onnx.files.loading import read_proto
+from bnfold.frontends.onnx.files.sorting import is_sorted, sort_nodes
+from bnfold.frontends.onnx.nesting import bodies, nested, nested_nodes
 from bnfold.frontends.onnx.shape_inference import infer_shapes
 from bnfold.runtimes import reference
 from bnfold.runtimes.inputs import Declared, Feeds, whole_range
 from bnfold.runtimes.onnx_runtime import REFERENCE, STRICT, OnnxSession
 from bnfold.runtimes.tensors import FLOATS, NARROW, read
-from bnfold.verification.draws import fix_draws
+from bnfold.verification.draws import DRAWS, fix_draws
 from bnfold.verification.normalisation import Normalisation
 from bnfold.verification.observe import is_float
 from bnfold.verification.onnx_normalisation import find_normalisations
@@ -32,6 +33,7 @@ from bnfold.verification.onnx_sizes import find_hints, free_images
 from bnfold.verification.onnx_weights import (
     WIDE_STEPS,
     Disturbance,
+    may_all_move,
     room_for,
     weights,
     with_initializers,
@@ -104,7 +106,7 @@ def open_subject(
     if isinstance(model, str | Path):
         subject = OnnxSubject(read_proto(Path(model), limits, sort), str(model), Path(model), custom_ops=custom_ops)
     else:
-        proto = model if isinstance(model, onnx.ModelProto) else serialize(unwrap(model))
+        proto = model if isinstance(model, onnx.ModelProto) else _serialized(model)
         if not is_sorted(proto):
             copy = onnx.ModelProto()
             copy.CopyFrom(proto)
@@ -113,6 +115,14 @@ def open_subject(
     if moved:
         subject.notes.append(f"the nodes of {subject.label} are not in order: they were sorted")
     return subject
+
+
+def _serialized(model: Any) -> onnx.ModelProto:
+    """The protobuf of an `onnx_ir.Model`, or of an `ONNXProgram`."""
+    from bnfold.frontends.onnx.files.saving import serialize
+    from bnfold.frontends.onnx.program import unwrap
+
+    return serialize(unwrap(model))
 
 
 def start_inside(
@@ -228,13 +238,19 @@ class OnnxSubject:
         """The names of the outputs, in order."""
         return list(self._declared_outputs)
 
+    @property
+    def may_draw(self) -> bool:
+        """Whether it has operators that draw random numbers, or such of a domain that is not ONNX's own."""
+        nodes = (node for graph in nested(self._proto.graph, *self._proto.functions) for node in graph.node)
+        return any(node.domain not in ("", "ai.onnx") or node.op_type in DRAWS for node in nodes)
+
     @cached_property
     def _makers(self) -> dict[str, onnx.NodeProto]:
         return {name: node for node in self._proto.graph.node for name in node.output if name}
 
     def values(self) -> Mapping[str, str]:
         """The float values of the main graph that depend on its inputs, each with its node."""
-        known = self._infer({})
+        known = self._inferred
         return {
             name: node.name or f"{node.op_type}:{name}"
             for name, node in self._makers.items()
@@ -301,6 +317,11 @@ class OnnxSubject:
             else:
                 sizes[name] = int(np.prod(shape, dtype=object)) * helper.tensor_dtype_to_np_dtype(kind).itemsize
         return sizes | dict.fromkeys(unknown, max(sizes.values(), default=0))
+
+    @cached_property
+    def _inferred(self) -> dict[str, tuple[int, tuple[int, ...] | None]]:
+        """Type and shape of each tensor, as far as the model declares them."""
+        return self._infer({})
 
     def _infer(self, feeds: Feeds) -> dict[str, tuple[int, tuple[int, ...] | None]]:
         """Type and shape of each tensor, for inputs of these shapes; no shape where a size is unknown."""
@@ -394,7 +415,7 @@ class OnnxSubject:
         model = self._bare(more)
         for node in model.graph.node:
             node.output[:] = [f"{name}/replaced" if name == value else name for name in node.output]
-        kind = self._infer({})[value][0]
+        kind = self._inferred[value][0]
         model.graph.input.append(helper.make_tensor_value_info(value, kind, None))
         session = self._open(model)
         return lambda feeds: session({**self._weights, **feeds}, fetch)
@@ -408,7 +429,7 @@ class OnnxSubject:
             else:
                 room = room_for(self._weights.values())
             self._disturbed[disturbance] = {
-                name: disturbance(array, index, room[index])
+                name: disturbance(array, index, room[index], is_whole=name in self._whole)
                 for index, (name, array) in enumerate(self._weights.items())
             }
         return self._disturbed[disturbance]
@@ -425,7 +446,7 @@ class OnnxSubject:
 
     def _bare(self, more_outputs: Sequence[str]) -> onnx.ModelProto:
         """The model without its weights, which are inputs, and with further outputs."""
-        model = with_weights_as_inputs(self._disturbable, more_outputs)
+        model = with_weights_as_inputs(self._disturbable, self._weight_names, more_outputs)
         if self._has_free_images:
             free_images(model)
         return model
@@ -485,7 +506,7 @@ class OnnxSubject:
         model = with_initializers(self._proto)
         if not self._is_unpacked:
             return model
-        return unpack(model, self._folder, {name: kind for name, (kind, _) in self._infer({}).items()})
+        return unpack(model, self._folder, {name: kind for name, (kind, _) in self._inferred.items()})
 
     @cached_property
     def narrow_weights(self) -> frozenset[bytes]:
@@ -495,14 +516,23 @@ class OnnxSubject:
     def unpack_weights(self) -> None:
         """From now on, take narrow weights in the type that operators compute with."""
         self._is_unpacked = True
-        for name in ("_disturbable", "_weights"):
+        for name in ("_disturbable", "_weight_names", "_weights", "_whole"):
             self.__dict__.pop(name, None)
+
+    @cached_property
+    def _weight_names(self) -> list[str]:
+        return weights(self._disturbable.graph)
 
     @cached_property
     def _weights(self) -> dict[str, npt.NDArray[Any]]:
         """The weights that disturbances move, by name."""
         tensors = {tensor.name: tensor for tensor in self._disturbable.graph.initializer}
-        return {name: read(tensors[name], self._folder or Path()) for name in weights(self._disturbable.graph)}
+        return {name: read(tensors[name], self._folder or Path()) for name in self._weight_names}
+
+    @cached_property
+    def _whole(self) -> frozenset[str]:
+        """The weights that may be moved in every element."""
+        return frozenset(name for name, array in self._weights.items() if may_all_move(array))
 
     def widened(self) -> tuple[OnnxSubject, int] | None:
         """The model with float32 in place of float16 and bfloat16, and the steps of its disturbances."""

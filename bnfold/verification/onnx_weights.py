@@ -58,13 +58,16 @@ class Disturbance:
     seed: int
     steps: int = 2
 
-    def __call__(self, array: npt.NDArray[Any], index: int, out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
+    def __call__(
+        self, array: npt.NDArray[Any], index: int, out: npt.NDArray[Any] | None = None, *, is_whole: bool = False
+    ) -> npt.NDArray[Any]:
         """A moved copy of the `index`-th weight; zeros, subnormal numbers and those near the type's limits stay.
 
         Args:
             array: the weight.
             index: its number, for the draw.
             out: a contiguous array like it, for the copy.
+            is_whole: whether it is known that every element may move (`may_all_move`).
         """
         generator = np.random.default_rng([self.seed, index])
         array = np.asarray(array, order="C")
@@ -82,7 +85,9 @@ class Disturbance:
         for part in _blocks(height, width):
             moves = self._draw(generator, bits[part].shape, kind) + rows[part]
             moves += columns
-            _move(bits[part], moves, array.dtype, moved_bits[part])
+            if not is_whole:
+                moves *= _may_move(bits[part], array.dtype)
+            np.add(bits[part], moves, out=moved_bits[part], casting="unsafe")
         return moved
 
     def _together(self, generator: np.random.Generator, size: int, kind: np.dtype[Any]) -> npt.NDArray[Any]:
@@ -125,14 +130,20 @@ def _blocks(height: int, width: int) -> Iterator[slice]:
         yield slice(start, start + step)
 
 
-def _move(bits: npt.NDArray[Any], moves: npt.NDArray[Any], dtype: np.dtype[Any], moved: npt.NDArray[Any]) -> None:
-    """Move elements by units in the last place, if they are normal numbers away from the limits of their type."""
+def may_all_move(array: npt.NDArray[Any]) -> bool:
+    """Whether every element may be moved. To know it spares the draws to look."""
+    bits = np.asarray(array, order="C").view(ORDERED[array.dtype.itemsize]).reshape(-1)
+    return all(_may_move(bits[part], array.dtype).all() for part in _blocks(bits.size, 1))
+
+
+def _may_move(bits: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[np.bool_]:
+    """Which elements are normal numbers away from the limits of their type."""
     mantissa = mantissa_bits(dtype)
     exponent = ((1 << (dtype.itemsize * 8 - 1 - mantissa)) - 1) << mantissa
     lowest, highest = (2 << mantissa), exponent - (2 << mantissa)
     power = bits & bits.dtype.type(exponent)
-    moves *= (power >= lowest) & (power < highest)
-    np.add(bits, moves, out=moved, casting="unsafe")
+    may: npt.NDArray[np.bool_] = (power >= lowest) & (power < highest)
+    return may
 
 
 def with_initializers(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -161,15 +172,17 @@ def with_initializers(proto: onnx.ModelProto) -> onnx.ModelProto:
     return changed
 
 
-def with_weights_as_inputs(proto: onnx.ModelProto, more_outputs: Sequence[str]) -> onnx.ModelProto:
-    """The model with its weights as inputs instead of initializers, and with further outputs.
+def with_weights_as_inputs(
+    proto: onnx.ModelProto, chosen: Iterable[str], more_outputs: Sequence[str]
+) -> onnx.ModelProto:
+    """The model with its `weights`, the chosen ones, as inputs instead of initializers, and with further outputs.
 
     One session of it then runs with any weights, and holds no copy of them.
     """
     bare = onnx.ModelProto(ir_version=proto.ir_version)
     bare.opset_import.extend(proto.opset_import)
     bare.functions.extend(proto.functions)
-    graph, names = bare.graph, set(weights(proto.graph))
+    graph, names = bare.graph, frozenset(chosen)
     graph.name = proto.graph.name
     graph.node.extend(proto.graph.node)
     graph.input.extend(info for info in proto.graph.input if info.name not in names)

@@ -320,7 +320,7 @@ def _run(job: dict[str, Any]) -> dict[str, Any]:
 
 def _subject(model: Path, custom_ops: Sequence[Path]) -> Subject:
     from bnfold.frontends.limits import UNLIMITED
-    from bnfold.frontends.onnx import read_proto
+    from bnfold.frontends.onnx.files.loading import read_proto
     from bnfold.verification.onnx_subject import OnnxSubject
 
     return OnnxSubject(read_proto(model, UNLIMITED), "the model", model, custom_ops=custom_ops)

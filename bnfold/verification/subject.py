@@ -73,6 +73,11 @@ class Subject(Protocol):
         """Sentences about how it is run."""
         ...
 
+    @property
+    def may_draw(self) -> bool:
+        """Whether a second run might give something else, since an operator draws random numbers, or is unknown."""
+        ...
+
     def values(self) -> Mapping[str, str]:
         """Inner values that can be fetched, in graph order, each with the node that makes it."""
         ...

@@ -241,6 +241,11 @@ class TorchSubject:
         """The outputs, numbered, since only some of them have names."""
         return [f"output_{index}" for index in range(self._count)]
 
+    @property
+    def may_draw(self) -> bool:
+        """True: a module's code may do anything."""
+        return True
+
     def values(self) -> Mapping[str, str]:
         """No inner values: modules have no names for them."""
         return {}

@@ -25,8 +25,8 @@ import atheris  # noqa: E402
 
 with atheris.instrument_imports(include=["bnfold"], enable_loader_override=False):
     import bnfold
-    from bnfold.frontends import onnx as frontend
     from bnfold.frontends.limits import Limits
+    from bnfold.frontends.onnx.files import loading, saving
     from bnfold.frontends.onnx.operators import bounds
 
 import onnx  # noqa: E402
@@ -49,7 +49,7 @@ def test_one_input(data: bytes) -> None:
     try:
         fused, outcomes = bnfold.fuse(path, return_outcomes=True, limits=LIMITS)
         planned = bnfold.plan(path, limits=LIMITS)
-        frontend.save(fused, FOLDER / "out.onnx")
+        saving.save(fused, FOLDER / "out.onnx")
     except bnfold.BnfoldError:
         return
     proto = onnx.ModelProto.FromString(data)
@@ -57,7 +57,7 @@ def test_one_input(data: bytes) -> None:
     found = sum(each.is_batchnorm for each in outcomes)
     assert found == expected, f"{found} outcomes for {expected} BatchNorms"
     assert [type(each) for each in planned] == [type(each) for each in outcomes]
-    frontend.load(FOLDER / "out.onnx")
+    loading.load(FOLDER / "out.onnx")
 
 
 def _is_batchnorm(node: onnx.NodeProto) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 import onnx_ir as ir
 import pytest
 
-from bnfold.frontends.onnx import OnnxGraph
+from bnfold.frontends.onnx.view import OnnxGraph
 from bnfold.planning.biases import find_replaced
 from bnfold.planning.draft import Draft
 from bnfold.planning.passes import FOLDS, FOLDS_AND_MERGES

@@ -97,3 +97,16 @@ def test_what_passes_with_less_noise_passes_with_more(seed: int) -> None:
         for known in range(3):
             if Weighing(expected, actual, list(moves[:known]), 3).is_clear:
                 assert not full.reason
+
+
+def test_a_model_runs_twice_where_an_operator_may_draw(runs: list[int]) -> None:
+    """The reference and the candidate run once each, the candidate once more as deployed."""
+    plain, unknown = chain(1), chain(1)
+    unknown.graph.node[-1].CopyFrom(node("Gelu", "r0", "y", domain="com.microsoft"))
+    unknown.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+    costs: list[int] = []
+    for original in (plain, unknown):
+        runs[0] = 0
+        assert bnfold.verify(original, original, samples=1, effort="fast", outputs_only=True).is_equivalent
+        costs.append(runs[0])
+    assert costs == [3, 4]

@@ -164,6 +164,13 @@ def test_extremes_of_fixed_images_are_smaller() -> None:
     assert not bnfold.verify(original, moved).is_equivalent
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_the_last_normal_input_of_several_is_the_smaller_one(count: int) -> None:
+    verdict = bnfold.verify(padded(128, pads=[1] * 4), padded(128, pads=[1] * 4, dilations=[1, 1]), samples=count)
+    normal = [each for each in verdict.samples if each.label.startswith("normal")]
+    assert [shape[-1] for each in normal for shape in each.shapes.values()] == [*[128] * max(1, count - 1), 64]
+
+
 def test_a_size_that_nobody_declared_decides_nothing() -> None:
     """With 128 pixels, SAME_UPPER pads by nothing before and one behind; with 64 by one on each side."""
     verdict = bnfold.verify(padded(128, auto_pad="SAME_UPPER"), padded(128, pads=[0, 0, 1, 1]))

@@ -155,8 +155,17 @@ def test_inputs_that_do_not_fit_are_an_error(run: Run) -> None:
         run(chain(KERNEL), chain(KERNEL), InputOptions(given=({"x": np.ones(3, FLOAT)},)))
 
 
-def test_the_process_starts_without_what_it_does_not_need() -> None:
-    code = "import sys, bnfold.verification.smoke; print([each for each in sys.argv[1:] if each in sys.modules])"
-    heavy = ["torch", "onnx_ir", "bnfold.verification.compare", "bnfold.frontends.onnx", "bnfold.api"]
+@pytest.mark.parametrize(
+    ("module", "heavy"),
+    [
+        ("smoke", ["torch", "onnx_ir", "bnfold.verification.compare", "bnfold.frontends.onnx", "bnfold.api"]),
+        (
+            "onnx_subject",
+            ["torch", "bnfold.frontends.onnx.view", "bnfold.planning", "bnfold.proof.checker", "bnfold.api"],
+        ),
+    ],
+)
+def test_a_process_starts_without_what_it_does_not_need(module: str, heavy: list[str]) -> None:
+    code = f"import sys, bnfold.verification.{module}; print([each for each in sys.argv[1:] if each in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code, *heavy], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

@@ -241,6 +241,18 @@ def test_a_disturbance_moves_channels_together_too() -> None:
     assert np.sqrt(np.mean(steps.mean(axis=1) ** 2)) > 0.5
 
 
+@pytest.mark.parametrize("value", [0.0, 1e-45, 3.4e38, np.inf, np.nan])
+def test_what_is_no_ordinary_number_is_not_moved(value: float) -> None:
+    """It is looked for in each draw, unless it is known that there is none."""
+    weights = random(3, 40_000, dtype=np.float32)
+    assert onnx_weights.may_all_move(weights)
+    draw = onnx_weights.Disturbance(0)
+    np.testing.assert_array_equal(draw(weights, 0, is_whole=True), draw(weights, 0))
+    weights[2, 39_999] = value
+    assert not onnx_weights.may_all_move(weights)
+    np.testing.assert_array_equal(draw(weights, 0)[2, 39_999], weights[2, 39_999])
+
+
 @pytest.mark.parametrize("value", [0.1, 0.7, 1.9])
 def test_weights_that_are_all_alike_are_no_fault(value: float) -> None:
     """They round alike, so that errors add up instead of cancelling."""

@@ -1,40 +1,26 @@
-"""ONNX models, by way of onnx-ir."""
+"""ONNX models, by way of onnx-ir.
 
-from typing import Any
+What opens one is imported when one is opened: to verify or time files, nobody needs it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 import onnx
 import onnx_ir as ir
 
-from bnfold.frontends.onnx.files.loading import external_files, file_bytes, load, parse, read_proto
-from bnfold.frontends.onnx.files.publishing import publish, staging
-from bnfold.frontends.onnx.files.saving import save, serialize
-from bnfold.frontends.onnx.files.sorting import is_sorted, sort_nodes
-from bnfold.frontends.onnx.open import OpenOnnxModel
-from bnfold.frontends.onnx.program import OpenProgram, is_program, unwrap
-from bnfold.frontends.onnx.view import OnnxGraph
-from bnfold.frontends.protocol import OpenOptions
+if TYPE_CHECKING:
+    from bnfold.frontends.onnx.open import OpenOnnxModel
+    from bnfold.frontends.protocol import OpenOptions
 
-__all__ = [
-    "OnnxGraph",
-    "external_files",
-    "file_bytes",
-    "is_model",
-    "is_sorted",
-    "load",
-    "open_model",
-    "parse",
-    "publish",
-    "read_proto",
-    "save",
-    "serialize",
-    "sort_nodes",
-    "staging",
-    "unwrap",
-]
+__all__ = ["is_model", "open_model"]
 
 
 def is_model(model: object) -> bool:
     """Whether it is an ONNX model in memory."""
+    from bnfold.frontends.onnx.program import is_program
+
     return isinstance(model, onnx.ModelProto | ir.Model) or is_program(model)
 
 
@@ -44,4 +30,7 @@ def open_model(model: Any, options: OpenOptions) -> OpenOnnxModel:
     Raises:
         InvalidModelError: it cannot be read, or asks for more than the limits.
     """
+    from bnfold.frontends.onnx.open import OpenOnnxModel
+    from bnfold.frontends.onnx.program import OpenProgram, is_program
+
     return OpenProgram(model, options) if is_program(model) else OpenOnnxModel(model, options)

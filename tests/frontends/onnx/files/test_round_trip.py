@@ -17,7 +17,7 @@ from onnx.backend.test.case.node import collect_testcases
 import bnfold
 from bnfold import Fold, Merge, Outcome, UnsupportedModelError
 from bnfold.api import Selection, fuse_file
-from bnfold.frontends import onnx as frontend
+from bnfold.frontends.onnx.files import loading, saving
 from tests.toys.decorated_models import MODELS, attributes, convolution, decorate, functions, sparse, types, unknown
 from tests.toys.onnx_graphs import model, node, norm, random, statistics
 
@@ -349,9 +349,9 @@ def test_a_sparse_constant_folds() -> None:
 def test_a_file_that_changed_after_it_was_read_is_not_copied(tmp_path: Path) -> None:
     path, proto = tmp_path / "m.onnx", convolution()
     path.write_bytes(proto.SerializeToString())
-    loaded = frontend.load(path)
+    loaded = loading.load(path)
     path.write_bytes(b"something else")
-    frontend.save(loaded, tmp_path / "out.onnx")
+    saving.save(loaded, tmp_path / "out.onnx")
     assert (tmp_path / "out.onnx").read_bytes() == proto.SerializeToString()
 
 

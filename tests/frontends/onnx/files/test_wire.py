@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
 import bnfold
-from bnfold.frontends import onnx as frontend
-from bnfold.frontends.onnx.files import saving, wire
+from bnfold.frontends.onnx.files import loading, saving, wire
 from tests.toys.onnx_graphs import model, node, norm, random, statistics
 
 
@@ -56,11 +55,11 @@ def test_a_written_model_has_the_bytes_of_protobuf(change: Any, folded: str, tmp
     proto = small()
     change(proto)
     (tmp_path / "m.onnx").write_bytes(proto.SerializeToString())
-    loaded = frontend.load(tmp_path / "m.onnx")
+    loaded = loading.load(tmp_path / "m.onnx")
     if folded != "not":
         loaded = bnfold.fuse(loaded, inplace=folded == "in place")
-    frontend.save(loaded, tmp_path / "out.onnx")
-    assert (tmp_path / "out.onnx").read_bytes() == frontend.serialize(loaded).SerializeToString()
+    saving.save(loaded, tmp_path / "out.onnx")
+    assert (tmp_path / "out.onnx").read_bytes() == saving.serialize(loaded).SerializeToString()
 
 
 @given(st.integers(0, 1 << 40))
@@ -73,5 +72,5 @@ def test_a_length_is_read_back(number: int) -> None:
 def test_what_no_protobuf_can_hold_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(saving, "PROTOBUF_LIMIT", 1000)
     with pytest.raises(bnfold.OutputError, match="too many for a protobuf"):
-        frontend.save(frontend.parse(small()), tmp_path / "out.onnx")
+        saving.save(loading.parse(small()), tmp_path / "out.onnx")
     assert not (tmp_path / "out.onnx").exists()

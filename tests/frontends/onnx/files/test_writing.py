@@ -19,8 +19,7 @@ from onnx import helper, numpy_helper
 from bnfold.algebra import kernels
 from bnfold.api import fuse_file
 from bnfold.errors import OutputError
-from bnfold.frontends import onnx as frontend
-from bnfold.frontends.onnx.files import saving
+from bnfold.frontends.onnx.files import loading, publishing, saving
 from tests.toys.onnx_graphs import model, node, norm, random, statistics
 
 
@@ -128,7 +127,7 @@ def test_external_tensors_of_constant_nodes_move_along(tmp_path: Path) -> None:
     expected = (tmp_path / "weights.bin").read_bytes()
     (tmp_path / "elsewhere").mkdir()
     fuse(source, tmp_path / "elsewhere" / "out.onnx")
-    fused = frontend.load(tmp_path / "elsewhere" / "out.onnx")
+    fused = loading.load(tmp_path / "elsewhere" / "out.onnx")
     tensor = next(each for each in fused.graph if each.op_type == "Constant").attributes["value"].as_tensor()
     assert isinstance(tensor, ir.ExternalTensor)
     assert tensor.tobytes() in expected
@@ -253,18 +252,18 @@ def test_a_failed_rename_leaves_no_data_behind(tmp_path: Path) -> None:
     source = write(tmp_path / "m.onnx")
     (tmp_path / "out.onnx").mkdir()
     (tmp_path / "staged").mkdir()
-    written = frontend.save(frontend.load(source), tmp_path / "staged" / "out.onnx")
+    written = saving.save(loading.load(source), tmp_path / "staged" / "out.onnx")
     before = names(tmp_path)
     with pytest.raises(OutputError, match="cannot be written"):
-        frontend.publish(written, tmp_path / "out.onnx")
+        publishing.publish(written, tmp_path / "out.onnx")
     assert names(tmp_path) == before
 
 
 def test_the_folder_of_a_living_run_is_left_alone(tmp_path: Path) -> None:
     output = tmp_path / "out.onnx"
-    with frontend.staging(output) as living:
+    with publishing.staging(output) as living:
         (living / "file").touch()
-        with frontend.staging(output) as other:
+        with publishing.staging(output) as other:
             assert other != living
             assert (living / "file").exists()
     assert names(tmp_path) == []
@@ -274,7 +273,7 @@ def test_stale_folders_of_this_output_alone_are_removed(tmp_path: Path) -> None:
     for name in (".out.onnx.abc.bnfold", ".other.onnx.abc.bnfold", ".out.onnx.abc"):
         (tmp_path / name).mkdir()
     (tmp_path / ".out.onnx.file.bnfold").touch()
-    with frontend.staging(tmp_path / "out.onnx"):
+    with publishing.staging(tmp_path / "out.onnx"):
         pass
     assert names(tmp_path) == [".other.onnx.abc.bnfold", ".out.onnx.abc", ".out.onnx.file.bnfold"]
 
