@@ -365,6 +365,8 @@ def _open_captured(
 
     methods = methods_of(model, options.preserve)
     try:
+        if hooks and inputs is not None:
+            _capture(pristine(), inputs, methods, is_static=True)  # which fails sooner, if it does
         captured = _capture(pristine(), inputs, methods)
     except UnsupportedModelError:
         if not hooks:
