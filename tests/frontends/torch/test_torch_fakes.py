@@ -31,6 +31,7 @@ BINARY: Calls = {
     "add": lambda x: x + x * 2,
     "a row added": lambda x: x + x[:, :, :1],
     "an axis added": lambda x: x + x[0],
+    "both widened": lambda x: x[:, :1] + x[:1],
     "a larger one added": lambda x: x.mean((2, 3), keepdim=True) + x,
     "gated": lambda x: x * x.mean((2, 3), keepdim=True),
     "in place": lambda x: (x * 1).add_(x, alpha=2).mul_(3).sub_(x[:1]),
@@ -55,6 +56,7 @@ OTHERS: Calls = {
     "cat of two types": lambda x: torch.cat([x, x.double()], 1),
     "group norm": lambda x: functional.group_norm(x, 3),
     "layer norm": lambda x: functional.layer_norm(x.permute(0, 2, 3, 1).contiguous(), (6,)),
+    "layer norm behind a permutation": lambda x: functional.layer_norm(x.permute(0, 2, 3, 1), (6,)),
     "batch norm": lambda x: functional.batch_norm(x, torch.zeros(6), torch.ones(6)),
 }
 LAYOUTS: Calls = {

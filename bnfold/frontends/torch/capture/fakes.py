@@ -84,10 +84,11 @@ class Fakes:
             yield
 
     def _is_known(self, mode: FakeTensorMode, *values: Any) -> bool:
-        """Whether values are contiguous tensors of the same floating-point type on the same device, some on symbols."""
+        """Whether tensors are contiguous, of one floating-point type and device, no constants, and one has symbols."""
         return any(getattr(value, "_has_symbolic_sizes_strides", False) for value in values) and all(
             type(value) is FakeTensor
             and value.fake_mode is mode
+            and value.constant is None
             and value.dtype.is_floating_point
             and value.dtype == values[0].dtype
             and value.fake_device == values[0].fake_device
@@ -105,22 +106,28 @@ class Fakes:
         """Of two shapes that are the same, but for sizes of 1."""
         if isinstance(other, int | float) and self._is_known(mode, value):
             shape = value.shape
-        elif not self._is_known(mode, value, other) or value.dim() != other.dim():
+        elif not self._is_known(mode, value, other):
             return NotImplemented
         else:
-            mine, theirs = expressions(value.shape), expressions(other.shape)
+            rank = max(value.dim(), other.dim())
+            own, its = ([*(1 for _ in range(rank - each.dim())), *each.shape] for each in (value, other))
+            mine, theirs = expressions(own), expressions(its)
             if not all(one == two or 1 in (one, two) for one, two in zip(mine, theirs, strict=True)):
                 return NotImplemented
             shape = [
-                one if one is two or mine[axis] == theirs[axis] or not guard_or_false(one == 1) else two
-                for axis, (one, two) in enumerate(zip(value.shape, other.shape, strict=True))
+                one if mine[axis] == theirs[axis] or not guard_or_false(one == 1) else two
+                for axis, (one, two) in enumerate(zip(own, its, strict=True))
             ]
+            if expressions(shape) not in (expressions(value.shape), expressions(other.shape)):
+                return NotImplemented
         if operator._schema.is_mutable:
             return value if expressions(shape) == expressions(value.shape) else NotImplemented
         return _fresh(mode, value, shape)
 
     def _batchnorm(self, mode: FakeTensorMode, operator: OpOverload, value: Any, *_: Any) -> Any:
         """That of eval mode."""
+        if type(value) is not FakeTensor:
+            return NotImplemented
         if not self._is_known(mode, value):
             with mode:  # torch runs a dozen operators for it
                 return torch.empty_like(value), value.new_empty(0), value.new_empty(0)
@@ -171,10 +178,12 @@ class Fakes:
         return tuple(_fresh(mode, value, shape) for shape in (value.shape, (batch, groups), (batch, groups)))
 
     def _layer_norm(self, mode: FakeTensorMode, operator: OpOverload, value: Any, shape: Any, *_: Any) -> Any:
-        if value.fake_device.type != "cpu" or not self._is_known(mode, value):
+        """Which makes its operand contiguous."""
+        if type(value) is not FakeTensor or value.fake_mode is not mode or value.fake_device.type != "cpu":
             return NotImplemented
         kept, normalised = value.shape[: -len(shape)], value.shape[-len(shape) :]
-        if expressions(normalised) != expressions(shape) or any(isinstance(each, torch.SymInt) for each in shape):
+        is_fixed = value.dtype.is_floating_point and not any(isinstance(each, torch.SymInt) for each in shape)
+        if not is_fixed or expressions(normalised) != expressions(shape):
             return NotImplemented
         moments = (*kept, *(1 for _ in shape))
         return tuple(_fresh(mode, value, shape) for shape in (value.shape, moments, moments))
