@@ -365,6 +365,8 @@ def _open_captured(
 
     methods = methods_of(model, options.preserve)
     try:
+        if hooks and inputs is not None:
+            _capture(pristine(), inputs, methods, is_static=True)  # which fails sooner, if it does
         captured = _capture(pristine(), inputs, methods)
     except UnsupportedModelError:
         if not hooks:
@@ -462,15 +464,18 @@ def _open_captured(
         """Whether an attempt is what folds for other inputs; None where it, or the original, is not made for them."""
         assert options.rehearse is not None
         methods = tuple(source.methods)
+        result: Captured | None = None
+        try:
+            result = _capture(pristine(attempt.module), other, methods, is_static=True)
+        except UnsupportedModelError as error:
+            if GENERATED in str(error):
+                return None
         try:
             wanted = _capture(pristine(unchanged), other, methods, is_static=True)
         except UnsupportedModelError:
             return None
         options.rehearse(view(wanted))
-        try:
-            return wanted.is_done_by(_capture(pristine(attempt.module), other, methods, is_static=True))
-        except UnsupportedModelError as error:
-            return None if GENERATED in str(error) else False
+        return result is not None and wanted.is_done_by(result)
 
     def recapture(module: nn.Module, *, is_static: bool = source.is_static) -> Captured:
         return _capture(pristine(module), inputs, tuple(source.methods), is_static=is_static)

@@ -62,13 +62,14 @@ def of_export(export: Export, module: nn.Module) -> Source:
     """A program as what is folded; `module` is what was exported."""
     program = export.program
 
-    known: list[dict[str, str]] = [{}]
+    known: dict[int, dict[str, str]] = {}
 
     def names() -> dict[str, str]:
-        specs = [spec for spec in program.graph_signature.input_specs if spec.target and spec.kind in HELD]
-        if len(specs) != len(known[0]):
-            known[0] = {spec.arg.name: str(spec.target) for spec in specs}
-        return known[0]
+        specs = program.graph_signature.input_specs
+        if len(specs) not in known:
+            known.clear()
+            known[len(specs)] = {spec.arg.name: str(spec.target) for spec in specs if spec.target and spec.kind in HELD}
+        return known[len(specs)]
 
     def name(node: fx.Node) -> str | None:
         return names().get(node.name) if node.op == "placeholder" else None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from types import NoneType
 from typing import Any
 
@@ -52,7 +53,11 @@ def _dim(dim: Any) -> Dim:
     """A number, a symbol, or nothing for a product of sizes, which follows from the other sizes."""
     if isinstance(dim, int):
         return dim
-    expression = dim.node.expr
+    return _written(dim.node.expr)
+
+
+@lru_cache(maxsize=4096)
+def _written(expression: Any) -> Dim:
     if expression.is_Integer:
         return int(expression)
     factors = [factor for factor in sympy.Mul.make_args(expression) if not factor.is_number]

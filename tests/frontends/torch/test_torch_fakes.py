@@ -1,0 +1,103 @@
+"""What an export takes operators to make, against what they do make."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bnfold.frontends.torch.capture import fakes
+from bnfold.frontends.torch.capture.exporting import export
+from bnfold.frontends.torch.capture.inputs import Inputs
+
+Calls = dict[str, Callable[[Tensor], Any]]
+
+ELEMENTWISE: Calls = {
+    **{
+        name: getattr(functional, name)
+        for name in ("elu", "gelu", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "mish", "relu", "softplus")
+    },
+    **{name: getattr(torch, name) for name in ("erf", "exp", "rsqrt", "sigmoid", "sqrt", "tanh")},
+    "silu in place": lambda x: functional.silu(x * 1, inplace=True),
+    "clamp": lambda x: x.clamp(0, 6),
+    "clamp by a tensor": lambda x: x.clamp(torch.zeros(6, 1, 1), torch.ones(2, 1, 1, 1)),
+    "exp of integers": lambda x: torch.exp(x.int()),
+}
+BINARY: Calls = {
+    "add": lambda x: x + x * 2,
+    "a row added": lambda x: x + x[:, :, :1],
+    "an axis added": lambda x: x + x[0],
+    "both widened": lambda x: x[:, :1] + x[:1],
+    "a larger one added": lambda x: x.mean((2, 3), keepdim=True) + x,
+    "gated": lambda x: x * x.mean((2, 3), keepdim=True),
+    "in place": lambda x: (x * 1).add_(x, alpha=2).mul_(3).sub_(x[:1]),
+    "divided": lambda x: x / x.exp(),
+    "integers divided": lambda x: x.int() / 2,
+    "of two types": lambda x: x + x.double(),
+}
+LINEAR: Calls = {
+    "convolution": lambda x: functional.conv2d(x, torch.ones(4, 6, 3, 3), stride=2, padding=1),
+    "grouped": lambda x: functional.conv2d(x, torch.ones(6, 1, 5, 5), groups=6, dilation=2, padding="same"),
+    "transposed": lambda x: functional.conv_transpose2d(x, torch.ones(6, 4, 3, 3), stride=2, output_padding=1),
+    "of a line": lambda x: functional.conv1d(x.flatten(2), torch.ones(4, 6, 3)),
+    "without a batch": lambda x: functional.conv2d(x[0], torch.ones(4, 6, 3, 3)),
+    "weights with channels last": lambda x: functional.conv2d(
+        x, torch.ones(4, 6, 3, 3).to(memory_format=torch.channels_last), padding=1
+    ),
+}
+OTHERS: Calls = {
+    "cat": lambda x: torch.cat([x, x[:, :2], x], -3),
+    "cat of sizes": lambda x: torch.cat([x, x[:, :, 1:]], 2),
+    "cat of an empty one": lambda x: torch.cat([x, torch.zeros(0)], 1),
+    "cat of two types": lambda x: torch.cat([x, x.double()], 1),
+    "group norm": lambda x: functional.group_norm(x, 3),
+    "layer norm": lambda x: functional.layer_norm(x.permute(0, 2, 3, 1).contiguous(), (6,)),
+    "layer norm behind a permutation": lambda x: functional.layer_norm(x.permute(0, 2, 3, 1), (6,)),
+    "batch norm": lambda x: functional.batch_norm(x, torch.zeros(6), torch.ones(6)),
+}
+LAYOUTS: Calls = {
+    "contiguous": lambda x: x,
+    "channels last": lambda x: x.contiguous(memory_format=torch.channels_last),
+    "transposed": lambda x: x.transpose(2, 3),
+    "a part": lambda x: x[:, :, 1:],
+    "widened": lambda x: x[:, :1].expand(-1, 6, -1, -1),
+}
+
+
+class Called(nn.Module):
+    """One call on a tensor of some layout."""
+
+    def __init__(self, layout: Callable[[Tensor], Tensor], call: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.layout, self.call = layout, call
+
+    def forward(self, x: Tensor) -> Any:
+        return self.call(self.layout(x))
+
+
+@pytest.mark.parametrize("name", [*ELEMENTWISE, *BINARY, *LINEAR, *OTHERS])
+def test_an_export_takes_operators_to_make_what_they_make(name: str) -> None:
+    call = {**ELEMENTWISE, **BINARY, **LINEAR, **OTHERS}[name]
+    x = torch.rand(2, 6, 9, 11)
+    for layout, arrange in LAYOUTS.items():
+        module = Called(arrange, call)
+        program = export(module, Inputs.of((x,))).program
+        (output,) = program.graph.find_nodes(op="output")
+        made, actual = output.args[0][0].meta["val"], module(x)
+        assert [*map(int, made.shape)] == [*actual.shape], layout
+        assert made.dtype == actual.dtype, layout
+        if layout == "contiguous" or name not in OTHERS:  # of which torch itself says something else
+            assert [*map(int, made.stride())] == [*actual.stride()], layout
+
+
+def test_what_is_known_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    answered: list[str] = []
+    fresh = fakes._fresh
+    monkeypatch.setattr(fakes, "_fresh", lambda *args: answered.append("") or fresh(*args))  # type: ignore[func-returns-value]
+    modules = (nn.Conv2d(6, 6, 3, padding=1), nn.BatchNorm2d(6), nn.Hardswish(), nn.GroupNorm(2, 6))
+    export(nn.Sequential(*modules).eval(), Inputs.of((torch.rand(2, 6, 9, 11),)))
+    assert len(answered) == 1 + 3 + 1 + 3
