@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4
 """The parameters of glibc's `mallopt`."""
@@ -23,6 +25,18 @@ def collect_seldom() -> None:
     again takes as long as reading them.
     """
     gc.set_threshold(*COLLECTIONS)
+
+
+@contextmanager
+def never_collecting() -> Iterator[None]:
+    """Look for no garbage in cycles inside, where all that is made lives to the end anyway."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def keep_freed_memory() -> None:

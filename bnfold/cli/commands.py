@@ -553,10 +553,12 @@ def diff(
     Nodes are matched by names, weights and places in the graph. Neither model is run.
     """
     from bnfold import api
+    from bnfold.cli.allocation import never_collecting
     from bnfold.report.diff_record import record_diff
 
     limits = Limits(max_nodes, max_depth, max_bytes)
-    record = record_diff(api.diff_files(reference, candidate, limits=limits))
+    with never_collecting():
+        record = record_diff(api.diff_files(reference, candidate, limits=limits))
     if has_exit_code:
         record["fail_on_difference"] = True
     recording.trace(record)
