@@ -350,7 +350,8 @@ class TorchGraph(View[fx.Node, Value, Weights]):
 
     def producer(self, value: Value) -> fx.Node | None:
         node = value.node if isinstance(value, Part) else value
-        return node if node in self._calls and node not in self._facts.constants.nodes else None
+        is_given = node not in self._calls or node in self._facts.constants.nodes or node in self._scalars
+        return None if is_given else node
 
     def _carriers(self, value: Value) -> list[fx.Node]:
         """The nodes that stand for a value."""

@@ -260,3 +260,21 @@ def test_code_that_checks_its_sizes_is_code_like_any_other() -> None:
             assert_same([model(drawn(3, 4, 6, 5))], [each(drawn(3, 4, 6, 5))])
         with pytest.raises(AssertionError, match="generated the forward of Two"):
             fx.symbolic_trace(fused)(drawn(3, 4, 5, 5))
+
+
+MADE_OF_SIZES: dict[str, Callable[[Tensor], Tensor]] = {
+    "zeros": lambda y: torch.zeros(*y.shape, dtype=y.dtype),
+    "ones": lambda y: torch.ones(y.shape[0], 1, 1, 1, dtype=y.dtype),
+    "arange": lambda y: torch.arange(y.shape[3], dtype=y.dtype),
+    "full": lambda y: torch.full((y.shape[0], 4, 1, 1), 0.5, dtype=y.dtype),
+}
+
+
+@pytest.mark.parametrize("name", MADE_OF_SIZES)
+def test_a_tensor_made_of_sizes_can_absorb_nothing(name: str) -> None:
+    """It is no constant, and no node of the view either: what goes upstream ends there."""
+    module = trained(Two(lambda own, x: own.last(own.next(own.norm(own.conv(x) + MADE_OF_SIZES[name](x))))))
+    fused, outcomes = bnfold.fuse(module, example_inputs=(EXAMPLES[0],), return_outcomes=True)
+    assert all(isinstance(outcome, Fold) for outcome in outcomes)  # the first one downstream
+    for example in EXAMPLES:
+        assert_same([module(example)], [fused(example)])
