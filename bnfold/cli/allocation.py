@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import gc
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 """The parameters of glibc's `mallopt`."""
 
 KEPT, MAPPED = 1 << 29, 1 << 25
@@ -45,24 +44,9 @@ def keep_freed_memory() -> None:
     By default, glibc gives each freed block back to the system, and the system hands out zeroed pages for the next one.
     That takes several times as long as computing on the block.
     """
-    _set(TRIM_THRESHOLD, KEPT)
-    _set(MMAP_THRESHOLD, MAPPED)
-
-
-def prefer_used_memory() -> None:
-    """Let blocks of any size be reused, and let numpy ask for no large pages. Call it before numpy is imported.
-
-    A comparison takes several blocks of the size of all weights. Large pages have to be found in one piece, where
-    nothing was before, and a virtual machine gets such memory from its host first: that took as long as moving the
-    weights. Who sets numpy's variable decides.
-    """
-    _set(MMAP_MAX, 0)
-    os.environ.setdefault("NUMPY_MADVISE_HUGEPAGE", "0")
-
-
-def _set(parameter: int, value: int) -> None:
     import ctypes  # which no other command needs
 
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
-        mallopt(parameter, value)
+        mallopt(TRIM_THRESHOLD, KEPT)
+        mallopt(MMAP_THRESHOLD, MAPPED)

@@ -412,16 +412,13 @@ def verify(
 
     A lossy gate is for conversions (to float16, to 8 bits): each of its options has to hold, over all of --inputs.
     """
-    from bnfold.cli.allocation import keep_freed_memory, prefer_used_memory
-
-    keep_freed_memory()
-    prefer_used_memory()
-
+    from bnfold.cli.allocation import keep_freed_memory
     from bnfold.report.record import record_comparison
     from bnfold.verification.equivalence import verify_files
     from bnfold.verification.gate import Gate
     from bnfold.verification.options import CompareOptions
 
+    keep_freed_memory()
     inputs, rendering = _inputs(others)
     if proof is not None:
         _refuse_beside_proof(click.get_current_context())

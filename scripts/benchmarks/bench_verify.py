@@ -23,7 +23,7 @@ import onnx
 import onnxruntime
 
 import bnfold
-from bnfold.cli.allocation import keep_freed_memory, prefer_used_memory
+from bnfold.cli.allocation import keep_freed_memory
 from bnfold.verification.equivalence import verify_files
 from bnfold.verification.options import CompareOptions
 from scripts.benchmarks.compare_peers import ARCHITECTURES, LIGHT, filled
@@ -73,7 +73,6 @@ def main() -> None:
     options = parser.parse_args()
     load = os.getloadavg()[0]
     keep_freed_memory()  # as the command line does
-    prefer_used_memory()
     with tempfile.TemporaryDirectory() as folder:
         rows = [row(name, options.rounds, Path(folder)) for name in ARCHITECTURES]
     text = "\n".join(
