@@ -62,7 +62,7 @@ class Splitting:
         """Add the moves; whether there are any."""
         before = len(draft.steps)
         for node in draft.in_order(draft.candidates - draft.gone):
-            move = split_walk(draft, node) if draft.graph.can_lower else None
+            move = split_walk(draft, node)
             if move:
                 draft.add(move)
         return len(draft.steps) > before

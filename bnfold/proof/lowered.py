@@ -13,6 +13,7 @@ import onnx
 
 from bnfold.algebra.affine import Affine
 from bnfold.proof.batchnorm import as_affine, changed_map
+from bnfold.proof.certificate import Relation
 from bnfold.proof.failure import ProofError
 from bnfold.proof.linear import attribute
 from bnfold.proof.models import Scope, first_output
@@ -36,9 +37,7 @@ def check_lowered(pair: Pair, scope: Scope, other: Scope, node: onnx.NodeProto) 
     relations = pair.relation(scope, node.input[0]), pair.relation(scope, node.output[0])
     stages = _row(pair, scope, other, node)
     is_addition = [stage.op_type for stage in stages] == ["Add"]
-    affine, size = (
-        _map_of_addition(pair, scope, node) if is_addition else changed_map(name, *as_affine(scope, node), relations)
-    )
+    affine, size = (map_of_addition if is_addition else changed_map)(name, *as_affine(scope, node), relations)
     channels = affine.size
     rank = pair.rank(scope, node.input[0])
     constants: dict[str, AnyArray] = {}
@@ -70,13 +69,14 @@ def check_lowered(pair: Pair, scope: Scope, other: Scope, node: onnx.NodeProto) 
     return worst
 
 
-def _map_of_addition(pair: Pair, scope: Scope, node: onnx.NodeProto) -> tuple[Affine, Array]:
+def map_of_addition(
+    name: str, affine: Affine, size: Array, relations: tuple[Relation | None, Relation | None]
+) -> tuple[Affine, Array]:
     """The map from the new input to the new output, where the old input was scaled as this node did, and its size.
 
     If the new input is ``f(x)``, with the scale of the whole map, it is an addition of the difference of both shifts.
     """
-    name, (affine, size) = first_output(node), as_affine(scope, node)
-    inner, outer = pair.relation(scope, node.input[0]), pair.relation(scope, node.output[0])
+    inner, outer = relations
     forth = inner.forth if inner else Affine.identity(affine.size, affine.axis)
     behind = outer.forth if outer else Affine.identity(affine.size, affine.axis)
     place = affine.axis, affine.size

@@ -48,7 +48,7 @@ class TorchProver:
             self._original = copy_program(model)
         else:
             self._original = copy_module(model, share=opened.captured is not None)
-        self._ledger = Ledger.of(opened.graph.graph, changes)
+        self._ledger = Ledger.of(opened.graph.graph, changes, opened.graph.stand)
 
     def prove(self) -> Proof:
         """Of what the edits left in memory.

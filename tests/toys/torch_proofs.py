@@ -29,7 +29,7 @@ def certify(
     opened = open_model(model, OpenOptions(example_inputs=example_inputs))
     decided = make_plan(opened.graph, selected=Selection(tuple(only), tuple(skip)), merge=merge)
     changes = trace_changes(opened.graph, decided)
-    ledger = Ledger.of(opened.graph.graph, changes)
+    ledger = Ledger.of(opened.graph.graph, changes, opened.graph.stand)
     fold(opened.graph, decided)
     result = opened.finish()
     return result, ledger.certificate(changes, digest(model), digest(result))

@@ -159,7 +159,7 @@ class OpenTorchModel:
             view = self.kept()
             changing = {view.name(node) for node in view.nodes() if view.changes_code(node)}
             return tuple(
-                replace(each, changes_code=not changing.isdisjoint((each.batchnorm, *each.into)))
+                replace(each, changes_code=_adds(each) or not changing.isdisjoint((each.batchnorm, *each.into)))
                 if isinstance(each, Fold)
                 else each
                 for each in outcomes
@@ -210,6 +210,11 @@ class OpenTorchModel:
     def save(self, path: Path) -> Written:
         save(self.finish(), path)
         return Written(path)
+
+
+def _adds(fold: Fold) -> bool:
+    """Whether an addition takes the place of the BatchNorm."""
+    return fold.direction == "scale upstream"
 
 
 NUMBERS = 2

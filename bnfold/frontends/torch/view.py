@@ -16,11 +16,11 @@ from torch.fx.node import map_arg
 
 from bnfold.algebra.affine import Affine
 from bnfold.algebra.linear import Linear
-from bnfold.algebra.rounding import round_once
+from bnfold.algebra.rounding import Rounding, measure_parameters, round_once
 from bnfold.errors import InvalidModelError
 from bnfold.frontends.parameters import Stored, View
 from bnfold.frontends.quantized import kernel_axis
-from bnfold.frontends.reading import Normalization, Unreadable, foreign, opaque
+from bnfold.frontends.reading import Normalization, Unreadable, foreign, opaque, unit
 from bnfold.frontends.torch.change.fresh import makes_fresh, release
 from bnfold.frontends.torch.change.store import Store, set_argument, take_name
 from bnfold.frontends.torch.operators import quantized, read_affine, read_carry, read_linear, shapes
@@ -30,10 +30,10 @@ from bnfold.frontends.torch.operators.constants import Constants
 from bnfold.frontends.torch.operators.read_linear import Weights
 from bnfold.frontends.torch.operators.reader import Facts, Part, Reader, Value, part_of
 from bnfold.frontends.torch.operators.spelling import is_parametrized, spell
-from bnfold.frontends.torch.tensors import AnyArray, to_numpy
+from bnfold.frontends.torch.tensors import DTYPES, AnyArray, to_numpy
 from bnfold.graph.cautions import Caution
 from bnfold.graph.cost import count_elements
-from bnfold.graph.ops import Op, Sum
+from bnfold.graph.ops import Form, Lowered, Op, Sum
 from bnfold.graph.outcome import Reason
 from bnfold.graph.protocol import Constant
 
@@ -439,11 +439,38 @@ class TorchGraph(View[fx.Node, Value, Weights]):
         if bias is not None and name is None:
             shape = [-1] + [1] * stored.weights.behind
             like = read_linear.operand(reader, stored.weights.kernel)
-            total = self._store.insert_add(node, bias.reshape(shape), like)
-            self._facts.copy(node, total)
-            self.stands[node] = total
-            self._calls.update({user: spell(user, self.root) for user in total.users if user in self._calls})
+            self._stand_in(node, self._store.insert_add(node, bias.reshape(shape), like))
         self._store.drop_factors(node)
+
+    def _stand_in(self, node: fx.Node, total: fx.Node) -> None:
+        """Let the addition that was put behind a node stand for its value."""
+        self._facts.copy(node, total)
+        self.stands[node] = total
+        self._refresh(list(total.users))
+
+    def round_lowered(self, node: fx.Node, lowered: Lowered) -> Rounding | None:
+        """See `Graph`. A shift alone is written, as an addition, if that leaves the type of the data as it is."""
+        reader = self._reader(node)
+        held = reader.tensor("running_mean", "mean")
+        is_known = reader.dtype() is held.dtype and reader.shape() is not None
+        if lowered.form is not Form.ADD or not is_known or len(self._own_carriers(node)) != 1:
+            return None
+        dtype = DTYPES[held.dtype]
+        return measure_parameters(lowered.affine.scale.reshape(1, -1, 1), lowered.shift, dtype, unit(dtype))
+
+    def lower(self, node: fx.Node, lowered: Lowered) -> None:
+        """See `Graph`. The addition is no part of the BatchNorm's module, and its constant is held beside that."""
+        reader, (data,), (carrier,) = self._reader(node), self._data_nodes(node), self._own_carriers(node)
+        pattern = reader.call.get("running_mean")
+        owner = (self._store.place_of_source(pattern) or "").rpartition(".")[0]
+        shift = round_once(lowered.shift, DTYPES[reader.tensor("running_mean", "mean").dtype])
+        behind = reader.rank() - 1 - lowered.affine.axis
+        wish = f"{owner}_shift" if owner else "shift"
+        total = self._store.insert_add(carrier, shift.reshape(-1, *(1,) * behind), pattern, wish)
+        total.replace_input_with(carrier, data)
+        total.meta = _outside(total.meta)
+        self._stand_in(carrier, total)
+        self._erase(node, [data])
 
     def _requantize(self, node: fx.Node, stored: Stored[Weights], linear: Linear) -> None:
         """Let a node read its weight dequantised by other scales, one for each output channel."""
@@ -566,6 +593,15 @@ class TorchGraph(View[fx.Node, Value, Weights]):
         self.changed.update(carriers, (node for node in self.stands if self.stand(node) in carriers))
         for carrier in carriers:
             self._store.rename(carrier, f"{carrier.name}_folded")
+
+
+def _outside(meta: dict[str, Any]) -> dict[str, Any]:
+    """What is noted of a node of a torch.nn BatchNorm, for one in the module around that."""
+    stack = meta.get("nn_module_stack") or {}
+    last = next(reversed(stack), None)
+    if last is None or not str(stack[last][1]).startswith(("torch.nn.modules.batchnorm.", "torch.nn.modules.instance")):
+        return meta
+    return {**meta, "nn_module_stack": {key: entry for key, entry in stack.items() if key != last}}
 
 
 def _unevenly(total: Sum) -> Sum:

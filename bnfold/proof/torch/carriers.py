@@ -246,6 +246,14 @@ def _insist_on_type(pair: Pair, node: fx.Node, data: fx.Node, *, is_batchnorm: b
             raise ProofError("wiring", node.name, "it vanished, and the type of its input is not known")
 
 
+def insist_on_dtype(pair: Pair, node: fx.Node, dtype: torch.dtype) -> None:
+    """Check that a value has a type."""
+    value = pair.shapes.values.get(node)
+    known = value.dtype if isinstance(value, torch.Tensor) else _dtype(pair, node)
+    if known is not dtype:
+        raise ProofError("wiring", node.name, f"its type is {known or 'not known'}, and what is added to it is {dtype}")
+
+
 def _dtype(pair: Pair, node: fx.Node) -> torch.dtype | None:
     """The type of a value, as told by the weights in front of it."""
     while node in pair.original.calls:

@@ -24,6 +24,7 @@ from bnfold.proof.torch import merges
 from bnfold.proof.torch.calls import SHAPES
 from bnfold.proof.torch.carriers import check_carrier, check_vanished
 from bnfold.proof.torch.linear import Product, insist_on_axis, read_batchnorm, read_product
+from bnfold.proof.torch.lowered import check_addition, find_addition
 from bnfold.proof.torch.pair import Pair
 from bnfold.proof.torch.quantized import check_scales, is_dequantized
 from bnfold.proof.torch.shapes import Shapes
@@ -138,8 +139,10 @@ def _check_node(pair: Pair, node: fx.Node, tally: _Tally) -> None:
     if product is not None:
         tally.worst = tally.worst.joined(_check_product(pair, node, product))
         tally.met["weights"] += 1
-    elif read_batchnorm(side, node, rank) is not None:
-        tally.worst = tally.worst.joined(_check_batchnorm(pair, node, rank))
+    elif (norm := read_batchnorm(side, node, rank)) is not None:
+        addition = find_addition(pair, node)
+        worst = _check_batchnorm(pair, node, rank) if addition is None else check_addition(pair, node, norm, addition)
+        tally.worst = tally.worst.joined(worst)
         tally.met["weights"] += 1
     elif call.name in ADDED:
         check_node(pair, node)
@@ -263,7 +266,7 @@ def _check_batchnorm(pair: Pair, node: fx.Node, rank: int | None) -> Worst:
     _check_rest_of_call(
         pair, node, core, before.rest, now.rest, ("weight", "bias", "running_mean", "running_var", "affine")
     )
-    key = f"{node.name}[0]" if pair.original.is_spread(node) else node.name
+    key = pair.original.first(node)
     if any(other != key and pair.relation_of(other) for other in pair.original.keys(node)):
         raise ProofError("weights", node.name, "a further output changed")
     if [parameter.dtype for parameter in before.stored] != [parameter.dtype for parameter in now.stored]:

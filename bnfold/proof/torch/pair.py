@@ -66,7 +66,10 @@ class Pair:
 
     def name(self, node: fx.Node) -> str:
         """The name of the value of the result that stands for one of the original."""
-        key = self.original.key(node)
+        return self.name_of(self.original.key(node))
+
+    def name_of(self, key: str) -> str:
+        """The name of what stands for a value of the original."""
         return self.certificate.names.get((SCOPE, key), key)
 
     def relation(self, node: object) -> Relation | None:

@@ -217,6 +217,10 @@ class Side:
         entry = self.pick(node)
         return node.name if entry is None else f"{entry[0].name}[{entry[1]}]"
 
+    def first(self, node: fx.Node) -> str:
+        """The name of the first value that a node makes."""
+        return f"{node.name}[0]" if self.is_spread(node) else node.name
+
     def keys(self, node: fx.Node) -> list[str]:
         """The names of all values that a node makes and that something reads by itself."""
         if not self.is_spread(node):

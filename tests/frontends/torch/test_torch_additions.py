@@ -8,13 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import bnfold
 from bnfold import Fold, Reason, Refusal
 from bnfold.errors import NotEquivalentError
 from bnfold.frontends.torch.operators import read_carry
+from bnfold.proof.torch.check import check_program
 from tests.toys.torch_models import assert_same, drawn, exported, fuse, of_batchnorms, run, traced, trained
+from tests.toys.torch_proofs import certify
 
 NODES, INDEX = drawn(7, 4), torch.tensor([0, 1, 1, 4, 2, 0, 0])
 
@@ -106,9 +108,112 @@ def test_other_additions_refuse(name: str) -> None:
     assert found.reason is reason, found
 
 
-def test_a_shift_stays_behind_a_sum_of_unknown_length() -> None:
-    _, outcomes = fuse(exported(trained(Behind(SUMS["index_add"])), NODES, INDEX), NODES, INDEX)
-    assert [each.reason for each in of_batchnorms(outcomes) if isinstance(each, Refusal)] == [Reason.SHIFT]
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", SUMS)
+def test_behind_a_sum_of_unknown_length_a_batchnorm_becomes_an_addition(name: str, form: str) -> None:
+    argument, options = FORMS[form](trained(Behind(SUMS[name])))
+    fused, outcomes = fuse(argument, NODES, INDEX, **options)
+    (found,) = of_batchnorms(outcomes)
+    assert isinstance(found, Fold), found
+    assert (found.direction, found.into, found.changes_code) == ("scale upstream", ("first",), form == "module")
+    names = fused.state_dict if form == "program" else fused.state_dict()
+    assert not any("running" in name for name in names)
+    assert "norm_shift" in names
+
+
+@pytest.mark.filterwarnings("ignore:.isinstance.treespec:FutureWarning")  # torch's own, as it decomposes
+def test_a_batchnorm_of_core_aten_becomes_an_addition() -> None:
+    program = exported(trained(Behind(SUMS["scatter_add in place"])), NODES, INDEX).run_decompositions()
+    fused, outcomes = fuse(program, NODES, INDEX)
+    (found,) = of_batchnorms(outcomes)
+    assert isinstance(found, Fold), found
+    assert not any("batch_norm" in str(node.target) for node in fused.graph.nodes)
+
+
+def test_code_that_stays_gets_no_addition() -> None:
+    module = trained(Behind(SUMS["index_add"]))
+    _, outcomes = fuse(module, NODES, INDEX, example_inputs=(NODES, INDEX), code="keep")
+    (found,) = of_batchnorms(outcomes)
+    assert isinstance(found, Refusal), found
+    assert found.reason is Reason.FORWARD_CODE
+
+
+class Mixed(Behind):
+    """A sum in float16, normalised by parameters in float32: what is added to it would change its type."""
+
+    def forward(self, x: Tensor, index: Tensor) -> Tensor:
+        return torch.tanh(self.norm(self.add(self.first(x.half()), index)))
+
+
+def test_an_addition_leaves_the_type_of_the_data_alone() -> None:
+    module = trained(Mixed(SUMS["index_add"])).float()
+    module.first.half()
+    _, outcomes = fuse(exported(module, NODES.float(), INDEX), NODES.float(), INDEX)
+    (found,) = of_batchnorms(outcomes)
+    assert isinstance(found, Refusal), found
+    assert found.reason is Reason.SHIFT
+
+
+def off_by_little(addition: fx.Node, root: Any) -> None:
+    root["norm_shift"].data[2] += 1e-9
+
+
+def of_another_multiple(addition: fx.Node, root: Any) -> None:
+    addition.kwargs = {"alpha": 1.0 + 1e-9}
+
+
+def to_what_is_in_front(addition: fx.Node, root: Any) -> None:
+    (data,) = (node for node in addition.graph.nodes if "linear" in node.name or str(node.target) == "first")
+    addition.update_arg(0, data)
+
+
+def in_place(addition: fx.Node, root: Any) -> None:
+    addition.target = torch.ops.aten.add_.Tensor
+
+
+def of_columns(addition: fx.Node, root: Any) -> None:
+    root["norm_shift"].data = root["norm_shift"].data.reshape(-1, 1)
+
+
+FAULTS = (off_by_little, of_another_multiple, to_what_is_in_front, in_place, of_columns)
+
+
+@pytest.mark.parametrize("fault", [None, *FAULTS], ids=lambda fault: fault.__name__ if fault else "none")
+@pytest.mark.parametrize("form", ["graph", "program"])
+def test_a_wrong_addition_is_not_proved(form: str, fault: Callable[[fx.Node, Any], None] | None) -> None:
+    argument, options = FORMS[form](trained(Behind(SUMS["index_add"])))
+    result, certificate = certify(argument, **options)
+    graph = result.graph
+    (addition,) = (node for node in graph.nodes if "add" in str(node.target) and "index" not in str(node.target))
+    held = result.state_dict if form == "program" else dict(result.named_parameters())
+    if fault:
+        fault(addition, held)
+        (result.graph_module if form == "program" else result).recompile()
+    proof = check_program(argument, result, certificate, (NODES, INDEX), has_digests=False)
+    assert proof.is_proved == (fault is None), proof.failures
+
+
+class Rows(nn.Module):
+    """A product with a computed matrix on the left, over samples of several nodes, and an activation in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Linear(4, 6), nn.BatchNorm1d(6)
+
+    def forward(self, x: Tensor, index: Tensor) -> Tensor:
+        weights = torch.softmax(x @ x.transpose(-1, -2), -1) * 2
+        made = self.norm((weights @ self.first(x)).transpose(1, 2))
+        return torch.nn.functional.leaky_relu(made, 0.1, inplace=True)
+
+
+def test_an_addition_lies_along_the_channels() -> None:
+    x = drawn(3, 7, 4)
+    module = trained(Rows())
+    for argument, options in ((module, {"example_inputs": (x, INDEX)}), (exported(module, x, INDEX), {})):
+        _, outcomes = fuse(argument, x, INDEX, **options)
+        (found,) = of_batchnorms(outcomes)
+        assert isinstance(found, Fold), found
+        assert found.direction == "scale upstream"
 
 
 def test_a_reader_that_takes_anything_for_zeros_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,13 +11,14 @@ import torch
 from torch import fx, nn
 
 from bnfold.algebra.linear import Linear
+from bnfold.algebra.rounding import Rounding
 from bnfold.frontends.torch.capture.source import stack
 from bnfold.frontends.torch.change.store import Store
 from bnfold.frontends.torch.operators import read_affine, read_linear
 from bnfold.frontends.torch.operators.calls import Slot
 from bnfold.frontends.torch.operators.spelling import is_parametrized, is_plain_module
 from bnfold.frontends.torch.view import TorchGraph, hook_of
-from bnfold.graph.ops import Average, ChannelAffine, Op, Opaque
+from bnfold.graph.ops import Average, ChannelAffine, Lowered, Op, Opaque
 from bnfold.graph.outcome import Reason, Stop
 
 TWICE = Stop(Reason.SECOND_USE, "it is called, or its parameters are read, more than once")
@@ -66,6 +67,10 @@ class KeptGraph(TorchGraph):
         if self._is_fixed:
             stop = stop or _forward_code("the forward code looks at the module or its parameters")
         return op if stop is None else Opaque(stop, isinstance(op, ChannelAffine) and op.is_batchnorm)
+
+    def round_lowered(self, node: fx.Node, lowered: Lowered) -> Rounding | None:
+        """None: an addition would be other code."""
+        return None
 
     def changes_code(self, node: fx.Node) -> bool:
         """Whether a fold that changes the node needs other code."""

@@ -129,10 +129,10 @@ class ProgramStore:
         program.state_dict[name] = parameter
         return node
 
-    def insert_add(self, node: fx.Node, bias: AnyArray, pattern: Any) -> fx.Node:
+    def insert_add(self, node: fx.Node, bias: AnyArray, pattern: Any, wish: str | None = None) -> fx.Node:
         path = (self.place_of_source(pattern) or "").rpartition(".")[0]
         held = like(bias, self._like(None, pattern))
-        return insert_add_node(node, self._parameter(held, f"{path}.bias" if path else f"{node.name}_bias"))
+        return insert_add_node(node, self._parameter(held, wish or (f"{path}.bias" if path else f"{node.name}_bias")))
 
     def drop_factors(self, node: fx.Node) -> None:
         drop_factors(node)

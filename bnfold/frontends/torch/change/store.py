@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Collection, Iterator
 from typing import Any, Protocol
 
@@ -38,8 +39,11 @@ class Store(Protocol):
         """Give arguments of a node fresh tensors, made like those they had, or like `pattern`."""
         ...
 
-    def insert_add(self, node: fx.Node, bias: AnyArray, pattern: Any) -> fx.Node:
-        """Put an addition of a constant behind a node; the sum, which is returned, takes over its name."""
+    def insert_add(self, node: fx.Node, bias: AnyArray, pattern: Any, wish: str | None = None) -> fx.Node:
+        """Put an addition of a constant behind a node; the sum, which is returned, takes over its name.
+
+        The constant gets a name like `wish`, or is the bias of the module that holds `pattern`.
+        """
         ...
 
     def drop_factors(self, node: fx.Node) -> None:
@@ -103,7 +107,9 @@ def erase_node(node: fx.Node) -> None:
 def insert_add_node(node: fx.Node, constant: fx.Node) -> fx.Node:
     """A node that adds a constant to what `node` makes; it takes over the name."""
     graph, name = node.graph, node.name
-    target = torch.ops.aten.add.Tensor if isinstance(node.target, torch._ops.OpOverload) else torch.add
+    made = node.args[0] if node.target is operator.getitem else node
+    is_aten = isinstance(made, fx.Node) and isinstance(made.target, torch._ops.OpOverload)
+    target = torch.ops.aten.add.Tensor if is_aten else torch.add
     with graph.inserting_after(max(node, constant, key=_position(graph))):
         total = graph.call_function(target, (node, constant))
     node.replace_all_uses_with(total, delete_user_cb=lambda user: user is not total, propagate_meta=False)
@@ -281,11 +287,9 @@ class ModuleStore:
     def _contains(self, path: str, module: nn.Module) -> bool:
         return any(each is module for each in self._root.get_submodule(path).modules())
 
-    def insert_add(self, node: fx.Node, bias: AnyArray, pattern: Any) -> fx.Node:
-        constant = self._attribute(
-            node, nn.Parameter(like(bias, self._like(None, pattern))), self._wish(pattern, "bias")
-        )
-        return insert_add_node(node, constant)
+    def insert_add(self, node: fx.Node, bias: AnyArray, pattern: Any, wish: str | None = None) -> fx.Node:
+        held = nn.Parameter(like(bias, self._like(None, pattern)))
+        return insert_add_node(node, self._attribute(node, held, wish or self._wish(pattern, "bias")))
 
     def drop_factors(self, node: fx.Node) -> None:
         drop_factors(node)
