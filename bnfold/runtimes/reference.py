@@ -28,7 +28,7 @@ class _Timed:
         return getattr(self._node, name)
 
     def run(self, *args: Any, **options: Any) -> Any:
-        if time.monotonic() > self._deadline:
+        if time.process_time() > self._deadline:
             raise TimeoutError
         return self._node.run(*args, **options)
 
@@ -42,9 +42,9 @@ def evaluate(
         wide: the model, all of float64; what is fetched becomes an output of it.
         feeds: its inputs, in their own types.
         fetch: the outputs and inner values to return.
-        seconds: the time after which no node starts.
+        seconds: the time of this process after which no node starts.
     """
-    deadline = time.monotonic() + seconds
+    deadline = time.process_time() + seconds
     names = {info.name for info in wide.graph.output}
     wide.graph.output.extend(onnx.ValueInfoProto(name=name) for name in fetch if name not in names)
     inputs = {name: array.astype(np.float64) if array.dtype.kind == "f" else array for name, array in feeds.items()}
@@ -69,7 +69,7 @@ class ReferenceSession:
         model: the bytes of the model.
         label: its name in messages.
         folder: the folder of its external data.
-        seconds: the time of a run after which no node starts.
+        seconds: the time of this process in a run after which no node starts.
 
     Raises:
         IncomparableError: the evaluator does not take it.
@@ -92,7 +92,7 @@ class ReferenceSession:
         Raises:
             IncomparableError: the evaluator cannot do it, or not in time.
         """
-        deadline = time.monotonic() + self._seconds
+        deadline = time.process_time() + self._seconds
         self._evaluator.rt_nodes_ = [_Timed(node, deadline) for node in self._nodes]
         try:
             with np.errstate(all="ignore"), stage(self._label, "running", "the reference evaluator of onnx"):

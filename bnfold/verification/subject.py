@@ -175,7 +175,7 @@ class Subject(Protocol):
         Args:
             feeds: its inputs.
             fetch: the values to return.
-            seconds: how long it may take.
+            seconds: how long it may take, in the time of this process.
             given: inner values that are not computed: with those of a cut, only its part of the model is evaluated.
         """
         ...

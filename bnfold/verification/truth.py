@@ -28,7 +28,7 @@ AnyArray = npt.NDArray[Any]
 Seen = Mapping[str, Sequence[tuple[Sample, Observation]]]
 
 SECONDS = 20.0
-"""How long evaluations in float64 may take for one set of inputs."""
+"""How long float64 may take for a set of inputs, in this process's time: other work on the machine decides nothing."""
 
 BYTES = 512 << 20
 """The bytes of inner values above which float64 is not tried."""
@@ -70,12 +70,12 @@ def _find_near(
     reference: Subject, start: Start, sample: Sample, differing: Mapping[str, Observation], agreeing: Sequence[str]
 ) -> set[str]:
     """Those of one input."""
-    sizes, deadline = reference.measure(sample.feeds), time.monotonic() + SECONDS
+    sizes, deadline = reference.measure(sample.feeds), time.process_time() + SECONDS
     near: set[str] = set()
     left = list(differing)
     candidate = dict(zip(left, start(left)(sample.feeds), strict=True))
     for cut in _cuts(reference, left, agreeing):
-        seconds = deadline - time.monotonic()
+        seconds = deadline - time.process_time()
         if seconds < 0 or sum(sizes.get(name, 0) for name in (*cut.given, *cut.made)) > BYTES:
             break
         wanted = [*cut.given, *left]
