@@ -262,17 +262,28 @@ EXAMPLES: dict[Reason, Example] = {
         "A linear operator behind it, without zero padding: that takes any sign.",
     ),
     Reason.SHIFT: Example(
-        "An operator carries the scale, but not the shift, since its weights need not add up to one: a sum, or an "
-        "average that counts padding, as PyTorch's does unless told otherwise. In ONNX the scale goes alone, and an "
-        "addition stays.",
+        "What carries the scale does not carry the shift. Behind a sum whose weights need not add up to one, or an "
+        "average that counts padding, as PyTorch's does unless told otherwise, the scale goes alone and an addition "
+        "stays, unless that would change the type of the data, as here. On a residual stream, where a shift in front "
+        "of the scale stands for the one behind it, a scale of zero has none.",
         Code(
             """
-            net = nn.Sequential(nn.Conv2d(4, 3, 1), nn.AvgPool2d(3, padding=1), nn.BatchNorm2d(3))
+
+            class Net(nn.Module):
+                def __init__(self):
+                    super().__init__()
+                    self.conv, self.pool = nn.Conv2d(4, 3, 1).half(), nn.AvgPool2d(3, padding=1)
+                    self.norm = nn.BatchNorm2d(3)  # in float32
+
+                def forward(self, x):
+                    return self.norm(self.pool(self.conv(x.half())))
+
+            net = Net()
             net(1 + torch.rand(64, 4, 8, 8))  # stands for the training
             net.eval()
             """
         ),
-        "Train with `count_include_pad=False`.",
+        "Train with `count_include_pad=False`, or give the BatchNorm the type of the data.",
     ),
     Reason.BORDER: Example(
         "Zero padding lies in between: it is zero before and after, and does not see the shift. The same is told of "
