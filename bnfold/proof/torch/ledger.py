@@ -24,13 +24,13 @@ class Ledger:
     Attributes:
         nodes: those of all nodes.
         values: those of values; an entry of a tuple that changes is a value of its own.
-        picks: those of the entries that nodes pick from tuples.
+        entries: the nodes that pick entries from tuples, by the names of these.
         stand: tells the node that stands now for the value of one that was there.
     """
 
     nodes: Mapping[fx.Node, str]
     values: Mapping[Hashable, str]
-    picks: Mapping[fx.Node, str]
+    entries: Mapping[str, fx.Node]
     stand: Callable[[fx.Node], fx.Node]
 
     @classmethod
@@ -41,11 +41,11 @@ class Ledger:
         parts = {value for value in about if not isinstance(value, fx.Node)}
         sources = {part.node for part in parts}
         values: dict[Hashable, str] = {part: f"{part.node.name}[{part.index}]" for part in parts}
-        picks = {node: f"{node.args[0]}[{node.args[1]}]" for node in nodes if node.target is operator.getitem}
+        picks = {node for node in nodes if node.target is operator.getitem}
         for node, name in nodes.items():
             if not (node in picks and node.args[0] in sources):
                 values[node] = name
-        return cls(nodes, values, picks, stand)
+        return cls(nodes, values, {f"{node.args[0]}[{node.args[1]}]": node for node in picks}, stand)
 
     def certificate(self, changes: Changes, original: str, result: str) -> Certificate:
         """The certificate, once the graph has its new names; with the digests of both models."""
@@ -60,13 +60,16 @@ class Ledger:
         return Certificate(original, result, names, relations, vanished, merged)
 
     def _renamed(self, changes: Changes) -> Iterator[tuple[Name, str]]:
+        added = {name: now for name, node in self.entries.items() if (now := self.stand(node)) not in self.nodes}
+        yield from (((SCOPE, name), now.name) for name, now in added.items())
+        replaced = {self.entries[name] for name in added}
         for value, name in self.values.items():
             kept: Any = changes.stands.get(value, value)
             if isinstance(kept, fx.Node):
                 now = self.stand(kept)
-                if now._erased or (now is value and now.op in ("placeholder", "get_attr", "output")):
-                    continue
-                is_added = kept is value and now not in self.nodes
-                yield (SCOPE, self.picks.get(kept, name) if is_added else name), now.name
+                is_given = now is value and now.op in ("placeholder", "get_attr", "output")
+                if not now._erased and not is_given and value not in replaced:
+                    yield (SCOPE, name), now.name
             elif kept is not value:
-                yield (SCOPE, name), f"{kept.node.name}[{kept.index}]"
+                addition = added.get(self.values[kept])
+                yield (SCOPE, name), addition.name if addition else f"{kept.node.name}[{kept.index}]"

@@ -25,7 +25,7 @@ from bnfold.proof.torch.calls import LINEAR
 from bnfold.proof.torch.evaluate import array, evaluate, widen
 from bnfold.proof.torch.linear import read_batchnorm, read_product
 from bnfold.proof.torch.pair import Pair
-from bnfold.proof.torch.shapes import concrete
+from bnfold.proof.torch.shapes import Shape, concrete
 from bnfold.proof.torch.sides import TYPES, AnyArray, Side
 
 ALLOWED = LINEAR | {"add", "sub", "neg", "pad", "constant_pad_nd"}
@@ -347,7 +347,7 @@ def _compare(
 def _shape(pair: Pair, read: fx.Node, nodes: list[fx.Node]) -> tuple[int, ...]:
     """A shape for an input of a region, as small as its windows allow."""
     side = pair.original
-    known = pair.shapes.shape(read)
+    known = pair.shapes.shape(read) or _batch(pair, read, nodes)
     if known is None:
         raise UnevaluatedError(f"the shape of {read.name!r} does not follow from the model's inputs")
     sizes = [concrete(size, 0) for size in known]
@@ -371,6 +371,23 @@ def _shape(pair: Pair, read: fx.Node, nodes: list[fx.Node]) -> tuple[int, ...]:
     if any(size is None for size in sizes[1:]):
         raise UnevaluatedError(f"the shape of {read.name!r} does not follow from the model's inputs")
     return tuple(2 if size is None else size for size in sizes)
+
+
+def _batch(pair: Pair, read: fx.Node, nodes: list[fx.Node]) -> Shape | None:
+    """A batch of unknown sizes, for convolutions alone: they do to one sample without a batch axis what they do to it.
+
+    None for any other region, and where a change of values lies along an axis that is counted from the front.
+    """
+    if any(pair.relation(node) is not None for node in (read, *nodes)):
+        return None
+    products = [read_product(pair.original, node) for node in nodes]
+    ranks = {
+        product.stored.ndim
+        for node, product in zip(nodes, products, strict=True)
+        if product is not None and product.stored.ndim > 2 and pair.original.calls[node].name.startswith("conv")
+    }
+    is_sure = len(ranks) == 1 and None not in products
+    return (None,) * ranks.pop() if is_sure else None
 
 
 def _listed(value: Any) -> list[int]:

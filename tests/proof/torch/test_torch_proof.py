@@ -16,6 +16,7 @@ import torch.nn.functional as F  # noqa: N812 (its name everywhere)
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
+import bnfold
 from bnfold.algebra.affine import Affine
 from bnfold.errors import InvalidModelError
 from bnfold.frontends.torch import view
@@ -28,7 +29,7 @@ from bnfold.proof.torch.calls import FRESH
 from bnfold.proof.torch.check import check_program
 from bnfold.proof.torch.shapes import Shapes
 from bnfold.proof.torch.sides import Side, digest
-from tests.toys.torch_models import exported, traced, trained
+from tests.toys.torch_models import assert_same, exported, run, traced, trained
 from tests.toys.torch_proofs import certify
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec.*:FutureWarning")  # torch's own
@@ -841,3 +842,12 @@ def test_zeros_that_something_writes_into_are_none(is_written: bool, monkeypatch
     result, certificate = certify(original, example_inputs=inputs)
     assert not any(isinstance(each, nn.BatchNorm1d) for each in result.modules())
     assert bool(check_program(original, result, certificate, (inputs,)).failures) == is_written
+
+
+def test_convolutions_that_merge_need_no_known_rank() -> None:
+    """A hook keeps the only operator that tells the rank from telling it."""
+    model = trained(nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 6, 1), nn.BatchNorm2d(6)))
+    model[2].register_forward_hook(lambda module, given, made: None)
+    fused, outcomes = bnfold.fuse(fx.symbolic_trace(model), return_outcomes=True)
+    assert any(isinstance(outcome, bnfold.Merge) for outcome in outcomes)
+    assert_same(run(model, IMAGE.double()), run(fused, IMAGE.double()))
