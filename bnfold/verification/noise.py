@@ -8,8 +8,8 @@ its noise: what any other correct way to round the same model may do to it. A di
 for the value as a whole and for each channel `g` of it, in the root mean square and in the largest element. The second
 and third term keep a channel whose own few draws happened to cancel from having no budget: the fewer elements it has,
 the less its own noise is known, and the larger its share of the whole value's, ``4 / (4 + elements)``. Elements that
-move together count as one. With `KNOWN` draws it is known well enough, and needs no share. The last term is the
-rounding of the result itself.
+move together count as one, and so do those that are one number. With `KNOWN` draws it is known well enough, and needs
+no share. The last term is the rounding of the result itself.
 """
 
 from __future__ import annotations
@@ -193,6 +193,28 @@ def shares_of_draws(noise: Extent) -> Array:
 def shares_of_elements(noise: Extent) -> Array:
     """The shares for errors of rounding, which are another one in each element."""
     return np.asarray(np.exp2(-noise.elements / 4))
+
+
+def count_distinct(array: npt.NDArray[Any]) -> Array:
+    """How many different numbers other than zero there are in each channel, at least one; as in an `Extent`.
+
+    Where many elements are one number, as behind a single pixel that is not zero, they are computed alike, and their
+    errors are one and the same.
+    """
+    if array.ndim < 2 or array.size == 0:
+        return np.array([np.inf])
+    counts = [_distinct(array)]
+    if _may_be_last(array.shape):
+        counts.append(_distinct(np.moveaxis(array, -1, 1)))
+    return np.asarray(np.concatenate([[np.inf], *counts]))
+
+
+def _distinct(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    wide = array.astype(np.result_type(array, np.float32), copy=False)
+    rows = np.sort(np.moveaxis(wide, 1, 0).reshape(array.shape[1], -1), axis=1)
+    is_new = np.ones(rows.shape, bool)
+    is_new[:, 1:] = rows[:, 1:] != rows[:, :-1]
+    return np.asarray(np.maximum(np.count_nonzero(is_new & (rows != 0), axis=1), 1.0))
 
 
 def no_shares(noise: Extent) -> Array:

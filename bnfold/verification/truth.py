@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from bnfold.runtimes.inputs import Sample
 from bnfold.verification.metrics import spacing
-from bnfold.verification.noise import Extent, judge, measure, no_shares, shares_of_elements
+from bnfold.verification.noise import Extent, count_distinct, judge, measure, no_shares, shares_of_elements
 from bnfold.verification.observe import Observation, is_float
 from bnfold.verification.subject import Cut, Run, Subject
 
@@ -110,6 +110,7 @@ def _is_as_near(exact: AnyArray, expected: AnyArray, actual: AnyArray, observati
     if own.peak[0] > TRUST * observation.judgement.budget * signal.peak[0]:
         return False
     if observation.noise is None:
+        own = replace(own, elements=np.minimum(own.elements, count_distinct(expected)))
         return judge(measure(actual, exact), own, signal, expected.dtype, shares_of_elements).excess <= 1
     return (
         judge(measure(actual, exact), _at_least(own, observation.noise), signal, expected.dtype, no_shares).excess <= 1
