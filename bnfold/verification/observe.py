@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from math import sqrt
 from typing import Any
 
@@ -203,11 +202,6 @@ class Weighing:
         silence = replace(self._signal, rms=np.zeros_like(self._signal.rms), peak=np.zeros_like(self._signal.peak))
         return combine(extents) if extents else silence
 
-    @cached_property
-    def _distinct(self) -> npt.NDArray[np.float64]:
-        """How many different numbers the reference has in each channel."""
-        return count_distinct(self.expected)
-
     def _judge(self, *, is_known: bool) -> tuple[Judgement, bool]:
         """The judgement, and whether it is void."""
         key = len(self.moves), is_known
@@ -220,8 +214,8 @@ class Weighing:
         noise = self._noise
         is_scattered = bool(not difference.is_zero and noise.rms[0] >= CHAOS * signal.rms[0] > 0)
         judgement = judge(difference, noise, signal, self.expected.dtype, no_shares if is_known else shares_of_draws)
-        if judgement.excess > 1 and not is_known:
-            noise = replace(noise, elements=np.minimum(noise.elements, max(1, len(self.moves)) * self._distinct))
+        if judgement.excess > 1 and not is_known and len(self.moves) >= self._limit:
+            noise = replace(noise, elements=np.minimum(noise.elements, len(self.moves) * count_distinct(self.expected)))
             judgement = judge(difference, noise, signal, self.expected.dtype)
         return judgement, self._counts.is_void or is_scattered
 
