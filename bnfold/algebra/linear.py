@@ -192,6 +192,14 @@ class Linear:
         return any(pending is not None and pending.has_shift for pending in (self.before, self.after))
 
     @property
+    def is_normalised(self) -> bool:
+        """Whether it absorbed a BatchNorm, which has a shift, even if one of zeros."""
+        pending = (self.before, self.after)
+        factors = [factor.linear for term in self.terms for factor in term.factors]
+        has_own = any(affine is not None and affine.statistics is not None for affine in pending)
+        return has_own or any(linear.is_normalised for linear in factors)
+
+    @property
     def input_sizes(self) -> Array | None:
         """Root mean squares of its input, where they are known; rounded to powers of two, with 1 as the largest."""
         if self.before is None or self.before.statistics is None:

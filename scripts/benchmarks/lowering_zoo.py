@@ -1,6 +1,6 @@
 """How many BatchNorms are left for a runtime that has none: by `fuse`, and by `fuse --lower depthwise`.
 
-    python scripts/benchmarks/lowering_zoo.py [--docs docs/coverage.md] [NAME...]
+    python scripts/benchmarks/lowering_zoo.py [NAME...]
 
 The models of `models/`, and architectures of timm (`pip install timm`, with the torchvision that fits torch) by torch's
 older exporter, with random weights and statistics, a sixth of all channels with a negative scale. `bnfold` proves each
@@ -18,7 +18,6 @@ from pathlib import Path
 import onnx
 
 from scripts.benchmarks.compare_peers import batchnorms
-from scripts.benchmarks.page import write_section
 from scripts.benchmarks.peer_zoo import subject
 from scripts.benchmarks.proof_zoo import NAMES
 
@@ -38,11 +37,10 @@ def left(source: Path, *options: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("names", nargs="*", default=[*(path.stem for path in MODELS), *NAMES])
-    parser.add_argument("--docs", type=Path, help="write the table between its markers in this page")
-    options = parser.parse_args()
-    lines = ["| model | BatchNorms | left by `fuse` | left by `fuse --lower depthwise` |", "|---|---:|---:|---:|"]
-    print(*lines, sep="\n", flush=True)
-    for name in options.names:
+    print(
+        "| model | BatchNorms | left by `fuse` | left by `fuse --lower depthwise` |", "|---|---:|---:|---:|", sep="\n"
+    )
+    for name in parser.parse_args().names:
         with tempfile.TemporaryDirectory() as folder:
             own = next((path for path in MODELS if path.stem == name), None)
             source = Path(folder) / f"{name}.onnx"
@@ -51,10 +49,7 @@ def main() -> None:
             else:
                 source.write_bytes(own.read_bytes())
             found = batchnorms(onnx.load(source).graph)
-            lines.append(f"| {name} | {found} | {left(source)} | {left(source, '--lower', 'depthwise')} |")
-        print(lines[-1], flush=True)
-    if options.docs:
-        write_section(options.docs, "lowering zoo", "\n".join(lines))
+            print(f"| {name} | {found} | {left(source)} | {left(source, '--lower', 'depthwise')} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -416,10 +416,15 @@ class TorchGraph(View[fx.Node, Value, Weights]):
         return dict(zip(read_affine.STATISTICS, self._normalization(node).replaced(affine), strict=False))
 
     def _linear_arrays(self, node: fx.Node, linear: Linear) -> tuple[Stored[Weights], AnyArray, AnyArray | None]:
-        """Where the parameters of a linear operator are, and the kernel and bias with everything that it absorbed."""
+        """Where the parameters of a linear operator are, and the kernel and bias with everything that it absorbed.
+
+        Where a BatchNorm folded there is a bias, even if one of zeros, so that names of parameters depend on no values.
+        """
         stored, load = self._stored(node), self._loader(linear)
         kernel = round_once(stored.source(linear, load).solve(linear), stored.dtype)
         bias = stored.solve_bias(linear, load)
+        if bias is None and linear.is_normalised:
+            bias = np.zeros(linear.out_channels)
         return stored, kernel, None if bias is None else round_once(bias, stored.dtype)
 
     def write(self, node: fx.Node, absorbed: Linear | Affine) -> None:

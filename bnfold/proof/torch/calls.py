@@ -334,7 +334,7 @@ def _is_plain(module: nn.Module) -> bool:
 _HARMLESS = (
     "__init__ __module__ __qualname__ __doc__ __annotations__ __dict__ __weakref__ __firstlineno__"
     " __static_attributes__ __constants__ __parameters__ __orig_bases__ __repr__ extra_repr reset_parameters"
-    " reset_running_stats train _save_to_state_dict _load_from_state_dict _version"
+    " reset_running_stats train _save_to_state_dict _load_from_state_dict _version _get_name __reduce_ex__"
 )
 
 HARMLESS = frozenset(_HARMLESS.split())

@@ -17,6 +17,7 @@ from torch.export.graph_signature import OutputKind
 from torch.fx.node import map_arg
 
 from bnfold.proof.failure import ProofError
+from bnfold.proof.torch.calls import kind_of
 from bnfold.proof.torch.memory import find_tangled
 from bnfold.proof.torch.sides import Model, Side, content
 from bnfold.proof.torch.wiring import is_same_module
@@ -163,9 +164,8 @@ class _Portrait:
     def _is_identity(self, node: fx.Node) -> bool:
         if node.op != "call_module" or len(node.all_input_nodes) != 1:
             return False
-        return (
-            type(self._side.root.get_submodule(str(node.target))) is nn.Identity and not self._side.calls[node].writes
-        )
+        is_identity = kind_of(self._side.root.get_submodule(str(node.target))) is nn.Identity
+        return is_identity and not self._side.calls[node].writes
 
     def _written(self) -> list[tuple[str, str | None]]:
         if not isinstance(self._side.model, ExportedProgram):

@@ -17,6 +17,7 @@ from bnfold.frontends.torch.capture.decisions import Decision
 from bnfold.frontends.torch.capture.exporting import Export, stack
 from bnfold.frontends.torch.capture.trace import Trace
 from bnfold.frontends.torch.change.program import HELD
+from bnfold.frontends.torch.operators.spelling import is_plain_module
 
 CALLS = ("call_function", "call_method", "call_module")
 
@@ -209,7 +210,8 @@ def _portray(source: Source, numbers: dict[Any, int], *, is_example: bool) -> li
 
 
 def _is_identity(node: fx.Node, root: nn.Module) -> bool:
-    return node.op == "call_module" and type(_get(root, str(node.target))) is nn.Identity
+    called = _get(root, str(node.target)) if node.op == "call_module" else None
+    return isinstance(called, nn.Identity) and is_plain_module(called)
 
 
 def _is_all_of_its_input(node: fx.Node) -> bool:

@@ -14,6 +14,7 @@ from torch import nn
 from torch.fx.graph_module import _forward_from_src
 
 from bnfold.frontends.torch.capture.structure import Structure, flatten
+from bnfold.frontends.torch.change.folded import refuse_unfolded
 
 GENERATED = "bnfold generated the forward of"
 """What code says first of a call for which it was not made."""
@@ -35,6 +36,7 @@ class Code:
         conditions: on these, under which forward takes the way that the code was generated for.
         results, result: the leaves of what is given back, where they are constants, and what holds them.
         lost: methods that would go on with what forward computed before.
+        gone: names of tensors that the module had, and that forward reads no more.
     """
 
     body: str
@@ -49,6 +51,7 @@ class Code:
     results: tuple[Any, ...]
     result: Structure
     lost: tuple[str, ...] = ()
+    gone: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -123,11 +126,20 @@ def _derive(base: type, code: Code) -> type:
         "__doc__": base.__doc__,
         "__reduce_ex__": _reduce,
         "__deepcopy__": _deepcopy,
+        "_load_from_state_dict": _guard(base, code.gone),
         "_bnfold_base": base,
         "_bnfold_code": code,
     }
     members.update({name: _refuse(base, name) for name in code.lost})
     return type(base.__name__, (base,), members)
+
+
+def _guard(base: Any, gone: tuple[str, ...]) -> Callable[..., None]:
+    def load(self: Any, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+        base._load_from_state_dict(self, state, prefix, *rest)
+        refuse_unfolded(state, [prefix + name for name in gone], rest[-1])
+
+    return load
 
 
 def _refuse(base: type, name: str) -> Any:

@@ -21,6 +21,7 @@ from bnfold.frontends.torch.capture.borders import Border
 from bnfold.frontends.torch.capture.decisions import Decision
 from bnfold.frontends.torch.capture.source import CALLS, Source, is_check, is_scalar, stack
 from bnfold.frontends.torch.change.draft import Draft, OpenError, Region, code_of, is_simple
+from bnfold.frontends.torch.change.folded import FoldedBatchNorm
 from bnfold.frontends.torch.change.generated import install
 from bnfold.frontends.torch.change.store import note_channels, put
 from bnfold.frontends.torch.operators.spelling import is_known_forward, is_parametrized, is_plain_module
@@ -362,25 +363,29 @@ class Projection:
                 owner = module.get_submodule(path)
                 put(owner, last, tensor)
                 note_channels(owner)
+        unread = self._read - set(now) - {self._place(each) for each in now}
         for path, region in regions.items():
             owner = module.get_submodule(path)
             for name, held in region.attributes.items():
                 _attach(owner, name, held)
             code = code_of(region)
+            below = f"{path}." if path else ""
+            inside = (name for name in sorted(unread) if name.startswith(below) and name.rpartition(".")[0] not in gone)
+            code = replace(code, gone=tuple(name.removeprefix(below) for name in inside))
             install(owner, code if path else replace(code, lost=lost))
         for path in self._silenced:
             vars(module.get_submodule(path))["inplace"] = False
         for path in gone:
             owner = module.get_submodule(path)
-            replace_module(module, owner, nn.Identity().train(owner.training))
-        for name in self._read - set(now) - {self._place(each) for each in now}:
+            replace_module(module, owner, FoldedBatchNorm().train(owner.training))
+        for name in unread:
             path, _, last = name.rpartition(".")
             reader = _submodule(module, path)
             if reader is not None and any(not each or f"{path}.".startswith(f"{each}.") for each in regions):
                 for held in (reader._parameters, reader._buffers):
-                    for unread in (last, "num_batches_tracked") if last == "running_mean" else (last,):
-                        if unread in held:
-                            held[unread] = None
+                    for each in (last, "num_batches_tracked") if last == "running_mean" else (last,):
+                        if each in held:
+                            held[each] = None
         return module
 
 
