@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,6 +33,7 @@ from bnfold.bench.statistics import (
     visible_change,
 )
 from bnfold.errors import IncomparableError, UnsupportedModelError, plural
+from bnfold.frontends.calls import Call, parameters
 from bnfold.runtimes.inputs import Declared, Feeds, InputOptions, find
 from bnfold.runtimes.setting import Engine, Level, Setting
 from bnfold.runtimes.timed_session import Session, open_session, require
@@ -135,7 +136,7 @@ def _silent(stage: str, done: int, total: int) -> None:
 def benchmark(
     models: Sequence[Any],
     *,
-    inputs: InputOptions | Mapping[str, Any] | Sequence[Any] | str | Path | None = None,
+    inputs: Any = None,
     levels: Sequence[Level | str] = tuple(Level),
     providers: Sequence[str] = ("cpu",),
     threads: int | None = None,
@@ -158,8 +159,8 @@ def benchmark(
     Args:
         models: one or more of: the path of an `.onnx` or `.pt2` file, an `onnx.ModelProto`, an `onnx_ir.Model`, an
             `ExportedProgram`, an `nn.Module` (which runs in evaluation mode).
-        inputs: what to run them on: arrays by name, or in the order of the inputs; a path as of ``--inputs``; drawn
-            from the declared shapes and types where None. A module needs arrays.
+        inputs: what to run them on, in each form that `bnfold.fuse` takes as `example_inputs`; a path as of
+            ``--inputs``; drawn from the declared shapes and types where None. A module needs arrays.
         levels: graph optimisation of ONNX Runtime.
         providers: execution providers by their short names.
         threads: within an operator; all available cores where None.
@@ -225,7 +226,7 @@ def run(
         for subject in subjects:
             for provider in options.providers:
                 require(subject.engine, provider)
-        feeds = _feeds(subjects, options.inputs, arrays)
+        feeds = _feeds(subjects, models, options.inputs, arrays)
         with _engines_configured(subjects, options):
             groups = tuple(
                 _Group(subjects, setting, feeds, options, folder, progress).measure()
@@ -258,7 +259,7 @@ def _engines_configured(subjects: Sequence[Subject], options: BenchOptions) -> A
     return configured(Setting("cpu", None, options.threads, options.compiled, options.tf32))
 
 
-def _feeds(subjects: Sequence[Subject], options: InputOptions, arrays: Any) -> list[Feeds]:
+def _feeds(subjects: Sequence[Subject], models: Sequence[Any], options: InputOptions, arrays: Any) -> list[Feeds]:
     """The baseline's inputs, which the other models must take as well."""
     described = [subject for subject in subjects if subject.inputs is not None]
     for subject in described[1:]:
@@ -267,23 +268,17 @@ def _feeds(subjects: Sequence[Subject], options: InputOptions, arrays: Any) -> l
         if not described:
             raise UnsupportedModelError("a module does not say what it reads: pass its inputs")
         return find(described[0].inputs or (), options)
-    return [_given(described[0] if described else None, arrays)]
+    return [_given(described[0] if described else None, models, arrays)]
 
 
-def _given(subject: Subject | None, arrays: Any) -> Feeds:
-    """Arrays or tensors of the caller, by name. Those of a module by position are called #0, #1, ..."""
-    if isinstance(arrays, Mapping):
-        feed = {str(name): np.asarray(array) for name, array in arrays.items()}
-    else:
-        names = (
-            [entry.name for entry in subject.inputs or ()] if subject else [f"#{index}" for index in range(len(arrays))]
-        )
-        if len(names) != len(arrays):
-            raise IncomparableError(
-                f"{plural(len(arrays), 'array')} for a model of {plural(len(names), 'input')}: {names}"
-            )
-        feed = {name: np.asarray(array) for name, array in zip(names, arrays, strict=True)}
+def _given(subject: Subject | None, models: Sequence[Any], inputs: Any) -> Feeds:
+    """Arrays of the caller, by name. Those of a module by position alone are called #0, #1, ..."""
+    call = Call.of(inputs)
     declared = (subject.inputs if subject else None) or ()
+    names = [entry.name for entry in declared] if subject else parameters(models[0]) if call.kwargs else []
+    feed = call.arrays(names)
+    if subject and call.args and len(names) != len(feed):
+        raise IncomparableError(f"{plural(len(feed), 'array')} for a model of {plural(len(names), 'input')}: {names}")
     if missing := [entry.name for entry in declared if entry.name not in feed]:
         raise IncomparableError(f"no array for input {missing[0]!r} (given: {sorted(feed)})")
     return {entry.name: feed[entry.name] for entry in declared} or feed

@@ -10,13 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
+from bnfold.frontends.calls import Call, parameters
 from bnfold.frontends.door import find_entry, open_model
 from bnfold.frontends.limits import LIMITS, UNLIMITED, Limits
 from bnfold.frontends.protocol import OpenOptions
-from bnfold.runtimes.inputs import Effort, InputOptions, insist_on_fitting
+from bnfold.runtimes.inputs import Effort, Feeds, InputOptions, insist_on_fitting
 from bnfold.verification.compare import compare
 from bnfold.verification.gate import Gate
 from bnfold.verification.metrics import Counts
@@ -25,9 +23,6 @@ from bnfold.verification.observe import Observation
 from bnfold.verification.options import CompareOptions
 from bnfold.verification.subject import Subject
 from bnfold.verification.verdict import ValueVerdict, Verdict
-
-Inputs = str | Path | Mapping[str, npt.ArrayLike] | Sequence[Mapping[str, npt.ArrayLike]]
-"""Real inputs: a path as for ``--inputs``, or one array (or several sets of one array) for each input."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +44,7 @@ class Comparison:
 def verify(
     reference: Any,
     candidate: Any,
-    inputs: Inputs | None = None,
+    inputs: Any = None,
     *,
     dims: Mapping[str, int] | None = None,
     samples: int = 2,
@@ -75,8 +70,9 @@ def verify(
         reference: the model that is right by definition: an `onnx.ModelProto`, an `onnx_ir.Model`, a
             `torch.export.ExportedProgram`, a `torch.nn.Module`, or the path of an `.onnx` or `.pt2` file.
         candidate: the other one, of any of these kinds.
-        inputs: real inputs; None to draw them from the declared shapes and types. Two modules declare none, so they
-            need inputs, by the names of the forward's parameters.
+        inputs: real inputs, in each form that `bnfold.fuse` takes as `example_inputs`, or a list of dicts, one for
+            each set; a path as of ``--inputs``. None to draw them from the declared shapes and types: two modules
+            declare none, so they need inputs.
         dims: sizes of dynamic dimensions, by symbol.
         samples: how many random inputs are drawn.
         seed: of all that is drawn.
@@ -110,9 +106,8 @@ def verify(
     if isinstance(inputs, str | Path):
         input_options = InputOptions((Path(inputs),), effort=Effort(effort), seed=seed)
     elif inputs is not None:
-        sets = [inputs] if isinstance(inputs, Mapping) else inputs
-        arrays = tuple({name: np.asarray(array) for name, array in feed.items()} for feed in sets)
-        input_options = InputOptions(given=arrays, effort=Effort(effort), seed=seed)
+        given = _given((reference, candidate), inputs)
+        input_options = InputOptions(given=given, effort=Effort(effort), seed=seed)
     options = CompareOptions(
         input_options,
         tuple(providers),
@@ -124,6 +119,16 @@ def verify(
         tuple(map(Path, custom_ops)),
     )
     return compare_models(reference, candidate, options, limits)
+
+
+def _given(models: tuple[Any, Any], inputs: Any) -> tuple[Feeds, ...]:
+    """The sets of arrays that a caller gives, by name; positional ones by number, unless both models are modules."""
+    is_list = isinstance(inputs, list | tuple) and all(isinstance(each, Mapping) for each in inputs)
+    calls = [Call.of(each) for each in (inputs if is_list else [inputs])]
+    modules = [model for model in models if (entry := find_entry(model)).part(entry.subject).is_silent(model)]
+    is_named = len(modules) == len(models) or any(call.args and call.kwargs for call in calls)
+    names = parameters(modules[0]) if modules and is_named else []
+    return tuple(call.arrays(names) for call in calls)
 
 
 def compare_models(reference: Any, candidate: Any, options: CompareOptions, limits: Limits = LIMITS) -> Verdict:

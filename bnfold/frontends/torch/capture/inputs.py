@@ -7,9 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from torch import nn
+from torch.utils import _pytree
 
 from bnfold.errors import UnsupportedModelError
+from bnfold.frontends.calls import Call
+from bnfold.frontends.torch.tensors import from_numpy
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,12 +25,16 @@ class Inputs:
 
     @classmethod
     def of(cls, given: Any) -> Inputs | None:
-        """From what a user passes: a tuple of arguments, a dict of keyword arguments, or the only argument."""
+        """From what a user passes, in each form of a `Call`; arrays of numpy become tensors."""
         if given is None:
             return None
-        if isinstance(given, dict):
-            return cls((), given)
-        return cls(tuple(given) if isinstance(given, list | tuple) else (given,), {})
+        call = Call.of(given)
+        args, kwargs = _pytree.tree_map(_tensor, (call.args, dict(call.kwargs)))
+        return cls(args, kwargs)
+
+
+def _tensor(leaf: Any) -> Any:
+    return from_numpy(leaf) if isinstance(leaf, np.ndarray) else leaf
 
 
 def bind(module: nn.Module, inputs: Inputs) -> inspect.BoundArguments:
