@@ -300,8 +300,6 @@ def test_trap_in_a_decomposed_program(name: str) -> None:
 
 
 def test_parts_that_leave_as_one_say_that_they_leave() -> None:
-    module = trained(Code(lambda s, x: s.n(torch.relu(x)).chunk(2, 1)))
-    _, outcomes = bnfold.fuse(module, return_outcomes=True)
-    (found,) = (each for each in outcomes if each.batchnorm == "n")
+    (found,) = PLANS["graph with an example"](trained(Code(lambda s, x: s.n(torch.relu(x)).chunk(2, 1))))
     assert isinstance(found, Refusal)
     assert "downstream chunk: its output leaves the graph" in found.detail
