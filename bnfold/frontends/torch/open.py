@@ -519,9 +519,10 @@ def _capture(module: nn.Module, inputs: Inputs | None, methods: Sequence[str], *
     kept = [name for name in methods if name not in lost]
     if inputs is not None:
         found = export(module, inputs, kept, is_static=is_static)
-        source = of_export(found, module)
+        store = ProgramStore(found.program)
+        source = of_export(found, store, module)
         values = shapes.recorded(source.graph)
-        return Captured(found.program, source, ProgramStore(found.program), values, lost=lost)
+        return Captured(found.program, source, store, values, lost=lost)
     try:
         with Joint(module, kept, is_replayed=False) if kept else nullcontext():
             traced = trace(module)

@@ -368,7 +368,8 @@ class TorchGraph(View[fx.Node, Value, Weights]):
             if carrier in self._observed:
                 uses.append((None, -1))
         if isinstance(value, Part):  # a reader of all outputs as one
-            uses.extend((user, -1) for user in value.node.users if self._source(user) is None)
+            readers = (user for user in value.node.users if self._source(user) is None)
+            uses.extend((None if user.op == "output" else user, -1) for user in readers)
         return uses
 
     def _uses_by(self, user: fx.Node, carrier: fx.Node) -> list[tuple[fx.Node | None, int]]:

@@ -107,6 +107,7 @@ _FRESH = (
     " pad reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d"
     " index_add scatter_add scatter_reduce"
     " embedding where stack full zeros ones arange eq ne lt le gt ge argmax argmin topk var var_mean std cumsum copy"
+    " lift_fresh_copy"
 )
 
 BY_BATCH = "norm by its batch"

@@ -121,6 +121,60 @@ def test_behind_a_sum_of_unknown_length_a_batchnorm_becomes_an_addition(name: st
     assert "norm_shift" in names
 
 
+class Named(Behind):
+    """A BatchNorm with a parameter behind it that goes with it, of the name that an addition would have."""
+
+    def __init__(self) -> None:
+        super().__init__(SUMS["index_add"])
+        self.norm_shift = nn.Parameter(drawn(6))
+
+    def forward(self, x: Tensor, index: Tensor) -> Tensor:
+        return torch.tanh(self.norm(self.add(self.first(x), index)) + self.norm_shift)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_no_name_of_the_original_means_another_tensor(form: str) -> None:
+    argument, options = FORMS[form](trained(Named()))
+    fused, outcomes = fuse(argument, NODES, INDEX, **options)
+    assert [found.direction for found in of_batchnorms(outcomes)] == ["scale upstream"]
+    names = fused.state_dict if form == "program" else fused.state_dict()
+    assert "norm_shift" not in names
+    assert "norm_shift_folded" in names
+
+
+class Repeated(nn.Module):
+    """A layer without a bias that is called three times, and of which each call gets one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.norm = nn.Linear(4, 4, bias=False), nn.BatchNorm1d(4)
+
+    def forward(self, x: Tensor, index: Tensor) -> list[Tensor]:
+        made = [x]
+        for _ in range(3):
+            made.append(torch.zeros_like(x).index_add(0, index, self.norm(self.linear(made[-1]))))
+        return made
+
+
+def test_each_call_of_a_layer_gets_a_bias() -> None:
+    _, outcomes = fuse(trained(Repeated()), NODES, INDEX, example_inputs=(NODES, INDEX))
+    assert [found.direction for found in of_batchnorms(outcomes)] == ["upstream"] * 3
+
+
+class Filled(Behind):
+    """A node that is set in place, by an index that the code makes."""
+
+    def forward(self, x: Tensor, index: Tensor) -> Tensor:
+        return self.norm(self.add(self.first(x), index)).index_fill_(0, torch.tensor([2]), 0.5)
+
+
+@pytest.mark.parametrize("form", ["module", "program"])
+def test_an_index_that_code_makes_is_memory_of_its_own(form: str) -> None:
+    argument, options = FORMS[form](trained(Filled(SUMS["index_add"])))
+    _, outcomes = fuse(argument, NODES, INDEX, **options)
+    assert [found.direction for found in of_batchnorms(outcomes)] == ["scale upstream"]
+
+
 @pytest.mark.filterwarnings("ignore:.isinstance.treespec:FutureWarning")  # torch's own, as it decomposes
 def test_a_batchnorm_of_core_aten_becomes_an_addition() -> None:
     program = exported(trained(Behind(SUMS["scatter_add in place"])), NODES, INDEX).run_decompositions()

@@ -297,3 +297,9 @@ def test_trap_in_a_decomposed_program(name: str) -> None:
         expected = leaves(copy.deepcopy(model)(IMAGE.clone()))
         program = exported(model, IMAGE.clone()).run_decompositions()
         assert_same(expected, leaves(bnfold.fuse(program).module()(IMAGE.clone())), 1e-11)
+
+
+def test_parts_that_leave_as_one_say_that_they_leave() -> None:
+    (found,) = PLANS["graph with an example"](trained(Code(lambda s, x: s.n(torch.relu(x)).chunk(2, 1))))
+    assert isinstance(found, Refusal)
+    assert "downstream chunk: its output leaves the graph" in found.detail

@@ -16,7 +16,7 @@ from bnfold.frontends.torch.capture.borders import Border
 from bnfold.frontends.torch.capture.decisions import Decision
 from bnfold.frontends.torch.capture.exporting import Export, stack
 from bnfold.frontends.torch.capture.trace import Trace
-from bnfold.frontends.torch.change.program import HELD
+from bnfold.frontends.torch.change.program import ProgramStore
 from bnfold.frontends.torch.operators.spelling import is_plain_module
 
 CALLS = ("call_function", "call_method", "call_module")
@@ -59,41 +59,24 @@ class Source:
         return (node for node in self.graph.nodes if node.op in CALLS)
 
 
-def of_export(export: Export, module: nn.Module) -> Source:
-    """A program as what is folded; `module` is what was exported."""
+def of_export(export: Export, store: ProgramStore, module: nn.Module) -> Source:
+    """A program as what is folded; `module` is what was exported, `store` has its parameters."""
     program = export.program
-
-    known: dict[int, dict[str, str]] = {}
-
-    def names() -> dict[str, str]:
-        specs = program.graph_signature.input_specs
-        if len(specs) not in known:
-            known.clear()
-            known[len(specs)] = {spec.arg.name: str(spec.target) for spec in specs if spec.target and spec.kind in HELD}
-        return known[len(specs)]
-
-    def name(node: fx.Node) -> str | None:
-        return names().get(node.name) if node.op == "placeholder" else None
-
-    def tensors() -> dict[str, torch.Tensor]:
-        held = {**program.constants, **program.state_dict}
-        return {target: held[target] for target in names().values() if isinstance(held.get(target), torch.Tensor)}
-
     writes = {
         spec.target: spec.arg.name
         for spec in program.graph_signature.output_specs
         if spec.kind is OutputKind.BUFFER_MUTATION and spec.target is not None
     }
     root, owners = program.graph_module, _owners(module)
-    captured = frozenset(tensors())
+    captured = frozenset(store.tensors())
     places = frozenset(each for each in captured if isinstance(_get(module, each), torch.Tensor))
     return Source(
         graph=root.graph,
         root=root,
         borders=export.borders,
         methods=export.methods,
-        name=name,
-        tensors=tensors,
+        name=store.place,
+        tensors=store.tensors,
         writes=writes,
         places=places,
         lifted=captured - places,

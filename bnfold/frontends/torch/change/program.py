@@ -23,7 +23,8 @@ class ProgramStore:
     def __init__(self, program: ExportedProgram) -> None:
         self.program = program
         self._graph = program.graph_module.graph
-        self._specs: dict[str, InputSpec] = {}
+        self._specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
+        self._given = {*(spec.target for spec in self._specs.values()), *program.state_dict, *program.constants}
         self._changing: set[str] = set(program.graph_signature.buffers_to_mutate.values())
         parameters = getattr(program.graph_signature, "parameters_to_mutate", {})
         self._changing |= set(parameters.values())
@@ -31,9 +32,6 @@ class ProgramStore:
     def _spec(self, handle: object) -> InputSpec | None:
         if not isinstance(handle, fx.Node) or handle.op != "placeholder":
             return None
-        specs = self.program.graph_signature.input_specs
-        if len(self._specs) != len(specs):
-            self._specs = {spec.arg.name: spec for spec in specs}
         spec = self._specs.get(handle.name)
         return spec if spec is not None and spec.kind in HELD else None
 
@@ -49,6 +47,17 @@ class ProgramStore:
             return None
         stored = self._home(spec).get(spec.target)
         return stored if isinstance(stored, torch.Tensor) else None
+
+    def place(self, handle: object) -> str | None:
+        """The qualified name of the tensor that a node stands for."""
+        spec = self._spec(handle)
+        return None if spec is None else spec.target
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What the graph holds now, by qualified names."""
+        held = {**self.program.constants, **self.program.state_dict}
+        places = [spec.target for spec in self.program.graph_signature.input_specs if spec.kind in HELD]
+        return {place: held[place] for place in places if place and isinstance(held.get(place), torch.Tensor)}
 
     def place_of_source(self, handle: object) -> str | None:
         stack = [handle] if isinstance(handle, fx.Node) else []
@@ -103,9 +112,12 @@ class ProgramStore:
         return found
 
     def _parameter(self, tensor: torch.Tensor, wish: str) -> fx.Node:
-        """A fresh parameter behind the others: an input of the graph, an entry of the signature and the state."""
+        """A fresh parameter behind the others: an input of the graph, an entry of the signature and the state.
+
+        No name means another tensor than in the original, whose state may be loaded into the result.
+        """
         program, signature = self.program, self.program.graph_signature
-        taken = {spec.target for spec in signature.input_specs} | set(program.state_dict) | set(program.constants)
+        taken = self._given | set(program.state_dict)
         name, count = wish, 1
         while name in taken:
             count += 1
@@ -126,6 +138,7 @@ class ProgramStore:
             node.meta["val"] = mode.from_tensor(parameter, static_shapes=True)
         spec = InputSpec(InputKind.PARAMETER, TensorArgument(name=node.name), name, None)
         signature.input_specs.insert(index, spec)
+        self._specs[node.name] = spec
         program.state_dict[name] = parameter
         return node
 
@@ -161,6 +174,7 @@ class ProgramStore:
             return  # an input of the user's
         signature = self.program.graph_signature
         signature.input_specs.remove(spec)
+        del self._specs[node.name]
         if all(other.target != spec.target for other in signature.input_specs):
             self._home(spec).pop(spec.target, None)
         self._graph.erase_node(node)

@@ -162,6 +162,7 @@ class ModuleStore:
     def __init__(self, root: nn.Module, graph: fx.Graph) -> None:
         self._root = root
         self._graph = graph
+        self._given = {*vars(root), *root._parameters, *root._buffers, *root._modules}
         self._changing: dict[int, torch.Tensor] = {}  # by memory; held so that nothing else gets it
 
     def _owner(self, handle: object) -> tuple[nn.Module, str] | None:
@@ -239,10 +240,10 @@ class ModuleStore:
         return found
 
     def _attribute(self, node: fx.Node, tensor: torch.Tensor, wish: str) -> fx.Node:
-        """A fresh attribute of the root, read by a node in front of `node`."""
+        """A fresh attribute of the root, read by a node in front of `node`. No name means another one than before."""
         base = wish.replace(".", "_")
         name, count = base, 1
-        while hasattr(self._root, name):
+        while name in self._given or hasattr(self._root, name):
             count += 1
             name = f"{base}_folded" if count == 2 else f"{base}_folded_{count}"
         put(self._root, name, tensor)
