@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bnfold.algebra.exact import DoubleDouble
+from bnfold.algebra.masks import has_all, has_any
 
 Array = npt.NDArray[np.float64]
 
@@ -130,17 +131,17 @@ class Affine:
     @property
     def has_shift(self) -> bool:
         """Whether any channel is shifted."""
-        return bool(self.shift.any())
+        return has_any(self.shift)
 
     @property
     def is_increasing(self) -> bool:
         """Whether no channel changes the order of values (``scale >= 0``)."""
-        return bool((self.scale >= 0).all())
+        return has_all(self.scale >= 0)
 
     @property
     def is_finite(self) -> bool:
         """Whether every entry is a finite number."""
-        return bool(np.isfinite(self.scale).all() and np.isfinite(self.shift).all())
+        return has_all(np.isfinite(self.scale)) and has_all(np.isfinite(self.shift))
 
     def equals(self, other: Affine) -> bool:
         """Whether both are the same map on the same axis."""

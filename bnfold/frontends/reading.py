@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from bnfold.algebra.affine import Affine, Array, per_channel_axis
 from bnfold.algebra.linear import Border, Layout, Linear, Window
+from bnfold.algebra.masks import has_all, has_any
 from bnfold.algebra.pooling import WHOLLY_PADDING, PoolAxis
 from bnfold.algebra.rounding import BatchNorm, solve_batchnorm
 from bnfold.graph import ops
@@ -336,7 +337,7 @@ class Normalization:
             detail = f"the scale or shift of channel {channel} is not finite in any precision"
             raise Unreadable(Reason.INVALID_PARAMETERS, detail)
         known = affine.statistics
-        if known is not None and np.isinf(known.variance).any():  # its channel is a constant: nothing is known
+        if known is not None and has_any(np.isinf(known.variance)):  # its channel is a constant: nothing is known
             variance = np.where(np.isinf(known.variance), 1.0, known.variance)
             affine = affine.with_statistics(replace(known, variance=variance))
         return ops.ChannelAffine(affine, is_batchnorm=True, stored=stored)
@@ -369,7 +370,7 @@ def normalization(
         row[:] = array
     variance = wide[3]
     is_positive = (variance >= 0) & (variance + epsilon > 0)
-    if not (np.isfinite(wide[:3]).all() and is_positive.all()):
+    if not (has_all(np.isfinite(wide[:3])) and has_all(is_positive)):
         raise Unreadable(Reason.INVALID_PARAMETERS, _fault(wide, is_positive))
     return Normalization(gamma, beta, mean, var, epsilon, wide)
 
@@ -385,7 +386,7 @@ def _fault(wide: Array, is_positive: npt.NDArray[np.bool_]) -> str:
 
 def _first(channels: npt.NDArray[np.bool_]) -> int | None:
     """The first of the channels that are marked."""
-    return int(np.argmax(channels)) if channels.any() else None
+    return int(np.argmax(channels)) if has_any(channels) else None
 
 
 def arithmetic(

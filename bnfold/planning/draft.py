@@ -10,6 +10,7 @@ import numpy as np
 
 from bnfold.algebra.affine import Affine, narrowest
 from bnfold.algebra.linear import Factor, Linear
+from bnfold.algebra.masks import has_all
 from bnfold.graph.ops import Absorbed, ChannelAffine, Lookup, Op, Operands, Select, Sum
 from bnfold.graph.protocol import Constant, Graph, N, V
 from bnfold.planning.plan import Blocked, Direction, Join, Step
@@ -90,7 +91,7 @@ class Draft(Generic[N, V]):
             for node in step.vanishing:
                 self._bypass(node, 0)
             if step.direction != "upstream":
-                flattened = (value for value, affine in step.affines.items() if not affine.scale.all())
+                flattened = (value for value, affine in step.affines.items() if not has_all(affine.scale))
                 self._flattened.update(dict.fromkeys(flattened, step.node))
         self.steps.append(step)
 

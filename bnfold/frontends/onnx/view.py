@@ -56,6 +56,9 @@ CONVOLVED = (3, 4, 5)
 PRODUCTS = frozenset({"Einsum", "MatMul"})
 """Operators that have a constant on either side, and take no bias."""
 
+READ_ONCE = Constant(1)
+"""Stands for every stored constant that is read once: it is shared with nothing, whatever becomes of the graph."""
+
 ARITHMETIC = frozenset({"Add", "Div", "Mul", "Neg", "Sub"})
 
 HELD = frozenset({ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS, ir.AttributeType.TENSOR, ir.AttributeType.TENSORS})
@@ -302,10 +305,10 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         What it makes is another value, then. Only a linear operator may take in what follows it: all others would hand
         that on to what outputs depend on.
         """
+        if reader not in self._unread:
+            return False
         maker = value.producer()
-        return (
-            reader in self._unread and maker is not None and maker not in self._unread and maker.graph is reader.graph
-        )
+        return maker is not None and maker not in self._unread and maker.graph is reader.graph
 
     def _insist_on_fixed_parameters(self, node: ir.Node) -> None:
         """Refuse parameters that a caller can replace. Shape inference may have used the default of a target shape."""
@@ -348,8 +351,8 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
             return 1
 
     def inputs(self, node: ir.Node) -> Sequence[ir.Value]:
-        values = [node.inputs[index] for index in self._data_indices(node)]
-        return [value for value in values if value is not None]
+        read = node.inputs
+        return [value for index in self._data_indices(node) if (value := read[index]) is not None]
 
     def outputs(self, node: ir.Node) -> Sequence[ir.Value]:
         node = self._bias_add.get(node, node)
@@ -366,7 +369,7 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
             if _reads_no_content(reader, index) or self._is_end(reader, value):
                 continue
             node = self._product.get(reader, reader)
-            indices = list(self._data_indices(node))
+            indices = self._data_indices(node)
             uses.append((node, indices.index(index) if node is reader and index in indices else -1))
         if value.is_graph_output():
             uses.append((None, -1))
@@ -380,11 +383,11 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
 
     def constants(self, node: ir.Node) -> tuple[Sequence[Constant], Sequence[Constant]]:
         indices = self._replaced_indices(node)
-        others = [index for index in self._parameter_indices(node) if index not in indices]
+        others = [node.inputs[index] for index in self._parameter_indices(node) if index not in indices]
         replaced = [node.inputs[index] for index in indices]
         if (add := self._bias_add.get(node)) is not None:
             replaced.append(add.inputs[1 - add.inputs.index(node.outputs[0])])
-        return self._read_constants(replaced), self._read_constants([node.inputs[index] for index in others])
+        return self._read_constants(replaced), self._read_constants(others)
 
     def _replaced_indices(self, node: ir.Node) -> Sequence[int]:
         """Which of a node's inputs `write` replaces."""
@@ -402,8 +405,10 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
 
     def _constant(self, value: ir.Value) -> Constant:
         if value.producer() is None:
+            if (readings := len(value.uses()) + value.is_graph_output()) == 1:
+                return READ_ONCE
             if value not in self._constants:
-                self._constants[value] = Constant(len(value.uses()) + value.is_graph_output())
+                self._constants[value] = Constant(readings)
             return self._constants[value]
         for read in in_order(value, self._unknown_sources):
             if (origin := _origin(read)) not in self._constants:
@@ -614,7 +619,8 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         self._editor.remove(node, self._parameter_indices(node))
 
     def _parameter_indices(self, node: ir.Node) -> list[int]:
-        return [index for index in range(len(node.inputs)) if index not in self._data_indices(node)]
+        data = self._data_indices(node)
+        return [index for index in range(len(node.inputs)) if index not in data]
 
     def renew(self, value: ir.Value) -> None:
         self._rename(value)
@@ -653,4 +659,4 @@ def _origin(value: ir.Value) -> ir.Node | ir.Value:
 
 
 def _reads_no_content(node: ir.Node, index: int) -> bool:
-    return node.domain == "" and READS_NO_CONTENT.get(node.op_type) == index
+    return READS_NO_CONTENT.get(node.op_type) == index and node.domain == ""

@@ -47,7 +47,9 @@ def read(tensor: ir.TensorProtocol, name: str | None) -> AnyArray:
         if type(tensor) is ir.serde.TensorProtoTensor:
             raw = tensor.raw
             if raw.data_type in PLAIN and raw.HasField("raw_data"):  # as onnx-ir does, which asks more about it
-                return np.frombuffer(raw.raw_data, PLAIN[raw.data_type]).reshape(raw.dims)
+                shape = tuple(raw.dims)
+                flat = np.frombuffer(raw.raw_data, PLAIN[raw.data_type])
+                return flat if shape == flat.shape else flat.reshape(shape)
         return tensor.numpy()
     except (ValueError, TypeError, OSError, RuntimeError, OverflowError) as error:
         raise UnreadableTensorError(f"tensor {name!r} cannot be read: {error}") from error
@@ -84,7 +86,8 @@ def read_bytes(tensor: ir.ExternalTensor, start: int, count: int) -> bytes:
 
 def tensor_rows(tensor: ir.TensorProtocol, name: str | None, rows: int) -> Rows:
     """Reads rows of a tensor; those of an external one from its file, each time."""
-    if not isinstance(tensor, ir.ExternalTensor) or tensor.dtype.bitwidth < 8:
+    is_inside = type(tensor) is ir.serde.TensorProtoTensor or not isinstance(tensor, ir.ExternalTensor)
+    if is_inside or tensor.dtype.bitwidth < 8:
         return array_rows(read(tensor, name), rows)
     dtype = tensor.dtype.numpy().newbyteorder("<")
     size = tensor.nbytes // rows

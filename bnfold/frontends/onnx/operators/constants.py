@@ -100,14 +100,21 @@ class Constants:
             node = top.producer()
             if node is None:
                 self._known[top] = top.const_value is not None and not self.is_overridable(top)
-            elif node.domain != "" or any(attribute.is_ref() for attribute in node.attributes.values()):
+            elif node.domain != "" or (node.op_type != "Constant" and node.op_type not in FOLDABLE):
+                self._known[top] = False
+            elif any(attribute.is_ref() for attribute in node.attributes.data.values()):
                 self._known[top] = False
             elif node.op_type == "Constant":
                 self._known[top] = _stored(top) is not None
-            elif node.op_type not in FOLDABLE or (node.op_type == "BatchNormalization" and not self._is_settled(top)):
-                self._known[top] = False
             elif node.op_type == "Shape" and self._static_shape(node.inputs[0]) is not None:
                 self._known[top] = True
+            elif (data := node.inputs[0] if node.inputs else None) is not None and not self._known.get(data, False):
+                if data not in self._known:  # which decides most often: no other operand is asked then
+                    stack.append(data)
+                    continue
+                self._known[top] = False
+            elif node.op_type == "BatchNormalization" and not self._is_settled(top):
+                self._known[top] = False
             else:
                 inputs = self._operands(node)
                 unknown = [source for source in inputs if source not in self._known]

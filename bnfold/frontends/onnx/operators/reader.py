@@ -79,13 +79,14 @@ class Reader:
 
     def insist_on_constant(self, value: ir.Value, what: str) -> None:
         """Refuse a value that a caller of the model can change."""
+        if self.facts.constants.holds(value):
+            return
         if self.facts.constants.is_overridable(value):
             detail = f"its {what} {value.name!r} is a graph input too, so a caller may replace it"
             raise Unreadable(Reason.OVERRIDABLE, detail)
-        if not self.facts.constants.holds(value):
-            if self._is_given(value):
-                raise Unreadable(Reason.FUNCTION_INPUT, f"its {what} {value.name!r} is given by the function's caller")
-            raise not_constant(what, value.name)
+        if self._is_given(value):
+            raise Unreadable(Reason.FUNCTION_INPUT, f"its {what} {value.name!r} is given by the function's caller")
+        raise not_constant(what, value.name)
 
     def _is_given(self, value: ir.Value) -> bool:
         """Whether an input or an attribute of a function stands for a value, be it in another type or shape."""
