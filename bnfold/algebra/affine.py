@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,14 @@ Array = npt.NDArray[np.float64]
 
 def _vector(values: npt.ArrayLike) -> Array:
     return np.asarray(values, dtype=np.float64).reshape(-1)
+
+
+@lru_cache(maxsize=256)
+def _ones(size: int) -> Array:
+    """One vector of ones for all that need one of that size; nobody can change it."""
+    ones = np.ones(size)
+    ones.flags.writeable = False
+    return ones
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -94,7 +103,7 @@ class Affine:
         Source: Ioffe and Szegedy, "Batch Normalization", 2015, algorithm 2.
         """
         scale = _vector(gamma) / np.sqrt(_vector(var) + eps)
-        statistics = Statistics(_vector(mean), _vector(var), np.ones(scale.size))
+        statistics = Statistics(_vector(mean), _vector(var), _ones(scale.size))
         return cls(scale, _vector(beta) - statistics.mean * scale, axis, statistics)
 
     def batchnorm_parameters(self, mean: npt.ArrayLike, var: npt.ArrayLike, eps: float) -> tuple[Array, Array]:

@@ -254,5 +254,6 @@ class View(Graph[N, V], Generic[N, V, W]):
         for node in self.nodes():
             if self._is_batchnorm(node) and isinstance(self.op(node), ChannelAffine):
                 read = self._normalization(node)
-                cautions += examine(self.name(node), self.scope(node), read.gamma, read.mean, read.var, read.epsilon)
+                gamma, _, mean, var = read.wide
+                cautions += examine(self.name(node), self.scope(node), gamma, mean, var, read.epsilon)
         return cautions

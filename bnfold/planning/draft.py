@@ -97,11 +97,11 @@ class Draft(Generic[N, V]):
 
     def op(self, node: N) -> Op:
         """The node's description, with the affines that it has absorbed."""
-        if node not in self._ops:
-            self._ops[node] = self.graph.op(node)
-        op, absorbed = self._ops[node], self.absorbed.get(node)
+        absorbed = self.absorbed.get(node)
         if isinstance(absorbed, Linear):
             return absorbed
+        if (op := self._ops.get(node)) is None:
+            op = self._ops[node] = self.graph.op(node)
         if isinstance(absorbed, Operands) and isinstance(op, Sum | Select | Lookup):
             return replace(op, pending=absorbed.affines)
         if isinstance(op, Linear) and op.is_shared and not self._shares(node, op):
@@ -168,6 +168,8 @@ class Draft(Generic[N, V]):
         stack = list(constants)
         while stack:
             read = stack.pop()
+            if read.readings == 1 and not read.sources:  # so that nothing else can ever have read it
+                continue
             self._readings[read] = self._readings.get(read, read.readings) - 1
             if not self._readings[read]:
                 stack.extend(read.sources)

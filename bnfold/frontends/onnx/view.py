@@ -20,7 +20,7 @@ from bnfold.frontends.onnx.operators import read_affine, read_carry, read_linear
 from bnfold.frontends.onnx.operators.constants import Constants
 from bnfold.frontends.onnx.operators.hints import UNCONFIRMED, Hints
 from bnfold.frontends.onnx.operators.read_linear import Weights
-from bnfold.frontends.onnx.operators.reader import Facts, Reader
+from bnfold.frontends.onnx.operators.reader import Facts, Reader, reads_of
 from bnfold.frontends.onnx.operators.shapes import Inference
 from bnfold.frontends.onnx.schema import find_defaults
 from bnfold.frontends.onnx.scopes import Scopes, find_unread, label
@@ -60,6 +60,11 @@ READ_ONCE = Constant(1)
 """Stands for every stored constant that is read once: it is shared with nothing, whatever becomes of the graph."""
 
 ARITHMETIC = frozenset({"Add", "Div", "Mul", "Neg", "Sub"})
+
+READS_SEVERAL = PRODUCTS | ARITHMETIC | {"Where", "ScatterElements", "ScatterND"} | read_carry.ALL_INPUTS_ARE_DATA
+"""Operators of which more than the first input, or another, may be data."""
+
+FIRST = (0,)
 
 HELD = frozenset({ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS, ir.AttributeType.TENSOR, ir.AttributeType.TENSORS})
 """Types of attributes that are graphs and tensors, which are compared as such."""
@@ -318,6 +323,8 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
 
     def _data_indices(self, node: ir.Node) -> Sequence[int]:
         """Which of a node's inputs are data rather than parameters."""
+        if node.op_type not in READS_SEVERAL and node.domain == "" and node.inputs:
+            return FIRST
         if node not in self._data:
             self._data[node] = self._find_data(node)
         return self._data[node]
@@ -338,7 +345,7 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
             return range(2, len(node.inputs))
         if node.op_type in read_carry.ALL_INPUTS_ARE_DATA:
             return range(len(node.inputs))
-        return (0,)
+        return FIRST
 
     def _is_fused_matmul(self, node: ir.Node) -> bool:
         """Whether a node is ONNX Runtime's product, and no function of the model that is called like it."""
@@ -405,7 +412,7 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
 
     def _constant(self, value: ir.Value) -> Constant:
         if value.producer() is None:
-            if (readings := len(value.uses()) + value.is_graph_output()) == 1:
+            if (readings := reads_of(value)) == 1:
                 return READ_ONCE
             if value not in self._constants:
                 self._constants[value] = Constant(readings)
@@ -413,7 +420,7 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         for read in in_order(value, self._unknown_sources):
             if (origin := _origin(read)) not in self._constants:
                 outputs = origin.outputs if isinstance(origin, ir.Node) else [read]
-                readings = sum(len(output.uses()) + output.is_graph_output() for output in outputs)
+                readings = sum(map(reads_of, outputs))
                 sources = tuple(self._constants[_origin(source)] for source in self._sources(read))
                 self._constants[origin] = Constant(readings, sources)
         return self._constants[_origin(value)]
@@ -478,7 +485,7 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         known = self._reader(node).dtype()
         if known is not None:
             return known.numpy()
-        return self._normalization(node).gamma.dtype if self._reader(node).version < 14 else None
+        return self._normalization(node).dtype if self._reader(node).version < 14 else None
 
     def _rank(self, node: ir.Node) -> int | None:
         shape = self._reader(node).shape()

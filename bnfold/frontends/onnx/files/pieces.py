@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import TypeGuard
 
 import numpy as np
 import onnx_ir as ir
@@ -44,15 +45,20 @@ def read(tensor: ir.TensorProtocol, name: str | None) -> AnyArray:
         UnreadableTensorError: it cannot be read.
     """
     try:
-        if type(tensor) is ir.serde.TensorProtoTensor:
+        if is_plain(tensor):  # as onnx-ir does, which asks more about it
             raw = tensor.raw
-            if raw.data_type in PLAIN and raw.HasField("raw_data"):  # as onnx-ir does, which asks more about it
-                shape = tuple(raw.dims)
-                flat = np.frombuffer(raw.raw_data, PLAIN[raw.data_type])
-                return flat if shape == flat.shape else flat.reshape(shape)
+            shape, flat = tuple(raw.dims), np.frombuffer(raw.raw_data, PLAIN[raw.data_type])
+            return flat if shape == flat.shape else flat.reshape(shape)
         return tensor.numpy()
     except (ValueError, TypeError, OSError, RuntimeError, OverflowError) as error:
         raise UnreadableTensorError(f"tensor {name!r} cannot be read: {error}") from error
+
+
+def is_plain(tensor: ir.TensorProtocol) -> TypeGuard[ir.serde.TensorProtoTensor]:
+    """Whether a tensor is bytes in a protobuf that numpy takes as they are, so that reading it again is no work."""
+    if type(tensor) is not ir.serde.TensorProtoTensor:
+        return False
+    return tensor.raw.data_type in PLAIN and tensor.raw.HasField("raw_data")
 
 
 def form(tensor: ir.TensorProtocol) -> tuple[ir.DataType, tuple[int, ...]]:

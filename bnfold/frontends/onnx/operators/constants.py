@@ -11,7 +11,7 @@ import onnx
 import onnx_ir as ir
 
 from bnfold.algebra.kernels import Rows
-from bnfold.frontends.onnx.files.pieces import form, read, tensor_rows
+from bnfold.frontends.onnx.files.pieces import form, is_plain, read, tensor_rows
 from bnfold.frontends.onnx.files.slots import slots
 from bnfold.frontends.onnx.operators import batchnorms, quantizers
 from bnfold.frontends.onnx.operators.bounds import Budget
@@ -86,10 +86,9 @@ class Constants:
         """Whether the value depends on constants alone; evaluates nothing, so `get` may yet fail."""
         if value is None:
             return False
-        if (known := self._known.get(value)) is not None:
-            return known
         if value.producer() is None:
-            known = self._known[value] = value.const_value is not None and not self.is_overridable(value)
+            return value.const_value is not None and not self.is_overridable(value)
+        if (known := self._known.get(value)) is not None:
             return known
         stack = [value]
         while stack:
@@ -138,7 +137,8 @@ class Constants:
             return self._latest[1]
         if value.producer() is None and value.const_value is not None:
             array = read(value.const_value, value.name)
-            self._remember(value, array)
+            if not is_plain(value.const_value):
+                self._remember(value, array)
             return array
         order = in_order(value, self._needed)
         waiting = Counter(source for top in order for source in self._needed(top))

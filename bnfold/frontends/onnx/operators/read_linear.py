@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import prod
 
 import numpy as np
@@ -128,8 +129,10 @@ def _conv(reader: Reader) -> tuple[Linear, Weights]:
         border = Border.PADDED
     bias = reader.value(2)
     has_bias = bias is not None and has_any(_vector(reader, 2, shape[0]))
-    taps = window(reader, shape[2:])
-    linear, layout = reading.convolution(shape, groups, 1, border=border, window=taps, has_bias=has_bias)
+    taps, is_shared = window(reader, shape[2:]), not reader.reads_alone(1) or (has_bias and not reader.reads_alone(2))
+    linear, layout = reading.convolution(
+        shape, groups, 1, border=border, window=taps, has_bias=has_bias, is_shared=is_shared
+    )
     return linear, Weights(1, bias, 2, layout, groups)
 
 
@@ -149,7 +152,11 @@ def window(reader: Reader, taps: tuple[int, ...]) -> Window | None:
         if set(strides + dilations) != {1} or not all(size % 2 for size in taps):
             return None
         pads = tuple(size // 2 for size in taps) * 2
-    return reading.window(taps, strides, dilations, pads[:axes], pads[axes:], reader.output_shape())
+    return _window(taps, strides, dilations, pads[:axes], pads[axes:], reader.output_shape())
+
+
+_window = lru_cache(maxsize=4096)(reading.window)
+"""Most operators of a model have one of a few windows."""
 
 
 def _conv_transpose(reader: Reader) -> tuple[Linear, Weights]:

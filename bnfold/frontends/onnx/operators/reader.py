@@ -31,6 +31,11 @@ def as_stored(attribute: ir.Attr) -> Any:
     return attribute.value
 
 
+def reads_of(value: ir.Value) -> int:
+    """How often a value is read; by the graph too, if it is an output."""
+    return len(value.uses()) + value.is_graph_output()
+
+
 @dataclass(frozen=True)
 class Facts:
     """Constants, shapes and types of a model's values."""
@@ -68,6 +73,11 @@ class Reader:
     def value(self, index: int) -> ir.Value | None:
         """An input; None where it is left out."""
         return self.node.inputs[index] if index < len(self.node.inputs) else None
+
+    def reads_alone(self, index: int) -> bool:
+        """Whether an input is a stored value that nothing else reads."""
+        value = self.value(index)
+        return value is not None and value.producer() is None and reads_of(value) == 1
 
     def constant(self, index: int, what: str) -> AnyArray:
         """A constant input, in its own type."""

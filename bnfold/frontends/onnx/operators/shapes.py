@@ -108,11 +108,13 @@ class Inference:
     def _note_stored(self, model: ir.Model) -> None:
         """Note the shapes and types of graph inputs and tensors, which are facts."""
         inputs = set(model.graph.inputs)
+        forms: dict[Shape, Shape] = {}  # one object for each shape, of which most models have few
         for value in chain.from_iterable(map(graph_values, graphs(model))):
             tensor = value.const_value
             is_default = value in inputs and model.ir_version >= OVERRIDABLE
             if tensor is not None and not is_default:
-                self.types[value], self.shapes[value] = stored_form(tensor)
+                self.types[value], shape = stored_form(tensor)
+                self.shapes[value] = forms.setdefault(shape, shape)
             elif value in inputs:
                 self._note(value, Kind(None if value.shape is None else read_shape(value.shape), value.dtype))
 
