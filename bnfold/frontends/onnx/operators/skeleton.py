@@ -138,6 +138,30 @@ def _share_weights(graph: onnx.GraphProto, original: onnx.GraphProto) -> list[Te
     return [tensor for tensor in original.initializer if tensor.name in read]
 
 
+def share_functions(proto: onnx.ModelProto) -> None:
+    """Let nodes call one of all functions that differ in name alone, for onnx looks at all functions in each call."""
+    first: dict[bytes, tuple[str, str]] = {}
+    same: dict[tuple[str, str, str], tuple[str, str]] = {}
+    kept = onnx.ModelProto()
+    for function in proto.functions:
+        nameless = onnx.FunctionProto()
+        nameless.CopyFrom(function)
+        for field in ("name", "overload", "doc_string"):
+            nameless.ClearField(field)
+        own, content = (function.name, function.overload), nameless.SerializeToString(deterministic=True)
+        same[function.domain, *own] = first.setdefault(content, own)
+        if first[content] == own:
+            kept.functions.append(function)
+    if len(kept.functions) == len(same):
+        return
+    for graph in nested(proto.graph, *kept.functions):
+        for node in graph.node:
+            if (key := (node.domain, node.op_type, node.overload)) in same:
+                node.op_type, node.overload = same[key]
+    del proto.functions[:]
+    proto.functions.extend(kept.functions)
+
+
 def _described(tensor: TensorProto) -> TensorProto:
     """A tensor without its data."""
     place = onnx.StringStringEntryProto(key="location", value="-")
