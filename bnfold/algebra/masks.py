@@ -1,4 +1,4 @@
-"""Whether any or all entries of an array count, for vectors of a few entries: `any` and `all` take eight times as long."""
+"""Whether any or all entries of an array are true: what `any` and `all` say, which take eight times as long on few."""
 
 from __future__ import annotations
 

@@ -333,7 +333,7 @@ class Normalization:
     @property
     def channels(self) -> int:
         """The number of channels."""
-        return self.wide.shape[1]
+        return len(self.wide[0])
 
     @property
     def statistics(self) -> tuple[AnyArray, AnyArray]:

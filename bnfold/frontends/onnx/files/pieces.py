@@ -92,8 +92,7 @@ def read_bytes(tensor: ir.ExternalTensor, start: int, count: int) -> bytes:
 
 def tensor_rows(tensor: ir.TensorProtocol, name: str | None, rows: int) -> Rows:
     """Reads rows of a tensor; those of an external one from its file, each time."""
-    is_inside = type(tensor) is ir.serde.TensorProtoTensor or not isinstance(tensor, ir.ExternalTensor)
-    if is_inside or tensor.dtype.bitwidth < 8:
+    if is_plain(tensor) or not isinstance(tensor, ir.ExternalTensor) or tensor.dtype.bitwidth < 8:  # a slow question
         return array_rows(read(tensor, name), rows)
     dtype = tensor.dtype.numpy().newbyteorder("<")
     size = tensor.nbytes // rows

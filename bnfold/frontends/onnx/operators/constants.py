@@ -99,9 +99,7 @@ class Constants:
             node = top.producer()
             if node is None:
                 self._known[top] = top.const_value is not None and not self.is_overridable(top)
-            elif node.domain != "" or (node.op_type != "Constant" and node.op_type not in FOLDABLE):
-                self._known[top] = False
-            elif any(attribute.is_ref() for attribute in node.attributes.data.values()):
+            elif node.domain != "" or not (node.op_type == "Constant" or node.op_type in FOLDABLE) or _is_open(node):
                 self._known[top] = False
             elif node.op_type == "Constant":
                 self._known[top] = _stored(top) is not None
@@ -283,6 +281,11 @@ class Constants:
                 self._evaluators.clear()
             self._evaluators[key] = ReferenceEvaluator(_model_of(node, version))
         return self._evaluators[key]
+
+
+def _is_open(node: ir.Node) -> bool:
+    """Whether the caller of a function sets an attribute of a node."""
+    return any(attribute.is_ref() for attribute in node.attributes.data.values())
 
 
 def _alone(node: ir.Node, attributes: Attributes, inputs: Sequence[AnyArray | None]) -> onnx.NodeProto:
