@@ -126,6 +126,7 @@ def _share_weights(graph: onnx.GraphProto, original: onnx.GraphProto) -> list[Te
     }
     read = {info.name for info in original.output}
     for node in graph.node:
+        node.ClearField("name")
         names = list(node.input)
         if node.op_type in WEIGHTS and not node.domain:
             start, stop = WEIGHTS[node.op_type]
