@@ -193,8 +193,8 @@ def attach(model: ir.Model, original: Original, *, restore: bool) -> None:
                 for attribute in each.attribute:
                     _restore(node, attribute)
         held = [dict(node.attributes.data) if node.attributes.data else NOTHING for node in nodes]
-        tensors = [value.const_value for value in values if value.const_value is not None]
-        original.parts.append(Part(described, nodes, tuple(held), tuple(values), tuple(tensors)))
+        tensors = tuple(value.const_value for value in values if value.const_value is not None)
+        original.parts.append(Part(described, nodes, tuple(held), tuple(values), tensors))
     model.meta[META] = original
 
 
