@@ -4,17 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
 from bnfold.algebra.exact import DoubleDouble
+from bnfold.algebra.masks import has_all, has_any
 
 Array = npt.NDArray[np.float64]
 
 
 def _vector(values: npt.ArrayLike) -> Array:
     return np.asarray(values, dtype=np.float64).reshape(-1)
+
+
+@lru_cache(maxsize=256)
+def _ones(size: int) -> Array:
+    """One vector of ones for all that need one of that size; nobody can change it."""
+    ones = np.ones(size)
+    ones.flags.writeable = False
+    return ones
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -93,7 +103,7 @@ class Affine:
         Source: Ioffe and Szegedy, "Batch Normalization", 2015, algorithm 2.
         """
         scale = _vector(gamma) / np.sqrt(_vector(var) + eps)
-        statistics = Statistics(_vector(mean), _vector(var), np.ones(scale.size))
+        statistics = Statistics(_vector(mean), _vector(var), _ones(scale.size))
         return cls(scale, _vector(beta) - statistics.mean * scale, axis, statistics)
 
     def batchnorm_parameters(self, mean: npt.ArrayLike, var: npt.ArrayLike, eps: float) -> tuple[Array, Array]:
@@ -130,17 +140,17 @@ class Affine:
     @property
     def has_shift(self) -> bool:
         """Whether any channel is shifted."""
-        return bool(self.shift.any())
+        return has_any(self.shift)
 
     @property
     def is_increasing(self) -> bool:
         """Whether no channel changes the order of values (``scale >= 0``)."""
-        return bool((self.scale >= 0).all())
+        return has_all(self.scale >= 0)
 
     @property
     def is_finite(self) -> bool:
         """Whether every entry is a finite number."""
-        return bool(np.isfinite(self.scale).all() and np.isfinite(self.shift).all())
+        return has_all(np.isfinite(self.scale)) and has_all(np.isfinite(self.shift))
 
     def equals(self, other: Affine) -> bool:
         """Whether both are the same map on the same axis."""

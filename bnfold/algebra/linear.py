@@ -120,7 +120,7 @@ class Linear:
         window: where its taps lie. None where that is not known or the kernel must stay; it then merges with nothing.
         has_bias: whether a bias other than zero is stored.
         is_shared: whether something else reads the stored kernel or bias too, so that it stays whatever becomes of
-            this operator; `Draft` finds that out.
+            this operator; `Draft` finds that out where the front end does not know better.
         terms: the terms of kernel and bias, in place of stored ones; empty where those are used.
     """
 

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bnfold.algebra.affine import Affine, Array
+from bnfold.algebra.masks import has_all, has_any
 
 Mask = npt.NDArray[np.bool_]
 
@@ -29,15 +30,19 @@ def round_once(exact: Array, dtype: np.dtype[np.generic]) -> npt.NDArray[np.gene
     (Boldo and Melquiond, "Emulation of FMA and correctly rounded sums", 2008).
     """
     with np.errstate(over="ignore", under="ignore"):
-        if dtype.kind == "f" or dtype.name != "bfloat16":  # of which the name is made anew each time
-            return exact.astype(dtype)
-        near = np.array(exact, dtype=np.float32, order="C")
-        bits = near.view(np.int32)
-        wide = near.astype(np.float64)
-        inexact = (wide != exact) & ~np.isnan(exact)
-        bits -= (inexact & (np.abs(wide) > np.abs(exact))).astype(np.int32)
-        bits |= inexact.astype(np.int32)
-        return near.astype(dtype)
+        return _round(exact, dtype)
+
+
+def _round(exact: Array, dtype: np.dtype[np.generic]) -> npt.NDArray[np.generic]:
+    if dtype.kind == "f" or dtype.name != "bfloat16":  # of which the name is made anew each time
+        return exact.astype(dtype)
+    near = np.array(exact, dtype=np.float32, order="C")
+    bits = near.view(np.int32)
+    wide = near.astype(np.float64)
+    inexact = (wide != exact) & ~np.isnan(exact)
+    bits -= (inexact & (np.abs(wide) > np.abs(exact))).astype(np.int32)
+    bits |= inexact.astype(np.int32)
+    return near.astype(dtype)
 
 
 @dataclass(frozen=True)
@@ -99,17 +104,20 @@ def measure_rounding(exact: Array, rounded: npt.NDArray[np.generic], unit: float
     channels = len(exact)
     if exact.size == 0:
         return Rounding(0.0)
-    flat, stored = exact.reshape(channels, -1), rounded.astype(np.float64).reshape(channels, -1)
     with np.errstate(invalid="ignore"):
-        errors = np.abs(flat - stored).max(axis=1)
-    peaks = np.maximum(flat.max(axis=1), -flat.min(axis=1))
+        errors = np.abs(exact - rounded.astype(np.float64))
+    if exact.ndim == 1:
+        peaks = np.abs(exact)
+    else:
+        flat, errors = exact.reshape(channels, -1), errors.reshape(channels, -1).max(axis=1)
+        peaks = np.maximum(flat.max(axis=1), -flat.min(axis=1))
     return _judge(errors, peaks, np.maximum(peaks, floor), unit)
 
 
 def _judge(errors: Array, peaks: Array, sizes: Array, unit: float, harmless: Mask | None = None) -> Rounding:
     """The rounding of output channels with these largest errors and values, judged against `sizes`."""
     is_finite = np.isfinite(errors + peaks)
-    if not is_finite.all():
+    if not has_all(is_finite):
         return Rounding(float("inf"), overflow=int(np.argmin(is_finite)))
     lost, is_judged = errors > unit * sizes, sizes > 0
     if harmless is not None:
@@ -120,7 +128,7 @@ def _judge(errors: Array, peaks: Array, sizes: Array, unit: float, harmless: Mas
 
 def _first(channels: Mask) -> int | None:
     """The first of the channels that are marked."""
-    return int(np.argmax(channels)) if channels.any() else None
+    return int(np.argmax(channels)) if has_any(channels) else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,8 +162,8 @@ class KernelPeaks:
         groups, outputs, inputs = exact.shape[:3]
         if exact.size == 0:
             return cls.zeros(groups * outputs, groups * inputs)
-        with np.errstate(invalid="ignore"):
-            error = np.abs(exact - round_once(exact, dtype).astype(np.float64))
+        with np.errstate(over="ignore", invalid="ignore"):
+            error = np.abs(exact - _round(exact, dtype).astype(np.float64))
         if sizes is None and not is_narrow(dtype):  # subnormal numbers of a wide type count for nothing beside others
             behind = tuple(range(2, exact.ndim))
             peaks = np.maximum(exact.max(axis=behind), -exact.min(axis=behind))
@@ -176,7 +184,7 @@ class KernelPeaks:
 
     def loses(self, unit: float) -> bool:
         """Whether an output channel loses more than rounding explains."""
-        return bool((self.output_errors > unit * self.output_peaks).any())
+        return has_any(self.output_errors > unit * self.output_peaks)
 
     def hidden(self, sums: tuple[Array, Array], dtype: np.dtype[np.generic], unit: float) -> Mask:
         """Output channels whose loss does not show in their sums.
@@ -343,6 +351,6 @@ def solve_batchnorm(
         size += 8 * FLOAT64_UNIT / unit * (np.abs(affine.scale * known.mean) + np.abs(affine.shift))
     rounding = _judge(error, size, size, unit)
     lost = slope > unit * np.abs(affine.scale)  # a subnormal gamma, though a large beta may hide it
-    if rounding.overflow is None and rounding.loss is None and lost.any():
+    if rounding.overflow is None and rounding.loss is None and has_any(lost):
         rounding = replace(rounding, loss=int(np.argmax(lost)))
     return BatchNorm(stored_gamma, stored_beta, mean, var, replace(rounding, is_narrow=is_narrow(dtype)))

@@ -77,9 +77,11 @@ def kernel_rows(linear: Linear, load: Load, rows: slice = EVERY_ROW) -> Array:
     for term in linear.terms:
         own = slice(max(start - term.start, 0), max(stop - term.start, 0))
         groups, part = _term_rows(term, load, own)
-        chosen = term.start + np.arange(term.channels)[own]
-        columns = _columns(linear, groups, chosen, part.shape[1])
-        place: tuple[Any, ...] = (chosen - start)[:, None], columns
+        first = max(term.start, start)
+        place: tuple[Any, ...] = slice(first - start, first - start + len(part)), slice(None)
+        if groups != linear.groups:
+            chosen = first + np.arange(len(part))
+            place = (chosen - start)[:, None], _columns(linear, groups, chosen, part.shape[1])
         total[place + tuple(slice(taps.start, taps.stop, taps.step) for taps in term.taps)] += part
     return total
 
@@ -132,14 +134,14 @@ def _regroup(kernel: Array, rows: npt.NDArray[np.intp], out: int, fan_in: int, g
 def factor_rows(factor: Factor, load: Load, rows: slice = EVERY_ROW) -> Array:
     """Rows of one factor's kernel, with the affines that it absorbed."""
     linear = factor.linear
-    chosen = np.arange(linear.out_channels)[rows]
     solved = _stored_rows(factor, load, rows)
     ones = [1] * (solved.ndim - 2)
     if linear.before is not None:
+        chosen = np.arange(linear.out_channels)[rows]
         scale = linear.before.scale.reshape(linear.groups, -1)[chosen // (linear.out_channels // linear.groups)]
         solved = solved * scale.reshape(*scale.shape, *ones)
     if linear.after is not None:
-        solved = solved * linear.after.scale[chosen].reshape(-1, 1, *ones)
+        solved = solved * linear.after.scale[rows].reshape(-1, 1, *ones)
     return solved
 
 

@@ -26,6 +26,14 @@ def collect_seldom() -> None:
     gc.set_threshold(*COLLECTIONS)
 
 
+def forget_garbage() -> None:
+    """Leave what is left to the end of the process, which frees it at once.
+
+    Python would look through all of it for garbage in cycles, such as a model, and free that object by object.
+    """
+    gc.freeze()
+
+
 @contextmanager
 def never_collecting() -> Iterator[None]:
     """Look for no garbage in cycles inside, where all that is made lives to the end anyway."""

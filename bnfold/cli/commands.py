@@ -21,7 +21,7 @@ import click
 from click.core import ParameterSource
 
 from bnfold.cli import recording
-from bnfold.cli.allocation import collect_seldom
+from bnfold.cli.allocation import collect_seldom, forget_garbage
 from bnfold.cli.lazily import lazily
 from bnfold.cli.parsing import Command, FiniteRange
 from bnfold.errors import BnfoldError, IncomparableError, NotEquivalentError, one_line
@@ -673,6 +673,8 @@ def main() -> None:
     except BnfoldError as error:
         click.echo(f"bnfold: {one_line(str(error))}", err=True)
         sys.exit(error.exit_code)
+    finally:
+        forget_garbage()
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -13,6 +13,7 @@ from bnfold.algebra import terms
 from bnfold.algebra.affine import Affine, Array
 from bnfold.algebra.kernels import Kernel, Rows, row_count
 from bnfold.algebra.linear import Layout, Linear
+from bnfold.algebra.masks import has_all, has_any
 from bnfold.algebra.rounding import Rounding, is_narrow, measure_parameters, measure_rounding, round_once
 from bnfold.algebra.terms import Load, Parameters
 from bnfold.frontends.quantized import Quantized, kernel_axis
@@ -105,7 +106,7 @@ class Stored(Generic[W]):
         if rounding.overflow is not None or rounding.loss is not None:
             return rounding
         is_kept = quantized.requantizes(factor, kernel_axis(quantized, self.kernel.layout))
-        return rounding if is_kept.all() else replace(rounding, loss=int(np.argmin(is_kept)))
+        return rounding if has_all(is_kept) else replace(rounding, loss=int(np.argmin(is_kept)))
 
     def native_bias(self, bias: Array) -> Array:
         """A bias as the operator stores it."""
@@ -245,7 +246,7 @@ class View(Graph[N, V], Generic[N, V, W]):
         """See `Graph`."""
         stored = self._stored(node)
         bias = stored.solve_bias(absorbed, self._loader(absorbed))
-        return bias is not None and bool(round_once(bias, stored.dtype).any())
+        return bias is not None and has_any(round_once(bias, stored.dtype))
 
     def _cautions(self) -> list[Caution]:
         """Statistics of readable BatchNorms that look wrong."""
@@ -253,5 +254,6 @@ class View(Graph[N, V], Generic[N, V, W]):
         for node in self.nodes():
             if self._is_batchnorm(node) and isinstance(self.op(node), ChannelAffine):
                 read = self._normalization(node)
-                cautions += examine(self.name(node), self.scope(node), read.gamma, read.mean, read.var, read.epsilon)
+                gamma, _, mean, var = read.wide
+                cautions += examine(self.name(node), self.scope(node), gamma, mean, var, read.epsilon)
         return cautions

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from bnfold.algebra.affine import Affine, Array, per_channel_axis
 from bnfold.algebra.linear import Border, Layout, Linear, Window
+from bnfold.algebra.masks import has_all, has_any
 from bnfold.algebra.pooling import WHOLLY_PADDING, PoolAxis
 from bnfold.algebra.rounding import BatchNorm, solve_batchnorm
 from bnfold.graph import ops
@@ -130,9 +131,13 @@ def identity(reader: object) -> ops.Identity:
     return ops.Identity()
 
 
+RECTIFIER = ops.Rectifier()
+"""One object for all of them."""
+
+
 def rectifier(reader: object) -> ops.Rectifier:
     """An operator such as Relu, whatever its arguments are."""
-    return ops.Rectifier()
+    return RECTIFIER
 
 
 def dropout(*, is_training: bool) -> ops.Identity:
@@ -314,17 +319,26 @@ class Normalization:
     """The constants of a BatchNorm: vectors with one entry for each channel, and epsilon.
 
     Attributes:
-        gamma, beta, mean, var: as they are stored.
+        wide: gamma, beta, mean and variance in float64, the rows of one block.
+        dtype, mean_dtype, var_dtype: the types in which gamma, mean and variance are stored.
         epsilon: added to the variance.
-        wide: the four vectors in float64, the rows of one block.
     """
 
-    gamma: AnyArray
-    beta: AnyArray
-    mean: AnyArray
-    var: AnyArray
-    epsilon: float
     wide: Array
+    dtype: np.dtype[Any]
+    mean_dtype: np.dtype[Any]
+    var_dtype: np.dtype[Any]
+    epsilon: float
+
+    @property
+    def channels(self) -> int:
+        """The number of channels."""
+        return len(self.wide[0])
+
+    @property
+    def statistics(self) -> tuple[AnyArray, AnyArray]:
+        """Mean and variance as they are stored."""
+        return self.wide[2].astype(self.mean_dtype), self.wide[3].astype(self.var_dtype)
 
     def op(self, axis: int = 1, stored: tuple[int, ...] | None = None) -> ops.ChannelAffine:
         """The per-channel affine along `axis`; see `ChannelAffine` for `stored`."""
@@ -336,19 +350,19 @@ class Normalization:
             detail = f"the scale or shift of channel {channel} is not finite in any precision"
             raise Unreadable(Reason.INVALID_PARAMETERS, detail)
         known = affine.statistics
-        if known is not None and np.isinf(known.variance).any():  # its channel is a constant: nothing is known
+        if known is not None and has_any(np.isinf(known.variance)):  # its channel is a constant: nothing is known
             variance = np.where(np.isinf(known.variance), 1.0, known.variance)
             affine = affine.with_statistics(replace(known, variance=variance))
         return ops.ChannelAffine(affine, is_batchnorm=True, stored=stored)
 
     def solve(self, affine: Affine) -> BatchNorm:
         """The constants that make the BatchNorm another affine."""
-        return solve_batchnorm(affine, self.mean, self.var, self.epsilon, self.gamma.dtype, unit(self.gamma.dtype))
+        return solve_batchnorm(affine, *self.statistics, self.epsilon, self.dtype, unit(self.dtype))
 
     def replaced(self, affine: Affine) -> tuple[AnyArray, ...]:
         """The solved constants to write: gamma and beta, and behind them mean and variance if these change."""
-        solved = self.solve(affine)
-        if np.array_equal(solved.mean, self.mean) and np.array_equal(solved.var, self.var):
+        solved, (mean, var) = self.solve(affine), self.statistics
+        if np.array_equal(solved.mean, mean) and np.array_equal(solved.var, var):
             return solved.gamma, solved.beta
         return solved.gamma, solved.beta, solved.mean, solved.var
 
@@ -369,9 +383,9 @@ def normalization(
         row[:] = array
     variance = wide[3]
     is_positive = (variance >= 0) & (variance + epsilon > 0)
-    if not (np.isfinite(wide[:3]).all() and is_positive.all()):
+    if not (has_all(np.isfinite(wide[:3])) and has_all(is_positive)):
         raise Unreadable(Reason.INVALID_PARAMETERS, _fault(wide, is_positive))
-    return Normalization(gamma, beta, mean, var, epsilon, wide)
+    return Normalization(wide, gamma.dtype, mean.dtype, var.dtype, epsilon)
 
 
 def _fault(wide: Array, is_positive: npt.NDArray[np.bool_]) -> str:
@@ -385,7 +399,7 @@ def _fault(wide: Array, is_positive: npt.NDArray[np.bool_]) -> str:
 
 def _first(channels: npt.NDArray[np.bool_]) -> int | None:
     """The first of the channels that are marked."""
-    return int(np.argmax(channels)) if channels.any() else None
+    return int(np.argmax(channels)) if has_any(channels) else None
 
 
 def arithmetic(
@@ -554,7 +568,7 @@ def window(
     output: Shape | None,
 ) -> Window | None:
     """Where the taps of a convolution or pooling lie, given the shape of its output; None where they do not fit."""
-    if {len(strides), len(dilations), len(begins), len(ends)} != {len(taps)}:
+    if not len(strides) == len(dilations) == len(begins) == len(ends) == len(taps):
         return None
     if min(strides + dilations, default=1) < 1 or min(begins + ends, default=0) < 0:
         return None

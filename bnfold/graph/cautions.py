@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from bnfold.algebra.masks import has_all, has_any
+
 LARGE_SCALE = 1e3
 SMALL_GAMMA = 1e-6
 
@@ -67,7 +69,7 @@ def examine(
 ) -> list[Caution]:
     """The warnings about the parameters of one BatchNorm (vectors, one entry per channel)."""
     scale, wide = (np.asarray(vector, np.float64) for vector in (gamma, var))
-    if wide.size and not np.any(mean) and np.all(wide == 1):
+    if wide.size and not has_any(mean) and has_all(wide == 1):
         return [Caution(batchnorm, scope, "untrained", tuple(range(len(scale))))]
     channels_by_kind = {
         "small-variance": wide < eps,
@@ -77,5 +79,5 @@ def examine(
     return [
         Caution(batchnorm, scope, kind, tuple(int(channel) for channel in np.flatnonzero(channels)))
         for kind, channels in channels_by_kind.items()
-        if channels.any()
+        if has_any(channels)
     ]

@@ -19,6 +19,8 @@ V = TypeVar("V", bound=Hashable)
 class Constant:
     """A constant of a graph, stored or computed from others; one object for all its readers.
 
+    Stored ones that are read once may all be one object, since nothing ever depends on which of them it is.
+
     Attributes:
         readings: how often it is read.
         sources: the constants that it is computed from, each as often as it is read for that. Once nothing reads this

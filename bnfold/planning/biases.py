@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
-
 from bnfold.algebra.linear import Linear
+from bnfold.algebra.masks import has_all
 from bnfold.graph.ops import ChannelAffine
 from bnfold.graph.protocol import N, V
 from bnfold.planning.draft import Draft
@@ -23,7 +22,7 @@ def is_bias(draft: Draft[N, V], candidate: N, node: N) -> bool:
     start = draft.op(candidate)
     assert isinstance(start, ChannelAffine)
     is_next = draft.inputs(candidate)[0] in draft.graph.outputs(node)
-    return is_next and bool(np.all(start.affine.scale == 1))
+    return is_next and has_all(start.affine.scale == 1)
 
 
 def find_replaced(draft: Draft[N, V]) -> Iterator[N]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from bnfold.algebra.affine import Affine, narrowest
 from bnfold.algebra.linear import Factor, Linear
+from bnfold.algebra.masks import has_all
 from bnfold.graph.ops import Absorbed, ChannelAffine, Lookup, Op, Operands, Select, Sum
 from bnfold.graph.protocol import Constant, Graph, N, V
 from bnfold.planning.plan import Blocked, Direction, Join, Step
@@ -90,17 +91,17 @@ class Draft(Generic[N, V]):
             for node in step.vanishing:
                 self._bypass(node, 0)
             if step.direction != "upstream":
-                flattened = (value for value, affine in step.affines.items() if not affine.scale.all())
+                flattened = (value for value, affine in step.affines.items() if not has_all(affine.scale))
                 self._flattened.update(dict.fromkeys(flattened, step.node))
         self.steps.append(step)
 
     def op(self, node: N) -> Op:
         """The node's description, with the affines that it has absorbed."""
-        if node not in self._ops:
-            self._ops[node] = self.graph.op(node)
-        op, absorbed = self._ops[node], self.absorbed.get(node)
+        absorbed = self.absorbed.get(node)
         if isinstance(absorbed, Linear):
             return absorbed
+        if (op := self._ops.get(node)) is None:
+            op = self._ops[node] = self.graph.op(node)
         if isinstance(absorbed, Operands) and isinstance(op, Sum | Select | Lookup):
             return replace(op, pending=absorbed.affines)
         if isinstance(op, Linear) and op.is_shared and not self._shares(node, op):
@@ -167,6 +168,8 @@ class Draft(Generic[N, V]):
         stack = list(constants)
         while stack:
             read = stack.pop()
+            if read.readings == 1 and not read.sources:  # so that nothing else can ever have read it
+                continue
             self._readings[read] = self._readings.get(read, read.readings) - 1
             if not self._readings[read]:
                 stack.extend(read.sources)

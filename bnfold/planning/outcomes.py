@@ -25,7 +25,11 @@ def outcomes(draft: Draft[N, V], rounding: Mapping[N, float]) -> Iterable[Outcom
         return node
 
     steps = [move for step in draft.steps for move in (step.moves if isinstance(step, Join) else (step,))]
-    moves = {node: replace(move, node=node) for move in steps for node in move.vanishing or (move.node,)}
+    moves = {
+        node: move if node == move.node else replace(move, node=node)
+        for move in steps
+        for node in move.vanishing or (move.node,)
+    }
     additions = find_additions(draft)
     for node in draft.position:
         op = draft.op(node)

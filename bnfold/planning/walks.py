@@ -12,6 +12,7 @@ import numpy as np
 
 from bnfold.algebra.affine import Affine
 from bnfold.algebra.linear import Linear
+from bnfold.algebra.masks import has_all
 from bnfold.graph.ops import Absorbed, Average, ChannelAffine, Lookup, Op, Operands, Product, Select, Sum
 from bnfold.graph.outcome import Reason, Stop
 from bnfold.graph.protocol import N, V
@@ -127,7 +128,7 @@ def _pull_once(
     pulled_through = {value: demanded[0] for value, demanded in demands.items()}
     for value, affine in pulled_through.items():
         flattener = draft.flattened_by(value)
-        if flattener is not None and not np.all(affine.scale == 1):
+        if flattener is not None and not has_all(affine.scale == 1):
             return Blocked(FLATTENED, flattener)
     return Move(candidate, "upstream", sinks, tuple(through), tuple(changed), gain, pulled_through, twins=twins)
 
@@ -166,7 +167,7 @@ def _take_in(op: Op, pulled: Sequence[Affine | None]) -> Operands | Stop:
 
 
 def _is_identity(affine: Affine) -> bool:
-    return not affine.has_shift and bool((affine.scale == 1).all())
+    return not affine.has_shift and has_all(affine.scale == 1)
 
 
 def _stop_demand(draft: Draft[N, V], value: V, demands: list[Affine]) -> Stop | None:

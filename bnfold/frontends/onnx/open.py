@@ -13,7 +13,7 @@ import onnx_ir as ir
 from bnfold.errors import InvalidModelError
 from bnfold.frontends.limits import Limits
 from bnfold.frontends.onnx.calls import Inliner, Place, Trial, explain_call, find_calls
-from bnfold.frontends.onnx.files.loading import external_files, file_bytes, load, parse, read_proto
+from bnfold.frontends.onnx.files.loading import EXTERNAL, external_files, file_bytes, load, parse, read_proto
 from bnfold.frontends.onnx.files.original import as_read, detach, original_of
 from bnfold.frontends.onnx.files.pieces import form, read
 from bnfold.frontends.onnx.files.saving import Lent, lend, save, serialize
@@ -42,7 +42,8 @@ class OpenOnnxModel:
         if options.spell_out:
             spell_out(self._model)
         is_file = isinstance(given, str | Path)
-        self.files: tuple[Path, ...] = (Path(given), *external_files(self._model)) if is_file else ()
+        external = external_files(self._model) if EXTERNAL in self._model.meta else []
+        self.files: tuple[Path, ...] = (Path(given), *external) if is_file else ()
         self._bytes = file_bytes(self.files) if is_file else 0
         self._before: Lent | None = None
         self._origins: Mapping[Place, Place] = {}

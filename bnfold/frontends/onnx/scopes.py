@@ -17,8 +17,8 @@ class Scopes:
     """
 
     def __init__(self, model: ir.Model) -> None:
-        self._names: dict[ir.Graph, str] = {}
-        self._versions: dict[ir.Graph, int] = {}
+        self._names: dict[object, str] = {}
+        self._versions: dict[object, int] = {}
         self._roots: dict[ir.Graph, ir.Graph] = {}
         self._functions: set[ir.Graph] = set()
         self.nodes: list[ir.Node] = []
@@ -49,8 +49,7 @@ class Scopes:
 
     def name(self, node: ir.Node) -> str:
         """The graph that holds the node: "main", a function, or a path of nodes and bodies below one of them."""
-        assert isinstance(node.graph, ir.Graph)
-        return self.graph_name(node.graph)
+        return self._names[node.graph]
 
     def graph_name(self, graph: ir.Graph) -> str:
         """The name of a graph, as `name` gives it for a node in it."""
@@ -58,8 +57,7 @@ class Scopes:
 
     def version(self, node: ir.Node) -> int:
         """The opset that gives a node of the standard domain its meaning."""
-        graph = node.graph
-        return node.version or (self._versions[graph] if isinstance(graph, ir.Graph) else 1)
+        return node.version or self._versions.get(node.graph, 1)
 
     def is_in_function(self, graph: ir.Graph) -> bool:
         """Whether the graph belongs to a function, which cannot hold initializers."""

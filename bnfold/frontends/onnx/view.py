@@ -20,7 +20,7 @@ from bnfold.frontends.onnx.operators import read_affine, read_carry, read_linear
 from bnfold.frontends.onnx.operators.constants import Constants
 from bnfold.frontends.onnx.operators.hints import UNCONFIRMED, Hints
 from bnfold.frontends.onnx.operators.read_linear import Weights
-from bnfold.frontends.onnx.operators.reader import Facts, Reader
+from bnfold.frontends.onnx.operators.reader import Facts, Reader, reads_of
 from bnfold.frontends.onnx.operators.shapes import Inference
 from bnfold.frontends.onnx.schema import find_defaults
 from bnfold.frontends.onnx.scopes import Scopes, find_unread, label
@@ -56,7 +56,15 @@ CONVOLVED = (3, 4, 5)
 PRODUCTS = frozenset({"Einsum", "MatMul"})
 """Operators that have a constant on either side, and take no bias."""
 
+READ_ONCE = Constant(1)
+"""Stands for every stored constant that is read once: it is shared with nothing, whatever becomes of the graph."""
+
 ARITHMETIC = frozenset({"Add", "Div", "Mul", "Neg", "Sub"})
+
+READS_SEVERAL = PRODUCTS | ARITHMETIC | {"Where", "ScatterElements", "ScatterND"} | read_carry.ALL_INPUTS_ARE_DATA
+"""Operators of which more than the first input, or another, may be data."""
+
+FIRST = (0,)
 
 HELD = frozenset({ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS, ir.AttributeType.TENSOR, ir.AttributeType.TENSORS})
 """Types of attributes that are graphs and tensors, which are compared as such."""
@@ -302,10 +310,10 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         What it makes is another value, then. Only a linear operator may take in what follows it: all others would hand
         that on to what outputs depend on.
         """
+        if reader not in self._unread:
+            return False
         maker = value.producer()
-        return (
-            reader in self._unread and maker is not None and maker not in self._unread and maker.graph is reader.graph
-        )
+        return maker is not None and maker not in self._unread and maker.graph is reader.graph
 
     def _insist_on_fixed_parameters(self, node: ir.Node) -> None:
         """Refuse parameters that a caller can replace. Shape inference may have used the default of a target shape."""
@@ -315,6 +323,8 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
 
     def _data_indices(self, node: ir.Node) -> Sequence[int]:
         """Which of a node's inputs are data rather than parameters."""
+        if node.op_type not in READS_SEVERAL and node.domain == "" and node.inputs:
+            return FIRST
         if node not in self._data:
             self._data[node] = self._find_data(node)
         return self._data[node]
@@ -335,7 +345,7 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
             return range(2, len(node.inputs))
         if node.op_type in read_carry.ALL_INPUTS_ARE_DATA:
             return range(len(node.inputs))
-        return (0,)
+        return FIRST
 
     def _is_fused_matmul(self, node: ir.Node) -> bool:
         """Whether a node is ONNX Runtime's product, and no function of the model that is called like it."""
@@ -348,8 +358,8 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
             return 1
 
     def inputs(self, node: ir.Node) -> Sequence[ir.Value]:
-        values = [node.inputs[index] for index in self._data_indices(node)]
-        return [value for value in values if value is not None]
+        read = node.inputs
+        return [value for index in self._data_indices(node) if (value := read[index]) is not None]
 
     def outputs(self, node: ir.Node) -> Sequence[ir.Value]:
         node = self._bias_add.get(node, node)
@@ -366,7 +376,7 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
             if _reads_no_content(reader, index) or self._is_end(reader, value):
                 continue
             node = self._product.get(reader, reader)
-            indices = list(self._data_indices(node))
+            indices = self._data_indices(node)
             uses.append((node, indices.index(index) if node is reader and index in indices else -1))
         if value.is_graph_output():
             uses.append((None, -1))
@@ -380,11 +390,11 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
 
     def constants(self, node: ir.Node) -> tuple[Sequence[Constant], Sequence[Constant]]:
         indices = self._replaced_indices(node)
-        others = [index for index in self._parameter_indices(node) if index not in indices]
+        others = [node.inputs[index] for index in self._parameter_indices(node) if index not in indices]
         replaced = [node.inputs[index] for index in indices]
         if (add := self._bias_add.get(node)) is not None:
             replaced.append(add.inputs[1 - add.inputs.index(node.outputs[0])])
-        return self._read_constants(replaced), self._read_constants([node.inputs[index] for index in others])
+        return self._read_constants(replaced), self._read_constants(others)
 
     def _replaced_indices(self, node: ir.Node) -> Sequence[int]:
         """Which of a node's inputs `write` replaces."""
@@ -402,13 +412,15 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
 
     def _constant(self, value: ir.Value) -> Constant:
         if value.producer() is None:
+            if (readings := reads_of(value)) == 1:
+                return READ_ONCE
             if value not in self._constants:
-                self._constants[value] = Constant(len(value.uses()) + value.is_graph_output())
+                self._constants[value] = Constant(readings)
             return self._constants[value]
         for read in in_order(value, self._unknown_sources):
             if (origin := _origin(read)) not in self._constants:
                 outputs = origin.outputs if isinstance(origin, ir.Node) else [read]
-                readings = sum(len(output.uses()) + output.is_graph_output() for output in outputs)
+                readings = sum(map(reads_of, outputs))
                 sources = tuple(self._constants[_origin(source)] for source in self._sources(read))
                 self._constants[origin] = Constant(readings, sources)
         return self._constants[_origin(value)]
@@ -473,7 +485,7 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         known = self._reader(node).dtype()
         if known is not None:
             return known.numpy()
-        return self._normalization(node).gamma.dtype if self._reader(node).version < 14 else None
+        return self._normalization(node).dtype if self._reader(node).version < 14 else None
 
     def _rank(self, node: ir.Node) -> int | None:
         shape = self._reader(node).shape()
@@ -614,7 +626,8 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         self._editor.remove(node, self._parameter_indices(node))
 
     def _parameter_indices(self, node: ir.Node) -> list[int]:
-        return [index for index in range(len(node.inputs)) if index not in self._data_indices(node)]
+        data = self._data_indices(node)
+        return [index for index in range(len(node.inputs)) if index not in data]
 
     def renew(self, value: ir.Value) -> None:
         self._rename(value)
@@ -653,4 +666,4 @@ def _origin(value: ir.Value) -> ir.Node | ir.Value:
 
 
 def _reads_no_content(node: ir.Node, index: int) -> bool:
-    return node.domain == "" and READS_NO_CONTENT.get(node.op_type) == index
+    return READS_NO_CONTENT.get(node.op_type) == index and node.domain == ""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from math import prod
 
 import numpy as np
 
 from bnfold.algebra.affine import Affine, Array
 from bnfold.algebra.linear import Factor, Linear, Window
+from bnfold.algebra.masks import has_all
 from bnfold.graph.outcome import Stop
 from bnfold.graph.protocol import N, V
 from bnfold.planning.cost import stays
@@ -59,10 +61,10 @@ def _factors(draft: Draft[N, V], leaf: Leaf[N, V], host: Linear, sign: float) ->
             return None
         factors.append(_absorb(factor, after))
         size, axis = factor.linear.in_channels, factor.linear.axis_in
-    before = _compose(front, size, axis)
-    if before is None:
-        return None
     if front:
+        before = _compose(front, size, axis)
+        if before is None:
+            return None
         factors[-1] = factors[-1].absorb_input(before)
     return factors[::-1]
 
@@ -72,12 +74,12 @@ def _factor(draft: Draft[N, V], node: N | None, op: Linear | Window, size: int, 
     if isinstance(op, Linear):
         assert node is not None
         return replace(draft.factor(node), stays=stays(op) and not has_maps)
-    return Factor(per_channel(op, size, axis), None, 1.0 / max(1, int(np.prod(op.taps))))
+    return Factor(per_channel(op, size, axis), None, 1.0 / max(1, prod(op.taps)))
 
 
 def _absorb(factor: Factor, after: Affine) -> Factor:
     """A factor with a map behind it, unless the map changes nothing."""
-    if not after.has_shift and np.all(after.scale == 1):
+    if not after.has_shift and has_all(after.scale == 1):
         return factor
     return factor.absorb_output(after)
 

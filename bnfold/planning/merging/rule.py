@@ -18,6 +18,7 @@ import numpy as np
 
 from bnfold.algebra.affine import Affine, Array
 from bnfold.algebra.linear import Border, Factor, Linear, Term, Window
+from bnfold.algebra.masks import has_any
 from bnfold.graph.outcome import Reason, Stop
 from bnfold.planning.cost import COST, SHARED, size, stays, stop_chain, stop_sharing
 
@@ -145,7 +146,7 @@ def merge(host: Factor, branches: Sequence[Branch], constant: Array) -> Linear |
     if stop := stop_sharing(host, factors):
         return stop
     merged = replace(linear, before=None, after=None, terms=tuple(terms), is_shared=False)
-    if not np.any(constant):
+    if not has_any(constant):
         return merged
     assert linear.axis_out is not None
     return merged.absorb_output(Affine.of(np.ones(linear.out_channels), constant, linear.axis_out))

@@ -25,8 +25,11 @@ def find_chain(draft: Draft[N, V], last: N) -> Join[N, V] | None:
     """Find the merge of an operator with the one in front of it."""
     if not isinstance(draft.op(last), Linear):
         return None
-    first = only_maker(draft, draft.inputs(last)[0], last)
-    if first is None or last in draft.barred or not isinstance(draft.op(first), Linear):
+    value = draft.inputs(last)[0]
+    first = draft.graph.producer(value)
+    if first is None or not isinstance(draft.op(first), Linear):
+        return None
+    if last in draft.barred or only_maker(draft, value, last) is None:
         return None
     product = chain(draft.factor(first), draft.factor(last))
     if not isinstance(product, tuple):

@@ -99,3 +99,67 @@ def test_an_edit_renews_the_description_of_an_operator() -> None:
     assert changed
     fold(graph, plan)
     assert all(graph.op(node).has_bias for node in changed)  # type: ignore[union-attr]
+
+
+WEIGHTS = """<ir_version: 8, opset_import: ["" : 17]>
+g (float["N", 2, 8, 8] x, bool c, float[2] given) => (float["N", 2, "H", "W"] y, float["N", 4, "I", "J"] z)
+<float[2, 2, 1, 1] w1 = {1.0, 2.0, 3.0, 4.0}, float[2, 2, 1, 1] w2 = {4.0, 3.0, 2.0, 1.0},
+ float[4, 2, 1, 1] w3 = {1.0, 2.0, 3.0, 4.0, 1.0, 2.0, 3.0, 4.0}, float[2] s = {1.0, 2.0}, float[2] b = {3.0, 4.0},
+ float[2] m = {1.0, 1.0}, float[2] v = {2.0, 2.0}, float[2] given = {5.0, 6.0},
+ float[4] scales1 = {1.0, 1.0, 2.0, 2.0}, float[4] scales2 = {1.0, 1.0, 3.0, 3.0}>
+{
+    a = Conv(x, w1)
+    d = BatchNormalization(a, s, given, m, v)
+    e = Conv(d, w2, b)
+    f = Resize(e, , scales1)
+    h = Resize(f, , scales2)
+    y = If(c) <then_branch = t () => (p) { p = Conv(h, w2) }, else_branch = u () => (q) { q = Relu(h) }>
+    z = Conv(h, w3)
+}
+"""
+
+
+def test_one_weight_of_each_type_and_shape_is_read_in_place_of_all() -> None:
+    model = parse(onnx.parser.parse_model(WEIGHTS))
+    bare = skeleton.skeleton(model, as_read(model))
+    nodes = {node.output[0]: list(node.input) for node in bare.graph.node}
+    assert nodes["e"][1:] == ["w1", "s"]
+    assert nodes["d"] == ["a", "s", "given", "s", "s"]  # a caller may give another vector in place of this one
+    assert nodes["f"][2] == "scales1"  # the values decide the shape
+    assert nodes["h"][2] == "scales2"
+    assert {each.name for each in bare.graph.initializer} == {"w1", "w2", "w3", "s", "scales1", "scales2"}  # w2: a body
+    copied, serialised = infer(model, as_read(model)), infer(model, None)
+    assert (copied.shapes, copied.types) == (serialised.shapes, serialised.types)
+    assert {value.name: shape for value, shape in copied.shapes.items()}["z"][1:] == (4, 48, 48)
+
+
+FUNCTIONS = """<ir_version: 8, opset_import: ["" : 17, "local" : 1, "other" : 1]>
+g (float["N", 2, 8, 8] x, bool c) => (float y, float z)
+{
+    a = local.one(x)
+    b = local.two(a)
+    d = other.one(b)
+    e = local.outer(d)
+    y = If(c) <then_branch = t () => (p) { p = local.two(e) }, else_branch = u () => (q) { q = Relu(e) }>
+    z = local.third(e)
+}
+<domain: "local", opset_import: ["" : 17]> one (i) => (o) { o = MaxPool <kernel_shape = [2, 2]> (i) }
+<domain: "local", opset_import: ["" : 17]> two (i) => (o) { o = MaxPool <kernel_shape = [2, 2]> (i) }
+<domain: "other", opset_import: ["" : 17]> one (i) => (o) { o = MaxPool <kernel_shape = [2, 2]> (i) }
+<domain: "local", opset_import: ["" : 17, "local" : 1]> outer (i) => (o) { o = local.two(i) }
+<domain: "local", opset_import: ["" : 17]> third (i) => (o) { o = MaxPool <kernel_shape = [3, 3]> (i) }
+"""
+
+
+def test_functions_that_differ_in_name_alone_are_one() -> None:
+    proto = onnx.parser.parse_model(FUNCTIONS)
+    skeleton.share_functions(proto)
+    assert [(each.domain, each.name) for each in proto.functions] == [
+        *(("local", "one"), ("other", "one"), ("local", "outer"), ("local", "third")),
+    ]
+    assert [node.op_type for node in proto.graph.node] == ["one", "one", "one", "outer", "If", "third"]
+    assert proto.graph.node[4].attribute[0].g.node[0].op_type == "one"
+    assert proto.functions[2].node[0].op_type == "one"
+    model = parse(onnx.parser.parse_model(FUNCTIONS))
+    known = {value.name: shape for value, shape in infer(model, as_read(model)).shapes.items()}
+    assert [known[name] for name in ("a", "b", "d", "e", "z")] == [("N", 2, size, size) for size in (7, 6, 5, 4, 2)]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import prod
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import onnx
@@ -66,7 +68,7 @@ class NodeRecord:
     """A node as it was read."""
 
     proto: onnx.NodeProto
-    attributes: dict[str, ir.Attr]
+    attributes: Mapping[str, ir.Attr]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -77,6 +79,26 @@ class ConstantRecord:
     tensor: ir.TensorProtocol
 
 
+NOTHING: Mapping[str, ir.Attr] = MappingProxyType({})
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Part:
+    """A graph or function as it was read. The records of its nodes and constants would take several times the memory.
+
+    Attributes:
+        proto: its message.
+        nodes, attributes: its nodes in order, and what each had.
+        values, tensors: its initializers in order, the sparse ones last, and what each held.
+    """
+
+    proto: onnx.GraphProto | onnx.FunctionProto
+    nodes: tuple[ir.Node, ...]
+    attributes: tuple[Mapping[str, ir.Attr], ...]
+    values: tuple[ir.Value, ...] = ()
+    tensors: tuple[ir.TensorProtocol, ...] = ()
+
+
 @dataclass(frozen=True, eq=False)
 class Original:
     """The protobuf of a model that may have been edited since.
@@ -85,14 +107,34 @@ class Original:
         proto: the message; nothing changes it.
         source: the file that holds it, if one does.
         left_out: what the model does not hold of it.
-        nodes, constants: those that were in it, of all graphs and functions.
+        parts: its graphs and functions.
     """
 
     proto: onnx.ModelProto
     source: Source | None
     left_out: tuple[str, ...]
-    nodes: dict[ir.Node, NodeRecord] = field(default_factory=dict)
-    constants: dict[ir.Value, ConstantRecord] = field(default_factory=dict)
+    parts: list[Part] = field(default_factory=list)
+
+    @cached_property
+    def nodes(self) -> Mapping[ir.Node, NodeRecord]:
+        """The nodes that were in it, of all graphs and functions."""
+        return {
+            node: NodeRecord(proto, attributes)
+            for part in self.parts
+            for node, proto, attributes in zip(part.nodes, part.proto.node, part.attributes, strict=True)
+        }
+
+    @cached_property
+    def constants(self) -> Mapping[ir.Value, ConstantRecord]:
+        """The initializers that were in it."""
+        return {
+            value: ConstantRecord(proto, tensor)
+            for part in self.parts
+            if isinstance(part.proto, onnx.GraphProto)
+            for value, proto, tensor in zip(
+                part.values, (*part.proto.initializer, *part.proto.sparse_initializer), part.tensors, strict=True
+            )
+        }
 
     def names(self) -> Iterator[str]:
         """Names that parts of it mention which the model does not hold, so that nothing else may get them."""
@@ -138,34 +180,37 @@ def attach(model: ir.Model, original: Original, *, restore: bool) -> None:
 
     Args:
         model: as it was read.
-        original: whose tables are empty.
+        original: which has no parts yet.
         restore: whether the model was read from a copy without the bytes of tensors, which it gets back.
     """
     proto = original.proto
     functions = (function.graph for function in model.functions.values())
     for graph, described in pairs((model.graph, proto.graph), *zip(functions, proto.functions, strict=True)):
-        if isinstance(described, onnx.GraphProto):
-            _note_constants(graph, described, original, restore=restore)
-        for node, each in zip(graph, described.node, strict=True):
-            if restore:
+        values = _constants(graph, described, restore=restore) if isinstance(described, onnx.GraphProto) else []
+        nodes = tuple(graph)
+        if restore:
+            for node, each in zip(nodes, described.node, strict=True):
                 for attribute in each.attribute:
                     _restore(node, attribute)
-            original.nodes[node] = NodeRecord(each, dict(node.attributes))
+        held = [dict(node.attributes.data) if node.attributes.data else NOTHING for node in nodes]
+        tensors = tuple(value.const_value for value in values if value.const_value is not None)
+        original.parts.append(Part(described, nodes, tuple(held), tuple(values), tensors))
     model.meta[META] = original
 
 
-def _note_constants(graph: ir.Graph, described: onnx.GraphProto, original: Original, *, restore: bool) -> None:
-    for dense in described.initializer:
-        value = graph.initializers[dense.name]
-        if restore:
+def _constants(graph: ir.Graph, described: onnx.GraphProto, *, restore: bool) -> list[ir.Value]:
+    """The initializers of a graph, in the order of its message, once each has its tensor."""
+    held = graph.initializers.data
+    values = [held[dense.name] for dense in described.initializer]
+    if restore:
+        for value, dense in zip(values, described.initializer, strict=True):
             value.const_value = ir.serde.deserialize_tensor(dense)
-        assert value.const_value is not None
-        original.constants[value] = ConstantRecord(dense, value.const_value)
     for sparse in described.sparse_initializer:
-        value = graph.initializers[sparse.values.name]
+        value = held[sparse.values.name]
         value.const_value = Densified(sparse)
         value.shape = ir.Shape(sparse.dims)
-        original.constants[value] = ConstantRecord(sparse, value.const_value)
+        values.append(value)
+    return values
 
 
 def _restore(node: ir.Node, attribute: onnx.AttributeProto) -> None:

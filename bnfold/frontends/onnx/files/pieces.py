@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import TypeGuard
 
 import numpy as np
 import onnx_ir as ir
@@ -44,13 +45,20 @@ def read(tensor: ir.TensorProtocol, name: str | None) -> AnyArray:
         UnreadableTensorError: it cannot be read.
     """
     try:
-        if type(tensor) is ir.serde.TensorProtoTensor:
+        if is_plain(tensor):  # as onnx-ir does, which asks more about it
             raw = tensor.raw
-            if raw.data_type in PLAIN and raw.HasField("raw_data"):  # as onnx-ir does, which asks more about it
-                return np.frombuffer(raw.raw_data, PLAIN[raw.data_type]).reshape(raw.dims)
+            shape, flat = tuple(raw.dims), np.frombuffer(raw.raw_data, PLAIN[raw.data_type])
+            return flat if shape == flat.shape else flat.reshape(shape)
         return tensor.numpy()
     except (ValueError, TypeError, OSError, RuntimeError, OverflowError) as error:
         raise UnreadableTensorError(f"tensor {name!r} cannot be read: {error}") from error
+
+
+def is_plain(tensor: ir.TensorProtocol) -> TypeGuard[ir.serde.TensorProtoTensor]:
+    """Whether a tensor is bytes in a protobuf that numpy takes as they are, so that reading it again is no work."""
+    if type(tensor) is not ir.serde.TensorProtoTensor:
+        return False
+    return tensor.raw.data_type in PLAIN and tensor.raw.HasField("raw_data")
 
 
 def form(tensor: ir.TensorProtocol) -> tuple[ir.DataType, tuple[int, ...]]:
@@ -84,7 +92,7 @@ def read_bytes(tensor: ir.ExternalTensor, start: int, count: int) -> bytes:
 
 def tensor_rows(tensor: ir.TensorProtocol, name: str | None, rows: int) -> Rows:
     """Reads rows of a tensor; those of an external one from its file, each time."""
-    if not isinstance(tensor, ir.ExternalTensor) or tensor.dtype.bitwidth < 8:
+    if is_plain(tensor) or not isinstance(tensor, ir.ExternalTensor) or tensor.dtype.bitwidth < 8:  # a slow question
         return array_rows(read(tensor, name), rows)
     dtype = tensor.dtype.numpy().newbyteorder("<")
     size = tensor.nbytes // rows

@@ -58,13 +58,9 @@ def evaluate(node: ir.Node, version: int, inputs: Sequence[AnyArray]) -> AnyArra
     wide = data.astype(np.float64)
     mean, var = inputs[3:] if len(inputs) > 3 else _statistics(wide)
     constants = reading.normalization(gamma, beta, mean, var, float(node.attributes.get_float("epsilon", EPSILON)))
-    if len(mean) != data.shape[1]:
-        raise ValueError(f"its data has {data.shape[1]} channels, not {len(mean)}")
-    shape = (-1, *(1,) * (data.ndim - 2))
-    gamma, beta, mean, var = (
-        vector.astype(np.float64).reshape(shape)
-        for vector in (constants.gamma, constants.beta, constants.mean, constants.var)
-    )
+    if constants.channels != data.shape[1]:
+        raise ValueError(f"its data has {data.shape[1]} channels, not {constants.channels}")
+    gamma, beta, mean, var = constants.wide.reshape(4, -1, *(1,) * (data.ndim - 2))
     # in the order of the definition, so that whoever computes it again gets the same digits
     with np.errstate(all="ignore"):
         rounded = round_once((wide - mean) / np.sqrt(var + constants.epsilon) * gamma + beta, data.dtype)

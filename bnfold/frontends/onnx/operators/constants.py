@@ -11,7 +11,7 @@ import onnx
 import onnx_ir as ir
 
 from bnfold.algebra.kernels import Rows
-from bnfold.frontends.onnx.files.pieces import form, read, tensor_rows
+from bnfold.frontends.onnx.files.pieces import form, is_plain, read, tensor_rows
 from bnfold.frontends.onnx.files.slots import slots
 from bnfold.frontends.onnx.operators import batchnorms, quantizers
 from bnfold.frontends.onnx.operators.bounds import Budget
@@ -86,10 +86,9 @@ class Constants:
         """Whether the value depends on constants alone; evaluates nothing, so `get` may yet fail."""
         if value is None:
             return False
-        if (known := self._known.get(value)) is not None:
-            return known
         if value.producer() is None:
-            known = self._known[value] = value.const_value is not None and not self.is_overridable(value)
+            return value.const_value is not None and not self.is_overridable(value)
+        if (known := self._known.get(value)) is not None:
             return known
         stack = [value]
         while stack:
@@ -100,14 +99,19 @@ class Constants:
             node = top.producer()
             if node is None:
                 self._known[top] = top.const_value is not None and not self.is_overridable(top)
-            elif node.domain != "" or any(attribute.is_ref() for attribute in node.attributes.values()):
+            elif node.domain != "" or not (node.op_type == "Constant" or node.op_type in FOLDABLE) or _is_open(node):
                 self._known[top] = False
             elif node.op_type == "Constant":
                 self._known[top] = _stored(top) is not None
-            elif node.op_type not in FOLDABLE or (node.op_type == "BatchNormalization" and not self._is_settled(top)):
-                self._known[top] = False
             elif node.op_type == "Shape" and self._static_shape(node.inputs[0]) is not None:
                 self._known[top] = True
+            elif (data := node.inputs[0] if node.inputs else None) is not None and not self._known.get(data, False):
+                if data not in self._known:  # which decides most often: no other operand is asked then
+                    stack.append(data)
+                    continue
+                self._known[top] = False
+            elif node.op_type == "BatchNormalization" and not self._is_settled(top):
+                self._known[top] = False
             else:
                 inputs = self._operands(node)
                 unknown = [source for source in inputs if source not in self._known]
@@ -131,7 +135,8 @@ class Constants:
             return self._latest[1]
         if value.producer() is None and value.const_value is not None:
             array = read(value.const_value, value.name)
-            self._remember(value, array)
+            if not is_plain(value.const_value):
+                self._remember(value, array)
             return array
         order = in_order(value, self._needed)
         waiting = Counter(source for top in order for source in self._needed(top))
@@ -276,6 +281,11 @@ class Constants:
                 self._evaluators.clear()
             self._evaluators[key] = ReferenceEvaluator(_model_of(node, version))
         return self._evaluators[key]
+
+
+def _is_open(node: ir.Node) -> bool:
+    """Whether the caller of a function sets an attribute of a node."""
+    return any(attribute.is_ref() for attribute in node.attributes.data.values())
 
 
 def _alone(node: ir.Node, attributes: Attributes, inputs: Sequence[AnyArray | None]) -> onnx.NodeProto:

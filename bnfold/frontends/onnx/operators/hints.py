@@ -87,6 +87,7 @@ class Hints:
         self._confirmed: list[_Hint] = []
         self._open: list[_Hint] = []
         self._reached: frozenset[ir.Value] | None = None
+        self._whole: dict[Shape, bool] = {}
         self.misses = 0
         self.shapes: Lookup[Shape] = Lookup(inferred.shapes, self._is_whole, self._miss)
         self.types: Lookup[ir.DataType] = Lookup(inferred.types, lambda dtype: True, self._miss)
@@ -95,7 +96,10 @@ class Hints:
             inferred.release()
 
     def _is_whole(self, shape: Shape) -> bool:
-        return all(isinstance(dim, int) or dim in self._inferred.symbols for dim in shape)
+        if (known := self._whole.get(shape)) is None:
+            known = all(isinstance(dim, int) or dim in self._inferred.symbols for dim in shape)
+            self._whole[shape] = known
+        return known
 
     def _declared_in(self, graph: ir.Graph) -> Iterator[tuple[ir.Value, Kind]]:
         for value in graph_values(graph):

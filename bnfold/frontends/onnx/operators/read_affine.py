@@ -26,7 +26,7 @@ def read_batchnorm(reader: Reader) -> tuple[ChannelAffine, Normalization]:
     if any(output.name for output in reader.node.outputs[1:]):
         raise Unreadable(Reason.TRAINING_MODE, "it has the outputs of the training form")
     constants = normalization(reader)
-    return constants.op(stored=(constants.gamma.size,) * 4), constants
+    return constants.op(stored=(constants.channels,) * 4), constants
 
 
 def normalization(reader: Reader) -> Normalization:

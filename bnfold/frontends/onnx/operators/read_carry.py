@@ -262,7 +262,7 @@ def _cast(reader: Reader) -> ops.Identity:
 
 def _prelu(reader: Reader) -> ops.Rectifier:
     reader.constant(1, "slope")
-    return ops.Rectifier()
+    return reading.RECTIFIER
 
 
 def _product(reader: Reader) -> ops.Product:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import prod
 
 import numpy as np
@@ -12,6 +13,7 @@ import onnx_ir as ir
 from bnfold.algebra.affine import Array, per_channel_axis
 from bnfold.algebra.kernels import Kernel, row_count
 from bnfold.algebra.linear import Border, Layout, Linear, Window
+from bnfold.algebra.masks import has_any
 from bnfold.frontends import reading
 from bnfold.frontends.onnx.operators import quantized
 from bnfold.frontends.onnx.operators.modern import align
@@ -126,9 +128,11 @@ def _conv(reader: Reader) -> tuple[Linear, Weights]:
     elif auto_pad == "NOTSET" and any(reader.attribute("pads", ())):
         border = Border.PADDED
     bias = reader.value(2)
-    has_bias = bias is not None and bool(np.any(_vector(reader, 2, shape[0])))
-    taps = window(reader, shape[2:])
-    linear, layout = reading.convolution(shape, groups, 1, border=border, window=taps, has_bias=has_bias)
+    has_bias = bias is not None and has_any(_vector(reader, 2, shape[0]))
+    taps, is_shared = window(reader, shape[2:]), not reader.reads_alone(1) or (has_bias and not reader.reads_alone(2))
+    linear, layout = reading.convolution(
+        shape, groups, 1, border=border, window=taps, has_bias=has_bias, is_shared=is_shared
+    )
     return linear, Weights(1, bias, 2, layout, groups)
 
 
@@ -148,7 +152,11 @@ def window(reader: Reader, taps: tuple[int, ...]) -> Window | None:
         if set(strides + dilations) != {1} or not all(size % 2 for size in taps):
             return None
         pads = tuple(size // 2 for size in taps) * 2
-    return reading.window(taps, strides, dilations, pads[:axes], pads[axes:], reader.output_shape())
+    return _window(taps, strides, dilations, pads[:axes], pads[axes:], reader.output_shape())
+
+
+_window = lru_cache(maxsize=4096)(reading.window)
+"""Most operators of a model have one of a few windows."""
 
 
 def _conv_transpose(reader: Reader) -> tuple[Linear, Weights]:
@@ -331,7 +339,7 @@ def stored(reader: Reader, linear: Linear, weights: Weights) -> Stored[Weights]:
     constants, source = reader.facts.constants, weights.quantized
     known = reader.facts.types.get(value)
     dtype = (constants.form(value)[0] if known is None else known).numpy()
-    shape = _kernel_shape(reader, weights.kernel)
+    shape = constants.form(value)[1] if source is None else source.integers.shape
     count = row_count(shape, weights.layout)
     open_rows = constants.capture(value, count) if source is None else lambda: array_rows(source.dequantize(), count)
     kernel = Kernel(shape, weights.layout, weights.groups, open_rows, weights.kernel_factor)

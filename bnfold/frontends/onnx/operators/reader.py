@@ -31,6 +31,11 @@ def as_stored(attribute: ir.Attr) -> Any:
     return attribute.value
 
 
+def reads_of(value: ir.Value) -> int:
+    """How often a value is read; by the graph too, if it is an output."""
+    return len(value.uses()) + value.is_graph_output()
+
+
 @dataclass(frozen=True)
 class Facts:
     """Constants, shapes and types of a model's values."""
@@ -69,6 +74,11 @@ class Reader:
         """An input; None where it is left out."""
         return self.node.inputs[index] if index < len(self.node.inputs) else None
 
+    def reads_alone(self, index: int) -> bool:
+        """Whether an input is a stored value that nothing else reads."""
+        value = self.value(index)
+        return value is not None and value.producer() is None and reads_of(value) == 1
+
     def constant(self, index: int, what: str) -> AnyArray:
         """A constant input, in its own type."""
         value = self.value(index)
@@ -79,13 +89,14 @@ class Reader:
 
     def insist_on_constant(self, value: ir.Value, what: str) -> None:
         """Refuse a value that a caller of the model can change."""
+        if self.facts.constants.holds(value):
+            return
         if self.facts.constants.is_overridable(value):
             detail = f"its {what} {value.name!r} is a graph input too, so a caller may replace it"
             raise Unreadable(Reason.OVERRIDABLE, detail)
-        if not self.facts.constants.holds(value):
-            if self._is_given(value):
-                raise Unreadable(Reason.FUNCTION_INPUT, f"its {what} {value.name!r} is given by the function's caller")
-            raise not_constant(what, value.name)
+        if self._is_given(value):
+            raise Unreadable(Reason.FUNCTION_INPUT, f"its {what} {value.name!r} is given by the function's caller")
+        raise not_constant(what, value.name)
 
     def _is_given(self, value: ir.Value) -> bool:
         """Whether an input or an attribute of a function stands for a value, be it in another type or shape."""

@@ -19,7 +19,7 @@ from bnfold.errors import UnreadableTensorError
 from bnfold.frontends.onnx.files.pieces import form
 from bnfold.frontends.onnx.nesting import graphs, nested, pairs
 from bnfold.frontends.onnx.operators.constants import OVERRIDABLE, Constants
-from bnfold.frontends.onnx.operators.skeleton import DATA_LIMIT, skeleton
+from bnfold.frontends.onnx.operators.skeleton import DATA_LIMIT, share_functions, skeleton
 from bnfold.frontends.onnx.operators.targets import Targets
 from bnfold.frontends.onnx.shape_inference import infer_shapes
 from bnfold.graph.ops import Dim, Shape
@@ -76,6 +76,7 @@ class Inference:
         self._proto = skeleton(model, original)
         self._values = _prepare(model.graph, self._proto.graph, constants)
         self._functions = _functions(model, self._proto, constants)
+        share_functions(self._proto)
         self.symbols = {dim.dim_param for each in self._proto.graph.input for dim in each.type.tensor_type.shape.dim}
         self._infer()
         self._follow(model.graph, Targets(constants, self.shapes))
@@ -108,11 +109,13 @@ class Inference:
     def _note_stored(self, model: ir.Model) -> None:
         """Note the shapes and types of graph inputs and tensors, which are facts."""
         inputs = set(model.graph.inputs)
+        forms: dict[Shape, Shape] = {}  # one object for each shape, of which most models have few
         for value in chain.from_iterable(map(graph_values, graphs(model))):
             tensor = value.const_value
             is_default = value in inputs and model.ir_version >= OVERRIDABLE
             if tensor is not None and not is_default:
-                self.types[value], self.shapes[value] = stored_form(tensor)
+                self.types[value], shape = stored_form(tensor)
+                self.shapes[value] = forms.setdefault(shape, shape)
             elif value in inputs:
                 self._note(value, Kind(None if value.shape is None else read_shape(value.shape), value.dtype))
 

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from onnx import AttributeProto, TensorProto
 
 from bnfold.frontends.onnx.files.slots import lending, placeholder, slots
-from bnfold.frontends.onnx.nesting import nested
+from bnfold.frontends.onnx.nesting import bodies, nested
 from bnfold.frontends.onnx.operators.constants import OVERRIDABLE
 
 DATA_LIMIT = 1000
@@ -21,6 +21,14 @@ DATA_LIMIT = 1000
 TENSORS = frozenset({AttributeProto.TENSOR, AttributeProto.TENSORS})
 
 SPARSE = frozenset({AttributeProto.SPARSE_TENSOR, AttributeProto.SPARSE_TENSORS})
+
+WEIGHTS = {
+    "BatchNormalization": (1, 5),
+    **dict.fromkeys(("Conv", "ConvTranspose"), (1, 3)),
+    "Gemm": (0, 3),
+    "MatMul": (0, 2),
+}
+"""The first and the last input, exclusive, of which type and shape alone decide shapes, never the values."""
 
 BITS = {kind.value: kind.bitwidth for kind in ir.DataType if kind not in (ir.DataType.UNDEFINED, ir.DataType.STRING)}
 """The size of an element, by its type; strings have none."""
@@ -99,8 +107,60 @@ def _copy(original: onnx.ModelProto) -> onnx.ModelProto:
     new.input.extend(old.input)
     new.output.extend(old.output)
     proto.functions.extend(original.functions)
-    new.initializer.extend([tensor if _is_small(tensor) else _described(tensor) for tensor in old.initializer])
+    tensors = _share_weights(new, old) if original.ir_version >= OVERRIDABLE else old.initializer
+    new.initializer.extend([tensor if _is_small(tensor) else _described(tensor) for tensor in tensors])
     return proto
+
+
+def _share_weights(graph: onnx.GraphProto, original: onnx.GraphProto) -> list[TensorProto]:
+    """Let nodes read one of all weights of a type and shape; gives the initializers that something still reads.
+
+    An initializer takes onnx as long as a node, and a BatchNormalization has four.
+    """
+    inputs = {info.name for info in original.input}
+    first: dict[tuple[int, tuple[int, ...]], str] = {}
+    alike = {
+        tensor.name: first.setdefault((tensor.data_type, tuple(tensor.dims)), tensor.name)
+        for tensor in original.initializer
+        if tensor.name not in inputs
+    }
+    read = {info.name for info in original.output}
+    for node in graph.node:
+        node.ClearField("name")
+        names = list(node.input)
+        if node.op_type in WEIGHTS and not node.domain:
+            start, stop = WEIGHTS[node.op_type]
+            names[start:stop] = [alike.get(name, name) for name in names[start:stop]]
+            del node.input[start:]
+            node.input.extend(names[start:])
+        read.update(names)
+        if node.attribute:
+            read.update(name for body in nested(*bodies(node)) for inner in body.node for name in inner.input)
+    return [tensor for tensor in original.initializer if tensor.name in read]
+
+
+def share_functions(proto: onnx.ModelProto) -> None:
+    """Let nodes call one of all functions that differ in name alone, for onnx looks at all functions in each call."""
+    first: dict[bytes, tuple[str, str]] = {}
+    same: dict[tuple[str, str, str], tuple[str, str]] = {}
+    kept = onnx.ModelProto()
+    for function in proto.functions:
+        nameless = onnx.FunctionProto()
+        nameless.CopyFrom(function)
+        for field in ("name", "overload", "doc_string"):
+            nameless.ClearField(field)
+        own, content = (function.name, function.overload), nameless.SerializeToString(deterministic=True)
+        same[function.domain, *own] = first.setdefault(content, own)
+        if first[content] == own:
+            kept.functions.append(function)
+    if len(kept.functions) == len(same):
+        return
+    for graph in nested(proto.graph, *kept.functions):
+        for node in graph.node:
+            if (key := (node.domain, node.op_type, node.overload)) in same:
+                node.op_type, node.overload = same[key]
+    del proto.functions[:]
+    proto.functions.extend(kept.functions)
 
 
 def _described(tensor: TensorProto) -> TensorProto:
