@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stderr
+from contextlib import nullcontext, redirect_stderr
 from dataclasses import dataclass
 from io import StringIO
 from typing import Any
@@ -120,7 +120,7 @@ def _export(module: nn.Module, inputs: Inputs, sizes: Mapping[str, Any] | None, 
             oblivion,
             leaner(is_static=sizes is None),
             abbreviations.in_use(),
-            watch.watching(),
+            watch.watching() if sizes is not None else nullcontext(),
             redirect_stderr(StringIO()),
         ):  # which gets the graph of a failure
             args, kwargs = _pytree.tree_map(_unmarked, (inputs.args, dict(inputs.kwargs)))
