@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -33,6 +33,14 @@ class Border:
     arguments: Structure
     results: list[Any]
     result: Structure
+
+    def moved(self, nodes: Mapping[fx.Node, fx.Node]) -> Border:
+        """The same call in another graph."""
+        leaves, results = (
+            [nodes[leaf] if isinstance(leaf, fx.Node) else leaf for leaf in held]
+            for held in (self.leaves, self.results)
+        )
+        return replace(self, leaves=leaves, results=results)
 
 
 UNSEEN = object()

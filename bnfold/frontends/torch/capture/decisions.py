@@ -103,7 +103,7 @@ class Watch:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Notes what is decided inside: torch has one place where a symbol becomes an answer, and one that code calls."""
+        """Notes what is decided inside: in one place of torch a symbol becomes an answer, and one sees all calls."""
         evaluate = SymNode.evaluate
 
         def watched(node: SymNode, size_oblivious: bool = False) -> bool | int | float:
