@@ -29,7 +29,7 @@ from bnfold.frontends.torch.capture.copies import (
     snapshot,
 )
 from bnfold.frontends.torch.capture.decisions import elsewhere, resized, sizes_of, symbols_of
-from bnfold.frontends.torch.capture.exporting import borders_of_hooked, export, hooked, strip_hooks
+from bnfold.frontends.torch.capture.exporting import Export, borders_of_hooked, export, hooked, strip_hooks
 from bnfold.frontends.torch.capture.inputs import Inputs, bind
 from bnfold.frontends.torch.capture.methods import Joint, methods_of
 from bnfold.frontends.torch.capture.readable import insist_on_readable
@@ -335,17 +335,77 @@ def _open_module(module: nn.Module, options: OpenOptions) -> OpenTorchModel:
     inputs = Inputs.of(options.example_inputs)
     if inputs is not None:
         bind(module, inputs)
-    if options.code != "keep" and (not hooked(module) or _is_possible(module, inputs, options)):
-        return _open_captured(module, inputs, options)
-    is_fixed = not _is_possible(module, inputs, options, is_kept=True)
-    return _open_captured(module, inputs, options, is_kept=True, is_fixed=is_fixed)
+    subject = _Subject.of(module, inputs, options.preserve)
+    if options.code != "keep" and (not subject.hooks or _is_possible(subject, options)):
+        return _open_captured(subject, options)
+    is_fixed = not _is_possible(subject, options, is_kept=True)
+    return _open_captured(subject, options, is_kept=True, is_fixed=is_fixed)
 
 
-def _is_possible(module: nn.Module, inputs: Inputs | None, options: OpenOptions, *, is_kept: bool = False) -> bool:
+@dataclass(frozen=True, eq=False)
+class _Subject:
+    """A module that is captured.
+
+    What is read and tried are twins, since running code leaves its marks in the attributes of a module.
+
+    Attributes:
+        module: what was given.
+        model: that, or a copy where it was made in inference mode.
+        inputs: what it is called with.
+        hooks: that see values of it, by the paths of their modules.
+        needs_hooks: whether its code runs only with them, as code may compute with what they note.
+        captured: its graph.
+    """
+
+    module: nn.Module
+    model: nn.Module
+    inputs: Inputs | None
+    hooks: Mapping[str, str]
+    needs_hooks: bool
+    captured: Captured
+
+    @classmethod
+    def of(cls, module: nn.Module, inputs: Inputs | None, preserve: Sequence[str] | None) -> _Subject:
+        model = copy_module(module) if has_inference_tensors(module) else module
+        hooks, methods, needs_hooks = hooked(model), methods_of(model, preserve), False
+        try:
+            if hooks and inputs is not None:
+                _capture(_pristine(model), inputs, methods, is_static=True)  # which fails sooner, if it does
+            captured = _capture(_pristine(model), inputs, methods)
+        except UnsupportedModelError:
+            if not hooks:
+                raise
+            needs_hooks = True
+            captured = _capture(_twin(model), inputs, methods)
+        _insist_on_methods(module, captured.source, preserve)
+        return cls(module, model, inputs, hooks, needs_hooks, captured)
+
+    def pristine(self, module: nn.Module) -> nn.Module:
+        """A twin of the module, or of one like it, that may be run."""
+        return _twin(module) if self.needs_hooks else _pristine(module)
+
+    def recapture(self, module: nn.Module, inputs: Inputs | None, *, is_static: bool) -> Captured:
+        """The graph of a module like it."""
+        return _capture(self.pristine(module), inputs, tuple(self.captured.source.methods), is_static=is_static)
+
+    def copy(self) -> _Subject:
+        """One with a graph of its own."""
+        source, program = self.captured.source, self.captured.model
+        if not isinstance(program, ExportedProgram):
+            return replace(self, captured=self.recapture(self.model, self.inputs, is_static=False))
+        twin = copy_program(program)
+        nodes = dict(zip(program.graph.nodes, twin.graph.nodes, strict=True))
+        borders = tuple(border.moved(nodes) for border in source.borders)
+        methods = {name: border.moved(nodes) for name, border in source.methods.items()}
+        found = Export(twin, borders, methods, source.is_static, source.decisions)
+        return replace(self, captured=_of_export(found, self.model, self.captured.lost))
+
+
+def _is_possible(subject: _Subject, options: OpenOptions, *, is_kept: bool = False) -> bool:
     """Whether all that would fold can be put back on the module: with the hooks that it has, or the code."""
     if options.rehearse is None:
         return is_kept
-    trial = _open_captured(module, inputs, replace(options, inplace=False, share=True), is_kept=is_kept)
+    trial = _open_captured(subject.copy(), replace(options, inplace=False, share=True), is_kept=is_kept)
     options.rehearse(trial.graph)
     try:
         trial.finish()
@@ -355,33 +415,13 @@ def _is_possible(module: nn.Module, inputs: Inputs | None, options: OpenOptions,
 
 
 def _open_captured(
-    module: nn.Module, inputs: Inputs | None, options: OpenOptions, *, is_kept: bool = False, is_fixed: bool = False
+    subject: _Subject, options: OpenOptions, *, is_kept: bool = False, is_fixed: bool = False
 ) -> OpenTorchModel:
-    """What is read and tried are twins, since running code leaves its marks in the attributes of a module."""
-    model = copy_module(module) if has_inference_tensors(module) else module
-    hooks = hooked(model)
-    needs_hooks = False
-
-    def pristine(module: nn.Module = model) -> nn.Module:
-        made = _twin(module)
-        if not needs_hooks:
-            strip_hooks(made)
-        return made
-
-    methods = methods_of(model, options.preserve)
-    try:
-        if hooks and inputs is not None:
-            _capture(pristine(), inputs, methods, is_static=True)  # which fails sooner, if it does
-        captured = _capture(pristine(), inputs, methods)
-    except UnsupportedModelError:
-        if not hooks:
-            raise
-        needs_hooks = True  # the code may compute with what its hooks note
-        captured = _capture(pristine(), inputs, methods)
-    _insist_on_methods(module, captured.source, options.preserve)
+    """A view of what was captured, which the edits change."""
+    module, inputs, hooks, captured = subject.module, subject.inputs, subject.hooks, subject.captured
     source = captured.source
     observed = borders_of_hooked(hooks, source.graph, source.name)
-    unchanged = _twin(model)
+    unchanged = _twin(subject.model)
 
     def free(captured: Captured = captured) -> TorchGraph:
         return TorchGraph(*captured.seen(hooks))
@@ -391,7 +431,7 @@ def _open_captured(
 
     view = kept if is_kept else free
     graph = view()
-    projection = Projection(source, graph, pristine(), hooks)
+    projection = Projection(source, graph, subject.pristine(subject.model), hooks)
     restore = snapshot(module) if options.inplace else None
 
     def make() -> nn.Module:
@@ -468,26 +508,25 @@ def _open_captured(
     def is_folded_at(other: Inputs, attempt: Attempt) -> bool | None:
         """Whether an attempt is what folds for other inputs; None where it, or the original, is not made for them."""
         assert options.rehearse is not None
-        methods = tuple(source.methods)
         result: Captured | None = None
         try:
-            result = _capture(pristine(attempt.module), other, methods, is_static=True)
+            result = subject.recapture(attempt.module, other, is_static=True)
         except UnsupportedModelError as error:
             if GENERATED in str(error):
                 return None
         try:
-            wanted = _capture(pristine(unchanged), other, methods, is_static=True)
+            wanted = subject.recapture(unchanged, other, is_static=True)
         except UnsupportedModelError:
             return None
         options.rehearse(view(wanted))
         return result is not None and wanted.is_done_by(result)
 
     def recapture(module: nn.Module, *, is_static: bool = source.is_static) -> Captured:
-        return _capture(pristine(module), inputs, tuple(source.methods), is_static=is_static)
+        return subject.recapture(module, inputs, is_static=is_static)
 
     def again() -> Captured:
         with torch.inference_mode(False), same_randomness():
-            return recapture(model)
+            return recapture(subject.model)
 
     opened = OpenTorchModel(graph, module, settle, captured=captured, capture=again, observed=observed)
     return replace(opened, free=free) if is_kept else replace(opened, kept=kept)
@@ -498,6 +537,13 @@ def _twin(module: nn.Module) -> nn.Module:
         return copy_module(module, share=True)
     except UnsupportedModelError:
         return copy_structure(module)
+
+
+def _pristine(module: nn.Module) -> nn.Module:
+    """A twin without hooks that see values."""
+    made = _twin(module)
+    strip_hooks(made)
+    return made
 
 
 def _insist_on_methods(module: nn.Module, source: Source, preserve: Sequence[str] | None) -> None:
@@ -518,11 +564,7 @@ def _capture(module: nn.Module, inputs: Inputs | None, methods: Sequence[str], *
     lost = frozenset(name for name in methods if is_lost(getattr(module, name)))
     kept = [name for name in methods if name not in lost]
     if inputs is not None:
-        found = export(module, inputs, kept, is_static=is_static)
-        store = ProgramStore(found.program)
-        source = of_export(found, store, module)
-        values = shapes.recorded(source.graph)
-        return Captured(found.program, source, store, values, lost=lost)
+        return _of_export(export(module, inputs, kept, is_static=is_static), module, lost)
     try:
         with Joint(module, kept, is_replayed=False) if kept else nullcontext():
             traced = trace(module)
@@ -534,3 +576,9 @@ def _capture(module: nn.Module, inputs: Inputs | None, methods: Sequence[str], *
     root = fx.GraphModule(module, traced.graph)
     source = of_trace(traced, root, module)
     return Captured(root, source, ModuleStore(root, root.graph), None, traced.recast, lost)
+
+
+def _of_export(found: Export, module: nn.Module, lost: frozenset[str]) -> Captured:
+    store = ProgramStore(found.program)
+    source = of_export(found, store, module)
+    return Captured(found.program, source, store, shapes.recorded(source.graph), lost=lost)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import bnfold
 from bnfold import Fold, Reason, Refusal, UnsupportedModelError
+from bnfold.frontends.torch.capture import exporting
 from bnfold.frontends.torch.capture.exporting import export
 from bnfold.frontends.torch.capture.inputs import Inputs
 from bnfold.frontends.torch.capture.source import Source, is_same, of_export
@@ -500,3 +501,19 @@ def test_a_module_of_ones_own_keeps_its_class_and_its_attributes(case: str) -> N
     assert fused.scale.is_bounded
     with torch.no_grad():
         assert_same(model(IMAGE), fused(IMAGE))
+
+
+def test_a_module_with_hooks_is_captured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    are_fixed: list[bool] = []
+    plain = exporting._export
+
+    def noted(module: nn.Module, inputs: Any, sizes: Any, **options: Any) -> Any:
+        are_fixed.append(sizes is None)
+        return plain(module, inputs, sizes, **options)
+
+    monkeypatch.setattr(exporting, "_export", noted)
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).eval()
+    module[2].register_forward_hook(lambda *_: None)
+    fused = bnfold.fuse(module, example_inputs=torch.rand(2, 3, 8, 8), prove=False)
+    assert isinstance(fused[1], nn.Identity)
+    assert are_fixed.count(False) == 1

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 
 from bnfold.frontends.torch.capture import fakes
@@ -57,6 +58,25 @@ OTHERS: Calls = {
     "group norm": lambda x: functional.group_norm(x, 3),
     "layer norm": lambda x: functional.layer_norm(x.permute(0, 2, 3, 1).contiguous(), (6,)),
     "layer norm behind a permutation": lambda x: functional.layer_norm(x.permute(0, 2, 3, 1), (6,)),
+    "view": lambda x: x.contiguous().view(2, 3, 2, -1),
+    "view of products": lambda x: x.contiguous().view(6, 2, x.shape[2] * x.shape[3]),
+    "view of all": lambda x: x.contiguous().view(-1),
+    "linear": lambda x: functional.linear(x.transpose(1, 3), torch.ones(4, 6), torch.ones(4)),
+    "linear without bias": lambda x: functional.linear(x.flatten(2).mT, torch.ones(4, 6)),
+    "linear on channels": lambda x: functional.linear(
+        functional.conv2d(x, torch.ones(6, 6, 1, 1)).transpose(1, 3), torch.ones(4, 6)
+    ),
+    "linear on a matrix": lambda x: functional.linear(x.mean((2, 3)), torch.ones(4, 6), torch.ones(4)),
+    "product": lambda x: x.mT @ x,
+    "product with a matrix": lambda x: x.transpose(1, 3) @ torch.ones(6, 4),
+    "product of matrices": lambda x: x.mean((2, 3)) @ torch.ones(6, 4),
+    "product with a wider batch": lambda x: x[:1].mT @ x,
+    "product with a vector": lambda x: x.transpose(1, 3) @ torch.ones(6),
+    "attention": lambda x: functional.scaled_dot_product_attention(x, x, x[..., :5]),
+    "attention with a mask of three axes": lambda x: functional.scaled_dot_product_attention(
+        x, x, x[..., :5], (x @ x.mT)[0, :1]
+    ),
+    "attention with a mask of four": lambda x: functional.scaled_dot_product_attention(x, x, x[..., :5], x @ x.mT),
     "batch norm": lambda x: functional.batch_norm(x, torch.zeros(6), torch.ones(6)),
 }
 LAYOUTS: Calls = {
@@ -101,3 +121,16 @@ def test_what_is_known_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     modules = (nn.Conv2d(6, 6, 3, padding=1), nn.BatchNorm2d(6), nn.Hardswish(), nn.GroupNorm(2, 6))
     export(nn.Sequential(*modules).eval(), Inputs.of((torch.rand(2, 6, 9, 11),)))
     assert len(answered) == 1 + 3 + 1 + 3
+
+
+@pytest.mark.parametrize("name", ["view", "linear on channels", "product", "attention with a mask of three axes"])
+def test_what_torch_takes_apart_is_known(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    dispatch = FakeTensorMode._dispatch_impl
+    monkeypatch.setattr(
+        FakeTensorMode,
+        "_dispatch_impl",
+        lambda mode, func, *rest: asked.append(str(func)) or dispatch(mode, func, *rest),
+    )
+    export(Called(lambda x: x * 1, OTHERS[name]), Inputs.of((torch.rand(2, 6, 9, 11),)))
+    assert not {"aten.addmm.default", "aten.bmm.default", "aten.mm.default", "aten.view.default"} & {*asked}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -34,6 +34,14 @@ class Border:
     results: list[Any]
     result: Structure
 
+    def moved(self, nodes: Mapping[fx.Node, fx.Node]) -> Border:
+        """The same call in another graph."""
+        leaves, results = (
+            [nodes[leaf] if isinstance(leaf, fx.Node) else leaf for leaf in held]
+            for held in (self.leaves, self.results)
+        )
+        return replace(self, leaves=leaves, results=results)
+
 
 UNSEEN = object()
 """What stands for a tensor, or a size, that no node of the graph makes."""
@@ -51,18 +59,22 @@ class Recorder:
 
     What the model itself gives back is taken apart, since an export knows fewer kinds of results than Python.
 
+    Args:
+        module: the model.
+        is_whole: leave out the calls of its submodules, which takes less time.
+
     Attributes:
         borders: each once, the model's own last.
         methods: what further methods of the model give back, by their names, with the arguments of the model.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, *, is_whole: bool) -> None:
         self.borders: list[Border] = []
         self.methods: dict[str, Border] = {}
         self._known: set[Any] = set()
         self._pending: list[tuple[str, list[Any], Structure]] = []
         self._handles: list[Any] = []
-        for path, each in module.named_modules():
+        for path, each in [("", module)] if is_whole else module.named_modules():
             if isinstance(each, torch.jit.ScriptModule):
                 continue
             self._handles.append(each.register_forward_pre_hook(self._enter(path), with_kwargs=True))

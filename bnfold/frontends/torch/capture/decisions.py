@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from unittest.mock import patch
 
 import sympy
 import torch
 from torch import fx
+from torch._export.non_strict_utils import _NonStrictTorchFunctionHandler
 from torch.fx.experimental.sym_node import SymNode
-from torch.overrides import TorchFunctionMode
 from torch.utils._sympy.printers import PythonPrinter
 from torch.utils._sympy.symbol import SymT, symbol_is_type
 
@@ -102,7 +103,7 @@ class Watch:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Notes what is decided inside: in one place of torch a symbol becomes a number, or an answer."""
+        """Notes what is decided inside: in one place of torch a symbol becomes an answer, and one sees all calls."""
         evaluate = SymNode.evaluate
 
         def watched(node: SymNode, size_oblivious: bool = False) -> bool | int | float:
@@ -111,12 +112,18 @@ class Watch:
                 self._note(node, value)
             return value
 
-        SymNode.evaluate = watched  # type: ignore[method-assign, assignment]
-        try:
-            with _Reads(self._note_reading):
-                yield
-        finally:
-            SymNode.evaluate = evaluate  # type: ignore[method-assign]
+        handle: Any = _NonStrictTorchFunctionHandler.__torch_function__
+
+        def handled(handler: Any, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func in SIZES:
+                self._note_reading()
+            return handle(handler, func, types, args, kwargs)
+
+        with (
+            patch.object(SymNode, "evaluate", watched),
+            patch.object(_NonStrictTorchFunctionHandler, "__torch_function__", handled),
+        ):
+            yield
 
     def _note(self, node: SymNode, value: Any) -> None:
         asked: Any = node._expr
@@ -136,19 +143,6 @@ class Watch:
         stack = self._running()
         if stack and not _is_asked_by_an_operator():
             self._reading[stack] = None
-
-
-class _Reads(TorchFunctionMode):
-    """Tells when something reads the sizes of a tensor."""
-
-    def __init__(self, note: Callable[[], None]) -> None:
-        super().__init__()
-        self._note = note
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in SIZES:
-            self._note()
-        return func(*args, **kwargs or {})
 
 
 SIZES = {

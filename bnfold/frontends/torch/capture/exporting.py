@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stderr
+from contextlib import nullcontext, redirect_stderr
 from dataclasses import dataclass
 from io import StringIO
 from typing import Any
@@ -33,7 +33,7 @@ class Export:
 
     Attributes:
         program: whose outputs are the tensors that the module gives back.
-        borders: of all calls of modules; the last is that of the module itself.
+        borders: of all calls of modules, unless its sizes were to be fixed; the last is that of the module itself.
         methods: what further methods of the module give back, by their names.
         is_static: whether it holds for the sizes of the example alone.
         decisions: what the code decided by sizes, where it does not.
@@ -66,9 +66,9 @@ def export(module: nn.Module, inputs: Inputs, methods: Sequence[str] = (), *, is
     failure: Exception | None = None
     for given, oblivious in ((sizes, True), (None, False))[is_static:]:
         try:
-            found = _export_all(module, inputs, methods, given, oblivious=oblivious)
+            found = _export_all(module, inputs, methods, given, oblivious=oblivious, is_whole=is_static)
             if oblivious and _squeezes_one(found.program):
-                found = _export_all(module, inputs, methods, given, oblivious=False)
+                found = _export_all(module, inputs, methods, given, oblivious=False, is_whole=False)
             return found
         except Exception as error:  # an export runs the module's code, which may raise anything
             failure = failure or error
@@ -84,31 +84,39 @@ def _kept(module: nn.Module, inputs: Inputs, methods: Sequence[str]) -> Sequence
     An export of fixed sizes takes a fraction of the time, and each method that is left out spoils one more.
     """
     try:
-        return tuple(_export_all(module, inputs, methods, None, oblivious=False).methods)
+        return tuple(_export_all(module, inputs, methods, None, oblivious=False, is_whole=True).methods)
     except Exception:  # an export runs the module's code, which may raise anything
         return methods
 
 
 def _export_all(
-    module: nn.Module, inputs: Inputs, methods: Sequence[str], sizes: Mapping[str, Any] | None, *, oblivious: bool
+    module: nn.Module,
+    inputs: Inputs,
+    methods: Sequence[str],
+    sizes: Mapping[str, Any] | None,
+    *,
+    oblivious: bool,
+    is_whole: bool,
 ) -> Export:
     """A method that raises something leaves a capture in pieces."""
     if not methods:
-        return _export(module, inputs, sizes, oblivious=oblivious)
+        return _export(module, inputs, sizes, oblivious=oblivious, is_whole=is_whole)
     with Joint(module, methods, is_replayed=True) as joint:
         try:
-            return _export(module, inputs, sizes, oblivious=oblivious)
+            return _export(module, inputs, sizes, oblivious=oblivious, is_whole=is_whole)
         except Exception:  # of the method, as noted; any other is raised again
             if joint.failed is None:
                 raise
     rest: Sequence[str] = [name for name in methods if name != joint.failed]
     if sizes is not None:
         rest = _kept(module, inputs, rest)
-    return _export_all(module, inputs, rest, sizes, oblivious=oblivious)
+    return _export_all(module, inputs, rest, sizes, oblivious=oblivious, is_whole=is_whole)
 
 
-def _export(module: nn.Module, inputs: Inputs, sizes: Mapping[str, Any] | None, *, oblivious: bool) -> Export:
-    recorder = Recorder(module)
+def _export(
+    module: nn.Module, inputs: Inputs, sizes: Mapping[str, Any] | None, *, oblivious: bool, is_whole: bool
+) -> Export:
+    recorder = Recorder(module, is_whole=is_whole)
     watch = Watch(recorder.running)
     abbreviations = Abbreviations()
     oblivion = symbolic_config.patch(backed_size_oblivious=oblivious)  # type: ignore[attr-defined]
@@ -120,7 +128,7 @@ def _export(module: nn.Module, inputs: Inputs, sizes: Mapping[str, Any] | None, 
             oblivion,
             leaner(is_static=sizes is None),
             abbreviations.in_use(),
-            watch.watching(),
+            watch.watching() if sizes is not None else nullcontext(),
             redirect_stderr(StringIO()),
         ):  # which gets the graph of a failure
             args, kwargs = _pytree.tree_map(_unmarked, (inputs.args, dict(inputs.kwargs)))

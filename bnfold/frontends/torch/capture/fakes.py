@@ -7,15 +7,24 @@ rest of an export. Where the operands are contiguous, whatever their sizes, the 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from math import prod
 from typing import Any
 from unittest.mock import patch
 
 import torch
 from torch import _meta_registrations
+from torch._C import DispatchKey
 from torch._ops import OpOverload
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.fx.experimental.symbolic_shapes import guard_or_false
+from torch._prims_common import infer_size
+from torch._subclasses.fake_tensor import (
+    FakeTensor,
+    FakeTensorMode,
+    in_kernel_invocation_manager,
+    unset_fake_temporarily,
+)
+from torch.fx.experimental.symbolic_shapes import guard_or_false, statically_known_true
 
 Impl = Callable[..., Any]
 
@@ -27,13 +36,17 @@ class Layouts:
     """
 
     def __init__(self) -> None:
-        self._strides: dict[tuple[Any, ...], tuple[tuple[Any, ...], ...]] = {}
+        self._strides: dict[tuple[Any, ...], tuple[Sequence[Any], tuple[Any, ...], tuple[Any, ...]]] = {}
 
     def is_contiguous(self, value: torch.Tensor) -> bool:
         """Whether the strides of a tensor are written as those of a contiguous one are."""
-        return expressions(value.stride()) in self._contiguous(value.shape)
+        return expressions(value.stride()) in self._contiguous(value.shape)[1:]
 
-    def _contiguous(self, shape: Sequence[Any]) -> tuple[tuple[Any, ...], ...]:
+    def contiguous(self, shape: Sequence[Any]) -> Sequence[Any]:
+        """The strides of a contiguous tensor."""
+        return self._contiguous(shape)[0]
+
+    def _contiguous(self, shape: Sequence[Any]) -> tuple[Sequence[Any], tuple[Any, ...], tuple[Any, ...]]:
         """The strides of contiguous tensors: as torch gives them, with a size of 0 counting as 1, and without that."""
         key = expressions(shape)
         if key not in self._strides:
@@ -41,7 +54,7 @@ class Layouts:
             for size in reversed(shape[1:]):
                 plain.insert(0, plain[0] * size)
             made = torch.empty(shape, device="meta").stride()
-            self._strides[key] = (expressions(made), expressions(plain[: len(shape)]))
+            self._strides[key] = (made, expressions(made), expressions(plain[: len(shape)]))
         return self._strides[key]
 
 
@@ -66,6 +79,13 @@ class Fakes:
             aten.convolution.default: self._convolution,
             aten.native_group_norm.default: self._group_norm,
             aten.native_layer_norm.default: self._layer_norm,
+            aten.view.default: self._view,
+            aten._unsafe_view.default: self._view,
+        }
+        self._composites: dict[OpOverload, Impl] = {
+            aten.linear.default: self._linear,
+            aten.matmul.default: self._matmul,
+            aten.scaled_dot_product_attention.default: self._attention,
         }
 
     @contextmanager
@@ -80,11 +100,18 @@ class Fakes:
                     return found
             return dispatch(mode, func, types, args, kwargs)
 
-        with patch.object(FakeTensorMode, "_dispatch_impl", first):
+        with ExitStack() as stack:
+            stack.enter_context(patch.object(FakeTensorMode, "_dispatch_impl", first))
+            for operator, method in self._composites.items():
+                stack.enter_context(_answered_by(method, operator))
             yield
 
     def _is_known(self, mode: FakeTensorMode, *values: Any) -> bool:
-        """Whether tensors are contiguous, of one floating-point type and device, no constants, and one has symbols."""
+        """Whether tensors are alike, and contiguous."""
+        return self._are_alike(mode, *values) and all(map(self._layouts.is_contiguous, values))
+
+    def _are_alike(self, mode: FakeTensorMode, *values: Any) -> bool:
+        """Whether tensors have one floating-point type and device, are no constants, and one has symbols."""
         return any(getattr(value, "_has_symbolic_sizes_strides", False) for value in values) and all(
             type(value) is FakeTensor
             and value.fake_mode is mode
@@ -92,7 +119,6 @@ class Fakes:
             and value.dtype.is_floating_point
             and value.dtype == values[0].dtype
             and value.fake_device == values[0].fake_device
-            and self._layouts.is_contiguous(value)
             for value in values
         )
 
@@ -187,6 +213,76 @@ class Fakes:
             return NotImplemented
         moments = (*kept, *(1 for _ in shape))
         return tuple(_fresh(mode, value, shape) for shape in (value.shape, moments, moments))
+
+    def _view(self, mode: FakeTensorMode, operator: OpOverload, value: Any, shape: Sequence[Any]) -> Any:
+        """Of as many elements, which is asked where it does not show in how the sizes are written."""
+        if not shape or not value.dim() or not self._is_known(mode, value):
+            return NotImplemented
+        if -1 in expressions(shape) or prod(expressions(shape)) != prod(expressions(value.shape)):
+            shape = infer_size(tuple(shape), value.numel())
+        with in_kernel_invocation_manager(mode):
+            made = torch.as_strided(value, shape, self._layouts.contiguous(shape))
+        return FakeTensor(mode, made, device=value.fake_device)
+
+    def _linear(self, mode: FakeTensorMode, operator: OpOverload, value: Any, weight: Any, bias: Any = None) -> Any:
+        """Which makes its result contiguous, as all products of matrices do."""
+        tensors = (value, weight) if bias is None else (value, weight, bias)
+        if value.dim() < 2 or weight.dim() != 2 or not self._are_alike(mode, *tensors):
+            return NotImplemented
+        if expressions(value.shape[-1:]) != expressions(weight.shape[1:]):
+            return NotImplemented
+        if bias is not None and expressions(bias.shape) != expressions(weight.shape[:1]):
+            return NotImplemented
+        return _fresh(mode, value, (*value.shape[:-1], weight.shape[0]))
+
+    def _matmul(self, mode: FakeTensorMode, operator: OpOverload, one: Any, two: Any) -> Any:
+        if min(one.dim(), two.dim()) < 2 or not self._are_alike(mode, one, two):
+            return NotImplemented
+        batch = one.shape[:-2] if two.dim() == 2 else two.shape[:-2]
+        if expressions((*batch, one.shape[-1])) != expressions((*one.shape[:-2], two.shape[-2])):
+            return NotImplemented
+        return _fresh(mode, one, (*one.shape[:-1], two.shape[-1]))
+
+    def _attention(
+        self, mode: FakeTensorMode, operator: OpOverload, query: Any, key: Any, value: Any, *rest: Any, **options: Any
+    ) -> Any:
+        """As products of matrices of equal batches: only so does torch compute with a mask of three axes."""
+        mask: Any = rest[0] if len(rest) == 1 else None
+        is_masked = (
+            isinstance(mask, torch.Tensor) and mask.dim() == 3 and query.dim() > 3 and not options.keys() - {"scale"}
+        )
+        if not is_masked or not self._are_alike(mode, query, key, value, mask):
+            return NotImplemented
+        *batch, length, width = query.shape
+        source = key.shape[-2]
+        if expressions((*batch, source, width, *batch, source)) != expressions((*key.shape, *value.shape[:-1])):
+            return NotImplemented
+        pairs = zip(mask.shape, (batch[-1], length, source), strict=True)
+        if not all(expressions([one]) == (1,) or statically_known_true(one == two) for one, two in pairs):
+            return NotImplemented
+        return _fresh(mode, query, (*batch, length, value.shape[-1]))
+
+
+@contextmanager
+def _answered_by(method: Impl, operator: OpOverload) -> Iterator[None]:
+    """Asks a method first what an operator makes that torch else takes apart."""
+    key = DispatchKey.CompositeImplicitAutograd
+    plain = operator.py_kernels.get(key, partial(operator._op_dk, key))
+
+    def kernel(*args: Any, **kwargs: Any) -> Any:
+        if isinstance(args[0], FakeTensor):
+            with unset_fake_temporarily():
+                found = method(args[0].fake_mode, operator, *args, **kwargs)
+            if found is not NotImplemented:
+                return found
+        return plain(*args, **kwargs)
+
+    operator._dispatch_cache.clear()
+    try:
+        with patch.dict(operator.py_kernels, {key: kernel}):
+            yield
+    finally:
+        operator._dispatch_cache.clear()
 
 
 def _fresh(mode: FakeTensorMode, value: Any, shape: Sequence[Any]) -> FakeTensor:

@@ -9,6 +9,8 @@ from unittest.mock import patch
 
 from torch import _prims_common
 from torch._dynamo import config
+from torch.export import _trace
+from torch.fx import GraphModule
 from torch.fx import config as fx_config
 from torch.fx._lazy_graph_module import _use_lazy_graph_module
 from torch.fx.experimental import proxy_tensor
@@ -30,12 +32,24 @@ def leaner(*, is_static: bool) -> Iterator[None]:
         stack.enter_context(_use_lazy_graph_module(True))
         # memory formats and the like, of which only the names are told by a graph
         stack.enter_context(patch.object(proxy_tensor, "_extract_tensor_metadata", lambda *_: None))
+        # where each symbol for a number of data comes from, of which there is mostly none
+        stack.enter_context(patch.object(_trace, "_replace_unbacked_bindings", _where_needed()))
         if not is_static:
             stack.enter_context(config.patch(fake_tensor_cache_enabled=False))
             layouts = Layouts()
             stack.enter_context(Fakes(layouts).in_use())
             stack.enter_context(patch.object(_prims_common, "is_contiguous", _answered(layouts)))
         yield
+
+
+def _where_needed() -> Callable[[GraphModule], None]:
+    replace = _trace._replace_unbacked_bindings
+
+    def replace_bindings(program: GraphModule) -> None:
+        if any("unbacked_bindings" in node.meta for node in program.graph.nodes):
+            replace(program)
+
+    return replace_bindings
 
 
 def _answered(layouts: Layouts) -> Callable[..., bool]:
