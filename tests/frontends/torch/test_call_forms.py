@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import bnfold
 from bnfold import testing
-from bnfold.errors import IncomparableError
+from bnfold.errors import IncomparableError, UnsupportedModelError
 from bnfold.frontends.calls import Call
 from tests.toys.torch_models import exported, trained
 
@@ -71,6 +71,13 @@ def test_what_is_no_array_is_named() -> None:
     for inputs in ((X, [X]), {"x": X, "scale": "twice"}):
         with pytest.raises(IncomparableError, match=r"'scale' is of type (list|str): give an array or a number"):
             bnfold.verify(module, module, inputs)
+
+
+def test_an_array_of_another_type_than_the_weights_is_an_error() -> None:
+    """numpy's numbers are float64 by default, and an export of a linear layer takes them."""
+    module = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8)).eval()
+    with pytest.raises(UnsupportedModelError, match="linear would multiply numbers in float32 by others in float64"):
+        bnfold.fuse(module, example_inputs=np.ones((2, 3)))
 
 
 def test_brain_floats_keep_their_type() -> None:

@@ -69,6 +69,7 @@ def export(module: nn.Module, inputs: Inputs, methods: Sequence[str] = (), *, is
             found = _export_all(module, inputs, methods, given, oblivious=oblivious, is_whole=is_static)
             if oblivious and _squeezes_one(found.program):
                 found = _export_all(module, inputs, methods, given, oblivious=False, is_whole=False)
+            _insist_on_types(found.program)
             return found
         except Exception as error:  # an export runs the module's code, which may raise anything
             failure = failure or error
@@ -76,6 +77,27 @@ def export(module: nn.Module, inputs: Inputs, methods: Sequence[str] = (), *, is
     if isinstance(failure, GuardOnDataDependentSymNode):
         text += "; its code decides by values: fuse the submodules that do not, each with example_inputs of its own"
     raise UnsupportedModelError(text) from failure
+
+
+PRODUCTS = frozenset(
+    {"linear", "matmul", "mm", "addmm", "bmm", "baddbmm", "convolution"}
+    | {f"conv{kind}{dims}d" for kind in ("", "_transpose") for dims in (1, 2, 3)}
+)
+"""Operators that multiply values of one type, which an export does not check of all of them."""
+
+
+def _insist_on_types(program: ExportedProgram) -> None:
+    """Check that no product mixes float32 and float64, as arrays of numpy easily make it do.
+
+    Raises:
+        TypeError: one does.
+    """
+    for node in program.graph.nodes:
+        if getattr(node.target, "_opname", None) in PRODUCTS:
+            read = [source.meta.get("val") for source in node.all_input_nodes]
+            kinds = {value.dtype for value in read if isinstance(value, torch.Tensor)}
+            if kinds == {torch.float32, torch.float64}:
+                raise TypeError(f"{node.target._opname} would multiply numbers in float32 by others in float64")
 
 
 def _kept(module: nn.Module, inputs: Inputs, methods: Sequence[str]) -> Sequence[str]:
