@@ -278,6 +278,7 @@ EXAMPLES: dict[Reason, Example] = {
                 def forward(self, x):
                     return self.norm(self.pool(self.conv(x.half())))
 
+
             net = Net()
             net(1 + torch.rand(64, 4, 8, 8))  # stands for the training
             net.eval()

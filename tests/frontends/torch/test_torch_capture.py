@@ -17,6 +17,7 @@ from bnfold.frontends.torch.capture import exporting
 from bnfold.frontends.torch.capture.exporting import export
 from bnfold.frontends.torch.capture.inputs import Inputs
 from bnfold.frontends.torch.capture.source import Source, is_same, of_export
+from bnfold.frontends.torch.change.program import ProgramStore
 from tests.toys.torch_models import Row, assert_folds, assert_same, assert_stays, drawn, fuse, norms, run, sole, trained
 from tests.toys.torch_networks import IMAGE, net
 
@@ -207,7 +208,8 @@ def test_a_size_is_its_number_only_beside_a_static_graph() -> None:
     def source(call: Callable[[Tensor], Tensor], *, is_static: bool) -> Source:
         module, inputs = Row(call), Inputs.of((drawn(2, 3, 4),))
         assert inputs is not None
-        return of_export(export(module, inputs, is_static=is_static), module)
+        found = export(module, inputs, is_static=is_static)
+        return of_export(found, ProgramStore(found.program), module)
 
     one = source(lambda x: x.reshape(x.shape[0] * 3, -1)[:4] + 1, is_static=False)
     fixed, cut = lambda x: x.reshape(6, -1)[:4] + 1, lambda x: x.reshape(6, -1)[:, :4][:4] + 1  # all of four columns

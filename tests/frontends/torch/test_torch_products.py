@@ -52,15 +52,16 @@ class Graph(nn.Module):
 
 def test_a_scale_goes_through_a_graph_convolution_and_a_shift_does_not() -> None:
     model, x = trained(Graph()), drawn(5, 4)
-    (refused,) = fuse(exported(model, x), x)[1]
-    assert isinstance(refused, Refusal)
-    assert refused.reason is Reason.SHIFT
+    (split,) = fuse(exported(model, x), x)[1]
+    assert isinstance(split, Fold)
+    assert split.direction == "scale upstream"
     model.norm.bias.data.zero_()
     model.norm.running_mean.zero_()
     for given in (model, exported(model, x)):
         options = {"example_inputs": x} if given is model else {}
         (folded,) = fuse(given, x, **options)[1]
         assert isinstance(folded, Fold)
+        assert folded.direction == "upstream"
 
 
 class Squared(nn.Module):
