@@ -33,7 +33,7 @@ from bnfold.bench.statistics import (
     visible_change,
 )
 from bnfold.errors import IncomparableError, UnsupportedModelError, plural
-from bnfold.frontends.calls import Call, parameters
+from bnfold.frontends.inputs import Inputs, parameters
 from bnfold.runtimes.inputs import Declared, Feeds, InputOptions, find
 from bnfold.runtimes.setting import Engine, Level, Setting
 from bnfold.runtimes.timed_session import Session, open_session, require
@@ -273,7 +273,7 @@ def _feeds(subjects: Sequence[Subject], models: Sequence[Any], options: InputOpt
 
 def _given(subject: Subject | None, models: Sequence[Any], inputs: Any) -> Feeds:
     """Arrays of the caller, by name. Those of a module by position alone are called #0, #1, ..."""
-    call = Call.of(inputs)
+    call = Inputs.of(inputs)
     declared = (subject.inputs if subject else None) or ()
     names = [entry.name for entry in declared] if subject else parameters(models[0]) if call.kwargs else []
     feed = call.arrays(names)

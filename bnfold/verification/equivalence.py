@@ -10,8 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bnfold.frontends.calls import Call, parameters
 from bnfold.frontends.door import find_entry, open_model
+from bnfold.frontends.inputs import Inputs, parameters
 from bnfold.frontends.limits import LIMITS, UNLIMITED, Limits
 from bnfold.frontends.protocol import OpenOptions
 from bnfold.runtimes.inputs import Effort, Feeds, InputOptions, insist_on_fitting
@@ -124,7 +124,7 @@ def verify(
 def _given(models: tuple[Any, Any], inputs: Any) -> tuple[Feeds, ...]:
     """The sets of arrays that a caller gives, by name; positional ones by number, unless both models are modules."""
     is_list = isinstance(inputs, list | tuple) and all(isinstance(each, Mapping) for each in inputs)
-    calls = [Call.of(each) for each in (inputs if is_list else [inputs])]
+    calls = [Inputs.of(each) for each in (inputs if is_list else [inputs])]
     modules = [model for model in models if (entry := find_entry(model)).part(entry.subject).is_silent(model)]
     is_named = len(modules) == len(models) or any(call.args and call.kwargs for call in calls)
     names = parameters(modules[0]) if modules and is_named else []

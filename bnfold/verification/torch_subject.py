@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import inspect
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from torch.func import functional_call
 from torch.utils import _pytree
 
 from bnfold.errors import IncomparableError, one_line, plural
+from bnfold.frontends.inputs import parameters
 from bnfold.frontends.limits import Limits
 from bnfold.frontends.torch import load
 from bnfold.runtimes.inputs import Declared, Feeds, whole_range
@@ -224,7 +224,7 @@ class TorchSubject:
         feeds: Feeds = {}
         by_name = False
         if isinstance(declared, dict):
-            names = _parameters(module)
+            names = parameters(module, by_name=True)
             by_name = set(declared) <= set(names)
             feeds = {name: declared[name] for name in names if name in declared} if by_name else declared
             declared = [Declared(name, array.dtype, (None,) * array.ndim) for name, array in feeds.items()]
@@ -441,16 +441,6 @@ def _is_number(node: fx.Node) -> bool:
     """Whether the readers of an integer input only compute with it. For others it may be an index."""
     names = {str(getattr(user.target, "_opname", "")) for user in node.users}
     return names <= NUMERIC
-
-
-def _parameters(module: nn.Module) -> list[str]:
-    """The names of the parameters that a module's forward takes by name."""
-    parameters = inspect.signature(module.forward).parameters
-    return [
-        name
-        for name, parameter in parameters.items()
-        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-    ]
 
 
 def _dtype(tensor: torch.Tensor) -> np.dtype[Any]:

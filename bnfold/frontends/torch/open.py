@@ -16,6 +16,7 @@ from torch import fx, nn
 from torch.export import ExportedProgram
 
 from bnfold.errors import UnsupportedModelError
+from bnfold.frontends.inputs import Inputs
 from bnfold.frontends.parameters import Tensor
 from bnfold.frontends.protocol import Cautions, OpenOptions, Replan, Size, Written
 from bnfold.frontends.torch.capture import values
@@ -30,7 +31,7 @@ from bnfold.frontends.torch.capture.copies import (
 )
 from bnfold.frontends.torch.capture.decisions import elsewhere, resized, sizes_of, symbols_of
 from bnfold.frontends.torch.capture.exporting import Export, borders_of_hooked, export, hooked, strip_hooks
-from bnfold.frontends.torch.capture.inputs import Inputs, bind
+from bnfold.frontends.torch.capture.inputs import bind, read_inputs
 from bnfold.frontends.torch.capture.methods import Joint, methods_of
 from bnfold.frontends.torch.capture.readable import insist_on_readable
 from bnfold.frontends.torch.capture.silence import same_randomness
@@ -262,7 +263,7 @@ def open_model(model: Any, options: OpenOptions) -> OpenTorchModel:
     insist_on_readable(model)
     if isinstance(model, fx.GraphModule):
         copied = model if options.inplace else copy_module(model, share=True)
-        opened = _open_graph_module(copied, Inputs.of(options.example_inputs))
+        opened = _open_graph_module(copied, read_inputs(options.example_inputs))
         return opened if options.inplace or options.share else _separated(opened, separate, model)
     with torch.inference_mode(False), same_randomness():
         return _open_module(model, options)
@@ -332,7 +333,7 @@ def _open_graph_module(module: fx.GraphModule, inputs: Inputs | None) -> OpenTor
 
 def _open_module(module: nn.Module, options: OpenOptions) -> OpenTorchModel:
     """A view of a module: it is not run."""
-    inputs = Inputs.of(options.example_inputs)
+    inputs = read_inputs(options.example_inputs)
     if inputs is not None:
         bind(module, inputs)
     subject = _Subject.of(module, inputs, options.preserve)

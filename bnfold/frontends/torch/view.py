@@ -419,12 +419,12 @@ class TorchGraph(View[fx.Node, Value, Weights]):
     def _linear_arrays(self, node: fx.Node, linear: Linear) -> tuple[Stored[Weights], AnyArray, AnyArray | None]:
         """Where the parameters of a linear operator are, and the kernel and bias with everything that it absorbed.
 
-        Where a BatchNorm folded there is a bias, even if one of zeros, so that names of parameters depend on no values.
+        Where a BatchNorm folded, an operator that takes a bias has one, even if of zeros: names depend on no values.
         """
         stored, load = self._stored(node), self._loader(linear)
         kernel = round_once(stored.source(linear, load).solve(linear), stored.dtype)
         bias = stored.solve_bias(linear, load)
-        if bias is None and linear.is_normalised:
+        if bias is None and linear.is_normalised and stored.weights.bias is not None:
             bias = np.zeros(linear.out_channels)
         return stored, kernel, None if bias is None else round_once(bias, stored.dtype)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import bnfold
 from bnfold import testing
 from bnfold.errors import IncomparableError, UnsupportedModelError
-from bnfold.frontends.calls import Call
+from bnfold.frontends.inputs import Inputs
 from tests.toys.torch_models import exported, trained
 
 X = torch.rand(1, 3, 8, 8, dtype=torch.float64)
@@ -81,6 +81,6 @@ def test_an_array_of_another_type_than_the_weights_is_an_error() -> None:
 
 
 def test_brain_floats_keep_their_type() -> None:
-    (found,) = Call.of(torch.ones(2, dtype=torch.bfloat16, requires_grad=True)).arrays(["x"]).values()
+    (found,) = Inputs.of(torch.ones(2, dtype=torch.bfloat16, requires_grad=True)).arrays(["x"]).values()
     assert found.dtype.name == "bfloat16"
     assert np.array_equal(found.astype(np.float32), [1, 1])

@@ -15,7 +15,7 @@ import bnfold
 from bnfold import Fold, Reason, Refusal, UnsupportedModelError
 from bnfold.frontends.torch.capture import exporting
 from bnfold.frontends.torch.capture.exporting import export
-from bnfold.frontends.torch.capture.inputs import Inputs
+from bnfold.frontends.torch.capture.inputs import read_inputs
 from bnfold.frontends.torch.capture.source import Source, is_same, of_export
 from bnfold.frontends.torch.change.program import ProgramStore
 from tests.toys.torch_models import Row, assert_folds, assert_same, assert_stays, drawn, fuse, norms, run, sole, trained
@@ -206,7 +206,7 @@ def test_a_module_is_exported_twice_again_for_its_example_where_that_is_enough(
 
 def test_a_size_is_its_number_only_beside_a_static_graph() -> None:
     def source(call: Callable[[Tensor], Tensor], *, is_static: bool) -> Source:
-        module, inputs = Row(call), Inputs.of((drawn(2, 3, 4),))
+        module, inputs = Row(call), read_inputs((drawn(2, 3, 4),))
         assert inputs is not None
         found = export(module, inputs, is_static=is_static)
         return of_export(found, ProgramStore(found.program), module)

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from bnfold.frontends.torch.capture import fakes
 from bnfold.frontends.torch.capture.exporting import export
-from bnfold.frontends.torch.capture.inputs import Inputs
+from bnfold.frontends.torch.capture.inputs import read_inputs
 
 Calls = dict[str, Callable[[Tensor], Any]]
 
@@ -105,7 +105,7 @@ def test_an_export_takes_operators_to_make_what_they_make(name: str) -> None:
     x = torch.rand(2, 6, 9, 11)
     for layout, arrange in LAYOUTS.items():
         module = Called(arrange, call)
-        program = export(module, Inputs.of((x,))).program
+        program = export(module, read_inputs((x,))).program
         (output,) = program.graph.find_nodes(op="output")
         made, actual = output.args[0][0].meta["val"], module(x)
         assert [*map(int, made.shape)] == [*actual.shape], layout
@@ -119,7 +119,7 @@ def test_what_is_known_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     fresh = fakes._fresh
     monkeypatch.setattr(fakes, "_fresh", lambda *args: answered.append("") or fresh(*args))  # type: ignore[func-returns-value]
     modules = (nn.Conv2d(6, 6, 3, padding=1), nn.BatchNorm2d(6), nn.Hardswish(), nn.GroupNorm(2, 6))
-    export(nn.Sequential(*modules).eval(), Inputs.of((torch.rand(2, 6, 9, 11),)))
+    export(nn.Sequential(*modules).eval(), read_inputs((torch.rand(2, 6, 9, 11),)))
     assert len(answered) == 1 + 3 + 1 + 3
 
 
@@ -132,5 +132,5 @@ def test_what_torch_takes_apart_is_known(name: str, monkeypatch: pytest.MonkeyPa
         "_dispatch_impl",
         lambda mode, func, *rest: asked.append(str(func)) or dispatch(mode, func, *rest),
     )
-    export(Called(lambda x: x * 1, OTHERS[name]), Inputs.of((torch.rand(2, 6, 9, 11),)))
+    export(Called(lambda x: x * 1, OTHERS[name]), read_inputs((torch.rand(2, 6, 9, 11),)))
     assert not {"aten.addmm.default", "aten.bmm.default", "aten.mm.default", "aten.view.default"} & {*asked}

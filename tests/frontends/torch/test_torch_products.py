@@ -64,6 +64,22 @@ def test_a_scale_goes_through_a_graph_convolution_and_a_shift_does_not() -> None
         assert folded.direction == "upstream"
 
 
+class Plain(nn.Module):
+    """A graph convolution whose weight is a product's, which takes no bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.norm = nn.Parameter(torch.randn(4, 6)), nn.BatchNorm1d(6)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.norm(torch.softmax(x @ x.t(), 1) @ (x @ self.weight))
+
+
+def test_a_scale_alone_adds_no_zeros() -> None:
+    fused, _ = fuse(exported(trained(Plain()), drawn(5, 4)), drawn(5, 4))
+    assert sum("add" in str(node.target) for node in fused.graph.nodes) == 1  # the shift, behind the convolution
+
+
 class Squared(nn.Module):
     """A value that both operands of a product are."""
 

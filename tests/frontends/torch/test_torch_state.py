@@ -18,18 +18,6 @@ from tests.toys.torch_models import assert_same, drawn, run, trained
 IMAGE = (1, 8, 9, 9)
 
 
-class Products(nn.Module):
-    """A product that takes no bias, and a linear layer that has none."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight, self.norm = nn.Parameter(torch.randn(8, 8)), nn.BatchNorm1d(8)
-        self.linear, self.last = nn.Linear(8, 4, bias=False), nn.BatchNorm1d(4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.last(self.linear(torch.relu(self.norm(x @ self.weight))))
-
-
 class Branches(nn.Module):
     """Two convolutions and an identity that become one."""
 
@@ -69,7 +57,7 @@ MODULES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
         lambda: nn.Sequential(nn.ConvTranspose2d(8, 8, 3, bias=False), nn.BatchNorm2d(8)),
         IMAGE,
     ),
-    "behind products": (Products, (3, 8)),
+    "behind a linear layer": (lambda: nn.Sequential(nn.Linear(8, 4, bias=False), nn.BatchNorm1d(4)), (3, 8)),
     "branches": (Branches, IMAGE),
     "forward code": (Functional, IMAGE),
 }

@@ -22,8 +22,8 @@ from torch.fx.experimental.sym_node import SymNode
 from torch.utils._sympy.printers import PythonPrinter
 from torch.utils._sympy.symbol import SymT, symbol_is_type
 
+from bnfold.frontends.inputs import Inputs
 from bnfold.frontends.torch.capture.borders import Border
-from bnfold.frontends.torch.capture.inputs import Inputs
 from bnfold.frontends.torch.capture.structure import Structure, flatten
 
 

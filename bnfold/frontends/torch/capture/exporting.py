@@ -17,13 +17,15 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils import _pytree
 
 from bnfold.errors import UnsupportedModelError, one_line
+from bnfold.frontends.inputs import Inputs
 from bnfold.frontends.torch.capture.abbreviations import Abbreviations
 from bnfold.frontends.torch.capture.borders import Border, Recorder
 from bnfold.frontends.torch.capture.decisions import Decision, Watch
-from bnfold.frontends.torch.capture.inputs import Inputs, bind
+from bnfold.frontends.torch.capture.inputs import bind
 from bnfold.frontends.torch.capture.leaner import leaner
 from bnfold.frontends.torch.capture.methods import Joint
 from bnfold.frontends.torch.capture.silence import quiet
+from bnfold.frontends.torch.operators.spelling import spell
 from bnfold.frontends.torch.view import VALUE_HOOKS, hook_of
 
 
@@ -79,13 +81,6 @@ def export(module: nn.Module, inputs: Inputs, methods: Sequence[str] = (), *, is
     raise UnsupportedModelError(text) from failure
 
 
-PRODUCTS = frozenset(
-    {"linear", "matmul", "mm", "addmm", "bmm", "baddbmm", "convolution"}
-    | {f"conv{kind}{dims}d" for kind in ("", "_transpose") for dims in (1, 2, 3)}
-)
-"""Operators that multiply values of one type, which an export does not check of all of them."""
-
-
 def _insist_on_types(program: ExportedProgram) -> None:
     """Check that no product mixes float32 and float64, as arrays of numpy easily make it do.
 
@@ -93,11 +88,10 @@ def _insist_on_types(program: ExportedProgram) -> None:
         TypeError: one does.
     """
     for node in program.graph.nodes:
-        if getattr(node.target, "_opname", None) in PRODUCTS:
-            read = [source.meta.get("val") for source in node.all_input_nodes]
-            kinds = {value.dtype for value in read if isinstance(value, torch.Tensor)}
-            if kinds == {torch.float32, torch.float64}:
-                raise TypeError(f"{node.target._opname} would multiply numbers in float32 by others in float64")
+        read = [source.meta.get("val") for source in node.all_input_nodes]
+        kinds = {value.dtype for value in read if isinstance(value, torch.Tensor)}
+        if kinds == {torch.float32, torch.float64} and (call := spell(node, None)).operator.linear:
+            raise TypeError(f"{call.op} would multiply numbers in float32 by others in float64")
 
 
 def _kept(module: nn.Module, inputs: Inputs, methods: Sequence[str]) -> Sequence[str]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,25 +10,17 @@ from torch import nn
 from torch.utils import _pytree
 
 from bnfold.errors import UnsupportedModelError
-from bnfold.frontends.calls import Call
+from bnfold.frontends.inputs import Inputs
 from bnfold.frontends.torch.tensors import from_numpy
 
 
-@dataclass(frozen=True, eq=False)
-class Inputs:
-    """The arguments of a call."""
-
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-
-    @classmethod
-    def of(cls, given: Any) -> Inputs | None:
-        """From what a user passes, in each form of a `Call`; arrays of numpy become tensors."""
-        if given is None:
-            return None
-        call = Call.of(given)
-        args, kwargs = _pytree.tree_map(_tensor, (call.args, dict(call.kwargs)))
-        return cls(args, kwargs)
+def read_inputs(given: Any) -> Inputs | None:
+    """What a user passes, in each form of `Inputs`; arrays of numpy become tensors."""
+    if given is None:
+        return None
+    inputs = Inputs.of(given)
+    args, kwargs = _pytree.tree_map(_tensor, (inputs.args, dict(inputs.kwargs)))
+    return Inputs(args, kwargs)
 
 
 def _tensor(leaf: Any) -> Any:

@@ -10,8 +10,9 @@ import sympy
 import torch
 from torch import fx, nn
 
+from bnfold.frontends.inputs import Inputs
 from bnfold.frontends.torch.capture.copies import snapshot
-from bnfold.frontends.torch.capture.inputs import Inputs, bind
+from bnfold.frontends.torch.capture.inputs import bind
 from bnfold.frontends.torch.capture.silence import quiet
 from bnfold.frontends.torch.operators import shapes
 

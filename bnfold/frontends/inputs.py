@@ -15,14 +15,14 @@ from bnfold.errors import IncomparableError
 
 
 @dataclass(frozen=True, eq=False)
-class Call:
+class Inputs:
     """The arguments of a call."""
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
 
     @classmethod
-    def of(cls, given: Any) -> Call:
+    def of(cls, given: Any) -> Inputs:
         """From what a caller gives.
 
         Args:
@@ -51,10 +51,16 @@ class Call:
         return {name: to_array(value, name) for name, value in given.items() if value is not None}
 
 
-def parameters(model: Any) -> list[str]:
-    """The names of the parameters of a module's forward, apart from ``*args`` and ``**kwargs``."""
+def parameters(model: Any, *, by_name: bool = False) -> list[str]:
+    """The names of the parameters of a module's forward, apart from ``*args`` and ``**kwargs``.
+
+    Args:
+        model: the module.
+        by_name: leave out those that no call can name.
+    """
     found = inspect.signature(model.forward).parameters.values()
-    return [each.name for each in found if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
+    named = [each for each in found if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
+    return [each.name for each in named if not (by_name and each.kind is each.POSITIONAL_ONLY)]
 
 
 def to_array(value: Any, name: str) -> npt.NDArray[Any]:
