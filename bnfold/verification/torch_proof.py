@@ -61,7 +61,7 @@ class TorchProver:
         """
         captured = self._opened.captured
         if captured is None:
-            return self._check(self._opened.finish())
+            return self._check(self._opened.settle(None))
         root_of(captured.model).recompile()
         proofs: list[Proof] = []
 

@@ -38,6 +38,7 @@ from bnfold.frontends.torch.capture.silence import same_randomness
 from bnfold.frontends.torch.capture.source import CALLS, Source, is_same, of_export, of_trace
 from bnfold.frontends.torch.capture.trace import UntraceableError, trace
 from bnfold.frontends.torch.capture.wrappers import unwrap
+from bnfold.frontends.torch.change.folded import guard_state
 from bnfold.frontends.torch.change.generated import GENERATED, is_lost
 from bnfold.frontends.torch.change.keep import KeptGraph
 from bnfold.frontends.torch.change.program import ProgramStore
@@ -118,6 +119,7 @@ class OpenTorchModel:
         observed: values that hooks of a module see, with the hook.
         capture: captures the module again, of which nothing was changed.
         files: that file.
+        state: the names that a graph module's state had before.
     """
 
     graph: TorchGraph
@@ -131,6 +133,7 @@ class OpenTorchModel:
     observed: Mapping[fx.Node, str] = field(default_factory=dict)
     capture: Callable[[], Captured] | None = None
     files: tuple[Path, ...] = ()
+    state: tuple[str, ...] = ()
 
     def measure(self) -> Size:
         return Size(count_nodes(self.model), self.bytes)
@@ -205,8 +208,11 @@ class OpenTorchModel:
         return tuple(self.graph.warnings())
 
     def finish(self) -> Any:
-        """A module, a GraphModule or a program."""
-        return self.settle(None)
+        """A module, a GraphModule or a program. A GraphModule then refuses the state of the original."""
+        made = self.settle(None)
+        if isinstance(self.model, fx.GraphModule):
+            guard_state(self.model, self.state)
+        return made
 
     def save(self, path: Path) -> Written:
         save(self.finish(), path)
@@ -328,7 +334,7 @@ def _open_graph_module(module: fx.GraphModule, inputs: Inputs | None) -> OpenTor
         module.recompile()
         return module
 
-    return OpenTorchModel(graph, module, finish, inputs=inputs)
+    return OpenTorchModel(graph, module, finish, inputs=inputs, state=tuple(module.state_dict()))
 
 
 def _open_module(module: nn.Module, options: OpenOptions) -> OpenTorchModel:

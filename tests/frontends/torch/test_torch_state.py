@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 (its name everywhere)
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import bnfold
 from tests.toys.torch_models import assert_same, drawn, run, trained
@@ -89,6 +89,31 @@ def test_the_state_of_the_unfolded_model_is_refused(made: tuple[Callable[[], nn.
     whole = nn.ModuleDict({"part": fused})
     with pytest.raises(RuntimeError, match=r"'part\..*before it was folded"):
         whole.load_state_dict({f"part.{name}": held for name, held in module.state_dict().items()}, strict=False)
+
+
+def test_a_graph_module_refuses_the_state_of_the_unfolded_one(made: tuple[Callable[[], nn.Module], Tensor]) -> None:
+    build, x = made
+    module = fx.symbolic_trace(trained(build()))
+    fused = bnfold.fuse(module, example_inputs=x)
+    again = bnfold.fuse(fused, example_inputs=x)
+    for each in (fused, copy.deepcopy(fused), again, nn.Sequential(fused)):
+        prefix = "0." if type(each) is nn.Sequential else ""
+        with pytest.raises(RuntimeError, match="before it was folded"):
+            each.load_state_dict({prefix + name: held for name, held in module.state_dict().items()}, strict=False)
+        each.load_state_dict({prefix + name: held for name, held in fused.state_dict().items()})
+
+
+def test_a_graph_module_is_loaded_without_bnfold() -> None:
+    build, shape = MODULES["behind convolutions"]
+    fused = bnfold.fuse(fx.symbolic_trace(trained(build())), example_inputs=(x := drawn(*shape)))
+    pickled = pickle.dumps(fused)
+    assert b"bnfold" not in pickled
+    assert_same(run(pickle.loads(pickled), x), run(fused, x))
+
+
+def test_a_graph_module_in_which_nothing_folds_has_no_guard() -> None:
+    module = fx.symbolic_trace(trained(nn.Sequential(nn.Conv2d(8, 8, 3), nn.ReLU())))
+    assert not bnfold.fuse(module)._load_state_dict_pre_hooks
 
 
 def test_a_module_without_generated_code_is_loaded_without_bnfold() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from torch import nn
@@ -30,6 +30,41 @@ class FoldedBatchNorm(nn.Identity):
         memo[id(self)] = made
         vars(made).update(copy.deepcopy(vars(self), memo))
         return made
+
+
+class StateGuard:
+    """A hook of `nn.Module.load_state_dict` that refuses a state with names that folding took away.
+
+    A pickle of it is of a function that does nothing, which needs no bnfold.
+    """
+
+    def __init__(self, gone: Collection[str]) -> None:
+        self._gone = tuple(gone)
+
+    def __call__(
+        self,
+        state: Mapping[str, Any],
+        prefix: str,
+        metadata: Any,
+        strict: bool,
+        missing: list[str],
+        unexpected: list[str],
+        errors: list[str],
+    ) -> None:
+        refuse_unfolded(state, [prefix + name for name in self._gone], errors)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> StateGuard:
+        return self
+
+    def __reduce__(self) -> Any:
+        return getattr, ("", "format")
+
+
+def guard_state(module: nn.Module, names: Collection[str]) -> None:
+    """Let a module, whose state had some names, refuse a state with those that it has no more."""
+    left = {*module.state_dict()}
+    if gone := [name for name in names if name not in left]:
+        module._register_load_state_dict_pre_hook(StateGuard(gone))  # type: ignore[no-untyped-call]
 
 
 def refuse_unfolded(state: Mapping[str, Any], names: Iterable[str], errors: list[str]) -> None:
