@@ -67,3 +67,8 @@ def check_files(reference: Path, candidate: Path, certificate: Certificate, limi
         raise UnsupportedModelError(f"{candidate}: a certificate is of two files of one kind")
     proof: Proof = entry.part(entry.proof).check_files(reference, candidate, certificate, limits)
     return proof
+
+
+def describe_failure(proof: Proof) -> str:
+    """The first obligation that is not proved, in one line."""
+    return f"it is not proved: {proof.failures[0]}; please report this as a bug"

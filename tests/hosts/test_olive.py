@@ -25,7 +25,7 @@ def test_a_workflow_folds_by_the_pass(
 ) -> None:
     monkeypatch.setenv("OLIVE_DISABLE_TELEMETRY", "1")
     olive = pytest.importorskip("olive", reason="needs olive-ai")
-    from bnfold.olive import package_config
+    from bnfold.hosts.olive import package_config
 
     workflow = {
         "input_model": {"type": "ONNXModel", "model_path": str(RESIDUAL)},

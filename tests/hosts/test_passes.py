@@ -8,7 +8,7 @@ import onnx_ir as ir
 from onnxscript import optimizer
 
 import bnfold
-from bnfold.passes import FoldBatchNorm
+from bnfold.hosts.passes import FoldBatchNorm
 
 RESIDUAL = Path(__file__).parents[2] / "models" / "digits_residual.onnx"
 

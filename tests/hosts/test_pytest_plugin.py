@@ -11,7 +11,7 @@ import pytest
 pytest_plugins = ["pytester"]
 
 MODELS = Path(__file__).parents[2] / "models"
-PLUGIN = ("-p", "bnfold.pytest_plugin", "-p", "no:cacheprovider")
+PLUGIN = ("-p", "bnfold.hosts.pytest_plugin", "-p", "no:cacheprovider")
 
 TEST = f"""
     import pytest
@@ -53,6 +53,6 @@ def test_without_a_folder_nothing_is_written(pytester: pytest.Pytester) -> None:
 
 
 def test_a_session_without_the_fixture_imports_no_runtime() -> None:
-    code = "import sys, bnfold.pytest_plugin; print({'onnx', 'onnxruntime', 'torch', 'numpy'} & set(sys.modules))"
+    code = "import sys, bnfold.hosts.pytest_plugin; print({'onnx', 'onnxruntime', 'torch', 'numpy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
