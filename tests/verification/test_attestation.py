@@ -19,7 +19,7 @@ from in_toto_attestation.v1.resource_descriptor import ResourceDescriptor
 from in_toto_attestation.v1.statement import Statement
 from in_toto_attestation.v1.statement_pb2 import Statement as StatementMessage
 
-from bnfold import api
+from bnfold.api import files
 from bnfold.errors import NotEquivalentError, OutputError, OutputExistsError
 from bnfold.frontends.onnx.files import publishing
 from bnfold.proof.checker import Proof
@@ -79,7 +79,7 @@ def test_a_statement_says_what_was_made_of_what_and_how(folder: Path) -> None:
     ("checks", "verdict"), [("proof", "proved"), ("full", "proved"), ("none", "proved")], ids=lambda each: each
 )
 def test_the_verdict_rests_on_a_proof(checks: str, verdict: str, folder: Path) -> None:
-    api.fuse_file(folder / "a.onnx", folder / "b.onnx", checks=checks, attestation=folder / "b.json")
+    files.fuse_file(folder / "a.onnx", folder / "b.onnx", checks=checks, attestation=folder / "b.json")
     predicate = read(folder / "b.json")["predicate"]
     assert predicate["verdict"] == verdict
     assert predicate["proof"]["weights"] == 27_920
@@ -91,7 +91,7 @@ def test_external_data_is_a_subject_and_an_original_of_its_own(tmp_path: Path) -
     constants = {"w": random(16, 4, 3, 3, dtype=np.float32), **statistics(16, dtype=np.float32)}
     proto = model([node("Conv", "x w", "c"), norm("c", "y")], constants, (1, 4, 8, 8), dtype=np.float32)
     onnx.save(proto, tmp_path / "a.onnx", save_as_external_data=True, location="a.data", size_threshold=1024)
-    api.fuse_file(tmp_path / "a.onnx", tmp_path / "b.onnx", attestation=tmp_path / "b.json")
+    files.fuse_file(tmp_path / "a.onnx", tmp_path / "b.onnx", attestation=tmp_path / "b.json")
     document = read(tmp_path / "b.json")
     for described in (document["subject"], document["predicate"]["original"]):
         assert len(described) == 2
@@ -102,7 +102,7 @@ def test_a_program_is_attested_too(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4)).eval()
     torch.export.save(torch.export.export(network, (torch.zeros(1, 3, 4, 4),)), tmp_path / "a.pt2")
-    api.fuse_file(tmp_path / "a.pt2", tmp_path / "b.pt2", attestation=tmp_path / "b.json")
+    files.fuse_file(tmp_path / "a.pt2", tmp_path / "b.pt2", attestation=tmp_path / "b.json")
     predicate = read(tmp_path / "b.json")["predicate"]
     assert (predicate["proof"]["proved"], predicate["proof"]["folds"], predicate["verdict"]) == (True, 1, "proved")
     assert predicate["original"] == [{"name": "a.pt2", "digest": {"sha256": sha256(tmp_path / "a.pt2")}}]
@@ -113,22 +113,22 @@ def test_nothing_is_attested_of_what_is_not_proved(folder: Path, monkeypatch: py
     failed = Proof({"wiring": 0, "weights": 0, "carriers": 0, "merges": 0}, 0, 0, 0.0, (failure,), 0.0)
     monkeypatch.setattr(onnx_proof, "check_pair", lambda *_: failed)
     with pytest.raises(NotEquivalentError):
-        api.fuse_file(folder / "a.onnx", folder / "b.onnx", attestation=folder / "b.json")
+        files.fuse_file(folder / "a.onnx", folder / "b.onnx", attestation=folder / "b.json")
     assert [each.name for each in folder.iterdir()] == ["a.onnx"]
 
 
 def test_a_statement_appears_with_the_model_or_not_at_all(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "b.json").write_text("old")
     with pytest.raises(OutputExistsError):
-        api.fuse_file(folder / "a.onnx", folder / "b.onnx", attestation=folder / "b.json")
+        files.fuse_file(folder / "a.onnx", folder / "b.onnx", attestation=folder / "b.json")
 
     def fail(*_: Any) -> None:
         raise OutputError("the disk is full")
 
-    monkeypatch.setattr(api, "publish", fail)
-    files = {"attestation": folder / "b.json", "proof": folder / "p.json"}
+    monkeypatch.setattr(files, "publish", fail)
+    beside = {"attestation": folder / "b.json", "proof": folder / "p.json"}
     with pytest.raises(OutputError, match="full"):
-        api.fuse_file(folder / "a.onnx", folder / "b.onnx", overwrite=True, **files)
+        files.fuse_file(folder / "a.onnx", folder / "b.onnx", overwrite=True, **beside)
     assert sorted(each.name for each in folder.iterdir()) == ["a.onnx", "b.json"]
     assert (folder / "b.json").read_text() == "old"
 
@@ -143,7 +143,7 @@ def test_of_two_texts_neither_appears_where_one_cannot(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["a.onnx", "b.onnx", "p.json"])
 def test_a_statement_needs_a_file_of_its_own(name: str, folder: Path) -> None:
     with pytest.raises(OutputError, match="a file of its own"):
-        api.fuse_file(
+        files.fuse_file(
             folder / "a.onnx", folder / "b.onnx", overwrite=True, proof=folder / "p.json", attestation=folder / name
         )
     assert [each.name for each in folder.iterdir()] == ["a.onnx"]
@@ -158,5 +158,5 @@ def test_a_model_that_changes_meanwhile_is_not_attested(folder: Path, monkeypatc
 
     monkeypatch.setattr(onnx_proof.OnnxProver, "prove_file", prove_slowly)
     with pytest.raises(OutputError, match="changed while it was read"):
-        api.fuse_file(folder / "a.onnx", folder / "b.onnx", checks="none", attestation=folder / "b.json")
+        files.fuse_file(folder / "a.onnx", folder / "b.onnx", checks="none", attestation=folder / "b.json")
     assert [each.name for each in folder.iterdir()] == ["a.onnx"]
