@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property, partial
@@ -12,12 +12,12 @@ from bnfold.errors import UnsupportedModelError
 from bnfold.frontends.door import Entry
 from bnfold.frontends.limits import Limits
 from bnfold.frontends.protocol import Cautions, OpenModel, OpenOptions
-from bnfold.graph.ops import Form, Lowered
+from bnfold.graph.ops import Form
 from bnfold.graph.outcome import Fold, Merge, Outcome, Refusal
 from bnfold.graph.protocol import Graph
 from bnfold.planning.changes import trace_changes
 from bnfold.planning.fold import fold
-from bnfold.planning.lowering import describe_lowered, find_lowered
+from bnfold.planning.lowering import Lowering, describe_lowered, find_lowered
 from bnfold.planning.plan import Plan
 from bnfold.planning.planner import make_plan
 from bnfold.proof import inlining
@@ -100,14 +100,14 @@ class Decision:
     has_learnt: bool
 
     @cached_property
-    def lowered(self) -> Mapping[Any, Lowered]:
-        """The BatchNorms that the plan leaves, with their lowered forms; none where that is not asked for.
+    def lowering(self) -> Lowering[Any]:
+        """What becomes of the BatchNorms that the plan leaves; nothing where that is not asked for.
 
         Raises:
             UnsupportedModelError: the model is no ONNX model.
         """
         if self.request.lower is None:
-            return {}
+            return Lowering({}, {})
         if not self.opened.graph.can_lower:
             raise UnsupportedModelError("only BatchNorms of ONNX models are written as other operators so far")
         return find_lowered(self.opened.graph, self.plan, self.request.lower)
@@ -124,7 +124,7 @@ class Decision:
             return make_plan(graph, merge=self.request.merge).outcomes
 
         outcomes = self.opened.explain(self.plan.outcomes, replan)
-        return describe_lowered(self.opened.graph, self.lowered, outcomes)
+        return describe_lowered(self.opened.graph, self.lowering, outcomes)
 
     def warn(self) -> Cautions:
         """Warnings about running statistics and declared shapes."""
@@ -136,7 +136,7 @@ class Decision:
 
     def apply(self) -> None:
         """Edit the model."""
-        fold(self.opened.graph, self.plan, self.lowered)
+        fold(self.opened.graph, self.plan, self.lowering.written)
 
 
 def decide(opened: OpenModel, request: Request, progress: Progress = silent) -> Decision:
@@ -157,7 +157,7 @@ def _with_lowered(graph: Graph[Any, Any], plan: Plan[Any, Any], form: Form | Non
     """The outcomes of a plan, in which a BatchNorm that will be lowered is as good as one that folds."""
     if form is None or not graph.can_lower:
         return plan.outcomes
-    gone = {(graph.name(node), graph.scope(node)) for node in find_lowered(graph, plan, form)}
+    gone = {(graph.name(node), graph.scope(node)) for node in find_lowered(graph, plan, form).written}
     return tuple(
         Fold(outcome.batchnorm, outcome.scope, form, (), ()) if (outcome.batchnorm, outcome.scope) in gone else outcome
         for outcome in plan.outcomes

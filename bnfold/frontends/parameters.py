@@ -19,7 +19,7 @@ from bnfold.algebra.terms import Load, Parameters
 from bnfold.frontends.quantized import Quantized, kernel_axis
 from bnfold.frontends.reading import AnyArray, Normalization, unit
 from bnfold.graph.cautions import Caution, examine
-from bnfold.graph.ops import Absorbed, ChannelAffine, Lowered, Operands
+from bnfold.graph.ops import Absorbed, ChannelAffine, Form, Lowered, Operands
 from bnfold.graph.protocol import Graph
 
 N = TypeVar("N", bound=Hashable)
@@ -203,13 +203,17 @@ class View(Graph[N, V], Generic[N, V, W]):
         """See `Graph`. A front end whose operators read no constants as data needs none."""
         raise NotImplementedError  # asked as `_operand` is
 
-    def round_lowered(self, node: N, lowered: Lowered) -> Rounding | None:
+    def find_form(self, node: N, form: Form) -> Form | str:
         """See `Graph`. A front end that writes no BatchNorm as other operators needs none of this."""
-        return None
+        return "models of this kind keep it"
+
+    def round_lowered(self, node: N, lowered: Lowered) -> Rounding:
+        """See `Graph`."""
+        raise NotImplementedError  # asked only where there is a form
 
     def lower(self, node: N, lowered: Lowered) -> None:
         """See `Graph`."""
-        raise NotImplementedError  # asked only where `can_lower` says so
+        raise NotImplementedError  # asked only where there is a form
 
     def settle(self, node: N) -> None:
         """See `Graph`. A front end that reads no node as `Computed` needs none of this."""

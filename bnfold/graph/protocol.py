@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar
 from bnfold.algebra.affine import Affine
 from bnfold.algebra.linear import Linear
 from bnfold.algebra.rounding import Rounding
-from bnfold.graph.ops import Absorbed, Lowered, Op, Operands
+from bnfold.graph.ops import Absorbed, Form, Lowered, Op, Operands
 
 N = TypeVar("N", bound=Hashable)
 V = TypeVar("V", bound=Hashable)
@@ -111,8 +111,12 @@ class Graph(Protocol[N, V]):
         """Give a node new constants in place of those that it reads as data."""
         ...
 
-    def round_lowered(self, node: N, lowered: Lowered) -> Rounding | None:
-        """Measure the rounding of a BatchNorm written as other operators; None where it cannot be written so."""
+    def find_form(self, node: N, form: Form) -> Form | str:
+        """The form in which a BatchNorm can be written, if it can the one that is wished for; or why in none."""
+        ...
+
+    def round_lowered(self, node: N, lowered: Lowered) -> Rounding:
+        """Measure the rounding of a BatchNorm written as other operators, in a form that `find_form` gave."""
         ...
 
     def lower(self, node: N, lowered: Lowered) -> None:

@@ -28,7 +28,7 @@ def split_walk(draft: Draft[N, V], candidate: N) -> Move[N, V] | None:
         return None
     whole, rest = op.affine, _rest(op.affine)
     is_lossy = rest.statistics is not None and stop_growth(growth_of([rest])) is not None
-    if is_lossy or draft.graph.round_lowered(candidate, _addition(rest)) is None:
+    if is_lossy or draft.graph.find_form(candidate, Form.ADD) is not Form.ADD:
         return None
     walk = pull_walk(draft, candidate, replace(whole, shift=np.zeros(whole.size), rest=None))
     if isinstance(walk, Blocked):

@@ -31,5 +31,5 @@ def certify(
     changes = trace_changes(opened.graph, decided)
     ledger = Ledger.of(opened.graph.graph, changes, opened.graph.stand)
     fold(opened.graph, decided)
-    result = opened.finish()
+    result = opened.settle(None)
     return result, ledger.certificate(changes, digest(model), digest(result))

@@ -449,13 +449,20 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
             if kind.shape is not None and kind.dtype is not None
         }
 
-    def round_lowered(self, node: ir.Node, lowered: Lowered) -> Rounding | None:
+    def find_form(self, node: ir.Node, form: Form) -> Form | str:
+        if self._lowered_type(node) is None:
+            return "the type of its data is not known"
+        rank = self._rank(node)
+        if rank is None and self._reader(node).version >= 7:
+            return "the rank of its data is not known"
+        return Form.MUL_ADD if form is Form.DEPTHWISE and rank not in CONVOLVED else form
+
+    def round_lowered(self, node: ir.Node, lowered: Lowered) -> Rounding:
         dtype = self._lowered_type(node)
-        if dtype is None or (self._rank(node) is None and self._reader(node).version >= 7):
-            return None
+        assert dtype is not None
         rounding = measure_parameters(lowered.affine.scale.reshape(1, -1, 1), lowered.shift, dtype, unit(dtype))
-        is_mean_lost = not np.isfinite(round_once(lowered.mean, dtype).astype(np.float64)).all()
-        return None if is_mean_lost else rounding
+        is_lost = ~np.isfinite(round_once(lowered.mean, dtype).astype(np.float64))
+        return replace(rounding, overflow=int(is_lost.argmax())) if is_lost.any() else rounding
 
     @_edit
     def lower(self, node: ir.Node, lowered: Lowered) -> None:
@@ -470,7 +477,7 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         stages: list[Stage] = []
         if lowered.mean.any():
             stages.append(Stage("Sub", (mean.reshape(shape),), tuple(attributes)))
-        if lowered.form is Form.DEPTHWISE and rank in CONVOLVED:
+        if lowered.form is Form.DEPTHWISE and rank:
             kernel = scale.reshape(-1, 1, *(1,) * (rank - 2))
             stages.append(Stage("Conv", (kernel, shift), (ir.AttrInt64("group", len(scale)),)))
         elif lowered.form is Form.ADD:

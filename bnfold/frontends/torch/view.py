@@ -454,14 +454,18 @@ class TorchGraph(View[fx.Node, Value, Weights]):
         self.stands[node] = total
         self._refresh(list(total.users))
 
-    def round_lowered(self, node: fx.Node, lowered: Lowered) -> Rounding | None:
+    def find_form(self, node: fx.Node, form: Form) -> Form | str:
         """See `Graph`. A shift alone is written, as an addition, if that leaves the type of the data as it is."""
         reader = self._reader(node)
-        held = reader.tensor("running_mean", "mean")
-        is_known = reader.dtype() is held.dtype and reader.shape() is not None
-        if lowered.form is not Form.ADD or not is_known or len(self._own_carriers(node)) != 1:
-            return None
-        dtype = DTYPES[held.dtype]
+        if form is not Form.ADD:
+            return "only additions are written in PyTorch"
+        if reader.dtype() is not reader.tensor("running_mean", "mean").dtype or reader.shape() is None:
+            return "the type and rank of its data are not known to be those of an addition"
+        return form if len(self._own_carriers(node)) == 1 else "its parameters are used elsewhere"
+
+    def round_lowered(self, node: fx.Node, lowered: Lowered) -> Rounding:
+        """See `Graph`."""
+        dtype = DTYPES[self._reader(node).tensor("running_mean", "mean").dtype]
         return measure_parameters(lowered.affine.scale.reshape(1, -1, 1), lowered.shift, dtype, unit(dtype))
 
     def lower(self, node: fx.Node, lowered: Lowered) -> None:

@@ -114,6 +114,31 @@ def test_outcomes_say_what_became_of_it(form: Form) -> None:
     assert outcome.detail.endswith({"depthwise": "a depthwise convolution of one tap", "mul-add": "Mul and Add"}[form])
 
 
+def detail(proto: onnx.ModelProto, form: Form) -> str:
+    """What the outcome of the only BatchNorm says of a lowering."""
+    _, (outcome,) = bnfold.fuse(proto, return_outcomes=True, lower=form)
+    assert isinstance(outcome, Refusal)
+    return outcome.detail.rpartition("; ")[2]
+
+
+def test_an_outcome_says_what_was_written_where_it_could_not_be_a_convolution() -> None:
+    proto = model([node("Sigmoid", "x", "s"), norm("s", "y")], statistics(3), (2, 3))
+    assert detail(proto, "depthwise") == "written as Mul and Add"
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_outcome_says_why_nothing_was_written(form: Form) -> None:
+    unknown = model([node("Sigmoid", "x", "s"), norm("s", "y")], statistics(3), (2, 3, 5))
+    unknown.graph.node[0].domain = "com.example"
+    del unknown.graph.value_info[:]
+    unknown.opset_import.append(onnx.helper.make_opsetid("com.example", 1))
+    assert detail(unknown, form) == "not written as other operators: the type of its data is not known"
+    large = {**statistics(3), "gamma": np.array([1, 1e38, 1]), "var": np.array([1, 1e-30, 1])}
+    constants = {name: array.astype(np.float32) for name, array in large.items()}
+    wide = model([node("Sigmoid", "x", "s"), norm("s", "y")], constants, (2, 3, 5), dtype=np.float32)
+    assert detail(wide, form).startswith("not written as other operators: channel 1 of its weight or bias would not be")
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_a_parameter_that_is_one_unit_off_is_not_proved(form: Form) -> None:
     proto = model([node("Sigmoid", "x", "s"), norm("s", "y")], statistics(3), (2, 3, 5))

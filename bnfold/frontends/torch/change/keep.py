@@ -11,14 +11,13 @@ import torch
 from torch import fx, nn
 
 from bnfold.algebra.linear import Linear
-from bnfold.algebra.rounding import Rounding
 from bnfold.frontends.torch.capture.source import stack
 from bnfold.frontends.torch.change.store import Store
 from bnfold.frontends.torch.operators import read_affine, read_linear
 from bnfold.frontends.torch.operators.calls import Slot
 from bnfold.frontends.torch.operators.spelling import is_parametrized, is_plain_module
 from bnfold.frontends.torch.view import TorchGraph, hook_of
-from bnfold.graph.ops import Average, ChannelAffine, Lowered, Op, Opaque
+from bnfold.graph.ops import Average, ChannelAffine, Form, Op, Opaque
 from bnfold.graph.outcome import Reason, Stop
 
 TWICE = Stop(Reason.SECOND_USE, "it is called, or its parameters are read, more than once")
@@ -68,9 +67,9 @@ class KeptGraph(TorchGraph):
             stop = stop or _forward_code("the forward code looks at the module or its parameters")
         return op if stop is None else Opaque(stop, isinstance(op, ChannelAffine) and op.is_batchnorm)
 
-    def round_lowered(self, node: fx.Node, lowered: Lowered) -> Rounding | None:
+    def find_form(self, node: fx.Node, form: Form) -> Form | str:
         """None: an addition would be other code."""
-        return None
+        return "an addition would be other code"
 
     def changes_code(self, node: fx.Node) -> bool:
         """Whether a fold that changes the node needs other code."""
