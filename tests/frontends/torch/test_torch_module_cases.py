@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import pickle
 import random
 import warnings
@@ -28,6 +27,7 @@ class Fused:
     """A module, what it was before, and what became of it.
 
     Attributes:
+        name: that of the case.
         model: the original.
         before, after: what it held before it was fused, and after.
         result: the other module.
@@ -36,6 +36,7 @@ class Fused:
         copied, pickled: copies of the result; None where the original cannot be pickled.
     """
 
+    name: str
     model: nn.Module
     before: Any
     after: Any
@@ -46,9 +47,10 @@ class Fused:
     pickled: nn.Module | None
 
 
-@functools.cache
-def fused(name: str) -> Fused:
-    """A case, fused once for all laws."""
+@pytest.fixture(scope="module", params=CASES)
+def case(request: pytest.FixtureRequest) -> Fused:
+    """A case, fused once for all laws, which are tested case by case."""
+    name: str = request.param
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what is deprecated, and in use
         model, inputs = trained(CASES[name].make()), CASES[name].inputs
@@ -57,7 +59,7 @@ def fused(name: str) -> Fused:
     after = portrait(model)
     pickled = pickle.loads(pickle.dumps(result)) if _can_be_pickled(model) else None
     copied = copy.deepcopy(result)
-    return Fused(model, before, after, result, outcomes, run(model, name), copied, pickled)
+    return Fused(name, model, before, after, result, outcomes, run(model, name), copied, pickled)
 
 
 def _can_be_pickled(model: nn.Module) -> bool:
@@ -118,31 +120,24 @@ def assert_equal(expected: list[Any], actual: list[Any]) -> None:
     assert_same(*([each for each in made if isinstance(each, Tensor)] for made in (expected, actual)))
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_what_folds_and_what_stays_for_which_reason(name: str) -> None:
-    found = [each for each in fused(name).outcomes if isinstance(each, Fold | Refusal)]
+def test_what_folds_and_what_stays_for_which_reason(case: Fused) -> None:
+    found = [each for each in case.outcomes if isinstance(each, Fold | Refusal)]
     assert found
     kept = tuple(each.reason for each in found if isinstance(each, Refusal) and each.is_batchnorm)
-    assert kept == CASES[name].stays, found
+    assert kept == CASES[case.name].stays, found
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_the_result_computes_the_same_and_so_does_its_copy(name: str) -> None:
-    case = fused(name)
-    assert_equal(case.expected, run(case.result, name))
-    if name != "marks: copies in training mode":
-        assert_equal(case.expected, run(case.copied, name))
+def test_the_result_computes_the_same_and_so_does_its_copy(case: Fused) -> None:
+    assert_equal(case.expected, run(case.result, case.name))
+    if case.name != "marks: copies in training mode":
+        assert_equal(case.expected, run(case.copied, case.name))
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_the_original_is_as_it_was(name: str) -> None:
-    case = fused(name)
+def test_the_original_is_as_it_was(case: Fused) -> None:
     assert case.before == case.after
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_the_result_is_of_the_same_class_and_has_tensors_of_its_own(name: str) -> None:
-    case = fused(name)
+def test_the_result_is_of_the_same_class_and_has_tensors_of_its_own(case: Fused) -> None:
     mine, its = type(case.model), type(case.result)
     assert issubclass(its, fx.GraphModule if isinstance(case.model, fx.GraphModule) else mine)
     assert its.__name__ == mine.__name__ or isinstance(case.model, fx.GraphModule)
@@ -152,16 +147,13 @@ def test_the_result_is_of_the_same_class_and_has_tensors_of_its_own(name: str) -
     assert own.isdisjoint(each.data_ptr() for each in (*case.model.parameters(), *case.model.buffers()))
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_the_result_can_be_pickled_where_the_original_can(name: str) -> None:
-    case = fused(name)
+def test_the_result_can_be_pickled_where_the_original_can(case: Fused) -> None:
     if case.pickled is not None:
-        assert_equal(case.expected, run(case.pickled, name))
+        assert_equal(case.expected, run(case.pickled, case.name))
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_the_result_can_be_exported_where_the_original_can(name: str) -> None:
-    assert _can_be_exported(fused(name).copied, name) or not _can_be_exported(fused(name).model, name)
+def test_the_result_can_be_exported_where_the_original_can(case: Fused) -> None:
+    assert _can_be_exported(case.copied, case.name) or not _can_be_exported(case.model, case.name)
 
 
 def _can_be_exported(model: nn.Module, name: str) -> bool:
