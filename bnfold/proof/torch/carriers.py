@@ -16,7 +16,6 @@ from bnfold.proof.failure import ProofError
 from bnfold.proof.torch.evaluate import array, evaluate, tensors, widen
 from bnfold.proof.torch.linear import read_batchnorm
 from bnfold.proof.torch.pair import Pair
-from bnfold.proof.torch.shapes import concrete
 
 ELEMENTS = 1 << 25
 """The most elements that an evaluation may read."""
@@ -93,7 +92,7 @@ def _values(pair: Pair, node: fx.Node, generator: np.random.Generator, step: int
         elif source in pair.original.calls and pair.original.calls[source].name == "device":
             values[source] = torch.device("cpu")
         elif _is_size(value):
-            values[source] = concrete_size(value, step)
+            values[source] = concrete_size(pair, value, step)
         elif pair.original.is_spread(source):
             raise UnevaluatedError("it reads a tuple")
         elif isinstance(value, torch.Tensor) and not value.is_floating_point():
@@ -112,11 +111,11 @@ def _is_size(value: Any) -> bool:
     )
 
 
-def concrete_size(value: Any, step: int) -> Any:
+def concrete_size(pair: Pair, value: Any, step: int) -> Any:
     """A number for each size."""
     if isinstance(value, tuple | list):
-        return tuple(concrete_size(size, step) for size in value)
-    number = concrete(value, step)
+        return tuple(concrete_size(pair, size, step) for size in value)
+    number = pair.shapes.concrete(value, step)
     if number is None:
         raise UnevaluatedError("a size is not known")
     return number
@@ -147,7 +146,7 @@ def _shape(pair: Pair, node: fx.Node, source: fx.Node, relation: Relation | None
     is_pointwise = pair.original.calls[node].name in POINTWISE
     sizes: list[int] = []
     for axis, size in enumerate(known):
-        number = concrete(size, step)
+        number = pair.shapes.concrete(size, step)
         channels_here = places.get(axis)
         if channels_here is not None:
             if isinstance(size, torch.SymInt) or (size is not None and size != channels_here):

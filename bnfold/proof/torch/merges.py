@@ -25,7 +25,7 @@ from bnfold.proof.torch.calls import LINEAR
 from bnfold.proof.torch.evaluate import array, evaluate, widen
 from bnfold.proof.torch.linear import read_batchnorm, read_product
 from bnfold.proof.torch.pair import Pair
-from bnfold.proof.torch.shapes import Shape, concrete
+from bnfold.proof.torch.shapes import Shape
 from bnfold.proof.torch.sides import TYPES, AnyArray, Side
 
 ALLOWED = LINEAR | {"add", "sub", "neg", "pad", "constant_pad_nd"}
@@ -350,7 +350,7 @@ def _shape(pair: Pair, read: fx.Node, nodes: list[fx.Node]) -> tuple[int, ...]:
     known = pair.shapes.shape(read) or _batch(pair, read, nodes)
     if known is None:
         raise UnevaluatedError(f"the shape of {read.name!r} does not follow from the model's inputs")
-    sizes = [concrete(size, 0) for size in known]
+    sizes = [pair.shapes.concrete(size, 0) for size in known]
     axes: set[int] = set()
     reach = 1
     for node in nodes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import operator
 import warnings
-from contextlib import nullcontext
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from torch.utils import _pytree
 
 from bnfold.proof.torch.calls import SPREAD, kind_of
 from bnfold.proof.torch.sides import Side
+from bnfold.proof.torch.sizes import Sizes
 
 Shape = tuple[Any, ...]
 """Sizes of a value: each a number, a `torch.SymInt`, or None."""
@@ -36,8 +37,11 @@ class Shapes:
         self._side = side
         self.values: dict[fx.Node, Any] = {}
         fed = self._given(inputs)
+        self._sizes: Sizes | None = None
         if fed:
-            _Run(side, fed, self.values).go()
+            run = _Run(side, fed, self.values)
+            run.go()
+            self._sizes = run.sizes
         self._ranks: dict[fx.Node, int] = {}
         if not any(isinstance(value, torch.Tensor) for value in fed.values()):
             self._ranks = _Ranks(side).found
@@ -70,23 +74,14 @@ class Shapes:
         shape = self.shape(node) if isinstance(node, fx.Node) else None
         return None if shape is None else len(shape)
 
+    def concrete(self, size: Any, step: int) -> Any:
+        """A number for a size: that of the example for step 0, then larger ones; None for a size that is not known."""
+        return size if self._sizes is None else self._sizes.concrete(size, step)
+
     def count(self, node: fx.Node) -> int | None:
         """The number of a node's values."""
         value = self.values.get(node)
         return len(value) if isinstance(value, tuple | list) else None
-
-
-def concrete(value: Any, step: int) -> Any:
-    """A number for a size: that of the example for step 0, larger ones for further steps; None for an unknown size."""
-    if not isinstance(value, torch.SymInt):
-        return value
-    expression = value.node.expr
-    if expression.is_Integer:
-        return int(expression)
-    known = value.node.shape_env.backed_var_to_val
-    if any(symbol not in known for symbol in expression.free_symbols):
-        return None
-    return int(expression.xreplace({symbol: known[symbol] + step for symbol in expression.free_symbols}))
 
 
 class _Run(fx.Interpreter):
@@ -100,14 +95,17 @@ class _Run(fx.Interpreter):
         self._mode = detect_fake_mode([leaf for leaf in leaves if isinstance(leaf, FakeTensor)]) or FakeTensorMode(
             shape_env=ShapeEnv()
         )
+        self.sizes = None if self._mode.shape_env is None else Sizes(self._mode.shape_env)
 
     def go(self) -> None:
         mode = self._mode
         allows, mode.allow_non_fake_inputs = mode.allow_non_fake_inputs, True
-        unguarded = nullcontext() if mode.shape_env is None else mode.shape_env.suppress_guards()
-        fresh = nullcontext() if mode.shape_env is None else mode.shape_env.ignore_fresh_unbacked_symbols()
         try:
-            with enable_python_dispatcher(), mode, unguarded, fresh, torch.no_grad(), warnings.catch_warnings():
+            with enable_python_dispatcher(), mode, torch.no_grad(), warnings.catch_warnings(), ExitStack() as stack:
+                if mode.shape_env is not None and self.sizes is not None:
+                    stack.enter_context(mode.shape_env.suppress_guards())
+                    stack.enter_context(mode.shape_env.ignore_fresh_unbacked_symbols())
+                    stack.enter_context(self.sizes.in_use())
                 warnings.simplefilter("ignore")
                 for node in self._side.graph.nodes:
                     self._visit(node)

@@ -289,3 +289,30 @@ def test_a_region_that_writes_into_what_it_reads_keeps_it(kind: str) -> None:
     model = trained(Regions(REGIONS[kind], is_inplace=True))
     _, outcomes = fuse(exported(model, IMAGE), IMAGE)
     assert [type(each) for each in of_batchnorms(outcomes)] == [Refusal, Refusal]
+
+
+class Cached(nn.Module):
+    """A bias that is computed once, as timm's LeViT keeps those of its attentions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.table = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Parameter(torch.randn(1, 3, 3))
+        self.cache: dict[str, Tensor] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        if "bias" not in self.cache:
+            self.cache["bias"] = self.table * 2
+        return self.norm(self.conv(x)) + self.cache["bias"]
+
+
+@pytest.mark.filterwarnings("ignore:A model attribute:UserWarning")  # torch's own, of such a program
+@pytest.mark.parametrize("share", [False, True])
+def test_a_program_with_a_result_of_autograd_as_a_constant(share: bool) -> None:
+    module, x = trained(Cached()), drawn(2, 3, 5, 5)
+    expected = module(x).detach()  # with gradients, so that the cache holds what they flow through
+    program = exported(module, x)
+    held = next(value for value in program.constants.values() if not value.is_leaf)
+    fused, outcomes = bnfold.fuse(program, share=share, return_outcomes=True)
+    assert [type(outcome) for outcome in outcomes] == [Fold]
+    assert_same([expected], [fused.module()(x).detach()])
+    assert any(value is held for value in fused.constants.values()) == share

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -28,7 +28,8 @@ def copy_module(module: M, *, share: bool = False) -> M:
         UnsupportedModelError: something in it cannot be copied.
     """
     memo = _registered(module) if share else {}
-    _add_uncopyable(module, memo)
+    for each in module.modules():
+        _add_uncopyable([*vars(each).values(), each._parameters, each._buffers], memo)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # torch's own, of the structure of inputs and outputs
@@ -90,15 +91,13 @@ def has_inference_tensors(module: nn.Module) -> bool:
     return any(each.is_inference() for each in _registered(module).values())
 
 
-def _add_uncopyable(module: nn.Module, memo: dict[int, Any]) -> None:
+def _add_uncopyable(values: Iterable[Any], memo: dict[int, Any]) -> None:
     """Note copies of tensors that torch does not copy, or not well: results of autograd, and of inference mode."""
-    for each in module.modules():
-        for leaf in _pytree.tree_leaves([*vars(each).values(), each._parameters, each._buffers]):
-            is_odd = isinstance(leaf, torch.Tensor) and (not leaf.is_leaf or leaf.is_inference())
-            if is_odd and id(leaf) not in memo:
-                plain = leaf.detach().clone()
-                is_parameter = isinstance(leaf, nn.Parameter)
-                memo[id(leaf)] = nn.Parameter(plain, leaf.requires_grad) if is_parameter else plain
+    for leaf in _pytree.tree_leaves(list(values)):
+        is_odd = isinstance(leaf, torch.Tensor) and (not leaf.is_leaf or leaf.is_inference())
+        if is_odd and id(leaf) not in memo:
+            plain = leaf.detach().clone().requires_grad_(leaf.requires_grad)
+            memo[id(leaf)] = nn.Parameter(plain, leaf.requires_grad) if isinstance(leaf, nn.Parameter) else plain
 
 
 OF_A_GRAPH = frozenset(
@@ -153,4 +152,6 @@ def separate_program(program: ExportedProgram, original: ExportedProgram) -> Non
 
 
 def _copies(held: Mapping[str, Any], shared: Mapping[int, Any], memo: dict[int, Any]) -> dict[str, Any]:
-    return {name: copy.deepcopy(each, memo) for name, each in held.items() if id(each) in shared and each is not None}
+    common = {name: each for name, each in held.items() if id(each) in shared and each is not None}
+    _add_uncopyable(common.values(), memo)
+    return {name: copy.deepcopy(each, memo) for name, each in common.items()}
