@@ -90,10 +90,16 @@ def has_inference_tensors(module: nn.Module) -> bool:
     return any(each.is_inference() for each in _registered(module).values())
 
 
+PLAIN = bool | int | float | str | None
+"""Most attributes of most modules, which hold no tensor."""
+
+
 def _add_uncopyable(module: nn.Module, memo: dict[int, Any]) -> None:
     """Note copies of tensors that torch does not copy, or not well: results of autograd, and of inference mode."""
     for each in module.modules():
-        for leaf in _pytree.tree_leaves([*vars(each).values(), each._parameters, each._buffers]):
+        held = [value for value in vars(each).values() if not isinstance(value, PLAIN)]
+        held = [value for value in held if not isinstance(value, dict) or value]
+        for leaf in _pytree.tree_leaves(held):
             is_odd = isinstance(leaf, torch.Tensor) and (not leaf.is_leaf or leaf.is_inference())
             if is_odd and id(leaf) not in memo:
                 plain = leaf.detach().clone()
