@@ -519,3 +519,28 @@ def test_a_module_with_hooks_is_captured_once(monkeypatch: pytest.MonkeyPatch) -
     fused = bnfold.fuse(module, example_inputs=torch.rand(2, 3, 8, 8), prove=False)
     assert isinstance(fused[1], nn.Identity)
     assert are_fixed.count(False) == 1
+
+
+def test_a_module_with_hooks_may_pass_a_size_that_nothing_reads() -> None:
+    class Inner(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+        def forward(self, x: Tensor, height: int) -> Tensor:
+            return self.norm(self.conv(x))
+
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = Inner()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.inner(x, x.shape[2] // 2)
+
+    module = Outer().eval()
+    module.inner.register_forward_hook(lambda *_: None)
+    x = torch.rand(2, 3, 8, 8)
+    fused = bnfold.fuse(module, example_inputs=x)
+    assert isinstance(fused.inner.norm, nn.Identity)
+    torch.testing.assert_close(fused(x), module(x))

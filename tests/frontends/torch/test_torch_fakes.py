@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 
+from bnfold.errors import UnsupportedModelError
 from bnfold.frontends.torch.capture import fakes
 from bnfold.frontends.torch.capture.exporting import export
 from bnfold.frontends.torch.capture.inputs import read_inputs
@@ -79,6 +82,25 @@ OTHERS: Calls = {
     "attention with a mask of four": lambda x: functional.scaled_dot_product_attention(x, x, x[..., :5], x @ x.mT),
     "batch norm": lambda x: functional.batch_norm(x, torch.zeros(6), torch.ones(6)),
 }
+WHOLE: Calls = {
+    "batch norm": lambda x: functional.batch_norm(x, torch.zeros(6), torch.ones(6)),
+    "batch norm of channels": lambda x: functional.batch_norm(
+        functional.conv2d(x, torch.ones(4, 6, 1, 1)), *(torch.ones(4) for _ in range(4))
+    ),
+    "batch norm of batches": lambda x: functional.batch_norm(x, None, None, training=True),
+    "flatten": lambda x: x.flatten(1),
+    "flatten of channels": lambda x: x.flatten(-3, 2),
+    "flatten of one axis": lambda x: x.flatten(2, 2),
+    "flatten of a permutation": lambda x: x.permute(0, 2, 3, 1).flatten(1, 2),
+    "reshape": lambda x: x.reshape(-1, 3, *x.shape[2:]),
+    "reshape of all": lambda x: x.reshape(-1),
+    "reshape of a permutation": lambda x: x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, 2, 3),
+    "reshape of quotients": lambda x: functional.max_pool2d(x, 2).mT.reshape(2, 3, x.shape[3] // 2, -1),
+    "reshape of a product of quotients": lambda x: functional.max_pool2d(x, 2).mT.reshape(
+        6, -1, (x.shape[2] // 2) * (x.shape[3] // 2)
+    ),
+    "reshape back": lambda x: functional.max_pool2d(x, 2).flatten(2).mT.reshape(2, x.shape[2] // 2, -1, 6),
+}
 LAYOUTS: Calls = {
     "contiguous": lambda x: x,
     "channels last": lambda x: x.contiguous(memory_format=torch.channels_last),
@@ -105,13 +127,27 @@ def test_an_export_takes_operators_to_make_what_they_make(name: str) -> None:
     x = torch.rand(2, 6, 9, 11)
     for layout, arrange in LAYOUTS.items():
         module = Called(arrange, call)
-        program = export(module, read_inputs((x,))).program
-        (output,) = program.graph.find_nodes(op="output")
-        made, actual = output.args[0][0].meta["val"], module(x)
-        assert [*map(int, made.shape)] == [*actual.shape], layout
-        assert made.dtype == actual.dtype, layout
-        if layout == "contiguous" or name not in OTHERS:  # of which torch itself says something else
-            assert [*map(int, made.stride())] == [*actual.stride()], layout
+        for is_static in (False, True):
+            program = export(module, read_inputs((x,)), is_static=is_static).program
+            (output,) = program.graph.find_nodes(op="output")
+            made, actual = output.args[0][0].meta["val"], module(x)
+            assert [*map(int, made.shape)] == [*actual.shape], layout
+            assert made.dtype == actual.dtype, layout
+            if layout == "contiguous" or name not in OTHERS:  # of which torch itself says something else
+                assert [*map(int, made.stride())] == [*actual.stride()], layout
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_what_torch_takes_apart_has_the_layout_that_torch_gives_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def layouts() -> list[list[int]]:
+        programs = [export(Called(arrange, WHOLE[name]), read_inputs((x,))).program for arrange in LAYOUTS.values()]
+        made = [program.graph.find_nodes(op="output")[0].args[0][0].meta["val"] for program in programs]
+        return [[*map(int, (*each.shape, *each.stride()))] for each in made]
+
+    x = torch.rand(2, 6, 9, 11)
+    whole = layouts()
+    monkeypatch.setattr(fakes, "_answered_by", lambda *_: nullcontext())
+    assert whole == layouts()
 
 
 def test_what_is_known_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,18 +156,47 @@ def test_what_is_known_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fakes, "_fresh", lambda *args: answered.append("") or fresh(*args))  # type: ignore[func-returns-value]
     modules = (nn.Conv2d(6, 6, 3, padding=1), nn.BatchNorm2d(6), nn.Hardswish(), nn.GroupNorm(2, 6))
     export(nn.Sequential(*modules).eval(), read_inputs((torch.rand(2, 6, 9, 11),)))
-    assert len(answered) == 1 + 3 + 1 + 3
+    assert len(answered) == 1 + 1 + 1 + 3
 
 
-@pytest.mark.parametrize("name", ["view", "linear on channels", "product", "attention with a mask of three axes"])
-def test_what_torch_takes_apart_is_known(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "is_static"),
+    [
+        *(("view", False), ("product", False), ("attention with a mask of three axes", False)),
+        *(
+            (name, is_static)
+            for name in ("linear on channels", "batch norm of channels")
+            for is_static in (False, True)
+        ),
+        *(("reshape of quotients", False), ("flatten", False)),
+    ],
+)
+def test_what_torch_takes_apart_is_known(name: str, *, is_static: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    dispatch = FakeTensorMode._dispatch_impl
+    place = "dispatch" if is_static else "_dispatch_impl"  # since torch remembers calls of fixed sizes
+    dispatch = getattr(FakeTensorMode, place)
     monkeypatch.setattr(
         FakeTensorMode,
-        "_dispatch_impl",
-        lambda mode, func, *rest: asked.append(str(func)) or dispatch(mode, func, *rest),
+        place,
+        lambda mode, func, *rest: asked.append(str(func)) or dispatch(mode, func, *rest),  # type: ignore[func-returns-value]
     )
-    export(Called(lambda x: x * 1, OTHERS[name]), read_inputs((torch.rand(2, 6, 9, 11),)))
-    parts = "addmm bmm mm t view softmax _softmax _safe_softmax"
+    call = {**OTHERS, **WHOLE}[name]
+    export(Called(lambda x: x * 1, call), read_inputs((torch.rand(2, 6, 9, 11),)), is_static=is_static)
+    parts = "addmm bmm mm t view softmax _softmax _safe_softmax clone _unsafe_view _native_batch_norm_legit_no_training"
     assert not {f"aten.{part}.default" for part in parts.split()} & {*asked}
+
+
+@pytest.mark.parametrize("is_enabled", [True, False])
+def test_cycles_are_collected_after_an_export_as_before(*, is_enabled: bool) -> None:
+    def fail(x: Tensor) -> Tensor:
+        assert not gc.isenabled()
+        raise ValueError
+
+    before = gc.isenabled()
+    (gc.enable if is_enabled else gc.disable)()
+    try:
+        with pytest.raises(UnsupportedModelError, match="ValueError"):
+            export(Called(fail, torch.relu), read_inputs((torch.rand(2, 3),)))
+        assert gc.isenabled() == is_enabled
+    finally:
+        (gc.enable if before else gc.disable)()

@@ -35,9 +35,9 @@ class Border:
     result: Structure
 
     def moved(self, nodes: Mapping[fx.Node, fx.Node]) -> Border:
-        """The same call in another graph."""
+        """The same call in another graph; a size that nothing reads is a node of neither."""
         leaves, results = (
-            [nodes[leaf] if isinstance(leaf, fx.Node) else leaf for leaf in held]
+            [nodes.get(leaf, leaf) if isinstance(leaf, fx.Node) else leaf for leaf in held]
             for held in (self.leaves, self.results)
         )
         return replace(self, leaves=leaves, results=results)

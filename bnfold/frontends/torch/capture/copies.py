@@ -29,7 +29,7 @@ def copy_module(module: M, *, share: bool = False) -> M:
     """
     memo = _registered(module) if share else {}
     for each in module.modules():
-        _add_uncopyable([*vars(each).values(), each._parameters, each._buffers], memo)
+        _add_uncopyable(vars(each).values(), memo)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # torch's own, of the structure of inputs and outputs
@@ -91,9 +91,14 @@ def has_inference_tensors(module: nn.Module) -> bool:
     return any(each.is_inference() for each in _registered(module).values())
 
 
+PLAIN = bool | int | float | str | None
+"""Most attributes of most modules, which hold no tensor."""
+
+
 def _add_uncopyable(values: Iterable[Any], memo: dict[int, Any]) -> None:
     """Note copies of tensors that torch does not copy, or not well: results of autograd, and of inference mode."""
-    for leaf in _pytree.tree_leaves(list(values)):
+    held = [value for value in values if not isinstance(value, PLAIN)]
+    for leaf in _pytree.tree_leaves([value for value in held if not isinstance(value, dict) or value]):
         is_odd = isinstance(leaf, torch.Tensor) and (not leaf.is_leaf or leaf.is_inference())
         if is_odd and id(leaf) not in memo:
             plain = leaf.detach().clone().requires_grad_(leaf.requires_grad)

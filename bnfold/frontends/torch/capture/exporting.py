@@ -142,7 +142,7 @@ def _export(
             quiet(),
             torch.no_grad(),
             oblivion,
-            leaner(is_static=sizes is None),
+            leaner(None if sizes is None else abbreviations.terms),
             abbreviations.in_use(),
             watch.watching() if sizes is not None else nullcontext(),
             redirect_stderr(StringIO()),

@@ -2,11 +2,13 @@
 
 torch finds the shape and the layout of a result by dozens of questions about symbols, which take longer than all the
 rest of an export. Where the operands are contiguous, whatever their sizes, the result is known without them.
+
+Where sizes are numbers, torch remembers what its operators make, but not of those that it takes apart.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from math import prod
@@ -14,6 +16,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from sympy import sympify
 from torch import _meta_registrations
 from torch._C import DispatchKey
 from torch._ops import OpOverload
@@ -63,18 +66,30 @@ def expressions(sizes: Sequence[Any]) -> tuple[Any, ...]:
     return tuple(each.node.expr if isinstance(each, torch.SymInt) else each for each in sizes)
 
 
+def hints(sizes: Sequence[Any]) -> list[int] | None:
+    """The sizes of the example; None where data decides one."""
+    if any(isinstance(each, torch.SymInt) and not each.node.has_hint() for each in sizes):
+        return None
+    return [each.node.hint if isinstance(each, torch.SymInt) else each for each in sizes]
+
+
 class Fakes:
     """The operators of one export.
 
     Each method takes what torch's own implementation does, and returns NotImplemented where it does not know.
+
+    Args:
+        layouts: of its tensors.
+        terms: symbols of which nothing follows from an equation; None where all sizes are numbers.
     """
 
-    def __init__(self, layouts: Layouts) -> None:
+    def __init__(self, layouts: Layouts, terms: Mapping[Any, Any] | None) -> None:
         self._layouts = layouts
+        self._terms = {} if terms is None else terms
+        self._is_static = terms is None
         self._methods: dict[OpOverload, Impl] = {
             **dict.fromkeys(ELEMENTWISE, self._elementwise),
             **dict.fromkeys(BINARY, self._binary),
-            aten._native_batch_norm_legit_no_training.default: self._batchnorm,
             aten.cat.default: self._cat,
             aten.convolution.default: self._convolution,
             aten.native_group_norm.default: self._group_norm,
@@ -83,10 +98,13 @@ class Fakes:
             aten._unsafe_view.default: self._view,
         }
         self._composites: dict[OpOverload, Impl] = {
+            aten.batch_norm.default: self._batchnorm,
             aten.linear.default: self._linear,
             aten.matmul.default: self._matmul,
             aten.scaled_dot_product_attention.default: self._attention,
         }
+        if not self._is_static:
+            self._composites.update({aten.flatten.using_ints: self._flatten, aten.reshape.default: self._reshape})
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
@@ -101,7 +119,8 @@ class Fakes:
             return dispatch(mode, func, types, args, kwargs)
 
         with ExitStack() as stack:
-            stack.enter_context(patch.object(FakeTensorMode, "_dispatch_impl", first))
+            if not self._is_static:
+                stack.enter_context(patch.object(FakeTensorMode, "_dispatch_impl", first))
             for operator, method in self._composites.items():
                 stack.enter_context(_answered_by(method, operator))
             yield
@@ -111,8 +130,9 @@ class Fakes:
         return self._are_alike(mode, *values) and all(map(self._layouts.is_contiguous, values))
 
     def _are_alike(self, mode: FakeTensorMode, *values: Any) -> bool:
-        """Whether tensors have one floating-point type and device, are no constants, and one has symbols."""
-        return any(getattr(value, "_has_symbolic_sizes_strides", False) for value in values) and all(
+        """Whether tensors have one floating-point type and device, are no constants, and one has symbols if any has."""
+        is_first = self._is_static or any(getattr(value, "_has_symbolic_sizes_strides", False) for value in values)
+        return is_first and all(
             type(value) is FakeTensor
             and value.fake_mode is mode
             and value.constant is None
@@ -150,14 +170,28 @@ class Fakes:
             return value if expressions(shape) == expressions(value.shape) else NotImplemented
         return _fresh(mode, value, shape)
 
-    def _batchnorm(self, mode: FakeTensorMode, operator: OpOverload, value: Any, *_: Any) -> Any:
+    def _batchnorm(
+        self,
+        mode: FakeTensorMode,
+        operator: OpOverload,
+        value: Any,
+        weight: Any,
+        bias: Any,
+        mean: Any,
+        variance: Any,
+        is_training: bool,
+        *_: Any,
+    ) -> Any:
         """That of eval mode."""
-        if type(value) is not FakeTensor:
+        held = [each for each in (weight, bias, mean, variance) if each is not None]
+        if is_training or mean is None or variance is None or not self._are_alike(mode, value, *held):
             return NotImplemented
-        if not self._is_known(mode, value):
-            with mode:  # torch runs a dozen operators for it
-                return torch.empty_like(value), value.new_empty(0), value.new_empty(0)
-        return tuple(_fresh(mode, value, shape) for shape in (value.shape, (0,), (0,)))
+        if any(expressions(each.shape) != expressions(value.shape[1:2]) for each in held):
+            return NotImplemented
+        if self._layouts.is_contiguous(value):
+            return _fresh(mode, value, value.shape)
+        with mode:
+            return torch.empty_like(value)
 
     def _cat(self, mode: FakeTensorMode, operator: OpOverload, values: Sequence[Any], axis: int = 0) -> Any:
         if not self._is_known(mode, *values) or not values[0].dim():
@@ -218,11 +252,45 @@ class Fakes:
         """Of as many elements, which is asked where it does not show in how the sizes are written."""
         if not shape or not value.dim() or not self._is_known(mode, value):
             return NotImplemented
-        if -1 in expressions(shape) or prod(expressions(shape)) != prod(expressions(value.shape)):
-            shape = infer_size(tuple(shape), value.numel())
+        shape = self._inferred(shape, value)
         with in_kernel_invocation_manager(mode):
             made = torch.as_strided(value, shape, self._layouts.contiguous(shape))
         return FakeTensor(mode, made, device=value.fake_device)
+
+    def _inferred(self, shape: Sequence[Any], value: Any) -> Sequence[Any]:
+        """A shape of as many elements, without -1; nothing is asked of symbols of which nothing would follow."""
+        sizes = expressions(shape)
+        count, known = value.numel(), prod(size for size, written in zip(shape, sizes, strict=True) if written != -1)
+        written = expressions((count, known))
+        if -1 not in sizes and written[0] == written[1]:
+            return shape
+        numbers = hints((count, known))
+        is_asked = all(self._terms.keys().isdisjoint(sympify(each).free_symbols) for each in written)
+        if is_asked or numbers is None or not numbers[1] or numbers[0] % numbers[1] or sizes.count(-1) > 1:
+            return infer_size(tuple(shape), count)
+        if -1 in sizes:
+            quotient = count // known
+            return [quotient if each == -1 else size for size, each in zip(shape, sizes, strict=True)]
+        return shape if numbers[0] == numbers[1] else infer_size(tuple(shape), count)
+
+    def _flatten(self, mode: FakeTensorMode, operator: OpOverload, value: Any, start: int = 0, end: int = -1) -> Any:
+        rank = value.dim()
+        if not -rank <= start < rank or not -rank <= end < rank or start % rank >= end % rank:
+            return NotImplemented
+        first, last = start % rank, end % rank + 1
+        shape = (*value.shape[:first], prod(value.shape[first:last]), *value.shape[last:])
+        return self._reshape(mode, operator, value, shape)
+
+    def _reshape(self, mode: FakeTensorMode, operator: OpOverload, value: Any, shape: Sequence[Any]) -> Any:
+        """A view of what is contiguous; a copy, where the sizes of the example need one."""
+        if not shape or not value.dim() or not self._are_alike(mode, value):
+            return NotImplemented
+        if self._layouts.is_contiguous(value):
+            return self._view(mode, operator, value, shape)
+        example = hints((*value.shape, *value.stride(), *shape))
+        if example is None or _is_view(example, value.dim()):
+            return NotImplemented
+        return _fresh(mode, value, self._inferred(shape, value))
 
     def _linear(self, mode: FakeTensorMode, operator: OpOverload, value: Any, weight: Any, bias: Any = None) -> Any:
         """Which makes its result contiguous, as all products of matrices do."""
@@ -283,6 +351,13 @@ def _answered_by(method: Impl, operator: OpOverload) -> Iterator[None]:
             yield
     finally:
         operator._dispatch_cache.clear()
+
+
+def _is_view(example: Sequence[int], rank: int) -> bool:
+    """Whether a tensor of some sizes and strides can be seen in another shape, of further sizes, without a copy."""
+    held = torch.empty_strided(example[:rank], example[rank : 2 * rank], device="meta")
+    made = held.reshape(example[2 * rank :])
+    return bool(made.untyped_storage()._cdata == held.untyped_storage()._cdata)
 
 
 def _fresh(mode: FakeTensorMode, value: Any, shape: Sequence[Any]) -> FakeTensor:

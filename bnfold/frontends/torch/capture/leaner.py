@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -19,13 +19,14 @@ from bnfold.frontends.torch.capture.fakes import Fakes, Layouts
 
 
 @contextmanager
-def leaner(*, is_static: bool) -> Iterator[None]:
+def leaner(terms: Mapping[Any, Any] | None) -> Iterator[None]:
     """Lets an export take less time.
 
     Args:
-        is_static: whether its sizes are numbers; what torch remembers of calls on symbols takes longer to check than
-            another call.
+        terms: what symbols stand for of which nothing follows; None where all sizes are numbers. What torch remembers
+            of calls on symbols takes longer to check than another call.
     """
+    layouts = Layouts()
     with ExitStack() as stack:
         # the line of code behind each node, and code for graphs that nobody runs
         stack.enter_context(patch.object(fx_config, "do_not_emit_stack_traces", True))
@@ -34,10 +35,9 @@ def leaner(*, is_static: bool) -> Iterator[None]:
         stack.enter_context(patch.object(proxy_tensor, "_extract_tensor_metadata", lambda *_: None))
         # where each symbol for a number of data comes from, of which there is mostly none
         stack.enter_context(patch.object(_trace, "_replace_unbacked_bindings", _where_needed()))
-        if not is_static:
+        stack.enter_context(Fakes(layouts, terms).in_use())
+        if terms is not None:
             stack.enter_context(config.patch(fake_tensor_cache_enabled=False))
-            layouts = Layouts()
-            stack.enter_context(Fakes(layouts).in_use())
             stack.enter_context(patch.object(_prims_common, "is_contiguous", _answered(layouts)))
         yield
 

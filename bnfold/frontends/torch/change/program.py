@@ -28,6 +28,7 @@ class ProgramStore:
         self._changing: set[str] = set(program.graph_signature.buffers_to_mutate.values())
         parameters = getattr(program.graph_signature, "parameters_to_mutate", {})
         self._changing |= set(parameters.values())
+        self._mode = detect_fake_mode([node.meta.get("val") for node in self._graph.find_nodes(op="placeholder")])
 
     def _spec(self, handle: object) -> InputSpec | None:
         if not isinstance(handle, fx.Node) or handle.op != "placeholder":
@@ -122,7 +123,7 @@ class ProgramStore:
         while name in taken:
             count += 1
             name = f"{wish}_folded" if count == 2 else f"{wish}_folded_{count}"
-        placeholders = [node for node in self._graph.nodes if node.op == "placeholder"]
+        placeholders = self._graph.find_nodes(op="placeholder")
         index = sum(spec.kind is InputKind.PARAMETER for spec in signature.input_specs)
         context = (
             self._graph.inserting_before(placeholders[index])
@@ -133,9 +134,8 @@ class ProgramStore:
             node: fx.Node = self._graph.placeholder("p_" + name.replace(".", "_"))
         node.target = node.name
         parameter = tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor, requires_grad=False)
-        mode = detect_fake_mode([each.meta.get("val") for each in placeholders])
-        if mode is not None:
-            node.meta["val"] = mode.from_tensor(parameter, static_shapes=True)
+        if self._mode is not None:
+            node.meta["val"] = self._mode.from_tensor(parameter, static_shapes=True)
         spec = InputSpec(InputKind.PARAMETER, TensorArgument(name=node.name), name, None)
         signature.input_specs.insert(index, spec)
         self._specs[node.name] = spec
@@ -163,19 +163,19 @@ class ProgramStore:
         if name != "running_mean" or any(s.target == place for s in self.program.graph_signature.input_specs):
             return
         counter = f"{owner}.num_batches_tracked".removeprefix(".")
-        for node in [each for each in self._graph.nodes if each.op == "placeholder"]:
-            spec = self._spec(node)
-            if spec is not None and spec.target == counter and not node.users and counter not in self._changing:
+        names = {name for name, spec in self._specs.items() if spec.target == counter and counter not in self._changing}
+        for node in self._graph.find_nodes(op="placeholder") if names else ():
+            if node.name in names and not node.users:
                 self._drop(node)
 
     def _drop(self, node: fx.Node) -> None:
         spec = self._spec(node)
         if spec is None or spec.target is None:
             return  # an input of the user's
-        signature = self.program.graph_signature
-        signature.input_specs.remove(spec)
+        specs = self.program.graph_signature.input_specs
+        specs[:] = [other for other in specs if other is not spec]  # two of them take long to compare
         del self._specs[node.name]
-        if all(other.target != spec.target for other in signature.input_specs):
+        if spec.target not in {other.target for other in specs}:
             self._home(spec).pop(spec.target, None)
         self._graph.erase_node(node)
 
