@@ -7,10 +7,9 @@ that shrinks meanwhile would end the process.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import TypeGuard
 
 import numpy as np
 import onnx_ir as ir
@@ -19,23 +18,16 @@ from bnfold.algebra.kernels import Block, Kernel, Rows
 from bnfold.algebra.linear import Linear
 from bnfold.algebra.rounding import round_once
 from bnfold.errors import UnreadableTensorError
+from bnfold.frontends.onnx.files.stored import PLAIN, StoredTensor
+from bnfold.frontends.onnx.files.wire import Piece
 from bnfold.frontends.parameters import array_rows
 from bnfold.frontends.reading import AnyArray
 
 TYPES: dict[int, ir.DataType] = {int(kind): kind for kind in ir.DataType}
 """Element types by their numbers, looked up faster than an enumeration is asked."""
 
-PLAIN = {
-    int(kind): kind.numpy().newbyteorder("<")
-    for kind in (ir.DataType.DOUBLE, ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.INT32, ir.DataType.INT64)
-}
-"""Element types that a file holds as numpy does."""
-
 PIECE = 1 << 22
 """Bytes that are copied at a time."""
-
-Piece = tuple[int, Callable[[], bytes]]
-"""A number of bytes, and what makes them."""
 
 
 def read(tensor: ir.TensorProtocol, name: str | None) -> AnyArray:
@@ -45,6 +37,8 @@ def read(tensor: ir.TensorProtocol, name: str | None) -> AnyArray:
         UnreadableTensorError: it cannot be read.
     """
     try:
+        if isinstance(tensor, StoredTensor):
+            return tensor.numpy()
         if is_plain(tensor):  # as onnx-ir does, which asks more about it
             raw = tensor.raw
             shape, flat = tuple(raw.dims), np.frombuffer(raw.raw_data, PLAIN[raw.data_type])
@@ -54,8 +48,10 @@ def read(tensor: ir.TensorProtocol, name: str | None) -> AnyArray:
         raise UnreadableTensorError(f"tensor {name!r} cannot be read: {error}") from error
 
 
-def is_plain(tensor: ir.TensorProtocol) -> TypeGuard[ir.serde.TensorProtoTensor]:
-    """Whether a tensor is bytes in a protobuf that numpy takes as they are, so that reading it again is no work."""
+def is_plain(tensor: ir.TensorProtocol) -> bool:
+    """Whether a tensor is bytes of its model that numpy takes as they are, so that reading it again is no work."""
+    if isinstance(tensor, StoredTensor):
+        return True
     if type(tensor) is not ir.serde.TensorProtoTensor:
         return False
     return tensor.raw.data_type in PLAIN and tensor.raw.HasField("raw_data")
@@ -66,6 +62,8 @@ def form(tensor: ir.TensorProtocol) -> tuple[ir.DataType, tuple[int, ...]]:
 
     Asking one in a protobuf for them makes many objects, and asking whether it is one by its class takes as long.
     """
+    if isinstance(tensor, StoredTensor):
+        return tensor.form.dtype, tensor.form.dims
     if type(tensor) is ir.serde.TensorProtoTensor:
         raw = tensor.raw
         return TYPES[raw.data_type], tuple(raw.dims)
