@@ -59,7 +59,7 @@ def _infer_pieces(proto: onnx.ModelProto) -> list[bytes] | None:
         piece.graph.initializer.extend(stored[name] for name in read if name in stored)
         piece.graph.input.extend(known[name] for name in read if name in known and name not in constants)
         made = (name for node in nodes for name in node.output)
-        piece.graph.value_info.extend(facts[name] for name in made if name in facts)
+        piece.graph.value_info.extend(facts[name] for name in (*read, *made) if name in facts and name not in known)
         inferred = run(piece, data_prop=False)
         if inferred is None or computes_numbers(piece, inferred):
             return None
