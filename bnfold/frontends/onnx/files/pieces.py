@@ -9,14 +9,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
 from bnfold.algebra.kernels import Block, Kernel, Rows
 from bnfold.algebra.linear import Linear
-from bnfold.algebra.rounding import round_once
 from bnfold.errors import UnreadableTensorError
 from bnfold.frontends.onnx.files.stored import PLAIN, StoredTensor
 from bnfold.frontends.onnx.files.wire import Piece
@@ -77,8 +75,11 @@ def read_bytes(tensor: ir.ExternalTensor, start: int, count: int) -> bytes:
         UnreadableTensorError: the file ends before.
     """
     try:
-        with Path(tensor.path).open("rb", buffering=0) as file:
-            found = os.pread(file.fileno(), count, (tensor.offset or 0) + start)
+        descriptor = os.open(tensor.path, os.O_RDONLY)
+        try:
+            found = os.pread(descriptor, count, (tensor.offset or 0) + start)
+        finally:
+            os.close(descriptor)
     except OSError as error:
         raise UnreadableTensorError(
             f"tensor {tensor.name!r} cannot be read: {tensor.path}: {error.strerror}"
@@ -112,7 +113,7 @@ class SolvedTensor(ir.LazyTensor):
         return self._round(block).tobytes()
 
     def _round(self, block: Block) -> AnyArray:
-        return round_once(block.solve(self._linear), self._stored)
+        return block.round(self._linear, self._stored)
 
     def _solve(self) -> ir.TensorProtocol:
         solved = np.empty(self._kernel.shape, self._stored)
