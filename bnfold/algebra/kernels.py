@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bnfold.algebra.affine import Affine, Array
-from bnfold.algebra.linear import Layout, Linear
+from bnfold.algebra.linear import STRIP, Layout, Linear
 from bnfold.algebra.rounding import Growth, KernelPeaks, Rounding, round_once
 
 ELEMENTS = 1 << 18
@@ -122,10 +122,10 @@ class Kernel:
 
         def measure_block(block: Block) -> KernelPeaks:
             own = None if sizes is None else sizes[block.inputs(linear)]
-            part = block.part(linear)
-            strips = (
-                (strip, KernelPeaks.of(exact, dtype, own)) for strip, exact in part.solve_strips(block.canonical())
-            )
+            part, kernel = block.part(linear), block.canonical()
+            if kernel.size <= STRIP:  # as most kernels are
+                return KernelPeaks.of(part.solve_kernel(kernel), dtype, own)
+            strips = ((strip, KernelPeaks.of(exact, dtype, own)) for strip, exact in part.solve_strips(kernel))
             return KernelPeaks.whole(strips, part.groups, part.out_channels, part.in_channels)
 
         if len(blocks) == 1:
