@@ -16,7 +16,8 @@ Array = npt.NDArray[np.float64]
 
 
 def _vector(values: npt.ArrayLike) -> Array:
-    return np.asarray(values, dtype=np.float64).reshape(-1)
+    vector = np.asarray(values, dtype=np.float64)
+    return vector if vector.ndim == 1 else vector.reshape(-1)
 
 
 @lru_cache(maxsize=256)

@@ -19,13 +19,13 @@ import numpy as np
 import numpy.typing as npt
 
 from bnfold.algebra.affine import Affine, Array
-from bnfold.algebra.linear import Layout, Linear
-from bnfold.algebra.rounding import Growth, KernelPeaks, Rounding
+from bnfold.algebra.linear import STRIP, Layout, Linear
+from bnfold.algebra.rounding import Growth, KernelPeaks, Rounding, round_once
 
 ELEMENTS = 1 << 18
 """How many elements a block has: enough to keep numpy busy, and few enough for a cache."""
 
-WORKERS = max(1, min(3, (os.cpu_count() or 1) - 1))
+WORKERS = min(3, os.cpu_count() or 1)
 """How many threads solve blocks. They run in parallel, since numpy and file reads release the GIL."""
 
 INPUT_MAJOR = (Layout.CONV_TRANSPOSE, Layout.IN_OUT)
@@ -122,7 +122,11 @@ class Kernel:
 
         def measure_block(block: Block) -> KernelPeaks:
             own = None if sizes is None else sizes[block.inputs(linear)]
-            return KernelPeaks.of(block.solve_canonical(linear), dtype, own)
+            part, kernel = block.part(linear), block.canonical()
+            if kernel.size <= STRIP:  # as most kernels are
+                return KernelPeaks.of(part.solve_kernel(kernel), dtype, own)
+            strips = ((strip, KernelPeaks.of(exact, dtype, own)) for strip, exact in part.solve_strips(kernel))
+            return KernelPeaks.whole(strips, part.groups, part.out_channels, part.in_channels)
 
         if len(blocks) == 1:
             peaks = measure_block(blocks[0])
@@ -208,6 +212,17 @@ class Block:
         solved = self.solve_canonical(linear)
         solved = solved.swapaxes(1, 2) if self.kernel.is_input_major else solved
         return solved.reshape(self.stop - self.start, -1)
+
+    def round(self, linear: Linear, dtype: np.dtype[np.generic]) -> npt.NDArray[np.generic]:
+        """The same, rounded once to a type."""
+        kernel = self.canonical()
+        groups, outputs, inputs, *window = kernel.shape
+        stored = (groups, inputs, outputs) if self.kernel.is_input_major else (groups, outputs, inputs)
+        rounded = np.empty((*stored, *window), dtype)
+        canonical = rounded.swapaxes(1, 2) if self.kernel.is_input_major else rounded
+        for strip, exact in self.part(linear).solve_strips(kernel):
+            canonical[:, strip] = round_once(exact, dtype)
+        return rounded.reshape(self.stop - self.start, -1)
 
     def solve_canonical(self, linear: Linear) -> Array:
         """The same in canonical layout."""

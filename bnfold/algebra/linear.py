@@ -12,7 +12,7 @@ An operator that others were merged into has `terms`; K and b are then computed 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, StrEnum
 
@@ -21,6 +21,9 @@ import numpy.typing as npt
 
 from bnfold.algebra.affine import Affine, Array
 from bnfold.algebra.rounding import DATA_RANGE, Growth, measure_growth
+
+STRIP = 1 << 16
+"""How many weights are solved at a time where they are only looked at: so few that they stay in a processor's cache."""
 
 
 class Layout(StrEnum):
@@ -229,6 +232,18 @@ class Linear:
 
     def solve_kernel(self, kernel: npt.NDArray[np.generic]) -> Array:
         """The kernel with everything pending absorbed, in float64 and canonical layout."""
+        return _scaled(kernel, self._factors(kernel))
+
+    def solve_strips(self, kernel: npt.NDArray[np.generic]) -> Iterator[tuple[slice, Array]]:
+        """The same, for some output channels of each group at a time."""
+        out, factors = kernel.shape[1], self._factors(kernel)
+        step = max(1, STRIP * out // max(1, kernel.size))
+        for start in range(0, out, step):
+            strip = slice(start, start + step)
+            yield strip, _scaled(kernel[:, strip], [each[:, strip] if each.shape[1] > 1 else each for each in factors])
+
+    def _factors(self, kernel: npt.NDArray[np.generic]) -> list[Array]:
+        """What the weights of a canonical kernel are multiplied by."""
         groups, out, fan_in, *window = kernel.shape
         ones = [1] * len(window)
         factors = []
@@ -236,12 +251,7 @@ class Linear:
             factors.append(self.before.scale.reshape(groups, 1, fan_in, *ones))
         if self.after is not None:
             factors.append(self.after.scale.reshape(groups, out, 1, *ones))
-        if not factors or kernel.dtype.kind != "f":
-            kernel = kernel.astype(np.float64)
-        with np.errstate(over="ignore", invalid="ignore"):  # an infinite weight is refused when it is measured
-            for factor in factors:  # a product widens on the way, faster than a copy that is then multiplied
-                kernel = np.multiply(kernel, factor, dtype=np.float64)
-        return np.asarray(kernel, np.float64)
+        return factors
 
     def sizes(self, kernel: npt.NDArray[np.generic]) -> tuple[Array, Array, Array]:
         """The sums of products for each output channel, for data with the statistics of `before`.
@@ -299,6 +309,16 @@ class Linear:
             taps = kernel.reshape(groups, out, fan_in, -1).sum(axis=3)
             constant = constant + np.matmul(taps, self.before.shift.reshape(groups, fan_in, 1)).reshape(-1)
         return constant if self.after is None else self.after.scale * constant + self.after.shift
+
+
+def _scaled(kernel: npt.NDArray[np.generic], factors: Sequence[Array]) -> Array:
+    """A kernel times factors, in float64."""
+    if not factors or kernel.dtype.kind != "f":
+        kernel = kernel.astype(np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):  # an infinite weight is refused when it is measured
+        for factor in factors:  # a product widens on the way, faster than a copy that is then multiplied
+            kernel = np.multiply(kernel, factor, dtype=np.float64)
+    return np.asarray(kernel, np.float64)
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -163,7 +164,9 @@ class KernelPeaks:
         if exact.size == 0:
             return cls.zeros(groups * outputs, groups * inputs)
         with np.errstate(over="ignore", invalid="ignore"):
-            error = np.abs(exact - _round(exact, dtype).astype(np.float64))
+            error = _round(exact, dtype).astype(np.float64)
+            np.subtract(exact, error, out=error)
+            np.abs(error, out=error)
         if sizes is None and not is_narrow(dtype):  # subnormal numbers of a wide type count for nothing beside others
             behind = tuple(range(2, exact.ndim))
             peaks = np.maximum(exact.max(axis=behind), -exact.min(axis=behind))
@@ -174,6 +177,17 @@ class KernelPeaks:
         errors = errors.max(axis=3) * sizes
         peaks = np.maximum(boxes.max(axis=3), -boxes.min(axis=3)) * sizes
         return cls(*(values.max(axis=axis).reshape(-1) for axis in (2, 1) for values in (errors, peaks)))
+
+    @classmethod
+    def whole(cls, strips: Iterable[tuple[slice, KernelPeaks]], groups: int, outputs: int, inputs: int) -> KernelPeaks:
+        """The peaks of a kernel of so many channels, made of those of some output channels of each group."""
+        peaks = cls.zeros(outputs, inputs)
+        for strip, part in strips:
+            for mine, other in ((peaks.output_errors, part.output_errors), (peaks.output_peaks, part.output_peaks)):
+                mine.reshape(groups, -1)[:, strip] = other.reshape(groups, -1)
+            for mine, other in ((peaks.input_errors, part.input_errors), (peaks.input_peaks, part.input_peaks)):
+                np.maximum(mine, other, out=mine)
+        return peaks
 
     def add(self, block: KernelPeaks, outputs: slice, inputs: slice) -> None:
         """Take note of a part of the kernel that has these channels."""

@@ -343,7 +343,8 @@ class Normalization:
     def op(self, axis: int = 1, stored: tuple[int, ...] | None = None) -> ops.ChannelAffine:
         """The per-channel affine along `axis`; see `ChannelAffine` for `stored`."""
         with np.errstate(all="ignore"):
-            gamma, beta, mean, var = self.wide
+            gamma, beta = self.wide[:2]
+            mean, var = self.wide[2].copy(), self.wide[3].copy()  # which stay, and would keep the whole block
             affine = Affine.from_batchnorm(gamma, beta, mean, var, self.epsilon, axis)
         if not affine.is_finite:
             channel = _first(~(np.isfinite(affine.scale) & np.isfinite(affine.shift)))

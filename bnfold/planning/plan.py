@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Generic, Literal
+from types import MappingProxyType
+from typing import Any, Generic, Literal
 
 from bnfold.algebra.affine import Affine
 from bnfold.algebra.linear import Linear
 from bnfold.graph.ops import Absorbed, Lowered
 from bnfold.graph.outcome import Outcome, Stop
 from bnfold.graph.protocol import N, V
+
+NOTHING: Mapping[Any, Affine] = MappingProxyType({})
 
 Direction = Literal["upstream", "downstream", "both"]
 
@@ -38,8 +41,8 @@ class Move(Generic[N, V]):
     through: tuple[N, ...]
     changed: tuple[V, ...] = ()
     gain: float = 0.0
-    affines: Mapping[V, Affine] = field(default_factory=dict)
-    shifts: Mapping[V, Affine] = field(default_factory=dict)
+    affines: Mapping[V, Affine] = field(default_factory=lambda: NOTHING)
+    shifts: Mapping[V, Affine] = field(default_factory=lambda: NOTHING)
     twins: tuple[N, ...] = ()
     leaves_shift: bool = False
 

@@ -7,7 +7,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bnfold.algebra.affine import Affine, Statistics
@@ -111,9 +111,10 @@ def kernels(random: np.random.Generator, layout: Layout, groups: int) -> tuple[n
 
 
 @pytest.mark.parametrize("layout", [Layout.CONV, Layout.CONV_TRANSPOSE, Layout.IN_OUT, Layout.OUT_IN])
-@given(SEEDS, st.integers(1, 3), st.sampled_from([1, 7, 1 << 18]))
-def test_growth_and_peaks_are_those_of_the_whole_in_any_blocks(
-    layout: Layout, seed: int, groups: int, elements: int
+@settings(deadline=None)  # threads of a busy machine may wait
+@given(SEEDS, st.integers(1, 3), st.sampled_from([1, 7, 1 << 18]), st.sampled_from([1, 20, 1 << 16]))
+def test_growth_and_peaks_are_those_of_the_whole_in_any_blocks_and_strips(
+    layout: Layout, seed: int, groups: int, elements: int, strip: int
 ) -> None:
     random = np.random.default_rng(seed)
     stored, linear = kernels(random, layout, groups)
@@ -122,6 +123,8 @@ def test_growth_and_peaks_are_those_of_the_whole_in_any_blocks(
     kernel = Kernel(stored.shape, layout, linear.groups, lambda: lambda start, stop: rows[start:stop])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("bnfold.algebra.kernels.ELEMENTS", elements)
+        patch.setattr("bnfold.algebra.linear.STRIP", strip)
+        patch.setattr("bnfold.algebra.kernels.STRIP", strip)
         growth, rounding = (
             kernel.measure_growth(linear, bias),
             kernel.measure(linear, bias, np.dtype(np.float16), 2.0**-10),
@@ -130,6 +133,25 @@ def test_growth_and_peaks_are_those_of_the_whole_in_any_blocks(
     assert growth.factor == pytest.approx(whole.factor)
     exact = linear.solve_kernel(kernel.canonical())
     assert rounding == measure_parameters(exact, bias, np.dtype(np.float16), 2.0**-10, linear.input_sizes)
+
+
+@pytest.mark.parametrize("layout", [Layout.CONV, Layout.CONV_TRANSPOSE, Layout.IN_OUT, Layout.OUT_IN])
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@given(SEEDS, st.integers(1, 3), st.sampled_from([1, 20, 1 << 16]))
+def test_a_kernel_is_rounded_once_in_any_strips(
+    layout: Layout, dtype: np.dtype[Any], seed: int, groups: int, strip: int
+) -> None:
+    random = np.random.default_rng(seed)
+    stored, linear = kernels(random, layout, groups)
+    linear = linear.absorb_output(drawn(random, linear.out_channels))
+    rows = stored.reshape(stored.shape[-2] if layout in (Layout.IN_OUT, Layout.OUT_IN) else stored.shape[0], -1)
+    kernel = Kernel(stored.shape, layout, linear.groups, lambda: lambda start, stop: rows[start:stop])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bnfold.algebra.kernels.ELEMENTS", 7)
+        patch.setattr("bnfold.algebra.linear.STRIP", strip)
+        found = np.concatenate([block.round(linear, dtype) for block in kernel.blocks()])
+    assert found.dtype == dtype
+    assert found.tobytes() == round_once(kernel.solve(linear), dtype).tobytes()
 
 
 @given(SEEDS)

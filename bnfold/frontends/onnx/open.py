@@ -18,6 +18,7 @@ from bnfold.frontends.onnx.files.original import as_read, detach, original_of
 from bnfold.frontends.onnx.files.pieces import form, read
 from bnfold.frontends.onnx.files.saving import Lent, lend, save, serialize
 from bnfold.frontends.onnx.files.slots import slots
+from bnfold.frontends.onnx.files.stored import StoredModel
 from bnfold.frontends.onnx.nesting import nested_graphs
 from bnfold.frontends.onnx.spelling import spell_out
 from bnfold.frontends.onnx.view import Key, OnnxGraph
@@ -56,7 +57,7 @@ class OpenOnnxModel:
         model: ir.Model,
         read: Callable[[], tuple[onnx.ModelProto, Path | None]],
         inlined: tuple[Key, ...] = (),
-        original: onnx.ModelProto | None = None,
+        original: onnx.ModelProto | StoredModel | None = None,
     ) -> OnnxGraph:
         observe = self._options.observe
         return OnnxGraph(model, observe and observe(read), inlined, original)

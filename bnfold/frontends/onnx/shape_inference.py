@@ -46,21 +46,22 @@ def infer_shapes(proto: onnx.ModelProto) -> onnx.ModelProto | None:
     Reshape of a number to a vector becomes the Unsqueeze that it is, in `proto` too: onnx follows the values of a shape
     through one only.
     """
-    bare = _run(proto, data_prop=False)
-    if bare is None or not _computes_numbers(proto, bare) or _has_long_vector(bare.graph):
+    bare = run(proto, data_prop=False)
+    if bare is None or not computes_numbers(proto, bare) or _has_long_vector(bare.graph):
         return bare
     _unsqueeze_numbers(proto, bare.graph)
-    return _run(proto, data_prop=True) or bare
+    return run(proto, data_prop=True) or bare
 
 
-def _run(proto: onnx.ModelProto, *, data_prop: bool) -> onnx.ModelProto | None:
+def run(proto: onnx.ModelProto, *, data_prop: bool) -> onnx.ModelProto | None:
+    """What onnx infers, with or without following numbers; None where it fails."""
     try:
         return onnx.shape_inference.infer_shapes(proto, check_type=False, strict_mode=False, data_prop=data_prop)
     except (onnx.shape_inference.InferenceError, RuntimeError, ValueError, TypeError, EncodeError, MemoryError):
         return None
 
 
-def _computes_numbers(proto: onnx.ModelProto, inferred: onnx.ModelProto) -> bool:
+def computes_numbers(proto: onnx.ModelProto, inferred: onnx.ModelProto) -> bool:
     """Whether there may be shape arithmetic: a node that makes integers, or hands them on as something else."""
     if proto.functions:
         return True

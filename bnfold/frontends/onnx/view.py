@@ -16,6 +16,7 @@ from bnfold.algebra.linear import Linear
 from bnfold.algebra.rounding import Rounding, measure_parameters, round_once
 from bnfold.frontends.onnx.edit import Editor, Stage
 from bnfold.frontends.onnx.files.pieces import SolvedTensor
+from bnfold.frontends.onnx.files.stored import StoredModel
 from bnfold.frontends.onnx.operators import read_affine, read_carry, read_linear
 from bnfold.frontends.onnx.operators.constants import Constants
 from bnfold.frontends.onnx.operators.hints import UNCONFIRMED, Hints
@@ -38,8 +39,8 @@ from bnfold.graph.protocol import Constant
 
 P = ParamSpec("P")
 
-Description = tuple[Op, Weights | Normalization | None]
-"""What a node is, and the place or the content of its parameters where it is linear or a BatchNorm."""
+Description = tuple[Op, Weights | None]
+"""What a node is, and the place of its parameters where it is linear."""
 
 Key = tuple[str, str, str]
 """A function: domain, name and overload."""
@@ -104,7 +105,7 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         model: ir.Model,
         confirm: Confirm | None = None,
         inlined: tuple[Key, ...] = (),
-        original: onnx.ModelProto | None = None,
+        original: onnx.ModelProto | StoredModel | None = None,
     ) -> None:
         self.model, self.inlined = model, inlined
         scopes = Scopes(model)
@@ -274,7 +275,7 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         if node.op_type == "BatchNormalization" and self._facts.constants.holds(node.outputs[0]):
             return self._compute(node), None
         if node.op_type == "BatchNormalization":
-            return read_affine.read_batchnorm(reader)
+            return read_affine.read_batchnorm(reader)[0], None
         if node.op_type in ARITHMETIC and (affine := read_affine.read_arithmetic(reader)):
             return affine, None
         if (read := read_carry.READERS.get(node.op_type)) is not None:
@@ -526,8 +527,7 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         return node.op_type == "BatchNormalization" and node.domain == ""
 
     def _normalization(self, node: ir.Node) -> Normalization:
-        parameters = self._describe(node)[1]
-        return parameters if isinstance(parameters, Normalization) else read_affine.normalization(self._reader(node))
+        return read_affine.normalization(self._reader(node))
 
     def _stored(self, node: ir.Node) -> Stored[Weights]:
         linear, weights = self._describe(node)

@@ -6,6 +6,8 @@ import os
 import stat
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import onnx
@@ -14,10 +16,12 @@ from google.protobuf.message import DecodeError
 
 from bnfold.errors import InvalidModelError
 from bnfold.frontends.limits import LIMITS, Limits
+from bnfold.frontends.memory import give_back
 from bnfold.frontends.onnx.files.check import UnsortedError, check
 from bnfold.frontends.onnx.files.original import Original, Source, attach
-from bnfold.frontends.onnx.files.readable import readable
+from bnfold.frontends.onnx.files.readable import is_whole, readable
 from bnfold.frontends.onnx.files.slots import external_tensors
+from bnfold.frontends.onnx.files.stored import StoredModel, UnstorableError, deserialize
 
 PROTOBUF_LIMIT = (1 << 31) - 1
 """Bytes that a protobuf may have."""
@@ -37,7 +41,14 @@ def load(path: Path, limits: Limits = LIMITS) -> ir.Model:
         InvalidModelError: the file is missing, unreadable, not an ONNX model, or asks for more than the limits.
     """
     source = Source.of(path) if path.is_file() else None  # before it is read: it may change meanwhile
-    return _build(read_proto(path, limits), str(path), path.parent, source)
+    content, proto = _read_checked(path, limits)
+    if is_whole(proto):
+        del proto  # which takes a third of the memory of the model that is made now
+        give_back()
+        with suppress(UnstorableError):
+            return _build(partial(_deserialize_stored, content, source), str(path), path.parent)
+        proto = onnx.ModelProto.FromString(content)
+    return _build(partial(_deserialize, proto, source), str(path), path.parent)
 
 
 def read_proto(path: Path, limits: Limits = LIMITS, sort: Sort | None = None) -> onnx.ModelProto:
@@ -51,6 +62,11 @@ def read_proto(path: Path, limits: Limits = LIMITS, sort: Sort | None = None) ->
     Raises:
         InvalidModelError: as `load`.
     """
+    return _read_checked(path, limits, sort)[1]
+
+
+def _read_checked(path: Path, limits: Limits, sort: Sort | None = None) -> tuple[bytes, onnx.ModelProto]:
+    """The bytes of a file, and the protobuf that they are."""
     proto = onnx.ModelProto()
     try:
         content = _read(path)
@@ -59,7 +75,6 @@ def read_proto(path: Path, limits: Limits = LIMITS, sort: Sort | None = None) ->
         raise InvalidModelError(f"{path}: {error.strerror}") from error
     except DecodeError as error:
         raise InvalidModelError(f"{path}: not an ONNX model ({_what_else(content, error)})") from error
-    del content
     try:
         check(proto, str(path), path.parent, limits)
     except InvalidModelError as error:
@@ -70,7 +85,7 @@ def read_proto(path: Path, limits: Limits = LIMITS, sort: Sort | None = None) ->
             check(proto, str(path), path.parent, limits)
         except InvalidModelError as other:
             raise error if isinstance(other.__cause__, UnsortedError) else other from None  # there is no order
-    return proto
+    return content, proto
 
 
 def _what_else(content: bytes, error: DecodeError) -> str:
@@ -110,21 +125,41 @@ def parse(proto: onnx.ModelProto, name: str = "model", folder: Path | None = Non
         InvalidModelError: its parts do not fit together, or it asks for more than the limits.
     """
     check(proto, name, folder, limits)
-    return _build(proto, name, folder, None)
+    return _build(partial(_deserialize, proto, None), name, folder)
 
 
-def _build(proto: onnx.ModelProto, name: str, folder: Path | None, source: Source | None) -> ir.Model:
+def _deserialize(proto: onnx.ModelProto, source: Source | None) -> ir.Model:
     """The model of a protobuf that was checked."""
+    found, left_out = readable(proto)
+    model = ir.serde.deserialize_model(found)
+    attach(model, Original(proto, source, left_out), restore=found is not proto)
+    return model
+
+
+def _deserialize_stored(content: bytes, source: Source | None) -> ir.Model:
+    """The model of the bytes of such a protobuf.
+
+    Raises:
+        UnstorableError: it has to be read as a whole.
+    """
+    stored = StoredModel.of(content)
+    model = deserialize(stored)
+    attach(model, Original(stored, source, ()), restore=False)
+    return model
+
+
+def _build(make: Callable[[], ir.Model], name: str, folder: Path | None) -> ir.Model:
+    """What `make` gives, with the folder of its external data; nothing here fails but with an `InvalidModelError`."""
     try:
         with warnings.catch_warnings(action="ignore"):  # onnx's, about keys of external data that nobody reads
-            found, left_out = readable(proto)
-            model = ir.serde.deserialize_model(found)
-            attach(model, Original(proto, source, left_out), restore=found is not proto)
+            model = make()
         if folder is not None:
             real = os.path.realpath(folder)
             for tensor in external_tensors(model):
                 tensor.base_dir = real
                 model.meta[EXTERNAL] = min(tensor.nbytes, model.meta.get(EXTERNAL, tensor.nbytes))
+    except UnstorableError:
+        raise
     except (ValueError, TypeError, KeyError, RuntimeError, AttributeError, OSError) as error:
         raise InvalidModelError(f"{name}: not a valid ONNX model ({error})") from error
     return model

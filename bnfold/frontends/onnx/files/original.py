@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
@@ -15,6 +15,7 @@ import onnx_ir as ir
 from onnx import numpy_helper
 
 from bnfold.errors import UnsupportedModelError
+from bnfold.frontends.onnx.files.stored import StoredModel, StoredTensor
 from bnfold.frontends.onnx.nesting import nested, pairs
 
 META = "bnfold.original"
@@ -87,12 +88,10 @@ class Part:
     """A graph or function as it was read. The records of its nodes and constants would take several times the memory.
 
     Attributes:
-        proto: its message.
         nodes, attributes: its nodes in order, and what each had.
         values, tensors: its initializers in order, the sparse ones last, and what each held.
     """
 
-    proto: onnx.GraphProto | onnx.FunctionProto
     nodes: tuple[ir.Node, ...]
     attributes: tuple[Mapping[str, ir.Attr], ...]
     values: tuple[ir.Value, ...] = ()
@@ -104,24 +103,33 @@ class Original:
     """The protobuf of a model that may have been edited since.
 
     Attributes:
-        proto: the message; nothing changes it.
+        held: the message, which nothing changes, or the file's bytes, of which it is made when it is asked for.
         source: the file that holds it, if one does.
         left_out: what the model does not hold of it.
-        parts: its graphs and functions.
+        parts: its graphs and functions, in the order of `nested`.
     """
 
-    proto: onnx.ModelProto
+    held: onnx.ModelProto | StoredModel
     source: Source | None
     left_out: tuple[str, ...]
     parts: list[Part] = field(default_factory=list)
+
+    @cached_property
+    def proto(self) -> onnx.ModelProto:
+        """The message; nothing changes it."""
+        return self.held.whole() if isinstance(self.held, StoredModel) else self.held
+
+    def _described(self) -> Iterator[tuple[Part, onnx.GraphProto | onnx.FunctionProto]]:
+        """Each part with its message."""
+        return zip(self.parts, nested(self.proto.graph, *self.proto.functions), strict=True)
 
     @cached_property
     def nodes(self) -> Mapping[ir.Node, NodeRecord]:
         """The nodes that were in it, of all graphs and functions."""
         return {
             node: NodeRecord(proto, attributes)
-            for part in self.parts
-            for node, proto, attributes in zip(part.nodes, part.proto.node, part.attributes, strict=True)
+            for part, described in self._described()
+            for node, proto, attributes in zip(part.nodes, described.node, part.attributes, strict=True)
         }
 
     @cached_property
@@ -129,10 +137,10 @@ class Original:
         """The initializers that were in it."""
         return {
             value: ConstantRecord(proto, tensor)
-            for part in self.parts
-            if isinstance(part.proto, onnx.GraphProto)
+            for part, described in self._described()
+            if isinstance(described, onnx.GraphProto)
             for value, proto, tensor in zip(
-                part.values, (*part.proto.initializer, *part.proto.sparse_initializer), part.tensors, strict=True
+                part.values, (*described.initializer, *described.sparse_initializer), part.tensors, strict=True
             )
         }
 
@@ -169,10 +177,10 @@ def original_of(model: ir.Model) -> Original | None:
     return original
 
 
-def as_read(model: ir.Model) -> onnx.ModelProto | None:
+def as_read(model: ir.Model) -> onnx.ModelProto | StoredModel | None:
     """The protobuf of a model that was just read; None where that is not all of it, or bnfold did not read it."""
     original = original_of(model)
-    return None if original is None or original.left_out else original.proto
+    return None if original is None or original.left_out else original.held
 
 
 def attach(model: ir.Model, original: Original, *, restore: bool) -> None:
@@ -183,19 +191,27 @@ def attach(model: ir.Model, original: Original, *, restore: bool) -> None:
         original: which has no parts yet.
         restore: whether the model was read from a copy without the bytes of tensors, which it gets back.
     """
-    proto = original.proto
-    functions = (function.graph for function in model.functions.values())
-    for graph, described in pairs((model.graph, proto.graph), *zip(functions, proto.functions, strict=True)):
+    held = original.held
+    functions = zip((function.graph for function in model.functions.values()), held.functions, strict=True)
+    main = [] if isinstance(held, StoredModel) else [(model.graph, held.graph)]
+    for graph, described in pairs(*main, *functions):
         values = _constants(graph, described, restore=restore) if isinstance(described, onnx.GraphProto) else []
         nodes = tuple(graph)
         if restore:
             for node, each in zip(nodes, described.node, strict=True):
                 for attribute in each.attribute:
                     _restore(node, attribute)
-        held = [dict(node.attributes.data) if node.attributes.data else NOTHING for node in nodes]
-        tensors = tuple(value.const_value for value in values if value.const_value is not None)
-        original.parts.append(Part(described, nodes, tuple(held), tuple(values), tensors))
+        original.parts.append(_part(nodes, values))
+    if isinstance(held, StoredModel):
+        original.parts.append(_part(tuple(model.graph), list(model.graph.initializers.data.values())))
     model.meta[META] = original
+
+
+def _part(nodes: tuple[ir.Node, ...], values: Sequence[ir.Value]) -> Part:
+    """A graph as it is."""
+    held = (dict(node.attributes.data) if node.attributes.data else NOTHING for node in nodes)
+    tensors = (value.const_value for value in values if value.const_value is not None)
+    return Part(nodes, tuple(held), tuple(values), tuple(tensors))
 
 
 def _constants(graph: ir.Graph, described: onnx.GraphProto, *, restore: bool) -> list[ir.Value]:
@@ -235,5 +251,10 @@ def detach(model: ir.Model, name: str) -> ir.Model:
         raise UnsupportedModelError(
             f"{name}: onnx_ir.Model cannot hold {original.left_out[0]}; give an onnx.ModelProto instead of the path"
         )
+    for value in model.graph.initializers.values():
+        if isinstance(value.const_value, StoredTensor):
+            if value.type is value.const_value.form.type:  # whoever sets the type of one value would change all
+                value.type = ir.TensorType(value.const_value.dtype)
+            value.const_value = value.const_value.tensor()
     model.meta.pop(META, None)
     return model

@@ -7,35 +7,25 @@ that shrinks meanwhile would end the process.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
-from typing import TypeGuard
 
 import numpy as np
 import onnx_ir as ir
 
 from bnfold.algebra.kernels import Block, Kernel, Rows
 from bnfold.algebra.linear import Linear
-from bnfold.algebra.rounding import round_once
 from bnfold.errors import UnreadableTensorError
+from bnfold.frontends.onnx.files.stored import PLAIN, StoredTensor
+from bnfold.frontends.onnx.files.wire import Piece
 from bnfold.frontends.parameters import array_rows
 from bnfold.frontends.reading import AnyArray
 
 TYPES: dict[int, ir.DataType] = {int(kind): kind for kind in ir.DataType}
 """Element types by their numbers, looked up faster than an enumeration is asked."""
 
-PLAIN = {
-    int(kind): kind.numpy().newbyteorder("<")
-    for kind in (ir.DataType.DOUBLE, ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.INT32, ir.DataType.INT64)
-}
-"""Element types that a file holds as numpy does."""
-
 PIECE = 1 << 22
 """Bytes that are copied at a time."""
-
-Piece = tuple[int, Callable[[], bytes]]
-"""A number of bytes, and what makes them."""
 
 
 def read(tensor: ir.TensorProtocol, name: str | None) -> AnyArray:
@@ -45,6 +35,8 @@ def read(tensor: ir.TensorProtocol, name: str | None) -> AnyArray:
         UnreadableTensorError: it cannot be read.
     """
     try:
+        if isinstance(tensor, StoredTensor):
+            return tensor.numpy()
         if is_plain(tensor):  # as onnx-ir does, which asks more about it
             raw = tensor.raw
             shape, flat = tuple(raw.dims), np.frombuffer(raw.raw_data, PLAIN[raw.data_type])
@@ -54,8 +46,10 @@ def read(tensor: ir.TensorProtocol, name: str | None) -> AnyArray:
         raise UnreadableTensorError(f"tensor {name!r} cannot be read: {error}") from error
 
 
-def is_plain(tensor: ir.TensorProtocol) -> TypeGuard[ir.serde.TensorProtoTensor]:
-    """Whether a tensor is bytes in a protobuf that numpy takes as they are, so that reading it again is no work."""
+def is_plain(tensor: ir.TensorProtocol) -> bool:
+    """Whether a tensor is bytes of its model that numpy takes as they are, so that reading it again is no work."""
+    if isinstance(tensor, StoredTensor):
+        return True
     if type(tensor) is not ir.serde.TensorProtoTensor:
         return False
     return tensor.raw.data_type in PLAIN and tensor.raw.HasField("raw_data")
@@ -66,6 +60,8 @@ def form(tensor: ir.TensorProtocol) -> tuple[ir.DataType, tuple[int, ...]]:
 
     Asking one in a protobuf for them makes many objects, and asking whether it is one by its class takes as long.
     """
+    if isinstance(tensor, StoredTensor):
+        return tensor.form.dtype, tensor.form.dims
     if type(tensor) is ir.serde.TensorProtoTensor:
         raw = tensor.raw
         return TYPES[raw.data_type], tuple(raw.dims)
@@ -79,8 +75,11 @@ def read_bytes(tensor: ir.ExternalTensor, start: int, count: int) -> bytes:
         UnreadableTensorError: the file ends before.
     """
     try:
-        with Path(tensor.path).open("rb", buffering=0) as file:
-            found = os.pread(file.fileno(), count, (tensor.offset or 0) + start)
+        descriptor = os.open(tensor.path, os.O_RDONLY)
+        try:
+            found = os.pread(descriptor, count, (tensor.offset or 0) + start)
+        finally:
+            os.close(descriptor)
     except OSError as error:
         raise UnreadableTensorError(
             f"tensor {tensor.name!r} cannot be read: {tensor.path}: {error.strerror}"
@@ -114,7 +113,7 @@ class SolvedTensor(ir.LazyTensor):
         return self._round(block).tobytes()
 
     def _round(self, block: Block) -> AnyArray:
-        return round_once(block.solve(self._linear), self._stored)
+        return block.round(self._linear, self._stored)
 
     def _solve(self) -> ir.TensorProtocol:
         solved = np.empty(self._kernel.shape, self._stored)

@@ -28,7 +28,7 @@ EMPTY: dict[str, None] = dict.fromkeys(DATA)
 
 def readable(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[str, ...]]:
     """The part of a model that `onnx_ir` can read, and the names of what is left out. Often that is all of it."""
-    if all(map(_is_whole, nested(proto.graph, *proto.functions))):
+    if is_whole(proto):
         return proto, ()
     found = _Reading(without_data=False)
     if found.model(proto) is proto:
@@ -36,6 +36,11 @@ def readable(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[str, ...]]:
     copy = onnx.ModelProto()
     write(_Reading(without_data=True).model(proto), copy)
     return copy, tuple(found.left_out)
+
+
+def is_whole(proto: onnx.ModelProto) -> bool:
+    """Whether `onnx_ir` can read all of a model, apart from what may be in types of attributes."""
+    return all(map(_is_whole, nested(proto.graph, *proto.functions)))
 
 
 def _is_whole(graph: onnx.GraphProto | onnx.FunctionProto) -> bool:

@@ -27,9 +27,9 @@ from bnfold.frontends.onnx.files.loading import EXTERNAL, PROTOBUF_LIMIT
 from bnfold.frontends.onnx.files.messages import write
 from bnfold.frontends.onnx.files.original import Densified, Source, original_of
 from bnfold.frontends.onnx.files.patch import patch
-from bnfold.frontends.onnx.files.pieces import Piece, pieces
-from bnfold.frontends.onnx.files.slots import Slot, Token, lending, placeholder, slots
-from bnfold.frontends.onnx.files.wire import Run, splice, varint
+from bnfold.frontends.onnx.files.pieces import pieces
+from bnfold.frontends.onnx.files.slots import INSIDE, Slot, Token, lending, placeholder, slots
+from bnfold.frontends.onnx.files.wire import Piece, Run, splice, varint
 from bnfold.frontends.protocol import Written
 
 SIZE_LIMIT = (1 << 31) - (1 << 24)
@@ -168,7 +168,7 @@ def _choose_external(model: ir.Model) -> list[Slot] | None:
     def is_chosen(slot: Slot) -> bool:
         if isinstance(slot.tensor, ir.ExternalTensor):
             return True
-        may_move = is_too_large or not isinstance(slot.tensor, ir.serde.TensorProtoTensor)
+        may_move = is_too_large or not isinstance(slot.tensor, INSIDE)
         return may_move and slot.is_initializer and slot.tensor.nbytes > threshold
 
     return [slot for slot in found if is_chosen(slot)]

@@ -9,6 +9,7 @@ from typing import cast
 
 import onnx_ir as ir
 
+from bnfold.frontends.onnx.files.stored import StoredTensor
 from bnfold.frontends.onnx.nesting import graphs
 
 
@@ -66,11 +67,15 @@ def slots(model: ir.Model) -> Iterator[Slot]:
                     yield from (Slot(node, name, index) for index in range(len(attribute.as_tensors())))
 
 
+INSIDE = (StoredTensor, ir.serde.TensorProtoTensor)
+"""What tensors are that a model was read with, and that are in its own file."""
+
+
 def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
     """Every tensor of a model that is in a file."""
     for slot in slots(model):
         tensor = slot.tensor
-        if type(tensor) is not ir.serde.TensorProtoTensor and isinstance(tensor, ir.ExternalTensor):  # a slow question
+        if type(tensor) not in INSIDE and isinstance(tensor, ir.ExternalTensor):  # a slow question
             yield tensor
 
 

@@ -7,17 +7,22 @@ where the lengths around them are too.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
+from typing import NamedTuple
 
 from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
-from bnfold.frontends.onnx.files.pieces import Piece
-
 VARINT, FIXED64, LENGTH_DELIMITED, GROUP, END_GROUP, FIXED32 = range(6)
 """The encoding of a field's value: the lower three bits of its tag."""
+
+SIZES = {FIXED64: 8, FIXED32: 4, GROUP: 0, END_GROUP: 0}
+"""The bytes behind the tag, where they are always as many. What is in a group are fields again."""
+
+Piece = tuple[int, Callable[[], bytes]]
+"""A number of bytes, and what makes them."""
 
 Run = tuple[int, Iterable[Piece]]
 """A number of bytes, and the pieces that they come in."""
@@ -50,8 +55,42 @@ def splice(content: bytes, mark: bytes, data: Mapping[bytes, Run]) -> Run:
                 found = content.find(mark, start)
             position += size
         else:
-            position += {FIXED64: 8, FIXED32: 4, GROUP: 0, END_GROUP: 0}[kind]  # what is in a group are fields again
+            position += SIZES[kind]
     return _joined([*runs, _made(content[start:])])
+
+
+class Field(NamedTuple):
+    """One field of a serialized message.
+
+    Attributes:
+        number: which field it is.
+        kind: how its value is encoded.
+        begin, start, stop: where its tag begins, and where its value begins, behind a length, and ends.
+    """
+
+    number: int
+    kind: int
+    begin: int
+    start: int
+    stop: int
+
+
+def fields(content: bytes, start: int, stop: int) -> Iterator[Field]:
+    """The fields of a serialized message that protobuf could read, groups in pieces."""
+    position = start
+    while position < stop:
+        begin = position
+        tag, position = _read_varint(content, position)
+        kind = tag & 7
+        if kind == LENGTH_DELIMITED:
+            size, position = _read_varint(content, position)
+            end = position + size
+        elif kind == VARINT:
+            _, end = _read_varint(content, position)
+        else:
+            end = position + SIZES[kind]
+        yield Field(tag >> 3, kind, begin, position, end)
+        position = end
 
 
 def unknown_fields(message: Message) -> bytes:

@@ -13,6 +13,7 @@ import onnx_ir as ir
 from bnfold.algebra.kernels import Rows
 from bnfold.frontends.onnx.files.pieces import form, is_plain, read, tensor_rows
 from bnfold.frontends.onnx.files.slots import slots
+from bnfold.frontends.onnx.files.stored import StoredTensor
 from bnfold.frontends.onnx.operators import batchnorms, quantizers
 from bnfold.frontends.onnx.operators.bounds import Budget
 from bnfold.frontends.onnx.operators.modern import MODERN, Attributes, modern
@@ -173,6 +174,8 @@ class Constants:
             if tensor is None:
                 array = self.get(value)
                 self._forms[value] = ir.DataType.from_numpy(array.dtype), array.shape
+            elif isinstance(tensor, StoredTensor):  # which knows it already
+                return form(tensor)
             else:
                 self._forms[value] = form(tensor)
         return self._forms[value]

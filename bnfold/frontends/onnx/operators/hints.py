@@ -13,7 +13,7 @@ from typing import TypeVar
 import onnx_ir as ir
 
 from bnfold.frontends.onnx.nesting import bodies_of, graphs
-from bnfold.frontends.onnx.operators.shapes import KINDS, Inference, Kind, graph_values, read_shape
+from bnfold.frontends.onnx.operators.shapes import KINDS, Inference, Kind, Known, graph_values, read_shape
 from bnfold.frontends.onnx.scopes import Scopes
 from bnfold.frontends.onnx.shape_inference import Confirm
 from bnfold.frontends.traversal import reach
@@ -32,17 +32,19 @@ class Lookup(MutableMapping[ir.Value, T]):
         miss: called with a value of which something is missing.
     """
 
-    def __init__(
-        self, known: dict[ir.Value, T], is_whole: Callable[[T], bool], miss: Callable[[ir.Value], None]
-    ) -> None:
+    def __init__(self, known: Known[T], is_whole: Callable[[T], bool], miss: Callable[[ir.Value], None]) -> None:
         self.known = known
         self._is_whole = is_whole
         self._miss = miss
 
     def __getitem__(self, value: ir.Value) -> T:
-        if value not in self.known or not self._is_whole(self.known[value]):
+        answer: T | None = self.known.get(value)
+        if answer is None:
             self._miss(value)
-        return self.known[value]
+            raise KeyError(value)
+        if not self._is_whole(answer):
+            self._miss(value)
+        return answer
 
     def __setitem__(self, value: ir.Value, answer: T) -> None:
         self.known[value] = answer
@@ -179,7 +181,8 @@ class Hints:
 
     def _numbers(self, hint: _Hint) -> Shape | None:
         """The declared numbers, and facts for the other sizes. Two runs of a model cannot confirm a symbol."""
-        declared, known = hint.declared.shape, self.shapes.known.get(hint.value)
+        declared = hint.declared.shape
+        known: Shape | None = self.shapes.known.get(hint.value)
         if declared is None:
             return known
         facts = known or (None,) * len(declared)

@@ -152,7 +152,8 @@ def window(reader: Reader, taps: tuple[int, ...]) -> Window | None:
         if set(strides + dilations) != {1} or not all(size % 2 for size in taps):
             return None
         pads = tuple(size // 2 for size in taps) * 2
-    return _window(taps, strides, dilations, pads[:axes], pads[axes:], reader.output_shape())
+    output = reading.space(reader.output_shape(), axes)  # which few have, whatever names other sizes have
+    return _window(taps, strides, dilations, pads[:axes], pads[axes:], output)
 
 
 _window = lru_cache(maxsize=4096)(reading.window)

@@ -8,21 +8,28 @@ a runtime enforces.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any, TypeVar
 
 import onnx
 import onnx_ir as ir
 
 from bnfold.errors import UnreadableTensorError
+from bnfold.frontends.memory import give_back
 from bnfold.frontends.onnx.files.pieces import form
+from bnfold.frontends.onnx.files.slots import INSIDE
+from bnfold.frontends.onnx.files.stored import Form, StoredModel, StoredTensor
 from bnfold.frontends.onnx.nesting import graphs, nested, pairs
 from bnfold.frontends.onnx.operators.constants import OVERRIDABLE, Constants
 from bnfold.frontends.onnx.operators.skeleton import DATA_LIMIT, share_functions, skeleton
 from bnfold.frontends.onnx.operators.targets import Targets
+from bnfold.frontends.onnx.piecewise import infer_graphs
 from bnfold.frontends.onnx.shape_inference import infer_shapes
 from bnfold.graph.ops import Dim, Shape
+
+T = TypeVar("T")
 
 KINDS = frozenset(ir.DataType) - {ir.DataType.UNDEFINED}
 
@@ -56,6 +63,37 @@ class Kind:
     dtype: ir.DataType | None = None
 
 
+class Known(dict[ir.Value, T]):
+    """Facts about values. Those of stored tensors, of which a model has most, are asked from these.
+
+    Args:
+        ask: what the type and shape of a tensor tell.
+        is_overridable: whether a caller may replace a tensor by another one.
+    """
+
+    def __init__(self, ask: Callable[[Form], T], is_overridable: Callable[[ir.Value], bool]) -> None:
+        super().__init__()
+        self._ask, self._is_overridable = ask, is_overridable
+
+    def __missing__(self, value: ir.Value) -> T:
+        fact: T | None = self.get(value)
+        if fact is None:
+            raise KeyError(value)
+        return fact
+
+    def __contains__(self, value: object) -> bool:
+        return super().__contains__(value) or (isinstance(value, ir.Value) and self.get(value) is not None)
+
+    def get(self, value: ir.Value, default: Any = None) -> Any:
+        """What is known of a value."""
+        if (fact := super().get(value)) is not None:
+            return fact
+        tensor = value.const_value
+        if isinstance(tensor, StoredTensor) and not self._is_overridable(value):
+            return self._ask(tensor.form)
+        return default
+
+
 class Inference:
     """Inferred shapes and types of a model's values.
 
@@ -69,9 +107,11 @@ class Inference:
         symbols: the dynamic sizes that graph inputs declare; any other symbol is a size that nothing tells.
     """
 
-    def __init__(self, model: ir.Model, constants: Constants, original: onnx.ModelProto | None = None) -> None:
-        self.shapes: dict[ir.Value, Shape] = {}
-        self.types: dict[ir.Value, ir.DataType] = {}
+    def __init__(
+        self, model: ir.Model, constants: Constants, original: onnx.ModelProto | StoredModel | None = None
+    ) -> None:
+        self.shapes: Known[Shape] = Known(lambda form: form.dims, constants.is_overridable)
+        self.types: Known[ir.DataType] = Known(lambda form: form.dtype, constants.is_overridable)
         self._note_stored(model)
         self._proto = skeleton(model, original)
         self._values = _prepare(model.graph, self._proto.graph, constants)
@@ -113,6 +153,8 @@ class Inference:
         for value in chain.from_iterable(map(graph_values, graphs(model))):
             tensor = value.const_value
             is_default = value in inputs and model.ir_version >= OVERRIDABLE
+            if isinstance(tensor, StoredTensor) and not is_default:
+                continue
             if tensor is not None and not is_default:
                 self.types[value], shape = stored_form(tensor)
                 self.shapes[value] = forms.setdefault(shape, shape)
@@ -128,6 +170,7 @@ class Inference:
     def release(self) -> None:
         """Give back what inferring again would take."""
         self._proto, self._values, self._functions = onnx.ModelProto(), [], {}
+        give_back()
 
     def add(self, facts: Mapping[str, Kind]) -> None:
         """Infer again, with new facts about values of the main graph."""
@@ -142,9 +185,8 @@ class Inference:
             self._note(value, facts[name])
 
     def _infer(self) -> None:
-        inferred = infer_shapes(self._proto)
-        if inferred is not None:
-            self._match(self._values, inferred.graph)
+        for graph in infer_graphs(self._proto):
+            self._match(self._values, graph)
         self._infer_functions()
 
     def _match(self, values: Sequence[Mapping[str, ir.Value]], proto: onnx.GraphProto) -> None:
@@ -324,7 +366,7 @@ def read_shape(shape: ir.ShapeProtocol) -> Shape:
 
 def stored_form(tensor: ir.TensorProtocol) -> tuple[ir.DataType, Shape]:
     """The type and shape of a stored tensor, with unknown sizes in place of those that no array has."""
-    if type(tensor) is ir.serde.TensorProtoTensor:
+    if type(tensor) in INSIDE:
         dtype, stored = form(tensor)
         is_usual = not stored or (min(stored) >= 0 and max(stored) < DIM_LIMIT)
         return dtype, stored if is_usual else tuple(map(_dim, stored))

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from onnx import AttributeProto, TensorProto
 
 from bnfold.frontends.onnx.files.slots import lending, placeholder, slots
+from bnfold.frontends.onnx.files.stored import StoredGraph, StoredModel
 from bnfold.frontends.onnx.nesting import bodies, nested
 from bnfold.frontends.onnx.operators.constants import OVERRIDABLE
 
@@ -34,7 +35,7 @@ BITS = {kind.value: kind.bitwidth for kind in ir.DataType if kind not in (ir.Dat
 """The size of an element, by its type; strings have none."""
 
 
-def skeleton(model: ir.Model, original: onnx.ModelProto | None) -> onnx.ModelProto:
+def skeleton(model: ir.Model, original: onnx.ModelProto | StoredModel | None) -> onnx.ModelProto:
     """The protobuf without large tensors and declarations. The declarations of graph inputs stay.
 
     Args:
@@ -66,11 +67,13 @@ def _is_large(tensor: ir.TensorProtocol) -> bool:
     return is_elsewhere or (tensor.dtype != ir.DataType.STRING and tensor.nbytes > DATA_LIMIT)
 
 
-def _is_plain(proto: onnx.ModelProto) -> bool:
+def _is_plain(proto: onnx.ModelProto | StoredModel) -> bool:
     """Whether a model can be copied in bulk: onnx-ir changes nothing of it, and large tensors are initializers only."""
     if any(each.domain == "ai.onnx" for each in (*proto.opset_import, *proto.functions)):
         return False
-    for graph in nested(proto.graph, *proto.functions):
+    if isinstance(proto, StoredModel) and not all(map(_is_plain_node, proto.graph.node)):
+        return False
+    for graph in nested(*(() if isinstance(proto, StoredModel) else (proto.graph,)), *proto.functions):
         if isinstance(graph, onnx.GraphProto):
             if graph.sparse_initializer:
                 return False
@@ -98,7 +101,7 @@ def _is_small(tensor: TensorProto) -> bool:
     return bool(prod(tensor.dims) * BITS.get(tensor.data_type, 0) <= 8 * DATA_LIMIT)
 
 
-def _copy(original: onnx.ModelProto) -> onnx.ModelProto:
+def _copy(original: onnx.ModelProto | StoredModel) -> onnx.ModelProto:
     """The model without large initializers, of which type and shape stay."""
     proto = onnx.ModelProto(ir_version=original.ir_version, opset_import=original.opset_import)
     old, new = original.graph, proto.graph
@@ -112,7 +115,7 @@ def _copy(original: onnx.ModelProto) -> onnx.ModelProto:
     return proto
 
 
-def _share_weights(graph: onnx.GraphProto, original: onnx.GraphProto) -> list[TensorProto]:
+def _share_weights(graph: onnx.GraphProto, original: onnx.GraphProto | StoredGraph) -> list[TensorProto]:
     """Let nodes read one of all weights of a type and shape; gives the initializers that something still reads.
 
     An initializer takes onnx as long as a node, and a BatchNormalization has four.
