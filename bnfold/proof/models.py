@@ -35,6 +35,9 @@ FLOATS = {
 NOT_CONSTANT = frozenset({"RandomNormal", "RandomUniform"})
 """Operators without inputs whose output differs from run to run."""
 
+MEASURING = frozenset({"Shape", "Size"})
+"""Operators that look at the shape alone of what they read."""
+
 INTEGERS = {
     f"{prefix}int{bits}": (0, 2**bits - 1) if prefix else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
     for prefix in ("", "u")
@@ -247,10 +250,31 @@ class Scope:
             kept = cached() if isinstance(cached, weakref.ref) else cached
             if kept is not None or cached is None:
                 return kept
-        owner.known[name] = None  # so that a cycle ends, as no constant
-        constant = owner._find(name)
-        owner.known[name] = constant if constant is None or constant.nbytes <= KEPT else weakref.ref(constant)
+        pending, constant = [(owner, name)], None
+        while pending:  # what it is computed of comes first, which may be thousands of nodes away
+            scope, each = pending[-1]
+            scope.known.setdefault(each)  # so that a cycle ends, as no constant
+            behind = scope._find_unknown(each)
+            if behind is not None:
+                pending.append(behind)
+                continue
+            pending.pop()
+            constant = scope._find(each)
+            scope.known[each] = constant if constant is None or constant.nbytes <= KEPT else weakref.ref(constant)
         return constant
+
+    def _find_unknown(self, name: str) -> tuple[Scope, str] | None:
+        """A value that decides whether a name stands for a constant, if it is not known whether that does."""
+        node = self._evaluated(name)
+        for value in () if node is None else filter(None, node.input):
+            owner = self.owner(value)
+            if owner is None:
+                return None
+            if value not in owner.known:
+                return owner, value
+            if owner.known[value] is None:
+                return None
+        return None
 
     def is_constant(self, name: str) -> bool:
         """Whether a name stands for a constant."""
@@ -268,10 +292,8 @@ class Scope:
             return array_of(self.initializers[name], self.side.files)
         if name in self.sparse:
             return _dense(self.sparse[name], self.side.files)
-        node = self.makers.get(name)
-        if node is None or node.domain not in ("", "ai.onnx") or node.op_type in NOT_CONSTANT:
-            return None
-        if any(entry.HasField("g") or entry.graphs or entry.ref_attr_name for entry in node.attribute):
+        node = self._computed(name)
+        if node is None:
             return None
         if node.op_type == "Constant":
             for attribute in node.attribute:
@@ -279,17 +301,19 @@ class Scope:
                     return array_of(attribute.t, self.side.files)
                 if attribute.name == "sparse_value":
                     return _dense(attribute.sparse_tensor, self.side.files)
-        if node.op_type in ("Shape", "Size"):
+        if node.op_type in MEASURING:
             return self._measure(node)
         if node.op_type == "BatchNormalization":
             computed = compute(node, self.version, self.constant) if name == node.output[0] else None
             return None if computed is None else computed[0].astype(computed[2])
-        feeds = {value: self.constant(value) for value in node.input if value}
         if node.op_type == "CastLike":
-            return self._cast_like(node, feeds[node.input[0]])
-        if any(feed is None for feed in feeds.values()):
-            return None
-        arrays = {key: value for key, value in feeds.items() if value is not None}
+            return self._cast_like(node, self.constant(node.input[0]))
+        arrays: dict[str, AnyArray] = {}
+        for value in filter(None, node.input):
+            constant = self.constant(value)
+            if constant is None:
+                return None
+            arrays[value] = constant
         if sum(array.size for array in arrays.values()) > CONSTANT_LIMIT:
             return None
         if node.op_type == "DequantizeLinear":  # which the evaluator does not have in every opset
@@ -300,6 +324,22 @@ class Scope:
             return evaluate([node], arrays, [name], self.opsets, widen=False)[0]
         except UnevaluatedError:
             return None
+
+    def _computed(self, name: str) -> onnx.NodeProto | None:
+        """The node that makes a value, if it may make a constant."""
+        node = self.makers.get(name)
+        if node is None or node.domain not in ("", "ai.onnx") or node.op_type in NOT_CONSTANT:
+            return None
+        if any(entry.HasField("g") or entry.graphs or entry.ref_attr_name for entry in node.attribute):
+            return None
+        return node
+
+    def _evaluated(self, name: str) -> onnx.NodeProto | None:
+        """The same, if what it reads decides that."""
+        if name in self.initializers or name in self.sparse:
+            return None
+        node = self._computed(name)
+        return None if node is None or node.op_type in MEASURING else node
 
     def _measure(self, node: onnx.NodeProto) -> AnyArray | None:
         """The sizes of a value from one axis to another, or their product (Shape and Size), where they are known."""

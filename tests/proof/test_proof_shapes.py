@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import onnx
@@ -289,3 +290,18 @@ def test_a_call_in_a_body_has_no_shapes_of_another_body() -> None:
     known = Side(Files(proto), infer).certain
     for name in ("x", "r"):
         assert known.get(("function:L:f:", name), (None, 0))[0] is None
+
+
+@pytest.mark.parametrize("start", ["x", "c"])
+def test_a_constant_is_looked_for_behind_thousands_of_nodes(start: str) -> None:
+    """Each value is asked of what it is computed of: of the input of the model, or of a constant."""
+    count = 3000
+    names = [start, *(f"v{index}" for index in range(count))]
+    nodes = [node("Add", f"one {before}", after) for before, after in pairwise(names)]
+    proto = model([*nodes, node("Mul", f"x {names[-1]}", "y")], {"one": np.ones(3), "c": np.zeros(3)}, (3,))
+    found = Side(Files(proto), infer).main.constant(names[-1])
+    if start == "x":
+        assert found is None
+    else:
+        assert found is not None
+        assert found.tolist() == [count] * 3
