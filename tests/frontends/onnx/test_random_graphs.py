@@ -344,7 +344,7 @@ def check(model: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[Outcome, ...]]
         finite = np.isfinite(expected[name])  # a constant that divides may be zero
         assert np.array_equal(expected[name][~finite], actual[name][~finite], equal_nan=True)
         size = max(1.0, float(np.abs(expected[name][finite]).max(initial=0.0)))
-        error = float(np.abs(expected[name] - actual[name])[finite].max(initial=0.0)) / size
+        error = float(np.abs(expected[name][finite] - actual[name][finite]).max(initial=0.0)) / size
         assert error < TOLERANCE, f"{name} is off by {error:.1e}"
     assert_settled(fused)
     return fused, outcomes
