@@ -572,11 +572,8 @@ def main() -> None:
 
 def run(options: argparse.Namespace) -> None:
     """The measurements that were asked for."""
-    print(
-        "## The tool itself\n\n`python scripts/benchmarks/bench_tool.py --docs docs/performance.md` wrote this "
-        "section. ",
-        end="",
-    )
+    command = f"python scripts/benchmarks/bench_tool.py --rounds {options.rounds} --docs docs/performance.md"
+    print(f"## The tool itself\n\n`{command}` wrote this section. ", end="")
     describe()
     folder = Path(tempfile.mkdtemp(dir=options.folder, prefix="bench-"))
     try:
