@@ -275,7 +275,7 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         if node.op_type == "BatchNormalization" and self._facts.constants.holds(node.outputs[0]):
             return self._compute(node), None
         if node.op_type == "BatchNormalization":
-            return read_affine.read_batchnorm(reader)[0], None
+            return read_affine.read_batchnorm(reader), None
         if node.op_type in ARITHMETIC and (affine := read_affine.read_arithmetic(reader)):
             return affine, None
         if (read := read_carry.READERS.get(node.op_type)) is not None:
@@ -301,7 +301,7 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
     def _describe_alone(self, node: ir.Node) -> ChannelAffine | Opaque:
         """The description of a BatchNorm without regard to what it reads."""
         try:
-            return read_affine.read_batchnorm(self._reader(node))[0]
+            return read_affine.read_batchnorm(self._reader(node))
         except Unreadable as error:
             return Opaque(error.stop, is_batchnorm=True)
 

@@ -13,8 +13,8 @@ from bnfold.graph.ops import ChannelAffine
 from bnfold.graph.outcome import Reason
 
 
-def read_batchnorm(reader: Reader) -> tuple[ChannelAffine, Normalization]:
-    """BatchNormalization of any opset, in inference form, with its constants.
+def read_batchnorm(reader: Reader) -> ChannelAffine:
+    """BatchNormalization of any opset, in inference form.
 
     Raises:
         Unreadable: training mode, per-activation statistics, or parameters that are not constant or not valid.
@@ -26,7 +26,7 @@ def read_batchnorm(reader: Reader) -> tuple[ChannelAffine, Normalization]:
     if any(output.name for output in reader.node.outputs[1:]):
         raise Unreadable(Reason.TRAINING_MODE, "it has the outputs of the training form")
     constants = normalization(reader)
-    return constants.op(stored=(constants.channels,) * 4), constants
+    return constants.op(stored=(constants.channels,) * 4)
 
 
 def normalization(reader: Reader) -> Normalization:
