@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from bnfold.algebra.affine import Affine, Statistics
 from bnfold.algebra.kernels import Kernel
 from bnfold.algebra.linear import Layout, Linear
-from bnfold.algebra.rounding import measure_growth, measure_parameters, round_once, solve_batchnorm
+from bnfold.algebra.rounding import KernelPeaks, measure_growth, measure_parameters, round_once, solve_batchnorm
 
 SEEDS = st.integers(0, 2**32 - 1)
 TYPES = [np.dtype(each) for each in (np.float16, ml_dtypes.bfloat16, np.float32, np.float64)]
@@ -133,6 +133,23 @@ def test_growth_and_peaks_are_those_of_the_whole_in_any_blocks_and_strips(
     assert growth.factor == pytest.approx(whole.factor)
     exact = linear.solve_kernel(kernel.canonical())
     assert rounding == measure_parameters(exact, bias, np.dtype(np.float16), 2.0**-10, linear.input_sizes)
+
+
+@pytest.mark.parametrize("with_sizes", [False, True])
+@given(SEEDS, st.integers(1, 3), st.integers(1, 5))
+def test_peaks_of_strips_are_those_of_the_whole(with_sizes: bool, seed: int, groups: int, step: int) -> None:
+    """Of inputs, too, which each strip has weights of."""
+    random = np.random.default_rng(seed)
+    outputs, inputs = (int(size) for size in random.integers(1, 6, 2))
+    exact = random.standard_normal((groups, outputs, inputs, 3))
+    sizes = random.random(groups * inputs) + 0.1 if with_sizes else None
+    dtype = np.dtype(np.float16 if with_sizes else np.float32)
+    strips = [slice(start, start + step) for start in range(0, outputs, step)]
+    parts = ((strip, KernelPeaks.of(exact[:, strip], dtype, sizes)) for strip in strips)
+    found = KernelPeaks.whole(parts, groups, groups * outputs, groups * inputs)
+    expected = KernelPeaks.of(exact, dtype, sizes)
+    for name in ("output_errors", "output_peaks", "input_errors", "input_peaks"):
+        assert np.array_equal(getattr(found, name), getattr(expected, name)), name
 
 
 @pytest.mark.parametrize("layout", [Layout.CONV, Layout.CONV_TRANSPOSE, Layout.IN_OUT, Layout.OUT_IN])
