@@ -66,6 +66,11 @@ class Proof:
         """The proof for a result that is its original, byte for byte."""
         return cls(dict.fromkeys(KINDS, 0) | {"wiring": 1}, 0, 0, 0.0, (), seconds, is_identical=True)
 
+    @classmethod
+    def failed(cls, failure: ProofError) -> Proof:
+        """What there is to say where nothing else was looked at."""
+        return cls(dict.fromkeys(KINDS, 0), 0, 0, 0.0, (failure,), 0.0)
+
     @property
     def is_proved(self) -> bool:
         """Whether the result is the original."""

@@ -6,7 +6,7 @@ Both are evaluated on random data and on impulses.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch.nn.functional as F  # noqa: N812 (its name everywhere)
 from torch import fx
 
 from bnfold.proof.carriers import draw, undo
+from bnfold.proof.certificate import Relation
 from bnfold.proof.evaluate import UnevaluatedError
 from bnfold.proof.failure import ProofError
 from bnfold.proof.merges import along, impulses
@@ -136,7 +137,7 @@ def check_merge(pair: Pair, root: fx.Node) -> None:
     twin = pair.twin(root)
     stands, entries = _stands(pair, twin, ends, name)
     old, new = _Part(side, nodes, root), _Part(pair.result, stands, twin)
-    value = pair.shapes.values.get(root)
+    value = pair.shapes.value(root)
     kinds = {
         constant.dtype for constant in (*new.constants, *(() if isinstance(value, torch.Tensor) else old.constants))
     }
@@ -302,46 +303,73 @@ def _compare(
     if relation is not None and pulled is None:
         raise ProofError("merges", name, "its output changed in a way that is not covered")
 
-    def judge(feeds: dict[fx.Node, AnyArray], now: dict[fx.Node, AnyArray], base: tuple[AnyArray, ...] | None) -> Any:
-        """Compare both answers; or their changes since `base`, which depend on the weights alone."""
-        before, after, sizes, bound = old.run(feeds), new.run(now), old.size(feeds), new.size(now)
-        if before.shape != after.shape:
-            raise ProofError("merges", name, f"its result has shape {after.shape}, not {before.shape}")
-        if pulled is not None:
-            if pulled.axis >= before.ndim or before.shape[pulled.axis] != pulled.size:
-                raise ProofError("merges", name, f"{pulled.size} channels changed along axis {pulled.axis}")
-            before, sizes = pulled(before), np.abs(pulled(np.zeros_like(before))) + sizes * along(pulled, sizes.ndim)
-        left, right, allowed = before, after, bound
-        if base is not None:
-            times = len(before) // len(base[0])
-            still = [np.tile(numbers, (times, *[1] * (numbers.ndim - 1))) for numbers in base]
-            left, right, allowed = before - still[0], after - still[1], bound - still[2]
-        with np.errstate(all="ignore"):
-            limit = 1.01 * new.unit * allowed + 1e-13 * (bound + sizes) + new.tiny * max(1, left[:1].size)
-            wrong = ~(np.abs(left - right) <= limit)
-        if wrong.any():
-            at = np.unravel_index(int(np.argmax(wrong)), wrong.shape)
-            raise ProofError("merges", name, f"it gives {float(right[at])!r}, not {float(left[at])!r}")
-        return before, after, bound
-
-    def fed(now: dict[fx.Node, AnyArray]) -> dict[fx.Node, AnyArray]:
-        return {entries[key]: x for key, x in now.items() if key in entries}
-
     shapes = {source: _shape(pair, source, old.nodes) for source in reads}
-    drawn = {source: draw(pair.relation(source), shapes[source], generator) for source in reads}
-    judge({key: value[0] for key, value in drawn.items()}, fed({key: value[1] for key, value in drawn.items()}), None)
+    batch = _Batch({read: pair.relation(read) for read in reads})
+    batch.add({source: draw(pair.relation(source), shape, generator) for source, shape in shapes.items()})
+    batch.add_new({source: np.zeros(shape) for source, shape in shapes.items()})
     for read in reads:
         ones = impulses(shapes[read], generator)
         count = len(ones) // shapes[read][0]
+        batch.add_new({
+            source: ones if source is read else np.zeros((shape[0] * count, *shape[1:]))
+            for source, shape in shapes.items()
+        }, count)  # fmt: skip
+    feeds, now = batch.joined()
+    now = {entries[key]: x for key, x in now.items() if key in entries}
+    before, after, sizes, bound = old.run(feeds), new.run(now), old.size(feeds), new.size(now)
+    if before.shape != after.shape or (reads and len(before) % batch.count):
+        raise ProofError("merges", name, f"its result has shape {after.shape}, not {before.shape}")
+    if pulled is not None:
+        if pulled.axis >= before.ndim or before.shape[pulled.axis] != pulled.size:
+            raise ProofError("merges", name, f"{pulled.size} channels changed along axis {pulled.axis}")
+        before, sizes = pulled(before), np.abs(pulled(np.zeros_like(before))) + sizes * along(pulled, sizes.ndim)
+    left, right, allowed = before, after, bound
+    if reads:  # what impulses give is compared without what zeros give, so that it depends on the weights alone
+        rows = len(before) // batch.count
+        times = batch.count - 2
+        left, right, allowed = (
+            np.concatenate([
+                numbers[: 2 * rows],
+                numbers[2 * rows :] - np.tile(numbers[rows : 2 * rows], (times, *[1] * (numbers.ndim - 1))),
+            ])
+            for numbers in (before, after, bound)
+        )  # fmt: skip
+    with np.errstate(all="ignore"):
+        limit = 1.01 * new.unit * allowed + 1e-13 * (bound + sizes) + new.tiny * max(1, left[:1].size)
+        wrong = ~(np.abs(left - right) <= limit)
+    if wrong.any():
+        at = np.unravel_index(int(np.argmax(wrong)), wrong.shape)
+        raise ProofError("merges", name, f"it gives {float(right[at])!r}, not {float(left[at])!r}")
 
-        def both(now: AnyArray, chosen: fx.Node = read, count: int = count) -> tuple[Any, Any]:
-            data = {
-                key: now if key is chosen else np.zeros((shape[0] * count, *shape[1:])) for key, shape in shapes.items()
-            }
-            return {key: undo(pair.relation(key), x) for key, x in data.items()}, fed(data)
 
-        base = judge(*both(np.zeros(shapes[read]), count=1), None)
-        judge(*both(ones), base)
+class _Batch:
+    """Inputs of a region for both models, one behind the other along the batch axis, which no part of a merge mixes.
+
+    Attributes:
+        count: how many times the shapes of the region.
+    """
+
+    def __init__(self, relations: Mapping[fx.Node, Relation | None]) -> None:
+        self._relations = relations
+        self._parts: list[dict[fx.Node, tuple[AnyArray, AnyArray]]] = []
+        self.count = 0
+
+    def add(self, data: Mapping[fx.Node, tuple[AnyArray, AnyArray]], count: int = 1) -> None:
+        """Add inputs of the original, each with the one that stands for it."""
+        self._parts.append(dict(data))
+        self.count += count
+
+    def add_new(self, data: Mapping[fx.Node, AnyArray], count: int = 1) -> None:
+        """Add inputs of the result."""
+        self.add({key: (undo(self._relations[key], x), x) for key, x in data.items()}, count)
+
+    def joined(self) -> tuple[dict[fx.Node, AnyArray], ...]:
+        """The inputs of the original, and those of the result."""
+        before, after = (
+            {key: np.concatenate([part[key][side] for part in self._parts]) for key in self._relations}
+            for side in (0, 1)
+        )
+        return before, after
 
 
 def _shape(pair: Pair, read: fx.Node, nodes: list[fx.Node]) -> tuple[int, ...]:
@@ -350,7 +378,7 @@ def _shape(pair: Pair, read: fx.Node, nodes: list[fx.Node]) -> tuple[int, ...]:
     known = pair.shapes.shape(read) or _batch(pair, read, nodes)
     if known is None:
         raise UnevaluatedError(f"the shape of {read.name!r} does not follow from the model's inputs")
-    sizes = [pair.shapes.concrete(size, 0) for size in known]
+    sizes = list(known)
     axes: set[int] = set()
     reach = 1
     for node in nodes:

@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 import copy
+import logging
 import operator
 import warnings
-from contextlib import ExitStack
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
 from torch import fx, nn
-from torch._dispatch.python import enable_python_dispatcher
-from torch._guards import detect_fake_mode
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.export import ExportedProgram
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils import _pytree
+from torch.utils._mode_utils import no_dispatch
 
 from bnfold.proof.torch.calls import SPREAD, kind_of
 from bnfold.proof.torch.sides import Side
-from bnfold.proof.torch.sizes import Sizes
 
-Shape = tuple[Any, ...]
-"""Sizes of a value: each a number, a `torch.SymInt`, or None."""
+Shape = tuple[int | None, ...]
+"""Sizes of a value, as far as they are known."""
+
+LARGER = (1, 32)
+"""What is added to sizes of the example, in turn, until the model takes them. Twice the size comes last."""
 
 
 class Shapes:
-    """Shapes and types of the original's values, as far as they are known.
+    """Shapes and types of the original's values, as far as they are known: for its example, and for larger inputs.
 
     Args:
         side: the model.
@@ -35,13 +38,8 @@ class Shapes:
 
     def __init__(self, side: Side, inputs: tuple[Any, ...] | None = None) -> None:
         self._side = side
-        self.values: dict[fx.Node, Any] = {}
         fed = self._given(inputs)
-        self._sizes: Sizes | None = None
-        if fed:
-            run = _Run(side, fed, self.values)
-            run.go()
-            self._sizes = run.sizes
+        self._runs: list[dict[fx.Node, Any]] = _runs(side, fed) if fed else [{}]
         self._ranks: dict[fx.Node, int] = {}
         if not any(isinstance(value, torch.Tensor) for value in fed.values()):
             self._ranks = _Ranks(side).found
@@ -61,70 +59,136 @@ class Shapes:
                 fed[node] = value
         return fed
 
-    def shape(self, node: fx.Node) -> Shape | None:
+    @property
+    def steps(self) -> range:
+        """The example and larger inputs that the model takes; the example alone where it takes no other."""
+        return range(len(self._runs))
+
+    def value(self, node: fx.Node, step: int = 0) -> Any:
+        """What a node makes, with fake tensors and numbers; None where that is not known.
+
+        Args:
+            node: the node.
+            step: 0 for the example, then larger inputs.
+        """
+        return self._runs[step].get(node)
+
+    def shape(self, node: fx.Node, step: int = 0) -> Shape | None:
         """The shape of a value, in which sizes may be unknown."""
-        value = self.values.get(node)
+        value = self.value(node, step)
         if isinstance(value, torch.Tensor):
-            return tuple(value.shape)
+            return tuple(None if isinstance(size, torch.SymInt) else size for size in value.shape)
         rank = self._ranks.get(node)
         return None if rank is None else (None,) * rank
+
+    def shapes(self, node: fx.Node) -> list[Shape | None]:
+        """The shapes of a value, at each size of the inputs."""
+        return [self.shape(node, step) for step in self.steps]
 
     def rank(self, node: object) -> int | None:
         """The rank of a value, where it is known."""
         shape = self.shape(node) if isinstance(node, fx.Node) else None
         return None if shape is None else len(shape)
 
-    def concrete(self, size: Any, step: int) -> Any:
-        """A number for a size: that of the example for step 0, then larger ones; None for a size that is not known."""
-        return size if self._sizes is None else self._sizes.concrete(size, step)
-
     def count(self, node: fx.Node) -> int | None:
         """The number of a node's values."""
-        value = self.values.get(node)
+        value = self.value(node)
         return len(value) if isinstance(value, tuple | list) else None
 
 
-class _Run(fx.Interpreter):
-    """Runs a graph on fake tensors. It leaves out values that cannot be computed, and all that depend on them."""
+def _runs(side: Side, fed: dict[fx.Node, Any]) -> list[dict[fx.Node, Any]]:
+    """What the nodes make for the example, and for larger inputs that the model takes.
 
-    def __init__(self, side: Side, fed: dict[fx.Node, Any], values: dict[fx.Node, Any]) -> None:
+    Where it does not take the example with all its sizes a little larger, they are tried one by one, and those that
+    cannot change alone together: a size may have to be a multiple, and others may have to equal it.
+    """
+    interpreter = _Interpreter(side, fed)
+    runs = [interpreter.run_at({})]
+    example = {symbol: number for value in fed.values() for symbol, number in _symbols(value)}
+
+    def takes(more: Mapping[Any, int]) -> bool:
+        run = interpreter.run_at(more, like=runs[0])
+        is_taken = run.keys() == runs[0].keys()
+        if is_taken:
+            runs.append(run)
+        return is_taken
+
+    def find(symbols: Collection[Any]) -> bool:
+        tries = [dict.fromkeys(symbols, more) for more in LARGER]
+        return any(takes(more) for more in (*tries, {symbol: example[symbol] for symbol in symbols}))
+
+    if example and not all(takes(dict.fromkeys(example, more)) for more in (1, 2)):
+        fixed = [symbol for symbol in example if not find([symbol])]
+        if len(fixed) > 1:
+            find(fixed)
+    return runs
+
+
+def _symbols(value: Any) -> Iterator[tuple[Any, int]]:
+    """What the sizes of an input are made of, and its number in the example."""
+    for leaf in _pytree.tree_leaves(value):
+        for size in (*leaf.shape, *leaf.stride()) if isinstance(leaf, FakeTensor) else (leaf,):
+            if isinstance(size, torch.SymInt):
+                known = size.node.shape_env.backed_var_to_val
+                yield from ((symbol, known[symbol]) for symbol in size.node.expr.free_symbols if symbol in known)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what torch says of operators that do not run."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+class _Interpreter(fx.Interpreter):
+    """Runs a graph on fake tensors. It leaves out values that cannot be computed, and all that depend on them.
+
+    Sizes are numbers. With symbols, torch works them out anew in each operator, which takes a hundred times as long
+    where they are quotients of quotients.
+    """
+
+    def __init__(self, side: Side, fed: dict[fx.Node, Any]) -> None:
         super().__init__(side.root, garbage_collect_values=False)
-        self._side, self._given = side, fed
-        self.env = values
-        leaves = [leaf for value in fed.values() for leaf in _pytree.tree_leaves(value)]
-        self._mode = detect_fake_mode([leaf for leaf in leaves if isinstance(leaf, FakeTensor)]) or FakeTensorMode(
-            shape_env=ShapeEnv()
-        )
-        self.sizes = None if self._mode.shape_env is None else Sizes(self._mode.shape_env)
+        self._side, self._fed = side, fed
+        self._mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+        self._made: dict[int, FakeTensor] = {}
+        self._more: Mapping[Any, int] = {}
 
-    def go(self) -> None:
-        mode = self._mode
-        allows, mode.allow_non_fake_inputs = mode.allow_non_fake_inputs, True
-        try:
-            with enable_python_dispatcher(), mode, torch.no_grad(), warnings.catch_warnings(), ExitStack() as stack:
-                if mode.shape_env is not None and self.sizes is not None:
-                    stack.enter_context(mode.shape_env.suppress_guards())
-                    stack.enter_context(mode.shape_env.ignore_fresh_unbacked_symbols())
-                    stack.enter_context(self.sizes.in_use())
-                warnings.simplefilter("ignore")
-                for node in self._side.graph.nodes:
-                    self._visit(node)
-        finally:
-            mode.allow_non_fake_inputs = allows
+    def run_at(self, more: Mapping[Any, int], like: dict[fx.Node, Any] | None = None) -> dict[fx.Node, Any]:
+        """The values of nodes.
+
+        Args:
+            more: what is added to symbols in the sizes of inputs.
+            like: values of another run; where a node made one in that and makes none now, this run ends.
+        """
+        self.env, self._more = {}, more
+        environment = self._mode.shape_env
+        assert environment is not None
+        with self._mode, torch.no_grad(), environment.ignore_fresh_unbacked_symbols(), _quiet():
+            for node in self._side.graph.nodes:
+                self._visit(node)
+                if like is not None and node in like and node not in self.env:
+                    break
+        return self.env
 
     def _visit(self, node: fx.Node) -> None:
         if node.op == "output":
             return
         if node.op == "placeholder":
-            if node in self._given:
-                self.env[node] = _pytree.tree_map(self._fake, self._given[node])
+            if node in self._fed:
+                with suppress(LookupError):
+                    self.env[node] = _pytree.tree_map(self._fake, self._fed[node])
             return
-        if any(source not in self.env for source in node.all_input_nodes):
-            return
-        try:
-            self.env[node] = self.run_node(node)
-        except Exception:  # the operator does not run on fake tensors: then less is known
-            return
+        if all(source in self.env for source in node.all_input_nodes):
+            with suppress(Exception):  # an operator that does not run on fake tensors: then less is known
+                self.env[node] = self.run_node(node)
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
         """Run a module; one that may change its state is copied first, onto fake tensors."""
@@ -145,9 +209,33 @@ class _Run(fx.Interpreter):
         return _pytree.tree_map(self._fake, self.fetch_attr(target))
 
     def _fake(self, value: Any) -> Any:
-        if not isinstance(value, torch.Tensor) or isinstance(value, FakeTensor):
+        if isinstance(value, torch.SymInt):
+            return self._number(value)
+        if isinstance(value, FakeTensor):
+            sizes, strides = (tuple(map(self._number, numbers)) for numbers in (value.shape, value.stride()))
+            with no_dispatch():
+                blank = torch.empty_strided(sizes, strides, dtype=value.dtype, device="meta")
+            return FakeTensor(self._mode, blank, value.device)
+        if not isinstance(value, torch.Tensor):
             return value
-        return self._mode.from_tensor(value.detach(), static_shapes=True)
+        if id(value) not in self._made:
+            self._made[id(value)] = self._mode.from_tensor(value.detach(), static_shapes=True)
+        return self._made[id(value)]
+
+    def _number(self, size: Any) -> Any:
+        """A number for a size of an input.
+
+        Raises:
+            LookupError: nothing is known of it.
+        """
+        if not isinstance(size, torch.SymInt):
+            return size
+        expression, known = size.node.expr, size.node.shape_env.backed_var_to_val
+        return int(
+            expression.xreplace(
+                {symbol: known[symbol] + self._more.get(symbol, 0) for symbol in expression.free_symbols}
+            )
+        )
 
 
 _KEEPS_RANK = (
