@@ -402,6 +402,62 @@ def test_the_smallest_module_gets_the_code() -> None:
         assert_same(run(model, size), run(bnfold.fuse(model, example_inputs=IMAGE[:1]), size))
 
 
+class Padded(nn.Conv2d):
+    """A convolution that pads as TensorFlow does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        missing = [max((-(-size // 2) - 1) * 2 + 3 - size, 0) for size in x.shape[-2:]]
+        x = F.pad(x, [missing[1] // 2, missing[1] - missing[1] // 2, missing[0] // 2, missing[0] - missing[0] // 2])
+        return F.conv2d(x, self.weight, self.bias, self.stride)
+
+
+class Activated(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).relu()
+
+
+class Layers(nn.Module):
+    """Layers with code of their own, which fold into each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.tail = Padded(4, 4, 3, 2, bias=False), Activated(4), Padded(4, 4, 3, 2)
+        self.last = Activated(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.tail(self.norm(self.conv(x))))
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 4, 3, padding=1, groups=4), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.norm(self.conv(x))
+
+
+class Windows(nn.Module):
+    """Reads a size behind what becomes one convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.block = nn.Conv2d(4, 4, 3, 2), Residual()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.block(self.stem(x))
+        return F.pad(y, (0, -y.shape[-1] % 7, 0, -y.shape[-2] % 7)) + y.mean()
+
+
+@pytest.mark.parametrize(("make", "changed"), [(Layers, {"conv", "norm", "last"}), (Windows, {"block"})])
+def test_code_around_layers_stays_where_each_can_change_alone(make: type[nn.Module], changed: set[str]) -> None:
+    model = trained(make())
+    fused = assert_folds(model, IMAGE, example_inputs=IMAGE)
+    assert {name for name, each in fused.named_modules() if hasattr(type(each), "_bnfold_code")} == changed
+    for size in (drawn(1, 4, 15, 19), drawn(5, 4, 8, 8)):
+        assert_same(run(model, size), run(fused, size))
+
+
 def test_the_outcome_says_whether_the_code_changes() -> None:
     for options in ({}, {"example_inputs": IMAGE}):
         outcomes = of_batchnorms(bnfold.plan(trained(nn.Sequential(net().blocks, nn.Conv2d(4, 4, 1))), **options))

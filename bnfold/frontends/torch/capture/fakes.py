@@ -218,13 +218,17 @@ class Fakes:
         output_padding: Any,
         groups: int,
     ) -> Any:
-        """On a device whose kernels keep a layout, where weights and what they multiply have the same."""
+        """On a device whose kernels keep a layout, where weights and what they multiply have the same.
+
+        A size that stays is that of the operand, as where something is added to it: a graph asks the same value for it.
+        """
         if value.fake_device.type != "cpu" or value.dim() != weight.dim() or not self._is_known(mode, value, weight):
             return NotImplemented
         shape = _meta_registrations.calc_conv_nd_return_shape(
             value, weight, stride, padding, dilation, is_transposed, groups, output_padding if is_transposed else None
         )
-        return _fresh(mode, value, shape)
+        written = zip(value.shape, shape, expressions(value.shape), expressions(shape), strict=True)
+        return _fresh(mode, value, [own if one == two else made for own, made, one, two in written])
 
     def _group_norm(self, mode: FakeTensorMode, operator: OpOverload, value: Any, *args: Any) -> Any:
         _, _, batch, channels, inner, groups, _ = args

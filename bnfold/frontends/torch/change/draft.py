@@ -162,7 +162,7 @@ class Draft:
     def _copy(self, node: fx.Node) -> fx.Node:
         if node in self._copies:
             return self._copies[node]
-        made = self._graph.node_copy(node, self._read)
+        made = self._size(node) if is_scalar(node) else self._graph.node_copy(node, self._read)
         if node.op == "call_module":
             made.target = self._module(str(node.target))
         self._note_sizes(made)
@@ -231,7 +231,7 @@ class Draft:
         return attribute
 
     def _size(self, node: fx.Node) -> fx.Node:
-        """A size that was computed elsewhere, as one of a tensor at hand."""
+        """A size, as that of a tensor at hand if there is one: it may be computed from others."""
         value = node.meta.get("val")
         place = self._sizes.get(value.node.expr) if isinstance(value, torch.SymInt) else None
         if place is not None:

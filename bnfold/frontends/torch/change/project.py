@@ -133,9 +133,15 @@ class Projection:
     def _regions(self, undone: Iterable[Decision] = ()) -> dict[str, Region]:
         """The modules that need generated code, by their paths: with that, those that decide by sizes do so no more."""
         deciding = [[list(decision.stack)] for decision in undone]
-        chosen = [(self._smallest(_common(stacks)), stacks) for stacks in (*self._differences(), *deciding)]
+        chosen = [(self._smallest(_common(stacks)), stacks) for stacks in (*self._parts(), *deciding)]
         spoiled = {path for place, stacks in chosen for one in stacks for path in one[one.index(place) + 1 :]}
         return {place: self._draft(place, spoiled) for place, _ in chosen}
+
+    def _parts(self) -> Iterator[list[list[str]]]:
+        """What has to be changed together: all that is connected, unless each module in it can be changed alone."""
+        for stacks in self._differences():
+            is_apart = all(self._smallest(one) == one[-1] for one in stacks)
+            yield from [[one] for one in stacks] if is_apart else [stacks]
 
     def _undone(self, regions: Mapping[str, Region]) -> tuple[Decision, ...]:
         """Decisions of code that stays, and that another answer might let do something else with what changed.
