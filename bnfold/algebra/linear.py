@@ -242,6 +242,10 @@ class Linear:
             strip = slice(start, start + step)
             yield strip, _scaled(kernel[:, strip], [each[:, strip] if each.shape[1] > 1 else each for each in factors])
 
+    def solve_rows(self, rows: npt.NDArray[np.generic], channels: npt.NDArray[np.intp]) -> Array:
+        """Rows of weights, one for each of these output channels, with what is pending on the output side."""
+        return _scaled(rows, [] if self.after is None else [self.after.scale[channels, None]])
+
     def _factors(self, kernel: npt.NDArray[np.generic]) -> list[Array]:
         """What the weights of a canonical kernel are multiplied by."""
         groups, out, fan_in, *window = kernel.shape
