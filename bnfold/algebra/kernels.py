@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from bnfold.algebra.affine import Affine, Array
 from bnfold.algebra.linear import STRIP, Layout, Linear
-from bnfold.algebra.rounding import Growth, KernelPeaks, Rounding, Worst, bound_errors, is_narrow, round_into
+from bnfold.algebra.rounding import Growth, KernelPeaks, Rounding, Worst, bound_errors, is_narrow
 
 ELEMENTS = 1 << 18
 """How many elements a block has: enough to keep numpy busy, and few enough for a cache."""
@@ -223,8 +223,7 @@ class Block:
         stored = (groups, inputs, outputs) if self.kernel.is_input_major else (groups, outputs, inputs)
         rounded = np.empty((*stored, *window), dtype)
         canonical = rounded.swapaxes(1, 2) if self.kernel.is_input_major else rounded
-        for strip, exact in self.part(linear).solve_strips(kernel):
-            round_into(canonical[:, strip], exact)
+        self.part(linear).round_into(canonical, kernel)
         return rounded.reshape(self.stop - self.start, -1)
 
     def solve_canonical(self, linear: Linear) -> Array:

@@ -34,19 +34,8 @@ def round_once(exact: Array, dtype: np.dtype[np.generic]) -> npt.NDArray[np.gene
         return _round(exact, dtype)
 
 
-def round_into(stored: npt.NDArray[np.generic], exact: Array) -> None:
-    """Fill an array with the same."""
-    with np.errstate(over="ignore", under="ignore"):
-        stored[...] = exact if _is_cast(stored.dtype) else _round(exact, stored.dtype)
-
-
-def _is_cast(dtype: np.dtype[np.generic]) -> bool:
-    """Whether numpy rounds to a type once by itself."""
-    return dtype.kind == "f" or dtype.name != "bfloat16"  # of which the name is made anew each time
-
-
 def _round(exact: Array, dtype: np.dtype[np.generic]) -> npt.NDArray[np.generic]:
-    if _is_cast(dtype):
+    if dtype.kind == "f" or dtype.name != "bfloat16":  # of which the name is made anew each time
         return exact.astype(dtype)
     near = np.array(exact, dtype=np.float32, order="C")
     bits = near.view(np.int32)
