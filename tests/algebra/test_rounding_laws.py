@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import ml_dtypes
@@ -209,12 +210,15 @@ def test_few_channels_of_a_large_kernel_are_rounded(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("layout", [Layout.CONV, Layout.CONV_TRANSPOSE, Layout.IN_OUT, Layout.OUT_IN])
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
-@given(SEEDS, st.integers(1, 3), st.sampled_from([1, 20, 1 << 16]))
+@given(SEEDS, st.integers(1, 3), st.sampled_from([1, 20, 1 << 16]), st.booleans())
 def test_a_kernel_is_rounded_once_in_any_strips(
-    layout: Layout, dtype: np.dtype[Any], seed: int, groups: int, strip: int
+    layout: Layout, dtype: np.dtype[Any], seed: int, groups: int, strip: int, is_wide: bool
 ) -> None:
+    """With factors on both sides of weights in float64, and on the output side of weights in the type itself."""
     random = np.random.default_rng(seed)
     stored, linear = kernels(random, layout, groups)
+    if not is_wide:
+        stored, linear = stored.astype(dtype), replace(linear, before=None)
     linear = linear.absorb_output(drawn(random, linear.out_channels))
     rows = stored.reshape(stored.shape[-2] if layout in (Layout.IN_OUT, Layout.OUT_IN) else stored.shape[0], -1)
     kernel = Kernel(stored.shape, layout, linear.groups, lambda: lambda start, stop: rows[start:stop])
