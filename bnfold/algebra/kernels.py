@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from bnfold.algebra.affine import Affine, Array
 from bnfold.algebra.linear import STRIP, Layout, Linear
-from bnfold.algebra.rounding import Growth, KernelPeaks, Rounding, round_once
+from bnfold.algebra.rounding import Growth, KernelPeaks, Rounding, Worst, bound_errors, is_narrow
 
 ELEMENTS = 1 << 18
 """How many elements a block has: enough to keep numpy busy, and few enough for a cache."""
@@ -118,13 +118,16 @@ class Kernel:
     def measure(self, linear: Linear, bias: Array | None, dtype: np.dtype[np.generic], unit: float) -> Rounding:
         """The rounding of the solved kernel and `bias` to `dtype`; see `KernelPeaks.judge`."""
         blocks = list(self.blocks())
-        sizes = linear.input_sizes
+        sizes, worst = linear.input_sizes, Worst()
+        is_by_rows = linear.before is None and not self.is_input_major and not is_narrow(dtype)
 
         def measure_block(block: Block) -> KernelPeaks:
             own = None if sizes is None else sizes[block.inputs(linear)]
             part, kernel = block.part(linear), block.canonical()
             if kernel.size <= STRIP:  # as most kernels are
                 return KernelPeaks.of(part.solve_kernel(kernel), dtype, own)
+            if is_by_rows:
+                return _measure_rows(part, kernel.reshape(part.out_channels, -1), dtype, unit, worst)
             strips = ((strip, KernelPeaks.of(exact, dtype, own)) for strip, exact in part.solve_strips(kernel))
             return KernelPeaks.whole(strips, part.groups, part.out_channels, part.in_channels)
 
@@ -220,13 +223,36 @@ class Block:
         stored = (groups, inputs, outputs) if self.kernel.is_input_major else (groups, outputs, inputs)
         rounded = np.empty((*stored, *window), dtype)
         canonical = rounded.swapaxes(1, 2) if self.kernel.is_input_major else rounded
-        for strip, exact in self.part(linear).solve_strips(kernel):
-            canonical[:, strip] = round_once(exact, dtype)
+        self.part(linear).round_into(canonical, kernel)
         return rounded.reshape(self.stop - self.start, -1)
 
     def solve_canonical(self, linear: Linear) -> Array:
         """The same in canonical layout."""
         return self.part(linear).solve_kernel(self.canonical())
+
+
+def _measure_rows(
+    linear: Linear, rows: npt.NDArray[np.generic], dtype: np.dtype[np.generic], unit: float, worst: Worst
+) -> KernelPeaks:
+    """The peaks of an operator whose output channels are rows, with one factor each.
+
+    The largest values need no solving: rounding products to float64 keeps their order. By them, a channel is rounded
+    only if its relative error may be larger than all that are known, and first where it may be largest.
+    """
+    peaks = KernelPeaks.zeros(len(rows), linear.in_channels)
+    largest = np.maximum(rows.max(axis=1), -rows.min(axis=1))
+    np.abs(linear.solve_rows(largest[:, None], np.arange(len(rows)))[:, 0], out=peaks.output_peaks)
+    bounds = bound_errors(peaks.output_peaks, dtype, unit)
+    order, step = np.argsort(-bounds), max(1, STRIP // rows.shape[1])
+    for start in range(0, len(rows), step):
+        chosen = order[start : start + step]
+        chosen = chosen[bounds[chosen] > worst.error]
+        if not len(chosen):
+            break
+        part = KernelPeaks.of(linear.solve_rows(rows[chosen], chosen)[None], dtype)
+        peaks.output_errors[chosen] = part.output_errors
+        worst.note(part, unit)
+    return peaks
 
 
 def _in_parallel(function: Callable[[Block], T], blocks: Sequence[Block]) -> Iterator[T]:

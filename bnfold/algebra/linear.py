@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bnfold.algebra.affine import Affine, Array
-from bnfold.algebra.rounding import DATA_RANGE, Growth, measure_growth
+from bnfold.algebra.rounding import DATA_RANGE, Growth, measure_growth, round_once
 
 STRIP = 1 << 16
 """How many weights are solved at a time where they are only looked at: so few that they stay in a processor's cache."""
@@ -236,11 +236,25 @@ class Linear:
 
     def solve_strips(self, kernel: npt.NDArray[np.generic]) -> Iterator[tuple[slice, Array]]:
         """The same, for some output channels of each group at a time."""
+        for strip, factors in self._strips(kernel):
+            yield strip, _scaled(kernel[:, strip], factors)
+
+    def round_into(self, rounded: npt.NDArray[np.generic], kernel: npt.NDArray[np.generic]) -> None:
+        """Fill an array with the same, rounded once to its type."""
+        for strip, factors in self._strips(kernel):
+            _round_scaled(rounded[:, strip], kernel[:, strip], factors)
+
+    def _strips(self, kernel: npt.NDArray[np.generic]) -> Iterator[tuple[slice, list[Array]]]:
+        """Some output channels of each group at a time, with what their weights are multiplied by."""
         out, factors = kernel.shape[1], self._factors(kernel)
         step = max(1, STRIP * out // max(1, kernel.size))
         for start in range(0, out, step):
             strip = slice(start, start + step)
-            yield strip, _scaled(kernel[:, strip], [each[:, strip] if each.shape[1] > 1 else each for each in factors])
+            yield strip, [each[:, strip] if each.shape[1] > 1 else each for each in factors]
+
+    def solve_rows(self, rows: npt.NDArray[np.generic], channels: npt.NDArray[np.intp]) -> Array:
+        """Rows of weights, one for each of these output channels, with what is pending on the output side."""
+        return _scaled(rows, [] if self.after is None else [self.after.scale[channels, None]])
 
     def _factors(self, kernel: npt.NDArray[np.generic]) -> list[Array]:
         """What the weights of a canonical kernel are multiplied by."""
@@ -319,6 +333,21 @@ def _scaled(kernel: npt.NDArray[np.generic], factors: Sequence[Array]) -> Array:
         for factor in factors:  # a product widens on the way, faster than a copy that is then multiplied
             kernel = np.multiply(kernel, factor, dtype=np.float64)
     return np.asarray(kernel, np.float64)
+
+
+def _round_scaled(rounded: npt.NDArray[np.generic], kernel: npt.NDArray[np.generic], factors: Sequence[Array]) -> None:
+    """Fill an array with a kernel times factors, rounded once to its type.
+
+    As the last factor is multiplied, numpy goes by way of float64 in buffers that stay in a processor's cache.
+    """
+    if not factors or rounded.dtype.kind != "f":
+        rounded[...] = round_once(_scaled(kernel, factors), rounded.dtype)
+        return
+    *others, last = factors
+    if others or kernel.dtype.kind != "f":
+        kernel = _scaled(kernel, others)
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        np.multiply(kernel, last, out=rounded, dtype=np.float64, casting="same_kind")
 
 
 @dataclass(frozen=True, eq=False, slots=True)

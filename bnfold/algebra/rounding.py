@@ -132,12 +132,40 @@ def _first(channels: Mask) -> int | None:
     return int(np.argmax(channels)) if has_any(channels) else None
 
 
+@dataclass
+class Worst:
+    """The largest relative rounding error that is known of a kernel, for all threads that measure parts of it.
+
+    If two note one at the same time, the smaller may stay. Then more is rounded than is needed, and nothing is wrong.
+    """
+
+    error: float = 0.0
+
+    def note(self, peaks: KernelPeaks, unit: float) -> None:
+        """Note the errors of a part, but for channels that lose more than rounding explains, which may not count."""
+        errors, sizes = peaks.output_errors, peaks.output_peaks
+        relative = np.divide(errors, sizes, out=np.zeros_like(sizes), where=errors < unit * sizes)
+        self.error = max(self.error, float(relative.max()))
+
+
+def bound_errors(peaks: Array, dtype: np.dtype[np.generic], unit: float) -> Array:
+    """How large the relative rounding error of channels with these largest values may be; infinite where it may be any.
+
+    A normal number ``m 2**e`` with m from 1/2 to 1 is rounded by at most half the spacing there, ``2**(e-1) unit / 2``,
+    and a smaller one by no more. So the error is at most ``unit / 4 m`` of the largest value.
+    """
+    is_normal = (unit * peaks >= _smallest(dtype)) & (peaks <= _largest(dtype))
+    bounds = np.where(peaks == 0, 0.0, np.inf)
+    return np.divide(unit / 4, np.frexp(peaks)[0], out=bounds, where=is_normal)
+
+
 @dataclass(frozen=True, eq=False)
 class KernelPeaks:
     """Largest rounding error and largest absolute value of a kernel's weights in each channel.
 
     Attributes:
-        output_errors, output_peaks: one entry for each output channel.
+        output_errors, output_peaks: one entry for each output channel. The error is 0 where that of another channel is
+            known to be a larger share of its peak.
         input_errors, input_peaks: one entry for each input channel.
     """
 

@@ -31,7 +31,7 @@ def make_plan(
 ) -> Plan[N, V]:
     """Decide what folds where, and why the rest stays.
 
-    Every weight that a fold would change is then computed once and rounded to its type, one at a time. Where it would
+    Of every weight that a fold would change, the rounding to its type is then measured, one at a time. Where it would
     not survive that, its latest merge, or else its latest candidate, is barred and the plan is made again.
 
     Args:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import ml_dtypes
@@ -152,14 +153,72 @@ def test_peaks_of_strips_are_those_of_the_whole(with_sizes: bool, seed: int, gro
         assert np.array_equal(getattr(found, name), getattr(expected, name)), name
 
 
+UNITS = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}
+
+SCALES = [1.0, -1.0, 0.0, 2.0**-60, 2.0**-126, 2.0**-140, 2.0**-1070, 2.0**127, 2.0**300, np.inf, np.nan]
+"""Factors of a channel; with some, its weights become subnormal or end up beyond a type."""
+
+
+@pytest.mark.parametrize("layout", [Layout.CONV, Layout.OUT_IN, Layout.STACKED])
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@settings(deadline=None)  # threads of a busy machine may wait
+@given(
+    SEEDS,
+    st.integers(1, 3),
+    st.lists(st.sampled_from(SCALES), max_size=4),
+    st.sampled_from([1, 30, 1 << 18]),
+    st.booleans(),
+)
+def test_channels_that_are_rounded_only_where_they_may_be_the_worst_tell_the_same(
+    layout: Layout, dtype: np.dtype[Any], seed: int, groups: int, odd: list[float], elements: int, is_known: bool
+) -> None:
+    """Beside channels that lose digits, which may count or be hidden behind a shift, and beside infinite ones."""
+    random = np.random.default_rng(seed)
+    groups = groups if layout is Layout.CONV else 1
+    out = 12 * groups
+    shapes = {Layout.CONV: (out, 4, 3), Layout.OUT_IN: (out, 12), Layout.STACKED: (3, out // 3, 12)}
+    stored = random.normal(size=shapes[layout]).astype(dtype if dtype.itemsize > 2 else np.float32)
+    affine = drawn(random, out)
+    scale = affine.scale.copy()
+    scale[random.permutation(out)[: len(odd)]] = odd
+    known = affine.statistics if is_known else None
+    linear = Linear(groups, out, 4 * groups if layout is Layout.CONV else 12, 1, 1)
+    linear = linear.absorb_output(Affine(scale, affine.shift, 1, known))
+    rows = stored.reshape(out, -1)
+    kernel = Kernel(stored.shape, layout, groups, lambda: lambda start, stop: rows[start:stop])
+    unit = UNITS[dtype.name]
+    expected = kernel.measure(linear, None, dtype, unit)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bnfold.algebra.kernels.ELEMENTS", elements)
+        patch.setattr("bnfold.algebra.kernels.STRIP", 24)
+        assert kernel.measure(linear, None, dtype, unit) == expected
+
+
+def test_few_channels_of_a_large_kernel_are_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    weights = random.normal(size=(1024, 1024)).astype(np.float32)
+    kernel = Kernel((1024, 1024), Layout.OUT_IN, 1, lambda: lambda start, stop: weights[start:stop])
+    linear = Linear(1, 1024, 1024, 1, 1).absorb_output(drawn(random, 1024))
+    rounded: list[int] = []
+    measure = KernelPeaks.of
+    monkeypatch.setattr(
+        KernelPeaks, "of", lambda exact, dtype: (rounded.append(exact.shape[1]), measure(exact, dtype))[1]
+    )
+    kernel.measure(linear, None, np.dtype(np.float32), 2.0**-23)
+    assert 0 < sum(rounded) < 512
+
+
 @pytest.mark.parametrize("layout", [Layout.CONV, Layout.CONV_TRANSPOSE, Layout.IN_OUT, Layout.OUT_IN])
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
-@given(SEEDS, st.integers(1, 3), st.sampled_from([1, 20, 1 << 16]))
+@given(SEEDS, st.integers(1, 3), st.sampled_from([1, 20, 1 << 16]), st.booleans())
 def test_a_kernel_is_rounded_once_in_any_strips(
-    layout: Layout, dtype: np.dtype[Any], seed: int, groups: int, strip: int
+    layout: Layout, dtype: np.dtype[Any], seed: int, groups: int, strip: int, is_wide: bool
 ) -> None:
+    """With factors on both sides of weights in float64, and on the output side of weights in the type itself."""
     random = np.random.default_rng(seed)
     stored, linear = kernels(random, layout, groups)
+    if not is_wide:
+        stored, linear = stored.astype(dtype), replace(linear, before=None)
     linear = linear.absorb_output(drawn(random, linear.out_channels))
     rows = stored.reshape(stored.shape[-2] if layout in (Layout.IN_OUT, Layout.OUT_IN) else stored.shape[0], -1)
     kernel = Kernel(stored.shape, layout, linear.groups, lambda: lambda start, stop: rows[start:stop])

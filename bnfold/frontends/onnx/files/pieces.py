@@ -109,8 +109,8 @@ class SolvedTensor(ir.LazyTensor):
         super().__init__(self._solve, ir.DataType.from_numpy(dtype), ir.Shape(kernel.shape))
         self._kernel, self._linear, self._stored = kernel, linear, dtype
 
-    def _make(self, block: Block) -> bytes:
-        return self._round(block).tobytes()
+    def _make(self, block: Block) -> memoryview:
+        return self._round(block).view(np.uint8).data.cast("B")
 
     def _round(self, block: Block) -> AnyArray:
         return block.round(self._linear, self._stored)

@@ -196,7 +196,7 @@ def _write(path: Path, run: Run) -> str:
     Pieces are made side by side and written one after the other: a file lets one writer in at a time.
     """
     digest = hashlib.sha256()
-    pending: deque[Future[tuple[bytes, bytes]]] = deque()
+    pending: deque[Future[tuple[bytes | memoryview, bytes]]] = deque()
     _, parts = run
     with (
         path.open("wb", buffering=0) as file,
@@ -270,7 +270,7 @@ class _Flusher:
         self._thread.shutdown()
 
 
-def _make(size: int, make: Callable[[], bytes]) -> tuple[bytes, bytes]:
+def _make(size: int, make: Callable[[], bytes | memoryview]) -> tuple[bytes | memoryview, bytes]:
     """Some bytes and their hash."""
     content = make()
     assert len(content) == size

@@ -21,7 +21,7 @@ VARINT, FIXED64, LENGTH_DELIMITED, GROUP, END_GROUP, FIXED32 = range(6)
 SIZES = {FIXED64: 8, FIXED32: 4, GROUP: 0, END_GROUP: 0}
 """The bytes behind the tag, where they are always as many. What is in a group are fields again."""
 
-Piece = tuple[int, Callable[[], bytes]]
+Piece = tuple[int, Callable[[], bytes | memoryview]]
 """A number of bytes, and what makes them."""
 
 Run = tuple[int, Iterable[Piece]]
