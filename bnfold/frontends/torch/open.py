@@ -456,18 +456,21 @@ def _open_captured(
         return settled[0]
 
     def choose(judge: Judge | None) -> nn.Module:
+        failure: UnsupportedModelError | None = None
         for attempt in projection.attempts(make, keep_code=is_kept):
             try:
                 if is_right(attempt, judge):
                     return attempt.module
-            except UnsupportedModelError:  # its code does not run without what folded
-                continue
+            except UnsupportedModelError as error:  # its code does not run without what folded
+                failure = error
         if restore is not None:
             restore()
         kind = type(module).__name__
         if is_kept:
             raise UnsupportedModelError(f"the forward code of {kind} looks at what these folds change")
-        raise UnsupportedModelError(f"{kind} is another graph each time it is captured: pass an ExportedProgram")
+        raise UnsupportedModelError(
+            f"{kind} is another graph each time it is captured: pass an ExportedProgram"
+        ) from failure
 
     def is_right(attempt: Attempt, judge: Judge | None) -> bool:
         return is_folded(attempt, judge) and is_folded_elsewhere(attempt)

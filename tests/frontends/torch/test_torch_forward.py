@@ -458,6 +458,14 @@ def test_code_around_layers_stays_where_each_can_change_alone(make: type[nn.Modu
         assert_same(run(model, size), run(fused, size))
 
 
+def test_a_block_that_is_called_twice_keeps_what_one_of_its_calls_reads() -> None:
+    """One call becomes part of the layer behind it, so that only one reads the weight, by the other path of the block."""
+    block = nn.Sequential(nn.Conv2d(4, 4, 1, bias=False), nn.BatchNorm2d(4))
+    model = trained(nn.Sequential(block, nn.ReLU(), block, nn.Conv2d(4, 4, 1)))
+    fused = assert_folds(model, IMAGE, example_inputs=IMAGE)
+    assert not any(isinstance(each, nn.BatchNorm2d) for each in fused.modules())
+
+
 def test_the_outcome_says_whether_the_code_changes() -> None:
     for options in ({}, {"example_inputs": IMAGE}):
         outcomes = of_batchnorms(bnfold.plan(trained(nn.Sequential(net().blocks, nn.Conv2d(4, 4, 1))), **options))

@@ -369,7 +369,9 @@ class Projection:
                 owner = module.get_submodule(path)
                 put(owner, last, tensor)
                 note_channels(owner)
+        placed = {self._spot(self._place(each)) for each in now if now[each] is not self._tensors.get(each)}
         unread = self._read - set(now) - {self._place(each) for each in now}
+        unread = {name for name in unread if self._spot(name) not in placed}
         for path, region in regions.items():
             owner = module.get_submodule(path)
             for name, held in region.attributes.items():
