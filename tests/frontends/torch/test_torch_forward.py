@@ -459,7 +459,7 @@ def test_code_around_layers_stays_where_each_can_change_alone(make: type[nn.Modu
 
 
 def test_a_block_that_is_called_twice_keeps_what_one_of_its_calls_reads() -> None:
-    """One call becomes part of the layer behind it, so that only one reads the weight, by the other path of the block."""
+    """One call becomes part of the layer behind it; the other one reads the weight, by another path of the block."""
     block = nn.Sequential(nn.Conv2d(4, 4, 1, bias=False), nn.BatchNorm2d(4))
     model = trained(nn.Sequential(block, nn.ReLU(), block, nn.Conv2d(4, 4, 1)))
     fused = assert_folds(model, IMAGE, example_inputs=IMAGE)
