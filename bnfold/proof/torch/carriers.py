@@ -147,9 +147,9 @@ def _shape(pair: Pair, node: fx.Node, source: fx.Node, relation: Relation | None
     channels = _channels(pair, node, source, len(known))
     affine = (relation.pulled or relation.pushed) if relation else None
     places = dict(affine.places) if affine is not None else {}
-    for shape in pair.shapes.shapes(source):
+    for (shape,) in pair.shapes.shapes(source):
         for axis, channels_there in places.items():
-            if shape is not None and shape[axis] not in (None, channels_there):
+            if shape[axis] not in (None, channels_there):
                 raise UnevaluatedError(f"{channels_there} channels on axis {axis} of a value of shape {shape}")
     is_pointwise = pair.original.calls[node].name in POINTWISE
     sizes: list[int] = []
@@ -275,10 +275,11 @@ def _dtype(pair: Pair, node: fx.Node) -> torch.dtype | None:
 
 def _insist_on_size(pair: Pair, node: fx.Node, data: fx.Node) -> None:
     """Check that constants do not broadcast data to a larger shape."""
-    output, read = pair.shapes.shapes(node), pair.shapes.shapes(data)
-    if not any(shape is None or None in shape for shape in (*output, *read)):
-        if output != read:
-            raise ProofError("wiring", node.name, f"it vanished, and made {output[0]} of {read[0]}")
+    shapes = pair.shapes.shapes(node, data)
+    if shapes and not any(None in shape for both in shapes for shape in both):
+        for output, read in shapes:
+            if output != read:
+                raise ProofError("wiring", node.name, f"it vanished, and made {output} of {read}")
         return
     rank = pair.shapes.rank(data)
     relation = pair.relation(data) or pair.relation(node)

@@ -61,7 +61,7 @@ class Shapes:
 
     @property
     def steps(self) -> range:
-        """The example and larger inputs that the model takes; the example alone where it takes no other."""
+        """The example and larger inputs. There may be one that the model does not take: then less is known of it."""
         return range(len(self._runs))
 
     def value(self, node: fx.Node, step: int = 0) -> Any:
@@ -81,9 +81,10 @@ class Shapes:
         rank = self._ranks.get(node)
         return None if rank is None else (None,) * rank
 
-    def shapes(self, node: fx.Node) -> list[Shape | None]:
-        """The shapes of a value, at each size of the inputs."""
-        return [self.shape(node, step) for step in self.steps]
+    def shapes(self, *nodes: fx.Node) -> list[tuple[Shape, ...]]:
+        """The shapes of some values, at each size of the inputs for which all are known."""
+        each = [tuple(self.shape(node, step) for node in nodes) for step in self.steps]
+        return [tuple(shape for shape in shapes if shape is not None) for shapes in each if None not in shapes]
 
     def rank(self, node: object) -> int | None:
         """The rank of a value, where it is known."""
@@ -97,19 +98,20 @@ class Shapes:
 
 
 def _runs(side: Side, fed: dict[fx.Node, Any]) -> list[dict[fx.Node, Any]]:
-    """What the nodes make for the example, and for larger inputs that the model takes.
+    """What the nodes make for the example, and for larger inputs.
 
-    Where it does not take the example with all its sizes a little larger, they are tried one by one, and those that
-    cannot change alone together: a size may have to be a multiple, and others may have to equal it.
+    Where the model does not take the example with all its sizes a little larger, what it makes until then is kept, and
+    sizes are tried one by one, and those that cannot change alone together: a size may have to be a multiple, and
+    others may have to equal it. An attempt that fails is no proof that a size is fixed.
     """
     interpreter = _Interpreter(side, fed)
     runs = [interpreter.run_at({})]
     example = {symbol: number for value in fed.values() for symbol, number in _symbols(value)}
 
-    def takes(more: Mapping[Any, int]) -> bool:
+    def takes(more: Mapping[Any, int], *, in_part: bool = False) -> bool:
         run = interpreter.run_at(more, like=runs[0])
         is_taken = run.keys() == runs[0].keys()
-        if is_taken:
+        if is_taken or in_part:
             runs.append(run)
         return is_taken
 
@@ -117,7 +119,7 @@ def _runs(side: Side, fed: dict[fx.Node, Any]) -> list[dict[fx.Node, Any]]:
         tries = [dict.fromkeys(symbols, more) for more in LARGER]
         return any(takes(more) for more in (*tries, {symbol: example[symbol] for symbol in symbols}))
 
-    if example and not all(takes(dict.fromkeys(example, more)) for more in (1, 2)):
+    if example and not all(takes(dict.fromkeys(example, more), in_part=more == 1) for more in (1, 2)):
         fixed = [symbol for symbol in example if not find([symbol])]
         if len(fixed) > 1:
             find(fixed)

@@ -29,12 +29,12 @@ def check_added(pair: Pair, node: fx.Node) -> None:
     if any(pair.relation(read) for read in node.all_input_nodes if read is not source):
         raise ProofError("carriers", name, "what it adds to, or its indices, changed")
     read, made = pair.relation(source), pair.relation(node)
-    shapes = [shape for value in (start, source) if isinstance(value, fx.Node) for shape in pair.shapes.shapes(value)]
-    ranks = {None if shape is None else len(shape) for shape in shapes}
-    if read is None or made is None or ranks in (set(), {None}):
+    values = [value for value in (start, source) if isinstance(value, fx.Node)]
+    shapes = [shape for both in pair.shapes.shapes(*values) for shape in both] if len(values) == 2 else []
+    if read is None or made is None or not shapes:
         raise ProofError("carriers", name, "its input or output changed in a way that is not covered")
-    rank = ranks.pop()
-    if rank is None or ranks or not isinstance(dim, int):
+    rank = len(shapes[0])
+    if any(len(shape) != rank for shape in shapes) or not isinstance(dim, int):
         raise ProofError("carriers", name, "the axes of what it adds are not known")
     for one, other in ((read.pulled, made.pulled), (read.pushed, made.pushed)):
         if one is None and other is None:
@@ -42,7 +42,7 @@ def check_added(pair: Pair, node: fx.Node) -> None:
         if one is None or other is None or one.has_shift or other.has_shift or one.places != other.places:
             raise ProofError("carriers", name, "its output is not scaled as what it adds, or a shift went through")
         for axis, size in one.places:
-            if axis == dim % rank or any(shape[axis] != size for shape in shapes if shape is not None):
+            if axis == dim % rank or any(shape[axis] != size for shape in shapes):
                 raise ProofError("carriers", name, "it was scaled along an axis along which it is added up")
         if not np.array_equal(one.scale, other.scale):
             raise ProofError("carriers", name, "the scale of its output is not that of what it adds")
