@@ -33,6 +33,7 @@ from bnfold.runtimes.setting import Engine, Level, Setting
 from bnfold.runtimes.timed_onnx_session import OnnxSession, provider_names
 from bnfold.runtimes.timed_session import require
 from tests.report.schemas import insist_on_schema
+from tests.toys.command_line import run
 from tests.toys.onnx_graphs import model, node, norm, random, statistics
 
 MODELS = Path(__file__).parents[2] / "models"
@@ -61,9 +62,9 @@ def record(report: comparison.BenchReport) -> dict[str, Any]:
     return made
 
 
-def cli(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def cli(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "bnfold", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd)
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 # Rounds, with sessions whose time is what they say.
@@ -446,7 +447,7 @@ def test_the_command_answers_in_words(tmp_path: Path) -> None:
     ],
 )
 def test_mistakes_are_one_line(arguments: list[str | Path], code: int, message: str, tmp_path: Path) -> None:
-    done = cli("bench", *arguments, cwd=tmp_path)
+    done = run(tmp_path, "bench", *arguments)
     assert (done.returncode, done.stdout) == (code, "")
     assert message in done.stderr
     assert "Traceback" not in done.stderr

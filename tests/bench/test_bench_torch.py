@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,10 @@ from tests.report.schemas import insist_on_schema
 
 torch = pytest.importorskip("torch")
 
+from bnfold.bench import comparison  # noqa: E402
 from bnfold.bench.models import find_subjects  # noqa: E402
+from bnfold.bench.options import BenchOptions  # noqa: E402
+from bnfold.report.bench_record import record_bench  # noqa: E402
 from bnfold.runtimes import timed_torch_session  # noqa: E402
 from bnfold.runtimes.setting import Setting  # noqa: E402
 
@@ -126,10 +127,8 @@ def test_settings_of_the_process_come_back() -> None:
 def test_files_of_both_engines_are_compared(tmp_path: Path) -> None:
     path = tmp_path / "model.pt2"
     torch.export.save(program(), path)
-    command = [sys.executable, "-m", "bnfold", "bench", str(path), str(path), "--rounds", "32", "--threads", "1"]
-    done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    record = json.loads(done.stdout)
+    options = BenchOptions(rounds=comparison.FEWEST_ROUNDS, threads=1, starts=1)
+    record = json.loads(json.dumps(record_bench(comparison.run([path, path], options))))
     insist_on_schema(record)
     entries = record["entries"]
     assert [entry["level"] for entry in entries] == [None, None]

@@ -10,8 +10,6 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 import warnings
 import zipfile
 from pathlib import Path
@@ -22,6 +20,7 @@ import pytest
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
 import bnfold
+from tests.toys.command_line import run
 from tests.toys.onnx_graphs import model, node, norm, random, statistics
 
 HERE = Path(__file__).parent
@@ -64,34 +63,39 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model, inputs, and files that are no models."""
+    place = tmp_path_factory.mktemp("files")
     for name in ("digits_cnn.onnx", "digits_mlp.onnx", "digits_test.npz"):
-        shutil.copy(MODELS / name, tmp_path)
+        shutil.copy(MODELS / name, place)
     twin = onnx.load(MODELS / "digits_cnn.onnx")
     twin.doc_string = "the same, in other words"
-    onnx.save(twin, tmp_path / "twin.onnx")
-    onnx.save(convert_float_to_float16(onnx.load(MODELS / "digits_cnn.onnx")), tmp_path / "half.onnx")
-    onnx.save(branches(), tmp_path / "branches.onnx")
-    onnx.save(bnfold.fuse(branches()), tmp_path / "branches.fused.onnx")
-    onnx.save(bnfold.fuse(onnx.load(MODELS / "digits_cnn.onnx")), tmp_path / "fused.onnx")
-    np.savez(tmp_path / "nothing.npz", image=np.zeros((0, 1, 8, 8), np.float32))
-    (tmp_path / "empty.onnx").touch()
-    (tmp_path / "text.onnx").write_text("This is not a model.\n")
-    (tmp_path / "old.onnx").write_text("precious")
-    (tmp_path / "folder.onnx").mkdir()
-    with zipfile.ZipFile(tmp_path / "module.pt", "w") as archive:
+    onnx.save(twin, place / "twin.onnx")
+    onnx.save(convert_float_to_float16(onnx.load(MODELS / "digits_cnn.onnx")), place / "half.onnx")
+    onnx.save(branches(), place / "branches.onnx")
+    onnx.save(bnfold.fuse(branches()), place / "branches.fused.onnx")
+    onnx.save(bnfold.fuse(onnx.load(MODELS / "digits_cnn.onnx")), place / "fused.onnx")
+    np.savez(place / "nothing.npz", image=np.zeros((0, 1, 8, 8), np.float32))
+    (place / "empty.onnx").touch()
+    (place / "text.onnx").write_text("This is not a model.\n")
+    (place / "old.onnx").write_text("precious")
+    (place / "folder.onnx").mkdir()
+    with zipfile.ZipFile(place / "module.pt", "w") as archive:
         archive.writestr("module/data.pkl", b"a pickled module")
-    return tmp_path
+    return place
+
+
+@pytest.fixture
+def folder(files: Path, tmp_path: Path) -> Path:
+    """A copy of the folder for one command."""
+    return shutil.copytree(files, tmp_path, dirs_exist_ok=True)
 
 
 def transcript(command: str, folder: Path) -> str:
     """What a command prints, how it ends and what it leaves, without what changes from run to run."""
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    arguments = [sys.executable, "-m", "bnfold", *shlex.split(command)[1:]]
-    environment = {**os.environ, "COLUMNS": "80"}
-    done = subprocess.run(arguments, cwd=folder, capture_output=True, text=True, check=False, env=environment)
+    done = run(folder, *shlex.split(command)[1:])
     lines = [f"$ {command}", *(done.stdout + done.stderr).splitlines(), f"exit {done.returncode}"]
     for path in sorted(folder.rglob("*")):
         if path.is_file() and before.get(path) != path.read_bytes():

@@ -10,12 +10,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from click.testing import CliRunner
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
-from bnfold.cli.commands import cli
 from tests.docs import blocks
 from tests.report.test_junit import insist_on_junit
+from tests.toys.command_line import run
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "pipelines.md").read_text(encoding="utf-8")
@@ -34,8 +33,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with np.load(ROOT / "models" / "digits_test.npz") as data:
         np.savez(place / "inputs.npz", image=data["image"][:32])
     onnx.save(convert_float_to_float16(onnx.load(place / "model.onnx")), place / "half.onnx")
-    made = CliRunner().invoke(cli, ["fuse", str(place / "model.onnx"), "-o", str(place / "candidate.onnx"), "-q"])
-    assert made.exit_code == 0, made.output
+    made = run(place, "fuse", "model.onnx", "-o", "candidate.onnx", "-q")
+    assert made.returncode == 0, made.stderr
     return place
 
 
@@ -44,17 +43,16 @@ def test_there_are_commands() -> None:
     assert {command.split()[1] for command in COMMANDS} == {"inspect", "fuse", "verify", "bench"}
 
 
-def test_the_commands_of_the_page_one_after_the_other(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(folder)
+def test_the_commands_of_the_page_one_after_the_other(folder: Path) -> None:
     for written in COMMANDS:
         command = written.replace("--seconds 60", "--seconds 5")
         if " fuse " in command:  # the second pipeline starts afresh
-            for path in (Path("model.fused.onnx"), Path("model.proof.json"), Path("model.intoto.json")):
-                path.unlink(missing_ok=True)
-        done = CliRunner().invoke(cli, shlex.split(command)[1:])
+            for path in ("model.fused.onnx", "model.proof.json", "model.intoto.json"):
+                (folder / path).unlink(missing_ok=True)
+        done = run(folder, *shlex.split(command)[1:])
         if " bench " in command:  # what this machine does meanwhile decides; that it is an answer does not
-            assert done.exit_code in (0, 1), (command, done.output)
+            assert done.returncode in (0, 1), (command, done.stderr)
         else:
-            assert done.exit_code == (1 if FOLDABLE in command else 0), (command, done.output)
-        report = Path(re.search(r"--report (\S+)", command)[1])  # type: ignore[index]
+            assert done.returncode == (1 if FOLDABLE in command else 0), (command, done.stderr)
+        report = folder / re.search(r"--report (\S+)", command)[1]  # type: ignore[index]
         insist_on_junit(report.read_text(encoding="utf-8"))

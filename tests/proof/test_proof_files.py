@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +20,10 @@ from bnfold.proof.checker import Proof
 from bnfold.proof.failure import ProofError
 from bnfold.proof.models import Files, digest
 from bnfold.verification import onnx_proof
+from tests.toys.command_line import run
 from tests.toys.onnx_graphs import model, node, norm, random, statistics
 
 MODELS = Path(__file__).parents[2] / "models"
-
-
-def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "bnfold", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture

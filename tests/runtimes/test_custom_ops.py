@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +9,7 @@ import pytest
 
 import bnfold
 from bnfold.errors import CustomOpsError
+from tests.toys.command_line import run
 
 MODELS = Path(__file__).parents[2] / "models"
 DIGITS, MLP = (str(MODELS / f"digits_{name}.onnx") for name in ("cnn", "mlp"))
@@ -28,8 +27,7 @@ COMMANDS = {
 def test_a_library_that_cannot_be_loaded_is_one_line(command: str, tmp_path: Path) -> None:
     (tmp_path / "ops.so").write_text("no library")
     np.savez(tmp_path / "x.npz", image=np.zeros((1, 1, 8, 8), np.float32))
-    arguments = [sys.executable, "-m", "bnfold", *COMMANDS[command], "--custom-ops", "ops.so"]
-    done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = run(tmp_path, *COMMANDS[command], "--custom-ops", "ops.so")
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (3, "", 1)
     assert done.stderr.startswith("bnfold: ops.so: onnxruntime cannot load it as custom operators (")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ops.so", "x.npz"]

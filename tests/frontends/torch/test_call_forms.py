@@ -56,7 +56,7 @@ def test_each_form_is_taken_by_all(form: str) -> None:
     assert all(isinstance(outcome, bnfold.Fold) for outcome in outcomes)
     assert testing.assert_equivalent(module, fused, inputs).is_equivalent
     assert not bnfold.verify(module, trained(Scaled(), seed=3), inputs).is_equivalent
-    assert bnfold.benchmark([module, fused], inputs=inputs, rounds=32).entries
+    assert bnfold.benchmark([module, fused], inputs=inputs, rounds=32, threads=1).entries
 
 
 @pytest.mark.parametrize("form", ONE)

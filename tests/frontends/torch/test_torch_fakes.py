@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.export import ExportedProgram
 from torch.nn import functional
 
 from bnfold.frontends.torch.capture import fakes
@@ -109,26 +110,30 @@ LAYOUTS: Calls = {
 
 
 class Called(nn.Module):
-    """One call on a tensor of some layout."""
+    """A call on a tensor of each layout."""
 
-    def __init__(self, layout: Callable[[Tensor], Tensor], call: Callable[[Tensor], Any]) -> None:
+    def __init__(self, call: Callable[[Tensor], Any], *layouts: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
-        self.layout, self.call = layout, call
+        self.call, self.layouts = call, layouts
 
-    def forward(self, x: Tensor) -> Any:
-        return self.call(self.layout(x))
+    def forward(self, x: Tensor) -> tuple[Any, ...]:
+        return tuple(self.call(layout(x)) for layout in self.layouts)
+
+
+def results(program: ExportedProgram) -> list[Tensor]:
+    """What the export takes the program to give back."""
+    (output,) = program.graph.find_nodes(op="output")
+    return [each.meta["val"] for each in output.args[0]]
 
 
 @pytest.mark.parametrize("name", [*ELEMENTWISE, *BINARY, *LINEAR, *OTHERS])
 def test_an_export_takes_operators_to_make_what_they_make(name: str) -> None:
     call = {**ELEMENTWISE, **BINARY, **LINEAR, **OTHERS}[name]
     x = torch.rand(2, 6, 9, 11)
-    for layout, arrange in LAYOUTS.items():
-        module = Called(arrange, call)
-        for is_static in (False, True):
-            program = export(module, read_inputs((x,)), is_static=is_static).program
-            (output,) = program.graph.find_nodes(op="output")
-            made, actual = output.args[0][0].meta["val"], module(x)
+    module = Called(call, *LAYOUTS.values())
+    for is_static in (False, True):
+        program = export(module, read_inputs((x,)), is_static=is_static).program
+        for layout, made, actual in zip(LAYOUTS, results(program), module(x), strict=True):
             assert [*map(int, made.shape)] == [*actual.shape], layout
             assert made.dtype == actual.dtype, layout
             if layout == "contiguous" or name not in OTHERS:  # of which torch itself says something else
@@ -138,8 +143,7 @@ def test_an_export_takes_operators_to_make_what_they_make(name: str) -> None:
 @pytest.mark.parametrize("name", WHOLE)
 def test_what_torch_takes_apart_has_the_layout_that_torch_gives_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def layouts() -> list[list[int]]:
-        programs = [export(Called(arrange, WHOLE[name]), read_inputs((x,))).program for arrange in LAYOUTS.values()]
-        made = [program.graph.find_nodes(op="output")[0].args[0][0].meta["val"] for program in programs]
+        made = results(export(Called(WHOLE[name], *LAYOUTS.values()), read_inputs((x,))).program)
         return [[*map(int, (*each.shape, *each.stride()))] for each in made]
 
     x = torch.rand(2, 6, 9, 11)
@@ -179,6 +183,6 @@ def test_what_torch_takes_apart_is_known(name: str, *, is_static: bool, monkeypa
         lambda mode, func, *rest: asked.append(str(func)) or dispatch(mode, func, *rest),  # type: ignore[func-returns-value]
     )
     call = {**OTHERS, **WHOLE}[name]
-    export(Called(lambda x: x * 1, call), read_inputs((torch.rand(2, 6, 9, 11),)), is_static=is_static)
+    export(Called(call, lambda x: x * 1), read_inputs((torch.rand(2, 6, 9, 11),)), is_static=is_static)
     parts = "addmm bmm mm t view softmax _softmax _safe_softmax clone _unsafe_view _native_batch_norm_legit_no_training"
     assert not {f"aten.{part}.default" for part in parts.split()} & {*asked}

@@ -58,7 +58,8 @@ def prove(
     for one, other in zip(actual, expected, strict=True):
         assert one.shape == other.shape
         atol = 1e-12 * max(1.0, float(np.abs(other[np.isfinite(other)]).max(initial=0.0)))
-        np.testing.assert_allclose(one, other, rtol=0, atol=atol, err_msg=f"{op} {affines} {carried}")
+        is_same = np.allclose(one, other, rtol=0, atol=atol, equal_nan=True)
+        assert is_same, f"{op} {affines} {carried}\n{one}\n{other}"
     return None
 
 

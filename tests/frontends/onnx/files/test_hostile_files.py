@@ -4,31 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-import signal
-import sys
+import subprocess
 from pathlib import Path
 
 import onnx
 import pytest
 
 import bnfold
-from bnfold import cli
 from tests.toys import hostile
-
-
-def run(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:
-    """Exit code, standard output and standard error of a command line."""
-    handler = signal.getsignal(signal.SIGTERM)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["bnfold", *map(str, arguments)])
-        try:
-            with pytest.raises(SystemExit) as ended:
-                cli.main()
-        finally:
-            signal.signal(signal.SIGTERM, handler)
-    code = ended.value.code
-    assert code is None or isinstance(code, int)
-    return code or 0, *capsys.readouterr()
+from tests.toys.command_line import run
 
 
 def state(folder: Path) -> dict[str, bytes | None]:
@@ -44,7 +28,7 @@ def test_there_are_many_cases() -> None:
 
 
 @pytest.mark.parametrize("case", hostile.CASES)
-def test_a_bad_file_is_one_line(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bad_file_is_one_line(case: str, tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
     write, expected = hostile.CASES[case]
@@ -53,20 +37,20 @@ def test_a_bad_file_is_one_line(case: str, tmp_path: Path, capsys: pytest.Captur
     good = hostile.save(hostile.good(), tmp_path)
     out = folder / "out.onnx"
     for command in (["fuse", path, "-o", out], ["fuse", path, "-o", out, "--no-verify"], ["inspect", path]):
-        assert re.search(expected, error_of(run(capsys, *command), path))
+        assert re.search(expected, error_of(run(tmp_path, *command), path))
     for command in (["verify", path, good], ["verify", good, path]):
         if case in hostile.SORTED:
-            assert run(capsys, *command)[0] == 0
+            assert run(tmp_path, *command).returncode == 0
             continue
-        error = error_of(run(capsys, *command), path)
+        error = error_of(run(tmp_path, *command), path)
         assert case in hostile.LABORIOUS or re.search(expected, error)  # the runtime has its own words for those
     assert state(folder) == before
 
 
-def error_of(result: tuple[int, str, str], path: Path) -> str:
+def error_of(done: subprocess.CompletedProcess[str], path: Path) -> str:
     """The one line of a command that failed because of a file."""
-    code, out, error = result
-    assert (code, out) == (3, "")
+    assert (done.returncode, done.stdout) == (3, "")
+    error = done.stderr
     assert error.count("\n") == 1
     assert len(error) < 700
     assert "Traceback" not in error
@@ -76,48 +60,44 @@ def error_of(result: tuple[int, str, str], path: Path) -> str:
 
 
 @pytest.mark.parametrize("case", hostile.EXPANDING)
-def test_a_constant_that_cannot_be_made_is_not_known(
-    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_constant_that_cannot_be_made_is_not_known(case: str, tmp_path: Path) -> None:
     """Nobody misses it but the runtime, where one runs the model."""
     write, expected = hostile.EXPANDING[case]
     path, out = write(tmp_path), tmp_path / "out.onnx"
     (tmp_path / "other").mkdir()
     good = hostile.save(hostile.good(), tmp_path / "other")
     for command in (["verify", path, good], ["verify", good, path]):
-        error_of(run(capsys, *command), path)
+        error_of(run(tmp_path, *command), path)
     for options in (["--no-verify"], ["--verify", "proof", "--overwrite"]):
-        code, printed, error = run(capsys, "fuse", path, "-o", out, "--json", *options)
-        assert (code, error) == (0, "")
-        (outcome,) = json.loads(printed)["outcomes"]
+        done = run(tmp_path, "fuse", path, "-o", out, "--json", *options)
+        assert (done.returncode, done.stderr) == (0, "")
+        (outcome,) = json.loads(done.stdout)["outcomes"]
         assert outcome["reason"] == "not-constant"
         assert re.search(expected, outcome["detail"])
 
 
 @pytest.mark.parametrize("case", hostile.FIT)
-def test_an_odd_file_is_folded_as_far_as_it_goes(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_odd_file_is_folded_as_far_as_it_goes(case: str, tmp_path: Path) -> None:
     write, expected = hostile.FIT[case]
     path = write(tmp_path)
-    code, out, error = run(capsys, "fuse", path, "-o", tmp_path / "out.onnx", "--no-verify", "--json")
-    assert (code, error) == (0, "")
-    record = json.loads(out)
+    done = run(tmp_path, "fuse", path, "-o", "out.onnx", "--no-verify", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    record = json.loads(done.stdout)
     assert record["outcomes"][0].get("reason") == expected
     operators = [each.op_type for each in onnx.load(tmp_path / "out.onnx").graph.node]
     assert operators.count("BatchNormalization") == record["batchnorms"]["kept"]
     assert len(record["outcomes"]) == sum(record["batchnorms"][each] for each in ("folded", "kept"))
 
 
-def test_what_the_runtime_does_not_know_is_proved_and_compared_by_nobody(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_the_runtime_does_not_know_is_proved_and_compared_by_nobody(tmp_path: Path) -> None:
     path = hostile.FIT["unknown-operator"][0](tmp_path)
-    code, out, error = run(capsys, "fuse", path, "-o", tmp_path / "out.onnx", "--verify", "full")
-    assert (code, out) == (3, "")
-    assert re.fullmatch(rf"bnfold: {path}: onnxruntime cannot load it .*com.example.*\n", error)
+    done = run(tmp_path, "fuse", path, "-o", "out.onnx", "--verify", "full")
+    assert (done.returncode, done.stdout) == (3, "")
+    assert re.fullmatch(rf"bnfold: {path}: onnxruntime cannot load it .*com.example.*\n", done.stderr)
     assert not (tmp_path / "out.onnx").exists()
-    code, out, error = run(capsys, "fuse", path, "-o", tmp_path / "out.onnx")
-    assert (code, error) == (0, "")
-    assert re.search("2 folds proved .*not run: onnxruntime does not know the operator com.example", out)
+    done = run(tmp_path, "fuse", path, "-o", "out.onnx")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.search("2 folds proved .*not run: onnxruntime does not know the operator com.example", done.stdout)
 
 
 def test_any_truncation_is_an_error_or_a_model(tmp_path: Path) -> None:
@@ -140,14 +120,12 @@ def test_any_truncation_is_an_error_or_a_model(tmp_path: Path) -> None:
         (["--max-depth", "2"], "nested more than 2 deep"),
     ],
 )
-def test_limits_are_options(
-    options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_limits_are_options(options: list[str], message: str, tmp_path: Path) -> None:
     proto = hostile.good()
     if "--max-depth" in options:
         hostile.nest(proto, 3)
     path = hostile.save(proto, tmp_path)
-    code, _, error = run(capsys, "inspect", path, *options)
-    assert code == 3
-    assert message in error
-    assert run(capsys, "inspect", path)[0] == 0
+    done = run(tmp_path, "inspect", path, *options)
+    assert done.returncode == 3
+    assert message in done.stderr
+    assert run(tmp_path, "inspect", path).returncode == 0
