@@ -82,6 +82,25 @@ def test_what_a_method_gives_back_that_forward_does_not_call_is_kept() -> None:
         assert_same(*(run(getattr(each, method), IMAGE) for each in (model, fused)))
 
 
+def test_a_block_with_two_names_keeps_the_methods() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = self.second = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU())
+
+        def forward_features(self, x: Tensor) -> Tensor:
+            return self.first(x)  # type: ignore[no-any-return]
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(x).relu()  # type: ignore[no-any-return]
+
+    model = trained(Twice())
+    fused = bnfold.fuse(model, example_inputs=IMAGE)
+    assert not any(isinstance(each, nn.BatchNorm2d) for each in fused.modules())
+    assert_same(run(model, IMAGE), run(fused, IMAGE))
+    assert_same(run(model.forward_features, IMAGE), run(fused.forward_features, IMAGE))
+
+
 def test_a_method_costs_no_second_computation() -> None:
     """Nothing is called twice in the graph, so that nothing is a second use."""
     plain, more = trained(Features()), trained(Intermediates())

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import FunctionType, MethodType
 from typing import Any, NamedTuple
 
 import torch
 from torch import fx, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree
 
@@ -118,7 +120,7 @@ class Joint:
             if replay is None:
                 made = forward(*args, **kwargs)
             else:
-                with replay:
+                with replay.noting():
                     made = forward(*args, **kwargs)
                     for name in [name for name in methods if name not in (*self._results, *self.inner)]:
                         self.failed = name
@@ -161,9 +163,24 @@ class Replay(TorchFunctionMode):
         self._noted: dict[Any, _Noted] = {}
         self._age: dict[int, int] | None = None
         self._module = module
+        self._called: nn.Module = module
         for each in module.modules():
             if each is not module and not isinstance(each, torch.jit.ScriptModule):
                 vars(each)["forward"] = self._watched(each, each.forward)
+
+    @contextmanager
+    def noting(self) -> Iterator[None]:
+        """Notes calls inside."""
+
+        def note(module: nn.Module, _: Any) -> None:
+            self._called = module
+
+        hook = register_module_forward_pre_hook(note)
+        try:
+            with self:
+                yield
+        finally:
+            hook.remove()
 
     def run(self, method: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """What a method gives back, after forward ran.
@@ -181,9 +198,14 @@ class Replay(TorchFunctionMode):
         return made
 
     def _watched(self, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+        """A forward that is noted. An export calls a module that has several paths by a proxy, which knows the path."""
+
         @functools.wraps(forward)
         def call(*args: Any, **kwargs: Any) -> Any:
-            return self._call(("module", id(module)), forward, args, kwargs)  # outside of this mode
+            run = forward
+            if isinstance(forward, MethodType) and forward.__self__ is module and vars(self._called) is vars(module):
+                run = MethodType(forward.__func__, self._called)
+            return self._call(("module", id(module)), run, args, kwargs)  # outside of this mode
 
         return call
 
