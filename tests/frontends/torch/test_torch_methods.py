@@ -83,10 +83,18 @@ def test_what_a_method_gives_back_that_forward_does_not_call_is_kept() -> None:
 
 
 def test_a_block_with_two_names_keeps_the_methods() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(self.conv(x)).relu()  # type: ignore[no-any-return]
+
     class Twice(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.first = self.second = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU())
+            self.first = self.second = Block()
 
         def forward_features(self, x: Tensor) -> Tensor:
             return self.first(x)  # type: ignore[no-any-return]
