@@ -103,8 +103,18 @@ class Graph(Protocol[N, V]):
         """Whether `write` would store a bias that is not all zeros; reads a kernel where a shift goes through it."""
         ...
 
-    def write(self, node: N, absorbed: Linear | Affine) -> None:
-        """Give a linear operator or a BatchNorm new parameters. The old ones are never overwritten in place."""
+    def signature(self, node: N) -> Hashable | None:
+        """What a linear operator or a BatchNorm is but for its data: equal ones read the same stored parameters.
+
+        None where that is not known, or where several of them could not read the same new ones.
+        """
+        ...
+
+    def write(self, node: N, absorbed: Linear | Affine, twins: Sequence[N] = ()) -> None:
+        """Give a linear operator or a BatchNorm new parameters. The old ones are never overwritten in place.
+
+        Its `twins`, with the same `signature`, read the new ones as well.
+        """
         ...
 
     def write_operands(self, node: N, absorbed: Operands) -> None:

@@ -82,7 +82,10 @@ class Row:
     def round(self, node: int, absorbed: Linear | Affine) -> Rounding:
         return Rounding(0.0)
 
-    def write(self, node: int, absorbed: Linear | Affine) -> None:
+    def signature(self, node: int) -> None:
+        return None
+
+    def write(self, node: int, absorbed: Linear | Affine, twins: Sequence[int] = ()) -> None:
         assert isinstance(absorbed, Linear)
         assert absorbed.after is not None
         self._recipe.written.append(f"{self.name(node)} takes {absorbed.after.scale} and {absorbed.after.shift}")

@@ -69,6 +69,15 @@ class Editor:
         if old is not None:
             self.release(old)
 
+    def read_alike(self, node: ir.Node, index: int, other: ir.Node) -> None:
+        """Give input `index` of a node what another one reads there; the old value goes as in `set_parameter`."""
+        if index >= len(node.inputs):
+            node.resize_inputs(index + 1)
+        old = node.inputs[index]
+        node.replace_input_with(index, other.inputs[index])
+        if old is not None:
+            self.release(old)
+
     def _initializer(self, node: ir.Node, tensor: ir.TensorProtocol, wish: str) -> ir.Value:
         """A fresh constant for a node.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, wraps
 from typing import Concatenate, ParamSpec
@@ -509,10 +509,24 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         for index, (_, rounded) in self._operands(node, absorbed).items():
             self._editor.set_parameter(node, self._data_indices(node)[index], ir.tensor(rounded))
 
+    def signature(self, node: ir.Node) -> Hashable | None:
+        """See `Graph`."""
+        is_batchnorm = self._is_batchnorm(node)
+        if not is_batchnorm:
+            stored = self._stored(node) if isinstance(self.op(node), Linear) else None
+            if stored is None or stored.quantized is not None:
+                return None
+        data = {0} if is_batchnorm else set(self._data_indices(node))
+        read = tuple(None if index in data else id(value) for index, value in enumerate(node.inputs))
+        attributes = tuple(sorted((name, str(attribute.value)) for name, attribute in node.attributes.items()))
+        return id(node.graph), node.domain, node.op_type, read, attributes
+
     @_edit
-    def write(self, node: ir.Node, absorbed: Linear | Affine) -> None:
+    def write(self, node: ir.Node, absorbed: Linear | Affine, twins: Sequence[ir.Node] = ()) -> None:
         if isinstance(absorbed, Linear):
             self._write_linear(node, absorbed)
+            for twin in twins:
+                self._write_linear(twin, absorbed, like=node)
             return
         fresh = self._normalization(node).replaced(absorbed)
         for index, array in enumerate(fresh, start=1):
@@ -535,7 +549,8 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         assert isinstance(weights, Weights)
         return read_linear.stored(self._reader(node), linear, weights)
 
-    def _write_linear(self, node: ir.Node, linear: Linear) -> None:
+    def _write_linear(self, node: ir.Node, linear: Linear, like: ir.Node | None = None) -> None:
+        """Write a linear operator; where there is another one like it, with the kernel and bias of that."""
         stored, load = self._stored(node), self._loader(linear)
         index = stored.weights.kernel
         dtype, bias = stored.dtype, stored.solve_bias(linear, load)
@@ -546,11 +561,18 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
             if bias is not None:
                 self._write_bias(node, linear, stored, round_once(bias, dtype))
             return
-        self._editor.set_parameter(node, index, SolvedTensor(stored.source(linear, load), linear, dtype))
+        if like is not None:
+            self._editor.read_alike(node, index, like)
+        else:
+            self._editor.set_parameter(node, index, SolvedTensor(stored.source(linear, load), linear, dtype))
         self._editor.drop_attributes(node, "alpha", "beta")
         has_add = node in self._bias_add or node.op_type not in ("Einsum", "FusedMatMul")
         if bias is not None and (has_add or bias.any()):  # else an Add is an operator of its own
-            self._write_bias(node, linear, stored, round_once(stored.native_bias(bias), dtype))
+            if like is not None and stored.weights.bias_index is not None:
+                self._editor.read_alike(node, stored.weights.bias_index, like)
+                node.attributes.update(like.attributes)
+            else:
+                self._write_bias(node, linear, stored, round_once(stored.native_bias(bias), dtype))
         if linear.fill:
             self._editor.pad_explicitly(node, linear.fill, dtype, self._reader(node).version)
 

@@ -161,7 +161,7 @@ class OpenTorchModel:
             outcomes = [self._of_module(each) for each in outcomes]
         if self.kept is not None:
             view = self.kept()
-            changing = {view.name(node) for node in view.nodes() if view.changes_code(node)}
+            changing = view.find_changing([each for each in outcomes if isinstance(each, Fold)])
             return tuple(
                 replace(each, changes_code=_adds(each) or not changing.isdisjoint((each.batchnorm, *each.into)))
                 if isinstance(each, Fold)

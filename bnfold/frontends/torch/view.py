@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from types import MappingProxyType
@@ -428,10 +428,29 @@ class TorchGraph(View[fx.Node, Value, Weights]):
             bias = np.zeros(linear.out_channels)
         return stored, kernel, None if bias is None else round_once(bias, stored.dtype)
 
-    def write(self, node: fx.Node, absorbed: Linear | Affine) -> None:
+    def signature(self, node: fx.Node) -> Hashable | None:
+        """See `Graph`."""
+        if not self._is_batchnorm(node):
+            is_linear = read_linear.read_linear(self._reader(node)) is not None
+            if not is_linear or self._stored(node).quantized is not None:
+                return None
+        if node.op == "call_module":
+            return id(self._calls[node].module)
+        data, missing = self._data_nodes(node), []
+
+        def portray(source: fx.Node) -> str:
+            place = self._store.place_of_source(source) if self._store.tensor(source) is not None else None
+            if place is None and source not in data:
+                missing.append(source)
+            return "" if place is None else place
+
+        text = repr(map_arg((node.args, node.kwargs), portray))
+        return None if missing else (node.target, text)
+
+    def write(self, node: fx.Node, absorbed: Linear | Affine, twins: Sequence[fx.Node] = ()) -> None:
         reader = self._reader(node)
         if isinstance(absorbed, Affine):
-            self._set(node, self._batchnorm_arrays(node, absorbed), "running_mean")
+            self._set([node], self._batchnorm_arrays(node, absorbed), "running_mean")
             return
         stored, kernel, bias = self._linear_arrays(node, absorbed)
         arrays: dict[str, AnyArray] = {} if stored.quantized else {stored.weights.kernel: kernel}
@@ -441,12 +460,13 @@ class TorchGraph(View[fx.Node, Value, Weights]):
         if bias is not None and name is not None:
             is_column = reader.call.op in ("addmm", "baddbmm") and stored.weights.data in ("mat2", "batch2")
             arrays[name] = bias.reshape(-1, 1) if is_column else bias
-        self._set(node, arrays, stored.weights.kernel)
-        if bias is not None and name is None:
-            shape = [-1] + [1] * stored.weights.behind
-            like = read_linear.operand(reader, stored.weights.kernel)
-            self._stand_in(node, self._store.insert_add(node, bias.reshape(shape), like))
-        self._store.drop_factors(node)
+        self._set([node, *twins], arrays, stored.weights.kernel)
+        for each in (node, *twins):
+            if bias is not None and name is None:
+                shape = [-1] + [1] * stored.weights.behind
+                like = read_linear.operand(self._reader(each), stored.weights.kernel)
+                self._stand_in(each, self._store.insert_add(each, bias.reshape(shape), like))
+            self._store.drop_factors(each)
 
     def _stand_in(self, node: fx.Node, total: fx.Node) -> None:
         """Let the addition that was put behind a node stand for its value."""
@@ -510,16 +530,16 @@ class TorchGraph(View[fx.Node, Value, Weights]):
         self._store.rename(fresh, f"{old.name}_folded")
         self._calls[fresh], self._calls[node] = spell(fresh, self.root), spell(node, self.root)
         handles = {name: self._calls[fresh].get(name) for name in arrays}
-        self._store.write(fresh, arrays, handles, fresh.args[0])
+        self._store.write([fresh], arrays, handles, fresh.args[0])
         self._calls[fresh] = spell(fresh, self.root)
 
-    def _set(self, node: fx.Node, arrays: dict[str, AnyArray], first: str) -> None:
-        """Give a node fresh parameters; `first` names the one that tells how new ones are made."""
-        reader = self._reader(node)
+    def _set(self, nodes: Sequence[fx.Node], arrays: dict[str, AnyArray], first: str) -> None:
+        """Give nodes fresh parameters; `first` names the one that tells how new ones are made."""
+        reader = self._reader(nodes[0])
         old: dict[str, Any] = {name: read_linear.operand(reader, name) for name in arrays}
         like = read_linear.operand(reader, first)
-        self._store.write(node, arrays, old, like)
-        self._calls[node] = spell(node, self.root)
+        self._store.write(nodes, arrays, old, like)
+        self._refresh(nodes)
 
     def bypass(self, node: fx.Node, *, keep_output_name: bool, index: int = 0) -> None:
         data = self._data_nodes(node)

@@ -210,6 +210,16 @@ def test_two_batchnorms_share_their_parameters() -> None:
     assert outcomes(model(nodes, constants, (2, 4, 5, 5), outputs="y z")) == ["folded"] * 2
 
 
+@pytest.mark.parametrize("bias", ["", "b"])
+def test_convolutions_that_become_the_same_share_what_they_get(bias: str) -> None:
+    """A model that calls a part twice (Siamese networks) is no larger for it."""
+    nodes = [node("Conv", f"x w {bias}", "c"), norm("c", "y"), node("Conv", f"y w {bias}", "d"), norm("d", "z")]
+    constants = {"w": random(3, 3, 1, 1), **({"b": random(3)} if bias else {}), **statistics(3)}
+    fused, found = fuse(model(nodes, constants, (2, 3, 3, 3), outputs="y z"))
+    assert all(isinstance(each, Fold) for each in found)
+    assert {each.name for each in fused.graph.initializer} == {"w_folded", "b_folded" if bias else "y_bias"}
+
+
 def test_a_shared_weight_stays_for_who_still_reads_it() -> None:
     nodes = [node("Conv", "x w", "c"), norm("c", "y"), node("Conv", "x w", "z")]
     fused, _ = fuse(model(nodes, CONV, (2, 4, 3, 3), outputs="y z"))

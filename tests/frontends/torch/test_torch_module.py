@@ -19,6 +19,7 @@ from tests.toys.torch_models import (
     assert_folds,
     assert_same,
     assert_stays,
+    exported,
     fuse,
     norms,
     of_batchnorms,
@@ -188,6 +189,67 @@ def test_what_is_called_twice_folds_into_weights_of_each_call(name: str, options
     _, outcomes = fuse(trained(Twice(SHARED[name][0])), IMAGE, **options)
     folded = [isinstance(each, Fold) for each in of_batchnorms(outcomes)]
     assert all(folded) or name == "a convolution with one reader beside"
+
+
+class Siamese(nn.Module):
+    """Calls an encoder twice, and may read one of its layers beside that."""
+
+    def __init__(self, *, has_reader: bool = False) -> None:
+        super().__init__()
+        pair = nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)
+        self.encoder = nn.Sequential(*pair, nn.ReLU(), nn.Conv2d(4, 4, 1, bias=False), nn.BatchNorm2d(4))
+        self.has_reader = has_reader
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        difference: Tensor = self.encoder(x) - self.encoder(y)
+        return difference + self.encoder[0](x).mean() if self.has_reader else difference
+
+
+SIAMESE = IMAGE, IMAGE.flip(0)
+
+GIVEN = pytest.mark.parametrize("options", [{}, {"example_inputs": SIAMESE}], ids=["traced", "exported"])
+
+
+@GIVEN
+def test_calls_that_become_the_same_read_the_same_weights(options: dict[str, Any]) -> None:
+    model = trained(Siamese())
+    fused, outcomes = bnfold.fuse(model, return_outcomes=True, **options)
+    assert [isinstance(each, Fold) and not each.changes_code for each in outcomes] == [True] * 4
+    assert not any(hasattr(type(each), "_bnfold_code") for each in fused.modules())
+    assert list(fused.state_dict()) == [f"encoder.{index}.{kind}" for index in (0, 3) for kind in ("weight", "bias")]
+    assert_same(run(model, *SIAMESE), run(fused, *SIAMESE))
+
+
+@GIVEN
+def test_a_further_reader_of_a_weight_keeps_the_old_one(options: dict[str, Any]) -> None:
+    model = trained(Siamese(has_reader=True))
+    fused, outcomes = bnfold.fuse(model, return_outcomes=True, **options)
+    folds = [each for each in outcomes if isinstance(each, Fold)]
+    assert [each.changes_code for each in folds] == [each.batchnorm.startswith("encoder.1") for each in folds]
+    assert len({each.data_ptr() for each in fused.parameters() if each.shape == (4, 4, 3, 3)}) == 2
+    assert_same(run(model, *SIAMESE), run(fused, *SIAMESE))
+
+
+def test_calls_of_a_program_that_become_the_same_read_the_same_weights() -> None:
+    program = exported(trained(Siamese()), *SIAMESE)
+    fused = bnfold.fuse(program)
+    assert list(fused.state_dict) == [f"encoder.{index}.{kind}" for index in (0, 3) for kind in ("weight", "bias")]
+    assert_same(run(program.module(), *SIAMESE), run(fused.module(), *SIAMESE))
+
+
+def test_batchnorms_that_are_equal_by_chance_get_weights_of_their_own() -> None:
+    """Else names of parameters depended on values, and weights did not go from one folded model to another."""
+
+    def keys(module: nn.Module) -> set[str]:
+        return set(bnfold.fuse(module, example_inputs=IMAGE).state_dict())
+
+    def call(m: Any, x: Tensor) -> Tensor:
+        return m.norm(m.conv(x)) * m.last(m.conv(x + 1))
+
+    different = trained(Twice(call))
+    equal = trained(Twice(call))
+    equal.last.load_state_dict(equal.norm.state_dict())
+    assert keys(equal) == keys(different)
 
 
 def test_tied_weights_are_copied_on_write() -> None:

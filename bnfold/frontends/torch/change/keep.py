@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Hashable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -18,7 +18,7 @@ from bnfold.frontends.torch.operators.calls import Slot
 from bnfold.frontends.torch.operators.spelling import is_parametrized, is_plain_module
 from bnfold.frontends.torch.view import TorchGraph, hook_of
 from bnfold.graph.ops import Average, ChannelAffine, Form, Op, Opaque
-from bnfold.graph.outcome import Reason, Stop
+from bnfold.graph.outcome import Fold, Reason, Stop
 
 TWICE = Stop(Reason.SECOND_USE, "it is called, or its parameters are read, more than once")
 
@@ -71,12 +71,39 @@ class KeptGraph(TorchGraph):
         """None: an addition would be other code."""
         return "an addition would be other code"
 
-    def changes_code(self, node: fx.Node) -> bool:
-        """Whether a fold that changes the node needs other code."""
-        op = super().op(node)
-        if isinstance(op, Linear):
-            return self._stop_linear(node) is not None
-        return isinstance(op, ChannelAffine) and self._stop_affine(node) is not None
+    def find_changing(self, folds: Collection[Fold]) -> set[str]:
+        """The names of nodes that need other code if they change; of what is called twice, if its calls differ."""
+        changing: set[str] = set()
+        shared: dict[Hashable, list[fx.Node]] = {}
+        for node in self.nodes():
+            op, stop = super().op(node), None
+            if isinstance(op, Linear):
+                stop = self._stop_linear(node)
+            elif isinstance(op, ChannelAffine):
+                stop = self._stop_affine(node)
+            if stop is TWICE:
+                shared.setdefault(self.signature(node), []).append(node)
+            elif stop is not None:
+                changing.add(self.name(node))
+        signatures = {self.name(node): signature for signature, nodes in shared.items() for node in nodes}
+        moves: dict[str, list[Hashable]] = {}
+        for each in folds:
+            for name in (each.batchnorm, *each.into):
+                moves.setdefault(name, []).append(
+                    (signatures.get(each.batchnorm), each.direction, name == each.batchnorm)
+                )
+        for signature, nodes in shared.items():
+            names = [self.name(node) for node in nodes]
+            are_all = signature is not None and len(nodes) == self._count_readings(nodes[0])
+            if not are_all or any(moves.get(name) != moves.get(names[0]) for name in names):
+                changing.update(names)
+        return changing
+
+    def _count_readings(self, node: fx.Node) -> int:
+        """How often the parameters of a node are read."""
+        call = self._calls[node]
+        places = [self._home(call.get(name)) for name in ("weight", *read_affine.STATISTICS) if call.get(name)]
+        return max((self._reads(*place) for place in places if place is not None), default=0)
 
     def _home(self, handle: object) -> tuple[str, str] | None:
         """The path of the module that holds a tensor, and its name there; None for a computed one."""

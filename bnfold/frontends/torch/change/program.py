@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -79,12 +79,12 @@ class ProgramStore:
     def nested_batchnorms(self, graph: fx.Graph) -> Iterator[tuple[fx.Node, str]]:
         return nested(graph, self.program.graph_module)
 
-    def write(self, node: fx.Node, arrays: dict[str, AnyArray], old: dict[str, Any], pattern: Any) -> None:
+    def write(self, nodes: Sequence[fx.Node], arrays: dict[str, AnyArray], old: dict[str, Any], pattern: Any) -> None:
         unread: list[fx.Node] = []
         for name, array in arrays.items():
             handle = old[name]
             spec, held = self._spec(handle), self.tensor(handle)
-            if spec is not None and held is not None and held.shape == array.shape and _is_read_once(handle):
+            if spec is not None and held is not None and held.shape == array.shape and _is_read_by(handle, nodes):
                 assert spec.target is not None
                 self._home(spec)[spec.target] = like(array, held)
                 continue
@@ -92,9 +92,10 @@ class ProgramStore:
             if place is None:
                 path = (self.place_of_source(pattern) or "").rpartition(".")[0]
                 last = "bias" if name == "input" else name
-                place = f"{path}.{last}" if path else f"{node.name}_{last}"
+                place = f"{path}.{last}" if path else f"{nodes[0].name}_{last}"
             fresh = self._parameter(like(array, self._like(handle, pattern)), place)
-            set_argument(node, name, fresh)
+            for node in nodes:
+                set_argument(node, name, fresh)
             if isinstance(handle, fx.Node):
                 unread.append(handle)
         release(unread, self._drop)
@@ -183,9 +184,10 @@ class ProgramStore:
         node._rename(wish)
 
 
-def _is_read_once(node: fx.Node) -> bool:
-    readings = [each for user in node.users for each in _all_inputs(user) if each is node]
-    return len(readings) == 1
+def _is_read_by(node: fx.Node, readers: Sequence[fx.Node]) -> bool:
+    """Whether these nodes alone read another, once each."""
+    readings = [user for user in node.users for each in _all_inputs(user) if each is node]
+    return len(readings) == len(readers) and node.users.keys() == set(readers)
 
 
 def _all_inputs(node: fx.Node) -> list[fx.Node]:

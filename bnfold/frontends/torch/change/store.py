@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -35,8 +35,8 @@ class Store(Protocol):
         """BatchNorms in graphs below, with the path of nodes that leads there."""
         ...
 
-    def write(self, node: fx.Node, arrays: dict[str, AnyArray], old: dict[str, Any], pattern: Any) -> None:
-        """Give arguments of a node fresh tensors, made like those they had, or like `pattern`."""
+    def write(self, nodes: Sequence[fx.Node], arrays: dict[str, AnyArray], old: dict[str, Any], pattern: Any) -> None:
+        """Give arguments of nodes that read the same fresh tensors, made like those they had, or like `pattern`."""
         ...
 
     def insert_add(self, node: fx.Node, bias: AnyArray, pattern: Any, wish: str | None = None) -> fx.Node:
@@ -201,22 +201,25 @@ class ModuleStore:
     def nested_batchnorms(self, graph: fx.Graph) -> Iterator[tuple[fx.Node, str]]:
         return nested(graph, self._root)
 
-    def write(self, node: fx.Node, arrays: dict[str, AnyArray], old: dict[str, Any], pattern: Any) -> None:
-        if node.op == "call_module":
-            self._write_module(node, arrays)
+    def write(self, nodes: Sequence[fx.Node], arrays: dict[str, AnyArray], old: dict[str, Any], pattern: Any) -> None:
+        if nodes[0].op == "call_module":
+            self._write_module(nodes, arrays)
             return
         unread: list[fx.Node] = []
         for name, array in arrays.items():
             handle = old[name]
             held = self.tensor(handle)
-            if held is not None and held.shape == array.shape and self._is_only_reader(handle):
+            if held is not None and held.shape == array.shape and self._count_readings(handle) == len(nodes):
                 owner = self._owner(handle)
                 assert owner is not None
                 put(*owner, like(array, held))
                 continue
             wish = self.place_of_source(handle) or self._wish(pattern, name)
-            fresh = self._attribute(node, like(array, self._like(handle, pattern)), wish)
-            set_argument(node, name, fresh)
+            fresh = self._attribute(nodes[0], like(array, self._like(handle, pattern)), wish)
+            set_argument(nodes[0], name, fresh)
+            for node in nodes[1:]:
+                with self._graph.inserting_before(node):
+                    set_argument(node, name, self._graph.get_attr(str(fresh.target)))
             if isinstance(handle, fx.Node):
                 unread.append(handle)
         release(unread, self._drop)
@@ -250,7 +253,7 @@ class ModuleStore:
         with self._graph.inserting_before(node):
             return self._graph.get_attr(name)
 
-    def _is_only_reader(self, handle: Any) -> bool:
+    def _count_readings(self, handle: Any) -> int:
         owner = self._owner(handle)
         assert owner is not None
         readings = 0
@@ -261,14 +264,15 @@ class ModuleStore:
                 readings += len(node.users) if same else 0
             elif node.op == "call_module":
                 readings += any(each is owner[0] for each in self._root.get_submodule(str(node.target)).modules())
-        return readings == 1
+        return readings
 
-    def _write_module(self, node: fx.Node, arrays: dict[str, AnyArray]) -> None:
-        module = self._root.get_submodule(str(node.target))
+    def _write_module(self, nodes: Sequence[fx.Node], arrays: dict[str, AnyArray]) -> None:
+        target = str(nodes[0].target)
+        module = self._root.get_submodule(target)
         callers = [
             each
             for each in self._graph.nodes
-            if each is not node
+            if each not in nodes
             and (
                 (each.op == "call_module" and self._contains(str(each.target), module))
                 or (each.op == "get_attr" and (self._owner(each) or (None,))[0] is module)
@@ -276,13 +280,14 @@ class ModuleStore:
         ]
         if callers:
             module = clone(module)
-            path = f"{node.target}_folded"
+            path = f"{target}_folded"
             count = 1
             while _has(self._root, path):
                 count += 1
-                path = f"{node.target}_folded_{count}"
+                path = f"{target}_folded_{count}"
             self._root.add_submodule(path, module)  # type: ignore[operator]
-            node.target = path
+            for node in nodes:
+                node.target = path
         put_all(module, arrays)
 
     def _contains(self, path: str, module: nn.Module) -> bool:
