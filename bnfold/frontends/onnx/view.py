@@ -568,11 +568,7 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
         self._editor.drop_attributes(node, "alpha", "beta")
         has_add = node in self._bias_add or node.op_type not in ("Einsum", "FusedMatMul")
         if bias is not None and (has_add or bias.any()):  # else an Add is an operator of its own
-            if like is not None and stored.weights.bias_index is not None:
-                self._editor.read_alike(node, stored.weights.bias_index, like)
-                node.attributes.update(like.attributes)
-            else:
-                self._write_bias(node, linear, stored, round_once(stored.native_bias(bias), dtype))
+            self._write_bias(node, linear, stored, round_once(stored.native_bias(bias), dtype), like)
         if linear.fill:
             self._editor.pad_explicitly(node, linear.fill, dtype, self._reader(node).version)
 
@@ -600,10 +596,20 @@ class OnnxGraph(View[ir.Node, ir.Value, Weights]):
             assert matrix is not None
             self._declare_known(matrix, maker.outputs[0])
 
-    def _write_bias(self, node: ir.Node, linear: Linear, stored: Stored[Weights], bias: AnyArray) -> None:
+    def _write_bias(
+        self,
+        node: ir.Node,
+        linear: Linear,
+        stored: Stored[Weights],
+        bias: AnyArray,
+        like: ir.Node | None = None,
+    ) -> None:
         version = self._reader(node).version
         if stored.weights.bias_index is not None:
-            self._editor.set_parameter(node, stored.weights.bias_index, ir.tensor(bias), "bias")
+            if like is not None:
+                self._editor.read_alike(node, stored.weights.bias_index, like)
+            else:
+                self._editor.set_parameter(node, stored.weights.bias_index, ir.tensor(bias), "bias")
             if node.op_type == "Gemm" and version < 7:
                 node.attributes["broadcast"] = ir.AttrInt64("broadcast", 1)
             return

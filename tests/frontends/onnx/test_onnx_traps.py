@@ -220,6 +220,18 @@ def test_convolutions_that_become_the_same_share_what_they_get(bias: str) -> Non
     assert {each.name for each in fused.graph.initializer} == {"w_folded", "b_folded" if bias else "y_bias"}
 
 
+def test_convolutions_that_become_the_same_are_padded_each() -> None:
+    """A shift goes through padding where that has another value then, which each call needs."""
+    pads = [1, 1, 1, 1]
+    alike = {"gamma": np.full(3, 1.5), "beta": np.full(3, 0.5), "mean": np.full(3, 0.25), "var": np.ones(3)}
+    nodes = [norm("x", "n"), node("Conv", "n w", "c", pads=pads), node("Sigmoid", "c", "s")]
+    nodes += [norm("s", "m"), node("Conv", "m w", "d", pads=pads), node("Sigmoid", "d", "y")]
+    fused, found = fuse(model(nodes, {"w": random(3, 3, 3, 3), **alike}, (2, 3, 4, 4)))
+    assert all(isinstance(each, Fold) for each in found)
+    assert operators(fused).count("Pad") == 2
+    assert [each.name for each in fused.graph.initializer if each.name.startswith("w")] == ["w_folded"]
+
+
 def test_a_shared_weight_stays_for_who_still_reads_it() -> None:
     nodes = [node("Conv", "x w", "c"), norm("c", "y"), node("Conv", "x w", "z")]
     fused, _ = fuse(model(nodes, CONV, (2, 4, 3, 3), outputs="y z"))
