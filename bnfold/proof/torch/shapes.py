@@ -152,8 +152,8 @@ def _quiet() -> Iterator[None]:
 class _Interpreter(fx.Interpreter):
     """Runs a graph on fake tensors. It leaves out values that cannot be computed, and all that depend on them.
 
-    Sizes are numbers. With symbols, torch works them out anew in each operator, which takes a hundred times as long
-    where they are quotients of quotients.
+    Sizes are numbers. With symbols, torch works them out anew in each operator, which takes ten times as long where
+    they are quotients of quotients.
     """
 
     def __init__(self, side: Side, fed: dict[fx.Node, Any]) -> None:
