@@ -230,6 +230,18 @@ def test_a_further_reader_of_a_weight_keeps_the_old_one(options: dict[str, Any])
     assert_same(run(model, *SIAMESE), run(fused, *SIAMESE))
 
 
+@pytest.mark.parametrize("options", [{}, {"example_inputs": IMAGE}], ids=["traced", "exported"])
+def test_calls_that_become_the_same_may_need_other_code_all_the_same(options: dict[str, Any]) -> None:
+    """A convolution without a bias in the forward code gets one."""
+
+    def call(m: Any, x: Tensor) -> Tensor:
+        return m.norm(F.conv2d(x, m.conv.weight)) * m.norm(F.conv2d(x + 1, m.conv.weight))
+
+    fused, outcomes = bnfold.fuse(trained(Twice(call)), return_outcomes=True, **options)
+    assert [each.changes_code for each in of_batchnorms(outcomes) if isinstance(each, Fold)] == [True] * 2
+    assert any(hasattr(type(each), "_bnfold_code") for each in fused.modules())
+
+
 def test_calls_of_a_program_that_become_the_same_read_the_same_weights() -> None:
     program = exported(trained(Siamese()), *SIAMESE)
     fused = bnfold.fuse(program)

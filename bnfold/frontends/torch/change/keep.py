@@ -76,15 +76,14 @@ class KeptGraph(TorchGraph):
         changing: set[str] = set()
         shared: dict[Hashable, list[fx.Node]] = {}
         for node in self.nodes():
-            op, stop = super().op(node), None
-            if isinstance(op, Linear):
-                stop = self._stop_linear(node)
-            elif isinstance(op, ChannelAffine):
-                stop = self._stop_affine(node)
-            if stop is TWICE:
-                shared.setdefault(self.signature(node), []).append(node)
-            elif stop is not None:
+            op = super().op(node)
+            if not isinstance(op, Linear | ChannelAffine):
+                continue
+            find_stop = self._stop_linear if isinstance(op, Linear) else self._stop_affine
+            if find_stop(node, may_share=True) is not None:
                 changing.add(self.name(node))
+            elif find_stop(node) is TWICE:
+                shared.setdefault(self.signature(node), []).append(node)
         signatures = {self.name(node): signature for signature, nodes in shared.items() for node in nodes}
         moves: dict[str, list[Hashable]] = {}
         for each in folds:
@@ -102,7 +101,7 @@ class KeptGraph(TorchGraph):
     def _count_readings(self, node: fx.Node) -> int:
         """How often the parameters of a node are read."""
         call = self._calls[node]
-        places = [self._home(call.get(name)) for name in ("weight", *read_affine.STATISTICS) if call.get(name)]
+        places = [self._home(call.get(name)) for name in read_affine.STATISTICS if call.get(name)]
         return max((self._reads(*place) for place in places if place is not None), default=0)
 
     def _home(self, handle: object) -> tuple[str, str] | None:
@@ -114,7 +113,7 @@ class KeptGraph(TorchGraph):
                 return path, name
         return None
 
-    def _stop_linear(self, node: fx.Node) -> Stop | None:
+    def _stop_linear(self, node: fx.Node, *, may_share: bool = False) -> Stop | None:
         reader = self._reader(node)
         read = read_linear.read_linear(reader)
         assert read is not None
@@ -127,22 +126,23 @@ class KeptGraph(TorchGraph):
             return _forward_code("its weight is computed in the forward code")
         if (weights.kernel_factor, weights.bias_factor) != (1, 1):
             return _forward_code("its alpha and beta are set in the forward code")
-        if (stop := self._stop_owner(*place)) is not None:
+        if (stop := self._stop_owner(*place, may_share=may_share)) is not None:
             return stop
         bias = reader.call.get(weights.bias) if weights.bias is not None else None
         if bias is None:
             if weights.bias == "bias" and self._is_called_plainly(node, place[0]):
                 return None
             return _forward_code("it has no bias, and its forward code would have to add one")
-        held = self._home(bias)
-        return _forward_code("its bias is computed in the forward code") if held is None else self._stop_owner(*held)
+        if (held := self._home(bias)) is None:
+            return _forward_code("its bias is computed in the forward code")
+        return self._stop_owner(*held, may_share=may_share)
 
     def _is_called_plainly(self, node: fx.Node, path: str) -> bool:
         """Whether the node is the forward of the torch.nn module at `path`."""
         owner = self._module.get_submodule(path)
         return is_plain_module(owner) and (node.op == "call_module" or stack(node)[-1] == path)
 
-    def _stop_owner(self, path: str, name: str) -> Stop | None:
+    def _stop_owner(self, path: str, name: str, *, may_share: bool) -> Stop | None:
         try:
             owner = self._module.get_submodule(path)
         except AttributeError:  # held by a plain attribute
@@ -156,7 +156,7 @@ class KeptGraph(TorchGraph):
             return _forward_code(f"its {name} is no parameter or buffer")
         if len(self._homes[id(tensor)]) > 1:
             return Stop(Reason.SECOND_USE, f"its {name} is tied: {', '.join(self._homes[id(tensor)])}")
-        return TWICE if self._reads(path, name) > 1 else None
+        return TWICE if self._reads(path, name) > 1 and not may_share else None
 
     def _is_silenced(self, writer: fx.Node) -> bool:
         """Whether an activation that writes in place is a module of torch.nn that is called once: its flag says so."""
@@ -181,7 +181,7 @@ class KeptGraph(TorchGraph):
         nodes = [node for node in self.graph.nodes if node.op in ("placeholder", "get_attr")]
         return {self._store.place_of_source(node): self._store.tensor(node) for node in nodes}
 
-    def _stop_affine(self, node: fx.Node) -> Stop | None:
+    def _stop_affine(self, node: fx.Node, *, may_share: bool = False) -> Stop | None:
         for each in (node, *node.all_input_nodes):
             if each in self._observed:
                 return Stop(Reason.HOOK, f"the hook {self._observed[each]} sees a value that would change")
@@ -192,7 +192,8 @@ class KeptGraph(TorchGraph):
         given = [self._home(reader.call.get(name)) for name in read_affine.STATISTICS if reader.call.get(name)]
         if any(each is None or each[0] != place[0] for each in given):
             return _forward_code("its parameters belong to different modules")
-        if (stop := next(filter(None, (self._stop_owner(*each) for each in given if each)), None)) is not None:
+        stops = (self._stop_owner(*each, may_share=may_share) for each in given if each)
+        if (stop := next(filter(None, stops), None)) is not None:
             return stop
         if not place[0]:
             return _forward_code("it is the model itself")
