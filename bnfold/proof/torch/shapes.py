@@ -160,7 +160,7 @@ class _Interpreter(fx.Interpreter):
         super().__init__(side.root, garbage_collect_values=False)
         self._side, self._fed = side, fed
         self._mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
-        self._made: dict[int, FakeTensor] = {}
+        self._made: dict[int, tuple[torch.Tensor, FakeTensor]] = {}  # with what it was made of, whose identity counts
         self._more: Mapping[Any, int] = {}
 
     def run_at(self, more: Mapping[Any, int], like: dict[fx.Node, Any] | None = None) -> dict[fx.Node, Any]:
@@ -171,6 +171,7 @@ class _Interpreter(fx.Interpreter):
             like: values of another run; where a node made one in that and makes none now, this run ends.
         """
         self.env, self._more = {}, more
+        self._made.clear()  # a run may write into it
         environment = self._mode.shape_env
         assert environment is not None
         with self._mode, torch.no_grad(), environment.ignore_fresh_unbacked_symbols(), _quiet():
@@ -221,8 +222,8 @@ class _Interpreter(fx.Interpreter):
         if not isinstance(value, torch.Tensor):
             return value
         if id(value) not in self._made:
-            self._made[id(value)] = self._mode.from_tensor(value.detach(), static_shapes=True)
-        return self._made[id(value)]
+            self._made[id(value)] = value, self._mode.from_tensor(value.detach(), static_shapes=True)
+        return self._made[id(value)][1]
 
     def _number(self, size: Any) -> Any:
         """A number for a size of an input.
