@@ -61,20 +61,19 @@ class Editor:
 
     def set_parameter(self, node: ir.Node, index: int, tensor: ir.TensorProtocol, what: str = "parameter") -> None:
         """Give input `index` of a node a fresh initializer; the old value goes away if nothing else reads it."""
-        if index >= len(node.inputs):
-            node.resize_inputs(index + 1)
-        old = node.inputs[index]
+        old = node.inputs[index] if index < len(node.inputs) else None
         wish = f"{old.name}_folded" if old is not None else f"{node.outputs[0].name}_{what}"
-        node.replace_input_with(index, self._initializer(node, tensor, wish))
-        if old is not None:
-            self.release(old)
+        self._read(node, index, self._initializer(node, tensor, wish))
 
     def read_alike(self, node: ir.Node, index: int, other: ir.Node) -> None:
         """Give input `index` of a node what another one reads there; the old value goes as in `set_parameter`."""
+        self._read(node, index, other.inputs[index])
+
+    def _read(self, node: ir.Node, index: int, value: ir.Value | None) -> None:
         if index >= len(node.inputs):
             node.resize_inputs(index + 1)
         old = node.inputs[index]
-        node.replace_input_with(index, other.inputs[index])
+        node.replace_input_with(index, value)
         if old is not None:
             self.release(old)
 
