@@ -16,7 +16,7 @@ LOGGERS = ("torch._subclasses.fake_tensor", "torch._export", "torch.export", "to
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without what torch says of operators that do not run on symbols, and of sizes that cannot vary."""
+    """Without what torch says of operators that do not run, of sizes that cannot vary, and of its own files."""
     loggers = [logging.getLogger(name) for name in LOGGERS]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -14,6 +11,7 @@ from torch.export import ExportedProgram
 
 from bnfold.errors import InvalidModelError, OutputError, one_line
 from bnfold.frontends.limits import LIMITS, Limits
+from bnfold.frontends.torch.capture.silence import quiet
 from bnfold.frontends.torch.files.archive import insist_on_harmless
 
 EXTRA = "bnfold_extra_files"
@@ -38,7 +36,7 @@ def load(path: Path, limits: Limits = LIMITS) -> ExportedProgram:
             if path.stat().st_size > limits.bytes:
                 raise InvalidModelError(f"{path}: its tensors have more than {limits.bytes} bytes (--max-bytes)")
             extra = dict.fromkeys(insist_on_harmless(file, str(path)), "")
-            with _quiet():
+            with quiet():
                 _register_quantisers()
                 program = torch.export.load(file, extra_files=extra)
     except OSError as error:
@@ -60,7 +58,7 @@ def save(program: ExportedProgram, path: Path) -> None:
     """
     extra = program.graph_module.meta.get(EXTRA)
     try:
-        with _quiet():
+        with quiet():
             torch.export.save(program, path, extra_files=extra or None)
     except (OSError, RuntimeError) as error:
         text = one_line(str(error), 200)
@@ -71,20 +69,6 @@ def _register_quantisers() -> None:
     """Let torch know `quantized_decomposed`, which programs of `convert_pt2e` call. Its operators come by an import."""
     with suppress(ImportError):  # a torch without them cannot load such a program, and says so
         importlib.import_module("torch.ao.quantization.fx._decomposed")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the loader's warnings, which are about its own code."""
-    logger = logging.getLogger("torch.export")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def count_nodes(program: ExportedProgram) -> int:
