@@ -458,6 +458,7 @@ def _open_captured(
     def choose(judge: Judge | None) -> nn.Module:
         failure: UnsupportedModelError | None = None
         for attempt in projection.attempts(make, keep_code=is_kept):
+            failure = None
             try:
                 if is_right(attempt, judge):
                     return attempt.module
@@ -468,9 +469,8 @@ def _open_captured(
         kind = type(module).__name__
         if is_kept:
             raise UnsupportedModelError(f"the forward code of {kind} looks at what these folds change")
-        raise UnsupportedModelError(
-            f"{kind} is another graph each time it is captured: pass an ExportedProgram"
-        ) from failure
+        why = "is another graph each time it is captured" if failure is None else f"does not run as folded ({failure})"
+        raise UnsupportedModelError(f"{kind} {why}: pass an ExportedProgram") from failure
 
     def is_right(attempt: Attempt, judge: Judge | None) -> bool:
         return is_folded(attempt, judge) and is_folded_elsewhere(attempt)
