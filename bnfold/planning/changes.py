@@ -146,15 +146,15 @@ def _regrouped(graph: Graph[N, V], plan: Plan[N, V], trace: _Trace[N, V], vanish
             gone.update(step.vanishing)
             continue
         gone.update(step.gone)
-        for value in step.changed:
-            into, maker = trace.host(step.host), graph.producer(value)
-            if maker is not None:
-                yield maker, into
-            stack = [value]
-            while stack:
-                for reader, _ in graph.uses(stack.pop()):
-                    if reader in gone and reader is not None:
-                        stack.extend(graph.outputs(reader))
-                    elif reader is not None:
-                        yield reader, into
+        partial = [addition.node for addition in step.bypassed if not addition.keep_output_name]
+        into = trace.host(step.host)
+        makers = [maker for value in step.changed if (maker := graph.producer(value)) is not None]
+        yield from ((maker, into) for maker in makers)
+        stack = [*step.changed, *(value for node in partial for value in graph.outputs(node))]
+        while stack:
+            for reader, _ in graph.uses(stack.pop()):
+                if reader in gone or reader in partial:
+                    stack.extend(graph.outputs(reader))
+                elif reader is not None:
+                    yield reader, into
         gone.update(addition.node for addition in step.bypassed)

@@ -95,6 +95,21 @@ def _draw_both(pulled: Affine, pushed: Affine, old: Array, new: Array) -> tuple[
     return old, _apply(inverse, _apply(pulled, old)) + _apply(free, new)
 
 
+def both(relation: Relation | None, data: Array) -> tuple[Array, Array]:
+    """A value of the original, and the value of the result that stands for it.
+
+    The latter is `data`, or the former where the change has no inverse.
+    """
+    if relation is not None and relation.pushed is None and not has_inverse(relation):
+        return data, _apply(relation.pulled, data)
+    return undo(relation, data), data
+
+
+def has_inverse(relation: Relation | None) -> bool:
+    """Whether the value of the original follows from the one of the result."""
+    return relation is None or relation.pulled is None or bool(np.all(relation.pulled.scale))
+
+
 def undo(relation: Relation | None, now: Array) -> Array:
     """The value of the original that a value of the result stands for."""
     if relation is None:
@@ -102,7 +117,7 @@ def undo(relation: Relation | None, now: Array) -> Array:
     pushed = _apply(relation.pushed, now)
     if relation.pulled is None:
         return pushed
-    if not np.all(relation.pulled.scale):
+    if not has_inverse(relation):
         raise UnevaluatedError("its input changed by a map without an inverse")
     scale, shift = relation.pulled.scale, relation.pulled.shift
     return _apply(relation.pulled.with_vectors(1 / scale, -shift / scale), pushed)

@@ -138,7 +138,8 @@ def _check_scope(pair: Pair, path: str, tally: _Tally) -> None:
         key = path, name
         if key in pair.certificate.merged:
             if name in roots or any(value in roots for value in node.output):
-                tally.worst = tally.worst.joined(merges.check_merge(pair, scope, other, node))
+                seen = beside if name in unread else pair
+                tally.worst = tally.worst.joined(merges.check_merge(seen, scope, other, node))
                 tally.met["merges"] += 1
             tally.folds += node.op_type == "BatchNormalization"
             continue

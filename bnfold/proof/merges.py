@@ -5,8 +5,9 @@ Both are evaluated on random data and on impulses.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import lcm
 from typing import Any
 
 import ml_dtypes
@@ -15,9 +16,11 @@ import numpy.typing as npt
 import onnx
 
 from bnfold.algebra.affine import Affine
-from bnfold.proof.carriers import draw, undo
+from bnfold.proof.carriers import both, draw, has_inverse, undo
+from bnfold.proof.certificate import Relation
 from bnfold.proof.evaluate import UnevaluatedError, evaluate, wide
 from bnfold.proof.failure import ProofError
+from bnfold.proof.fitting import Step, fit
 from bnfold.proof.linear import LINEAR, attribute
 from bnfold.proof.models import Scope, first_output
 from bnfold.proof.pair import Pair
@@ -36,6 +39,11 @@ PARTS = frozenset(
     }
 )  # fmt: skip
 """Operators that a region may consist of. They are linear whatever the data is, so impulses tell everything of them."""
+
+ELEMENTWISE = frozenset(
+    {"Add", "BatchNormalization", "Concat", "Div", "Dropout", "Identity", "Mul", "Neg", "Sub", "Sum"}
+)
+"""Those of which inputs and output have the same sizes behind the channels."""
 
 IMPULSES = 64
 """How many channels get an impulse: at each place where that makes no more impulses, else at one place."""
@@ -214,6 +222,20 @@ class _Part:
         constants = {name: constant for name in names if (constant := scope.constant(name)) is not None}
         return cls(nodes, constants, output, scope.opsets)
 
+    def fitted(self, shapes: dict[str, tuple[int, ...]], scope: Scope) -> dict[str, tuple[int, ...]]:
+        """Shapes of inputs with which the nodes run, from one for each."""
+        steps = []
+        for node in self.nodes:
+            data = tuple(value for value in node.input if value and not scope.is_constant(value))
+            steps.append(Step(first_output(node), data, node.op_type in ELEMENTWISE))
+        return fit(shapes, steps, max((len(_window(scope, node)) for node in self.nodes), default=0), self._shape)
+
+    def _shape(self, index: int, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+        """What a node makes of inputs of these shapes."""
+        node = self.nodes[index]
+        blank = {value: np.zeros(shapes[value]) for value in node.input if value in shapes}
+        return evaluate([node], {**self.constants, **blank}, [first_output(node)], self.opsets)[0].shape
+
     def run(self, feeds: dict[str, AnyArray]) -> AnyArray:
         """Compute the value."""
         return evaluate(self.nodes, {**self.constants, **feeds}, [self.made], self.opsets)[0]
@@ -295,11 +317,16 @@ def _compare(
 
     names = {value: pair.name(scope, value) for value in reads}
     firsts = {names[value]: value for value in reversed(reads)}  # several values may have become one
-    shapes = {now: _shape(pair, scope, value, nodes) for now, value in firsts.items()}
+    kept = axes_of(pair.relation(scope, value) for value in (output, *reads))
+    fitted = old.fitted({value: _shape(pair, scope, value, nodes, kept) for value in reads}, scope)
+    shapes = {now: fitted[value] for now, value in firsts.items()}
 
-    def undone(fed: dict[str, AnyArray]) -> dict[str, AnyArray]:
-        """The values of the original that these values of the result stand for."""
-        return {value: undo(pair.relation(scope, value), fed[names[value]]) for value in reads}
+    def stand(data: dict[str, AnyArray]) -> tuple[dict[str, AnyArray], dict[str, AnyArray]]:
+        """Values of the original, and those of the result that stand for them, from the latter where that can be."""
+        pairs = {key: both(pair.relation(scope, firsts[key]), array) for key, array in data.items()}
+        now = {key: pairs[key][1] for key in data}
+        before = {value: undo(pair.relation(scope, value), now[names[value]]) for value in others}
+        return before | {firsts[key]: pairs[key][0] for key in data}, now
 
     drawn = {now: draw(pair.relation(scope, value), shapes[now], generator) for now, value in firsts.items()}
     others = [value for value in reads if value not in firsts.values()]
@@ -307,23 +334,24 @@ def _compare(
     originals |= {value: undo(pair.relation(scope, value), drawn[names[value]][1]) for value in others}
     judge(originals, {now: two[1] for now, two in drawn.items()}, None)
 
-    def both(now: AnyArray, value: str) -> tuple[Any, Any]:
+    def alone(value: str, array: AnyArray) -> tuple[Any, Any]:
         """Data in which one value is given, and the others are zero."""
-        times = len(now) // shapes[value][0]
-        fed = {key: now if key == value else np.zeros((shape[0] * times, *shape[1:])) for key, shape in shapes.items()}
-        return undone(fed), fed
+        times = len(array) // shapes[value][0]
+        return stand({
+            key: array if key == value else np.zeros((shape[0] * times, *shape[1:])) for key, shape in shapes.items()
+        })  # fmt: skip
 
-    def run(now: AnyArray) -> tuple[AnyArray, AnyArray]:
-        fed = dict.fromkeys(firsts, now)
-        before = old.run(undone(fed))
-        return before if pulled is None else pulled(before), new.run(fed)
+    def run(array: AnyArray) -> tuple[AnyArray, AnyArray]:
+        originals, now = stand(dict.fromkeys(firsts, array))
+        before = old.run(originals)
+        return before if pulled is None else pulled(before), new.run(now)
 
     worst = Worst()
     for value, shape in shapes.items():
-        base = judge(*both(np.zeros(shape), value), None)
-        if len(shapes) == 1:
+        base = judge(*alone(value, np.zeros(shape)), None)
+        if len(shapes) == 1 and all(has_inverse(pair.relation(scope, value)) for value in reads):
             worst = _check_weights(name, old, new, (1, *shape[1:]), run, (base[2] + base[3])[:1])
-        judge(*both(impulses(shape, generator, FEW if worst.count else IMPULSES), value), base)
+        judge(*alone(value, impulses(shape, generator, FEW if worst.count else IMPULSES)), base)
     return worst
 
 
@@ -404,8 +432,19 @@ def impulses(shape: tuple[int, ...], generator: np.random.Generator, most: int =
     return data.reshape(-1, *shape[1:])
 
 
-def _shape(pair: Pair, scope: Scope, value: str, nodes: list[onnx.NodeProto]) -> tuple[int, ...]:
-    """A shape for an input of a region, as small as its windows allow."""
+def shrunk(size: int, reach: int, step: int) -> int:
+    """A smaller size, at least `reach` of it, at which windows with strides that divide `step` end where they did."""
+    return min(size, reach + (size - reach) % step)
+
+
+def axes_of(relations: Iterable[Relation | None]) -> set[int]:
+    """The axes along which values change by more than one number, so that their sizes count."""
+    affines = [affine for each in relations if each is not None for affine in (each.pulled, each.pushed) if affine]
+    return {axis for affine in affines for axis, size in affine.places if size != 1}
+
+
+def _shape(pair: Pair, scope: Scope, value: str, nodes: list[onnx.NodeProto], kept: set[int]) -> tuple[int, ...]:
+    """A shape for an input of a region, as small as its windows allow, with the sizes of the axes that are kept."""
     known = pair.shape(scope, value)
     wide_nodes = [node for node in nodes if value in node.input and node.op_type in ("Conv", "MatMul", "Gemm")]
     channels: int | None = None
@@ -419,22 +458,30 @@ def _shape(pair: Pair, scope: Scope, value: str, nodes: list[onnx.NodeProto]) ->
     sizes = [2 if size is None else size for size in (known or (None,) * rank)]
     if channels is not None:
         sizes[1] = channels
-    has_window = any(node.op_type in ("Conv", "AveragePool") for node in nodes)
-    if has_window and rank > 2:
-        reach = 1
-        for node in nodes:
-            if node.op_type in ("Conv", "AveragePool"):
-                kernel = scope.constant(node.input[1]) if node.op_type == "Conv" else None
-                reach = max(reach, _reach(node, kernel))
-        sizes = [1, sizes[1], *(min(size, reach) if known and known[2 + i] else reach
-                                for i, size in enumerate(sizes[2:]))]  # fmt: skip
+    windows = [(node, window) for node in nodes if (window := _window(scope, node))]
+    if windows and rank > 2:
+        reach = max(_reach(node, window) for node, window in windows)
+        step = lcm(*(stride for node, _ in windows for stride in attribute(node, "strides", [1])))
+        sizes = [1, sizes[1], *sizes[2:]]
+        for axis in range(2, rank):
+            if known is None or known[axis] is None:
+                sizes[axis] = reach
+            elif axis not in kept:
+                sizes[axis] = shrunk(sizes[axis], reach, step)
     elif known is not None and known[0] is None:
         sizes[0] = 2
     return tuple(sizes)
 
 
-def _reach(node: onnx.NodeProto, kernel: AnyArray | None) -> int:
-    window = list(kernel.shape[2:]) if kernel is not None else list(attribute(node, "kernel_shape", [1]))
+def _window(scope: Scope, node: onnx.NodeProto) -> Sequence[int]:
+    """The sizes of the window of a node, which has none where it is no convolution or average."""
+    kernel = scope.constant(node.input[1]) if node.op_type == "Conv" else None
+    if kernel is not None:
+        return kernel.shape[2:]
+    return list(attribute(node, "kernel_shape", [1])) if node.op_type in ("Conv", "AveragePool") else []
+
+
+def _reach(node: onnx.NodeProto, window: Sequence[int]) -> int:
     dilations = list(attribute(node, "dilations", [1] * len(window)))
     strides = list(attribute(node, "strides", [1] * len(window)))
     lengths: list[int] = [d * (k - 1) + 1 + 2 * s for k, d, s in zip(window, dilations, strides, strict=True)]

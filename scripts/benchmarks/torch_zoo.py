@@ -380,8 +380,8 @@ TOOLS: Mapping[str, Callable[[nn.Module, Kwargs], Any]] = {
 def measure(name: str) -> dict[str, Any]:
     """What became of one architecture, as what JSON holds."""
     warm, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval(), {"input": torch.randn(2, 3, 8, 8)}
-    bnfold.fuse(exported(warm, x), prove=False)
-    bnfold.fuse(warm, example_inputs=x, preserve=("forward",), prove=False)
+    bnfold.fuse(exported(warm, x))
+    bnfold.fuse(warm, example_inputs=x, preserve=("forward",))
     module, inputs = made(name)
     expected, runs = run(module, inputs)
     row: dict[str, Any] = {"name": name, "batchnorms": runs}
@@ -389,9 +389,9 @@ def measure(name: str) -> dict[str, Any]:
     row["export_s"] = min(_timed(lambda: programs.append(exported(module, inputs))) for _ in range(2))
     ways: dict[str, Callable[[], Any]] = {
         "module": lambda: bnfold.fuse(
-            module, example_inputs=inputs, preserve=("forward",), prove=False, return_outcomes=True
+            module, example_inputs=inputs, preserve=("forward",), return_outcomes=True
         ),  # a program has no other methods
-        "program": lambda: bnfold.fuse(programs[0], prove=False, return_outcomes=True),
+        "program": lambda: bnfold.fuse(programs[0], return_outcomes=True),
     }
     for way, fuse in ways.items():
         row[way] = _tried(lambda fuse=fuse, way=way: _folded(fuse, way, inputs, expected))  # type: ignore[misc]

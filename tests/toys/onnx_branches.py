@@ -20,6 +20,7 @@ CENTRED = {"kernel_shape": [3, 3], **SAME}
 CONSTANTS: dict[str, np.ndarray] = {
     "w": random(C, C, 3, 3),
     "w2": random(C, C, 3, 3, seed=1),
+    "w3": random(C, C, 3, 3, seed=2),
     "v": random(C, C, 1, 1),
     "v2": random(C, C, 1, 1, seed=1),
     "thin": random(2, C, 1, 1),

@@ -65,12 +65,18 @@ class Scopes:
 
 
 def find_unread(nodes: Sequence[ir.Node]) -> frozenset[ir.Node]:
-    """Nodes of the standard domain that no output depends on, of `nodes` in the order of the data."""
+    """Nodes of the standard domain that no output of their graph depends on, and no other graph reads.
+
+    Args:
+        nodes: all nodes, in the order of the data.
+    """
     unread: set[ir.Node] = set()
     for node in reversed(nodes):
         has_effects = node.domain != "" or (node.attributes.data and next(bodies_of(node), None) is not None)
         leads = any(
-            out.is_graph_output() or any(reader not in unread for reader, _ in out.uses()) for out in node.outputs
+            out.is_graph_output()
+            or any(reader not in unread or reader.graph is not node.graph for reader, _ in out.uses())
+            for out in node.outputs
         )
         if not has_effects and not leads:
             unread.add(node)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import lcm
 from typing import Any
 
 import ml_dtypes
@@ -16,11 +17,12 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (its name everywhere)
 from torch import fx
 
-from bnfold.proof.carriers import draw, undo
+from bnfold.proof.carriers import both, draw
 from bnfold.proof.certificate import Relation
 from bnfold.proof.evaluate import UnevaluatedError
 from bnfold.proof.failure import ProofError
-from bnfold.proof.merges import along, impulses
+from bnfold.proof.fitting import Step, fit
+from bnfold.proof.merges import along, axes_of, impulses, shrunk
 from bnfold.proof.rounding import UNIT
 from bnfold.proof.torch.calls import LINEAR
 from bnfold.proof.torch.evaluate import array, evaluate, widen
@@ -38,6 +40,9 @@ _PARTS = "rsub mul div dropout identity clone contiguous avg_pool1d avg_pool2d a
 
 PARTS = ALLOWED | SUMS | frozenset(_PARTS.split())
 """Operators that a region may consist of besides BatchNorms: linear, whatever the data is."""
+
+ELEMENTWISE = SUMS | {"rsub", "neg", "mul", "div", "dropout", "identity", "clone", "contiguous"}
+"""Those of which inputs and output have the same sizes behind the channels."""
 
 
 def roots(pair: Pair) -> set[fx.Node]:
@@ -169,7 +174,8 @@ def _stands(
             continue
         if node in chosen:
             continue
-        if node not in result.calls or result.calls[node].name not in ALLOWED or result.calls[node].writes:
+        is_computed = node in result.calls and result.calls[node].name in ALLOWED
+        if not is_computed or not result.tangled.isdisjoint((node, *result.calls[node].writes)):
             raise ProofError("merges", name, f"{node.name!r} stands for it, and is not computed from its inputs")
         pair.account(node, node)
         chosen.add(node)
@@ -217,6 +223,33 @@ class _Part:
             gamma, beta, mean, var = map(_wide, batchnorm.stored)
             return (_normalise(values[batchnorm.data], gamma, beta, mean, var, batchnorm.epsilon),)
         return evaluate(node, self.side.calls[node].module, values)
+
+    def fitted(self, shapes: Mapping[fx.Node, tuple[int, ...]]) -> dict[fx.Node, tuple[int, ...]]:
+        """Shapes of inputs with which the nodes run, from one for each."""
+        steps = []
+        for node in self.nodes:
+            data = tuple(source for source in node.all_input_nodes if source not in self.side.constants)
+            steps.append(Step(node, data, self._keeps_sizes(node)))
+        return fit(shapes, steps, max(map(self._windowed, self.nodes), default=0), self._shape)
+
+    def _keeps_sizes(self, node: fx.Node) -> bool:
+        is_normalised = self.side.pick(node) is not None or self._batchnorm(node) is not None
+        return is_normalised or self.side.calls[node].name in ELEMENTWISE
+
+    def _windowed(self, node: fx.Node) -> int:
+        """Along how many axes a window moves."""
+        name = self.side.calls[node].name
+        return int(name[-2]) if name.startswith(("conv", "avg_pool")) and name[-1] == "d" else 0
+
+    def _shape(self, index: int, shapes: Mapping[fx.Node, tuple[int, ...]]) -> tuple[int, ...]:
+        """What a node makes of inputs of these shapes."""
+        node = self.nodes[index]
+        data = [source for source in node.all_input_nodes if source not in self.side.constants]
+        if self.side.pick(node) is not None or self._batchnorm(node) is not None:
+            return shapes[data[0]]
+        values = {source: widen(self.side.constant(source)) for source in node.all_input_nodes if source not in data}
+        blank = {source: torch.zeros(shapes[source], dtype=torch.float64) for source in data}
+        return tuple(self._plain(node, {**values, **blank}).shape)
 
     def _batchnorm(self, node: fx.Node) -> Any:
         return read_batchnorm(self.side, node, 4)
@@ -303,7 +336,8 @@ def _compare(
     if relation is not None and pulled is None:
         raise ProofError("merges", name, "its output changed in a way that is not covered")
 
-    shapes = {source: _shape(pair, source, old.nodes) for source in reads}
+    kept = axes_of(pair.relation(value) for value in (old.made, *reads))
+    shapes = old.fitted({source: _shape(pair, source, old.nodes, kept) for source in reads})
     batch = _Batch({read: pair.relation(read) for read in reads})
     batch.add({source: draw(pair.relation(source), shape, generator) for source, shape in shapes.items()})
     batch.add_new({source: np.zeros(shape) for source, shape in shapes.items()})
@@ -360,8 +394,8 @@ class _Batch:
         self.count += count
 
     def add_new(self, data: Mapping[fx.Node, AnyArray], count: int = 1) -> None:
-        """Add inputs of the result."""
-        self.add({key: (undo(self._relations[key], x), x) for key, x in data.items()}, count)
+        """Add inputs of the result, or of the original where they changed by a map without an inverse."""
+        self.add({key: both(self._relations[key], x) for key, x in data.items()}, count)
 
     def joined(self) -> tuple[dict[fx.Node, AnyArray], ...]:
         """The inputs of the original, and those of the result."""
@@ -372,18 +406,20 @@ class _Batch:
         return before, after
 
 
-def _shape(pair: Pair, read: fx.Node, nodes: list[fx.Node]) -> tuple[int, ...]:
-    """A shape for an input of a region, as small as its windows allow."""
+def _shape(pair: Pair, read: fx.Node, nodes: list[fx.Node], kept: set[int]) -> tuple[int, ...]:
+    """A shape for an input of a region, as small as its windows allow, with the sizes of the axes that are kept."""
     side = pair.original
     known = pair.shapes.shape(read) or _batch(pair, read, nodes)
     if known is None:
         raise UnevaluatedError(f"the shape of {read.name!r} does not follow from the model's inputs")
     sizes = list(known)
     axes: set[int] = set()
-    reach = 1
+    reach = step = 1
     for node in nodes:
         if "pool" in side.calls[node].name:
-            reach = max(reach, 3 * max(_numbers(node, side), default=1))
+            numbers = _numbers(node, side)  # of its window, its strides and its padding
+            reach = max(reach, 3 * max(numbers, default=1))
+            step = lcm(step, *filter(None, numbers))
         product = read_product(side, node)
         if product is None or product.stored.ndim < 3 or not side.calls[node].name.startswith("conv"):
             continue
@@ -392,9 +428,13 @@ def _shape(pair: Pair, read: fx.Node, nodes: list[fx.Node]) -> tuple[int, ...]:
         axes.add(len(sizes) + product.axes[0])
         strides, dilations = (max(_listed(product.rest.get(key, 1))) for key in ("stride", "dilation"))
         reach = max(reach, max(dilations * (tap - 1) + 1 + 2 * strides for tap in product.stored.shape[2:]))
+        step = lcm(step, *_listed(product.rest.get("stride", 1)))
     if axes:
         (axis,) = axes if len(axes) == 1 else (min(axes),)
-        tail = [reach if size is None else min(size, reach) if size > 1 else size for size in sizes[axis + 1 :]]
+        tail = [
+            reach if size is None else size if place in kept else shrunk(size, reach, step)
+            for place, size in enumerate(sizes[axis + 1 :], start=axis + 1)
+        ]
         sizes = [*(1 for _ in sizes[:axis]), sizes[axis], *tail]
     if any(size is None for size in sizes[1:]):
         raise UnevaluatedError(f"the shape of {read.name!r} does not follow from the model's inputs")

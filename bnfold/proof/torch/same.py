@@ -106,6 +106,7 @@ class _Portrait:
         self._seen: dict[fx.Node, int] = {}
         self._counts: dict[Any, int] = {}
         self._inputs = 0
+        self._sizes: dict[Any, tuple[int, int]] = {}  # by the expression
         self.steps: list[tuple[fx.Node, int]] = []
         for node in side.graph.nodes:
             self._visit(node)
@@ -118,7 +119,7 @@ class _Portrait:
         if self._is_identity(node):
             self._seen[node] = self._seen[node.all_input_nodes[0]]
             return
-        key = self._key(node)
+        key = self._size(node) or self._key(node)
         if (
             node in self._side.calls and node not in self._side.sizes and node.target is not getattr
         ):  # each by itself, since it may write or draw random numbers
@@ -126,6 +127,26 @@ class _Portrait:
             key = key, self._counts[key]
             self.steps.append((node, self._known.number(key)))
         self._seen[node] = self._known.number(key)
+        self._note_sizes(node)
+
+    def _size(self, node: fx.Node) -> Any:
+        """What tells a size from others: the first value that has it, and where. It may be read from any that has it.
+
+        Torch noted the sizes of values when it captured a graph, and reads one from another value the next time.
+        """
+        if node.target is not torch.ops.aten.sym_size.int:
+            return None
+        (source,), dim = node.all_input_nodes, node.args[1]
+        value = source.meta.get("val")
+        size = value.shape[dim] if isinstance(value, torch.Tensor) and isinstance(dim, int) else None
+        first = self._sizes.get(size.node.expr) if isinstance(size, torch.SymInt) else None
+        return None if first is None else ("size", first)
+
+    def _note_sizes(self, node: fx.Node) -> None:
+        value = node.meta.get("val")
+        for dim, size in enumerate(value.shape if isinstance(value, torch.Tensor) else ()):
+            if isinstance(size, torch.SymInt):
+                self._sizes.setdefault(size.node.expr, (self._seen[node], dim))
 
     def _key(self, node: fx.Node) -> Any:
         place = self._side.place(node)

@@ -55,6 +55,20 @@ def test_the_names_of_what_went_where() -> None:
     assert merged.through == ("Add_h", "Add_y")
 
 
+@pytest.mark.parametrize(
+    "window", [{"strides": [2, 2], **SAME}, {"strides": [3, 1], **SAME}, {}], ids=["strides", "a stride", "no padding"]
+)
+@pytest.mark.parametrize("sums", [["z c e", "e d y"], ["c d e", "e z y"], ["z c e", "d z f", "e f y"]], ids="_".join)
+def test_branches_merge_beside_another_operand(window: dict[str, Any], sums: list[str]) -> None:
+    """The other operand has the sizes of what is added to it, not those of what the branches read."""
+    rest = [conv("x w3", "a", **window), node("Sigmoid", "a", "z")]
+    both = [conv("x w", "c", **window), conv("x w2 b", "d", **window)]
+    model = build([*rest, *both, *(node("Add", each[:3], each[-1]) for each in sums)], (1, C, 20, 19))
+    fused, outcomes = fuse_cheaply(model)
+    assert operators(fused).count("Conv") == 2
+    assert merges(outcomes)
+
+
 MATRICES: dict[str, tuple[list[onnx.NodeProto], list[str]]] = {
     "products": ([node("MatMul", "x m", "c"), node("MatMul", "x m2", "d"), node("Sub", "c d", "y")], ["MatMul"]),
     "a product and its value": ([node("MatMul", "x m", "c"), node("Add", "c x", "y")], ["MatMul"]),

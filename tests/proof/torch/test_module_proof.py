@@ -14,6 +14,7 @@ import bnfold
 from bnfold.errors import NotEquivalentError, UnsupportedModelError
 from bnfold.frontends.torch.change.project import Projection
 from bnfold.proof.torch.calls import kind_of
+from bnfold.proof.torch.same import find_difference
 
 IMAGE = torch.randn(2, 3, 8, 8)
 
@@ -242,3 +243,26 @@ def test_a_subclass_is_what_its_class_is_where_it_leaves_that_alone() -> None:
     for kind in (Doubled, Computed, Mixed):
         assert kind_of(kind(3, 4, 3)) is None
     assert kind_of(Plain()) is None
+
+
+class Flattening(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(torch.relu(x)).reshape(2, x.shape[2], -1)
+
+
+def test_a_size_may_be_read_from_any_value_that_has_it() -> None:
+    """Which one that is depends on what torch knows of a size when it captures a graph."""
+    dims = {"x": {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}}
+    program, other = (torch.export.export(Flattening(), (IMAGE,), dynamic_shapes=dims, strict=False) for _ in range(2))
+    nodes = {node.name: node for node in other.graph.nodes}
+    (size,) = [node for node in other.graph.nodes if node.target is torch.ops.aten.sym_size.int]
+    nodes["reshape"].prepend(size)
+    for name, dim, is_same in (
+        ("x", 2, True),
+        ("relu", 2, True),
+        ("tanh", 2, True),
+        ("x", 3, False),
+        ("tanh", 3, False),
+    ):
+        size.args = (nodes[name], dim)
+        assert (find_difference(program, other) is None) == is_same

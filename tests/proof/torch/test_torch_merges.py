@@ -1,0 +1,54 @@
+"""Parts of a sum that merge beside another operand, at sizes that the checker makes smaller."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import bnfold
+from bnfold import Merge
+from tests.toys.torch_models import exported, traced, trained
+
+IMAGE = torch.randn(2, 4, 20, 19, dtype=torch.float64)
+
+
+class Branches(nn.Module):
+    """Two convolutions of one value, and what something else makes of it."""
+
+    def __init__(self, stride: int, padding: int, *, is_inplace: bool) -> None:
+        super().__init__()
+        self.one, self.two, self.other = (
+            nn.Sequential(nn.Conv2d(4, 4, 3, stride, padding, bias=False), nn.BatchNorm2d(4)) for _ in range(3)
+        )
+        self.is_inplace = is_inplace
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(x)
+        total = torch.sigmoid(self.other(x)) + 1
+        if not self.is_inplace:
+            return torch.relu(total + self.one(x) + self.two(x))
+        total += self.one(x)
+        total += self.two(x)
+        return torch.relu(total)
+
+
+WAYS: dict[str, Any] = {
+    "module": lambda module: bnfold.fuse(module, example_inputs=IMAGE, return_outcomes=True),
+    "program": lambda module: bnfold.fuse(exported(module, IMAGE), return_outcomes=True),
+    "trace": lambda module: bnfold.fuse(traced(module), example_inputs=IMAGE, return_outcomes=True),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(("stride", "padding"), [(1, 1), (2, 1), (3, 1), (1, 0)])
+@pytest.mark.parametrize("is_inplace", [False, True], ids=["new", "in place"])
+def test_parts_of_a_sum_are_proved(way: str, stride: int, padding: int, *, is_inplace: bool) -> None:
+    module = trained(Branches(stride, padding, is_inplace=is_inplace)).double()
+    expected = module(IMAGE)
+    fused, outcomes = WAYS[way](module)
+    assert any(isinstance(outcome, Merge) for outcome in outcomes)
+    made = fused.module()(IMAGE) if way == "program" else fused(IMAGE)
+    assert torch.allclose(made, expected, atol=1e-12)
