@@ -94,7 +94,26 @@ def _leads_inside(pair: Pair, node: fx.Node, mark: str) -> bool:
 
 
 def _region(pair: Pair, root: fx.Node) -> tuple[list[fx.Node], list[fx.Node]]:
-    """The nodes of the original that one operator stands for, and the nodes that they read."""
+    """The nodes of the original that one operator stands for, and the nodes that they read.
+
+    Where the region reads both a value and what a vanished node made of it, that node is a part of it as well.
+    """
+    more: set[fx.Node] = set()
+    while True:
+        nodes, reads = _grow(pair, root, more)
+        names = [pair.name(read) for read in reads]
+        gone = {
+            read
+            for read, name in zip(reads, names, strict=True)
+            if names.count(name) > 1 and read in pair.original.calls and pair.is_vanished(read)
+        }
+        if not gone:
+            return nodes, reads
+        more |= gone
+
+
+def _grow(pair: Pair, root: fx.Node, more: set[fx.Node]) -> tuple[list[fx.Node], list[fx.Node]]:
+    """A region together with some vanished nodes."""
     side, mark = pair.original, pair.mark(root)
     assert mark is not None
     chosen: set[fx.Node] = set()
@@ -108,7 +127,8 @@ def _region(pair: Pair, root: fx.Node) -> tuple[list[fx.Node], list[fx.Node]]:
         for source in node.all_input_nodes:
             if source in side.constants:
                 continue
-            if source in side.calls and (pair.mark(source) == mark or _leads_inside(pair, source, mark)):
+            is_part = source in more or (source in side.calls and pair.mark(source) == mark)
+            if is_part or (source in side.calls and _leads_inside(pair, source, mark)):
                 stack.append(source)
             elif source not in reads:
                 reads.append(source)

@@ -132,3 +132,26 @@ def test_hooks_on_what_stands_for_a_batchnorm_are_copied() -> None:
     copy.deepcopy(fused)(drawn(*shape))
     assert seen == [1]
     assert repr(fused[1]) == "Identity()"
+
+
+class Normalised(nn.Module):
+    """A BatchNorm by buffers of the model itself, and a buffer behind them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+        self.register_buffer("mean", torch.randn(4))
+        self.register_buffer("var", torch.rand(4) + 0.5)
+        self.register_buffer("offset", torch.randn(4, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(nn.functional.batch_norm(self.conv(x), self.mean, self.var)) + self.offset
+
+
+def test_a_model_without_some_of_its_buffers_can_be_exported() -> None:
+    """torch.export takes those that are None for inputs of the graph."""
+    model, x = Normalised().eval(), torch.randn(2, 3, 5, 5)
+    fused = bnfold.fuse(model, example_inputs=x)
+    program = torch.export.export(fused, (x,), strict=False)
+    assert set(fused.state_dict()) == {"conv.weight", "conv.bias", "offset"}
+    assert torch.allclose(program.module()(x), model(x), atol=1e-5)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import bnfold
-from bnfold import Merge
+from bnfold import Merge, Refusal
 from tests.toys.torch_models import exported, traced, trained
 
 IMAGE = torch.randn(2, 4, 20, 19, dtype=torch.float64)
@@ -46,9 +46,33 @@ WAYS: dict[str, Any] = {
 @pytest.mark.parametrize(("stride", "padding"), [(1, 1), (2, 1), (3, 1), (1, 0)])
 @pytest.mark.parametrize("is_inplace", [False, True], ids=["new", "in place"])
 def test_parts_of_a_sum_are_proved(way: str, stride: int, padding: int, *, is_inplace: bool) -> None:
-    module = trained(Branches(stride, padding, is_inplace=is_inplace)).double()
+    module = trained(Branches(stride, padding, is_inplace=is_inplace))
     expected = module(IMAGE)
     fused, outcomes = WAYS[way](module)
     assert any(isinstance(outcome, Merge) for outcome in outcomes)
     made = fused.module()(IMAGE) if way == "program" else fused(IMAGE)
     assert torch.allclose(made, expected, atol=1e-12)
+
+
+class TwoNorms(nn.Module):
+    """A convolution whose output one BatchNorm hands on to a convolution, and another one to the sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.Conv2d(4, 4, (5, 1), padding=(2, 0))
+        self.inner, self.outer = nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(torch.relu(x))
+        return torch.relu(self.second(self.inner(x)) + self.outer(x))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_two_values_that_become_one_are_proved(way: str) -> None:
+    module = trained(TwoNorms())
+    nn.init.constant_(module.inner.weight, 2.0)  # a small one would lose digits of the shift
+    fused, outcomes = WAYS[way](module)
+    assert any(isinstance(outcome, Merge) for outcome in outcomes)
+    assert not any(isinstance(outcome, Refusal) for outcome in outcomes)
+    made = fused.module()(IMAGE) if way == "program" else fused(IMAGE)
+    assert torch.allclose(made, module(IMAGE), atol=1e-12)

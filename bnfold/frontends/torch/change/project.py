@@ -393,7 +393,8 @@ class Projection:
                 for held in (reader._parameters, reader._buffers):
                     for each in (last, "num_batches_tracked") if last == "running_mean" else (last,):
                         if each in held:
-                            held[each] = None
+                            del held[each]
+                            held[each] = None  # behind the others: torch.export counts the buffers of a model with it
         return module
 
 
