@@ -1,13 +1,14 @@
-"""Folds random graphs of four kinds, and compares each result with its original in float64.
+"""Folds random graphs of five kinds, and compares each result with its original in float64.
 
     python scripts/benchmarks/random_laws.py [--first N] [--count N] [--docs PAGE]
     python scripts/benchmarks/random_laws.py --replay SEED
 
 *operators* are graphs of everything that carries an affine; *streams* are residual and dense networks, whose shifts are
 taken back by other readers; *axes* are mostly reshapes and transposes, so that channels come to lie on several axes;
-*quantised* are graphs of the other kinds in float32, in which weights are integers, or float numbers that are quantised
-and dequantised, half of them on a tie. A result is wrong where a value of a name that both models have differs; one
-that is right and not proved is a false alarm.
+*branches* are convolutions, averages and products that are added up, concatenated or chained, so that they merge;
+*quantised* are graphs of the first three kinds in float32, in which weights are integers, or float numbers that are
+quantised and dequantised, half of them on a tie. A result is wrong where a value of a name that both models have
+differs; one that is right and not proved is a false alarm.
 
 Float64 graphs may differ by 1e-10 of the value. In float32, where weights are rounded once and sums may cancel, it is
 1e-4 of the largest value in the graph. Both models are evaluated in float64, by `onnx.reference`.
@@ -29,8 +30,10 @@ from onnx.reference import ReferenceEvaluator
 
 import bnfold
 from scripts.benchmarks.page import write_section
+from tests.frontends.onnx import test_random_branches as branches
 from tests.frontends.onnx import test_random_graphs as operators
 from tests.frontends.onnx import test_random_streams as streams
+from tests.toys.onnx_graphs import every_value
 
 TOLERANCE = {TensorProto.DOUBLE: 1e-10, TensorProto.FLOAT: 1e-4}
 
@@ -86,6 +89,7 @@ KINDS: dict[str, Callable[[int], onnx.ModelProto]] = {
     "operators": operator_graph,
     "streams": streams.build,
     "axes": axes_graph,
+    "branches": branches.build,
     "quantised": quantised_graph,
 }
 
@@ -203,7 +207,7 @@ def widened(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def values(model: onnx.ModelProto) -> dict[str, np.ndarray]:
     """Every value of a model that both of a pair may have, in float64."""
-    return operators.values(widened(model))
+    return every_value(widened(model), branches.shape_of(model))
 
 
 # -------------------------------------------------------------------------------------------------------------- search

@@ -154,6 +154,19 @@ def assert_settled(fused: onnx.ModelProto, **options: Any) -> None:
     assert again.SerializeToString() == fused.SerializeToString()
 
 
+def every_value(proto: onnx.ModelProto, shape: Sequence[int] = ()) -> dict[str, Array]:
+    """What each node of the main graph makes of a normal input, whose shape is told where the model does not."""
+    shape = shape or [dim.dim_value for dim in proto.graph.input[0].type.tensor_type.shape.dim]
+    everything = onnx.ModelProto()
+    everything.CopyFrom(proto)
+    names = [name for each in proto.graph.node for name in each.output]
+    del everything.graph.output[:]
+    everything.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    feeds = {"x": np.random.default_rng(0).standard_normal(shape)}
+    with np.errstate(all="ignore"):  # a constant that divides may be zero, and a sigmoid overflows on its way
+        return dict(zip(names, ReferenceEvaluator(everything).run(None, feeds), strict=True))
+
+
 def operators(proto: onnx.ModelProto) -> list[str]:
     return [each.op_type for each in proto.graph.node]
 

@@ -15,11 +15,10 @@ import onnx
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
-from onnx.reference import ReferenceEvaluator
 
 import bnfold
 from bnfold import Fold, Outcome, Refusal
-from tests.toys.onnx_graphs import assert_settled
+from tests.toys.onnx_graphs import assert_settled, every_value
 
 EXAMPLES = int(os.environ.get("BNFOLD_EXAMPLES", "2000"))
 TOLERANCE = 1e-10
@@ -312,19 +311,6 @@ def build(draw: Draw, seed: int, steps: Sequence[Callable[[Builder], None]] = ST
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
 
 
-def values(model: onnx.ModelProto) -> dict[str, np.ndarray]:
-    """Every value that a node makes."""
-    shape = [dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim]
-    everything = onnx.ModelProto()
-    everything.CopyFrom(model)
-    names = [name for node in model.graph.node for name in node.output]
-    del everything.graph.output[:]
-    everything.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    feeds = {"x": np.random.default_rng(0).standard_normal(shape)}
-    with np.errstate(all="ignore"):  # a constant that divides may be zero
-        return dict(zip(names, ReferenceEvaluator(everything).run(None, feeds), strict=True))
-
-
 def check(model: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[Outcome, ...]]:
     """Fuse a model, and assert all that must hold whatever the model is."""
     before = model.SerializeToString()
@@ -339,7 +325,7 @@ def check(model: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[Outcome, ...]]
     kept = {each.batchnorm for each in outcomes if isinstance(each, Refusal)}
     assert {node.name for node in fused.graph.node if node.op_type == "BatchNormalization"} == kept
     assert len(fused.graph.node) <= len(model.graph.node)
-    expected, actual = values(model), values(fused)
+    expected, actual = every_value(model), every_value(fused)
     for name in expected.keys() & actual.keys():
         finite = np.isfinite(expected[name])  # a constant that divides may be zero
         assert np.array_equal(expected[name][~finite], actual[name][~finite], equal_nan=True)
