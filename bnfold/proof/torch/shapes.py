@@ -18,7 +18,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils import _pytree
 from torch.utils._mode_utils import no_dispatch
 
-from bnfold.proof.torch.calls import SPREAD, kind_of
+from bnfold.proof.torch.calls import FRESH, SPREAD, kind_of
 from bnfold.proof.torch.sides import Side
 
 Shape = tuple[int | None, ...]
@@ -150,17 +150,18 @@ def _quiet() -> Iterator[None]:
 
 
 class _Interpreter(fx.Interpreter):
-    """Runs a graph on fake tensors. It leaves out values that cannot be computed, and all that depend on them.
+    """Runs a graph on tensors without data. It leaves out values that cannot be computed, and all that depend on them.
 
     Sizes are numbers. With symbols, torch works them out anew in each operator, which takes ten times as long where
-    they are quotients of quotients.
+    they are quotients of quotients. And tensors are on the meta device: fake tensors, which know what else data would
+    tell, take five times as long. They are asked where that device does not do.
     """
 
     def __init__(self, side: Side, fed: dict[fx.Node, Any]) -> None:
         super().__init__(side.root, garbage_collect_values=False)
         self._side, self._fed = side, fed
         self._mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
-        self._made: dict[int, tuple[torch.Tensor, FakeTensor]] = {}  # with what it was made of, whose identity counts
+        self._made: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # with what it was made of, whose identity counts
         self._more: Mapping[Any, int] = {}
 
     def run_at(self, more: Mapping[Any, int], like: dict[fx.Node, Any] | None = None) -> dict[fx.Node, Any]:
@@ -172,9 +173,7 @@ class _Interpreter(fx.Interpreter):
         """
         self.env, self._more = {}, more
         self._made.clear()  # a run may write into it
-        environment = self._mode.shape_env
-        assert environment is not None
-        with self._mode, torch.no_grad(), environment.ignore_fresh_unbacked_symbols(), _quiet():
+        with torch.no_grad(), _quiet():
             for node in self._side.graph.nodes:
                 self._visit(node)
                 if like is not None and node in like and node not in self.env:
@@ -187,51 +186,76 @@ class _Interpreter(fx.Interpreter):
         if node.op == "placeholder":
             if node in self._fed:
                 with suppress(LookupError):
-                    self.env[node] = _pytree.tree_map(self._fake, self._fed[node])
+                    self.env[node] = _pytree.tree_map(self._blank, self._fed[node])
             return
-        if all(source in self.env for source in node.all_input_nodes):
-            with suppress(Exception):  # an operator that does not run on fake tensors: then less is known
-                self.env[node] = self.run_node(node)
+        if not all(source in self.env for source in node.all_input_nodes):
+            return
+        with suppress(Exception):  # an operator that does not run without data: then less is known
+            self.env[node] = self._run(node)
+
+    def _run(self, node: fx.Node) -> Any:
+        if node.op == "get_attr" or self._is_of_shapes(node):
+            with suppress(Exception):
+                return self.run_node(node)
+        args, kwargs = self.fetch_args_kwargs_from_env(node)
+        environment = self._mode.shape_env
+        assert environment is not None
+        with self._mode, environment.ignore_fresh_unbacked_symbols():
+            made = getattr(super(), node.op)(node.target, *_pytree.tree_map(self._fake, (args, kwargs)))
+        return _pytree.tree_map(self._unfaked, made)
+
+    def _is_of_shapes(self, node: fx.Node) -> bool:
+        """Whether a call makes of tensors on the meta device what has the shape that it has elsewhere."""
+        if not any(isinstance(self.env[source], torch.Tensor) for source in node.all_input_nodes):
+            return node.op == "call_module"
+        leaves = _pytree.tree_leaves((node.args, dict(node.kwargs)))
+        is_known = isinstance(node.target, torch._ops.OpOverload) or node.op == "call_module"
+        return (is_known or self._side.calls[node].name in FRESH) and not any(
+            isinstance(leaf, torch.device | torch.Generator) for leaf in leaves
+        )
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
-        """Run a module; one that may change its state is copied first, onto fake tensors."""
+        """Run a copy of a module, with blank tensors. One that changes its state does so each time."""
         module = self.fetch_attr(target)
-        if any(node.target == target and call.is_stateful for node, call in self._side.calls.items()):
-            tensors = [
-                tensor
-                for part in module.modules()
-                for group in (part._parameters, part._buffers, vars(part))
-                for tensor in group.values()
-                if isinstance(tensor, torch.Tensor)
-            ]
-            module = copy.deepcopy(module, {id(tensor): self._fake(tensor) for tensor in tensors})
-        return module(*args, **kwargs)
+        tensors = [
+            tensor
+            for part in module.modules()
+            for group in (part._parameters, part._buffers, vars(part))
+            for tensor in group.values()
+            if isinstance(tensor, torch.Tensor)
+        ]
+        return copy.deepcopy(module, {id(tensor): self._blank(tensor) for tensor in tensors})(*args, **kwargs)
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
-        """Read an attribute of the model, with fake tensors in place of real ones."""
-        return _pytree.tree_map(self._fake, self.fetch_attr(target))
+        """Read an attribute of the model, with blank tensors in place of real ones."""
+        return _pytree.tree_map(self._blank, self.fetch_attr(target))
 
-    def _fake(self, value: Any) -> Any:
+    def _blank(self, value: Any) -> Any:
+        """What has the shape of a tensor of the model or of an input."""
         if isinstance(value, torch.SymInt):
             return self._number(value)
         if isinstance(value, FakeTensor):
-            return self._blank(value, *(tuple(map(self._number, numbers)) for numbers in (value.shape, value.stride())))
+            return _empty(value, *(tuple(map(self._number, numbers)) for numbers in (value.shape, value.stride())))
         if not isinstance(value, torch.Tensor):
             return value
         if id(value) not in self._made:
             is_plain = type(value) in (torch.Tensor, nn.Parameter) and value.layout == torch.strided
             made = (
-                self._blank(value, value.shape, value.stride())  # which takes a hundredth of the time
+                _empty(value, value.shape, value.stride())
                 if is_plain and not value.is_quantized
                 else self._mode.from_tensor(value.detach(), static_shapes=True)
             )
             self._made[id(value)] = value, made
         return self._made[id(value)][1]
 
-    def _blank(self, like: torch.Tensor, sizes: Sequence[int], strides: Sequence[int]) -> FakeTensor:
-        with no_dispatch():
-            blank = torch.empty_strided(sizes, strides, dtype=like.dtype, device="meta")
-        return FakeTensor(self._mode, blank, like.device)
+    def _fake(self, value: Any) -> Any:
+        is_blank = isinstance(value, torch.Tensor) and not isinstance(value, FakeTensor)
+        return FakeTensor(self._mode, value, torch.device("cpu")) if is_blank else value
+
+    def _unfaked(self, value: Any) -> Any:
+        sizes = (*value.shape, *value.stride()) if isinstance(value, FakeTensor) else ()
+        is_known = isinstance(value, FakeTensor) and not any(isinstance(size, torch.SymInt) for size in sizes)
+        return _empty(value, value.shape, value.stride()) if is_known else value
 
     def _number(self, size: Any) -> Any:
         """A number for a size of an input.
@@ -247,6 +271,11 @@ class _Interpreter(fx.Interpreter):
                 {symbol: known[symbol] + self._more.get(symbol, 0) for symbol in expression.free_symbols}
             )
         )
+
+
+def _empty(like: torch.Tensor, sizes: Sequence[int], strides: Sequence[int]) -> torch.Tensor:
+    with no_dispatch():
+        return torch.empty_strided(sizes, strides, dtype=like.dtype, device="meta")
 
 
 _KEEPS_RANK = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -161,6 +161,7 @@ def _portray(source: Source, numbers: dict[Any, int], *, is_example: bool) -> li
     lines: list[Any] = []
     tensors = source.tensors()
     returned: list[Any] = []
+    sizes: dict[Any, tuple[Any, int]] = {}  # by their expressions, the first value that has each, and where
     inputs = 0
     for node in source.graph.nodes:
         name = source.name(node)
@@ -181,12 +182,17 @@ def _portray(source: Source, numbers: dict[Any, int], *, is_example: bool) -> li
         elif _is_identity(node, source.root) or (is_example and _is_all_of_its_input(node)):
             seen[node] = seen[node.all_input_nodes[0]]
             continue
+        elif (first := sizes.get(_expression(node))) is not None:
+            key = ("size", first)  # which it is read from depends on what torch knows of it at the time
         else:
             what = _describe(_get(source.root, str(node.target))) if node.op == "call_module" else node.target
             args = node.args[:1] if node.target is torch._assert else node.args  # its message may name a proxy
             key = (node.op, what, _key(_trimmed(args), seen), _key(node.kwargs, seen))
         number = numbers.setdefault(key, len(numbers))
         seen[node] = _Name(f"<{number}>")
+        for dim, size in enumerate(_shape(node)):
+            if isinstance(size, torch.SymInt):
+                sizes.setdefault(size.node.expr, (number, dim))
         if node.op in CALLS and not is_scalar(node) and node.target is not getattr:  # which is traced where it is read
             lines.append(number)
     return [lines, returned]
@@ -203,6 +209,20 @@ def _is_all_of_its_input(node: fx.Node) -> bool:
         sizes = _sizes(node)
         return sizes is not None and sizes == _sizes(node.all_input_nodes[0])
     return node.target is torch.ops.aten.alias.default
+
+
+def _shape(node: fx.Node) -> Sequence[Any]:
+    value = node.meta.get("val")
+    return value.shape if isinstance(value, torch.Tensor) else ()
+
+
+def _expression(node: fx.Node) -> Any:
+    """What a size that is read from a tensor is in symbols; None for another node."""
+    if node.target is not torch.ops.aten.sym_size.int:
+        return None
+    shape, dim = _shape(node.all_input_nodes[0]), node.args[1]
+    size = shape[dim] if shape and isinstance(dim, int) else None
+    return size.node.expr if isinstance(size, torch.SymInt) else None
 
 
 def _sizes(node: fx.Node) -> list[int | float | None] | None:
