@@ -36,6 +36,8 @@ def fit(
         rank: how many axes there are behind the channels.
         output: gives the shape that a step makes, by its index and the shapes of its inputs.
     """
+    if len(shapes) < 2 or not rank:
+        return dict(shapes)
     fitted: dict[V, Shape] = {}
     sizes: dict[V, Shape] = {}
 
