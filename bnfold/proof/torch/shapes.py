@@ -6,7 +6,7 @@ import copy
 import logging
 import operator
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -163,6 +163,7 @@ class _Interpreter(fx.Interpreter):
         self._mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
         self._made: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # with what it was made of, whose identity counts
         self._more: Mapping[Any, int] = {}
+        self._stateful = {node.target for node, call in side.calls.items() if call.is_stateful}
 
     def run_at(self, more: Mapping[Any, int], like: dict[fx.Node, Any] | None = None) -> dict[fx.Node, Any]:
         """The values of nodes.
@@ -200,8 +201,12 @@ class _Interpreter(fx.Interpreter):
         args, kwargs = self.fetch_args_kwargs_from_env(node)
         environment = self._mode.shape_env
         assert environment is not None
+        args, kwargs = _pytree.tree_map(self._fake, (args, kwargs))
         with self._mode, environment.ignore_fresh_unbacked_symbols():
-            made = getattr(super(), node.op)(node.target, *_pytree.tree_map(self._fake, (args, kwargs)))
+            if node.op == "call_module":
+                made = self._copy(node.target, self._fake)(*args, **kwargs)
+            else:
+                made = getattr(self, node.op)(node.target, args, kwargs)
         return _pytree.tree_map(self._unfaked, made)
 
     def _is_of_shapes(self, node: fx.Node) -> bool:
@@ -215,7 +220,11 @@ class _Interpreter(fx.Interpreter):
         )
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
-        """Run a copy of a module, with blank tensors. One that changes its state does so each time."""
+        """Run a copy of a module, since it may change its state."""
+        return self._copy(target)(*args, **kwargs)
+
+    def _copy(self, target: Any, change: Callable[[Any], Any] = lambda blank: blank) -> Any:
+        """A module with blank tensors, or what these are changed to, in place of real ones; itself if it must be."""
         module = self.fetch_attr(target)
         tensors = [
             tensor
@@ -224,7 +233,12 @@ class _Interpreter(fx.Interpreter):
             for tensor in group.values()
             if isinstance(tensor, torch.Tensor)
         ]
-        return copy.deepcopy(module, {id(tensor): self._blank(tensor) for tensor in tensors})(*args, **kwargs)
+        try:
+            return copy.deepcopy(module, {id(tensor): change(self._blank(tensor)) for tensor in tensors})
+        except Exception:
+            if target in self._stateful:
+                raise
+            return module
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
         """Read an attribute of the model, with blank tensors in place of real ones."""

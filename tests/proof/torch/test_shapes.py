@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 (its name everywhere)
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.export import Dim
 
 from bnfold.proof.torch.shapes import Shapes
@@ -68,3 +69,28 @@ def test_larger_sizes_are_those_that_the_model_takes(capfd: pytest.CaptureFixtur
 def test_a_model_of_one_size_is_looked_at_at_that_size() -> None:
     program = exported(Halving().double(), drawn(2, 2, 20, 33))
     assert Shapes(Side(program)).shapes(last(program)) == [((2, 2, 5, 9),)]
+
+
+class Locked(nn.Conv2d):
+    """A layer that cannot be copied."""
+
+    def __init__(self) -> None:
+        super().__init__(2, 3, 3)
+        self.lock = threading.Lock()
+
+
+class Layers(fx.Tracer):
+    """Calls the layers of a model, whatever their classes are."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return True
+
+
+def test_layers_are_left_as_they_are() -> None:
+    """One that cannot be copied is run, and one that counts its runs is not."""
+    model = nn.Sequential(Locked(), nn.BatchNorm2d(3), nn.Conv2d(3, 4, 1))
+    graph = fx.GraphModule(model, Layers().trace(model))
+    shapes = Shapes(Side(graph), (drawn(2, 2, 7, 8).float(),))
+    made = {node.target: shapes.shape(node) for node in graph.graph.nodes if node.op == "call_module"}
+    assert made == {"0": (2, 3, 5, 6), "1": (2, 3, 5, 6), "2": (2, 4, 5, 6)}
+    assert int(model[1].num_batches_tracked) == 0
