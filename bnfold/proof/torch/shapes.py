@@ -106,6 +106,11 @@ def _runs(side: Side, fed: dict[fx.Node, Any]) -> list[dict[fx.Node, Any]]:
     """
     interpreter = _Interpreter(side, fed)
     runs = [interpreter.run_at({})]
+    if interpreter.is_lacking:
+        interpreter.is_faking = True
+        again = interpreter.run_at({})
+        interpreter.is_faking = len(again) > len(runs[0])
+        runs = [again]
     example = {symbol: number for value in fed.values() for symbol, number in _symbols(value)}
 
     def takes(more: Mapping[Any, int], *, in_part: bool = False) -> bool:
@@ -154,7 +159,12 @@ class _Interpreter(fx.Interpreter):
 
     Sizes are numbers. With symbols, torch works them out anew in each operator, which takes ten times as long where
     they are quotients of quotients. And tensors are on the meta device: fake tensors, which know what else data would
-    tell, take five times as long. They are asked where that device does not do.
+    tell, take five times as long. They are asked where that device does not do: results may lie otherwise in memory
+    there, and then a view of one may fail.
+
+    Attributes:
+        is_lacking: whether something did not run in the last run, whose inputs were known.
+        is_faking: whether all is asked of fake tensors.
     """
 
     def __init__(self, side: Side, fed: dict[fx.Node, Any]) -> None:
@@ -163,6 +173,7 @@ class _Interpreter(fx.Interpreter):
         self._mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
         self._made: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # with what it was made of, whose identity counts
         self._more: Mapping[Any, int] = {}
+        self.is_lacking = self.is_faking = False
         self._stateful = {node.target for node, call in side.calls.items() if call.is_stateful}
 
     def run_at(self, more: Mapping[Any, int], like: dict[fx.Node, Any] | None = None) -> dict[fx.Node, Any]:
@@ -172,7 +183,7 @@ class _Interpreter(fx.Interpreter):
             more: what is added to symbols in the sizes of inputs.
             like: values of another run; where a node made one in that and makes none now, this run ends.
         """
-        self.env, self._more = {}, more
+        self.env, self._more, self.is_lacking = {}, more, False
         self._made.clear()  # a run may write into it
         with torch.no_grad(), _quiet():
             for node in self._side.graph.nodes:
@@ -191,11 +202,13 @@ class _Interpreter(fx.Interpreter):
             return
         if not all(source in self.env for source in node.all_input_nodes):
             return
-        with suppress(Exception):  # an operator that does not run without data: then less is known
+        try:
             self.env[node] = self._run(node)
+        except Exception:  # an operator that does not run without data: then less is known
+            self.is_lacking = True
 
     def _run(self, node: fx.Node) -> Any:
-        if node.op == "get_attr" or self._is_of_shapes(node):
+        if node.op == "get_attr" or (not self.is_faking and self._is_of_shapes(node)):
             with suppress(Exception):
                 return self.run_node(node)
         args, kwargs = self.fetch_args_kwargs_from_env(node)
@@ -214,9 +227,12 @@ class _Interpreter(fx.Interpreter):
         if not any(isinstance(self.env[source], torch.Tensor) for source in node.all_input_nodes):
             return node.op == "call_module"
         leaves = _pytree.tree_leaves((node.args, dict(node.kwargs)))
-        is_known = isinstance(node.target, torch._ops.OpOverload) or node.op == "call_module"
-        return (is_known or self._side.calls[node].name in FRESH) and not any(
-            isinstance(leaf, torch.device | torch.Generator) for leaf in leaves
+        name = self._side.calls[node].name
+        is_known = isinstance(node.target, torch._ops.OpOverload) or node.op == "call_module" or name in FRESH
+        return (
+            is_known
+            and name != "scaled_dot_product_attention"  # lies otherwise in memory there
+            and not any(isinstance(leaf, torch.device | torch.Generator) for leaf in leaves)
         )
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:

@@ -11,6 +11,7 @@ import torch.nn.functional as F  # noqa: N812 (its name everywhere)
 from torch import Tensor, fx, nn
 from torch.export import Dim
 
+from bnfold.proof.torch import shapes as shapes_module
 from bnfold.proof.torch.shapes import Shapes
 from bnfold.proof.torch.sides import Side
 from tests.toys.torch_models import drawn, exported
@@ -69,6 +70,42 @@ def test_larger_sizes_are_those_that_the_model_takes(capfd: pytest.CaptureFixtur
 def test_a_model_of_one_size_is_looked_at_at_that_size() -> None:
     program = exported(Halving().double(), drawn(2, 2, 20, 33))
     assert Shapes(Side(program)).shapes(last(program)) == [((2, 2, 5, 9),)]
+
+
+class Attention(nn.Module):
+    """Heads lie beside each other in memory, where attention is computed on a CPU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = x.view(2, 6, 3, 4).transpose(1, 2)
+        return F.scaled_dot_product_attention(q, q, q).transpose(1, 2).view(2, 6, 12)
+
+
+class ChannelsLast(nn.Module):
+    """Channels lie beside each other in memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.pool = nn.Conv2d(2, 4, 3), nn.MaxPool2d(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.pool(torch.relu(self.conv(x.contiguous(memory_format=torch.channels_last))))
+        return y.permute(0, 2, 3, 1).view(2, -1, 4)
+
+
+LAYOUTS: dict[str, tuple[nn.Module, tuple[int, ...], tuple[int, ...]]] = {
+    "attention": (Attention(), (2, 6, 12), (2, 6, 12)),
+    "channels last": (ChannelsLast().double(), (2, 2, 8, 8), (2, 9, 4)),
+}
+
+
+@pytest.mark.parametrize("case", LAYOUTS)
+@pytest.mark.parametrize("is_told", [True, False], ids=["", "all operators on the meta device first"])
+def test_what_lies_otherwise_in_memory_may_be_viewed(case: str, is_told: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not is_told:
+        monkeypatch.setattr(shapes_module._Interpreter, "_is_of_shapes", lambda self, node: True)
+    module, size, expected = LAYOUTS[case]
+    program = exported(module, drawn(*size))
+    assert Shapes(Side(program)).shape(last(program)) == expected
 
 
 class Locked(nn.Conv2d):
