@@ -317,9 +317,18 @@ def _compare(
 
     names = {value: pair.name(scope, value) for value in reads}
     firsts = {names[value]: value for value in reversed(reads)}  # several values may have become one
+    others = [value for value in reads if value not in firsts.values()]
     kept = axes_of(pair.relation(scope, value) for value in (output, *reads))
-    fitted = old.fitted({value: _shape(pair, scope, value, nodes, kept) for value in reads}, scope)
-    shapes = {now: fitted[value] for now, value in firsts.items()}
+
+    def sized(more: int) -> dict[str, tuple[int, ...]]:
+        fitted = old.fitted({value: _shape(pair, scope, value, nodes, kept, more) for value in reads}, scope)
+        return {now: fitted[value] for now, value in firsts.items()}
+
+    def drawn(shapes: dict[str, tuple[int, ...]]) -> tuple[dict[str, AnyArray], dict[str, AnyArray]]:
+        pairs = {now: draw(pair.relation(scope, value), shapes[now], generator) for now, value in firsts.items()}
+        before = {firsts[now]: two[0] for now, two in pairs.items()}
+        before |= {value: undo(pair.relation(scope, value), pairs[names[value]][1]) for value in others}
+        return before, {now: two[1] for now, two in pairs.items()}
 
     def stand(data: dict[str, AnyArray]) -> tuple[dict[str, AnyArray], dict[str, AnyArray]]:
         """Values of the original, and those of the result that stand for them, from the latter where that can be."""
@@ -327,12 +336,6 @@ def _compare(
         now = {key: pairs[key][1] for key in data}
         before = {value: undo(pair.relation(scope, value), now[names[value]]) for value in others}
         return before | {firsts[key]: pairs[key][0] for key in data}, now
-
-    drawn = {now: draw(pair.relation(scope, value), shapes[now], generator) for now, value in firsts.items()}
-    others = [value for value in reads if value not in firsts.values()]
-    originals = {firsts[now]: two[0] for now, two in drawn.items()}
-    originals |= {value: undo(pair.relation(scope, value), drawn[names[value]][1]) for value in others}
-    judge(originals, {now: two[1] for now, two in drawn.items()}, None)
 
     def alone(value: str, array: AnyArray) -> tuple[Any, Any]:
         """Data in which one value is given, and the others are zero."""
@@ -346,6 +349,16 @@ def _compare(
         before = old.run(originals)
         return before if pulled is None else pulled(before), new.run(now)
 
+    shapes = sized(0)
+    judge(*drawn(shapes), None)
+    is_open = any(_is_open(pair, scope, value) for value in reads)
+    for more in range(1, _period(scope, nodes) if is_open else 1):
+        try:
+            originals, now = drawn(sized(more))
+            old.run(originals)
+        except UnevaluatedError:  # a size that the original does not take
+            continue
+        judge(originals, now, None)
     worst = Worst()
     for value, shape in shapes.items():
         base = judge(*alone(value, np.zeros(shape)), None)
@@ -443,8 +456,30 @@ def axes_of(relations: Iterable[Relation | None]) -> set[int]:
     return {axis for affine in affines for axis, size in affine.places if size != 1}
 
 
-def _shape(pair: Pair, scope: Scope, value: str, nodes: list[onnx.NodeProto], kept: set[int]) -> tuple[int, ...]:
-    """A shape for an input of a region, as small as its windows allow, with the sizes of the axes that are kept."""
+def _is_open(pair: Pair, scope: Scope, value: str) -> bool:
+    """Whether a size behind the channels is not known."""
+    known = pair.shape(scope, value)
+    return known is None or None in known[2:]
+
+
+def _period(scope: Scope, nodes: list[onnx.NodeProto]) -> int:
+    """Sizes that differ by it leave the same rest when they are divided by a stride of the region."""
+    return lcm(*(stride for node in nodes if _window(scope, node) for stride in attribute(node, "strides", [1])))
+
+
+def _shape(
+    pair: Pair, scope: Scope, value: str, nodes: list[onnx.NodeProto], kept: set[int], more: int
+) -> tuple[int, ...]:
+    """A shape for an input of a region, as small as its windows allow.
+
+    Args:
+        pair: the models.
+        scope: the graph.
+        value: the input.
+        nodes: the region.
+        kept: axes that keep their sizes.
+        more: what is added to sizes that are not known.
+    """
     known = pair.shape(scope, value)
     wide_nodes = [node for node in nodes if value in node.input and node.op_type in ("Conv", "MatMul", "Gemm")]
     channels: int | None = None
@@ -461,13 +496,12 @@ def _shape(pair: Pair, scope: Scope, value: str, nodes: list[onnx.NodeProto], ke
     windows = [(node, window) for node in nodes if (window := _window(scope, node))]
     if windows and rank > 2:
         reach = max(_reach(node, window) for node, window in windows)
-        step = lcm(*(stride for node, _ in windows for stride in attribute(node, "strides", [1])))
-        sizes = [1, sizes[1], *sizes[2:]]
+        sizes[0] = 1
         for axis in range(2, rank):
             if known is None or known[axis] is None:
-                sizes[axis] = reach
+                sizes[axis] = reach + more
             elif axis not in kept:
-                sizes[axis] = shrunk(sizes[axis], reach, step)
+                sizes[axis] = shrunk(sizes[axis], reach, _period(scope, nodes))
     elif known is not None and known[0] is None:
         sizes[0] = 2
     return tuple(sizes)

@@ -356,10 +356,47 @@ def _compare(
     if relation is not None and pulled is None:
         raise ProofError("merges", name, "its output changed in a way that is not covered")
 
-    kept = axes_of(pair.relation(value) for value in (old.made, *reads))
-    shapes = old.fitted({source: _shape(pair, source, old.nodes, kept) for source in reads})
-    batch = _Batch({read: pair.relation(read) for read in reads})
-    batch.add({source: draw(pair.relation(source), shape, generator) for source, shape in shapes.items()})
+    relations = {read: pair.relation(read) for read in reads}
+    kept = axes_of([relation, *relations.values()])
+
+    def sized(more: int) -> dict[fx.Node, tuple[int, ...]]:
+        return old.fitted({read: _shape(pair, read, old.nodes, kept, more) for read in reads})
+
+    def drawn(shapes: Mapping[fx.Node, tuple[int, ...]]) -> _Batch:
+        batch = _Batch(relations)
+        batch.add({read: draw(relations[read], shape, generator) for read, shape in shapes.items()})
+        return batch
+
+    def judge(batch: _Batch) -> None:
+        feeds, now = batch.joined()
+        now = {entries[key]: x for key, x in now.items() if key in entries}
+        before, after, sizes, bound = old.run(feeds), new.run(now), old.size(feeds), new.size(now)
+        if before.shape != after.shape or (reads and len(before) % batch.count):
+            raise ProofError("merges", name, f"its result has shape {after.shape}, not {before.shape}")
+        if pulled is not None:
+            if pulled.axis >= before.ndim or before.shape[pulled.axis] != pulled.size:
+                raise ProofError("merges", name, f"{pulled.size} channels changed along axis {pulled.axis}")
+            before, sizes = pulled(before), np.abs(pulled(np.zeros_like(before))) + sizes * along(pulled, sizes.ndim)
+        left, right, allowed = before, after, bound
+        if batch.count > 2:  # what impulses give is compared without what zeros give: it depends on the weights alone
+            rows = len(before) // batch.count
+            times = batch.count - 2
+            left, right, allowed = (
+                np.concatenate([
+                    numbers[: 2 * rows],
+                    numbers[2 * rows :] - np.tile(numbers[rows : 2 * rows], (times, *[1] * (numbers.ndim - 1))),
+                ])
+                for numbers in (before, after, bound)
+            )  # fmt: skip
+        with np.errstate(all="ignore"):
+            limit = 1.01 * new.unit * allowed + 1e-13 * (bound + sizes) + new.tiny * max(1, left[:1].size)
+            wrong = ~(np.abs(left - right) <= limit)
+        if wrong.any():
+            at = np.unravel_index(int(np.argmax(wrong)), wrong.shape)
+            raise ProofError("merges", name, f"it gives {float(right[at])!r}, not {float(left[at])!r}")
+
+    shapes = sized(0)
+    batch = drawn(shapes)
     batch.add_new({source: np.zeros(shape) for source, shape in shapes.items()})
     for read in reads:
         ones = impulses(shapes[read], generator)
@@ -368,32 +405,15 @@ def _compare(
             source: ones if source is read else np.zeros((shape[0] * count, *shape[1:]))
             for source, shape in shapes.items()
         }, count)  # fmt: skip
-    feeds, now = batch.joined()
-    now = {entries[key]: x for key, x in now.items() if key in entries}
-    before, after, sizes, bound = old.run(feeds), new.run(now), old.size(feeds), new.size(now)
-    if before.shape != after.shape or (reads and len(before) % batch.count):
-        raise ProofError("merges", name, f"its result has shape {after.shape}, not {before.shape}")
-    if pulled is not None:
-        if pulled.axis >= before.ndim or before.shape[pulled.axis] != pulled.size:
-            raise ProofError("merges", name, f"{pulled.size} channels changed along axis {pulled.axis}")
-        before, sizes = pulled(before), np.abs(pulled(np.zeros_like(before))) + sizes * along(pulled, sizes.ndim)
-    left, right, allowed = before, after, bound
-    if reads:  # what impulses give is compared without what zeros give, so that it depends on the weights alone
-        rows = len(before) // batch.count
-        times = batch.count - 2
-        left, right, allowed = (
-            np.concatenate([
-                numbers[: 2 * rows],
-                numbers[2 * rows :] - np.tile(numbers[rows : 2 * rows], (times, *[1] * (numbers.ndim - 1))),
-            ])
-            for numbers in (before, after, bound)
-        )  # fmt: skip
-    with np.errstate(all="ignore"):
-        limit = 1.01 * new.unit * allowed + 1e-13 * (bound + sizes) + new.tiny * max(1, left[:1].size)
-        wrong = ~(np.abs(left - right) <= limit)
-    if wrong.any():
-        at = np.unravel_index(int(np.argmax(wrong)), wrong.shape)
-        raise ProofError("merges", name, f"it gives {float(right[at])!r}, not {float(left[at])!r}")
+    judge(batch)
+    is_open = any(_open_axes(pair, read, len(shape)) for read, shape in shapes.items())
+    for more in range(1, _period(pair.original, old.nodes) if is_open else 1):
+        try:
+            batch = drawn(sized(more))
+            old.run(batch.joined()[0])
+        except UnevaluatedError:  # a size that the original does not take
+            continue
+        judge(batch)
 
 
 class _Batch:
@@ -426,20 +446,26 @@ class _Batch:
         return before, after
 
 
-def _shape(pair: Pair, read: fx.Node, nodes: list[fx.Node], kept: set[int]) -> tuple[int, ...]:
-    """A shape for an input of a region, as small as its windows allow, with the sizes of the axes that are kept."""
+def _shape(pair: Pair, read: fx.Node, nodes: list[fx.Node], kept: set[int], more: int) -> tuple[int, ...]:
+    """A shape for an input of a region, as small as its windows allow.
+
+    Args:
+        pair: the models.
+        read: the input.
+        nodes: the region.
+        kept: axes that keep their sizes.
+        more: what is added to sizes that may be others.
+    """
     side = pair.original
     known = pair.shapes.shape(read) or _batch(pair, read, nodes)
     if known is None:
         raise UnevaluatedError(f"the shape of {read.name!r} does not follow from the model's inputs")
     sizes = list(known)
     axes: set[int] = set()
-    reach = step = 1
+    reach = 1
     for node in nodes:
         if "pool" in side.calls[node].name:
-            numbers = _numbers(node, side)  # of its window, its strides and its padding
-            reach = max(reach, 3 * max(numbers, default=1))
-            step = lcm(step, *filter(None, numbers))
+            reach = max(reach, 3 * max(_numbers(node, side), default=1))
         product = read_product(side, node)
         if product is None or product.stored.ndim < 3 or not side.calls[node].name.startswith("conv"):
             continue
@@ -448,17 +474,47 @@ def _shape(pair: Pair, read: fx.Node, nodes: list[fx.Node], kept: set[int]) -> t
         axes.add(len(sizes) + product.axes[0])
         strides, dilations = (max(_listed(product.rest.get(key, 1))) for key in ("stride", "dilation"))
         reach = max(reach, max(dilations * (tap - 1) + 1 + 2 * strides for tap in product.stored.shape[2:]))
-        step = lcm(step, *_listed(product.rest.get("stride", 1)))
     if axes:
         (axis,) = axes if len(axes) == 1 else (min(axes),)
+        period, opened = _period(side, nodes), _open_axes(pair, read, len(sizes))
         tail = [
-            reach if size is None else size if place in kept else shrunk(size, reach, step)
+            size if place in kept and size is not None
+            else (reach if size is None else shrunk(size, reach, period)) + (more if place in opened else 0)
             for place, size in enumerate(sizes[axis + 1 :], start=axis + 1)
-        ]
+        ]  # fmt: skip
         sizes = [*(1 for _ in sizes[:axis]), sizes[axis], *tail]
     if any(size is None for size in sizes[1:]):
         raise UnevaluatedError(f"the shape of {read.name!r} does not follow from the model's inputs")
     return tuple(2 if size is None else size for size in sizes)
+
+
+def _period(side: Side, nodes: list[fx.Node]) -> int:
+    """Sizes that differ by it leave the same rest when they are divided by a stride of the region."""
+    strides: list[int] = []
+    for node in nodes:
+        if "pool" in side.calls[node].name:
+            strides.extend(_pool_strides(node, side))
+        elif (product := read_product(side, node)) is not None:
+            strides.extend(_listed(product.rest.get("stride", 1)))
+    return lcm(*strides)
+
+
+def _pool_strides(node: fx.Node, side: Side) -> list[int]:
+    """The strides of an average, which are its window where none are told."""
+    call, found = side.calls[node], []
+    for place, name in ((2, "stride"), (1, "kernel_size")):
+        told = getattr(call.module, name, None) if call.module is not None else node.kwargs.get(name)
+        if call.module is None and told is None and len(node.args) > place:
+            told = node.args[place]
+        found.append(told)
+    return _listed(found[0] or found[1])
+
+
+def _open_axes(pair: Pair, read: fx.Node, rank: int) -> set[int]:
+    """The axes behind the first whose sizes are not known, or may be others than in the example."""
+    shapes = [shape for step in pair.shapes.steps if (shape := pair.shapes.shape(read, step)) is not None]
+    sizes = list(zip(*shapes, strict=False)) if shapes else [(None,)] * rank
+    return {axis for axis, each in enumerate(sizes) if axis and (None in each or len(set(each)) > 1)}
 
 
 def _batch(pair: Pair, read: fx.Node, nodes: list[fx.Node]) -> Shape | None:

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 import bnfold
 from bnfold import Merge, Refusal
+from bnfold.proof.torch.check import check_program
 from tests.toys.torch_models import exported, traced, trained
+from tests.toys.torch_proofs import certify
 
 IMAGE = torch.randn(2, 4, 20, 19, dtype=torch.float64)
 
@@ -76,3 +78,22 @@ def test_two_values_that_become_one_are_proved(way: str) -> None:
     assert not any(isinstance(outcome, Refusal) for outcome in outcomes)
     made = fused.module()(IMAGE) if way == "program" else fused(IMAGE)
     assert torch.allclose(made, module(IMAGE), atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [19, 20])
+@pytest.mark.parametrize("is_open", [False, True], ids=["fixed", "any size"])
+def test_a_border_that_some_sizes_do_not_see_is_found(size: int, *, is_open: bool) -> None:
+    """A strided window begins no more often for a wider border at the end, unless the size is right for that."""
+    dims = {"x": {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}} if is_open else None
+    module = trained(Branches(2, 1, is_inplace=False))
+    program = exported(module, torch.randn(2, 4, size, size).double(), dynamic_shapes=dims)
+    result, certificate = certify(program)
+    assert check_program(program, result, certificate).is_proved
+    graph = result.graph_module.graph
+    (merged,) = [node for node in graph.nodes if "two" in str(node.args[1:2])]
+    with graph.inserting_before(merged):
+        padded = graph.call_function(torch.ops.aten.pad.default, (merged.args[0], [1, 2, 1, 2]))
+    merged.args = (padded, *merged.args[1:4], [0, 0], *merged.args[5:])
+    result.graph_module.recompile()
+    proof = check_program(program, result, certificate, has_digests=False)
+    assert proof.is_proved == (not is_open and size == 19)
