@@ -228,7 +228,17 @@ class _Part:
         for node in self.nodes:
             data = tuple(value for value in node.input if value and not scope.is_constant(value))
             steps.append(Step(first_output(node), data, node.op_type in ELEMENTWISE))
-        return fit(shapes, steps, max((len(_window(scope, node)) for node in self.nodes), default=0), self._shape)
+        return fit(shapes, steps, self._rank(scope), self._shape)
+
+    def fixed(self, scope: Scope) -> set[int]:
+        """The axes whose sizes constant operands fix."""
+        nodes = [node for node in self.nodes if node.op_type in ELEMENTWISE - {"BatchNormalization"}]
+        constants = [self.constants[value] for node in nodes for value in node.input if value in self.constants]
+        return axes_fixed_by([constant.shape for constant in constants], self._rank(scope))
+
+    def _rank(self, scope: Scope) -> int:
+        """Along how many axes windows move."""
+        return max((len(_window(scope, node)) for node in self.nodes), default=0)
 
     def _shape(self, index: int, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
         """What a node makes of inputs of these shapes."""
@@ -318,7 +328,7 @@ def _compare(
     names = {value: pair.name(scope, value) for value in reads}
     firsts = {names[value]: value for value in reversed(reads)}  # several values may have become one
     others = [value for value in reads if value not in firsts.values()]
-    kept = axes_of(pair.relation(scope, value) for value in (output, *reads))
+    kept = axes_of(pair.relation(scope, value) for value in (output, *reads)) | old.fixed(scope)
 
     def sized(more: int) -> dict[str, tuple[int, ...]]:
         fitted = old.fitted({value: _shape(pair, scope, value, nodes, kept, more) for value in reads}, scope)
@@ -454,6 +464,12 @@ def axes_of(relations: Iterable[Relation | None]) -> set[int]:
     """The axes along which values change by more than one number, so that their sizes count."""
     affines = [affine for each in relations if each is not None for affine in (each.pulled, each.pushed) if affine]
     return {axis for affine in affines for axis, size in affine.places if size != 1}
+
+
+def axes_fixed_by(constants: Iterable[tuple[int, ...]], rank: int) -> set[int]:
+    """All axes, where an operand of one of these shapes is another number at each place of an image; else none."""
+    is_image = any(size != 1 for shape in constants for size in shape[len(shape) - min(rank, len(shape)) :])
+    return set(range(rank + 2)) if is_image else set()
 
 
 def _is_open(pair: Pair, scope: Scope, value: str) -> bool:

@@ -22,7 +22,7 @@ from bnfold.proof.certificate import Relation
 from bnfold.proof.evaluate import UnevaluatedError
 from bnfold.proof.failure import ProofError
 from bnfold.proof.fitting import Step, fit
-from bnfold.proof.merges import along, axes_of, impulses, shrunk
+from bnfold.proof.merges import along, axes_fixed_by, axes_of, impulses, shrunk
 from bnfold.proof.rounding import UNIT
 from bnfold.proof.torch.calls import LINEAR
 from bnfold.proof.torch.evaluate import array, evaluate, widen
@@ -250,7 +250,19 @@ class _Part:
         for node in self.nodes:
             data = tuple(source for source in node.all_input_nodes if source not in self.side.constants)
             steps.append(Step(node, data, self._keeps_sizes(node)))
-        return fit(shapes, steps, max(map(self._windowed, self.nodes), default=0), self._shape)
+        return fit(shapes, steps, self._rank, self._shape)
+
+    @property
+    def fixed(self) -> set[int]:
+        """The axes whose sizes constant operands fix."""
+        nodes = [node for node in self.nodes if self.side.calls[node].name in ELEMENTWISE]
+        constants = [self.side.constant(source) for node in nodes for source in node.all_input_nodes]
+        return axes_fixed_by([tuple(constant.shape) for constant in constants if constant is not None], self._rank)
+
+    @property
+    def _rank(self) -> int:
+        """Along how many axes windows move."""
+        return max(map(self._windowed, self.nodes), default=0)
 
     def _keeps_sizes(self, node: fx.Node) -> bool:
         is_normalised = self.side.pick(node) is not None or self._batchnorm(node) is not None
@@ -357,7 +369,7 @@ def _compare(
         raise ProofError("merges", name, "its output changed in a way that is not covered")
 
     relations = {read: pair.relation(read) for read in reads}
-    kept = axes_of([relation, *relations.values()])
+    kept = axes_of([relation, *relations.values()]) | old.fixed
 
     def sized(more: int) -> dict[fx.Node, tuple[int, ...]]:
         return old.fitted({read: _shape(pair, read, old.nodes, kept, more) for read in reads})

@@ -10,8 +10,8 @@ from onnx import helper
 
 import bnfold
 from bnfold import Fold, Merge, Refusal
-from tests.toys.onnx_branches import BOTH, MERGE, SAME, C, build, conv, cost, fuse_cheaply, merges
-from tests.toys.onnx_graphs import fuse, node, norm, operators
+from tests.toys.onnx_branches import BOTH, CONSTANTS, MERGE, SAME, C, build, conv, cost, fuse_cheaply, merges
+from tests.toys.onnx_graphs import fuse, model, node, norm, operators, random
 
 
 @pytest.mark.parametrize("case", MERGE)
@@ -66,6 +66,18 @@ def test_branches_merge_beside_another_operand(window: dict[str, Any], sums: lis
     model = build([*rest, *both, *(node("Add", each[:3], each[-1]) for each in sums)], (1, C, 20, 19))
     fused, outcomes = fuse_cheaply(model)
     assert operators(fused).count("Conv") == 2
+    assert merges(outcomes)
+
+
+@pytest.mark.parametrize("shape", [(1, C, 20, 20), (C, 1, 1)], ids=str)
+@pytest.mark.parametrize("sums", [["k c e", "e d y"], ["c d e", "e k y"]], ids="_".join)
+def test_branches_merge_beside_a_constant(shape: tuple[int, ...], sums: list[str]) -> None:
+    """It may be another number at each place of an image, as where positions are added."""
+    nodes = [conv("x w", "c", strides=[2, 2], **SAME), conv("x w2 b", "d", strides=[2, 2], **SAME)]
+    nodes += [node("Add", each[:3], each[-1]) for each in sums]
+    constants = {name: CONSTANTS[name] for name in ("w", "w2", "b")} | {"k": random(*shape)}
+    fused, outcomes = fuse_cheaply(model(nodes, constants, (1, C, 40, 40)))
+    assert operators(fused).count("Conv") == 1
     assert merges(outcomes)
 
 
