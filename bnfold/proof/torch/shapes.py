@@ -8,6 +8,7 @@ import operator
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -38,8 +39,9 @@ class Shapes:
 
     def __init__(self, side: Side, inputs: tuple[Any, ...] | None = None) -> None:
         self._side = side
-        fed = self._given(inputs)
-        self._runs: list[dict[fx.Node, Any]] = _runs(side, fed) if fed else [{}]
+        self._fed = fed = self._given(inputs)
+        self._interpreter = _Interpreter(side, fed)
+        self._example = _run_example(self._interpreter) if fed else {}
         self._ranks: dict[fx.Node, int] = {}
         if not any(isinstance(value, torch.Tensor) for value in fed.values()):
             self._ranks = _Ranks(side).found
@@ -59,6 +61,11 @@ class Shapes:
                 fed[node] = value
         return fed
 
+    @cached_property
+    def _runs(self) -> Sequence[Mapping[fx.Node, Any]]:
+        """What the nodes make for the example, and for larger inputs, which only carriers and merges ask about."""
+        return _run_larger(self._interpreter, self._fed, self._example)
+
     @property
     def steps(self) -> range:
         """The example and larger inputs. There may be one that the model does not take: then less is known of it."""
@@ -71,7 +78,7 @@ class Shapes:
             node: the node.
             step: 0 for the example, then larger inputs.
         """
-        return self._runs[step].get(node)
+        return (self._runs[step] if step else self._example).get(node)
 
     def shape(self, node: fx.Node, step: int = 0) -> Shape | None:
         """The shape of a value, in which sizes may be unknown."""
@@ -97,25 +104,32 @@ class Shapes:
         return len(value) if isinstance(value, tuple | list) else None
 
 
-def _runs(side: Side, fed: dict[fx.Node, Any]) -> list[dict[fx.Node, Any]]:
-    """What the nodes make for the example, and for larger inputs.
+def _run_example(interpreter: _Interpreter) -> dict[fx.Node, Any]:
+    """What the nodes make for the example."""
+    found = interpreter.run_at({})
+    if not interpreter.is_lacking:
+        return found
+    interpreter.is_faking = True
+    again = interpreter.run_at({})
+    interpreter.is_faking = len(again) > len(found)
+    return max(again, found, key=len)
+
+
+def _run_larger(
+    interpreter: _Interpreter, fed: Mapping[fx.Node, Any], first: dict[fx.Node, Any]
+) -> list[dict[fx.Node, Any]]:
+    """What the nodes make for the example, which is `first`, and for larger inputs.
 
     Where the model does not take the example with all its sizes a little larger, what it makes until then is kept, and
     sizes are tried one by one, and those that cannot change alone together: a size may have to be a multiple, and
     others may have to equal it. An attempt that fails is no proof that a size is fixed.
     """
-    interpreter = _Interpreter(side, fed)
-    runs = [interpreter.run_at({})]
-    if interpreter.is_lacking:
-        interpreter.is_faking = True
-        again = interpreter.run_at({})
-        interpreter.is_faking = len(again) > len(runs[0])
-        runs = [max(again, *runs, key=len)]
+    runs = [first]
     example = {symbol: number for value in fed.values() for symbol, number in _symbols(value)}
 
     def takes(more: Mapping[Any, int], *, in_part: bool = False) -> bool:
-        run = interpreter.run_at(more, like=runs[0])
-        is_taken = run.keys() == runs[0].keys()
+        run = interpreter.run_at(more, like=first)
+        is_taken = run.keys() == first.keys()
         if is_taken or in_part:
             runs.append(run)
         return is_taken

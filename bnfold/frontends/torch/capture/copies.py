@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -29,6 +30,7 @@ def copy_module(module: M, *, share: bool = False) -> M:
     """
     memo = _registered(module) if share else {}
     for each in module.modules():
+        _add_empty(vars(each).values(), memo)
         _add_uncopyable(vars(each).values(), memo)
     try:
         with warnings.catch_warnings():
@@ -93,6 +95,11 @@ def has_inference_tensors(module: nn.Module) -> bool:
 
 PLAIN = bool | int | float | str | None
 """Most attributes of most modules, which hold no tensor."""
+
+
+def _add_empty(values: Iterable[Any], memo: dict[int, Any]) -> None:
+    """Note copies of empty containers, such as those of a module for its hooks, of which `deepcopy` takes long."""
+    memo.update((id(value), type(value)()) for value in values if type(value) in (dict, OrderedDict) and not value)
 
 
 def _add_uncopyable(values: Iterable[Any], memo: dict[int, Any]) -> None:
