@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -230,6 +230,9 @@ NUMBERS = 2
 FAILURES = 2
 """At how many the original may not run, before it is taken for one that does not run at others; one that asserts a
 condition is asked once, since only code that catches the error goes on."""
+
+FAR = 32
+"""How many times larger a size is that is only tried after others: code that has a loop over it takes long."""
 
 ADVISED = frozenset({Reason.FORWARD_CODE, Reason.HOOK, Reason.PARAMETRIZED, Reason.SKIPPED})
 """Reasons that say what to do, or that no other code would remove."""
@@ -487,7 +490,8 @@ def _open_captured(
     def is_folded_elsewhere(attempt: Attempt) -> bool:
         """Whether an attempt is what folds where code that it keeps decides otherwise, by other sizes.
 
-        An answer may be yes or no, and is tried the other way once; of a number, several others are tried.
+        An answer may be yes or no, and is tried the other way once: at sizes that are tried anyway, or else where most
+        decisions are others. Of a number, several others are tried.
         """
         if not attempt.undone:
             return True
@@ -495,6 +499,16 @@ def _open_captured(
         example = sizes_of(source.borders[-1], inputs)
         everything = symbols_of(attempt.undone)
         found: dict[frozenset[Any], bool | None] = {}
+
+        @cache
+        def taken(sizes: frozenset[Any]) -> int:
+            return sum(decision.is_taken({**example, **dict(sizes)}) for decision in attempt.undone)
+
+        def cost(sizes: Mapping[Any, int]) -> tuple[bool, bool, int]:
+            key = frozenset(sizes.items())
+            is_far = any(size > FAR * example[symbol] for symbol, size in sizes.items())
+            return not found.get(key), is_far, taken(key)
+
         for decision in attempt.undone:
             own = symbols_of([decision])
             one_by_one = [[symbol] for symbol in own if len(own) > 1]
@@ -502,7 +516,10 @@ def _open_captured(
             enough = 1 if decision.is_asserted else FAILURES
             for symbols in (everything,) if decision.is_asserted else (everything, own, *one_by_one):
                 right = failed = 0
-                for sizes in elsewhere(decision, symbols, example):
+                candidates = elsewhere(decision, symbols, example)
+                if not decision.is_number:
+                    candidates = iter(sorted(candidates, key=cost))
+                for sizes in candidates:
                     key = frozenset(sizes.items())
                     if key not in found:
                         found[key] = is_folded_at(resized(source.borders[-1], inputs, sizes), attempt)

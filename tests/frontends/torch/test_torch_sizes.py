@@ -13,7 +13,9 @@ import torch.nn.functional as F  # noqa: N812 (its name everywhere)
 from torch import Tensor, fx, nn
 
 import bnfold
-from bnfold import Fold
+from bnfold import Fold, Merge
+from bnfold.frontends.torch import open as opening
+from bnfold.frontends.torch.capture.decisions import resized
 from tests.toys.torch_models import assert_same, drawn, trained
 
 SIZES = [(2, 4, 16, 16), (1, 4, 16, 16), (3, 4, 15, 14), (3, 4, 17, 18), (1, 4, 12, 6), (2, 4, 8, 16), (4, 4, 7, 5)]
@@ -245,6 +247,42 @@ def test_what_is_skipped_is_skipped_at_the_other_sizes_as_well() -> None:
     fused, outcomes = bnfold.fuse(model, example_inputs=drawn(*SIZES[0]), skip=("norm",), return_outcomes=True)
     assert [type(each) is Fold for each in outcomes] == [False, True]
     assert type(fused) is Two
+
+
+def huge(m: Any, x: Tensor) -> Tensor:
+    y = m.norm(m.conv(x))
+    if x.shape[2] * x.shape[3] > 10**9:
+        y = y.relu()
+    z: Tensor = m.last(m.next(y))
+    return z
+
+
+def test_sizes_are_tried_that_no_memory_holds() -> None:
+    model = trained(Two(huge))
+    fused, outcomes = bnfold.fuse(model, example_inputs=drawn(*SIZES[0]), return_outcomes=True)
+    assert all(isinstance(each, Fold | Merge) for each in outcomes)
+    with torch.no_grad():
+        assert_same([model(EXAMPLES[2])], [fused(EXAMPLES[2])])
+        blank = torch.empty(1, 4, 40000, 40000, dtype=torch.float64, device="meta")
+        assert copy.deepcopy(model).to("meta")(blank).shape == blank.shape
+        with pytest.raises(AssertionError, match="generated the forward of Two"):
+            fused.to("meta")(blank)
+
+
+def tall(m: Any, x: Tensor) -> Tensor:
+    for rows in (16, 24):
+        if x.shape[2] > rows:
+            x = x.relu()
+    return m.last(m.next(m.norm(m.conv(x)).relu()))
+
+
+def test_one_size_is_tried_for_all_decisions_that_it_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[int] = []
+    model = trained(Around(Two(tall), Two(tall), Two(tall)))
+    monkeypatch.setattr(opening, "resized", lambda *given: tried.append(1) or resized(*given))
+    fused = bnfold.fuse(model, example_inputs=drawn(*SIZES[0]))
+    assert type(fused) is Around
+    assert len(tried) == 1
 
 
 def test_code_that_checks_its_sizes_is_code_like_any_other() -> None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 from unittest.mock import patch
 
@@ -18,7 +19,9 @@ import sympy
 import torch
 from torch import fx
 from torch._export.non_strict_utils import _NonStrictTorchFunctionHandler
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.sym_node import SymNode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._sympy.printers import PythonPrinter
 from torch.utils._sympy.symbol import SymT, symbol_is_type
 
@@ -260,9 +263,21 @@ def resized(border: Border, inputs: Inputs, sizes: Mapping[Any, int]) -> Inputs:
     for symbol, leaf, axis in _symbols(border, leaves):
         if symbol in sizes:
             shapes.setdefault(id(leaf), list(leaf.shape))[axis] = sizes[symbol]
-    made = [leaf.new_zeros(shapes[id(leaf)]) if id(leaf) in shapes else leaf for leaf in leaves]
+    made = [_zeros(leaf, shapes[id(leaf)]) if id(leaf) in shapes else leaf for leaf in leaves]
     arguments = inspect.BoundArguments(border.signature, structure.build(made))
     return Inputs(arguments.args, arguments.kwargs)
+
+
+HELD = 1 << 24
+"""Elements of the largest tensor that takes memory, though an export reads none of them."""
+
+
+def _zeros(like: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    held: AbstractContextManager[Any] = nullcontext()
+    if prod(shape) > HELD:
+        held = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+    with held:
+        return torch.zeros(shape, dtype=like.dtype, device=like.device)
 
 
 def _arguments(border: Border, inputs: Inputs) -> tuple[list[Any], Structure]:
