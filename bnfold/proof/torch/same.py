@@ -19,7 +19,7 @@ from torch.fx.node import map_arg
 from bnfold.proof.failure import ProofError
 from bnfold.proof.torch.calls import kind_of
 from bnfold.proof.torch.memory import find_tangled
-from bnfold.proof.torch.sides import Model, Side, content
+from bnfold.proof.torch.sides import Model, Side, content, has_same_content
 from bnfold.proof.torch.wiring import is_same_module
 
 
@@ -60,13 +60,18 @@ def _text(node: fx.Node) -> str:
     return f"{node.name!r} = {node.format_node()}"
 
 
+START = 1 << 16
+"""Bytes that mostly tell a tensor from others."""
+
+
 class _Known:
     """Numbers for all that nodes of both graphs do, and for what they hold: equal things have one number."""
 
     def __init__(self, common: Collection[str]) -> None:
         self.common = common  # names of tensors
         self.numbers: dict[Any, int] = {}
-        self._digests: dict[int, tuple[torch.Tensor, Any]] = {}
+        self._tensors: dict[int, tuple[torch.Tensor, Any]] = {}
+        self._alike: dict[Any, list[torch.Tensor]] = {}
         self._modules: dict[Any, list[nn.Module]] = {}
 
     def number(self, key: Any) -> int:
@@ -74,10 +79,15 @@ class _Known:
 
     def tensor(self, tensor: torch.Tensor) -> Any:
         """What is equal for tensors of the same bytes."""
-        if id(tensor) not in self._digests:
-            found = tensor.dtype, tuple(tensor.shape), hashlib.sha256(content(tensor)).digest()
-            self._digests[id(tensor)] = tensor, found
-        return self._digests[id(tensor)][1]
+        if id(tensor) not in self._tensors:
+            start = hashlib.sha256(content(tensor)[:START]).digest()  # all of it would take longer than to compare
+            kind = tensor.dtype, tuple(tensor.shape), start
+            alike = self._alike.setdefault(kind, [])
+            index = next((at for at, each in enumerate(alike) if has_same_content(each, tensor)), len(alike))
+            if index == len(alike):
+                alike.append(tensor)
+            self._tensors[id(tensor)] = tensor, (kind, index)
+        return self._tensors[id(tensor)][1]
 
     def module(self, module: nn.Module) -> Any:
         """What is equal for modules that are the same all the way down."""

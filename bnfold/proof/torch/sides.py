@@ -315,7 +315,14 @@ def is_same_tensor(one: torch.Tensor, other: torch.Tensor) -> bool:
         return False
     if type(one) not in (torch.Tensor, nn.Parameter, nn.Buffer):
         return False
+    return has_same_content(one, other)
+
+
+def has_same_content(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether the bytes of two tensors are the same."""
     mine, its = (np.frombuffer(content(tensor), np.uint8) for tensor in (one, other))
+    if mine.ctypes.data == its.ctypes.data:
+        return mine.size == its.size
     blocks = (slice(start, start + BLOCK) for start in range(0, mine.size, BLOCK))
     return mine.size == its.size and all(np.array_equal(mine[block], its[block]) for block in blocks)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -266,3 +267,23 @@ def test_a_size_may_be_read_from_any_value_that_has_it() -> None:
     ):
         size.args = (nodes[name], dim)
         assert (find_difference(program, other) is None) == is_same
+
+
+def test_large_tensors_are_compared_to_their_ends() -> None:
+    size = 200
+    original = nn.Sequential(nn.Linear(size, size), nn.Linear(size, size)).eval()
+    with torch.no_grad():
+        original[1].weight.copy_(original[0].weight)
+        original[1].weight[-1, -1] += 1
+    image = (torch.randn(2, size),)
+
+    def captured(module: nn.Module) -> Any:
+        return torch.export.export(module, image)
+
+    swapped, other = copy.deepcopy(original), copy.deepcopy(original)
+    swapped[0].weight, swapped[1].weight = swapped[1].weight, swapped[0].weight
+    one_ulp(other[1].weight.detach().flip(0))  # a copy
+    assert find_difference(captured(original), captured(other)) is None
+    one_ulp(other[1].weight.detach()[-1, -1])
+    assert find_difference(captured(original), captured(other)) is not None
+    assert find_difference(captured(original), captured(swapped)) is not None
