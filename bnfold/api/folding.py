@@ -123,8 +123,8 @@ def fuse(
             another mapping), a tuple of these both, or the only argument; tensors or arrays. Needed where the forward
             cannot be traced symbolically; otherwise it tells the shapes. The result then stands for calls with the same
             arguments given, and tensors of the same ranks. Where a fold is only right as long as code that asks for a
-            size decides alike, a call of another size raises an error. A size of 1 says less than one of 2, since an
-            export may take it for fixed.
+            size, or for the value of an argument, decides alike, another call raises an error. A size of 1 says less
+            than one of 2, since an export may take it for fixed.
         prove: prove each fold by its weights before anything is returned, without running the model. Of a module this
             is done for what is captured of it before and afterwards; one that is not proved is as it was. With
             `inplace`, another model that is not proved has been changed all the same.

@@ -5,9 +5,10 @@ from __future__ import annotations
 import operator
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,20 @@ from bnfold.frontends.torch.capture.copies import (
     separate_program,
     snapshot,
 )
-from bnfold.frontends.torch.capture.decisions import elsewhere, resized, sizes_of, symbols_of
+from bnfold.frontends.torch.capture.decisions import (
+    combinations,
+    elsewhere,
+    flipped,
+    others,
+    resized,
+    sizes_of,
+    symbols_of,
+)
 from bnfold.frontends.torch.capture.exporting import Export, borders_of_hooked, export, hooked, strip_hooks
 from bnfold.frontends.torch.capture.inputs import bind, read_inputs
 from bnfold.frontends.torch.capture.methods import Joint, methods_of
 from bnfold.frontends.torch.capture.readable import insist_on_readable
+from bnfold.frontends.torch.capture.running import is_runnable, run_alike
 from bnfold.frontends.torch.capture.silence import same_randomness
 from bnfold.frontends.torch.capture.source import CALLS, Source, is_same, of_export, of_trace
 from bnfold.frontends.torch.capture.trace import UntraceableError, trace
@@ -231,8 +241,8 @@ FAILURES = 2
 """At how many the original may not run, before it is taken for one that does not run at others; one that asserts a
 condition is asked once, since only code that catches the error goes on."""
 
-FAR = 32
-"""How many times larger a size is that is only tried after others: code that has a loop over it takes long."""
+UNTOLD = 12
+"""With how many other values of arguments a fold is run, and other sizes where a capture tells no decisions."""
 
 ADVISED = frozenset({Reason.FORWARD_CODE, Reason.HOOK, Reason.PARAMETRIZED, Reason.SKIPPED})
 """Reasons that say what to do, or that no other code would remove."""
@@ -490,24 +500,19 @@ def _open_captured(
     def is_folded_elsewhere(attempt: Attempt) -> bool:
         """Whether an attempt is what folds where code that it keeps decides otherwise, by other sizes.
 
-        An answer may be yes or no, and is tried the other way once: at sizes that are tried anyway, or else where most
-        decisions are others. Of a number, several others are tried.
+        An answer may be yes or no, and is tried the other way once, with all sizes changed alike. Of a number, several
+        others are tried. Then each is tried where few others change: a fold may be wrong at one of them alone.
         """
-        if not attempt.undone:
+        if inputs is None:
             return True
-        assert inputs is not None
-        example = sizes_of(source.borders[-1], inputs)
+        border = source.borders[-1]
+        further = others(border, inputs) if attempt.keeps_code and source.is_static else iter(())
+        untold = chain(flipped(border, inputs) if attempt.keeps_code else (), further)
+        if not all(runs_as_folded(each, attempt) for each in islice(untold, UNTOLD)):
+            return False
+        example = sizes_of(border, inputs)
         everything = symbols_of(attempt.undone)
         found: dict[frozenset[Any], bool | None] = {}
-
-        @cache
-        def taken(sizes: frozenset[Any]) -> int:
-            return sum(decision.is_taken({**example, **dict(sizes)}) for decision in attempt.undone)
-
-        def cost(sizes: Mapping[Any, int]) -> tuple[bool, bool, int]:
-            key = frozenset(sizes.items())
-            is_far = any(size > FAR * example[symbol] for symbol, size in sizes.items())
-            return not found.get(key), is_far, taken(key)
 
         for decision in attempt.undone:
             own = symbols_of([decision])
@@ -516,13 +521,10 @@ def _open_captured(
             enough = 1 if decision.is_asserted else FAILURES
             for symbols in (everything,) if decision.is_asserted else (everything, own, *one_by_one):
                 right = failed = 0
-                candidates = elsewhere(decision, symbols, example)
-                if not decision.is_number:
-                    candidates = iter(sorted(candidates, key=cost))
-                for sizes in candidates:
+                for sizes in elsewhere(decision, symbols, example):
                     key = frozenset(sizes.items())
                     if key not in found:
-                        found[key] = is_folded_at(resized(source.borders[-1], inputs, sizes), attempt)
+                        found[key] = is_folded_at(resized(border, inputs, sizes), attempt)
                     if found[key] is False:
                         return False
                     right, failed = right + bool(found[key]), failed + (not found[key])
@@ -530,7 +532,17 @@ def _open_captured(
                         break
                 if right == wanted:
                     break
-        return True
+        rest = (sizes for sizes in combinations(attempt.undone, example) if frozenset(sizes.items()) not in found)
+        return all(runs_as_folded(resized(border, inputs, sizes), attempt) for sizes in rest)
+
+    def runs_as_folded(other: Inputs, attempt: Attempt) -> bool:
+        """Whether an attempt is what folds for other inputs, or one of both is not made for them; run at first."""
+        if is_runnable(other):
+            with suppress(UnsupportedModelError):  # of a module that cannot be copied
+                original, result = (subject.pristine(copy_module(each)) for each in (unchanged, attempt.module))
+                if run_alike(original, result, other) is not False:
+                    return True
+        return is_folded_at(other, attempt) is not False
 
     def is_folded_at(other: Inputs, attempt: Attempt) -> bool | None:
         """Whether an attempt is what folds for other inputs; None where it, or the original, is not made for them."""

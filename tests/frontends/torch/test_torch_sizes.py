@@ -14,8 +14,6 @@ from torch import Tensor, fx, nn
 
 import bnfold
 from bnfold import Fold, Merge
-from bnfold.frontends.torch import open as opening
-from bnfold.frontends.torch.capture.decisions import resized
 from tests.toys.torch_models import assert_same, drawn, trained
 
 SIZES = [(2, 4, 16, 16), (1, 4, 16, 16), (3, 4, 15, 14), (3, 4, 17, 18), (1, 4, 12, 6), (2, 4, 8, 16), (4, 4, 7, 5)]
@@ -269,20 +267,72 @@ def test_sizes_are_tried_that_no_memory_holds() -> None:
             fused.to("meta")(blank)
 
 
-def tall(m: Any, x: Tensor) -> Tensor:
-    for rows in (16, 24):
-        if x.shape[2] > rows:
-            x = x.relu()
-    return m.last(m.next(m.norm(m.conv(x)).relu()))
+def between(m: Any, x: Tensor) -> Tensor:
+    is_tall = bool(x.shape[2] > 24)
+    y = m.conv(x)
+    if x.shape[2] > 16 and not is_tall:
+        y = y.relu()
+    z: Tensor = m.norm(y)
+    return z
 
 
-def test_one_size_is_tried_for_all_decisions_that_it_changes(monkeypatch: pytest.MonkeyPatch) -> None:
-    tried: list[int] = []
-    model = trained(Around(Two(tall), Two(tall), Two(tall)))
-    monkeypatch.setattr(opening, "resized", lambda *given: tried.append(1) or resized(*given))
+def upright(m: Any, x: Tensor) -> Tensor:
+    is_wide = bool(x.shape[3] > 16)
+    y = m.conv(x)
+    if x.shape[2] > 16 and not is_wide:
+        y = y.relu()
+    z: Tensor = m.norm(y)
+    return z
+
+
+def many(m: Any, x: Tensor) -> Tensor:
+    are_many = bool(x.shape[0] > 2)
+    y = m.conv(x)
+    if x.shape[2] > 16 and not are_many:
+        y = y.relu()
+    z: Tensor = m.norm(y)
+    return z
+
+
+def oblong(m: Any, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    if x.shape[2] != x.shape[3]:
+        y = y.relu()
+    z: Tensor = m.norm(y)
+    return z
+
+
+@pytest.mark.parametrize("call", [between, upright, many, oblong])
+def test_decisions_are_tried_apart(call: Callable[..., Tensor]) -> None:
+    model = trained(Two(call))
     fused = bnfold.fuse(model, example_inputs=drawn(*SIZES[0]))
-    assert type(fused) is Around
-    assert len(tried) == 1
+    with torch.no_grad():
+        assert_same([model(EXAMPLES[0])], [fused(EXAMPLES[0])])
+        with pytest.raises(AssertionError, match="generated the forward of Two"):
+            fused(drawn(2, 4, 20, 16))
+
+
+class Flagged(Two):
+    """Another way by an argument that is no tensor."""
+
+    def forward(self, x: Tensor, is_active: bool = False, times: int = 1) -> Tensor:  # type: ignore[override]
+        y = self.conv(x)
+        if is_active or times > 1:
+            y = y.relu()
+        z: Tensor = self.norm(y)
+        return z
+
+
+def test_other_values_of_arguments_are_tried() -> None:
+    model, example = trained(Flagged(between)), drawn(*SIZES[0])
+    fused = bnfold.fuse(model, example_inputs=example)
+    kept = bnfold.fuse(model, example_inputs=example, code="keep")
+    with torch.no_grad():
+        assert_same([model(example)], [fused(example)])
+        for arguments in ({"is_active": True}, {"times": 2}):
+            assert_same([model(example, **arguments)], [kept(example, **arguments)])
+            with pytest.raises(ValueError, match="generated the forward of Flagged"):
+                fused(example, **arguments)
 
 
 def test_code_that_checks_its_sizes_is_code_like_any_other() -> None:

@@ -34,6 +34,7 @@ class Abbreviations:
         self.terms: dict[Any, Any] = {}
         self._symbols: dict[Any, Any] = {}
         self._plain: dict[Any, bool] = {}
+        self._is_determining = False
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
@@ -47,10 +48,16 @@ class Abbreviations:
                 node._optimized_summation = False
 
         def substituted(environment: ShapeEnv, symbol: Any, target: Any, *args: Any, **kwargs: Any) -> None:
-            if self.terms.keys().isdisjoint((symbol, *target.free_symbols)):
-                substitute(environment, symbol, target, *args, **kwargs)
-                for each, value in self._determined(environment):
-                    substitute(environment, each, value, "a term of numbers")
+            if not self.terms.keys().isdisjoint((symbol, *target.free_symbols)):
+                return
+            substitute(environment, symbol, target, *args, **kwargs)
+            if not self._is_determining:  # which asks for replacements, and may note shorter ones by this function
+                self._is_determining = True
+                try:
+                    for each, value in self._determined(environment):
+                        substitute(environment, each, value, "a term of numbers")
+                finally:
+                    self._is_determining = False
 
         def guarded(environment: ShapeEnv, *args: Any, **kwargs: Any) -> Any:
             environment.guards[:] = [

@@ -7,12 +7,13 @@ operator asks of a size is no such decision, but where it takes a size as a numb
 from __future__ import annotations
 
 import inspect
+import random
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any
+from typing import Any, TypeVar
 from unittest.mock import patch
 
 import sympy
@@ -28,6 +29,8 @@ from torch.utils._sympy.symbol import SymT, symbol_is_type
 from bnfold.frontends.inputs import Inputs
 from bnfold.frontends.torch.capture.borders import Border
 from bnfold.frontends.torch.capture.structure import Structure, flatten
+
+P = TypeVar("P")
 
 
 @dataclass(frozen=True)
@@ -239,6 +242,55 @@ def elsewhere(decision: Decision, symbols: Sequence[Any], example: Mapping[Any, 
             yield sizes
 
 
+def combinations(decisions: Iterable[Decision], example: Mapping[Any, int]) -> Iterator[dict[Any, int]]:
+    """Sizes for sets of answers that code may get, those first in which few are others than for the example.
+
+    Not all there are: one size is changed alone, or several at random, near the example and near numbers in conditions.
+    Behind these come other sizes that code takes as numbers.
+    """
+    deciding = list({each.condition: each for each in decisions if not each.is_asserted}.values())
+    symbols = symbols_of(deciding)
+    numbers = {int(number) for each in deciding for number in each.condition.atoms(sympy.Integer)}
+    near = sorted({number + more for number in numbers for more in (-1, 0, 1)})
+    values = {
+        symbol: [size for size in (*_changed(example[symbol]), *near) if 0 < size <= LARGEST] for symbol in symbols
+    }
+    found: dict[tuple[bool, ...], dict[Any, int]] = {}
+    for sizes in varied(values):
+        answers = tuple(each.is_taken({**example, **sizes}) for each in deciding)
+        if not all(answers):
+            found.setdefault(answers, sizes)
+    yield from (found[answers] for answers in sorted(found, key=sum, reverse=True)[:ANSWERS])
+    for symbol in symbols_of(each for each in deciding if each.is_number):
+        yield from ({symbol: size} for size in dict.fromkeys(values[symbol]) if size <= 2 * example[symbol] + 2)
+
+
+ANSWERS = 12
+"""How many sets of answers are tried."""
+
+
+def varied(values: Mapping[P, Sequence[int]]) -> Iterator[dict[P, int]]:
+    """Each size alone, the first of all before the second, and then several at random."""
+    for index in range(max(map(len, values.values()), default=0)):
+        yield from ({place: sizes[index]} for place, sizes in values.items() if index < len(sizes))
+    generator = random.Random(0)  # so that a model is always treated alike
+    for _ in range(SAMPLES if len(values) > 1 else 0):
+        chosen = generator.sample(list(values), generator.randint(2, len(values)))
+        yield {place: generator.choice(values[place]) for place in chosen}
+
+
+SAMPLES = 64
+"""How often several sizes are changed at random."""
+
+LARGEST = 1 << 12
+"""The largest size among these."""
+
+
+def _changed(size: int) -> list[int]:
+    changed = (int(size * factor) + summand for factor, summand in CHANGES)
+    return [other for other in dict.fromkeys(changed) if other not in (0, size)]
+
+
 def symbols_of(decisions: Iterable[Decision]) -> list[Any]:
     """The symbols of the sizes by which code decides."""
     return sorted({symbol for each in decisions for symbol in each.symbols()}, key=str)
@@ -272,6 +324,38 @@ HELD = 1 << 24
 """Elements of the largest tensor that takes memory, though an export reads none of them."""
 
 
+def others(border: Border, inputs: Inputs) -> Iterator[Inputs]:
+    """Inputs of other sizes than those of the example, for which a module was captured alone."""
+    leaves, structure = _arguments(border, inputs)
+    values = {
+        (index, axis): _changed(size)[:FEW]
+        for index, leaf in enumerate(leaves)
+        if isinstance(leaf, torch.Tensor)
+        for axis, size in enumerate(leaf.shape)
+    }
+    for sizes in varied(values):
+        made = list(leaves)
+        for index in {index for index, _ in sizes}:
+            shape = [sizes.get((index, axis), size) for axis, size in enumerate(leaves[index].shape)]
+            made[index] = _zeros(leaves[index], shape)
+        arguments = inspect.BoundArguments(border.signature, structure.build(made))
+        yield Inputs(arguments.args, arguments.kwargs)
+
+
+def flipped(border: Border, inputs: Inputs) -> Iterator[Inputs]:
+    """Inputs of which one truth value is the other, or one number another; defaults are among them."""
+    leaves, structure = _arguments(border, inputs)
+    for index, leaf in enumerate(leaves):
+        if isinstance(leaf, bool | int | float):
+            made = [*leaves[:index], not leaf if isinstance(leaf, bool) else leaf + 1, *leaves[index + 1 :]]
+            arguments = inspect.BoundArguments(border.signature, structure.build(made))
+            yield Inputs(arguments.args, arguments.kwargs)
+
+
+FEW = 2
+"""How many other sizes of each axis these have."""
+
+
 def _zeros(like: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     held: AbstractContextManager[Any] = nullcontext()
     if prod(shape) > HELD:
@@ -290,5 +374,5 @@ def _symbols(border: Border, leaves: list[Any]) -> Iterator[tuple[Any, torch.Ten
     for node, leaf in zip(border.leaves, leaves, strict=True):
         value = node.meta.get("val") if isinstance(node, fx.Node) else None
         for axis, size in enumerate(value.shape if isinstance(value, torch.Tensor) else ()):
-            for symbol in expressions(size):
-                yield symbol, leaf, axis
+            if isinstance(size, torch.SymInt):
+                yield size.node._expr, leaf, axis  # not the symbol of an axis that the code made its equal

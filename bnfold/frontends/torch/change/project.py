@@ -45,11 +45,13 @@ class Attempt:
         module: the module without what folded.
         has_sizes: whether code that it got computes with sizes.
         undone: decisions by sizes in code that stays, which with other answers might undo a fold.
+        keeps_code: whether the forward of the model stays, which knows other arguments than those of the example.
     """
 
     module: nn.Module
     has_sizes: bool
     undone: tuple[Decision, ...]
+    keeps_code: bool
 
 
 class Projection:
@@ -106,7 +108,8 @@ class Projection:
 
     def _attempt(self, module: nn.Module, regions: Mapping[str, Region], lost: tuple[str, ...] = ()) -> Attempt:
         changed = self._changed(module, regions, lost)
-        return Attempt(changed, any(map(_has_sizes, regions.values())), self._undone(regions))
+        has_sizes = any(map(_has_sizes, regions.values()))
+        return Attempt(changed, has_sizes, self._undone(regions), keeps_code="" not in regions)
 
     def _whole(self) -> Region:
         try:

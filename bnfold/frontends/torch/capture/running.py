@@ -1,0 +1,74 @@
+"""Whether two modules compute the same, found out by running both on random data: fast, and no proof."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree
+
+from bnfold.frontends.inputs import Inputs
+from bnfold.frontends.torch.capture.silence import quiet
+
+TOLERANCE = 1e-3
+"""The largest difference of outputs over their largest value; what rounding alone makes of it is mostly far less."""
+
+PLAIN = bool | int | float | str | None
+
+MOST = 1 << 22
+"""Elements of the largest input that is run."""
+
+
+def is_runnable(inputs: Inputs) -> bool:
+    """Whether an input takes little time."""
+    leaves = [
+        leaf for leaf in _pytree.tree_leaves((inputs.args, dict(inputs.kwargs))) if isinstance(leaf, torch.Tensor)
+    ]
+    return all(leaf.numel() <= MOST and leaf.device.type != "meta" for leaf in leaves)
+
+
+def run_alike(original: nn.Module, result: nn.Module, inputs: Inputs) -> bool | None:
+    """Whether a module gives back what another does on random data; None where that one does not run.
+
+    Not where that cannot be told, as of outputs in structures that are not known to torch.
+
+    Args:
+        original: which may change itself by that.
+        result: which may change itself as well.
+        inputs: whose sizes are tried. Their floating-point numbers are drawn anew.
+    """
+    args, kwargs = _pytree.tree_map(_drawn, (inputs.args, dict(inputs.kwargs)))
+    made: list[Any] = []
+    with quiet(), torch.no_grad():
+        for module in (original, result):
+            try:
+                made.append(module(*_pytree.tree_map(_copied, args), **_pytree.tree_map(_copied, kwargs)))
+            except Exception:  # code of a model may raise anything
+                return None if not made else False
+    (before, shape), (after, other) = map(_pytree.tree_flatten, made)
+    return shape == other and all(map(_is_alike, before, after))
+
+
+def _drawn(value: Any) -> Any:
+    is_data = isinstance(value, torch.Tensor) and value.is_floating_point()
+    return torch.randn_like(value, requires_grad=False) if is_data else value
+
+
+def _copied(value: Any) -> Any:
+    return value.clone() if isinstance(value, torch.Tensor) else value
+
+
+def _is_alike(one: Any, other: Any) -> bool:
+    if not isinstance(one, torch.Tensor) or not isinstance(other, torch.Tensor):
+        return isinstance(one, PLAIN) and one == other
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    if not one.is_floating_point():
+        return torch.equal(one, other)
+    if not one.numel():
+        return True
+    wide, its = one.double(), other.double()
+    difference = float((wide - its).abs().max())
+    return math.isfinite(difference) and difference <= TOLERANCE * float(wide.abs().max())
