@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -506,9 +506,11 @@ def _open_captured(
         if inputs is None:
             return True
         border = source.borders[-1]
+        # of both, to be run: they may change themselves alike
+        pair = cache(lambda: [subject.pristine(copy_module(each)) for each in (unchanged, attempt.module)])
         further = others(border, inputs) if attempt.keeps_code and source.is_static else iter(())
         untold = chain(flipped(border, inputs) if attempt.keeps_code else (), further)
-        if not all(runs_as_folded(each, attempt) for each in islice(untold, UNTOLD)):
+        if not all(runs_as_folded(each, attempt, pair) for each in islice(untold, UNTOLD)):
             return False
         example = sizes_of(border, inputs)
         everything = symbols_of(attempt.undone)
@@ -533,13 +535,13 @@ def _open_captured(
                 if right == wanted:
                     break
         rest = (sizes for sizes in combinations(attempt.undone, example) if frozenset(sizes.items()) not in found)
-        return all(runs_as_folded(resized(border, inputs, sizes), attempt) for sizes in rest)
+        return all(runs_as_folded(resized(border, inputs, sizes), attempt, pair) for sizes in rest)
 
-    def runs_as_folded(other: Inputs, attempt: Attempt) -> bool:
+    def runs_as_folded(other: Inputs, attempt: Attempt, pair: Callable[[], Sequence[nn.Module]]) -> bool:
         """Whether an attempt is what folds for other inputs, or one of both is not made for them; run at first."""
         if is_runnable(other):
             with suppress(UnsupportedModelError):  # of a module that cannot be copied
-                original, result = (subject.pristine(copy_module(each)) for each in (unchanged, attempt.module))
+                original, result = pair()
                 if run_alike(original, result, other) is not False:
                     return True
         return is_folded_at(other, attempt) is not False

@@ -260,13 +260,15 @@ def combinations(decisions: Iterable[Decision], example: Mapping[Any, int]) -> I
         answers = tuple(each.is_taken({**example, **sizes}) for each in deciding)
         if not all(answers):
             found.setdefault(answers, sizes)
-    yield from (found[answers] for answers in sorted(found, key=sum, reverse=True)[:ANSWERS])
+    chosen = [found[answers] for answers in sorted(found, key=sum, reverse=True)[:ANSWERS]]
+    yield from chosen
     for symbol in symbols_of(each for each in deciding if each.is_number):
-        yield from ({symbol: size} for size in dict.fromkeys(values[symbol]) if size <= 2 * example[symbol] + 2)
+        alone = ({symbol: size} for size in _changed(example[symbol])[:NUMBERED] if size <= 2 * example[symbol] + 2)
+        yield from (sizes for sizes in alone if sizes not in chosen)
 
 
-ANSWERS = 12
-"""How many sets of answers are tried."""
+ANSWERS, NUMBERED = 12, 6
+"""How many sets of answers are tried, and how many other sizes of each that code takes as a number."""
 
 
 def varied(values: Mapping[P, Sequence[int]]) -> Iterator[dict[P, int]]:
