@@ -21,7 +21,7 @@ import bnfold
 from tests.toys.torch_models import drawn, trained
 
 EXAMPLES = int(os.environ.get("BNFOLD_EXAMPLES", "24"))
-HARD = (252, 291, 408, 491)
+HARD = (252, 291, 408, 491, 2062)
 SIZES = list(product((1, 2, 3, 4), (4, 9, 12, 15, 17, 20, 33), (4, 9, 12, 16, 17, 33)))
 
 Condition = Callable[[Tensor, Tensor], bool]

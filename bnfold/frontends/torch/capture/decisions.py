@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from itertools import islice
 from math import prod
 from typing import Any, TypeVar
 from unittest.mock import patch
@@ -251,12 +252,9 @@ def combinations(decisions: Iterable[Decision], example: Mapping[Any, int]) -> I
     deciding = list({each.condition: each for each in decisions if not each.is_asserted}.values())
     symbols = symbols_of(deciding)
     numbers = {int(number) for each in deciding for number in each.condition.atoms(sympy.Integer)}
-    near = sorted({number + more for number in numbers for more in (-1, 0, 1)})
-    values = {
-        symbol: [size for size in (*_changed(example[symbol]), *near) if 0 < size <= LARGEST] for symbol in symbols
-    }
+    values = {symbol: _near(example[symbol], numbers) for symbol in symbols}
     found: dict[tuple[bool, ...], dict[Any, int]] = {}
-    for sizes in varied(values):
+    for sizes in islice(varied(values), ASKED // max(1, len(deciding))):
         answers = tuple(each.is_taken({**example, **sizes}) for each in deciding)
         if not all(answers):
             found.setdefault(answers, sizes)
@@ -266,6 +264,9 @@ def combinations(decisions: Iterable[Decision], example: Mapping[Any, int]) -> I
         alone = ({symbol: size} for size in _changed(example[symbol])[:NUMBERED] if size <= 2 * example[symbol] + 2)
         yield from (sizes for sizes in alone if sizes not in chosen)
 
+
+ASKED = 40_000
+"""How often a decision is asked for other sizes."""
 
 ANSWERS, NUMBERED = 12, 6
 """How many sets of answers are tried, and how many other sizes of each that code takes as a number."""
@@ -279,13 +280,20 @@ def varied(values: Mapping[P, Sequence[int]]) -> Iterator[dict[P, int]]:
     for _ in range(SAMPLES if len(values) > 1 else 0):
         chosen = generator.sample(list(values), generator.randint(2, len(values)))
         yield {place: generator.choice(values[place]) for place in chosen}
+        yield dict.fromkeys(chosen, generator.choice(values[chosen[0]]))  # as code may ask for equal ones
 
 
-SAMPLES = 64
+SAMPLES = 128
 """How often several sizes are changed at random."""
 
+
+def _near(size: int, numbers: Iterable[int]) -> list[int]:
+    near = sorted({number + more for number in numbers for more in (-1, 0, 1)})
+    return [other for other in (*_changed(size), *near) if 0 < other <= max(LARGEST, 2 * size)]
+
+
 LARGEST = 1 << 12
-"""The largest size among these."""
+"""The largest size among these, or twice that of the example."""
 
 
 def _changed(size: int) -> list[int]:

@@ -39,20 +39,23 @@ def run_alike(original: nn.Module, result: nn.Module, inputs: Inputs) -> bool | 
         result: which may change itself as well.
         inputs: whose sizes are tried. Their floating-point numbers are drawn anew.
     """
-    args, kwargs = _pytree.tree_map(_drawn, (inputs.args, dict(inputs.kwargs)))
     made: list[Any] = []
     with quiet(), torch.no_grad():
+        args, kwargs = _pytree.tree_map(_drawn, (inputs.args, dict(inputs.kwargs)))
         for module in (original, result):
             try:
                 made.append(module(*_pytree.tree_map(_copied, args), **_pytree.tree_map(_copied, kwargs)))
             except Exception:  # code of a model may raise anything
                 return None if not made else False
     (before, shape), (after, other) = map(_pytree.tree_flatten, made)
-    return shape == other and all(map(_is_alike, before, after))
+    try:
+        return shape == other and all(map(_is_alike, before, after))
+    except (RuntimeError, NotImplementedError):  # of tensors of another kind, such as sparse ones
+        return False
 
 
 def _drawn(value: Any) -> Any:
-    is_data = isinstance(value, torch.Tensor) and value.is_floating_point()
+    is_data = isinstance(value, torch.Tensor) and value.is_floating_point() and value.layout is torch.strided
     return torch.randn_like(value, requires_grad=False) if is_data else value
 
 
