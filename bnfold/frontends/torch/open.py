@@ -542,7 +542,7 @@ def _open_captured(
         if is_runnable(other):
             with suppress(UnsupportedModelError):  # of a module that cannot be copied
                 original, result = pair()
-                if run_alike(original, result, other) is not False:
+                if run_alike(original, result, other):
                     return True
         return is_folded_at(other, attempt) is not False
 

@@ -328,6 +328,20 @@ class Flagged(Two):
         return z
 
 
+class Placed(Two):
+    """What does not run on any data."""
+
+    def forward(self, x: Tensor, place: Tensor) -> Tensor:  # type: ignore[override]
+        return upright(self, x).tanh() + self.next.weight[(10 * place).long()].sum()
+
+
+def test_code_that_runs_on_some_data_alone_is_tried() -> None:
+    model, place = trained(Placed(upright)), torch.full((64,), 0.3)
+    fused = bnfold.fuse(model, example_inputs=(drawn(*SIZES[0]), place))
+    with torch.no_grad(), pytest.raises(AssertionError, match="generated the forward of Placed"):
+        fused(drawn(2, 4, 20, 16), place)
+
+
 def test_other_values_of_arguments_are_tried() -> None:
     model, example = trained(Flagged(between)), drawn(*SIZES[0])
     fused = bnfold.fuse(model, example_inputs=example)

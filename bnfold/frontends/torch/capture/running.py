@@ -29,10 +29,10 @@ def is_runnable(inputs: Inputs) -> bool:
     return all(leaf.numel() <= MOST and leaf.device.type != "meta" for leaf in leaves)
 
 
-def run_alike(original: nn.Module, result: nn.Module, inputs: Inputs) -> bool | None:
-    """Whether a module gives back what another does on random data; None where that one does not run.
+def run_alike(original: nn.Module, result: nn.Module, inputs: Inputs) -> bool:
+    """Whether a module is seen to give back what another does on random data.
 
-    Not where that cannot be told, as of outputs in structures that are not known to torch.
+    It is not where one does not run, maybe for what the data are, or where outputs are in structures unknown to torch.
 
     Args:
         original: which may change itself by that.
@@ -46,7 +46,7 @@ def run_alike(original: nn.Module, result: nn.Module, inputs: Inputs) -> bool | 
             try:
                 made.append(module(*_pytree.tree_map(_copied, args), **_pytree.tree_map(_copied, kwargs)))
             except Exception:  # code of a model may raise anything
-                return None if not made else False
+                return False
     (before, shape), (after, other) = map(_pytree.tree_flatten, made)
     try:
         return shape == other and all(map(_is_alike, before, after))
