@@ -326,12 +326,15 @@ def resized(border: Border, inputs: Inputs, sizes: Mapping[Any, int]) -> Inputs:
         if symbol in sizes:
             shapes.setdefault(id(leaf), list(leaf.shape))[axis] = sizes[symbol]
     made = [_zeros(leaf, shapes[id(leaf)]) if id(leaf) in shapes else leaf for leaf in leaves]
-    arguments = inspect.BoundArguments(border.signature, structure.build(made))
-    return Inputs(arguments.args, arguments.kwargs)
+    return _call(border, structure, made)
 
 
 HELD = 1 << 24
 """Elements of the largest tensor that takes memory, though an export reads none of them."""
+
+
+FEW = 2
+"""How many other sizes of each axis are tried where a capture tells no decisions."""
 
 
 def others(border: Border, inputs: Inputs) -> Iterator[Inputs]:
@@ -348,8 +351,7 @@ def others(border: Border, inputs: Inputs) -> Iterator[Inputs]:
         for index in {index for index, _ in sizes}:
             shape = [sizes.get((index, axis), size) for axis, size in enumerate(leaves[index].shape)]
             made[index] = _zeros(leaves[index], shape)
-        arguments = inspect.BoundArguments(border.signature, structure.build(made))
-        yield Inputs(arguments.args, arguments.kwargs)
+        yield _call(border, structure, made)
 
 
 def flipped(border: Border, inputs: Inputs) -> Iterator[Inputs]:
@@ -358,12 +360,7 @@ def flipped(border: Border, inputs: Inputs) -> Iterator[Inputs]:
     for index, leaf in enumerate(leaves):
         if isinstance(leaf, bool | int | float):
             made = [*leaves[:index], not leaf if isinstance(leaf, bool) else leaf + 1, *leaves[index + 1 :]]
-            arguments = inspect.BoundArguments(border.signature, structure.build(made))
-            yield Inputs(arguments.args, arguments.kwargs)
-
-
-FEW = 2
-"""How many other sizes of each axis these have."""
+            yield _call(border, structure, made)
 
 
 def _zeros(like: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
@@ -378,6 +375,11 @@ def _arguments(border: Border, inputs: Inputs) -> tuple[list[Any], Structure]:
     bound = border.signature.bind(*inputs.args, **inputs.kwargs)
     bound.apply_defaults()
     return flatten(dict(bound.arguments))
+
+
+def _call(border: Border, structure: Structure, leaves: list[Any]) -> Inputs:
+    arguments = inspect.BoundArguments(border.signature, structure.build(leaves))
+    return Inputs(arguments.args, arguments.kwargs)
 
 
 def _symbols(border: Border, leaves: list[Any]) -> Iterator[tuple[Any, torch.Tensor, int]]:

@@ -10,12 +10,11 @@ from torch import nn
 from torch.utils import _pytree
 
 from bnfold.frontends.inputs import Inputs
+from bnfold.frontends.torch.capture.copies import PLAIN
 from bnfold.frontends.torch.capture.silence import quiet
 
 TOLERANCE = 128
 """The largest difference of outputs, in units of their type at the largest value: a fault in a faint branch shows."""
-
-PLAIN = bool | int | float | str | None
 
 MOST = 1 << 22
 """Elements of the largest input that is run."""
